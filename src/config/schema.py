@@ -1,0 +1,199 @@
+"""One frozen configuration, grouped in the sections that the layers receive.
+
+A field is a name, a type, a default and one line of help with its unit; the help is the text under
+the field, which `--help` prints. `None` means "derive it from the files, the hardware or the
+version"; after `resolve` no field that training needs is `None`. No leaf name occurs in two
+sections, so that the command line is flat (`--n_layer 12`) while code and YAML are grouped
+(`model.n_layer`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and architecture of the network."""
+
+    rwkv_version: Literal["4", "5", "6", "7"] | None = None
+    """RWKV version: 4, 5 (x052), 6 (x060) or 7 (x070); None: the checkpoint's, else 7"""
+    n_layer: int | None = None
+    """number of blocks; None: the checkpoint's, else 6"""
+    n_embd: int | None = None
+    """width of the residual stream, a multiple of 32; None: the checkpoint's, else 512"""
+    dim_att: int | None = None
+    """width of the time mix; None: n_embd"""
+    dim_ffn: int | None = None
+    """hidden width of the channel mix; None: the version's rule (4x, or 3.5x rounded to 32)"""
+    vocab_size: int | None = None
+    """rows of embedding and head; None: the checkpoint's, else the tokenizer's"""
+    head_size: int | None = None
+    """channels per head (RWKV-5, 6, 7); None: the checkpoint's, else 64"""
+    head_size_divisor: int = 8
+    """the group norm's eps is 1e-5 times its square; every runtime assumes 8"""
+    rank_mix: int | None = None
+    """rank of RWKV-6's token-shift mixer; None: the checkpoint's, else 32"""
+    rank_decay: int | None = None
+    """rank of the decay's low-rank pair (RWKV-6, 7); None: the checkpoint's, else the formula"""
+    rank_iclr: int | None = None
+    """rank of RWKV-7's in-context learning rate; None: the checkpoint's, else the formula"""
+    rank_value: int | None = None
+    """rank of RWKV-7's value residual; None: the checkpoint's, else the formula"""
+    rank_gate: int | None = None
+    """rank of RWKV-7's gate; None: the checkpoint's, else the formula"""
+    head_qk: int = 0
+    """width of the copy head added to the logits (RWKV-4, 5); 0: none"""
+    dropout: float = 0.0
+    """dropout rate on the embedding output and, up to RWKV-6, on the residual stream"""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens come from and in which order they are read."""
+
+    data_file: str | None = None
+    """binidx prefix without extension; for the other data types a file"""
+    data_type: Literal["binidx", "numpy", "uint16", "utf-8", "utf-16le", "dummy"] = "binidx"
+    """binidx, or one of RWKV-LM's small formats (read at random positions)"""
+    ctx_len: int = 1024
+    """tokens per sample; one more is read as the last target"""
+    magic_prime: int | None = None
+    """modulus of the sample permutation, prime and 2 mod 3; None: computed from the data"""
+    sampling: Literal["permutation", "random"] | None = None
+    """permutation: every slot once per pass; random: uniform positions; None: by stage and type"""
+    sample_offset: int = 0
+    """tokens added to every sample's offset (permutation sampling)"""
+    val_data_file: str | None = None
+    """held-out binidx prefix for the validation loss; None: no validation"""
+    val_samples: int = 128
+    """samples of ctx_len tokens per validation, spread evenly over the held-out data"""
+    tokenizer: str | None = None
+    """world, bytes or the path of a tokenizer.json; None: what the data's manifest says"""
+    num_workers: int = 2
+    """loader processes per training process"""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedule (rates are base rates; parameter groups multiply them)."""
+
+    lr_init: float = 6e-4
+    """base learning rate at the start"""
+    lr_final: float = 1e-5
+    """base learning rate at the end; 0 makes the step-based schedule linear"""
+    warmup_steps: int | None = None
+    """steps of linear warmup; None: 10 on a fresh run, none when resuming exactly"""
+    beta1: float = 0.9
+    """Adam's decay of the first moment"""
+    beta2: float = 0.99
+    """Adam's decay of the second moment"""
+    adam_eps: float | None = None
+    """added to the root of the second moment; None: 1e-8, for RWKV-7 1e-18"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of the large matrices"""
+    weight_decay_final: float | None = None
+    """weight decay at the end, reached geometrically; None: constant"""
+    grad_clip: float = 1.0
+    """global gradient norm is scaled down to this; 0: off"""
+    layerwise_lr: bool = True
+    """use the per-group rate factors (2x and 3x groups)"""
+    special_lr_factor: int | None = None
+    """5: RWKV-LM's stage 2, one factor for both special groups; None: the version's own factors"""
+    hold_epochs: int = 0
+    """mini-epochs to hold lr_init before the step-based schedule starts to fall"""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run: what is trained, from where, how long, what is saved when."""
+
+    proj_dir: str = "out"
+    """folder of checkpoints, logs and plots; created when missing"""
+    load_model: str | None = None
+    """weights to start from (.pth or .safetensors); None: proj_dir, else fresh ones"""
+    load_partial: bool = False
+    """fill tensors that the checkpoint lacks with fresh initial values"""
+    train_stage: Literal[0, 1, 2, 3, 4] | None = None
+    """0 start from load_model or fresh; 1 write rwkv-init.pth and leave; 2-4 go on from proj_dir's
+    newest checkpoint; None: go on if there is a checkpoint, else start fresh"""
+    micro_bsz: int = 8
+    """samples per process and forward pass"""
+    accumulate_grad_batches: int = 1
+    """forward passes per optimizer step"""
+    exit_tokens: int | None = None
+    """token budget of the cosine schedule and of the run; negative: the mean of cosine and
+    step-based rates; 0: step-based schedule only; None: one pass over the data"""
+    max_steps: int | None = None
+    """stop after this many optimizer steps in all, saved like a mini-epoch; None: no limit"""
+    exit_epoch: int | None = None
+    """leave at the end of the mini-epoch with this number; None: no limit"""
+    epoch_steps: int | None = None
+    """optimizer steps per mini-epoch; None: 40320 samples' worth"""
+    epoch_count: int | None = None
+    """length of the step-based schedule and of the run in mini-epochs; None: by data and stage"""
+    epoch_begin: int | None = None
+    """number of the first mini-epoch; None: after the newest checkpoint"""
+    epoch_save: int = 5
+    """save rwkv-N.pth every so many mini-epochs; 0: only the last"""
+    val_every: int | None = None
+    """steps between validations; None: at every mini-epoch that is saved"""
+    save_fp32: bool = False
+    """write checkpoints in fp32 instead of the training precision"""
+    train_type: Literal["all", "states"] = "all"
+    """what learns: all parameters, or only the initial states"""
+    random_seed: int | None = None
+    """seed of initial weights, dropout and random sampling; None: 0"""
+    grad_cp: bool = False
+    """activation checkpointing: recompute every block in the backward pass"""
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """What it runs on."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU if there is one"""
+    devices: int | None = None
+    """processes per node, one per GPU; None: all GPUs, or one process on a CPU"""
+    num_nodes: int = 1
+    """machines"""
+    precision: Precision | None = None
+    """fp32, tf32, bf16 or fp16; None: bf16 on a GPU, fp32 on a CPU"""
+    strategy: str = "auto"
+    """auto, ddp, deepspeed_stage_1, _2, _3, with _offload for 2 and 3"""
+    ds_bucket_mb: int = 200
+    """DeepSpeed's bucket size in millions of elements"""
+    wkv_backend: str = "auto"
+    """implementation of the WKV operators: auto, native, chunked or reference"""
+    head_chunk: int | None = None
+    """rows per slice of the fused head and loss; None: chosen by vocabulary size"""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What people see."""
+
+    wandb: str | None = None
+    """Weights & Biases project; None: off"""
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """offline and disabled need no account"""
+    enable_progress_bar: bool = True
+    """show the progress bar"""
+    plot: bool = True
+    """redraw proj_dir/loss.png at every mini-epoch"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run needs; written to proj_dir/config.yaml once resolved."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    log: LogConfig = field(default_factory=LogConfig)

@@ -1,0 +1,25 @@
+"""The four kinds of fault a user can meet.
+
+Every message says what was given, what was expected and what to do. The entry points print it on
+one line and leave with exit status 2; nothing is written or overwritten on the way.
+"""
+
+
+class TrainerError(Exception):
+    """Base of the four; entry points catch this one."""
+
+
+class ConfigError(TrainerError):
+    """Raised by `config` and `training` when flags are wrong or contradict each other."""
+
+
+class DataError(TrainerError):
+    """Raised by `data` when a corpus, a tokenizer or a binidx pair cannot be used."""
+
+
+class CheckpointError(TrainerError):
+    """Raised by `checkpoint` when weights or a training state cannot be read, written or fitted."""
+
+
+class BackendError(TrainerError):
+    """Raised by `ops` when a backend asked for by name cannot serve the call."""

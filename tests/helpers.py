@@ -1,0 +1,41 @@
+"""Shared by the tests: the one tolerance table, error measures and the golden vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+VECTORS = Path(__file__).parent / "vectors"
+
+# Largest relative RMS error of a faster path against the fp64 reference.
+# bf16 results carry the rounding of one bf16 store (2^-9), hence the last line.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 6e-3}
+
+
+def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference over that of `expected` (absolute if that is zero)."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    difference = (actual - expected).square().mean().sqrt().item()
+    scale = expected.square().mean().sqrt().item()
+    return difference / scale if scale > 0 else difference
+
+
+def assert_close(name: str, actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
+    """Fails, naming the tensor and its error, when relative_rms exceeds `limit` or is NaN."""
+    error = relative_rms(actual, expected)
+    assert error <= limit, f"{name}: relative RMS error {error:.3e} > {limit:.1e}"
+
+
+def load_arrays(name: str) -> dict[str, np.ndarray]:
+    """Arrays of tests/vectors/<name>.npz."""
+    with np.load(VECTORS / f"{name}.npz", allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def load_json(name: str) -> dict:
+    """Contents of tests/vectors/<name>.json."""
+    return json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))
