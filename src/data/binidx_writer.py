@@ -1,0 +1,187 @@
+"""Writer of the binidx pair (layout: `binidx_layout`)."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from src.data.binidx_layout import (
+    HEADER,
+    MAGIC,
+    MAX_ITEM_TOKENS,
+    VERSION,
+    bin_path,
+    dtype_code,
+    idx_path,
+)
+from src.data.files import close_durably, create, partial_path, sync_folder
+from src.errors import DataError
+
+# Items whose pointers are computed at a time, so that closing a large index needs little memory.
+_BLOCK = 1 << 20
+
+
+class BinidxWriter:
+    """Writes a pair under temporary names beside the final ones, which appear at the end.
+
+    `append` a document at a time, then `close`. As a context manager it closes on success and
+    removes everything it wrote when an exception passes. `tokens` and `documents` count what was
+    appended, `sha256` is the digest of the .bin so far.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike) -> None:
+        self.prefix = str(prefix)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._code = dtype_code(self.dtype)
+        self.tokens = 0
+        self.items = 0
+        # Items that continue a document; usually none, so that no list of documents is kept.
+        self._continued: list[int] = []
+        self._sha256 = hashlib.sha256()
+        self._paths = {
+            path: partial_path(path) for path in (bin_path(prefix), idx_path(prefix))
+        }
+        self._published: list[Path] = []
+        self._finished = False
+        self._bin, self._idx = (create(partial) for partial in self._paths.values())
+        self._idx.write(bytes(HEADER.size))
+
+    @property
+    def documents(self) -> int:
+        return self.items - len(self._continued)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def append(self, tokens: npt.ArrayLike, *, continues: bool = False) -> None:
+        """Adds one item: a document, or with `continues` a further part of the last one.
+
+        tokens: [length] integers.  Raises DataError when one does not fit the data type.
+        """
+        stored = self._converted(np.asarray(tokens))
+        raw = stored.tobytes()
+        self._bin.write(raw)
+        self._sha256.update(raw)
+        self._idx.write(struct.pack("<i", stored.size))
+        if continues:
+            assert self.items > 0, "the first item starts a document"
+            self._continued.append(self.items)
+        self.items += 1
+        self.tokens += stored.size
+
+    def close(self) -> None:
+        """Completes the pair and gives it its final names, replacing an older pair."""
+        publish([self])
+
+    def finish(self) -> None:
+        """Completes both files under their temporary names and forces them to disk."""
+        if self._finished:
+            return
+        if self.tokens == 0:
+            raise DataError(f"there are no tokens to write to {bin_path(self.prefix)}")
+        self._idx.flush()
+        for block in self._pointer_blocks():
+            self._idx.write(block.tobytes())
+        for block in self._document_blocks():
+            self._idx.write(block.tobytes())
+        header = HEADER.pack(MAGIC, VERSION, self._code, self.items, self.documents + 1)
+        self._idx.seek(0)
+        self._idx.write(header)
+        for file in (self._bin, self._idx):
+            close_durably(file)
+        self._finished = True
+
+    def abort(self) -> None:
+        """Removes what was written; a pair that is already complete under its name stays."""
+        for file in (self._bin, self._idx):
+            file.close()
+        for partial in self._paths.values():
+            partial.unlink(missing_ok=True)
+        if idx_path(self.prefix) not in self._published:
+            for path in self._published:
+                path.unlink(missing_ok=True)
+
+    def rename(self, path: Path) -> None:
+        """Gives a finished file, .bin or .idx, its final name."""
+        assert self._finished, "finish() first"
+        self._paths[path].replace(path)
+        self._published.append(path)
+
+    def __enter__(self) -> BinidxWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.abort()
+
+    def _converted(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if tokens.ndim != 1 or tokens.size > MAX_ITEM_TOKENS:
+            raise DataError(
+                f"an item is one row of at most {MAX_ITEM_TOKENS} tokens, got {tokens.shape}"
+            )
+        if tokens.size and tokens.dtype != self.dtype:
+            limits = np.iinfo(self.dtype)
+            low, high = int(tokens.min()), int(tokens.max())
+            if tokens.dtype.kind not in "iu" or low < limits.min or high > limits.max:
+                raise DataError(
+                    f"tokens from {low} to {high} ({tokens.dtype}) do not fit {self.dtype.name}, "
+                    f"the data type of {bin_path(self.prefix)}"
+                )
+        return tokens.astype(self.dtype)
+
+    def _pointer_blocks(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Byte offset of every item, from the sizes already written to the index."""
+        end = 0
+        with self._paths[idx_path(self.prefix)].open("rb") as written:
+            written.seek(HEADER.size)
+            for first in range(0, self.items, _BLOCK):
+                count = min(_BLOCK, self.items - first)
+                sizes = np.fromfile(written, "<i4", count).astype("<i8") * self.dtype.itemsize
+                ends = end + np.cumsum(sizes)
+                yield (ends - sizes).astype("<i8")
+                end = int(ends[-1])
+
+    def _document_blocks(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Item with which every document starts, then the item count."""
+        continued = np.asarray(self._continued, "<i8")
+        for first in range(0, self.items + 1, _BLOCK):
+            items = np.arange(first, min(first + _BLOCK, self.items + 1), dtype="<i8")
+            yield items[~np.isin(items, continued)]
+
+
+def publish(writers: Sequence[BinidxWriter], between: Callable[[], None] | None = None) -> None:
+    """Completes several pairs and gives all of them their final names, replacing older pairs.
+
+    Whenever this is interrupted, every pair that can be opened is a correct one: the old indexes
+    disappear first, and the new ones appear last. `between` runs after the former (manifests).
+    """
+    for writer in writers:
+        writer.finish()
+    folders = {bin_path(writer.prefix).parent for writer in writers}
+    for writer in writers:
+        idx_path(writer.prefix).unlink(missing_ok=True)
+    for folder in folders:
+        sync_folder(folder)
+    if between is not None:
+        between()
+    for path in (bin_path, idx_path):
+        for writer in writers:
+            writer.rename(path(writer.prefix))
+        for folder in folders:
+            sync_folder(folder)

@@ -1,0 +1,159 @@
+"""Samples for the loader: x is ctx_len tokens, y the same window one token later.
+
+Both datasets are map-style and hold no per-sample data, can be pickled (spawned workers) and can be
+shared by any number of persistent workers, because a sample depends on its number alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from src.data.sampler import golden_factor
+from src.data.sources import TokenSource, open_source
+from src.errors import DataError
+
+__all__ = ["TokenDataset", "ValidationDataset", "evenly_spread_samples", "open_source"]
+
+
+class TokenDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Training samples by global sample number n = 1, 2, ... (`SampleNumbers`), without an end.
+
+    sampling "permutation": RWKV-LM's slot order (`sampler.slot`), `shift` tokens later.
+    sampling "random": a uniform start in [0, tokens - ctx_len), a pure function of (seed, n).
+    `len()` is the number of samples in one pass over the data.
+    Raises DataError when the samples reach beyond the data, and from `[n]` when a token id is not
+    below vocab_size.
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        ctx_len: int,
+        prime: int | None = None,
+        shift: int = 0,
+        sampling: Literal["permutation", "random"] = "permutation",
+        seed: int = 0,
+        vocab_size: int | None = None,
+    ) -> None:
+        _check_one_sample_fits(source.tokens, ctx_len)
+        self.source = source
+        self.ctx_len = ctx_len
+        self.sampling = sampling
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self.shift = shift
+        if sampling == "random":
+            self.samples_per_pass = (source.tokens - 1) // ctx_len
+            return
+        assert prime is not None, "permutation sampling needs a prime"
+        _check_shift(source.tokens, ctx_len, prime, shift)
+        self.samples_per_pass = prime
+        self._factor = golden_factor(prime)
+
+    def __len__(self) -> int:
+        return self.samples_per_pass
+
+    def offset(self, n: int) -> int:
+        """Number of the first token of sample n."""
+        if self.sampling == "random":
+            return _random_below(self.source.tokens - self.ctx_len, self.seed, n)
+        return self._factor * n**3 % self.samples_per_pass * self.ctx_len + self.shift
+
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
+        """x, y of sample n: [ctx_len] int64 each."""
+        tokens = _read(self.source, self.offset(n), self.ctx_len, self.vocab_size, f"sample {n}")
+        return tokens[:-1], tokens[1:]
+
+
+class ValidationDataset(Dataset[tuple[Tensor, Tensor]]):
+    """The same `count` samples every time, spread evenly over the data (evenly_spread_samples)."""
+
+    def __init__(
+        self, source: TokenSource, ctx_len: int, count: int, vocab_size: int | None = None
+    ) -> None:
+        self.source = source
+        self.ctx_len = ctx_len
+        self.vocab_size = vocab_size
+        self.offsets = evenly_spread_samples(source.tokens, ctx_len, count)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """x, y of validation sample `index`, counted from 0: [ctx_len] int64 each."""
+        name = f"validation sample {index}"
+        # An IndexError past the end lets `for x, y in dataset` stop.
+        offset = self.offsets[index]
+        tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, name)
+        return tokens[:-1], tokens[1:]
+
+
+def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:
+    """First tokens of `count` samples, from the data's start to its end in equal distances.
+
+    Samples share no input token unless count * ctx_len exceeds the data. Raises DataError when the
+    data is too short for a single sample of ctx_len + 1 tokens.
+    """
+    _check_one_sample_fits(tokens, ctx_len)
+    assert count >= 1, f"count {count}"
+    last = tokens - 1 - ctx_len
+    return [i * last // max(count - 1, 1) for i in range(count)]
+
+
+def _read(
+    source: TokenSource, offset: int, ctx_len: int, vocab_size: int | None, name: str
+) -> Tensor:
+    """ctx_len + 1 tokens as an int64 tensor, every id checked."""
+    tokens = source.get(offset, ctx_len + 1)
+    if vocab_size is not None:
+        _check_ids(tokens, vocab_size, offset, name)
+    return torch.from_numpy(tokens)
+
+
+def _check_ids(tokens: npt.NDArray[np.int64], vocab_size: int, offset: int, name: str) -> None:
+    if tokens.min() >= 0 and tokens.max() < vocab_size:
+        return
+    where = int(np.flatnonzero((tokens < 0) | (tokens >= vocab_size))[0])
+    raise DataError(
+        f"token id {tokens[where]} at position {where} of {name} (token {offset + where} of the "
+        f"data) is outside the vocabulary of {vocab_size}; the data was made with another "
+        "tokenizer, or --vocab_size is too small"
+    )
+
+
+def _check_one_sample_fits(tokens: int, ctx_len: int) -> None:
+    if ctx_len < 1:
+        raise DataError(f"--ctx_len {ctx_len} is not possible; it must be at least 1")
+    if tokens <= ctx_len:
+        raise DataError(
+            f"the data holds {tokens} tokens, too few for one sample of --ctx_len {ctx_len} and "
+            f"its last target; use more data or --ctx_len {max(tokens - 1, 1)} or less"
+        )
+
+
+def _check_shift(tokens: int, ctx_len: int, prime: int, shift: int) -> None:
+    largest = tokens - 1 - prime * ctx_len
+    if not 0 <= shift <= largest:
+        raise DataError(
+            f"samples would lie outside the data: with {tokens} tokens, --ctx_len {ctx_len} and "
+            f"--magic_prime {prime}, --sample_offset can be 0 to {largest}, not {shift}"
+            if largest >= 0
+            else f"--magic_prime {prime} with --ctx_len {ctx_len} reads token {prime * ctx_len}, "
+            f"but the data ends with token {tokens - 1}"
+        )
+
+
+def _random_below(limit: int, seed: int, n: int) -> int:
+    """Uniform integer in [0, limit) that depends on (seed, n) alone.
+
+    The raw Philox stream, because NumPy keeps that one the same across releases; the bias of the
+    multiplication is below limit / 2^64.
+    """
+    bits = np.random.Philox(key=seed % 2**64, counter=[0, n, 0, 0]).random_raw()
+    return int(bits) * limit >> 64
