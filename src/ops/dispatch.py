@@ -144,11 +144,15 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-# torch.compile must not trace the search, which compiles, reads the disk and logs. It hands over
-# plain values only, hence the facts of the call one by one.
-@torch.compiler.assume_constant_result
 def _choose_once(backends: Sequence[Backend], name: str, *facts: Any) -> int:
+    # torch.compile hands over plain values only, hence the facts of the call one by one.
     return choose(backends, name, Call(*facts))
+
+
+# torch.compile must not trace the search, which compiles, reads the disk and logs. This mark is
+# all that torch.compiler.assume_constant_result sets, but that one loads the whole compiler (a
+# second) on import, also for those who never compile.
+_choose_once._dynamo_marked_constant = True
 
 
 def _named(backends: Sequence[Backend], name: str, call: Call) -> int:
