@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,9 @@ class BinidxWriter:
     def abort(self) -> None:
         """Removes what was written; a pair that is already complete under its name stays."""
         for file in (self._bin, self._idx):
-            file.close()
+            # Closing flushes, which fails again on a full disk.
+            with contextlib.suppress(OSError):
+                file.close()
         for partial in self._paths.values():
             partial.unlink(missing_ok=True)
         if idx_path(self.prefix) not in self._published:
