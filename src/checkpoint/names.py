@@ -1,0 +1,47 @@
+"""File names of checkpoints in a project folder: the one place that knows them.
+
+`rwkv-init.pth` holds the initial weights, `rwkv-N.pth` those after mini-epoch N, and
+`rwkv-final.pth` those of a finished run.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+INIT = "rwkv-init.pth"
+FINAL = "rwkv-final.pth"
+INIT_EPOCH = -1
+
+_NUMBERED = re.compile(r"rwkv-(0|[1-9][0-9]*)\.pth")
+
+
+def numbered(epoch: int) -> str:
+    """Name of the checkpoint written after mini-epoch `epoch` (from 0)."""
+    if epoch < 0:
+        raise ValueError(f"mini-epochs count from 0, got {epoch}")
+    return f"rwkv-{epoch}.pth"
+
+
+def epoch_of(name: str) -> int | None:
+    """Mini-epoch of a checkpoint's name: N, -1 for the initial one, None for any other name.
+
+    The final checkpoint has no number: it belongs to the run, not to a mini-epoch.
+    """
+    if name == INIT:
+        return INIT_EPOCH
+    match = _NUMBERED.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """(mini-epoch, path) of the checkpoints in `folder`, newest first, the initial one last.
+
+    Folders, other files and the final checkpoint are passed over; a missing folder holds none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    found = [(epoch_of(path.name), path) for path in folder.iterdir()]
+    numbers = [(epoch, path) for epoch, path in found if epoch is not None and path.is_file()]
+    return sorted(numbers, reverse=True)
