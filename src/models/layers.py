@@ -1,0 +1,119 @@
+"""Building blocks that several RWKV versions share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.ops.dispatch import without_autocast
+from src.ops.head_loss import head_loss
+
+
+class Linear(nn.Linear):
+    """y = W x without bias.
+
+    Starts at zero and takes nothing from the global random state: the real values come from
+    `parameters.initialize` or a checkpoint.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class Head(Linear):
+    """The output matrix, with or without the loss.
+
+    One module call serves both uses: sharded training gathers a weight only while the forward of
+    its module runs.
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        targets: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        extra_logits: Tensor | None = None,
+        rows: int | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V], or with `targets` [B, T] the loss of `ops.head_loss`.
+
+        extra_logits: [B, T, V], added to W x.
+        """
+        if targets is not None:
+            return head_loss(
+                x, self.weight, targets, mask=mask, extra_logits=extra_logits, rows=rows
+            )
+        logits = super().forward(x)
+        return logits if extra_logits is None else logits + extra_logits
+
+
+class HeadNorm(nn.Module):
+    """Group norm with one group per head, its statistics in fp32 (fp64 for fp64 inputs)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[B, T, H, N] -> [B, T, H N], dtype of `y`."""
+        with without_autocast(y.device):
+            normal = F.layer_norm(full_precision(y), y.shape[-1:], eps=self.eps).flatten(2)
+            scaled = normal * full_precision(self.weight) + full_precision(self.bias)
+        return scaled.to(y.dtype)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in fp32, or as it is when it is fp64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def token_shift(x: Tensor, last: Tensor | None, reset: Tensor | None) -> Tensor:
+    """What every token sees as its predecessor, [B, T, C].
+
+    x: [B, T, C].  last: [B, C], the token before x[:, 0]; None: zero.
+    reset: [B, T] bool; True where a document starts, which has no predecessor (zero).
+    """
+    first = torch.zeros_like(x[:, :1]) if last is None else last.to(x.dtype).unsqueeze(1)
+    previous = first if x.shape[1] == 1 else torch.cat((first, x[:, :-1]), dim=1)
+    return previous if reset is None else previous.masked_fill(reset.unsqueeze(-1), 0)
+
+
+def mix(x: Tensor, before: Tensor, share: Tensor) -> Tensor:
+    """share x + (1 - share) before, the mix of RWKV-4 and 5.
+
+    x, before: [B, T, C].  share: [1, 1, C].
+    """
+    return before + (x - before) * share
+
+
+def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """base + tanh(x @ down) @ up, [B, T, A], in fp32 (fp64 for fp64 inputs).
+
+    base: broadcastable to [B, T, A].  x: [B, T, D].  down: [D, R].  up: [R, A].
+    Rounding the sum to bf16 would change the decay by up to 1.6 %.
+    """
+    hidden = torch.tanh(x @ down)
+    with without_autocast(x.device):
+        return full_precision(base) + full_precision(hidden) @ full_precision(up)
+
+
+def split_heads(x: Tensor, head_size: int) -> Tensor:
+    """[B, T, H N] -> [B, T, H, N]."""
+    return x.unflatten(-1, (-1, head_size))
+
+
+def starting_state(learnt: Tensor | None, given: Tensor | None, batch: int) -> Tensor | None:
+    """The recurrent state [B, H, N_value, N_key] a sequence starts from; None: zero.
+
+    learnt: [H, N_value, N_key], shared by the batch, used when no state is given.
+    """
+    if given is not None or learnt is None:
+        return given
+    return full_precision(learnt).expand(batch, *learnt.shape)
