@@ -13,6 +13,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Strategy = Literal[
+    "auto",
+    "single_device",
+    "ddp",
+    "deepspeed_stage_1",
+    "deepspeed_stage_2",
+    "deepspeed_stage_2_offload",
+    "deepspeed_stage_3",
+    "deepspeed_stage_3_offload",
+]
+Backend = Literal["auto", "native", "chunked", "reference"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class OptimConfig:
     lr_final: float = 1e-5
     """base learning rate at the end; 0 makes the step-based schedule linear"""
     warmup_steps: int | None = None
-    """steps of linear warmup; None: 10 on a fresh run, none when resuming exactly"""
+    """steps of linear warmup; None: 10 (a tenth of a run shorter than 100 steps);
+    resumed from weights alone: 10 or 30 by version and stage"""
     beta1: float = 0.9
     """Adam's decay of the first moment"""
     beta2: float = 0.99
@@ -118,15 +130,15 @@ class TrainConfig:
     load_partial: bool = False
     """fill tensors that the checkpoint lacks with fresh initial values"""
     train_stage: Literal[0, 1, 2, 3, 4] | None = None
-    """0 start from load_model or fresh; 1 write rwkv-init.pth and leave; 2-4 go on from proj_dir's
-    newest checkpoint; None: go on if there is a checkpoint, else start fresh"""
+    """0: start from load_model or fresh; 1: write rwkv-init.pth and leave;
+    2 to 4: go on from proj_dir's newest checkpoint; None: go on if there is one, else start"""
     micro_bsz: int = 8
     """samples per process and forward pass"""
     accumulate_grad_batches: int = 1
     """forward passes per optimizer step"""
     exit_tokens: int | None = None
-    """token budget of the cosine schedule and of the run; negative: the mean of cosine and
-    step-based rates; 0: step-based schedule only; None: one pass over the data"""
+    """token budget of the cosine schedule and of the run; None: one pass over the data;
+    0: step-based schedule only; negative: the mean of cosine and step-based rates"""
     max_steps: int | None = None
     """stop after this many optimizer steps in all, saved like a mini-epoch; None: no limit"""
     exit_epoch: int | None = None
@@ -134,7 +146,7 @@ class TrainConfig:
     epoch_steps: int | None = None
     """optimizer steps per mini-epoch; None: 40320 samples' worth"""
     epoch_count: int | None = None
-    """length of the step-based schedule and of the run in mini-epochs; None: by data and stage"""
+    """length of the step-based schedule in mini-epochs, and the run's at most; None: the data's"""
     epoch_begin: int | None = None
     """number of the first mini-epoch; None: after the newest checkpoint"""
     epoch_save: int = 5
@@ -163,12 +175,12 @@ class HardwareConfig:
     """machines"""
     precision: Precision | None = None
     """fp32, tf32, bf16 or fp16; None: bf16 on a GPU, fp32 on a CPU"""
-    strategy: str = "auto"
-    """auto, ddp, deepspeed_stage_1, _2, _3, with _offload for 2 and 3"""
+    strategy: Strategy = "auto"
+    """auto: single_device for one process, else ddp on CPUs and deepspeed_stage_2 on GPUs"""
     ds_bucket_mb: int = 200
     """DeepSpeed's bucket size in millions of elements"""
-    wkv_backend: str = "auto"
-    """implementation of the WKV operators: auto, native, chunked or reference"""
+    wkv_backend: Backend = "auto"
+    """implementation of the WKV operators; auto: the fastest that accepts the call"""
     head_chunk: int | None = None
     """rows per slice of the fused head and loss; None: chosen by vocabulary size"""
 

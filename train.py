@@ -1,0 +1,36 @@
+"""Trains an RWKV language model: `python train.py --help` lists the flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from src.config.checks import check_fields
+from src.config.load import load_config
+from src.config.rwkv_lm_flags import translate
+from src.errors import TrainerError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 when the run has ended as asked, 2 for a fault of the user's, 130 for Ctrl-C.
+
+    A fault is one line on stderr.  torch and its companions are imported only once the flags are
+    known to be right, so that --help and a typing error answer at once.
+    """
+    try:
+        arguments, notices = translate(argv)
+        config = load_config(arguments)
+        check_fields(config)
+        from src.training.run import run
+
+        return run(config, notices)
+    except TrainerError as error:
+        print("error: " + "; ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
