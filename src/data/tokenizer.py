@@ -66,7 +66,7 @@ class WorldTokenizer(Tokenizer):
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         # Not the library's decode: it panics when the bytes are not UTF-8.
-        return _join(self._tokens, ids, self.vocab_size)
+        return _join(self._tokens, ids)
 
     @cached_property
     def _tokens(self) -> list[bytes]:
@@ -93,7 +93,7 @@ class BytesTokenizer(Tokenizer):
         return [byte + 1 for byte in text.encode()]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return _join(self._tokens, ids, self.vocab_size)
+        return _join(self._tokens, ids)
 
     @cached_property
     def _tokens(self) -> list[bytes]:
@@ -131,7 +131,7 @@ class JsonTokenizer(Tokenizer):
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        kept = [_checked(i, self.vocab_size) for i in ids if i != END_OF_DOCUMENT]
+        kept = [i for i in _in_vocabulary(ids, self.vocab_size) if i != END_OF_DOCUMENT]
         return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
 
     def normalize(self, text: str) -> str:
@@ -173,11 +173,13 @@ def _check_separator(tokenizer: Any, path: Path) -> None:
         )
 
 
-def _checked(number: int, vocab_size: int) -> int:
-    if not 0 <= number < vocab_size:
-        raise DataError(f"token id {number} is outside the vocabulary of {vocab_size}")
-    return number
+def _in_vocabulary(ids: Iterable[int], vocab_size: int) -> list[int]:
+    numbers = list(ids)
+    for number in (min(numbers, default=0), max(numbers, default=0)):
+        if not 0 <= number < vocab_size:
+            raise DataError(f"token id {number} is outside the vocabulary of {vocab_size}")
+    return numbers
 
 
-def _join(tokens: list[bytes], ids: Iterable[int], vocab_size: int) -> bytes:
-    return b"".join(tokens[_checked(i, vocab_size)] for i in ids)
+def _join(tokens: list[bytes], ids: Iterable[int]) -> bytes:
+    return b"".join(map(tokens.__getitem__, _in_vocabulary(ids, len(tokens))))

@@ -1,0 +1,32 @@
+"""Prints the flags that belong to an existing binidx pair: `PREFIX CTX_LEN`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from src.data.binidx import Binidx
+from src.data.manifest import read_manifest
+from src.data.summary import flag_line
+from src.errors import TrainerError
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0, or 2 after an error message."""
+    parser = argparse.ArgumentParser(prog="compute_magic_prime.py", description=__doc__)
+    parser.add_argument("prefix", metavar="PREFIX", help="the pair's path without .bin or .idx")
+    parser.add_argument("ctx_len", metavar="CTX_LEN", type=int, help="tokens per sample")
+    arguments = parser.parse_args(argv)
+    try:
+        tokens = Binidx(arguments.prefix).tokens
+        manifest = read_manifest(arguments.prefix)
+        vocab_size = None if manifest is None else manifest.vocab_size
+        print(flag_line(arguments.prefix, tokens, arguments.ctx_len, vocab_size))
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

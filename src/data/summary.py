@@ -1,0 +1,100 @@
+"""What `make_data.py` tells about the data it made."""
+
+from __future__ import annotations
+
+import glob
+import shlex
+from collections.abc import Sequence
+
+from src.data.binidx import Binidx
+from src.data.binidx_layout import bin_path, idx_path
+from src.data.convert import Converted
+from src.data.magic_prime import largest_ctx_len, magic_prime
+from src.data.manifest import Manifest
+from src.data.tokenizer import Tokenizer
+
+_PREVIEW_TOKENS = 100
+
+
+def report(converted: Converted, ctx_len: int) -> str:
+    """Counts, a preview of the first and last document, and the flags to train with."""
+    (prefix, manifest), *held_out = converted.manifests.items()
+    lines = [_counts(prefix, manifest)]
+    lines += [f"{_counts(p, m)}, held out" for p, m in held_out]
+    if converted.already_made:
+        lines.append("(already made from this input with these options; left as it was)")
+    if converted.normalized:
+        lines.append(
+            f"note: the tokenizer's own normalization changed {converted.normalized} documents"
+        )
+    lines += leftovers(prefix, list(converted.manifests))
+    lines.append(preview(Binidx(prefix), converted.tokenizer))
+    if ctx_len > largest_ctx_len(manifest.tokens):
+        lines.append(small_data_advice(manifest.tokens, ctx_len))
+    else:
+        val_prefix = held_out[0][0] if held_out else None
+        flags = flag_line(prefix, manifest.tokens, ctx_len, manifest.vocab_size, val_prefix)
+        lines.append(f"flags for train.py:\n{flags}")
+    return "\n".join(lines)
+
+
+def flag_line(
+    prefix: str,
+    tokens: int,
+    ctx_len: int,
+    vocab_size: int | None = None,
+    val_prefix: str | None = None,
+) -> str:
+    """The flags of train.py that belong to this data, on one line.
+
+    Raises DataError when the data has fewer than three slots of ctx_len tokens.
+    """
+    flags = {
+        "data_file": shlex.quote(prefix),
+        "my_exit_tokens": tokens,
+        "magic_prime": magic_prime(tokens, ctx_len),
+        "ctx_len": ctx_len,
+        "vocab_size": vocab_size,
+        "val_data_file": val_prefix and shlex.quote(val_prefix),
+    }
+    return " ".join(f"--{name} {value}" for name, value in flags.items() if value is not None)
+
+
+def small_data_advice(tokens: int, ctx_len: int) -> str:
+    """What to do when the data is too small for the ctx_len."""
+    largest = largest_ctx_len(tokens)
+    advice = "more text is needed" if largest == 0 else f"use --ctx_len {largest} or less"
+    return (
+        f"note: {tokens} tokens are too few to train with --ctx_len {ctx_len}, which needs at "
+        f"least {3 * ctx_len}; {advice}"
+    )
+
+
+def preview(pair: Binidx, tokenizer: Tokenizer) -> str:
+    """Beginning of the first and of the last document, a line each."""
+    lines = []
+    for name, number in (("first", 0), ("last", pair.item_count - 1)):
+        ids = pair.item(number)
+        text = tokenizer.decode(ids[:_PREVIEW_TOKENS].tolist())
+        more = " ..." if ids.size > _PREVIEW_TOKENS else ""
+        lines.append(f"{name} document ({ids.size} tokens): {text!r}{more}")
+    return "\n".join(lines)
+
+
+def leftovers(prefix: str, prefixes: Sequence[str]) -> list[str]:
+    """Notes on files beside the data that look as if they belonged to it."""
+    notes = []
+    stale = f"{prefix}_val"
+    if stale not in prefixes and bin_path(stale).exists():
+        notes.append(f"note: {stale}.bin was held out of other data, not of this")
+    for path in (bin_path(prefix), idx_path(prefix)):
+        for partial in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
+            notes.append(f"note: {partial} is left from an interrupted run; it can be removed")
+    return notes
+
+
+def _counts(prefix: str, manifest: Manifest) -> str:
+    return (
+        f"{prefix}: {manifest.documents} documents, {manifest.tokens} tokens "
+        f"({manifest.dtype}, tokenizer {manifest.tokenizer})"
+    )
