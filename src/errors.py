@@ -1,12 +1,13 @@
-"""The four kinds of fault a user can meet.
+"""The kinds of fault a user can meet.
 
-Every message says what was given, what was expected and what to do. The entry points print it on
-one line and leave with exit status 2; nothing is written or overwritten on the way.
+Every message says what was given, what was expected and what to do. The entry points print it and
+leave with exit status 2 (bad input: nothing is written or overwritten on the way), or 1 for a
+TrainingError.
 """
 
 
 class TrainerError(Exception):
-    """Base of the four; entry points catch this one."""
+    """Base of all; entry points catch this one."""
 
 
 class ConfigError(TrainerError):
@@ -23,3 +24,7 @@ class CheckpointError(TrainerError):
 
 class BackendError(TrainerError):
     """Raised by `ops` when a backend asked for by name cannot serve the call."""
+
+
+class TrainingError(TrainerError):
+    """Raised by `training` when a run that was set up well cannot go on (a loss that is NaN)."""

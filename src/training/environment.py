@@ -36,6 +36,7 @@ def is_rank_zero() -> bool:
     torchrun and SLURM.
     """
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", os.environ.get("SLURM_NODEID", "0")))
+    group = os.environ.get("GROUP_RANK", os.environ.get("SLURM_NODEID", "0"))
+    node = os.environ.get("NODE_RANK", group)
     rank = os.environ.get("RANK")
     return int(rank) == 0 if rank is not None else int(local) == 0 and int(node) == 0

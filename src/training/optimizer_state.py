@@ -125,7 +125,7 @@ def _create_zero_moments(engine: Any, steps: int) -> None:
     """Allocates the moments that DeepSpeed's inner optimizer would create in its first step."""
     if steps == 0:
         return
-    zero, inner = engine.optimizer, engine.optimizer.optimizer
+    inner = engine.optimizer.optimizer
     counts_in_group = type(inner).__name__ == "FusedAdam"
     for flat, group in _inner_parameters(engine):
         inner.state[flat] = {moment: torch.zeros_like(flat.data) for moment in MOMENTS}

@@ -51,7 +51,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Backward pass; Lightning has divided by the accumulation already, so the engine must not."""
+        """Backward pass; Lightning has already divided by the accumulation."""
         return super().backward(
             closure_loss, optimizer, optimizer_idx, *args, scale_wrt_gas=False, **kwargs
         )

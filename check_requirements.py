@@ -1,0 +1,72 @@
+"""Which lines of a requirements file the running Python does not satisfy; standard library only.
+
+    python check_requirements.py requirements.txt            exit status 0 when all are satisfied
+    python check_requirements.py --missing requirements.txt  prints the lines that are not
+    python check_requirements.py --only torch FILE           looks at that one package
+
+The exact torch of the requirements is what gets installed where there is none; an installed one of
+`TORCH_AT_LEAST` or newer is as good, because replacing it could lose a build made for the machine.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+TORCH_AT_LEAST = (2, 11)
+LINE = re.compile(r"([A-Za-z0-9_.-]+)\s*(.*)")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Requirement lines of a file, with those it includes by -r."""
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        line = line.split("#")[0].strip()
+        if line.startswith("-r "):
+            lines += read_lines(path.parent / line[3:].strip())
+        elif line:
+            lines.append(line)
+    return lines
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    return tuple(int(n) for n in re.match(r"[0-9.]*", text).group().split(".") if n)
+
+
+def is_satisfied(line: str) -> bool:
+    """Whether the installed packages satisfy one requirement line."""
+    name, conditions = LINE.fullmatch(line).groups()
+    try:
+        installed = numbers(version(name))
+    except PackageNotFoundError:
+        return False
+    if name == "torch":
+        return installed >= TORCH_AT_LEAST
+    for condition in filter(None, conditions.split(",")):
+        operator, wanted = re.fullmatch(r"\s*(==|>=|<)\s*(.+)", condition).groups()
+        limit = numbers(wanted)
+        width = max(len(limit), len(installed))
+        have, limit = (v + (0,) * (width - len(v)) for v in (installed, limit))
+        if not {"==": have == limit, ">=": have >= limit, "<": have < limit}[operator]:
+            return False
+    return True
+
+
+def main(argv: list[str]) -> int:
+    """See the module's docstring."""
+    show = "--missing" in argv
+    only = argv[argv.index("--only") + 1] if "--only" in argv else None
+    lines = read_lines(Path(argv[-1]))
+    if only is not None:
+        lines = [line for line in lines if LINE.fullmatch(line).group(1) == only]
+    missing = [line for line in lines if not is_satisfied(line)]
+    if show:
+        print("\n".join(missing))
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Sets up what is missing, then runs the linter and all tests. Arguments go to pytest.
+#   ./run-tests.sh                    everything that this machine can run
+#   ./run-tests.sh tests/ops -k wkv6  a part of it
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./set-up-environment.sh requirements-dev.txt
+"$PYTHON" -m ruff check .
+exec "$PYTHON" -m pytest "$@"

@@ -1,0 +1,64 @@
+"""Looks at disk and machine once, before the configuration is resolved."""
+
+from __future__ import annotations
+
+import torch
+
+from src.config.facts import Facts
+from src.config.schema import DataConfig, RunConfig
+from src.data.magic_prime import check_magic_prime, magic_prime
+from src.data.manifest import read_manifest
+from src.data.sources import TokenSource, open_source
+from src.errors import ConfigError, DataError
+from src.models.registry import config_from_shapes
+from src.training.origin import Origin
+
+
+def gather_facts(config: RunConfig, origin: Origin) -> Facts:
+    """Facts for `resolve`. Raises DataError or CheckpointError when files cannot be used."""
+    data = config.data
+    gpus = torch.cuda.device_count()
+    state = origin.state
+    common = {
+        "start": origin.kind,
+        "start_path": None if origin.path is None else str(origin.path),
+        "start_epoch": origin.epoch,
+        "start_model": None if origin.shapes is None else config_from_shapes(origin.shapes),
+        "state_warmup_steps": None if state is None else state.get("warmup_steps"),
+        "gpu_count": gpus,
+        "gpu_has_bf16": gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
+    }
+    if data.data_file is None and data.data_type != "dummy":
+        if config.train.train_stage == 1:
+            return Facts(**common)
+        raise ConfigError(
+            "--data_file is missing: give the prefix of a .bin/.idx pair made by make_data.py"
+        )
+    source = open_source(data.data_file, data.data_type)
+    manifest = read_manifest(data.data_file) if data.data_type == "binidx" else None
+    return Facts(
+        token_count=source.tokens,
+        best_prime=_prime(data, source),
+        data_vocab_size=manifest.vocab_size if manifest is not None else _vocabulary(source),
+        data_tokenizer=None if manifest is None else manifest.tokenizer,
+        **common,
+    )
+
+
+def _prime(data: DataConfig, source: TokenSource) -> int | None:
+    """The best prime for the data, an explicit one having been checked; None where none exists."""
+    if data.sampling == "random" or data.data_type != "binidx":
+        return None
+    if data.magic_prime is not None:
+        check_magic_prime(data.magic_prime, source.tokens, data.ctx_len)
+    try:
+        return magic_prime(source.tokens, data.ctx_len)
+    except DataError:
+        if data.sampling == "permutation":
+            raise
+        return None
+
+
+def _vocabulary(source: TokenSource) -> int | None:
+    """Distinct characters of a text source; None for sources of ready tokens."""
+    return getattr(source, "vocab_size", None)

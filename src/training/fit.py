@@ -1,0 +1,155 @@
+"""Training proper: model, data, loop and trainer put together, then run to the plan's end."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from src.config.conventions import Conventions
+from src.config.load import dump_config
+from src.config.schema import RunConfig
+from src.data.dataset import TokenDataset, ValidationDataset, open_source
+from src.files import write_atomically
+from src.models.parameters import ParameterGroup, parameter_groups
+from src.training.environment import is_rank_zero
+from src.training.initial import make_model
+from src.training.loader import RunData
+from src.training.loop import Loop
+from src.training.module import TrainingModule
+from src.training.origin import Origin
+from src.training.plan import Plan, make_plan, make_schedule
+from src.training.progress import Progress
+from src.training.reporting.console import Console
+from src.training.reporting.header import print_header
+from src.training.reporting.metrics_file import MetricsFile
+from src.training.reporting.plot import LossPlot
+from src.training.reporting.reporter import Reporter
+from src.training.reporting.train_log import TrainLog
+from src.training.reporting.wandb_log import WandbLog
+from src.training.strategy import ZeroStrategy
+from src.training.trainer import build_trainer
+
+# A run without an end still needs a length for the loader.
+ENDLESS = 10**12
+
+
+def fit(config: RunConfig, conventions: Conventions, origin: Origin, derived: list[str]) -> int:
+    """Runs from `origin` to the end of the plan; 0 when it got there.
+
+    config: resolved. Raises TrainerError.
+    """
+    plan = make_plan(config)
+    progress = _progress(origin, config, plan)
+    if plan.total_steps is not None and progress.step >= plan.total_steps:
+        _say_finished(config, plan, progress)
+        return 0
+    _set_up_torch(config)
+    model = make_model(config, origin)
+    groups = parameter_groups(
+        model, weight_decay=config.optim.weight_decay, layerwise_lr=config.optim.layerwise_lr,
+        special_lr_factor=config.optim.special_lr_factor, train_type=config.train.train_type,
+    )
+    dataset = _training_data(config)
+    reporters: list[Reporter] = []
+    if is_rank_zero():
+        print_header(
+            config, plan, origin, progress, parameters=sum(p.numel() for p in model.parameters()),
+            data_tokens=dataset.source.tokens, groups=_described(groups), derived=derived,
+        )
+    loop = Loop(
+        config, plan, make_schedule(config, conventions.warmup_floor), progress,
+        state=origin.state, validation=_validation_data(config), reporters=reporters,
+    )
+    module = TrainingModule(model, groups, config.optim, config.hardware)
+    trainer = build_trainer(config, [loop])
+    if is_rank_zero():
+        _write_config(config)
+        reporters.extend(_reporters(config, plan, progress, trainer))
+    steps = (plan.total_steps or ENDLESS) - progress.step
+    trainer.fit(module, datamodule=RunData(dataset, config, progress.step, steps))
+    return 130 if trainer.interrupted else 0
+
+
+def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
+    """Counters to go on with; bare weights of mini-epoch N stand for its last step."""
+    if origin.state is not None:
+        known = Progress().to_dict()
+        return Progress(**{key: origin.state[key] for key in known})
+    step = config.train.epoch_begin * plan.epoch_steps
+    return Progress(step=step, ramp_begin=step)
+
+
+def _set_up_torch(config: RunConfig) -> None:
+    hardware = config.hardware
+    if hardware.accelerator == "gpu":
+        # RWKV-LM: TF32 everywhere but in fp32 mode.
+        torch.set_float32_matmul_precision("highest" if hardware.precision == "fp32" else "high")
+        torch.backends.cudnn.benchmark = True
+    elif hardware.devices > 1:
+        # Each process would otherwise start a thread per core.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // hardware.devices))
+
+
+def _training_data(config: RunConfig) -> TokenDataset:
+    d = config.data
+    return TokenDataset(
+        open_source(d.data_file, d.data_type), d.ctx_len, prime=d.magic_prime,
+        shift=d.sample_offset, sampling=d.sampling, seed=config.train.random_seed,
+        vocab_size=config.model.vocab_size,
+    )
+
+
+def _validation_data(config: RunConfig) -> ValidationDataset | None:
+    d = config.data
+    if d.val_data_file is None:
+        return None
+    source = open_source(d.val_data_file, "binidx")
+    return ValidationDataset(source, d.ctx_len, d.val_samples, config.model.vocab_size)
+
+
+def _described(groups: list[ParameterGroup]) -> dict[str, int]:
+    """The parameter groups as people name them: rate factor and whether they decay."""
+    return {
+        f"{group.lr_factor:g}x" + (" with decay" if group.weight_decay > 0 else ""):
+            len(group.parameters)
+        for group in groups
+    }
+
+
+def _reporters(
+    config: RunConfig, plan: Plan, progress: Progress, trainer: pl.Trainer
+) -> list[Reporter]:
+    folder = Path(config.train.proj_dir)
+    timestamp = datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
+    m, d = config.model, config.data
+    name = f"{m.vocab_size} ctx{d.ctx_len} L{m.n_layer} D{m.n_embd}"
+    strategy = trainer.strategy
+    zero = strategy.config if isinstance(strategy, ZeroStrategy) else None
+    reporters: list[Reporter] = [
+        MetricsFile(folder, progress.step),
+        TrainLog(config, timestamp, zero),
+        Console(progress.step, plan.total_steps, bar=config.log.enable_progress_bar),
+    ]
+    if config.log.wandb is not None:
+        reporters.append(WandbLog(config, f"{name} {timestamp}", progress.step))
+    if config.log.plot:
+        reporters.append(LossPlot(folder, f"RWKV-{m.rwkv_version} {name}"))
+    return reporters
+
+
+def _write_config(config: RunConfig) -> None:
+    path = Path(config.train.proj_dir) / "config.yaml"
+    write_atomically(path, lambda file: file.write(dump_config(config).encode()))
+
+
+def _say_finished(config: RunConfig, plan: Plan, progress: Progress) -> None:
+    if is_rank_zero():
+        print(
+            f"the run in {config.train.proj_dir} is finished: {progress.step} of "
+            f"{plan.total_steps} steps ({plan.reason}). To train on, raise the limit; for another "
+            "run choose another --proj_dir"
+        )

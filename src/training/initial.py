@@ -1,0 +1,74 @@
+"""Initial weights: rwkv-init.pth as RWKV-LM's stage 1 writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from src.checkpoint.names import INIT
+from src.checkpoint.weights import fit_weights, save_weights
+from src.config.schema import RunConfig
+from src.errors import ConfigError
+from src.models.backbone import RWKV
+from src.models.parameters import initialize
+from src.models.registry import build_model, version_module
+from src.training.environment import is_rank_zero
+from src.training.origin import Origin
+from src.training.saving import DTYPES
+
+
+def make_model(config: RunConfig, origin: Origin) -> RWKV:
+    """The network with its starting weights: those of `origin`, or fresh initial values.
+
+    fp32, on the CPU. Raises CheckpointError when the weights do not fit.
+    """
+    model = build_model(
+        config.model,
+        wkv_backend=config.hardware.wkv_backend,
+        grad_cp=config.train.grad_cp,
+        train_states=config.train.train_type == "states",
+    )
+    if origin.kind == "fresh" or config.train.load_partial:
+        initialize(model, seed=config.train.random_seed, lr_init=config.optim.lr_init)
+    if origin.kind != "fresh":
+        optional = version_module(config.model.rwkv_version).OPTIONAL_KEYS
+        weights, report = fit_weights(
+            model.state_dict(), origin.weights(),
+            partial=config.train.load_partial, optional=optional,
+        )
+        model.load_state_dict(weights)
+        if is_rank_zero() and report.filled:
+            print(f"filled with fresh initial values: {', '.join(report.filled)}")
+    return model
+
+
+def save_initial_weights(config: RunConfig, origin: Origin) -> tuple[Path, RWKV]:
+    """Writes rwkv-init.pth in the training precision; returns its path and the model.
+
+    Raises ConfigError when it exists already: it may be someone's base model.
+    """
+    path = Path(config.train.proj_dir) / INIT
+    if path.exists():
+        raise ConfigError(f"{path} exists already; remove it yourself or choose another --proj_dir")
+    model = make_model(config, origin)
+    save_weights(path, model.state_dict(), stored_dtype(config))
+    return path, model
+
+
+def write_initial_weights(config: RunConfig, origin: Origin, notes: list[str]) -> None:
+    """Stage 1: writes rwkv-init.pth and says what to do next. Raises ConfigError."""
+    for note in notes:
+        print(note)
+    path, model = save_initial_weights(config, origin)
+    m = config.model
+    count = sum(p.numel() for p in model.parameters())
+    dtype = str(stored_dtype(config)).removeprefix("torch.")
+    print(f"wrote {path}: RWKV-{m.rwkv_version}, {m.n_layer} layers, width {m.n_embd}, "
+          f"vocabulary {m.vocab_size}, {count / 1e6:.1f} M parameters, {dtype}")
+    print("train it with the same flags and --train_stage 3")
+
+
+def stored_dtype(config: RunConfig) -> torch.dtype:
+    """Number format of the checkpoints of this run."""
+    return torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]

@@ -1,0 +1,61 @@
+"""The LightningModule and nothing else: forward, loss, optimizer, gradient norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from src.config.schema import HardwareConfig, OptimConfig
+from src.models.backbone import RWKV
+from src.models.parameters import ParameterGroup
+from src.training.optim import build_optimizer
+
+
+class TrainingModule(pl.LightningModule):
+    """One micro batch forward to its loss; everything a run does around it is in callbacks."""
+
+    def __init__(
+        self,
+        model: RWKV,
+        groups: list[ParameterGroup],
+        optim: OptimConfig,
+        hardware: HardwareConfig,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._groups = groups
+        self._optim = optim
+        self._hardware = hardware
+        self._micro_losses: list[Tensor] = []
+        self._grad_norm: Tensor | None = None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Mean cross entropy of one micro batch: tokens [B, T], targets [B, T]."""
+        tokens, targets = batch
+        loss = self.model.loss(tokens, targets, head_rows=self._hardware.head_chunk)
+        self._micro_losses.append(loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over RWKV's parameter groups."""
+        return build_optimizer(self._groups, self._optim, self._hardware)
+
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        """Clips to grad_clip and keeps the norm before it; DeepSpeed's engine does both itself."""
+        limit = self._optim.grad_clip
+        trained = [p for group in self._groups for p in group.parameters]
+        # with an infinite limit this only measures
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(trained, limit if limit > 0 else torch.inf)
+
+    def take_step_loss(self) -> Tensor:
+        """Mean loss of this rank's micro batches since the last call, on its device."""
+        loss = torch.stack(self._micro_losses).float().mean()
+        self._micro_losses.clear()
+        return loss
+
+    def last_grad_norm(self) -> Tensor | None:
+        """Global gradient norm of the last step before clipping; None under DeepSpeed."""
+        return self._grad_norm

@@ -1,0 +1,137 @@
+"""Where a run starts: fresh weights, a given model, or the newest state of its project folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from src.checkpoint.names import FINAL, INIT
+from src.checkpoint.resume import final_state, load_state, resume_candidates
+from src.checkpoint.weights import load_weights, read_shapes
+from src.config.schema import TrainConfig
+from src.errors import CheckpointError, ConfigError
+
+
+@dataclass
+class Origin:
+    """The starting point of a run.
+
+    kind: "fresh" (new initial weights), "weights" (a file of weights, an empty optimizer) or
+    "state" (exact continuation).
+    epoch: number of the mini-epoch the file was saved after; -1 for initial weights.
+    shapes: of the tensors in the file; None when fresh.
+    notes: what people should know, such as files that were passed over and why.
+    """
+
+    kind: Literal["fresh", "weights", "state"]
+    path: Path | None = None
+    epoch: int = -1
+    shapes: dict[str, tuple[int, ...]] | None = None
+    state: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Tensors by checkpoint key; fp32 master weights when continuing exactly."""
+        if self.state is not None:
+            return self.state["weights"]
+        assert self.path is not None, "fresh weights are initialised, not loaded"
+        return load_weights(self.path, torch.float32)
+
+
+def find_origin(train: TrainConfig) -> Origin:
+    """Chooses by stage what the run starts from; reads states completely, weights' shapes only.
+
+    Raises ConfigError or CheckpointError when the stage asks for something that is not there.
+    """
+    folder = Path(train.proj_dir)
+    if train.train_stage in (0, 1):
+        _require_unused(folder, train.train_stage)
+        return _given_or_fresh(train)
+    found = _newest(folder)
+    if found is not None:
+        return found
+    if train.train_stage is not None:
+        raise ConfigError(
+            f"--train_stage {train.train_stage} goes on from a checkpoint, and {folder} holds "
+            "none; write the initial weights first with --train_stage 1 (demo-training-prepare.sh),"
+            " or copy a base model there as rwkv-init.pth"
+        )
+    return _given_or_fresh(train)
+
+
+def _given_or_fresh(train: TrainConfig) -> Origin:
+    if train.load_model is None:
+        return Origin("fresh")
+    path = Path(train.load_model)
+    return Origin("weights", path, shapes=read_shapes(path))
+
+
+def _newest(folder: Path) -> Origin | None:
+    """The newest readable training state, else the newest readable weights, else the initial."""
+    notes: list[str] = []
+    finished = final_state(folder)
+    if finished is not None:
+        origin = _from_state(finished, -1, notes)
+        if origin is not None:
+            return origin
+    elif (folder / FINAL).is_file():
+        raise ConfigError(
+            f"{folder / FINAL} is the end of a finished run of another trainer; choose another "
+            "--proj_dir, or move that file away to train on from the newest numbered checkpoint"
+        )
+    candidates = resume_candidates(folder)
+    for candidate in candidates:
+        if candidate.state is None:
+            continue
+        origin = _from_state(candidate.state, candidate.epoch, notes)
+        if origin is not None:
+            skipped = [c.weights for c in candidates if c.epoch > candidate.epoch and c.weights]
+            notes.extend(f"{path} has no usable training state: passed over" for path in skipped)
+            return origin
+    files = [(c.epoch, c.weights) for c in candidates if c.weights is not None]
+    files.append((-1, folder / INIT))
+    for epoch, path in files:
+        if not path.is_file():
+            continue
+        try:
+            origin = Origin("weights", path, epoch, read_shapes(path), notes=notes)
+        except CheckpointError as error:
+            notes.append(f"passed over: {error}")
+            continue
+        if epoch >= 0:
+            notes.append(
+                f"{path.name} has no training state beside it: the optimizer starts empty and the "
+                "warmup is repeated"
+            )
+        return origin
+    if notes:
+        raise CheckpointError(f"no checkpoint in {folder} can be used: " + "; ".join(notes))
+    return None
+
+
+def _from_state(path: Path, epoch: int, notes: list[str]) -> Origin | None:
+    try:
+        state = load_state(path)
+    except CheckpointError as error:
+        notes.append(f"passed over: {error}")
+        return None
+    shapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+    return Origin("state", path, epoch, shapes, state, notes)
+
+
+def _require_unused(folder: Path, stage: int) -> None:
+    """Stages 0 and 1 start anew; they must not write over what an earlier run left."""
+    names = [c.weights or c.state for c in resume_candidates(folder)]
+    taken = [path.name for path in names if path is not None]
+    if stage == 1:
+        taken += [name for name in (INIT,) if (folder / name).exists()]
+    taken += [name for name in (FINAL,) if (folder / name).exists()]
+    if taken:
+        raise ConfigError(
+            f"--train_stage {stage} starts anew, but {folder} already holds {', '.join(taken[:4])};"
+            " choose another --proj_dir, or go on from there with --train_stage 3"
+        )

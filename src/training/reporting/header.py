@@ -1,0 +1,88 @@
+"""What is going to happen, said before it happens."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+
+import torch
+
+from src.config.schema import RunConfig
+from src.training.origin import Origin
+from src.training.plan import Plan, global_batch
+from src.training.progress import Progress
+
+
+def print_header(
+    config: RunConfig,
+    plan: Plan,
+    origin: Origin,
+    progress: Progress,
+    *,
+    parameters: int,
+    data_tokens: int,
+    groups: Mapping[str, int],
+    derived: list[str],
+) -> None:
+    """Prints the run's header; groups: description of each parameter group -> tensor count."""
+    m, d, o, t, h = config.model, config.data, config.optim, config.train, config.hardware
+    ranks = h.num_nodes * h.devices
+    print(f"RWKV-{m.rwkv_version} {h.precision} on {ranks} x {_device_name(h.accelerator)}, "
+          f"strategy {h.strategy}, torch {torch.__version__}")
+    _line("model", f"{m.n_layer} layers, width {m.n_embd}, ffn {m.dim_ffn}, vocabulary "
+                   f"{m.vocab_size}, {parameters / 1e6:.1f} M parameters"
+                   + (", activation checkpointing" if t.grad_cp else ""))
+    _line("data", f"{d.data_file} ({d.data_type}), {data_tokens:,} tokens, context {d.ctx_len}, "
+                  + (f"magic prime {d.magic_prime}" if d.sampling == "permutation"
+                     else "random positions"))
+    accumulated = t.accumulate_grad_batches
+    _line("batch", f"{global_batch(config)} samples ({ranks} x {t.micro_bsz}"
+                   + (f" x {accumulated} accumulated" if accumulated > 1 else "")
+                   + f") = {plan.tokens_per_step:,} tokens a step")
+    _line("length", f"{plan.total_steps:,} steps, ended by {plan.reason}"
+          if plan.total_steps is not None else "no end: stop it when you like")
+    _line("mini-epoch", f"{plan.epoch_steps:,} steps; saved every {t.epoch_save}"
+          if t.epoch_save else f"{plan.epoch_steps:,} steps; only the last is saved")
+    ramp = f"warmup {o.warmup_steps} steps" if o.warmup_steps > 0 else "no warmup"
+    decay = f"{o.weight_decay:g}" + (
+        f" to {o.weight_decay_final:g}" if o.weight_decay_final is not None else "")
+    _line("optimizer", f"Adam, rate {o.lr_init:g} to {o.lr_final:g} ({_curve(config)}), {ramp}, "
+                       f"betas {o.beta1:g} {o.beta2:g}, eps {o.adam_eps:g}, decay {decay}, "
+                       f"clip {o.grad_clip:g}")
+    _line("groups", "; ".join(f"{name}: {count} tensors" for name, count in groups.items()))
+    _line("start", _start(origin, progress))
+    for line in derived:
+        _line("note", line)
+    for note in origin.notes:
+        _line("note", note)
+    print(flush=True)
+
+
+def _line(name: str, text: str) -> None:
+    print(f"  {name:<11} {text}")
+
+
+def _device_name(accelerator: str) -> str:
+    if accelerator == "gpu":
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _curve(config: RunConfig) -> str:
+    tokens = config.train.exit_tokens
+    if config.optim.lr_init == config.optim.lr_final:
+        return "constant"
+    if tokens > 0:
+        return "cosine over the token budget"
+    shape = "linear" if config.optim.lr_final == 0 else "exponential"
+    shape += f" over {config.train.epoch_count} mini-epochs"
+    return f"mean of cosine and {shape}" if tokens < 0 else shape
+
+
+def _start(origin: Origin, progress: Progress) -> str:
+    if origin.kind == "fresh":
+        return "new initial weights"
+    if origin.kind == "weights":
+        step = f", at step {progress.step}" if progress.step else ""
+        return f"weights of {origin.path}, empty optimizer{step}"
+    return f"{origin.path}: exact continuation at step {progress.step}"

@@ -1,0 +1,63 @@
+"""proj_dir/metrics.jsonl: one JSON object per optimizer step and one per validation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from src.files import write_atomically
+from src.training.progress import Progress, StepRecord
+from src.training.reporting.reporter import Reporter
+
+NAME = "metrics.jsonl"
+
+
+class MetricsFile(Reporter):
+    """Appends to metrics.jsonl; a resumed run neither repeats nor skips a step."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._path = folder / NAME
+        _drop_from(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def on_step(self, record: StepRecord, progress: Progress) -> None:
+        """Writes the step's record."""
+        self._write(asdict(record))
+
+    def on_validation(self, step: int, loss: float) -> None:
+        """Writes the validation loss after `step`."""
+        self._write({"step": step, "val_loss": loss})
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, values: dict) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        # A reader, or a crash, sees every finished step.
+        self._file.flush()
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """All complete records of a project folder's metrics.jsonl, in order; [] when there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            # the torn last line of a killed run
+            continue
+    return records
+
+
+def _drop_from(path: Path, first_step: int) -> None:
+    """Removes the records of steps that a resumed run is going to do again."""
+    records = read_metrics(path.parent)
+    kept = [r for r in records if r["step"] < first_step]
+    if path.is_file():
+        text = "".join(json.dumps(r) + "\n" for r in kept)
+        write_atomically(path, lambda file: file.write(text.encode()))

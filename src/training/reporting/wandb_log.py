@@ -1,0 +1,59 @@
+"""Weights & Biases with RWKV-LM's keys; offline and disabled modes need no account."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from src.config.schema import RunConfig
+from src.errors import ConfigError
+from src.training.progress import Progress, StepRecord
+from src.training.reporting.reporter import Reporter
+
+ID_FILE = "wandb_id.txt"
+
+
+class WandbLog(Reporter):
+    """Logs every step under its number counted from 1, as RWKV-LM does."""
+
+    def __init__(self, config: RunConfig, name: str, first_step: int) -> None:
+        import wandb
+
+        folder = Path(config.train.proj_dir)
+        id_file = folder / ID_FILE
+        # A resumed run goes on in the same Weights & Biases run.
+        known = id_file.read_text().strip() if first_step and id_file.is_file() else None
+        try:
+            self._run = wandb.init(
+                project=config.log.wandb, name=name, id=known, resume="allow",
+                config=asdict(config), dir=str(folder), mode=config.log.wandb_mode,
+                save_code=False, settings=wandb.Settings(silent=True),
+            )
+        except wandb.errors.UsageError as error:
+            raise ConfigError(
+                f"--wandb {config.log.wandb}: {str(error).splitlines()[0]}; log in with `wandb "
+                "login`, or give --wandb_mode offline, or --wandb \"\" for none"
+            ) from error
+        id_file.write_text(self._run.id + "\n")
+
+    def on_step(self, record: StepRecord, progress: Progress) -> None:
+        """loss, lr, wd, Gtokens, kt/s (RWKV-LM's keys) and grad_norm."""
+        self._run.log(
+            {
+                "loss": record.loss,
+                "lr": record.lr,
+                "wd": record.weight_decay,
+                "Gtokens": record.tokens / 1e9,
+                "kt/s": record.tokens_per_second / 1000,
+                "grad_norm": record.grad_norm,
+            },
+            step=record.step + 1,
+        )
+
+    def on_validation(self, step: int, loss: float) -> None:
+        """val_loss at the step it was measured after."""
+        self._run.log({"val_loss": loss}, step=step + 1)
+
+    def close(self) -> None:
+        """Uploads the rest."""
+        self._run.finish()

@@ -1,0 +1,55 @@
+"""The recipe of a run, a call a line: facts, configuration, origin, then training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from src.config.conventions import conventions_of
+from src.config.resolve import resolve
+from src.config.schema import RunConfig
+from src.errors import ConfigError
+from src.training.environment import is_rank_zero, prepare_libraries
+from src.training.facts import gather_facts
+from src.training.origin import find_origin
+
+
+def run(config: RunConfig, notices: list[str]) -> int:
+    """Trains, or writes initial weights at stage 1. Returns the exit status.
+
+    notices: lines about translated flags, printed once. Every rank of every node calls this with
+    the same configuration. Raises TrainerError.
+    """
+    origin = find_origin(config.train)
+    facts = gather_facts(config, origin)
+    config, derived = resolve(config, facts)
+    prepare_libraries(config.hardware.accelerator)
+    _make_folder(config.train.proj_dir)
+    if config.train.train_stage == 1:
+        from src.training.initial import write_initial_weights
+
+        write_initial_weights(config, origin, notices + derived)
+        return 0
+    from src.training.fit import fit
+    from src.training.initial import save_initial_weights
+
+    if is_rank_zero():
+        for line in notices:
+            print(line)
+        if origin.kind == "fresh" and config.train.train_stage is None:
+            # As RWKV-LM: what a run starts from is on disk, in the training precision.
+            save_initial_weights(config, origin)
+            origin = find_origin(config.train)
+    return fit(config, conventions_of(config.model.rwkv_version), origin, derived)
+
+
+def _make_folder(proj_dir: str) -> None:
+    folder = Path(proj_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--proj_dir {proj_dir} cannot be written ({error.strerror}); choose a folder you own"
+        ) from error
