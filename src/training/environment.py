@@ -22,8 +22,6 @@ def prepare_libraries(accelerator: str) -> None:
     # DeepSpeed's start-up talk (builder probing, every collective) hides our own messages.
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|deepspeed)\b.*")
     warnings.filterwarnings("ignore", message=".*pkg_resources.*")
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*")

@@ -37,10 +37,14 @@ from src.training.trainer import build_trainer
 ENDLESS = 10**12
 
 
-def fit(config: RunConfig, conventions: Conventions, origin: Origin, derived: list[str]) -> int:
+def fit(
+    config: RunConfig, conventions: Conventions, origin: Origin, derived: list[str],
+    *, saved_config: RunConfig,
+) -> int:
     """Runs from `origin` to the end of the plan; 0 when it got there.
 
-    config: resolved. Raises TrainerError.
+    config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
+    Raises TrainerError.
     """
     plan = make_plan(config)
     progress = _progress(origin, config, plan)
@@ -67,7 +71,7 @@ def fit(config: RunConfig, conventions: Conventions, origin: Origin, derived: li
     module = TrainingModule(model, groups, config.optim, config.hardware)
     trainer = build_trainer(config, [loop])
     if is_rank_zero():
-        _write_config(config)
+        _write_config(saved_config)
         reporters.extend(_reporters(config, plan, progress, trainer))
     steps = (plan.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(dataset, config, progress.step, steps))

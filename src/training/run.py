@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from src.config.conventions import conventions_of
-from src.config.resolve import resolve
+from src.config.conventions import CONVENTIONS
+from src.config.resolve import for_saving, resolve
 from src.config.schema import RunConfig
 from src.errors import ConfigError
+from src.models.registry import complete
 from src.training.environment import is_rank_zero, prepare_libraries
 from src.training.facts import gather_facts
 from src.training.origin import find_origin
@@ -21,7 +23,9 @@ def run(config: RunConfig, notices: list[str]) -> int:
     """
     origin = find_origin(config.train)
     facts = gather_facts(config, origin)
+    given = config
     config, derived = resolve(config, facts)
+    config = replace(config, model=complete(config.model))
     prepare_libraries(config.hardware.accelerator)
     _make_folder(config.train.proj_dir)
     if config.train.train_stage == 1:
@@ -39,7 +43,8 @@ def run(config: RunConfig, notices: list[str]) -> int:
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, origin)
             origin = find_origin(config.train)
-    return fit(config, conventions_of(config.model.rwkv_version), origin, derived)
+    return fit(config, CONVENTIONS[config.model.rwkv_version], origin, derived,
+               saved_config=for_saving(config, given))
 
 
 def _make_folder(proj_dir: str) -> None:

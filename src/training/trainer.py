@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +15,9 @@ LIGHTNING_PRECISION = {"fp32": 32, "tf32": 32, "bf16": "bf16", "fp16": 16}
 
 def build_trainer(config: RunConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
     """A Trainer that runs through the loader once: mini-epochs, logs and checkpoints are ours."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        # Its lines about TPUs and IPUs; importing it has just set the level back.
+        logging.getLogger(name).setLevel(logging.ERROR)
     hardware, train = config.hardware, config.train
     strategy = build_strategy(
         hardware, micro_bsz=train.micro_bsz, grad_clip=config.optim.grad_clip
