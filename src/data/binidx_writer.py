@@ -184,7 +184,8 @@ def publish(writers: Sequence[BinidxWriter], between: Callable[[], None] | None 
     if between is not None:
         between()
     for path in (bin_path, idx_path):
-        for writer in writers:
+        # The first pair becomes readable last: once it is there, so are the others.
+        for writer in reversed(writers):
             writer.rename(path(writer.prefix))
         for folder in folders:
             sync_folder(folder)

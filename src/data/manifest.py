@@ -51,8 +51,10 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         content = json.loads(path.read_bytes())
         manifest = Manifest(**{f.name: content[f.name] for f in fields(Manifest)})
         expected = manifest.tokens * np.dtype(manifest.dtype).itemsize
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise DataError(
@@ -75,9 +77,12 @@ def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Digest of a file's bytes, read in blocks."""
+    """Digest of a file's bytes, read in blocks; DataError when it cannot be read."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()

@@ -75,8 +75,8 @@ def test_bytes_are_the_utf8_bytes_plus_one(text):
 
 
 @pytest.mark.parametrize("name", ["world", "bytes"])
-def test_a_cut_character_decodes_to_its_bytes_and_shows_as_a_replacement(name):
-    tokenizer = load_tokenizer(name)
+def test_a_cut_character_decodes_to_its_bytes_and_shows_as_a_replacement(name, world):
+    tokenizer = world if name == "world" else load_tokenizer(name)
     ids = [byte + 1 for byte in "好".encode()[:2]]
     assert tokenizer.decode_bytes(ids) == "好".encode()[:2]
     assert tokenizer.decode([*tokenizer.encode("a"), *ids]) == "a\ufffd"
@@ -87,15 +87,17 @@ def test_ids_without_a_token_decode_to_the_replacement_character(world):
 
 
 @pytest.mark.parametrize(("name", "bad"), [("world", 65536), ("bytes", 257), ("bytes", -1)])
-def test_ids_outside_the_vocabulary_are_refused(name, bad):
+def test_ids_outside_the_vocabulary_are_refused(name, bad, world):
+    tokenizer = world if name == "world" else load_tokenizer(name)
     with pytest.raises(DataError, match=f"id {bad} is outside the vocabulary"):
-        load_tokenizer(name).decode([1, bad, 2])
+        tokenizer.decode([1, bad, 2])
 
 
 @pytest.mark.parametrize("name", ["world", "bytes"])
-def test_a_lone_surrogate_is_refused(name):
+def test_a_lone_surrogate_is_refused(name, world):
+    tokenizer = world if name == "world" else load_tokenizer(name)
     with pytest.raises(DataError, match="lone surrogate at character 2"):
-        load_tokenizer(name).encode("ok\ud800")
+        tokenizer.encode("ok\ud800")
 
 
 def byte_level(special="<|endoftext|>"):
