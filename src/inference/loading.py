@@ -1,0 +1,66 @@
+"""A model and its tokenizer from a checkpoint file alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from src.checkpoint.weights import fit_weights, load_weights
+from src.config.load import read_config
+from src.data.tokenizer import Tokenizer, load_tokenizer
+from src.errors import CheckpointError, ConfigError
+from src.models.backbone import RWKV
+from src.models.registry import build_model, complete, config_from_shapes
+
+# Rows of the vocabularies that need no file: those of the tokenizers by these names.
+TOKENIZER_BY_ROWS = {65536: "world", 257: "bytes"}
+
+
+def load_model(
+    path: str | Path, *, device: torch.device, dtype: torch.dtype, wkv_backend: str = "auto"
+) -> RWKV:
+    """The network in evaluation mode, every size read from the file.
+
+    A checkpoint with time_state tensors starts from them. Raises CheckpointError or ConfigError.
+    """
+    weights = load_weights(path, dtype)
+    config = complete(config_from_shapes({k: tuple(v.shape) for k, v in weights.items()}))
+    if config.head_qk:
+        raise ConfigError(
+            f"{path} has a copy head (head_qk), which looks back at every token and has no "
+            "recurrent form; it cannot generate with a state of constant size"
+        )
+    has_states = any(name.endswith("att.time_state") for name in weights)
+    model = build_model(config, wkv_backend=wkv_backend, train_states=has_states).to(dtype)
+    fitted, _ = fit_weights(
+        model.state_dict(), weights, partial=False, optional=model.optional_keys
+    )
+    model.load_state_dict(fitted)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) -> Tokenizer:
+    """The tokenizer `given`, else the one named in config.yaml beside the checkpoint, else the
+    built-in one with as many tokens as the model has rows.
+
+    Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
+    model.
+    """
+    name = given
+    saved = Path(path).parent / "config.yaml"
+    if name is None and saved.is_file():
+        name = read_config(saved).data.tokenizer
+    name = name or TOKENIZER_BY_ROWS.get(vocab_size)
+    if name is None:
+        raise ConfigError(
+            f"no tokenizer is known for {path} ({vocab_size} rows) and there is no config.yaml "
+            "beside it; give --tokenizer world, bytes or the path of a tokenizer.json"
+        )
+    tokenizer = load_tokenizer(name)
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"tokenizer {name} has {tokenizer.vocab_size} tokens, {path} only {vocab_size} rows; "
+            "give the tokenizer it was trained with by --tokenizer"
+        )
+    return tokenizer
