@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from src.config.checks import check_fields
 from src.config.load import load_config
 from src.config.rwkv_lm_flags import translate
-from src.errors import TrainerError
+from src.errors import TrainerError, TrainingError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 when the run has ended as asked, 2 for a fault of the user's, 130 for Ctrl-C.
+    """Exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training itself
+    cannot go on, 130 for Ctrl-C.
 
     A fault is one line on stderr.  torch and its companions are imported only once the flags are
     known to be right, so that --help and a typing error answer at once.
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         return run(config, notices)
     except TrainerError as error:
         print("error: " + "; ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130

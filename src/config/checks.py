@@ -20,16 +20,17 @@ from src.config.schema import (
 )
 from src.errors import ConfigError
 
-# Fields that belong to some versions only; at the second value they are unused and harmless.
-_VERSION_FIELDS: dict[str, tuple[str, object]] = {
-    "head_qk": ("45", 0),
-    "head_size": ("567", None),
-    "head_size_divisor": ("567", 8),
-    "rank_mix": ("6", None),
-    "rank_decay": ("67", None),
-    "rank_iclr": ("7", None),
-    "rank_value": ("7", None),
-    "rank_gate": ("7", None),
+# Fields that belong to some versions only, and the values at which they are harmless elsewhere.
+# RWKV-LM's scripts give its default head size of 64 to RWKV-4 as well, which has no heads.
+_VERSION_FIELDS: dict[str, tuple[str, tuple[int | None, ...]]] = {
+    "head_qk": ("45", (0,)),
+    "head_size": ("567", (None, 64)),
+    "head_size_divisor": ("567", (8,)),
+    "rank_mix": ("6", (None,)),
+    "rank_decay": ("67", (None,)),
+    "rank_iclr": ("7", (None,)),
+    "rank_value": ("7", (None,)),
+    "rank_gate": ("7", (None,)),
 }
 
 
@@ -97,12 +98,12 @@ def _check_model(model: ModelConfig) -> None:
         raise ConfigError(f"--n_embd {model.n_embd} is not a multiple of 32; use {nearest}")
     if model.rwkv_version is None:
         return
-    for name, (versions, unused) in _VERSION_FIELDS.items():
+    for name, (versions, harmless) in _VERSION_FIELDS.items():
         value = getattr(model, name)
-        if value != unused and model.rwkv_version not in versions:
+        if value not in harmless and model.rwkv_version not in versions:
             raise ConfigError(
-                f"--{name} {value}: RWKV-{model.rwkv_version} has no such size, only"
-                f" RWKV-{' and '.join(versions)}; leave it out"
+                f"--{name} {value}: RWKV-{model.rwkv_version} has no such size, only RWKV-"
+                f"{', '.join(versions)}; leave it out"
             )
 
 
@@ -134,7 +135,10 @@ def _check_data(data: DataConfig, train: TrainConfig) -> None:
 
 def _check_schedule(optim: OptimConfig, train: TrainConfig) -> None:
     if optim.lr_init == 0 and train.exit_tokens not in (None, 0):
-        raise ConfigError("--lr_init 0 with a token budget: the cosine needs a rate above 0")
+        raise ConfigError(
+            f"--lr_init 0 with a budget of {train.exit_tokens} tokens: the cosine needs a rate"
+            " above 0; --exit_tokens 0 has a schedule that may start at 0"
+        )
     if optim.weight_decay_final is not None and optim.weight_decay == 0:
         raise ConfigError(
             f"--weight_decay_final {optim.weight_decay_final} is reached by a factor per step,"

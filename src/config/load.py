@@ -84,7 +84,7 @@ def dump_config(config: RunConfig) -> str:
     parts = []
     for name, section_type in sections().items():
         body = {name: dataclasses.asdict(getattr(config, name))}
-        text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=1000)
+        text = yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
         parts.append(f"# {section_type.__doc__}\n{text}")
     return "\n".join(parts)
 
@@ -162,6 +162,18 @@ def _parse(flags: Sequence[Argument], base: RunConfig) -> RunConfig:
             add_help=False,
             config=_TYRO,
         )
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper with line breaks and other invisible characters escaped."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # Unquoted, U+0085 and its like would be folded away as line breaks.
+        style = None if text.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -1,0 +1,37 @@
+"""What a run finds on disk and in the machine, as plain values; `training` gathers them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from src.config.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything `resolve` may know besides the configuration.
+
+    token_count: tokens in the training data; None only at stage 1 without data.
+    best_prime: largest magic prime for them at the given ctx_len; None where there is none.
+    data_vocab_size: rows the data's ids need (manifest, or characters counted); None if unknown.
+    data_tokenizer: the tokenizer the manifest names; None if unknown.
+    start: "fresh" weights, a file of "weights" with an empty optimizer, or an exact "state".
+    start_path: the file started from; None when fresh.
+    start_epoch: the mini-epoch that file was saved after; -1 for initial or given weights.
+    start_model: version and sizes read from that file's shapes; None when fresh.
+    state_warmup_steps: warmup of the run that wrote the state; None without one.
+    gpu_count, gpu_has_bf16: CUDA devices of this machine, and whether all of them compute in bf16.
+    """
+
+    token_count: int | None = None
+    best_prime: int | None = None
+    data_vocab_size: int | None = None
+    data_tokenizer: str | None = None
+    start: Literal["fresh", "weights", "state"] = "fresh"
+    start_path: str | None = None
+    start_epoch: int = -1
+    start_model: ModelConfig | None = None
+    state_warmup_steps: int | None = None
+    gpu_count: int = 0
+    gpu_has_bf16: bool = False

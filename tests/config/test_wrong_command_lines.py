@@ -1,0 +1,145 @@
+"""Wrong command lines end with status 2 and one clear line, right ones reach the run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import train
+from src.errors import ConfigError, TrainingError
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "deepspeed", "wandb", "numpy")
+DATA = ["--data_file", "data/x"]
+
+# A wrong command line and the words its message must have.
+WRONG = [
+    (["--n_layr", "5"], ["--n_layr", "--n_layer"]),
+    (["--n_layer", "twelve"], ["--n_layer", "whole number", "twelve"]),
+    (["--n_layer"], ["--n_layer", "value"]),
+    (["stray"], ["stray"]),
+    (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    ([], ["--data_file", "make_data.py"]),
+    ([*DATA, "--micro_bsz", "0"], ["--micro_bsz 0", "at least 1"]),
+    ([*DATA, "--ctx_len", "0"], ["--ctx_len 0", "at least 1"]),
+    ([*DATA, "--accumulate_grad_batches", "0"], ["--accumulate_grad_batches 0"]),
+    ([*DATA, "--devices", "0"], ["--devices 0", "at least 1"]),
+    ([*DATA, "--devices", "0,1"], ["--devices 0,1", "CUDA_VISIBLE_DEVICES=0,1"]),
+    ([*DATA, "--n_embd", "100"], ["--n_embd 100", "multiple of 32", "96"]),
+    ([*DATA, "--dropout", "1"], ["--dropout 1", "below 1"]),
+    ([*DATA, "--beta1", "1.0"], ["--beta1 1", "below 1"]),
+    ([*DATA, "--lr_init", "nan"], ["--lr_init nan", "finite"]),
+    ([*DATA, "--lr_init", "-1"], ["--lr_init -1", "at least 0"]),
+    ([*DATA, "--lr_init", "0", "--exit_tokens", "9"], ["--lr_init 0", "--exit_tokens 0"]),
+    ([*DATA, "--weight_decay_final", "0.1"], ["--weight_decay_final 0.1", "--weight_decay"]),
+    ([*DATA, "--hold_epochs", "2", "--exit_tokens", "9"], ["--hold_epochs 2", "--exit_tokens 9"]),
+    ([*DATA, "--hold_epochs", "2", "--epoch_count", "2"], ["--hold_epochs 2", "--epoch_count"]),
+    ([*DATA, "--max_steps", "0"], ["--max_steps 0"]),
+    ([*DATA, "--rwkv_version", "8"], ["--rwkv_version", "4, 5, 6, 7"]),
+    ([*DATA, "--my_testing", "x060a"], ["--my_testing x060a", "x060"]),
+    ([*DATA, "--my_testing", "x070", "--head_qk", "256"], ["--head_qk 256", "RWKV-7"]),
+    ([*DATA, "--rwkv_version", "6", "--rank_gate", "64"], ["--rank_gate 64", "RWKV-6"]),
+    ([*DATA, "--rwkv_version", "7", "--rank_mix", "32"], ["--rank_mix 32", "RWKV-7"]),
+    ([*DATA, "--grad_cp", "2"], ["--grad_cp 2", "0 or 1"]),
+    ([*DATA, "--pre_ffn", "1"], ["--pre_ffn 1"]),
+    ([*DATA, "--my_qa_mask", "1"], ["--my_qa_mask 1"]),
+    ([*DATA, "--strategy", "fsdp"], ["--strategy fsdp", "deepspeed_stage_2"]),
+    ([*DATA, "--precision", "64"], ["--precision 64", "fp32"]),
+    ([*DATA, "--data_type", "wds_img"], ["--data_type wds_img"]),
+    (["--data_type", "dummy", *DATA], ["--data_file data/x", "dummy"]),
+    ([*DATA, "--data_type", "numpy", "--sampling", "permutation"], ["permutation", "binidx"]),
+    ([*DATA, "--sampling", "random", "--sample_offset", "5"], ["--sample_offset 5", "random"]),
+    ([*DATA, "--val_every", "10"], ["--val_every 10", "--val_data_file"]),
+    ([*DATA, "--load_model", "x.pth", "--train_stage", "3"], ["--load_model x.pth", "rwkv-init"]),
+    ([*DATA, "--load_model", "x.pth", "--my_pile_stage", "1"], ["--load_model x.pth", "blending"]),
+    ([*DATA, "--my_pile_stage", "2", "--train_stage", "3"], ["--my_pile_stage", "--train_stage"]),
+    ([*DATA, "--wandb_mode", "offline"], ["--wandb_mode offline", "--wandb"]),
+]
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Stands in for src.training.run and keeps what it is called with."""
+    calls = []
+    module = types.ModuleType("src.training.run")
+    module.run = lambda config, notices: calls.append((config, notices)) or 0
+    monkeypatch.setitem(sys.modules, "src.training.run", module)
+    return calls
+
+
+@pytest.mark.parametrize(("argv", "words"), WRONG, ids=lambda part: " ".join(part))
+def test_it_ends_with_status_2_and_one_clear_line(argv, words, runs, capsys):
+    assert train.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and runs == []
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert all(word in err for word in words), err
+
+
+def test_a_right_command_line_reaches_the_run_with_its_notices(runs, capsys):
+    argv = [*DATA, "--my_testing", "x060", "--my_ffn_shift", "1", "--n-layer=3"]
+    assert train.main(argv) == 0
+    ((config, notices),) = runs
+    assert (config.model.rwkv_version, config.model.n_layer) == ("6", 3)
+    assert notices == ["--my_ffn_shift has no effect in RWKV-LM either"]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (ConfigError("first\nsecond"), 2, "error: first; second\n"),
+        (TrainingError("the loss is NaN"), 1, "error: the loss is NaN\n"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_the_run_raises_becomes_status_and_line(raised, status, message, runs, capsys):
+    def run(config, notices):
+        raise raised
+
+    sys.modules["src.training.run"].run = run
+    assert train.main(DATA) == status
+    err = capsys.readouterr().err
+    assert err.startswith(message) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"), [(["--n_layr", "5"], "--n_layer"), (["--my_testing", "x060c"], "x060c")]
+)
+def test_the_program_itself_ends_with_status_2_and_one_line(argv, word):
+    done = subprocess.run(
+        [sys.executable, "train.py", *argv], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and word in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_names_every_flag_and_imports_nothing_heavy():
+    code = (
+        "import sys, train\n"
+        "try:\n"
+        "    train.main(['--help'])\n"
+        "finally:\n"
+        f"    print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("heavy: []\n")
+    from src.config.fields import fields
+
+    assert all(f"--{name} " in done.stdout for name in (*fields(), "config"))
+
+
+def test_a_wrong_flag_is_refused_before_anything_heavy_is_imported():
+    code = (
+        "import sys, train\n"
+        "status = train.main(['--data_file', 'x', '--micro_bsz', '0'])\n"
+        f"print(status, [name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 []\n"
