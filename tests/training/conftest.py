@@ -1,0 +1,58 @@
+"""A small corpus and command lines that the training tests share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import train
+from make_data import main as make_data
+
+WORDS = ["the", "state", "of", "a", "network", "that", "reads", "one", "token", "after", "another"]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefix of a byte-level binidx pair of some 20 thousand tokens, with a _val pair beside it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = []
+    for i in range(200):
+        words = [WORDS[(i * k + k * k) % len(WORDS)] for k in range(1, 20)]
+        lines.append(json.dumps({"text": " ".join(words)}))
+    source = folder / "text.jsonl"
+    source.write_text("\n".join(lines), encoding="utf-8")
+    prefix = folder / "text"
+    status = make_data([
+        str(source), "1", "32", "--output", str(prefix), "--tokenizer", "bytes",
+        "--seed", "3", "--validation", "0.1",
+    ])
+    assert not status
+    return prefix
+
+
+@pytest.fixture
+def flags(corpus: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Builds a command line for train.py: small defaults, changed or removed (None) by keyword."""
+
+    def build(**changes: object) -> list[str]:
+        values: dict[str, object] = {
+            "proj_dir": tmp_path / "out", "data_file": corpus, "rwkv_version": 6, "n_layer": 2,
+            "n_embd": 32, "head_size": 32, "ctx_len": 32, "micro_bsz": 4, "exit_tokens": 1500,
+            "epoch_steps": 5, "epoch_save": 1, "lr_init": "1e-3", "lr_final": "1e-4",
+            "warmup_steps": 3, "accelerator": "cpu", "devices": 1, "precision": "fp32",
+            "num_workers": 0, "plot": 0, "wkv_backend": "chunked",
+        }
+        values.update(changes)
+        return [word for key, value in values.items() if value is not None
+                for word in (f"--{key}", str(value))]
+
+    return build
+
+
+@pytest.fixture
+def run_training(flags: Callable[..., list[str]]) -> Callable[..., int]:
+    """Runs train.py in this process with `flags`; returns its exit status."""
+    return lambda **changes: train.main(flags(**changes))
