@@ -1,0 +1,82 @@
+"""How the chunked backends cut [B, T, H, N] tensors into chunks and into groups of heads.
+
+A chunk is `length` consecutive tokens of one batch row and head. A group is a set of (row, head)
+pairs that is worked on at once: everything on a GPU, on a CPU only as much as its cache holds,
+because the element-wise steps there are bound by memory traffic and by page faults of large
+temporaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Numbers in one tensor of a group on a CPU.
+CPU_GROUP_NUMBERS = 2**20
+
+
+class Group(NamedTuple):
+    """Rows and heads that are worked on at once; G = rows * heads."""
+
+    rows: slice
+    heads: slice
+
+
+def groups(like: Tensor) -> Iterator[Group]:
+    """The groups that together cover every row and head of `like`, [B, T, H, N]."""
+    batch, time, heads, size = like.shape
+    if like.device.type != "cpu":
+        yield Group(slice(0, batch), slice(0, heads))
+        return
+    pairs = max(1, CPU_GROUP_NUMBERS // (time * size))
+    heads_at_once = min(heads, pairs)
+    rows_at_once = max(1, pairs // heads)
+    for row in range(0, batch, rows_at_once):
+        for head in range(0, heads, heads_at_once):
+            yield Group(slice(row, row + rows_at_once), slice(head, head + heads_at_once))
+
+
+def cut(x: Tensor, group: Group, length: int, dtype: torch.dtype, pad: float = 0.0) -> Tensor:
+    """The group's part of `x` [B, T, H, N] in chunks, [G, M, length, N], the tail filled up.
+
+    pad: the value of the tokens that fill the last chunk. May share memory with `x`.
+    """
+    x = x[group.rows, :, group.heads].transpose(1, 2).to(dtype)  # [rows, heads, T, N]
+    missing = -x.shape[2] % length
+    if missing:
+        x = functional.pad(x, (0, 0, 0, missing), value=pad)
+    return x.reshape(x.shape[0] * x.shape[1], -1, length, x.shape[3])
+
+
+def paste(out: Tensor, group: Group, x: Tensor) -> None:
+    """Writes chunks `x` [G, M, length, N] into the group's part of `out` [B, T, H, N]."""
+    target = out[group.rows, :, group.heads].transpose(1, 2)
+    rows, heads, time, size = target.shape
+    target.copy_(x.reshape(rows, heads, -1, size)[:, :, :time])
+
+
+def cut_marks(reset: Tensor, group: Group, heads: int, length: int) -> Tensor:
+    """`reset` [B, T] for the group's chunks, bool [G, M, length]; False where the tail is filled.
+
+    heads: the number of heads in the group.
+    """
+    marks = reset[group.rows]
+    missing = -marks.shape[1] % length
+    if missing:
+        marks = functional.pad(marks, (0, missing), value=False)
+    marks = marks.reshape(marks.shape[0], 1, -1, length).expand(-1, heads, -1, -1)
+    return marks.reshape(-1, marks.shape[2], length)
+
+
+def pairs(x: Tensor, group: Group) -> Tensor:
+    """A view [G, ...] of the group's part of the contiguous `x` [B, H, ...]."""
+    return x[group.rows, group.heads].view(-1, *x.shape[2:])
+
+
+def chunk_length(time: int, longest: int) -> int:
+    """Tokens per chunk: `longest`, or the next power of two for a sequence shorter than that."""
+    return min(longest, 1 << (time - 1).bit_length())
