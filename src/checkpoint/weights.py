@@ -10,6 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,12 +81,13 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
         _flush_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot write {path}: {_first_line(error)}; free the disk or choose another "
-            f"--proj_dir. What was there before is unchanged"
+            f"cannot write {path}: {_reason(error)}; make room or name another folder. "
+            f"What was there before is unchanged"
         ) from error
     finally:
         # Also after an interrupt; once renamed there is nothing left to remove.
-        _remove(beside)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _guarded(path: Path, read: Callable[[Path], T]) -> T:
@@ -102,13 +104,13 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, which is not loaded because it could "
-            f"run code; save it again as a plain dictionary of tensors ({_first_line(error)})"
+            f"run code; save it again as a plain dictionary of tensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError,
-            zipfile.BadZipFile) as error:
+    except Exception as error:
+        # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error …
         raise CheckpointError(
             f"{path} cannot be read: it is truncated, damaged or no checkpoint "
-            f"({_first_line(error)}); copy it again or use another checkpoint"
+            f"({_reason(error)}); copy it again or use another checkpoint"
         ) from error
 
 
@@ -200,27 +202,19 @@ def _write(path: Path, tensors: dict[str, Tensor], *, safetensors: bool) -> None
 
 
 def _flush_folder(folder: Path) -> None:
-    # The rename itself is on disk only once the folder is; Windows cannot open folders.
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # The rename itself is on disk only once the folder is. Windows and some network file systems
+    # cannot flush a folder; the file is complete all the same.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        # The folder is not writable or not a folder: then nothing was written either.
-        return
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+def _reason(error: Exception) -> str:
+    """The first sentence of a message; torch adds advice that does not help here."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
 
 
 def _short(dtype: torch.dtype) -> str:
