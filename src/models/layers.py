@@ -85,12 +85,12 @@ def token_shift(x: Tensor, last: Tensor | None, reset: Tensor | None) -> Tensor:
     return previous if reset is None else previous.masked_fill(reset.unsqueeze(-1), 0)
 
 
-def mix(x: Tensor, before: Tensor, share: Tensor) -> Tensor:
-    """share x + (1 - share) before, the mix of RWKV-4 and 5.
+def mix(x: Tensor, delta: Tensor, share: Tensor) -> Tensor:
+    """x + delta share: a token mixed with its neighbour in time, per channel.
 
-    x, before: [B, T, C].  share: [1, 1, C].
+    x, delta: [B, T, C].  share: broadcastable to them, such as [1, 1, C].
     """
-    return before + (x - before) * share
+    return torch.addcmul(x, delta, share)
 
 
 def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -72,9 +72,10 @@ class TimeMix(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
         """Output [B, T, D], the carry as it came, new shift and operator state."""
         before = token_shift(x, shift, reset)
-        k = self.key(mix(x, before, self.time_mix_k))                           # [B, T, A]
-        v = self.value(mix(x, before, self.time_mix_v))
-        r = self.receptance(mix(x, before, self.time_mix_r))
+        delta = x - before
+        k = self.key(mix(before, delta, self.time_mix_k))                           # [B, T, A]
+        v = self.value(mix(before, delta, self.time_mix_v))
+        r = self.receptance(mix(before, delta, self.time_mix_r))
         y, wkv = wkv4(
             self.time_decay, self.time_first, k, v, wkv, backend=self.backend, reset=reset
         )
@@ -98,8 +99,9 @@ class ChannelMix(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Output [B, T, D] and the new shift."""
         before = token_shift(x, shift, reset)
-        k = F.relu(self.key(mix(x, before, self.time_mix_k))).square()
-        r = torch.sigmoid(self.receptance(mix(x, before, self.time_mix_r)))
+        delta = x - before
+        k = F.relu(self.key(mix(before, delta, self.time_mix_k))).square()
+        r = torch.sigmoid(self.receptance(mix(before, delta, self.time_mix_r)))
         return r * self.value(k), x[:, -1]
 
 

@@ -89,10 +89,11 @@ class TimeMix(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Output [B, T, D], the carry as it came, new shift and operator state."""
         before = token_shift(x, shift, reset)
-        r = self.receptance(mix(x, before, self.time_mix_r))                    # [B, T, A]
-        k = self.key(mix(x, before, self.time_mix_k))
-        v = self.value(mix(x, before, self.time_mix_v))
-        g = F.silu(self.gate(mix(x, before, self.time_mix_g)))
+        delta = x - before
+        r = self.receptance(mix(before, delta, self.time_mix_r))                    # [B, T, A]
+        k = self.key(mix(before, delta, self.time_mix_k))
+        v = self.value(mix(before, delta, self.time_mix_v))
+        g = F.silu(self.gate(mix(before, delta, self.time_mix_g)))
         r, k, v = (split_heads(z, self.head_size) for z in (r, k, v))           # [B, T, H, N]
         y, wkv = wkv5(
             r, k, v, self.time_decay, self.time_faaaa,

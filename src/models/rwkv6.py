@@ -35,6 +35,7 @@ from src.models.layers import (
     HeadNorm,
     Linear,
     decay_logits,
+    mix,
     split_heads,
     starting_state,
     token_shift,
@@ -118,11 +119,11 @@ class TimeMix(nn.Module):
     def _mix(self, x: Tensor, delta: Tensor) -> list[Tensor]:
         """The inputs of decay, key, value, receptance and gate, each [B, T, D]."""
         B, T, _ = x.shape
-        low = torch.tanh((x + delta * self.time_maa_x) @ self.time_maa_w1)
+        low = torch.tanh(mix(x, delta, self.time_maa_x) @ self.time_maa_w1)
         low = low.view(B * T, len(MIXES), -1).transpose(0, 1)                   # [5, B T, R]
         moves = torch.bmm(low, self.time_maa_w2).view(len(MIXES), B, T, -1)     # [5, B, T, D]
         return [
-            x + delta * (getattr(self, f"time_maa_{name}") + move)
+            mix(x, delta, getattr(self, f"time_maa_{name}") + move)
             for name, move in zip(MIXES, moves)
         ]
 
@@ -144,8 +145,8 @@ class ChannelMix(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Output [B, T, D] and the new shift."""
         delta = token_shift(x, shift, reset) - x
-        k = F.relu(self.key(x + delta * self.time_maa_k)).square()
-        r = torch.sigmoid(self.receptance(x + delta * self.time_maa_r))
+        k = F.relu(self.key(mix(x, delta, self.time_maa_k))).square()
+        r = torch.sigmoid(self.receptance(mix(x, delta, self.time_maa_r)))
         return r * self.value(k), x[:, -1]
 
 

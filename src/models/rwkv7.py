@@ -41,6 +41,7 @@ from src.models.layers import (
     Linear,
     decay_logits,
     full_precision,
+    mix,
     split_heads,
     starting_state,
     token_shift,
@@ -115,7 +116,7 @@ class TimeMix(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output [B, T, D], the first layer's value [B, T, D], new shift and operator state."""
         delta = token_shift(x, shift, reset) - x
-        xr, xw, xk, xv, xa, xg = (x + delta * getattr(self, f"x_{name}") for name in "rwkvag")
+        xr, xw, xk, xv, xa, xg = (mix(x, delta, getattr(self, f"x_{name}")) for name in "rwkvag")
         w = decay_logits(self.w0, xw, self.w1, self.w2)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)             # [B, T, D]
         if carry is None:
@@ -166,7 +167,7 @@ class ChannelMix(nn.Module):
         self, x: Tensor, shift: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Output [B, T, D] and the new shift."""
-        k = self.key(x + (token_shift(x, shift, reset) - x) * self.x_k)
+        k = self.key(mix(x, token_shift(x, shift, reset) - x, self.x_k))
         return self.value(F.relu(k).square()), x[:, -1]
 
 

@@ -1,0 +1,198 @@
+"""Recurrent use, split sequences, document resets and trained initial states."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from src.errors import ConfigError
+from src.models.state import LayerState, detach_state, state_to_rwkv_package
+from tests.helpers import assert_close
+from tests.models.tiny import MATRIX_VERSIONS, VERSIONS, random_tokens, tiny_config, tiny_model
+
+every_version = pytest.mark.parametrize("version", VERSIONS)
+
+
+def tensors_of(state):
+    """All tensors of a model state, flat; RWKV-4's sums without their scale."""
+    flat = []
+    for att_shift, wkv, ffn_shift in state:
+        if isinstance(wkv, tuple):
+            aa, bb, pp = wkv
+            wkv = torch.stack((aa * pp.exp(), bb * pp.exp()))
+        flat += [att_shift, wkv, ffn_shift]
+    return flat
+
+
+def check_same_state(actual, expected, limit=1e-9):
+    for number, (a, e) in enumerate(zip(tensors_of(actual), tensors_of(expected), strict=True)):
+        assert_close(f"state tensor {number}", a, e, limit)
+
+
+@every_version
+@pytest.mark.parametrize("layers", [1, 3])
+def test_split_in_two_equals_the_whole(version, layers):
+    model = tiny_model(version, n_layer=layers).double()
+    tokens = random_tokens(2, 19)
+    whole, whole_state = model(tokens)
+    for cut in (1, 8, 18):
+        first, state = model(tokens[:, :cut])
+        second, state = model(tokens[:, cut:], state)
+        assert_close("logits", torch.cat((first, second), 1), whole, 1e-9)
+        check_same_state(state, whole_state)
+
+
+@every_version
+def test_one_token_at_a_time_equals_the_whole(version):
+    model = tiny_model(version, n_layer=3)
+    tokens = random_tokens(2, 19)
+    whole, whole_state = model(tokens)
+    state, logits = None, []
+    for position in range(tokens.shape[1]):
+        one, state = model(tokens[:, position : position + 1], state)
+        logits.append(one)
+    assert_close("logits", torch.cat(logits, 1), whole, 1e-5)
+    check_same_state(state, whole_state, 1e-5)
+
+
+@every_version
+def test_the_state_keeps_its_size(version):
+    model = tiny_model(version)
+    _, short = model(random_tokens(2, 1))
+    _, long = model(random_tokens(2, 40))
+    assert [t.shape for t in tensors_of(short)] == [t.shape for t in tensors_of(long)]
+
+
+@every_version
+def test_batch_rows_do_not_see_each_other(version):
+    model = tiny_model(version).double()
+    tokens = random_tokens(3, 9)
+    together, _ = model(tokens)
+    for row in range(3):
+        alone, _ = model(tokens[row : row + 1])
+        assert_close("logits", together[row : row + 1], alone, 1e-9)
+
+
+@every_version
+def test_a_reset_starts_a_document_as_if_it_stood_alone(version):
+    model = tiny_model(version).double()
+    tokens = random_tokens(2, 17)
+    reset = torch.zeros(2, 17, dtype=torch.bool)
+    starts = [(0, 5, 6), (9,)]
+    for row, positions in enumerate(starts):
+        reset[row, list(positions)] = True
+    packed, state = model(tokens, reset=reset)
+    for row, positions in enumerate(starts):
+        borders = sorted({0, *positions, 17})
+        for begin, end in pairwise(borders):
+            alone, alone_state = model(tokens[row : row + 1, begin:end])
+            assert_close("logits", packed[row : row + 1, begin:end], alone, 1e-9)
+        last = [t[..., row : row + 1, :] if t.dim() < 4 else t[row : row + 1]
+                for t in tensors_of(state)]
+        for a, e in zip(last, tensors_of(alone_state), strict=True):
+            assert_close("state", a, e, 1e-9)
+
+
+@every_version
+def test_a_reset_at_the_first_token_forgets_the_given_state(version):
+    model = tiny_model(version).double()
+    _, state = model(random_tokens(1, 5, seed=7))
+    tokens = random_tokens(1, 1)
+    fresh, _ = model(tokens)
+    forgotten, _ = model(tokens, state, reset=torch.tensor([[True]]))
+    assert_close("logits", forgotten, fresh, 1e-9)
+
+
+@every_version
+def test_gradients_flow_through_a_carried_state_until_it_is_detached(version):
+    tokens = random_tokens(1, 12)
+
+    def gradient(model, cut):
+        """d(sum of the second half's logits) / d(embedding), the state passed through `cut`."""
+        model.zero_grad()
+        _, state = model(tokens[:, :6])
+        model(tokens[:, 6:], cut(state))[0].sum().backward()
+        return model.emb.weight.grad.clone()
+
+    model = tiny_model(version).double()
+    whole = model(tokens)[0][:, 6:].sum()
+    whole.backward()
+    expected = model.emb.weight.grad.clone()
+    assert_close("gradient", gradient(model, lambda state: state), expected, 1e-9)
+    only_first_half = sorted(set(tokens[0, :6].tolist()) - set(tokens[0, 6:].tolist()))
+    assert only_first_half
+    cut = gradient(model, detach_state)
+    assert cut[only_first_half].abs().max() == 0
+    assert expected[only_first_half].abs().max() > 0
+
+
+@pytest.mark.parametrize("version", MATRIX_VERSIONS)
+def test_a_trained_state_acts_like_the_same_state_given(version):
+    model = tiny_model(version, options={"train_states": True}).double()
+    tokens = random_tokens(3, 7)
+    plain = tiny_model(version).double()
+    plain.load_state_dict(
+        {key: value for key, value in model.state_dict().items() if "time_state" not in key}
+    )
+    zero = torch.zeros(3, 64, dtype=torch.float64)
+    given = tuple(
+        LayerState(zero, block.att.time_state.expand(3, 2, 32, 32), zero)
+        for block in model.blocks
+    )
+    logits, state = model(tokens)
+    expected, expected_state = plain(tokens, given)
+    assert_close("logits", logits, expected, 1e-12)
+    check_same_state(state, expected_state)
+    # A state that is given takes the place of the trained one.
+    assert_close("logits", model(tokens, given)[0], expected, 1e-12)
+
+
+@pytest.mark.parametrize("version", MATRIX_VERSIONS)
+def test_the_gradient_of_a_trained_state_sums_over_the_batch(version):
+    model = tiny_model(version, options={"train_states": True}).double()
+    tokens = random_tokens(3, 7)
+
+    def gradients(rows):
+        model.zero_grad()
+        model(rows)[0].square().sum().backward()
+        return [block.att.time_state.grad.clone() for block in model.blocks]
+
+    parts = [gradients(tokens[row : row + 1]) for row in range(3)]
+    for layer, together in enumerate(gradients(tokens)):
+        assert together.abs().max() > 0
+        assert_close("gradient", together, sum(part[layer] for part in parts), 1e-9)
+
+
+def test_a_trained_state_refuses_resets():
+    model = tiny_model("6", options={"train_states": True})
+    with pytest.raises(ConfigError, match="do not go together"):
+        model(random_tokens(1, 4), reset=torch.zeros(1, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("version", "entries"), [("4", 5), ("5", 3), ("6", 3), ("7", 3)])
+def test_the_packages_list_has_its_entries_per_layer_without_a_batch(version, entries):
+    model = tiny_model(version, n_layer=3)
+    _, state = model(random_tokens(2, 5))
+    flat = state_to_rwkv_package(state, version, row=1)
+    assert len(flat) == 3 * entries
+    assert torch.equal(flat[0], state[0].att_shift[1])
+    assert torch.equal(flat[-1], state[2].ffn_shift[1])
+    assert all(t.shape in [(64,), (2, 32, 32)] and not t.requires_grad for t in flat)
+
+
+@pytest.mark.parametrize(("version", "swapped"), [("5", True), ("6", True), ("7", False)])
+def test_the_packages_matrix_state_has_the_key_axis_first_up_to_rwkv6(version, swapped):
+    model = tiny_model(version, n_layer=1)
+    _, state = model(random_tokens(1, 5))
+    wkv = state[0].wkv[0]
+    expected = wkv.transpose(1, 2) if swapped else wkv
+    assert torch.equal(state_to_rwkv_package(state, version)[1], expected)
+
+
+def test_rwkv4_has_no_state_to_train():
+    from src.models.registry import build_model
+
+    with pytest.raises(ConfigError, match="RWKV-4 has no initial state"):
+        build_model(tiny_config("4"), train_states=True)
