@@ -1,0 +1,61 @@
+"""The recipes in configs/ load, and resolve to what their comments promise."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from src.config.facts import Facts
+from src.config.load import load_config
+from src.config.resolve import resolve
+from src.config.resolve_length import global_batch, total_steps
+from src.config.rwkv_lm_flags import FLAGS
+from tests.config.resolving import MINIPILE, found
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def recipe(name, *flags):
+    return load_config([f"--config={ROOT}/configs/{name}.yaml", *flags])
+
+
+def test_there_are_recipes():
+    assert [path.stem for path in RECIPES] == ["demo-cpu", "finetune", "pretrain-12x768"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_how_it_is_run(path):
+    assert f"python train.py --config configs/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_the_cpu_demo_fits_a_cpu():
+    facts = Facts(token_count=3_000_000, best_prime=11717, data_vocab_size=257)
+    config, _ = resolve(recipe("demo-cpu", "--data_file", "text"), facts)
+    assert (config.hardware.accelerator, config.hardware.precision) == ("cpu", "fp32")
+    assert (config.model.rwkv_version, config.model.vocab_size) == ("6", 257)
+    assert total_steps(config) == 1465  # ceil(3000000 / 2048)
+
+
+def test_the_demo_of_rwkv_lm_has_its_length_and_batch():
+    gpu = dataclasses.replace(MINIPILE, gpu_count=1, gpu_has_bf16=True)
+    config, _ = resolve(recipe("pretrain-12x768"), gpu)
+    assert (global_batch(config), config.train.epoch_steps) == (16, 2520)
+    assert (config.data.magic_prime, total_steps(config)) == (2926181, 182889)
+
+
+def test_finetuning_takes_the_shape_of_the_model_and_goes_on_by_the_same_line():
+    flags = ("--data_file", "mine", "--load_model", "base.pth")
+    base = dataclasses.replace(MINIPILE, best_prime=365759)
+    config, _ = resolve(recipe("finetune", *flags), found("weights", path="base.pth", base=base))
+    assert (config.model.n_layer, config.model.n_embd, global_batch(config)) == (24, 2048, 16)
+    later = found("state", 3, "out/finetune/rwkv-3.state", base)
+    resumed, _ = resolve(recipe("finetune", *flags), later)
+    assert resumed.train.epoch_begin == 4
+
+
+def test_the_page_on_flags_explains_every_flag_of_rwkv_lm():
+    page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert [name for name in FLAGS if f"`--{name}`" not in page] == []

@@ -1,0 +1,82 @@
+"""What the machine decides, and what is said about it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tests.config.resolving import (
+    EIGHT_GPUS,
+    MINIPILE,
+    fault,
+    resolved,
+    values,
+)
+
+CPU = MINIPILE
+GPU = dataclasses.replace(MINIPILE, gpu_count=1, gpu_has_bf16=True)
+OLD = dataclasses.replace(GPU, gpu_has_bf16=False)
+MACHINE = ("accelerator", "devices", "precision", "strategy")
+
+
+@pytest.mark.parametrize(
+    ("line", "facts", "expected"),
+    [
+        ("", CPU, ("cpu", 1, "fp32", "single_device")),
+        ("", GPU, ("gpu", 1, "bf16", "single_device")),
+        ("", OLD, ("gpu", 1, "fp32", "single_device")),
+        ("", EIGHT_GPUS, ("gpu", 8, "bf16", "deepspeed_stage_2")),
+        ("--devices 1", EIGHT_GPUS, ("gpu", 1, "bf16", "single_device")),
+        ("--devices 1 --num_nodes 2", EIGHT_GPUS, ("gpu", 1, "bf16", "deepspeed_stage_2")),
+        ("--devices 2", CPU, ("cpu", 2, "fp32", "ddp")),
+        ("--accelerator cpu", EIGHT_GPUS, ("cpu", 1, "fp32", "single_device")),
+        ("--precision bf16", CPU, ("cpu", 1, "bf16", "single_device")),
+        ("--precision tf32", CPU, ("cpu", 1, "fp32", "single_device")),
+        ("--precision tf32", GPU, ("gpu", 1, "tf32", "single_device")),
+        ("--precision fp16", OLD, ("gpu", 1, "fp16", "single_device")),
+        ("--strategy ddp", GPU, ("gpu", 1, "bf16", "ddp")),
+        ("--strategy deepspeed_stage_3", CPU, ("cpu", 1, "fp32", "deepspeed_stage_3")),
+        ("--strategy deepspeed_stage_2_offload", CPU, ("cpu", 1, "fp32", "deepspeed_stage_2")),
+        (
+            "--strategy deepspeed_stage_3_offload",
+            GPU,
+            ("gpu", 1, "bf16", "deepspeed_stage_3_offload"),
+        ),
+    ],
+)
+def test_the_machine_decides_what_is_automatic(line, facts, expected):
+    assert values(line, *MACHINE, facts=facts) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "facts", "words"),
+    [
+        ("--accelerator gpu", CPU, "--accelerator cpu"),
+        ("--devices 2", GPU, "--devices 1"),
+        ("--precision bf16", OLD, "--precision fp16"),
+        ("--precision fp16", CPU, "--precision bf16"),
+        ("--strategy single_device --devices 2", EIGHT_GPUS, "--strategy auto"),
+    ],
+)
+def test_what_the_machine_lacks_is_refused_with_a_way_out(line, facts, words):
+    assert words in fault(line, facts)
+
+
+def test_everything_automatic_is_said():
+    _, lines = resolved("", EIGHT_GPUS)
+    for name in ("accelerator gpu", "devices 8", "precision bf16", "strategy deepspeed_stage_2"):
+        assert any(line.startswith(name) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--ds_bucket_mb 2", "ds_bucket_mb is not used"),
+        ("--load_partial 1", "load_partial is not used"),
+        ("--sampling random --magic_prime 2926181", "magic_prime 2926181 is not used"),
+        ("--max_steps 10 --epoch_count 1 --epoch_steps 5", "max_steps 10 is not reached"),
+    ],
+)
+def test_what_is_not_used_is_said(line, said):
+    assert any(said in text for text in resolved(line)[1])
