@@ -1,0 +1,37 @@
+// Shares the heads of a call among torch's threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace rwkv {
+
+// run(begin, end) for pieces of [0, tasks). work: steps per task; a piece below about 100 000 steps
+// is not worth waking a thread.
+template <typename Run> void share_tasks(int64_t tasks, int64_t work, Run run) {
+  const int64_t least = std::max<int64_t>(1, 100000 / std::max<int64_t>(work, 1));
+  at::parallel_for(0, tasks, least, run);
+}
+
+// The sum over the first axis, row after row, so that it does not depend on the number of threads.
+template <typename T> void sum_rows_into(const at::Tensor& rows, at::Tensor& sum) {
+  const int64_t count = sum.numel();
+  const T* from = rows.const_data_ptr<T>();
+  T* to = sum.mutable_data_ptr<T>();
+  for (int64_t b = 0; b < rows.size(0); ++b) {
+    for (int64_t i = 0; i < count; ++i) to[i] += from[b * count + i];
+  }
+}
+
+inline at::Tensor sum_over_batch(const at::Tensor& rows) {
+  at::Tensor sum = at::zeros(rows.sizes().slice(1), rows.options());
+  if (rows.scalar_type() == at::kDouble) sum_rows_into<double>(rows, sum);
+  else sum_rows_into<float>(rows, sum);
+  return sum;
+}
+
+}  // namespace rwkv

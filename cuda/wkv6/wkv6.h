@@ -1,0 +1,12 @@
+// The kernels behind rwkv::wkv6_forward and wkv6_backward; plain C++, no torch.
+#pragma once
+
+#include "../common/outer_params.h"
+
+namespace rwkv {
+
+// Tasks [begin, end), each one head of one batch row: batch row * H + head.
+void wkv6_forward_cpu(const OuterForward& params, int64_t begin, int64_t end);
+void wkv6_backward_cpu(const OuterBackward& params, int64_t begin, int64_t end);
+
+}  // namespace rwkv

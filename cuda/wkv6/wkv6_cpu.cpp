@@ -1,0 +1,16 @@
+// CPU kernels of WKV-6: the recurrence that RWKV-5 and 6 share, with a decay per token.
+#include "wkv6.h"
+
+#include "../common/cpu_outer_heads.h"
+
+namespace rwkv {
+
+void wkv6_forward_cpu(const OuterForward& params, int64_t begin, int64_t end) {
+  outer_forward_heads<true>(params, begin, end);
+}
+
+void wkv6_backward_cpu(const OuterBackward& params, int64_t begin, int64_t end) {
+  outer_backward_heads<true>(params, begin, end);
+}
+
+}  // namespace rwkv
