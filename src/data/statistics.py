@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,3 +31,23 @@ def unigram_entropy(prefix: str | Path) -> float:
         counts = block
     share = counts[counts > 0] / pair.tokens
     return float(-(share * np.log(share)).sum())
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m src.data.statistics PREFIX` prints the token count and the unigram entropy."""
+    if len(argv) != 1:
+        print("error: one argument is needed, the prefix of a .bin/.idx pair", file=sys.stderr)
+        return 2
+    try:
+        entropy = unigram_entropy(argv[0])
+        tokens = Binidx(argv[0]).tokens
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{argv[0]}: {tokens:,} tokens, unigram entropy {entropy:.4f} nats per token (the loss of "
+          "a model that knows only how frequent each token is)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -24,6 +24,8 @@ def prepare_libraries(accelerator: str) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|deepspeed)\b.*")
     warnings.filterwarnings("ignore", message=".*pkg_resources.*")
+    # DeepSpeed calls collectives by names that torch is about to rename.
+    warnings.filterwarnings("ignore", message=r".*`torch\.distributed\.\w+` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from src.training.reporting.reporter import Reporter
 from src.training.reporting.train_log import TrainLog
 from src.training.reporting.wandb_log import WandbLog
 from src.training.strategy import ZeroStrategy
+from src.training.trainable import freeze_all_but
 from src.training.trainer import build_trainer
 
 # A run without an end still needs a length for the loader.
@@ -41,7 +43,7 @@ def fit(
     config: RunConfig, conventions: Conventions, origin: Origin, derived: list[str],
     *, saved_config: RunConfig,
 ) -> int:
-    """Runs from `origin` to the end of the plan; 0 when it got there.
+    """Runs from `origin` to the end of the plan; 0 when it got there, 128 + n after signal n.
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
     Raises TrainerError.
@@ -57,6 +59,7 @@ def fit(
         model, weight_decay=config.optim.weight_decay, layerwise_lr=config.optim.layerwise_lr,
         special_lr_factor=config.optim.special_lr_factor, train_type=config.train.train_type,
     )
+    freeze_all_but(model, groups)
     dataset = _training_data(config)
     reporters: list[Reporter] = []
     if is_rank_zero():
@@ -72,10 +75,11 @@ def fit(
     trainer = build_trainer(config, [loop])
     if is_rank_zero():
         _write_config(saved_config)
+        _write_characters(config, dataset)
         reporters.extend(_reporters(config, plan, progress, trainer))
     steps = (plan.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(dataset, config, progress.step, steps))
-    return 130 if trainer.interrupted else 0
+    return loop.stop.exit_status
 
 
 def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
@@ -148,6 +152,15 @@ def _reporters(
 def _write_config(config: RunConfig) -> None:
     path = Path(config.train.proj_dir) / "config.yaml"
     write_atomically(path, lambda file: file.write(dump_config(config).encode()))
+
+
+def _write_characters(config: RunConfig, dataset: TokenDataset) -> None:
+    """vocab.json of the character types, as RWKV-LM writes it: id -> character."""
+    characters = getattr(dataset.source, "characters", None)
+    if characters is not None:
+        text = json.dumps({str(i): c for i, c in enumerate(characters)}, ensure_ascii=False)
+        path = Path(config.train.proj_dir) / "vocab.json"
+        write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogatepass")))
 
 
 def _say_finished(config: RunConfig, plan: Plan, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.config.schema import RunConfig
 from src.data.sampler import SampleNumbers
+from src.training.signals import ignore_stop_signals
 
 
 class RunData(pl.LightningDataModule):
@@ -44,6 +45,7 @@ class RunData(pl.LightningDataModule):
             sampler=numbers,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_stop_signals,
             pin_memory=self._config.hardware.accelerator == "gpu",
             drop_last=True,
             # The loader draws a seed for its workers; from the global generator that would make

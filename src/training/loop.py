@@ -18,6 +18,7 @@ from src.training.optim import set_rates
 from src.training.progress import EpochRecord, Progress, StepRecord
 from src.training.saving import Saver, restore_state
 from src.training.schedule import Schedule, learning_rate, weight_decay
+from src.training.signals import StopRequest
 from src.training.strategy import zero_engine
 from src.training.validation import validation_loss
 
@@ -55,6 +56,7 @@ class Loop(pl.Callback):
         self._saved_step: int | None = None
         self._last: StepRecord | None = None
         self._step_began = 0.0
+        self.stop = StopRequest()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Seeds dropout, then restores the training state: strategy and optimizer exist now."""
@@ -63,12 +65,13 @@ class Loop(pl.Callback):
             restore_state(trainer, pl_module, self._state)
             # three times the model's size in fp32
             self._state = None
+        self.stop.listen()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: TrainingModule, batch: Any, batch_idx: int
     ) -> None:
         """Sets rate and decay before the first micro batch of a step."""
-        if batch_idx % self._config.train.accumulate_grad_batches:
+        if pl_module.stop_requested or batch_idx % self._config.train.accumulate_grad_batches:
             return
         if self._step_began == 0.0:
             self._step_began = time.perf_counter()
@@ -94,7 +97,7 @@ class Loop(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Saves the end of the run, or the unfinished mini-epoch it pauses in."""
-        if self._last is None or trainer.interrupted:
+        if self._last is None:
             return
         progress, plan = self._progress, self._plan
         if plan.completes and progress.step == plan.total_steps:
@@ -110,6 +113,7 @@ class Loop(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes files and bars, also after an error."""
+        self.stop.release()
         for reporter in self._reporters:
             reporter.close()
         self._reporters = []
@@ -118,7 +122,12 @@ class Loop(pl.Callback):
         return learning_rate(self._schedule, step, step - self._progress.ramp_begin)
 
     def _record(self, trainer: pl.Trainer, module: TrainingModule) -> StepRecord:
-        loss = trainer.strategy.reduce(module.take_step_loss()).item()
+        # A signal may reach one rank only; all must leave after the same step.
+        asked = float(self.stop.received is not None)
+        loss = module.take_step_loss()
+        both = trainer.strategy.reduce(torch.stack([loss, torch.full_like(loss, asked)]))
+        loss, asked = both.tolist()
+        module.stop_requested = asked > 0
         step = self._progress.step
         grad_norm = _grad_norm(trainer, module)
         self._require_finite(step, loss, grad_norm)

@@ -31,6 +31,11 @@ class TrainingModule(pl.LightningModule):
         self._hardware = hardware
         self._micro_losses: list[Tensor] = []
         self._grad_norm: Tensor | None = None
+        self.stop_requested = False
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> int | None:
+        """-1 tells Lightning to end the run here, on every rank."""
+        return -1 if self.stop_requested else None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Mean cross entropy of one micro batch: tokens [B, T], targets [B, T]."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from src.config.conventions import CONVENTIONS
 from src.config.resolve import for_saving, resolve
 from src.config.schema import RunConfig
-from src.errors import ConfigError
+from src.data.dataset import message_from_worker
+from src.errors import ConfigError, DataError, TrainingError
 from src.models.registry import complete
 from src.training.environment import is_rank_zero, prepare_libraries
 from src.training.facts import gather_facts
@@ -43,8 +44,16 @@ def run(config: RunConfig, notices: list[str]) -> int:
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, origin)
             origin = find_origin(config.train)
-    return fit(config, CONVENTIONS[config.model.rwkv_version], origin, derived,
-               saved_config=for_saving(config, given))
+    try:
+        return fit(config, CONVENTIONS[config.model.rwkv_version], origin, derived,
+                   saved_config=for_saving(config, given))
+    except DataError as error:
+        # torch wraps what a loader worker raises in a traceback
+        raise DataError(message_from_worker(error)) from error
+    except TrainingError:
+        if is_rank_zero():
+            raise
+        return 1
 
 
 def _make_folder(proj_dir: str) -> None:

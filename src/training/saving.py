@@ -13,6 +13,7 @@ from src.checkpoint.weights import save_weights
 from src.config.load import dump_config
 from src.training import optimizer_state
 from src.training.strategy import zero_engine
+from src.training.trainable import published_weights
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -65,7 +66,8 @@ class Saver:
             state["config"] = dump_config(self._config)
             state["warmup_steps"] = self._config.optim.warmup_steps
             # Checked first: a model that is not finite must not replace the state either.
-            save_weights(path, state["weights"], self._dtype)
+            published = published_weights(state["weights"], self._config.train.train_type)
+            save_weights(path, published, self._dtype)
             save_state(state_path(path), state)
         trainer.strategy.barrier()
 

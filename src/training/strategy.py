@@ -8,6 +8,8 @@ over gloo exactly as they do on GPUs over NCCL.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +39,11 @@ class ZeroStrategy(DeepSpeedStrategy):
             self._process_group_backend = "gloo"
             # oneCCL streams and pinned memory do not exist on a CPU.
             self.config["zero_optimization"]["overlap_comm"] = False
+
+    def _init_deepspeed_distributed(self) -> None:
+        # DeepSpeed prints that it has built an operator, once per rank.
+        with contextlib.redirect_stdout(io.StringIO()):
+            super()._init_deepspeed_distributed()
 
     def init_deepspeed(self) -> None:
         """Builds the engine; Lightning's checks of clipping and accelerator do not apply."""
