@@ -35,7 +35,8 @@ def run(
     """
     dtype = compute_dtype(v.dtype)
     rf, kf, vf, af, bf = (tensor.to(dtype) for tensor in (r, k, v, a, b))
-    decay = torch.exp(-LARGEST_RATE * torch.sigmoid(w))
+    # Through the logarithm, since autograd's s (1 - s) loses the digits of 1 - s for large w.
+    decay = torch.exp(-LARGEST_RATE * torch.exp(torch.nn.functional.logsigmoid(w)))
     batch, time, heads, size = v.shape
     s = rf.new_zeros(batch, heads, size, size) if state is None else state
     outputs = []
