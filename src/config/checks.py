@@ -63,9 +63,10 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
     ),
     (
         _Range(0),
-        "head_qk sample_offset num_workers lr_init lr_final warmup_steps weight_decay grad_clip"
+        "head_qk sample_offset num_workers lr_init lr_final weight_decay grad_clip"
         " hold_epochs exit_epoch epoch_count epoch_begin epoch_save random_seed",
     ),
+    (_Range(-1), "warmup_steps"),
     (_Range(0, 1, below=True), "dropout beta1 beta2"),
     (_Range(0, above=True), "adam_eps weight_decay_final"),
     (_Range(2), "magic_prime"),

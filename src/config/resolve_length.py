@@ -12,7 +12,8 @@ from src.errors import ConfigError
 # RWKV-LM's mini-epoch in samples: 8!, which many batch sizes divide.
 MINI_EPOCH_SAMPLES = 40320
 
-FRESH_WARMUP = 10
+# RWKV-LM's -1: no ramp. It enters the curve too, which it shifts by one step.
+NO_WARMUP = -1
 
 
 def global_batch(config: RunConfig) -> int:
@@ -101,13 +102,13 @@ def resolve_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int | N
         return config.optim.warmup_steps
     steps, total = config.optim.warmup_steps, total_steps(config)
     if steps is None:
-        steps = _automatic_warmup(config, facts, total, lines)
+        steps = _automatic_warmup(config, facts, lines)
     if total is not None and steps >= total:
         lines.append(f"the warmup of {steps} steps is as long as the run of {total}")
     return steps
 
 
-def _automatic_warmup(config: RunConfig, facts: Facts, total: int | None, lines: list[str]) -> int:
+def _automatic_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int:
     if facts.start == "state" and facts.state_warmup_steps is not None:
         return facts.state_warmup_steps
     if facts.start == "weights" and facts.start_epoch >= 0:
@@ -115,9 +116,8 @@ def _automatic_warmup(config: RunConfig, facts: Facts, total: int | None, lines:
         steps = conventions.warmup_after_resume(config.train.train_stage)
         lines.append(f"warmup_steps {steps}: the optimizer starts empty after a resume")
         return steps
-    steps = FRESH_WARMUP if total is None else min(FRESH_WARMUP, total // 10)
-    lines.append(f"warmup_steps {steps}, since none are given")
-    return steps
+    lines.append("no warmup, as in RWKV-LM when --warmup_steps is not given; 10 is usual")
+    return NO_WARMUP
 
 
 def _tokenizer(data: DataConfig, facts: Facts) -> str | None:

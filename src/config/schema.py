@@ -97,8 +97,8 @@ class OptimConfig:
     lr_final: float = 1e-5
     """base learning rate at the end; 0 makes the step-based schedule linear"""
     warmup_steps: int | None = None
-    """steps of linear warmup; None: 10 (a tenth of a run shorter than 100 steps);
-    resumed from weights alone: 10 or 30 by version and stage"""
+    """steps of linear warmup; -1: none; None: none on a fresh run, as in RWKV-LM, 10 or 30 when
+    going on from bare weights, the run's own when going on exactly"""
     beta1: float = 0.9
     """Adam's decay of the first moment"""
     beta2: float = 0.99

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from src.config.resolve_length import global_batch, total_steps
 from src.config.schema import RunConfig
-from src.training.schedule import Schedule, budget_steps
+from src.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,15 @@ class Plan:
     reason: str
 
 
-def global_batch(config: RunConfig) -> int:
-    """Samples per optimizer step over all processes and micro steps."""
-    h, t = config.hardware, config.train
-    return h.num_nodes * h.devices * t.micro_bsz * t.accumulate_grad_batches
-
-
 def make_plan(config: RunConfig) -> Plan:
     """The plan of a resolved configuration."""
     t = config.train
     tokens_per_step = global_batch(config) * config.data.ctx_len
     ends: list[tuple[int, bool, str]] = []
-    if t.exit_tokens:
-        steps = budget_steps(t.exit_tokens, tokens_per_step)
-        ends.append((steps, True, f"the budget of {abs(t.exit_tokens):,} tokens"))
-    elif t.epoch_count:
-        ends.append((t.epoch_count * t.epoch_steps, True, f"{t.epoch_count} mini-epochs"))
+    steps = total_steps(config)
+    if steps is not None:
+        ends.append((steps, True, f"the budget of {abs(t.exit_tokens):,} tokens" if t.exit_tokens
+                     else f"{t.epoch_count} mini-epochs"))
     if t.exit_epoch is not None:
         ends.append(((t.exit_epoch + 1) * t.epoch_steps, False, f"--exit_epoch {t.exit_epoch}"))
     if t.max_steps is not None:

@@ -58,11 +58,6 @@ def weight_decay(schedule: Schedule, step: int) -> float:
     return s.weight_decay * (s.weight_decay_final / s.weight_decay) ** progress
 
 
-def budget_steps(exit_tokens: int, tokens_per_step: int) -> int:
-    """Optimizer steps that a token budget pays for: the last one may go beyond it."""
-    return -(-abs(exit_tokens) // tokens_per_step)
-
-
 def _token_progress(s: Schedule, step: int) -> float:
     warmup_tokens = s.warmup_steps * s.tokens_per_step
     span = abs(s.exit_tokens) - warmup_tokens

@@ -103,20 +103,16 @@ def test_a_resume_from_bare_weights_warms_up_as_rwkv_lm_does(testing, stage, ste
     assert values(stage + " --warmup_steps 7", "warmup_steps", facts=facts) == 7
 
 
-def test_a_fresh_run_warms_up_for_ten_steps_or_a_tenth_of_it():
-    assert values("", "warmup_steps") == 10
-    assert values("--warmup_steps -1", "warmup_steps") == 10
+def test_a_fresh_run_has_no_warmup_unless_asked_as_in_rwkv_lm():
+    assert values("", "warmup_steps") == -1
+    assert values("--warmup_steps -1", "warmup_steps") == -1
     assert values("--warmup_steps 0", "warmup_steps") == 0
-    # 40 steps
-    assert values("--micro_bsz 1 --ctx_len 100 --exit_tokens 4000", "warmup_steps") == 4
-    assert values("--epoch_count 3 --epoch_steps 3", "warmup_steps") == 0
-    # a pause does not change the curve
-    assert values("--max_steps 5", "warmup_steps") == 10
+    assert values("--warmup_steps 10 --max_steps 5", "warmup_steps") == 10
 
 
 def test_an_exact_continuation_keeps_the_warmup_of_its_run():
     state = found("state", 12, "out/rwkv-12.state")
-    assert values("", "warmup_steps", facts=state) == 10
+    assert values("", "warmup_steps", facts=state) == -1
     kept = dataclasses.replace(state, state_warmup_steps=30)
     assert values("", "warmup_steps", facts=kept) == 30
 

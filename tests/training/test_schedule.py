@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from src.training.schedule import Schedule, budget_steps, learning_rate, weight_decay
+from src.config.resolve_length import total_steps
+from src.config.schema import DataConfig, HardwareConfig, RunConfig, TrainConfig
+from src.training.schedule import Schedule, learning_rate, weight_decay
 from tests.helpers import load_json
 
 CASES = load_json("schedule")["schedules"]
@@ -43,7 +45,11 @@ def test_the_budget_ends_at_the_step_at_which_the_reference_leaves(case: dict):
     if c["my_exit_tokens"] == 0:
         assert not any(row["exit_before_this_step"] for row in case["rows"])
         return
-    last = budget_steps(c["my_exit_tokens"], c["ctx_len"] * c["real_bsz"])
+    config = RunConfig(
+        data=DataConfig(ctx_len=c["ctx_len"]), hardware=HardwareConfig(devices=1),
+        train=TrainConfig(micro_bsz=c["real_bsz"], exit_tokens=c["my_exit_tokens"]),
+    )
+    last = total_steps(config)
     for row in case["rows"]:
         assert row["exit_before_this_step"] == (row["real_step"] >= last), row
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
+from src.config.resolve_length import global_batch
 from src.config.schema import RunConfig
 from src.training.origin import Origin
-from src.training.plan import Plan, global_batch
+from src.training.plan import Plan
 from src.training.progress import Progress
 
 
