@@ -6,6 +6,7 @@ import collections
 import os
 import pickle
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -252,6 +253,20 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, suffix):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@both_formats
+def test_file_and_folder_are_flushed_around_the_rename(tmp_path, suffix, monkeypatch):
+    events = []
+    flushed = lambda fd: events.append(Path(f"/proc/self/fd/{fd}").readlink())  # noqa: E731
+    monkeypatch.setattr(os, "fsync", flushed)
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda *paths: events.append("rename") or rename(*paths))
+    path = tmp_path / f"rwkv-0{suffix}"
+    save_weights(path, example(), torch.float32)
+    assert len(events) == 3
+    assert events[0].parent == tmp_path and events[0].name.startswith(path.name)
+    assert events[1:] == ["rename", tmp_path]
 
 
 @both_formats
