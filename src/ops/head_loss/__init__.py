@@ -1,0 +1,130 @@
+"""Head and cross entropy without ever holding all logits.
+
+    logits = x W^T (+ extra),   loss = mean over tokens of  -log softmax(logits)[target]
+
+and, in the gradient only, L2Wrap: the largest logit of each token (the first on a tie) has
+1e-4 / (B T) times itself added to its gradient, which keeps logits from drifting. The loss
+reported is the cross entropy alone.
+
+The tokens are worked through in slices; a slice's gradients are computed while its logits exist,
+so that memory holds one slice of logits, grad x and grad W, whatever B, T and V are.
+
+Source: RWKV-LM, RWKV-v7/train_temp, class L2Wrap and the loss's gradient, which is multiplied by
+the incoming one as a whole.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.errors import BackendError
+from src.ops.arguments import FLOAT_DTYPES
+from src.ops.dispatch import without_autocast
+from src.ops.head_loss.sliced import Plan, SlicedHeadLoss
+
+# Bytes of a slice of fp32 logits when the caller does not choose.
+SLICE_BYTES = 64 * 2**20
+
+
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    mask: Tensor | None = None,
+    extra_logits: Tensor | None = None,
+    rows: int | None = None,
+) -> Tensor:
+    """The scalar loss in fp32 (fp64 for fp64 inputs), differentiable once.
+
+    x: [B, T, C]; weight: [V, C] in the same dtype (any float dtypes under autocast, which decides
+        the dtype of the matrix products). Softmax, loss and sums are fp32 (fp64).
+    targets: [B, T] int64, each in 0 .. V - 1.
+    mask: [B, T] bool or number >= 0, or None for all ones. The loss is then the sum of mask times
+        cross entropy over the sum of the mask, and 0 where the mask is all zero; L2Wrap ignores it.
+    extra_logits: [B, T, V] added to the logits, or None; gets a gradient of its own.
+    rows: tokens per slice; None takes about 64 MiB of fp32 logits.
+
+    Gradients flow to x, weight and extra_logits where they ask for one. Raises BackendError when an
+    argument does not fit.
+    """
+    matmul_dtype = _matmul_dtype(x, weight)
+    _check(x, weight, targets, mask, extra_logits, rows)
+    batch, time, _ = x.shape
+    vocab = weight.shape[0]
+    if rows is None:
+        rows = max(1, SLICE_BYTES // (4 * vocab))
+    enabled = torch.is_grad_enabled()
+    wants = tuple(
+        enabled and tensor is not None and tensor.requires_grad
+        for tensor in (x, weight, extra_logits)
+    )
+    plan = Plan(min(rows, batch * time), matmul_dtype, wants)
+    with without_autocast(x.device):
+        return SlicedHeadLoss.apply(
+            x.flatten(0, 1),
+            weight,
+            targets.flatten(),
+            None if mask is None else mask.flatten(),
+            None if extra_logits is None else extra_logits.flatten(0, 1),
+            plan,
+        )
+
+
+def _matmul_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    for name, tensor in (("x", x), ("weight", weight)):
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise BackendError(
+                f"head_loss: {name} has dtype {tensor.dtype}, expected one of float32, bfloat16, "
+                f"float16, float64"
+            )
+    kind = x.device.type
+    # Autocast leaves fp64 alone, as it does in torch's own operators.
+    if (
+        x.dtype != torch.float64
+        and torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+    ):
+        return torch.get_autocast_dtype(kind)
+    if x.dtype != weight.dtype:
+        raise BackendError(
+            f"head_loss: x is {x.dtype} and weight is {weight.dtype}, expected one dtype; cast one "
+            f"of them, or use autocast"
+        )
+    return x.dtype
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    extra_logits: Tensor | None,
+    rows: int | None,
+) -> None:
+    if x.dim() != 3 or x.numel() == 0:
+        raise BackendError(f"head_loss: x has shape {list(x.shape)}, expected [B, T, C], not empty")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[2] or weight.numel() == 0:
+        raise BackendError(
+            f"head_loss: weight has shape {list(weight.shape)}, expected [V, C = {x.shape[2]}]"
+        )
+    if targets.dtype != torch.int64:
+        raise BackendError(f"head_loss: targets are {targets.dtype}, expected int64 token ids")
+    if rows is not None and rows < 1:
+        raise BackendError(f"head_loss: rows is {rows}, expected at least 1 token per slice")
+    expected = {
+        "targets": (targets, x.shape[:2]),
+        "mask": (mask, x.shape[:2]),
+        "extra_logits": (extra_logits, (*x.shape[:2], weight.shape[0])),
+        "weight": (weight, weight.shape),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise BackendError(
+                f"head_loss: {name} has shape {list(tensor.shape)}, expected {list(shape)}"
+            )
+        if tensor.device != x.device:
+            raise BackendError(f"head_loss: {name} is on {tensor.device}, expected {x.device}")

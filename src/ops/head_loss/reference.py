@@ -1,0 +1,40 @@
+"""Head and loss with all logits at once; the law that `head_loss` is compared with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from src.ops.precision import compute_dtype
+
+# The weight of the largest logit in its own gradient, before the mean over tokens.
+L2WRAP = 1e-4
+
+
+def head_loss_reference(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    mask: Tensor | None = None,
+    extra_logits: Tensor | None = None,
+) -> Tensor:
+    """The scalar of `src.ops.head_loss.head_loss` with gradients by autograd.
+
+    Shapes as there. L2Wrap is added as l - l.detach(): its value is 0, its gradient that of l.
+    """
+    logits = (x @ weight.T).to(compute_dtype(x.dtype))  # [B, T, V]
+    if extra_logits is not None:
+        logits = logits + extra_logits
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none"
+    )  # [B * T]
+    if mask is None:
+        loss = losses.mean()
+    else:
+        counts = mask.flatten().to(losses.dtype)
+        loss = (losses * counts).sum() / counts.sum()
+    # argmax and gather, not amax: on a tie amax shares its gradient, L2Wrap takes the first entry.
+    largest = logits.gather(2, logits.argmax(2, keepdim=True))
+    wrap = 0.5 * L2WRAP * largest.square().mean()
+    return loss + (wrap - wrap.detach())
