@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Calls `write` with a file beside `path`, flushes it to disk and renames it to `path`.
+def partial_path(path: Path) -> Path:
+    """Temporary name beside `path`; it holds the process id, so that two runs never share one."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
-    `path` afterwards holds the complete new content or, after any failure, what it held before.
-    Raises OSError and whatever `write` raises; nothing is left behind then.
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; what the block writes there takes the place of `path`.
+
+    `path` afterwards holds the complete new content, flushed to disk, or after any failure what
+    it held before, and nothing is left behind. Raises OSError and whatever the block raises.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    beside = partial_path(path)
     try:
-        with beside.open("wb") as file:
-            write(file)
-            file.flush()
+        yield beside
+        with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
-        flush_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         # Also after an interrupt; once renamed there is nothing left to remove.
-        remove_quietly(beside)
+        # A folder that cannot be written, or is no folder, holds nothing to remove either.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
-def flush_folder(folder: Path) -> None:
-    """Puts renames and removals in `folder` on disk."""
-    # Windows cannot open folders.
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a small file: afterwards `path` holds all of `content` or what it held before."""
+    with replacing(path) as beside:
+        beside.write_bytes(content)
 
 
-def remove_quietly(path: Path) -> None:
-    """Removes `path` if it is there and can be removed."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        # The folder is not writable or is not a folder: then nothing was written either.
-        return
+def sync_folder(folder: Path) -> None:
+    """Makes earlier renames in `folder` durable where that is possible.
+
+    Windows and some network file systems cannot flush a folder; the files are complete anyway.
+    """
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

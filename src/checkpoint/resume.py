@@ -18,7 +18,7 @@ import torch
 
 from src.checkpoint.names import FINAL, epoch_of
 from src.errors import CheckpointError
-from src.files import write_atomically
+from src.files import replacing
 
 FORMAT = 1
 SUFFIX = ".state"
@@ -46,7 +46,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     Raises CheckpointError; what was at `path` before is then unchanged.
     """
     try:
-        write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+        # A handle, because given a path torch writes its name into the file.
+        with replacing(path) as beside, beside.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot write {path}: {error}; free the disk or choose another --proj_dir. "

@@ -6,11 +6,9 @@ never executes anything from the file. Faults of files are CheckpointErrors that
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from src.checkpoint.fit import FitReport, fit_weights
 from src.errors import CheckpointError
+from src.files import replacing
 
 __all__ = ["FitReport", "fit_weights", "load_weights", "read_shapes", "save_weights"]
 
@@ -74,20 +73,14 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
         for key, tensor in state_dict.items()
     }
     _require_finite(tensors, f"{path} was not written: as {_short(dtype)} the model")
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        _write(beside, tensors, safetensors=path.suffix == ".safetensors")
-        beside.replace(path)
-        _flush_folder(path.parent)
+        with replacing(path) as beside:
+            _write(beside, tensors, safetensors=path.suffix == ".safetensors")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write {path}: {_reason(error)}; make room or name another folder. "
             f"What was there before is unchanged"
         ) from error
-    finally:
-        # Also after an interrupt; once renamed there is nothing left to remove.
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def _guarded(path: Path, read: Callable[[Path], T]) -> T:
@@ -192,24 +185,10 @@ def _as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _write(path: Path, tensors: dict[str, Tensor], *, safetensors: bool) -> None:
     if safetensors:
         save_file(tensors, path)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
         return
+    # A handle, because given a path torch writes its name into the file.
     with path.open("wb") as file:
         torch.save(tensors, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    # The rename itself is on disk only once the folder is. Windows and some network file systems
-    # cannot flush a folder; the file is complete all the same.
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

@@ -22,8 +22,9 @@ from src.data.binidx_layout import (
     dtype_code,
     idx_path,
 )
-from src.data.files import close_durably, create, partial_path, sync_folder
+from src.data.files import close_durably, create
 from src.errors import DataError
+from src.files import partial_path, sync_folder
 
 # Items whose pointers are computed at a time, so that closing a large index needs little memory.
 _BLOCK = 1 << 20

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever found under its final name."""
+"""Writing data files; what cannot be written is a DataError."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from src import files
 from src.errors import DataError
-
-
-def partial_path(path: Path) -> Path:
-    """Temporary name beside `path`; it holds the process id, so that two runs never share one."""
-    return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def create(path: Path) -> BinaryIO:
@@ -30,25 +26,10 @@ def close_durably(file: BinaryIO) -> None:
     file.close()
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes earlier renames in the folder durable, where the system lets a folder be opened."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a small file: afterwards `path` holds all of `content` or what it held before."""
-    partial = partial_path(path)
+    """Writes a small file completely or not at all, with its folder; DataError if it cannot."""
     try:
-        file = create(partial)
-        file.write(content)
-        close_durably(file)
-        partial.replace(path)
-        sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(path, content)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error

@@ -151,7 +151,7 @@ def _reporters(
 
 def _write_config(config: RunConfig) -> None:
     path = Path(config.train.proj_dir) / "config.yaml"
-    write_atomically(path, lambda file: file.write(dump_config(config).encode()))
+    write_atomically(path, dump_config(config).encode())
 
 
 def _write_characters(config: RunConfig, dataset: TokenDataset) -> None:
@@ -160,7 +160,7 @@ def _write_characters(config: RunConfig, dataset: TokenDataset) -> None:
     if characters is not None:
         text = json.dumps({str(i): c for i, c in enumerate(characters)}, ensure_ascii=False)
         path = Path(config.train.proj_dir) / "vocab.json"
-        write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogatepass")))
+        write_atomically(path, text.encode("utf-8", "surrogatepass"))
 
 
 def _say_finished(config: RunConfig, plan: Plan, progress: Progress) -> None:

@@ -60,4 +60,4 @@ def _drop_from(path: Path, first_step: int) -> None:
     kept = [r for r in records if r["step"] < first_step]
     if path.is_file():
         text = "".join(json.dumps(r) + "\n" for r in kept)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, text.encode())
