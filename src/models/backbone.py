@@ -94,10 +94,11 @@ class RWKV(nn.Module):
         self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None = None,
         state: ModelState | None = None, reset: Tensor | None = None, head_rows: int | None = None,
     ) -> Tensor:
-        """Mean cross entropy of `targets` [B, T], fp32 scalar, logits never held all at once.
+        """Mean cross entropy of `targets` [B, T]: a scalar in fp32 (fp64 for fp64 models).
 
-        mask: [B, T] weights of the positions.  head_rows: positions per slice; None: chosen by
-        size. The gradient includes the L2Wrap term, see `ops.head_loss`.
+        mask: [B, T] weights of the positions.  head_rows: positions per slice of logits, which are
+        never held all at once; None: chosen by size.
+        The gradient includes the L2Wrap term, see `ops.head_loss`.
         """
         x, _ = self.features(tokens, state, reset=reset)
         extra = self._copy_logits(x, tokens, state, reset)
