@@ -8,13 +8,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu_head_rows.h"
 #include "cpu_math.h"
-#include "cpu_matrix.h"
 #include "cpu_outer_scan.h"
 #include "cpu_row_math.h"
-#include "cpu_rows.h"
 #include "cpu_scratch.h"
-#include "cpu_segments.h"
+#include "cpu_walk.h"
 #include "outer_params.h"
 
 namespace rwkv {
@@ -23,52 +22,27 @@ namespace rwkv {
 // gradient of w, is NaN.
 template <typename T> constexpr T kLargestLogRate = sizeof(T) == 4 ? T(5) : T(7);
 
-// log_decay = -exp(w), decay = exp(log_decay); count: a multiple of kLanes
-template <typename T> void decay_of(const T* w, T* log_decay, T* decay, int64_t count) {
+// decay = exp(-exp(w)) and slope, its derivative by w; count: a multiple of kLanes
+template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes<T>) {
     const Vec<T> limited = min<T>(kLargestLogRate<T>, load<T>(w + i));
-    const Vec<T> rate = -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited));
-    store<T>(log_decay + i, rate);
-    store<T>(decay + i, exp_in_range<T>(rate));
+    const Vec<T> log_decay = -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited));
+    const Vec<T> d = exp_in_range<T>(log_decay);
+    store<T>(decay + i, d);
+    store<T>(slope + i, d * log_decay);
   }
 }
-
-// Where the rows of one head lie in tensors [B, T, H, N].
-struct HeadPlace {
-  int64_t task, row, head, time, heads, size;
-
-  HeadPlace(const OuterSizes& p, int64_t task)
-      : task(task), row(task / p.heads), head(task % p.heads), time(p.time), heads(p.heads),
-        size(p.size) {}
-  int64_t token(int64_t t) const { return ((row * time + t) * heads + head) * size; }
-  const bool* reset(const bool* all) const { return all == nullptr ? nullptr : all + row * time; }
-};
 
 // The inputs of some tokens of one head, in rows.
 template <typename T, bool kDecayPerToken> struct OuterRows {
   const int64_t stride;
-  T *r, *k, *v, *gy, *decay, *log_decay, *w;
+  T *r, *k, *v, *gy, *decay, *slope, *w;
 
   static int64_t elements(int64_t tokens, int64_t stride) { return 7 * tokens * stride; }
 
   OuterRows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
-    for (T** rows : {&r, &k, &v, &gy, &decay, &log_decay, &w}) {
+    for (T** rows : {&r, &k, &v, &gy, &decay, &slope, &w}) {
       *rows = scratch.take(tokens * stride);
-    }
-  }
-
-  void read(const void* from, DType dtype, const HeadPlace& place, int64_t begin, int64_t tokens,
-            T* to) const {
-    for (int64_t t = 0; t < tokens; ++t) {
-      load_row<T>(from, dtype, place.token(begin + t), place.size, to + t * stride);
-    }
-  }
-
-  // Has the tokens [begin, end) ready in the cache when they are read.
-  static void expect(const void* from, DType dtype, const HeadPlace& place, int64_t begin,
-                     int64_t end) {
-    for (int64_t t = std::max<int64_t>(begin, 0); t < std::min(end, place.time); ++t) {
-      prefetch_row(from, dtype, place.token(t), place.size);
     }
   }
 
@@ -76,14 +50,14 @@ template <typename T, bool kDecayPerToken> struct OuterRows {
   void read_decay(const void* from, DType dtype, const HeadPlace& place, int64_t begin,
                   int64_t tokens) const {
     if (kDecayPerToken) {
-      read(from, dtype, place, begin, tokens, w);
-      return decay_of(w, log_decay, decay, tokens * stride);
+      read_rows(from, dtype, place, begin, tokens, w, stride);
+      return decay_of(w, decay, slope, tokens * stride);
     }
     load_row<T>(from, dtype, place.head * place.size, place.size, w);
-    decay_of(w, log_decay, decay, stride);
+    decay_of(w, decay, slope, stride);
     for (int64_t at = stride; at < tokens * stride; at += stride) {
-      std::memcpy(log_decay + at, log_decay, stride * sizeof(T));
       std::memcpy(decay + at, decay, stride * sizeof(T));
+      std::memcpy(slope + at, slope, stride * sizeof(T));
     }
   }
 
@@ -108,51 +82,31 @@ template <typename T, bool kDecayPerToken> class OuterForwardHeads {
   // task: batch row * heads + head
   void run(int64_t task) {
     const HeadPlace place(p_, task);
-    const int64_t square = p_.size * p_.size;
     load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
-    clear_rows(state_, stride_ * stride_);
-    if (p_.state != nullptr) {
-      copy_matrix(static_cast<const T*>(p_.state) + task * square, p_.size, other_, stride_, p_.size);
-      transpose(other_, state_, stride_, stride_);
-    }
-    for (const Segment& segment : cut_sequence(place.reset(p_.reset), p_.time, p_.keep_every)) {
-      if (segment.starts_document) clear_rows(state_, stride_ * stride_);
-      if (p_.checkpoints != nullptr && segment.begin % p_.keep_every == 0) {
-        const int64_t index = task * p_.kept + segment.begin / p_.keep_every;
-        T* kept = static_cast<T*>(p_.checkpoints) + index * square;
-        copy_matrix(state_, stride_, kept, p_.size, p_.size);
-      }
-      for (int64_t t = 0; t < segment.tokens; t += kBlock) {
-        run_block(place, segment.begin + t, std::min(kBlock, segment.tokens - t));
-      }
-    }
-    transpose(state_, other_, stride_, stride_);
-    T* left = static_cast<T*>(p_.final_state) + task * square;
-    copy_matrix(other_, stride_, left, p_.size, p_.size);
+    walk_forward(p_, place, stride_, state_, other_,
+                 [&](int64_t begin, int64_t tokens) { run_block(place, begin, tokens); });
   }
 
  private:
   using Rows = OuterRows<T, kDecayPerToken>;
 
   void run_block(const HeadPlace& place, int64_t begin, int64_t tokens) {
-    rows_.read(p_.r, p_.dtype, place, begin, tokens, rows_.r);
-    rows_.read(p_.k, p_.dtype, place, begin, tokens, rows_.k);
-    rows_.read(p_.v, p_.dtype, place, begin, tokens, rows_.v);
+    read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
+    read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
+    read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
     rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
     for (const void* next : {p_.r, p_.k, p_.v}) {
-      Rows::expect(next, p_.dtype, place, begin + kBlock, begin + 2 * kBlock);
+      expect_rows(next, p_.dtype, place, begin + kBlock, begin + 2 * kBlock);
     }
-    if (kDecayPerToken) Rows::expect(p_.w, p_.w_dtype, place, begin + kBlock, begin + 2 * kBlock);
-    Rows::expect(p_.y, p_.dtype, place, begin, begin + tokens);
+    if (kDecayPerToken) expect_rows(p_.w, p_.w_dtype, place, begin + kBlock, begin + 2 * kBlock);
+    expect_rows(p_.y, p_.dtype, place, begin, begin + tokens);
     OuterBlock<T> b = rows_.block(0, tokens);
     b.y = y_;
     for (int64_t at = 0; at < tokens * stride_; at += stride_) {
       set_scaled(y_ + at, dot(b.r + at, u_, b.k + at, stride_), b.v + at, stride_);
     }
     outer_forward(b, state_);
-    for (int64_t t = 0; t < tokens; ++t) {
-      store_row<T>(p_.y, p_.dtype, place.token(begin + t), p_.size, y_ + t * stride_);
-    }
+    write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
   }
 
   const OuterForward& p_;
@@ -180,24 +134,15 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   // task: batch row * heads + head
   void run(int64_t task) {
     const HeadPlace place(p_, task);
-    const int64_t square = p_.size * p_.size;
     load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
     clear_rows(gu_, stride_);
     clear_rows(gw_, stride_);
-    clear_rows(gradient_, stride_ * stride_);
-    if (p_.gfinal_state != nullptr) {
-      const T* given = static_cast<const T*>(p_.gfinal_state) + task * square;
-      copy_matrix(given, p_.size, gradient_, stride_, p_.size);
-    }
-    const auto segments = cut_sequence(place.reset(p_.reset), p_.time, p_.keep_every);
-    for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
-      read_segment(place, *segment);
-      for (int64_t t = (segment->tokens - 1) / kBlock * kBlock; t >= 0; t -= kBlock) {
-        run_block(place, segment->begin, t, std::min(kBlock, segment->tokens - t));
-      }
-      if (segment->starts_document) clear_rows(gradient_, stride_ * stride_);
-    }
-    copy_matrix(gradient_, stride_, static_cast<T*>(p_.gstate) + task * square, p_.size, p_.size);
+    walk_backward(
+        p_, place, stride_, gradient_,
+        [&](const Segment& segment) { read_segment(place, segment); },
+        [&](int64_t segment_begin, int64_t t, int64_t tokens) {
+          run_block(place, segment_begin, t, tokens);
+        });
     store_row<T>(p_.gu, kDTypeOf<T>, task * p_.size, p_.size, gu_);
     if (!kDecayPerToken) store_row<T>(p_.gw, kDTypeOf<T>, task * p_.size, p_.size, gw_);
   }
@@ -212,19 +157,13 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   // Fills rows_ and the state at the start of every block of the segment.
   void read_segment(const HeadPlace& place, const Segment& segment) {
     const int64_t begin = segment.begin, tokens = segment.tokens;
-    rows_.read(p_.r, p_.dtype, place, begin, tokens, rows_.r);
-    rows_.read(p_.k, p_.dtype, place, begin, tokens, rows_.k);
-    rows_.read(p_.v, p_.dtype, place, begin, tokens, rows_.v);
-    rows_.read(p_.gy, p_.dtype, place, begin, tokens, rows_.gy);
+    read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
+    read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
+    read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
+    read_rows(p_.gy, p_.dtype, place, begin, tokens, rows_.gy, stride_);
     rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
-    if (segment.starts_document) {
-      clear_rows(state(0), stride_ * stride_);
-    } else {
-      const int64_t index = place.task * p_.kept + begin / p_.keep_every;
-      const T* kept = static_cast<const T*>(p_.checkpoints) + index * p_.size * p_.size;
-      copy_matrix(kept, p_.size, other_, stride_, p_.size);
-      transpose(other_, state(0), stride_, stride_);
-    }
+    read_state(p_, place, segment, stride_, other_);
+    transpose(other_, state(0), stride_, stride_);
     for (int64_t n = 1; n * kBlock < tokens; ++n) {
       outer_advance(rows_.block((n - 1) * kBlock, kBlock), state(n - 1), state(n));
     }
@@ -234,24 +173,27 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   void run_block(const HeadPlace& place, int64_t segment_begin, int64_t t, int64_t tokens) {
     const int64_t begin = segment_begin + t, before = begin - p_.keep_every;
     for (const void* next : {p_.r, p_.k, p_.v, p_.gy}) {
-      Rows::expect(next, p_.dtype, place, before, before + tokens);
+      expect_rows(next, p_.dtype, place, before, before + tokens);
     }
     for (const void* result : {p_.gr, p_.gk, p_.gv}) {
-      Rows::expect(result, p_.dtype, place, begin, begin + tokens);
+      expect_rows(result, p_.dtype, place, begin, begin + tokens);
     }
     if (kDecayPerToken) {
-      Rows::expect(p_.w, p_.w_dtype, place, before, before + tokens);
-      Rows::expect(p_.gw, p_.w_dtype, place, begin, begin + tokens);
+      expect_rows(p_.w, p_.w_dtype, place, before, before + tokens);
+      expect_rows(p_.gw, p_.w_dtype, place, begin, begin + tokens);
     }
     OuterBlock<T> b = rows_.block(t, tokens);
     b.gr = gr_, b.gk = gk_, b.gv = gv_, b.gd = gd_, b.history = history_;
     for (int64_t n = 0; n < tokens; ++n) start_token(b, n * stride_);
     outer_backward(b, state(t / kBlock), gradient_);
-    for (int64_t n = 0; n < tokens; ++n) {
-      const int64_t at = n * stride_;
-      multiply(gd_ + at, b.d + at, rows_.log_decay + t * stride_ + at, stride_);
-      if (!kDecayPerToken) add(gw_, gd_ + at, stride_);
-      write_token(place.token(begin + n), at);
+    multiply(gd_, rows_.slope + t * stride_, tokens * stride_);
+    write_rows(p_.gr, p_.dtype, place, begin, tokens, gr_, stride_);
+    write_rows(p_.gk, p_.dtype, place, begin, tokens, gk_, stride_);
+    write_rows(p_.gv, p_.dtype, place, begin, tokens, gv_, stride_);
+    if (kDecayPerToken) {
+      write_rows(p_.gw, p_.w_dtype, place, begin, tokens, gd_, stride_);
+    } else {
+      for (int64_t n = 0; n < tokens; ++n) add(gw_, gd_ + n * stride_, stride_);
     }
   }
 
@@ -264,13 +206,6 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
     set_scaled(gk_ + at, weight, u_, r, stride_);
     add_scaled(gu_, weight, r, k, stride_);
     clear_rows(gd_ + at, stride_);
-  }
-
-  void write_token(int64_t offset, int64_t at) const {
-    store_row<T>(p_.gr, p_.dtype, offset, p_.size, gr_ + at);
-    store_row<T>(p_.gk, p_.dtype, offset, p_.size, gk_ + at);
-    store_row<T>(p_.gv, p_.dtype, offset, p_.size, gv_ + at);
-    if (kDecayPerToken) store_row<T>(p_.gw, p_.w_dtype, offset, p_.size, gd_ + at);
   }
 
   const OuterBackward& p_;

@@ -1,4 +1,5 @@
-// Arithmetic on padded rows of one token: O(N) work beside the N x N work of the tiles.
+// Arithmetic on padded rows: O(N) work per token beside the N x N work of the tiles. Every count and
+// stride is a multiple of kLanes.
 #pragma once
 
 #include <cstdint>
@@ -52,11 +53,9 @@ template <typename T> void add(T* to, const T* a, int64_t stride) {
   for (int64_t i = 0; i < stride; i += kLanes<T>) store<T>(to + i, load<T>(to + i) + load<T>(a + i));
 }
 
-// to *= a * b
-template <typename T> void multiply(T* to, const T* a, const T* b, int64_t stride) {
-  for (int64_t i = 0; i < stride; i += kLanes<T>) {
-    store<T>(to + i, load<T>(to + i) * (load<T>(a + i) * load<T>(b + i)));
-  }
+// to *= a
+template <typename T> void multiply(T* to, const T* a, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) store<T>(to + i, load<T>(to + i) * load<T>(a + i));
 }
 
 }  // namespace rwkv

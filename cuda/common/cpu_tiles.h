@@ -79,4 +79,15 @@ template <typename T, int kCount> RWKV_INLINE void add_sums(T* to, Vec<T>* x) {
   for (int j = 0; j < kCount; ++j) to[j] += sums[j * (kLanes<T> / kCount)];
 }
 
+// x[j] = (sum over lanes of x[j]) in every lane
+template <typename T, int kCount, int j = 0> RWKV_INLINE void spread(Vec<T> sums, Vec<T>* x) {
+  if constexpr (j < kCount) {
+    x[j] = shuffle<T, TakeOne<T, j * (kLanes<T> / kCount)>>(sums, sums);
+    spread<T, kCount, j + 1>(sums, x);
+  }
+}
+template <typename T, int kCount> RWKV_INLINE void spread_sums(Vec<T>* x) {
+  spread<T, kCount>(sum_lanes<T, kCount>(x), x);
+}
+
 }  // namespace rwkv

@@ -89,10 +89,6 @@ template <typename T, int kHalf, int kSecond> struct TakeHalves {
   }
 };
 
-template <typename T, int kStride> struct TakeEvery {
-  constexpr int operator()(int lane) const { return lane * kStride % kLanes<T>; }
-};
-
 template <typename T, int kLane> struct TakeOne {
   constexpr int operator()(int) const { return kLane; }
 };

@@ -7,7 +7,7 @@
 
 #include <optional>
 
-#include "check.h"
+#include "head_host.h"
 #include "outer_params.h"
 
 namespace rwkv {
@@ -24,21 +24,12 @@ struct OuterBackwardCall {
   OuterBackward params;
 };
 
-inline at::Tensor contiguous_or_undefined(const std::optional<at::Tensor>& x) {
-  return x.has_value() ? x->contiguous() : at::Tensor();
-}
-
-inline const void* data_or_null(const at::Tensor& x) {
-  return x.defined() ? x.const_data_ptr() : nullptr;
-}
-
 template <bool kDecayPerToken>
-OuterSizes outer_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
+HeadSizes outer_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
                        const at::Tensor& w, const at::Tensor& u,
                        const std::optional<at::Tensor>& reset, int64_t keep_every) {
-  TORCH_CHECK(r.dim() == 4 && r.numel() > 0, "r must be [B, T, H, N], no axis empty, got ",
-              r.sizes());
-  const int64_t B = r.size(0), T = r.size(1), H = r.size(2), N = r.size(3);
+  const HeadSizes sizes = head_sizes(r, w, reset, keep_every);
+  const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
   CHECK_SHAPE(k, B, T, H, N);
   CHECK_SHAPE(v, B, T, H, N);
   CHECK_LIKE(k, r);
@@ -47,14 +38,7 @@ OuterSizes outer_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tenso
   else CHECK_SHAPE(w, H, N);
   CHECK_SHAPE(u, H, N);
   CHECK_DTYPE(u, computing_type(r));
-  if (reset.has_value()) {
-    check_shape(*reset, "reset", "B, T", {B, T});
-    check_dtype(*reset, "reset", at::kBool);
-  }
-  TORCH_CHECK(keep_every >= 0, "keep_every must not be negative, got ", keep_every);
-  const int64_t kept = keep_every == 0 ? 0 : (T + keep_every - 1) / keep_every;
-  const int64_t period = keep_every == 0 ? T : keep_every;
-  return {B, T, H, N, period, kept, dtype_of(r, "r"), dtype_of(w, "w")};
+  return sizes;
 }
 
 template <bool kDecayPerToken>
@@ -62,19 +46,14 @@ OuterForwardCall outer_forward_call(const at::Tensor& r, const at::Tensor& k, co
                                     const at::Tensor& w, const at::Tensor& u,
                                     const std::optional<at::Tensor>& state,
                                     const std::optional<at::Tensor>& reset, int64_t keep_every) {
-  const OuterSizes sizes = outer_sizes<kDecayPerToken>(r, k, v, w, u, reset, keep_every);
-  const int64_t B = sizes.batch, H = sizes.heads, N = sizes.size;
-  const auto computing = r.options().dtype(computing_type(r));
-  if (state.has_value()) {
-    check_shape(*state, "state", "B, H, N, N", {B, H, N, N});
-    check_dtype(*state, "state", computing_type(r));
-  }
+  const HeadSizes sizes = outer_sizes<kDecayPerToken>(r, k, v, w, u, reset, keep_every);
+  check_state(state, "state", sizes, r);
   OuterForwardCall c{r.contiguous(), k.contiguous(), v.contiguous(), w.contiguous(), u.contiguous(),
                      contiguous_or_undefined(state), contiguous_or_undefined(reset),
-                     at::empty(r.sizes(), r.options()), at::empty({B, H, N, N}, computing),
-                     at::empty({B, H, sizes.kept, N, N}, computing), {}};
+                     at::empty(r.sizes(), r.options()), empty_state(sizes, r),
+                     empty_checkpoints(sizes, r), {}};
   OuterForward& p = c.params;
-  static_cast<OuterSizes&>(p) = sizes;
+  static_cast<HeadSizes&>(p) = sizes;
   p.r = c.r.const_data_ptr(), p.k = c.k.const_data_ptr(), p.v = c.v.const_data_ptr();
   p.w = c.w.const_data_ptr(), p.u = c.u.const_data_ptr();
   p.state = data_or_null(c.state);
@@ -91,18 +70,13 @@ OuterBackwardCall outer_backward_call(const at::Tensor& gy,
                                       const at::Tensor& w, const at::Tensor& u,
                                       const std::optional<at::Tensor>& reset,
                                       const at::Tensor& checkpoints, int64_t keep_every) {
-  const OuterSizes sizes = outer_sizes<kDecayPerToken>(r, k, v, w, u, reset, keep_every);
-  TORCH_CHECK(keep_every > 0, "backward needs the states that forward keeps with keep_every > 0");
-  const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size, K = sizes.kept;
+  const HeadSizes sizes = outer_sizes<kDecayPerToken>(r, k, v, w, u, reset, keep_every);
+  const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
   const auto computing = r.options().dtype(computing_type(r));
   CHECK_SHAPE(gy, B, T, H, N);
   CHECK_LIKE(gy, r);
-  CHECK_SHAPE(checkpoints, B, H, K, N, N);
-  CHECK_DTYPE(checkpoints, computing_type(r));
-  if (gfinal_state.has_value()) {
-    check_shape(*gfinal_state, "gfinal_state", "B, H, N, N", {B, H, N, N});
-    check_dtype(*gfinal_state, "gfinal_state", computing_type(r));
-  }
+  check_checkpoints(checkpoints, sizes, r);
+  check_state(gfinal_state, "gfinal_state", sizes, r);
   OuterBackwardCall c{gy.contiguous(), contiguous_or_undefined(gfinal_state), r.contiguous(),
                       k.contiguous(), v.contiguous(), w.contiguous(), u.contiguous(),
                       contiguous_or_undefined(reset), checkpoints.contiguous(),
@@ -110,9 +84,9 @@ OuterBackwardCall outer_backward_call(const at::Tensor& gy,
                       at::empty(r.sizes(), r.options()),
                       kDecayPerToken ? at::empty(w.sizes(), w.options())
                                      : at::empty({B, H, N}, computing),
-                      at::empty({B, H, N}, computing), at::empty({B, H, N, N}, computing), {}};
+                      at::empty({B, H, N}, computing), empty_state(sizes, r), {}};
   OuterBackward& p = c.params;
-  static_cast<OuterSizes&>(p) = sizes;
+  static_cast<HeadSizes&>(p) = sizes;
   p.r = c.r.const_data_ptr(), p.k = c.k.const_data_ptr(), p.v = c.v.const_data_ptr();
   p.w = c.w.const_data_ptr(), p.u = c.u.const_data_ptr();
   p.reset = static_cast<const bool*>(data_or_null(c.reset));

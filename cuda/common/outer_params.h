@@ -1,23 +1,12 @@
-// What the kernels of RWKV-5 and 6 are told: sizes, element types and raw memory, no torch.
+// What the kernels of RWKV-5 and 6 are told: sizes, element types and raw memory, no torch. "T" is
+// the computing type.
 #pragma once
 
-#include <cstdint>
-
-#include "dtypes.h"
+#include "head_params.h"
 
 namespace rwkv {
 
-// All tensors are contiguous. "T" below is the computing type: double if `dtype` is double, else
-// float. Null pointers stand for tensors that are absent or not wanted.
-struct OuterSizes {
-  int64_t batch, time, heads, size;  // B, T, H, N
-  int64_t keep_every;                // tokens between the states kept for the backward pass
-  int64_t kept;                      // states kept per head: ceil(time / keep_every)
-  DType dtype;                       // of r, k, v, y and their gradients
-  DType w_dtype;                     // of w and gw
-};
-
-struct OuterForward : OuterSizes {
+struct OuterForward : HeadSizes {
   const void *r, *k, *v;   // [B, T, H, N]
   const void* w;           // [B, T, H, N] (RWKV-6) or [H, N] (RWKV-5), before both exponentials
   const void* u;           // [H, N] of T
@@ -28,7 +17,7 @@ struct OuterForward : OuterSizes {
   void* checkpoints;       // [B, H, kept, N_key, N_value] of T, or null
 };
 
-struct OuterBackward : OuterSizes {
+struct OuterBackward : HeadSizes {
   const void *r, *k, *v, *w, *u;
   const bool* reset;
   const void* checkpoints;

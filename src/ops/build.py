@@ -163,9 +163,10 @@ def _make_plan(target: Target) -> Plan:
 def _source_hash(target: Target) -> str:
     """Of what the library is made from and for, apart from the compilers."""
     digest = hashlib.sha256(f"{torch.__version__}\n{toolchain.machine_flags()}\n".encode())
+    headers = (".h",) if target.device == "cpu" else (".h", ".cuh")
     for folder in (target.sources / "common", target.sources / target.op):
         for file in sorted(folder.glob("*")):
-            if file.suffix in (".h", ".cpp", ".cu", ".cuh"):
+            if file.suffix in headers or file in target.files():
                 digest.update(f"{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from src.ops import build
 from src.ops.dispatch import Call, Refusal
+from src.ops.precision import compute_dtype
 
 # Tokens between the states that the forward pass keeps for the backward pass, which computes those
 # between them again. 64 costs as much memory per token as one more fp32 input of head size 64.
@@ -35,6 +36,50 @@ class Registration(NamedTuple):
     backward_fake: Callable[..., Any]
     setup_context: Callable[..., None]
     backward: Callable[..., Any]
+
+
+def matrix_state_registration(op: str, v_at: int) -> Registration:
+    """The registration of an operator with a matrix state per head (RWKV-5, 6 and 7).
+
+    Its ops take `(*inputs, state, reset, keep_every) -> (y, final_state, checkpoints)` and
+    `(gy, gfinal_state, *inputs, reset, checkpoints, keep_every) -> (*gradients, gstate)`;
+    inputs[v_at] is v, [B, T, H, N].
+    """
+
+    def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        v, every = arguments[v_at], arguments[-1]
+        batch, time, heads, size = v.shape
+        dtype = compute_dtype(v.dtype)
+        kept = kept_states(time, every)
+        return (
+            v.new_empty(v.shape),
+            v.new_empty(batch, heads, size, size, dtype=dtype),
+            v.new_empty(batch, heads, kept, size, size, dtype=dtype),
+        )
+
+    def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+        _, _, *inputs, _, checkpoints, _ = arguments
+        batch, _, heads, size = inputs[v_at].shape
+        gradients = (tensor.new_empty(tensor.shape) for tensor in inputs)
+        return *gradients, checkpoints.new_empty(batch, heads, size, size)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, state, reset, every = inputs
+        ctx.save_for_backward(*tensors, reset, output[2])
+        ctx.has_state, ctx.every = state is not None, every
+        # An unused final state gives None and not a tensor of zeros.
+        ctx.set_materialize_grads(False)
+
+    def backward(
+        ctx: Any, gy: Tensor | None, gfinal_state: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        *inputs, reset, checkpoints = ctx.saved_tensors
+        gy = torch.zeros_like(inputs[v_at]) if gy is None else gy
+        run = getattr(torch.ops.rwkv, f"{op}_backward")
+        *gradients, gstate = run(gy, gfinal_state, *inputs, reset, checkpoints, ctx.every)
+        return *gradients, gstate if ctx.has_state else None, None, None
+
+    return Registration(forward_fake, backward_fake, setup_context, backward)
 
 
 def refusal(call: Call, registration: Registration) -> Refusal | None:

@@ -1,0 +1,47 @@
+// One head's rows in tensors [B, T, H, N]: where they are, reading, and fetching ahead.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu_rows.h"
+#include "head_params.h"
+
+namespace rwkv {
+
+// task: batch row * heads + head
+struct HeadPlace {
+  int64_t task, row, head, time, heads, size;
+
+  HeadPlace(const HeadSizes& p, int64_t task)
+      : task(task), row(task / p.heads), head(task % p.heads), time(p.time), heads(p.heads),
+        size(p.size) {}
+  int64_t token(int64_t t) const { return ((row * time + t) * heads + head) * size; }
+  const bool* reset(const bool* all) const { return all == nullptr ? nullptr : all + row * time; }
+};
+
+template <typename T>
+void read_rows(const void* from, DType dtype, const HeadPlace& place, int64_t begin,
+               int64_t tokens, T* to, int64_t stride) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    load_row<T>(from, dtype, place.token(begin + t), place.size, to + t * stride);
+  }
+}
+
+template <typename T>
+void write_rows(void* to, DType dtype, const HeadPlace& place, int64_t begin, int64_t tokens,
+                const T* from, int64_t stride) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    store_row<T>(to, dtype, place.token(begin + t), place.size, from + t * stride);
+  }
+}
+
+// Has the tokens [begin, end), where they exist, in the cache when they are read or written.
+inline void expect_rows(const void* tensor, DType dtype, const HeadPlace& place, int64_t begin,
+                        int64_t end) {
+  for (int64_t t = std::max<int64_t>(begin, 0); t < std::min(end, place.time); ++t) {
+    prefetch_row(tensor, dtype, place.token(t), place.size);
+  }
+}
+
+}  // namespace rwkv

@@ -1,0 +1,41 @@
+// The CPU operators of RWKV-5 and 6, for their schemas in wkv5_ops.cpp and wkv6_ops.cpp.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "cpu_parallel.h"
+#include "outer_host.h"
+
+namespace rwkv {
+
+// kKernel: void(const OuterForward&, int64_t begin, int64_t end)
+template <bool kDecayPerToken, auto kKernel>
+std::tuple<at::Tensor, at::Tensor, at::Tensor> outer_forward_on_cpu(
+    const at::Tensor& r, const at::Tensor& k, const at::Tensor& v, const at::Tensor& w,
+    const at::Tensor& u, const std::optional<at::Tensor>& state,
+    const std::optional<at::Tensor>& reset, int64_t keep_every) {
+  const auto call = outer_forward_call<kDecayPerToken>(r, k, v, w, u, state, reset, keep_every);
+  const OuterForward& p = call.params;
+  share_tasks(p.batch * p.heads, p.time * p.size * p.size,
+              [&](int64_t begin, int64_t end) { kKernel(p, begin, end); });
+  return {call.y, call.final_state, call.checkpoints};
+}
+
+template <bool kDecayPerToken, auto kKernel>
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+outer_backward_on_cpu(const at::Tensor& gy, const std::optional<at::Tensor>& gfinal_state,
+                      const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
+                      const at::Tensor& w, const at::Tensor& u,
+                      const std::optional<at::Tensor>& reset, const at::Tensor& checkpoints,
+                      int64_t keep_every) {
+  const auto call = outer_backward_call<kDecayPerToken>(gy, gfinal_state, r, k, v, w, u, reset,
+                                                        checkpoints, keep_every);
+  const OuterBackward& p = call.params;
+  share_tasks(p.batch * p.heads, p.time * p.size * p.size,
+              [&](int64_t begin, int64_t end) { kKernel(p, begin, end); });
+  const at::Tensor gw = kDecayPerToken ? call.gw : sum_over_batch(call.gw).to(w.scalar_type());
+  return {call.gr, call.gk, call.gv, gw, sum_over_batch(call.gu), call.gstate};
+}
+
+}  // namespace rwkv

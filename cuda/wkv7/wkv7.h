@@ -1,0 +1,33 @@
+// The kernels behind rwkv::wkv7_forward and wkv7_backward; plain C++, no torch.
+#pragma once
+
+#include "../common/head_params.h"
+
+namespace rwkv {
+
+struct Wkv7Forward : HeadSizes {
+  const void *r, *k, *v, *a, *b;  // [B, T, H, N]
+  const void* w;                  // [B, T, H, N] of w_dtype, before the sigmoid
+  const void* state;              // [B, H, N_value, N_key] of the computing type
+  const bool* reset;              // [B, T]
+  void* y;                        // [B, T, H, N]
+  void* final_state;              // as state
+  void* checkpoints;              // [B, H, kept, N_key, N_value] of the computing type
+};
+
+struct Wkv7Backward : HeadSizes {
+  const void *r, *k, *v, *a, *b, *w;
+  const bool* reset;
+  const void* checkpoints;
+  const void* gy;                    // [B, T, H, N]
+  const void* gfinal_state;          // [B, H, N_value, N_key] of the computing type
+  void *gr, *gk, *gv, *ga, *gb;      // [B, T, H, N]
+  void* gw;                          // [B, T, H, N] of w_dtype
+  void* gstate;                      // [B, H, N_value, N_key] of the computing type
+};
+
+// Tasks [begin, end), each one head of one batch row: batch row * H + head.
+void wkv7_forward_cpu(const Wkv7Forward& params, int64_t begin, int64_t end);
+void wkv7_backward_cpu(const Wkv7Backward& params, int64_t begin, int64_t end);
+
+}  // namespace rwkv

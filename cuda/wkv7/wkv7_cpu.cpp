@@ -1,0 +1,214 @@
+// CPU kernels of WKV-7: walks whole heads, reads the tensors into padded rows of the computing type,
+// lets the tiles of wkv7_cpu_tiles.h do the N x N work, and writes the results. A head is one task of
+// one thread, so that its sums have a fixed order whatever the number of threads.
+#include "wkv7.h"
+
+#include <algorithm>
+
+#include "../common/cpu_head_rows.h"
+#include "../common/cpu_math.h"
+#include "../common/cpu_row_math.h"
+#include "../common/cpu_scratch.h"
+#include "../common/cpu_walk.h"
+#include "wkv7_cpu_tiles.h"
+
+namespace rwkv {
+namespace {
+
+// exp(-1/2): the decay is exp(-exp(-1/2) sigmoid(w))
+constexpr double kLargestRate = 0.60653065971263342;
+
+// decay of w, and slope, its derivative; count: a multiple of kLanes
+template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    const Vec<T> x = load<T>(w + i);
+    // Of sigmoid(x) and sigmoid(-x) neither is formed as one minus the other.
+    const Vec<T> e = exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, x < 0 ? x : -x));
+    const Vec<T> large = 1 / (1 + e), small = e / (1 + e);
+    const Vec<T> sigmoid = x < 0 ? small : large, complement = x < 0 ? large : small;
+    const Vec<T> log_decay = sigmoid * T(-kLargestRate);
+    const Vec<T> d = exp_in_range<T>(log_decay);
+    store<T>(decay + i, d);
+    store<T>(slope + i, d * (log_decay * complement));
+  }
+}
+
+// The inputs of some tokens of one head, in rows.
+template <typename T> struct Rows {
+  const int64_t stride;
+  T *r, *k, *v, *a, *b, *gy, *w, *d, *slope, *u, *zeros;
+
+  static int64_t elements(int64_t tokens, int64_t stride) { return (10 * tokens + 1) * stride; }
+
+  Rows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
+    for (T** rows : {&r, &k, &v, &a, &b, &gy, &w, &d, &slope, &u}) {
+      *rows = scratch.take(tokens * stride);
+    }
+    zeros = scratch.take(stride);
+  }
+
+  template <typename Params>
+  void read(const Params& p, const HeadPlace& place, int64_t begin, int64_t tokens) const {
+    read_rows(p.r, p.dtype, place, begin, tokens, r, stride);
+    read_rows(p.k, p.dtype, place, begin, tokens, k, stride);
+    read_rows(p.v, p.dtype, place, begin, tokens, v, stride);
+    read_rows(p.a, p.dtype, place, begin, tokens, a, stride);
+    read_rows(p.b, p.dtype, place, begin, tokens, b, stride);
+    read_rows(p.w, p.w_dtype, place, begin, tokens, w, stride);
+    decay_of(w, d, slope, tokens * stride);
+  }
+
+  template <typename Params>
+  static void expect(const Params& p, const HeadPlace& place, int64_t begin, int64_t tokens) {
+    for (const void* next : {p.r, p.k, p.v, p.a, p.b}) {
+      expect_rows(next, p.dtype, place, begin, begin + tokens);
+    }
+    expect_rows(p.w, p.w_dtype, place, begin, begin + tokens);
+  }
+
+  DeltaBlock<T> block(int64_t begin, int64_t tokens) const {
+    DeltaBlock<T> block{};
+    const int64_t at = begin * stride;
+    block.tokens = tokens, block.stride = stride;
+    block.r = r + at, block.d = d + at, block.k = k + at, block.v = v + at, block.a = a + at;
+    block.b = b + at, block.gy = gy + at, block.u = u + at, block.zeros = zeros;
+    return block;
+  }
+};
+
+template <typename T> class ForwardHeads {
+ public:
+  explicit ForwardHeads(const Wkv7Forward& p)
+      : p_(p), stride_(padded<T>(p.size)),
+        scratch_(Rows<T>::elements(kBlock, stride_) + kBlock * stride_ + 2 * stride_ * stride_),
+        rows_(scratch_, kBlock, stride_), y_(scratch_.take(kBlock * stride_)),
+        state_(scratch_.take(stride_ * stride_)), other_(scratch_.take(stride_ * stride_)) {}
+
+  // task: batch row * heads + head
+  void run(int64_t task) {
+    const HeadPlace place(p_, task);
+    walk_forward(p_, place, stride_, state_, other_,
+                 [&](int64_t begin, int64_t tokens) { run_block(place, begin, tokens); });
+  }
+
+ private:
+  void run_block(const HeadPlace& place, int64_t begin, int64_t tokens) {
+    rows_.read(p_, place, begin, tokens);
+    Rows<T>::expect(p_, place, begin + kBlock, kBlock);
+    expect_rows(p_.y, p_.dtype, place, begin, begin + tokens);
+    DeltaBlock<T> block = rows_.block(0, tokens);
+    block.y = y_;
+    delta_forward<T, true>(block, state_);
+    write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
+  }
+
+  const Wkv7Forward& p_;
+  const int64_t stride_;
+  Scratch<T> scratch_;
+  Rows<T> rows_;
+  T *y_, *state_, *other_;
+};
+
+template <typename T> class BackwardHeads {
+ public:
+  explicit BackwardHeads(const Wkv7Backward& p)
+      : p_(p), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
+        blocks_((longest_ + kBlock - 1) / kBlock),
+        scratch_(Rows<T>::elements(longest_, stride_) + 6 * kBlock * stride_ + kExtra +
+                 (kBlock + 1) * kDeltaRows<T> * stride_ + (blocks_ + 2) * stride_ * stride_),
+        rows_(scratch_, longest_, stride_) {
+    for (T** rows : {&gr_, &gk_, &gv_, &ga_, &gb_, &gd_}) *rows = scratch_.take(kBlock * stride_);
+    ab_ = scratch_.take(kBlock);
+    rb_ = scratch_.take(kBlock);
+    history_ = scratch_.take((kBlock + 1) * kDeltaRows<T> * stride_);
+    states_ = scratch_.take(blocks_ * stride_ * stride_);
+    gradient_ = scratch_.take(stride_ * stride_);
+    walk_ = scratch_.take(stride_ * stride_);
+  }
+
+  // task: batch row * heads + head
+  void run(int64_t task) {
+    const HeadPlace place(p_, task);
+    walk_backward(
+        p_, place, stride_, gradient_,
+        [&](const Segment& segment) { read_segment(place, segment); },
+        [&](int64_t segment_begin, int64_t t, int64_t tokens) {
+          run_block(place, segment_begin, t, tokens);
+        });
+  }
+
+ private:
+  // whole cache lines for ab_ and rb_
+  static constexpr int64_t kExtra = 64;
+
+  // [value][key] at the start of the segment's block n
+  T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
+
+  // Fills rows_, u included, and the state at the start of every block of the segment.
+  void read_segment(const HeadPlace& place, const Segment& segment) {
+    rows_.read(p_, place, segment.begin, segment.tokens);
+    read_rows(p_.gy, p_.dtype, place, segment.begin, segment.tokens, rows_.gy, stride_);
+    read_state(p_, place, segment, stride_, walk_);
+    for (int64_t t = 0; t < segment.tokens; t += kBlock) {
+      transpose(walk_, state(t / kBlock), stride_, stride_);
+      const int64_t tokens = std::min(kBlock, segment.tokens - t);
+      delta_forward<T, false>(rows_.block(t, tokens), walk_);
+    }
+  }
+
+  // t: the block's first token, counted from the segment's
+  void run_block(const HeadPlace& place, int64_t segment_begin, int64_t t, int64_t tokens) {
+    const int64_t begin = segment_begin + t, before = begin - p_.keep_every;
+    if (before >= 0) {
+      Rows<T>::expect(p_, place, before, tokens);
+      expect_rows(p_.gy, p_.dtype, place, before, before + tokens);
+    }
+    for (const void* result : {p_.gr, p_.gk, p_.gv, p_.ga, p_.gb}) {
+      expect_rows(result, p_.dtype, place, begin, begin + tokens);
+    }
+    expect_rows(p_.gw, p_.w_dtype, place, begin, begin + tokens);
+    DeltaBlock<T> block = rows_.block(t, tokens);
+    block.gr = gr_, block.gk = gk_, block.gv = gv_, block.ga = ga_, block.gb = gb_;
+    block.gd = gd_, block.ab = ab_, block.rb = rb_, block.history = history_;
+    for (T* rows : {gr_, gk_, gv_, ga_, gb_, gd_}) clear_rows(rows, tokens * stride_);
+    for (int64_t n = 1; n < tokens; ++n) {
+      const int64_t at = n * stride_;
+      ab_[n] = dot(block.a + at, block.b + at - stride_, stride_);
+      rb_[n] = dot(block.r + at - stride_, block.b + at - stride_, stride_);
+    }
+    delta_backward(block, state(t / kBlock), gradient_);
+    multiply(gd_, rows_.slope + t * stride_, tokens * stride_);
+    write_rows(p_.gr, p_.dtype, place, begin, tokens, gr_, stride_);
+    write_rows(p_.gk, p_.dtype, place, begin, tokens, gk_, stride_);
+    write_rows(p_.gv, p_.dtype, place, begin, tokens, gv_, stride_);
+    write_rows(p_.ga, p_.dtype, place, begin, tokens, ga_, stride_);
+    write_rows(p_.gb, p_.dtype, place, begin, tokens, gb_, stride_);
+    write_rows(p_.gw, p_.w_dtype, place, begin, tokens, gd_, stride_);
+  }
+
+  const Wkv7Backward& p_;
+  const int64_t stride_, longest_, blocks_;
+  Scratch<T> scratch_;
+  Rows<T> rows_;
+  T *gr_, *gk_, *gv_, *ga_, *gb_, *gd_, *ab_, *rb_, *history_, *states_, *gradient_, *walk_;
+};
+
+}  // namespace
+
+void wkv7_forward_cpu(const Wkv7Forward& params, int64_t begin, int64_t end) {
+  const auto run = [&](auto heads) {
+    for (int64_t task = begin; task < end; ++task) heads.run(task);
+  };
+  if (params.dtype == DType::kDouble) run(ForwardHeads<double>(params));
+  else run(ForwardHeads<float>(params));
+}
+
+void wkv7_backward_cpu(const Wkv7Backward& params, int64_t begin, int64_t end) {
+  const auto run = [&](auto heads) {
+    for (int64_t task = begin; task < end; ++task) heads.run(task);
+  };
+  if (params.dtype == DType::kDouble) run(BackwardHeads<double>(params));
+  else run(BackwardHeads<float>(params));
+}
+
+}  // namespace rwkv
