@@ -165,8 +165,9 @@ def test_every_step_equals_the_loop_written_out(
     version: str, curve: Curve, extra: dict,
 ):
     options = {
-        "rwkv_version": version, "head_size": None if version == "4" else 32, "max_steps": STEPS,
-        "wkv_backend": "auto", "micro_bsz": BATCH, "ctx_len": T, "lr_init": curve.lr_init, "lr_final": curve.lr_final,
+        "rwkv_version": version, "head_size": None if version == "4" else 32, "wkv_backend": "auto",
+        "max_steps": STEPS, "micro_bsz": BATCH, "ctx_len": T,
+        "lr_init": curve.lr_init, "lr_final": curve.lr_final,
         "warmup_steps": curve.warmup, "exit_tokens": curve.budget, **extra,
     }
     assert run_training(**options) == 0
