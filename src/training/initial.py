@@ -12,7 +12,7 @@ from src.config.schema import RunConfig
 from src.errors import ConfigError
 from src.models.backbone import RWKV
 from src.models.parameters import initialize
-from src.models.registry import build_model, version_module
+from src.models.registry import build_model
 from src.training.environment import is_rank_zero
 from src.training.origin import Origin
 from src.training.saving import DTYPES
@@ -32,14 +32,13 @@ def make_model(config: RunConfig, origin: Origin) -> RWKV:
     if origin.kind == "fresh" or config.train.load_partial:
         initialize(model, seed=config.train.random_seed, lr_init=config.optim.lr_init)
     if origin.kind != "fresh":
-        optional = version_module(config.model.rwkv_version).OPTIONAL_KEYS
         weights, report = fit_weights(
             model.state_dict(), origin.weights(),
-            partial=config.train.load_partial, optional=optional,
+            partial=config.train.load_partial, optional=model.optional_keys,
         )
         model.load_state_dict(weights)
-        if is_rank_zero() and report.filled:
-            print(f"filled with fresh initial values: {', '.join(report.filled)}")
+        if is_rank_zero() and str(report):
+            print(f"{origin.path}: {report}")
     return model
 
 

@@ -30,6 +30,8 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | No
             value = _full_moment(parameter, moment, optimizer, engine)
             if value is not None:
                 result[moment][name] = _on_cpu(value)
+    # Checkpoints keep the order of the state dict, by which some loaders tell the version.
+    result["weights"] = {name: result["weights"][name] for name in model.state_dict()}
     result["adam_steps"] = _adam_steps(optimizer, engine)
     return result
 
