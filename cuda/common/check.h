@@ -1,10 +1,10 @@
-// Checks of operator arguments. A message says what was expected and what was given:
-// "k must be [B, T, H, N] = [2, 64, 4, 64], got [2, 64, 256]".
+// Checks of operator arguments and access to optional ones. A message says what was expected and
+// what was given: "k must be [B, T, H, N] = [2, 64, 4, 64], got [2, 64, 256]".
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <string>
+#include <optional>
 
 #include "dtypes.h"
 
@@ -44,6 +44,14 @@ inline DType dtype_of(const at::Tensor& x, const char* name) {
 // The type in which states and sums are kept.
 inline at::ScalarType computing_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline at::Tensor contiguous_or_undefined(const std::optional<at::Tensor>& x) {
+  return x.has_value() ? x->contiguous() : at::Tensor();
+}
+
+inline const void* data_or_null(const at::Tensor& x) {
+  return x.defined() ? x.const_data_ptr() : nullptr;
 }
 
 }  // namespace rwkv

@@ -11,14 +11,6 @@
 
 namespace rwkv {
 
-inline at::Tensor contiguous_or_undefined(const std::optional<at::Tensor>& x) {
-  return x.has_value() ? x->contiguous() : at::Tensor();
-}
-
-inline const void* data_or_null(const at::Tensor& x) {
-  return x.defined() ? x.const_data_ptr() : nullptr;
-}
-
 // keep_every: 0 keeps no states.
 inline HeadSizes head_sizes(const at::Tensor& r, const at::Tensor& w,
                             const std::optional<at::Tensor>& reset, int64_t keep_every) {

@@ -7,7 +7,7 @@ over once the library that defines them is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,9 @@ from src.ops.precision import compute_dtype
 # Tokens between the states that the forward pass keeps for the backward pass, which computes those
 # between them again. 64 costs as much memory per token as one more fp32 input of head size 64.
 KEEP_EVERY = 64
+
+# From v's shape and the number of states kept.
+Shape = Callable[[Sequence[int], int], tuple[int, ...]]
 
 _refusals: dict[tuple[str, str], Refusal | None] = {}
 _registered: set[str] = set()
@@ -38,30 +41,31 @@ class Registration(NamedTuple):
     backward: Callable[..., Any]
 
 
-def matrix_state_registration(op: str, v_at: int) -> Registration:
-    """The registration of an operator with a matrix state per head (RWKV-5, 6 and 7).
+def registration(
+    op: str, *, v_at: int, state_shape: Shape, checkpoint_shape: Shape
+) -> Registration:
+    """The registration of an operator whose ops have arguments of this form:
 
-    Its ops take `(*inputs, state, reset, keep_every) -> (y, final_state, checkpoints)` and
-    `(gy, gfinal_state, *inputs, reset, checkpoints, keep_every) -> (*gradients, gstate)`;
-    inputs[v_at] is v, [B, T, H, N].
+    `(*inputs, state, reset, keep_every) -> (y, final_state, checkpoints)` and
+    `(gy, gfinal_state, *inputs, reset, checkpoints, keep_every) -> (*gradients, gstate)`,
+    with a gradient for every input. inputs[v_at] is v, [B, T, ...]. state_shape and
+    checkpoint_shape follow from v's shape and the number of states kept.
     """
 
     def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         v, every = arguments[v_at], arguments[-1]
-        batch, time, heads, size = v.shape
         dtype = compute_dtype(v.dtype)
-        kept = kept_states(time, every)
+        kept = kept_states(v.shape[1], every)
         return (
             v.new_empty(v.shape),
-            v.new_empty(batch, heads, size, size, dtype=dtype),
-            v.new_empty(batch, heads, kept, size, size, dtype=dtype),
+            v.new_empty(state_shape(v.shape, kept), dtype=dtype),
+            v.new_empty(checkpoint_shape(v.shape, kept), dtype=dtype),
         )
 
     def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         _, _, *inputs, _, checkpoints, _ = arguments
-        batch, _, heads, size = inputs[v_at].shape
         gradients = (tensor.new_empty(tensor.shape) for tensor in inputs)
-        return *gradients, checkpoints.new_empty(batch, heads, size, size)
+        return *gradients, checkpoints.new_empty(state_shape(inputs[v_at].shape, 0))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, state, reset, every = inputs
@@ -82,6 +86,20 @@ def matrix_state_registration(op: str, v_at: int) -> Registration:
     return Registration(forward_fake, backward_fake, setup_context, backward)
 
 
+def matrix_state_registration(op: str, *, v_at: int) -> Registration:
+    """The registration of an operator with v [B, T, H, N] and a state [B, H, N, N]."""
+
+    def state_shape(v: Sequence[int], kept: int) -> tuple[int, ...]:
+        return v[0], v[2], v[3], v[3]
+
+    def checkpoint_shape(v: Sequence[int], kept: int) -> tuple[int, ...]:
+        return v[0], v[2], kept, v[3], v[3]
+
+    return registration(
+        op, v_at=v_at, state_shape=state_shape, checkpoint_shape=checkpoint_shape
+    )
+
+
 def refusal(call: Call, registration: Registration) -> Refusal | None:
     """None once the op's library for the call's device is built, loaded and registered."""
     key = (call.op, call.device.type)
@@ -90,12 +108,12 @@ def refusal(call: Call, registration: Registration) -> Refusal | None:
     return _refusals[key]
 
 
-def keep_every(*tensors: Tensor | None) -> int:
-    """How often to keep a state: KEEP_EVERY if a backward pass may follow, 0 (never) if not."""
+def keep_every(*tensors: Tensor | None, tokens: int = KEEP_EVERY) -> int:
+    """How often to keep a state: every so many tokens if a backward pass may follow, else 0."""
     if not torch.is_grad_enabled():
         return 0
     wanted = any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    return KEEP_EVERY if wanted else 0
+    return tokens if wanted else 0
 
 
 def kept_states(time: int, every: int) -> int:

@@ -1,0 +1,323 @@
+// CPU kernels of WKV-4. A lane is a channel, a task kWkv4Channels channels of one batch row. The
+// exponents are kept relative to the largest so far: of the two exponentials that a maximum leads
+// to, one is 1, and the other is computed.
+//
+// The backward pass computes the states between two kept ones again and then walks from the last
+// token to the first with the adjoints of the sums, al = A exp(R) for a and be = B exp(R) for b,
+// scaled so that no exponent is above 0.
+#include "wkv4.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../common/cpu_math.h"
+#include "../common/cpu_row_math.h"
+#include "../common/cpu_rows.h"
+#include "../common/cpu_scratch.h"
+#include "../common/cpu_segments.h"
+
+namespace rwkv {
+namespace {
+
+// exp(kEmpty - anything) is 0, and twice it is still finite in float.
+constexpr double kEmpty = -1e38;
+// exp(20) dwarfs every finite difference of keys, so beyond it nothing changes.
+constexpr double kLargestLogRate = 20;
+
+constexpr int64_t kStride = kWkv4Channels;
+
+// max(x, y) with exp(x - max) and exp(y - max)
+template <typename T> struct Scaled {
+  Vec<T> largest, x, y;
+
+  RWKV_INLINE Scaled(Vec<T> a, Vec<T> b) {
+    const Vec<T> difference = a - b;
+    const auto first = difference > 0;
+    const Vec<T> distance = first ? -difference : difference;
+    const Vec<T> smaller = exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, distance));
+    const Vec<T> one = broadcast<T>(1);
+    largest = first ? a : b;
+    x = first ? one : smaller;
+    y = first ? smaller : one;
+  }
+};
+
+// exp(x) for x <= 0, up to rounding
+template <typename T> RWKV_INLINE Vec<T> exp_of_negative(Vec<T> x) {
+  return exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, x));
+}
+
+// What a task owns: channels [first, first + count) of one batch row.
+struct Channels {
+  int64_t row, first, count;
+  const Wkv4Sizes& p;
+
+  Channels(const Wkv4Sizes& p, int64_t task) : p(p) {
+    const int64_t groups = (p.width + kStride - 1) / kStride;
+    row = task / groups;
+    first = task % groups * kStride;
+    count = std::min(kStride, p.width - first);
+  }
+  int64_t token(int64_t t) const { return (row * p.time + t) * p.width + first; }
+  // rows aa, bb, pp = 0, 1, 2
+  int64_t state(int64_t part) const { return (row * 3 + part) * p.width + first; }
+  int64_t checkpoint(int64_t n, int64_t part) const {
+    return ((row * p.kept + n) * 3 + part) * p.width + first;
+  }
+  const bool* reset(const bool* all) const { return all == nullptr ? nullptr : all + row * p.time; }
+};
+
+// The state and the parameters of a task's channels.
+template <typename T> struct Working {
+  T *aa, *bb, *pp, *u, *step;
+
+  static int64_t elements() { return 5 * kStride; }
+
+  explicit Working(Scratch<T>& scratch) {
+    for (T** row : {&aa, &bb, &pp, &u, &step}) *row = scratch.take(kStride);
+  }
+
+  // step = -exp(w), the decay's exponent per token
+  void read_parameters(const void* w, const void* given_u, const Channels& at) const {
+    load_row<T>(w, kDTypeOf<T>, at.first, at.count, step);
+    load_row<T>(given_u, kDTypeOf<T>, at.first, at.count, u);
+    for (int64_t i = 0; i < kStride; i += kLanes<T>) {
+      const Vec<T> limited = min<T>(T(kLargestLogRate), load<T>(step + i));
+      store<T>(step + i, -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited)));
+    }
+  }
+
+  void clear() const {
+    clear_rows(aa, kStride);
+    clear_rows(bb, kStride);
+    std::fill_n(pp, kStride, T(kEmpty));
+  }
+};
+
+template <typename T> void read_tokens(const void* from, DType dtype, const Channels& at,
+                                       int64_t begin, int64_t tokens, T* to) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    load_row<T>(from, dtype, at.token(begin + t), at.count, to + t * kStride);
+  }
+}
+
+template <typename T> void write_tokens(void* to, DType dtype, const Channels& at, int64_t begin,
+                                        int64_t tokens, const T* from) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    store_row<T>(to, dtype, at.token(begin + t), at.count, from + t * kStride);
+  }
+}
+
+// aa, bb, pp after a token
+template <typename T>
+RWKV_INLINE void advance(Vec<T>& aa, Vec<T>& bb, Vec<T>& pp, Vec<T> step, Vec<T> k, Vec<T> v) {
+  const Scaled<T> e(pp + step, k);
+  aa = e.x * aa + e.y * v;
+  bb = e.x * bb + e.y;
+  pp = e.largest;
+}
+
+constexpr int64_t kTokens = 16;
+
+template <typename T> class ForwardChannels {
+ public:
+  explicit ForwardChannels(const Wkv4Forward& p)
+      : p_(p), scratch_(3 * kTokens * kStride + Working<T>::elements()), now_(scratch_) {
+    for (T** rows : {&k_, &v_, &y_}) *rows = scratch_.take(kTokens * kStride);
+  }
+
+  void run(int64_t task) {
+    const Channels at(p_, task);
+    now_.read_parameters(p_.w, p_.u, at);
+    now_.clear();
+    T* const parts[3] = {now_.aa, now_.bb, now_.pp};
+    for (int n = 0; n < 3 && p_.state != nullptr; ++n) {
+      load_row<T>(p_.state, kDTypeOf<T>, at.state(n), at.count, parts[n]);
+    }
+    for (const Segment& segment : cut_sequence(at.reset(p_.reset), p_.time, p_.keep_every)) {
+      if (segment.starts_document) now_.clear();
+      for (int n = 0; n < 3 && p_.checkpoints && segment.begin % p_.keep_every == 0; ++n) {
+        const int64_t offset = at.checkpoint(segment.begin / p_.keep_every, n);
+        store_row<T>(p_.checkpoints, kDTypeOf<T>, offset, at.count, parts[n]);
+      }
+      for (int64_t t = 0; t < segment.tokens; t += kTokens) {
+        run_tokens(at, segment.begin + t, std::min(kTokens, segment.tokens - t));
+      }
+    }
+    for (int n = 0; n < 3; ++n) {
+      store_row<T>(p_.final_state, kDTypeOf<T>, at.state(n), at.count, parts[n]);
+    }
+  }
+
+ private:
+  void run_tokens(const Channels& at, int64_t begin, int64_t tokens) {
+    read_tokens(p_.k, p_.dtype, at, begin, tokens, k_);
+    read_tokens(p_.v, p_.dtype, at, begin, tokens, v_);
+    for (int64_t row = 0; row < tokens * kStride; row += kStride) {
+      for (int64_t i = 0; i < kStride; i += kLanes<T>) {
+        const Vec<T> k = load<T>(k_ + row + i), v = load<T>(v_ + row + i);
+        Vec<T> aa = load<T>(now_.aa + i), bb = load<T>(now_.bb + i), pp = load<T>(now_.pp + i);
+        const Scaled<T> e(pp, load<T>(now_.u + i) + k);
+        store<T>(y_ + row + i, (e.x * aa + e.y * v) / (e.x * bb + e.y));
+        advance<T>(aa, bb, pp, load<T>(now_.step + i), k, v);
+        store<T>(now_.aa + i, aa);
+        store<T>(now_.bb + i, bb);
+        store<T>(now_.pp + i, pp);
+      }
+    }
+    write_tokens(p_.y, p_.dtype, at, begin, tokens, y_);
+  }
+
+  const Wkv4Forward& p_;
+  Scratch<T> scratch_;
+  Working<T> now_;
+  T *k_, *v_, *y_;
+};
+
+template <typename T> class BackwardChannels {
+ public:
+  explicit BackwardChannels(const Wkv4Backward& p)
+      : p_(p), longest_(std::min(p.time, p.keep_every)),
+        scratch_(12 * longest_ * kStride + Working<T>::elements() + 5 * kStride), now_(scratch_) {
+    for (T** rows : {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &pp_, &largest_, &current_, &y_, &q_}) {
+      *rows = scratch_.take(longest_ * kStride);
+    }
+    for (T** row : {&A_, &B_, &R_, &gu_, &gw_}) *row = scratch_.take(kStride);
+  }
+
+  void run(int64_t task) {
+    const Channels at(p_, task);
+    now_.read_parameters(p_.w, p_.u, at);
+    clear_rows(gu_, kStride);
+    clear_rows(gw_, kStride);
+    clear_adjoint();
+    const auto segments = cut_sequence(at.reset(p_.reset), p_.time, p_.keep_every);
+    for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
+      replay(at, *segment);
+      if (segment == segments.rbegin() && p_.gfinal_state != nullptr) start_adjoint(at);
+      reverse(segment->tokens);
+      write_tokens(p_.gk, p_.dtype, at, segment->begin, segment->tokens, gk_);
+      write_tokens(p_.gv, p_.dtype, at, segment->begin, segment->tokens, gv_);
+      // What came before the document does not act on it.
+      if (segment->starts_document) clear_adjoint();
+    }
+    finish(at);
+  }
+
+ private:
+  void clear_adjoint() {
+    clear_rows(A_, kStride);
+    clear_rows(B_, kStride);
+    std::fill_n(R_, kStride, T(kEmpty));
+  }
+
+  // From the gradients of the final aa and bb; now_.pp is the final pp.
+  void start_adjoint(const Channels& at) {
+    load_row<T>(p_.gfinal_state, kDTypeOf<T>, at.state(0), at.count, A_);
+    load_row<T>(p_.gfinal_state, kDTypeOf<T>, at.state(1), at.count, B_);
+    for (int64_t i = 0; i < kStride; i += kLanes<T>) store<T>(R_ + i, -load<T>(now_.pp + i));
+  }
+
+  // Fills for every token: the state before it, what its output was made of, and gy / denominator.
+  void replay(const Channels& at, const Segment& segment) {
+    read_tokens(p_.k, p_.dtype, at, segment.begin, segment.tokens, k_);
+    read_tokens(p_.v, p_.dtype, at, segment.begin, segment.tokens, v_);
+    read_tokens(p_.gy, p_.dtype, at, segment.begin, segment.tokens, gy_);
+    now_.clear();
+    T* const parts[3] = {now_.aa, now_.bb, now_.pp};
+    for (int n = 0; n < 3 && !segment.starts_document; ++n) {
+      const int64_t offset = at.checkpoint(segment.begin / p_.keep_every, n);
+      load_row<T>(p_.checkpoints, kDTypeOf<T>, offset, at.count, parts[n]);
+    }
+    for (int64_t row = 0; row < segment.tokens * kStride; row += kStride) {
+      for (int64_t i = 0; i < kStride; i += kLanes<T>) {
+        const Vec<T> k = load<T>(k_ + row + i), v = load<T>(v_ + row + i);
+        Vec<T> aa = load<T>(now_.aa + i), bb = load<T>(now_.bb + i), pp = load<T>(now_.pp + i);
+        const Scaled<T> e(pp, load<T>(now_.u + i) + k);
+        const Vec<T> denominator = e.x * bb + e.y;
+        store<T>(aa_ + row + i, aa);
+        store<T>(bb_ + row + i, bb);
+        store<T>(pp_ + row + i, pp);
+        store<T>(largest_ + row + i, e.largest);
+        store<T>(current_ + row + i, e.y);
+        store<T>(y_ + row + i, (e.x * aa + e.y * v) / denominator);
+        store<T>(q_ + row + i, load<T>(gy_ + row + i) / denominator);
+        advance<T>(aa, bb, pp, load<T>(now_.step + i), k, v);
+        store<T>(now_.aa + i, aa);
+        store<T>(now_.bb + i, bb);
+        store<T>(now_.pp + i, pp);
+      }
+    }
+  }
+
+  void reverse(int64_t tokens) {
+    for (int64_t row = (tokens - 1) * kStride; row >= 0; row -= kStride) {
+      for (int64_t i = 0; i < kStride; i += kLanes<T>) {
+        const int64_t here = row + i;
+        Vec<T> A = load<T>(A_ + i), B = load<T>(B_ + i), R = load<T>(R_ + i);
+        const Vec<T> k = load<T>(k_ + here), v = load<T>(v_ + here), y = load<T>(y_ + here);
+        const Vec<T> q = load<T>(q_ + here), own = q * load<T>(current_ + here);
+        const Vec<T> later = exp_of_negative<T>(k + R), by_u = own * (v - y);
+        store<T>(gv_ + here, own + later * A);
+        store<T>(gk_ + here, by_u + later * (A * v + B));
+        store<T>(gu_ + i, load<T>(gu_ + i) + by_u);
+        const Vec<T> decayed = load<T>(now_.step + i) + R;
+        const Vec<T> kept = exp_of_negative<T>(decayed + load<T>(pp_ + here));
+        const Vec<T> by_w = kept * (A * load<T>(aa_ + here) + B * load<T>(bb_ + here));
+        store<T>(gw_ + i, load<T>(gw_ + i) + by_w);
+        const Scaled<T> e(decayed, -load<T>(largest_ + here));
+        store<T>(A_ + i, e.x * A + e.y * q);
+        store<T>(B_ + i, e.x * B - e.y * (q * y));
+        store<T>(R_ + i, e.largest);
+      }
+    }
+  }
+
+  // The rows of the first token still hold the state that the sequence began with.
+  void finish(const Channels& at) {
+    T *const gaa = gk_, *const gbb = gv_, *const gpp = gy_;
+    for (int64_t i = 0; i < kStride; i += kLanes<T>) {
+      const Vec<T> scale = exp_of_negative<T>(load<T>(R_ + i) + load<T>(pp_ + i));
+      const Vec<T> a = load<T>(A_ + i) * scale, b = load<T>(B_ + i) * scale;
+      store<T>(gaa + i, a);
+      store<T>(gbb + i, b);
+      store<T>(gpp + i, load<T>(aa_ + i) * a + load<T>(bb_ + i) * b);
+      // the derivative of step by w is step
+      store<T>(gw_ + i, load<T>(gw_ + i) * load<T>(now_.step + i));
+    }
+    const T* const parts[3] = {gaa, gbb, gpp};
+    for (int n = 0; n < 3; ++n) {
+      store_row<T>(p_.gstate, kDTypeOf<T>, at.state(n), at.count, parts[n]);
+    }
+    const int64_t offset = at.row * p_.width + at.first;
+    store_row<T>(p_.gu, kDTypeOf<T>, offset, at.count, gu_);
+    store_row<T>(p_.gw, kDTypeOf<T>, offset, at.count, gw_);
+  }
+
+  const Wkv4Backward& p_;
+  const int64_t longest_;
+  Scratch<T> scratch_;
+  Working<T> now_;
+  T *k_, *v_, *gy_, *gk_, *gv_, *aa_, *bb_, *pp_, *largest_, *current_, *y_, *q_;
+  T *A_, *B_, *R_, *gu_, *gw_;
+};
+
+}  // namespace
+
+void wkv4_forward_cpu(const Wkv4Forward& params, int64_t begin, int64_t end) {
+  const auto run = [&](auto channels) {
+    for (int64_t task = begin; task < end; ++task) channels.run(task);
+  };
+  if (params.dtype == DType::kDouble) run(ForwardChannels<double>(params));
+  else run(ForwardChannels<float>(params));
+}
+
+void wkv4_backward_cpu(const Wkv4Backward& params, int64_t begin, int64_t end) {
+  const auto run = [&](auto channels) {
+    for (int64_t task = begin; task < end; ++task) channels.run(task);
+  };
+  if (params.dtype == DType::kDouble) run(BackwardChannels<double>(params));
+  else run(BackwardChannels<float>(params));
+}
+
+}  // namespace rwkv
