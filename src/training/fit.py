@@ -79,6 +79,9 @@ def fit(
         reporters.extend(_reporters(config, plan, progress, trainer))
     steps = (plan.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(dataset, config, progress.step, steps))
+    if trainer.interrupted:
+        # Lightning swallows a Ctrl-C that comes before the first step.
+        raise KeyboardInterrupt
     return loop.stop.exit_status
 
 
@@ -116,7 +119,11 @@ def _validation_data(config: RunConfig) -> ValidationDataset | None:
     if d.val_data_file is None:
         return None
     source = open_source(d.val_data_file, "binidx")
-    return ValidationDataset(source, d.ctx_len, d.val_samples, config.model.vocab_size)
+    dataset = ValidationDataset(source, d.ctx_len, d.val_samples, config.model.vocab_size)
+    for _ in dataset:
+        # Read once: bad data should not end a run at its first validation.
+        continue
+    return dataset
 
 
 def _described(groups: list[ParameterGroup]) -> dict[str, int]:

@@ -9,21 +9,41 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.config.schema import RunConfig
 from src.data.sampler import SampleNumbers
+from src.errors import DataError
 from src.training.signals import ignore_stop_signals
+
+Sample = tuple[Tensor, Tensor]
+
+
+class FaultTelling(Dataset[tuple[Tensor, Tensor, str]]):
+    """Samples (tokens [T], targets [T], fault); a sample that cannot be read is zeros and says why.
+
+    An error raised here would end this rank alone; the loop makes all ranks leave after the step.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], ctx_len: int) -> None:
+        self._dataset = dataset
+        self._ctx_len = ctx_len
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
+        try:
+            return *self._dataset[number], ""
+        except DataError as error:
+            nothing = torch.zeros(self._ctx_len, dtype=torch.int64)
+            return nothing, nothing, str(error)
 
 
 class RunData(pl.LightningDataModule):
-    """Micro batches (tokens [B, T], targets [B, T]) of this rank, in the order of the run.
+    """Micro batches of this rank (tokens [B, T], targets [B, T], B faults), in the run's order.
 
     first_step, steps: the part of the run that is still to do, in optimizer steps.
     """
 
     def __init__(
-        self, dataset: Dataset[tuple[Tensor, Tensor]], config: RunConfig, first_step: int,
-        steps: int,
+        self, dataset: Dataset[Sample], config: RunConfig, first_step: int, steps: int,
     ) -> None:
         super().__init__()
-        self._dataset = dataset
+        self._dataset = FaultTelling(dataset, config.data.ctx_len)
         self._config = config
         self._first_step = first_step
         self._steps = steps

@@ -20,6 +20,7 @@ from src.training.saving import Saver, restore_state
 from src.training.schedule import Schedule, learning_rate, weight_decay
 from src.training.signals import StopRequest
 from src.training.strategy import zero_engine
+from src.training.together import raise_together
 from src.training.validation import validation_loss
 
 if TYPE_CHECKING:
@@ -112,7 +113,16 @@ class Loop(pl.Callback):
         self._validate(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Closes files and bars, also after an error."""
+        """Closes files and bars."""
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Closes them after an error too, for which Lightning calls no teardown."""
+        self._close()
+
+    def _close(self) -> None:
         self.stop.release()
         for reporter in self._reporters:
             reporter.close()
@@ -122,15 +132,17 @@ class Loop(pl.Callback):
         return learning_rate(self._schedule, step, step - self._progress.ramp_begin)
 
     def _record(self, trainer: pl.Trainer, module: TrainingModule) -> StepRecord:
-        # A signal may reach one rank only; all must leave after the same step.
-        asked = float(self.stop.received is not None)
-        loss = module.take_step_loss()
-        both = trainer.strategy.reduce(torch.stack([loss, torch.full_like(loss, asked)]))
-        loss, asked = both.tolist()
+        # A signal or bad data may reach one rank only; all must leave after the same step.
+        asked, fault = self.stop.received is not None, module.data_fault()
+        own = module.take_step_loss()
+        flags = own.new_tensor([asked, fault is not None])
+        loss, asked, faulty = trainer.strategy.reduce(torch.cat([own[None], flags])).tolist()
+        if faulty:
+            raise_together(trainer.strategy, fault)
         module.stop_requested = asked > 0
         step = self._progress.step
         grad_norm = _grad_norm(trainer, module)
-        self._require_finite(step, loss, grad_norm)
+        self._require_finite(trainer, step, loss, grad_norm)
         self._progress.add_loss(loss)
         now = time.perf_counter()
         seconds, self._step_began = now - self._step_began, now
@@ -144,17 +156,19 @@ class Loop(pl.Callback):
             tokens_per_second=self._plan.tokens_per_step / max(seconds, 1e-9),
         )
 
-    def _require_finite(self, step: int, loss: float, grad_norm: float) -> None:
+    def _require_finite(
+        self, trainer: pl.Trainer, step: int, loss: float, grad_norm: float
+    ) -> None:
         # With fp16 a step that overflows is skipped and the loss scale lowered: no fault.
         scaled = self._config.hardware.precision == "fp16"
         if math.isfinite(loss) and (scaled or math.isfinite(grad_norm)):
             return
         batch = self._plan.tokens_per_step // self._config.data.ctx_len
-        raise TrainingError(
+        raise_together(trainer.strategy, TrainingError(
             f"step {step}: loss {loss}, gradient norm {grad_norm}; samples {step * batch + 1} to "
             f"{(step + 1) * batch}. Nothing was saved since the last checkpoint, which is good: "
             "go on from it with a lower --lr_init or a smaller --grad_clip, or look at the data"
-        )
+        ))
 
     def _end_epoch(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
         """Reports a finished mini-epoch and saves it if it is due; True if it was saved."""

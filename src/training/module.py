@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.config.schema import HardwareConfig, OptimConfig
+from src.errors import DataError
 from src.models.backbone import RWKV
 from src.models.parameters import ParameterGroup
 from src.training.optim import build_optimizer
@@ -31,15 +33,19 @@ class TrainingModule(pl.LightningModule):
         self._hardware = hardware
         self._micro_losses: list[Tensor] = []
         self._grad_norm: Tensor | None = None
+        self._fault: str | None = None
         self.stop_requested = False
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> int | None:
         """-1 tells Lightning to end the run here, on every rank."""
         return -1 if self.stop_requested else None
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Mean cross entropy of one micro batch: tokens [B, T], targets [B, T]."""
-        tokens, targets = batch
+    def training_step(
+        self, batch: tuple[Tensor, Tensor, Sequence[str]], batch_index: int
+    ) -> Tensor:
+        """Mean cross entropy of one micro batch: tokens [B, T], targets [B, T], B faults."""
+        tokens, targets, faults = batch
+        self._fault = self._fault or next(filter(None, faults), None)
         loss = self.model.loss(tokens, targets, head_rows=self._hardware.head_chunk)
         self._micro_losses.append(loss.detach())
         return loss
@@ -60,6 +66,10 @@ class TrainingModule(pl.LightningModule):
         loss = torch.stack(self._micro_losses).float().mean()
         self._micro_losses.clear()
         return loss
+
+    def data_fault(self) -> DataError | None:
+        """Why a sample of this rank could not be read, None if all could."""
+        return None if self._fault is None else DataError(self._fault)
 
     def last_grad_norm(self) -> Tensor | None:
         """Global gradient norm of the last step before clipping; None under DeepSpeed."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from src.config.conventions import CONVENTIONS
 from src.config.resolve import for_saving, resolve
 from src.config.schema import RunConfig
-from src.data.dataset import message_from_worker
-from src.errors import ConfigError, DataError, TrainingError
+from src.errors import ConfigError
 from src.models.registry import complete
 from src.training.environment import is_rank_zero, prepare_libraries
 from src.training.facts import gather_facts
 from src.training.origin import find_origin
+from src.training.together import FaultElsewhereError
 
 
 def run(config: RunConfig, notices: list[str]) -> int:
@@ -47,12 +47,8 @@ def run(config: RunConfig, notices: list[str]) -> int:
     try:
         return fit(config, CONVENTIONS[config.model.rwkv_version], origin, derived,
                    saved_config=for_saving(config, given))
-    except DataError as error:
-        # torch wraps what a loader worker raises in a traceback
-        raise DataError(message_from_worker(error)) from error
-    except TrainingError:
-        if is_rank_zero():
-            raise
+    except FaultElsewhereError:
+        # rank zero tells the user
         return 1
 
 

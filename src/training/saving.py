@@ -11,8 +11,10 @@ from src.checkpoint.names import FINAL, numbered
 from src.checkpoint.resume import drop_old_states, save_state, state_path
 from src.checkpoint.weights import save_weights
 from src.config.load import dump_config
+from src.errors import CheckpointError
 from src.training import optimizer_state
 from src.training.strategy import zero_engine
+from src.training.together import gather_objects, raise_together
 from src.training.trainable import published_weights
 
 if TYPE_CHECKING:
@@ -62,14 +64,21 @@ class Saver:
         self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, path: Path
     ) -> None:
         state = capture_state(trainer, module, progress)
+        fault = None
         if trainer.is_global_zero:
-            state["config"] = dump_config(self._config)
-            state["warmup_steps"] = self._config.optim.warmup_steps
-            # Checked first: a model that is not finite must not replace the state either.
-            published = published_weights(state["weights"], self._config.train.train_type)
-            save_weights(path, published, self._dtype)
-            save_state(state_path(path), state)
-        trainer.strategy.barrier()
+            try:
+                self._write(path, state)
+            except CheckpointError as error:
+                fault = error
+        raise_together(trainer.strategy, fault)
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        state["config"] = dump_config(self._config)
+        state["warmup_steps"] = self._config.optim.warmup_steps
+        # Checked first: a model that is not finite must not replace the state either.
+        published = published_weights(state["weights"], self._config.train.train_type)
+        save_weights(path, published, self._dtype)
+        save_state(state_path(path), state)
 
 
 def capture_state(
@@ -79,7 +88,7 @@ def capture_state(
     engine = zero_engine(trainer.strategy)
     state = optimizer_state.capture(module.model, trainer.optimizers[0], engine)
     state.update(progress.to_dict())
-    state["rng"] = _gather_random_states(trainer)
+    state["rng"] = gather_objects(trainer.strategy, _random_state(trainer))
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
@@ -101,14 +110,9 @@ def restore_state(trainer: pl.Trainer, module: TrainingModule, state: dict[str, 
             torch.cuda.set_rng_state(own["device"])
 
 
-def _gather_random_states(trainer: pl.Trainer) -> list[dict[str, Any]]:
+def _random_state(trainer: pl.Trainer) -> dict[str, Any]:
     cuda = trainer.strategy.root_device.type == "cuda"
-    own = {
+    return {
         "cpu": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state() if cuda else None,
     }
-    if trainer.world_size == 1:
-        return [own]
-    gathered: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, own)
-    return gathered

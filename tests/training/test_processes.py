@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ import pytest
 import torch
 
 import train
+from src.data.magic_prime import magic_prime
+from src.data.sampler import sample_offset
+from src.data.sources import open_source
 from src.inference.loading import load_model
 from src.training.reporting.metrics_file import read_metrics
 
@@ -197,3 +201,47 @@ def test_bf16_under_zero_2_learns_and_saves_bf16(
         assert losses[step] == pytest.approx(loss, rel=0.02)
     saved = torch.load(run.folder / "rwkv-final.pth", weights_only=True)
     assert {value.dtype for value in saved.values()} == {torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def spoilt(corpus: Path, folder: Path) -> Path:
+    """The corpus with token id 300, beyond its vocabulary of 257, in sample 14.
+
+    With a global batch of 4, sample 1 + 3 * 4 + 1 is the second process's first one in step 3.
+    """
+    prefix = folder / "spoilt"
+    for suffix in (".idx", ".bin"):
+        shutil.copy(f"{corpus}{suffix}", f"{prefix}{suffix}")
+    source = open_source(str(prefix), "binidx")
+    position = sample_offset(14, magic_prime(source.tokens, 32), 32) + 7
+    with Path(f"{prefix}.bin").open("r+b") as file:
+        file.seek(2 * position)
+        file.write((300).to_bytes(2, "little"))
+    return prefix
+
+
+def test_bad_data_met_by_one_process_ends_both_with_one_line(
+    folder: Path, spoilt: Path, two_processes: Callable[..., Ended]
+):
+    run = two_processes(folder / "bad", "ddp", data_file=spoilt, vocab_size=257)
+    assert run.status == 2
+    assert "Traceback" not in run.printed, run.printed
+    lines = [line for line in run.printed.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "token id 300 at position 7 of sample 14" in lines[0]
+    assert list(run.values("loss")) == [0, 1, 2]
+    assert not list(run.folder.glob("rwkv-[0-9]*"))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_both_with_one_line(
+    folder: Path, two_processes: Callable[..., Ended]
+):
+    # A folder in the place of the first checkpoint; root may write nearly everywhere else.
+    (folder / "full" / "rwkv-0.pth").mkdir(parents=True)
+    run = two_processes(folder / "full", "deepspeed_stage_1")
+    assert run.status == 2
+    assert "Traceback" not in run.printed, run.printed
+    lines = [line for line in run.printed.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "rwkv-0.pth" in lines[0]
+    assert not list(run.folder.glob("*.partial")) and not list(run.folder.glob("*.state"))

@@ -1,0 +1,39 @@
+"""All ranks know of one rank's fault, and leave together.
+
+A rank that left alone would leave the others waiting in the next collective call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from src.errors import TrainerError, TrainingError
+
+
+class FaultElsewhereError(TrainingError):
+    """Raised by the ranks that leave because of a fault which rank zero tells the user."""
+
+
+def gather_objects(strategy: Any, own: Any) -> list[Any]:
+    """What every rank passes, by rank; a collective call.
+
+    strategy: Lightning's.
+    """
+    if strategy.world_size == 1:
+        return [own]
+    gathered: list[Any] = [None] * strategy.world_size
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
+
+
+def raise_together(strategy: Any, fault: TrainerError | None) -> None:
+    """Raises the fault of the first rank that has one, on every rank; a collective call.
+
+    Rank zero raises the fault itself, the others FaultElsewhereError. Without a fault it is a
+    barrier.
+    """
+    faults = [found for found in gather_objects(strategy, fault) if found is not None]
+    if faults:
+        raise faults[0] if strategy.is_global_zero else FaultElsewhereError(str(faults[0]))
