@@ -1,0 +1,163 @@
+"""A whole training step of every version: forward, backward, optimizer.
+
+    python -m benchmarks.step [--layers 12 --width 768 --vocab 65536 --ctx_len 512 --batch 4]
+                              [--precision fp32|bf16] [--versions 4567] [--grad_cp]
+
+Prints tokens/s, the share of the step that the WKV operator takes (measured alone on the same
+shapes in the same run), the matrix-product FLOP/s of the step against the rate that a plain product
+reaches here, and on a GPU the peak memory. Medians; ratios are within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from src.config.schema import ModelConfig
+from src.models.parameters import initialize, parameter_groups
+from src.models.registry import build_model, complete
+from src.ops.wkv4 import wkv4
+from src.ops.wkv5 import wkv5
+from src.ops.wkv6 import wkv6
+from src.ops.wkv7 import wkv7
+
+
+def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median duration of `work` after one warm-up."""
+    times = []
+    for attempt in range(repeats + 1):
+        _wait(device)
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        if attempt:
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, width: int, tokens: int) -> float:
+    """FLOP/s of a [tokens, width] x [width, 4 width] product: the floor of the step."""
+    a = torch.randn(tokens, width, device=device, dtype=dtype)
+    b = torch.randn(width, 4 * width, device=device, dtype=dtype)
+    return 2 * tokens * width * 4 * width / median_seconds(lambda: a @ b, device, 7)
+
+
+def operator_seconds(
+    version: str, config: ModelConfig, options: argparse.Namespace, device: torch.device,
+    dtype: torch.dtype,
+) -> float:
+    """Forward and backward of one layer's WKV operator at the step's shape."""
+    b, t, c = options.batch, options.ctx_len, config.n_embd
+
+    def random(*shape: int, as_dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*shape, device=device, dtype=as_dtype, requires_grad=True)
+
+    if version == "4":
+        arguments = [random(c, as_dtype=torch.float32), random(c, as_dtype=torch.float32),
+                     random(b, t, c), random(b, t, c)]
+        function = wkv4
+    else:
+        n = config.head_size
+        h = c // n
+        rows = [random(b, t, h, n) for _ in range(5)]
+        head = [random(h, n, as_dtype=torch.float32) for _ in range(2)]
+        decay = random(b, t, h, n, as_dtype=torch.float32)
+        r, k, v, a, kappa = rows
+        arguments, function = {
+            "5": ([r, k, v, *head], wkv5),
+            "6": ([r, k, v, decay, head[1]], wkv6),
+            "7": ([r, decay, k, v, a, kappa], wkv7),
+        }[version]
+        if version == "7":
+            with torch.no_grad():
+                a.copy_(-torch.nn.functional.normalize(a.float(), dim=-1))
+                kappa.copy_(-a * 0.5)
+
+    def work() -> None:
+        y, _ = function(*arguments, backend=options.backend)
+        y.sum().backward()
+
+    return median_seconds(work, device, options.repeats)
+
+
+def measure(version: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Figures of one version."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
+    config = complete(ModelConfig(
+        rwkv_version=version, n_layer=options.layers, n_embd=options.width,
+        vocab_size=options.vocab,
+    ))
+    model = build_model(config, wkv_backend=options.backend, grad_cp=options.grad_cp).to(device)
+    initialize(model, seed=0, lr_init=6e-4)
+    groups = parameter_groups(model, weight_decay=0.001)
+    optimizer = torch.optim.AdamW(
+        [{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups],
+        lr=1e-5, fused=True,
+    )
+    tokens = torch.randint(options.vocab, (options.batch, options.ctx_len + 1), device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = median_seconds(step, device, options.repeats)
+    count = options.batch * options.ctx_len
+    matrices = sum(p.numel() for n, p in model.named_parameters()
+                   if p.dim() >= 2 and n != "emb.weight")
+    operator = operator_seconds(version, config, options, device, dtype)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens/s": count / seconds,
+        "wkv share": operator * options.layers / seconds,
+        "flop/s": 6 * matrices * count / seconds,
+        "GiB": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
+    }
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--vocab", type=int, default=65536)
+    parser.add_argument("--ctx_len", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--versions", default="4567")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--grad_cp", action="store_true")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
+    rate = matmul_rate(device, dtype, options.width, options.batch * options.ctx_len)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; L{options.layers}"
+          f" D{options.width} V{options.vocab}, {options.batch} x {options.ctx_len}, "
+          f"{options.precision}; a plain product reaches {rate / 1e9:.0f} GFLOP/s")
+    print(f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"
+          f"{'of product rate':>17}{'GiB':>7}")
+    for version in options.versions:
+        row = measure(version, options, device)
+        print(f"RWKV-{version:<4}{row['parameters']:>13,}{row['tokens/s']:>10.0f}"
+              f"{row['wkv share']:>10.1%}{row['flop/s'] / rate:>16.2f}{row['GiB']:>8.1f}",
+              flush=True)
+
+
+if __name__ == "__main__":
+    main()
