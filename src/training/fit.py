@@ -152,8 +152,14 @@ def _reporters(
     if config.log.wandb is not None:
         reporters.append(WandbLog(config, f"{name} {timestamp}", progress.step))
     if config.log.plot:
-        reporters.append(LossPlot(folder, f"RWKV-{m.rwkv_version} {name}"))
+        reporters.append(LossPlot(folder, _title(config)))
     return reporters
+
+
+def _title(config: RunConfig) -> str:
+    m = config.model
+    return (f"RWKV-{m.rwkv_version}, {m.n_layer} layers, width {m.n_embd}, context "
+            f"{config.data.ctx_len}, vocabulary {m.vocab_size}")
 
 
 def _write_config(config: RunConfig) -> None:

@@ -58,7 +58,7 @@ def save_initial_weights(config: RunConfig, origin: Origin) -> tuple[Path, RWKV]
 def write_initial_weights(config: RunConfig, origin: Origin, notes: list[str]) -> None:
     """Stage 1: writes rwkv-init.pth and says what to do next. Raises ConfigError."""
     for note in notes:
-        print(note)
+        print(f"  note        {note}")
     path, model = save_initial_weights(config, origin)
     m = config.model
     count = sum(p.numel() for p in model.parameters())
