@@ -163,12 +163,22 @@ def _make_plan(target: Target) -> Plan:
 def _source_hash(target: Target) -> str:
     """Of what the library is made from and for, apart from the compilers."""
     digest = hashlib.sha256(f"{torch.__version__}\n{toolchain.machine_flags()}\n".encode())
-    headers = (".h",) if target.device == "cpu" else (".h", ".cuh")
-    for folder in (target.sources / "common", target.sources / target.op):
-        for file in sorted(folder.glob("*")):
-            if file.suffix in headers or file in target.files():
-                digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    for file in sorted(_with_includes(target.files())):
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _with_includes(files: list[Path]) -> set[Path]:
+    """`files` and all that they include by a quoted path, directly or not."""
+    found: set[Path] = set()
+    left = [file.resolve() for file in files]
+    while left:
+        file = left.pop()
+        if file not in found and file.is_file():
+            found.add(file)
+            names = re.findall(r'^\s*#\s*include\s+"([^"]+)"', file.read_text("utf-8"), re.M)
+            left.extend((file.parent / name).resolve() for name in names)
+    return found
 
 
 def _plan_hash(plan: Plan) -> str:

@@ -17,6 +17,8 @@ import torch
 
 from src.errors import BackendError
 
+USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
+
 _TORCH = Path(torch.__file__).parent
 
 
@@ -54,8 +56,7 @@ def find_nvcc(capability: tuple[int, int]) -> Compiler:
     needed = torch.version.cuda
     if needed is None:
         raise BackendError("this torch was built without CUDA; install a CUDA build of torch")
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    path = shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+    path = shutil.which("nvcc") or (str(USUAL_NVCC) if USUAL_NVCC.exists() else None)
     if path is None:
         raise BackendError(
             f"the CUDA compiler nvcc is missing; install the CUDA toolkit {needed} and put its "

@@ -1,0 +1,192 @@
+"""Parity of the native operators with the fp64 reference: outputs, final state, every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import TOLERANCE, assert_close, relative_rms
+from tests.ops.native_cases import OPS, Case, call, make_case, require_native, run, sums
+
+
+@pytest.fixture(params=OPS)
+def op(request):
+    require_native(request.param)
+    return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poisoned_memory():
+    """Fresh tensors hold NaN, so that an element that no kernel writes cannot hide."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check(case: Case, dtype: torch.dtype = torch.float32) -> None:
+    """Fails unless native, in dtype, agrees with the reference on the same rounded inputs."""
+    rounded = {name: value.to(dtype).double() for name, value in case.inputs.items()}
+    expected = sums(run(case.with_inputs(**rounded), "reference"))
+    actual = sums(run(case, "native", dtype))
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert_close(f"{case.op} {name}", value, expected[name], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("time", [1, 2, 15, 16, 17, 63, 64, 65, 500])
+def test_it_agrees_at_any_length(op, time):
+    check(make_case(op, 1, time, 1, 64))
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 5, 72])
+def test_it_agrees_at_any_head_size(op, size):
+    check(make_case(op, 1, 19, 2 if size < 100 else 1, size))
+
+
+def test_it_agrees_for_a_head_wider_than_any_tile(op):
+    check(make_case(op, 1, 3, 1, 260))
+
+
+def test_it_agrees_for_forty_heads(op):
+    check(make_case(op, 4, 5, 10, 32))
+
+
+@pytest.mark.parametrize("time", [1, 40])
+def test_it_agrees_in_fp64(op, time):
+    check(make_case(op, 2, time, 1, 24, reset=True), torch.float64)
+
+
+# For wkv4 to 6 exp(-exp(w)) is then 1, almost 0, and 0 with exp(w) finite and infinite; for wkv7
+# the decay is 1 or its floor.
+@pytest.mark.parametrize("w", [-1000.0, -40.0, 4.4, 50.0, 1000.0])
+def test_it_agrees_for_extreme_decays(op, w):
+    case = make_case(op, 1, 20, 1, 32)
+    check(case.with_inputs(w=torch.full_like(case.inputs["w"], w)))
+
+
+def test_it_agrees_for_decays_of_every_size_side_by_side(op):
+    case = make_case(op, 1, 70, 1, 64)
+    ramp = torch.linspace(-20, 20, case.inputs["w"].shape[-1], dtype=torch.float64)
+    check(case.with_inputs(w=ramp.expand_as(case.inputs["w"])))
+
+
+def test_it_gives_zeros_and_no_nan_for_zero_inputs(op):
+    case = make_case(op, 1, 20, 2, 32)
+    check(case.with_inputs(**{name: torch.zeros_like(x) for name, x in case.inputs.items()}))
+
+
+def test_it_agrees_for_large_inputs(op):
+    case = make_case(op, 1, 40, 2, 32)
+    # wkv4 exponentiates k: 10 sigma is e^30. The recurrences of 5 to 7 are linear in k and v.
+    factor = 10 if op == "wkv4" else 1000
+    check(case.with_inputs(k=case.inputs["k"] * factor, v=case.inputs["v"] * factor))
+
+
+def test_it_starts_from_nothing_without_a_state(op):
+    case = make_case(op, 2, 20, 2, 32)
+    kept = {name: x for name, x in case.inputs.items() if name not in case.state_names}
+    empty = Case(op, kept, case.gy, case.gstate, None, case.state_names)
+    expected, actual = run(empty, "reference"), run(empty, "native", torch.float32)
+    for name, value in sums(actual).items():
+        assert_close(name, value, sums(expected)[name], TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_rounds_half_precision_results_only_once(op, dtype):
+    case = make_case(op, 1, 40, 2, 32)
+    rounded = {
+        name: x.to(dtype if name in "rkvab" else torch.float32).double()
+        for name, x in case.inputs.items()
+    }
+    # Incoming gradients are rounded to the dtype of y on their way, so give them rounded.
+    case = Case(
+        op, rounded, case.gy.to(dtype).double(), case.gstate, None, case.state_names
+    )
+    expected, actual = run(case, "reference"), run(case, "native", dtype)
+    for name, value in actual.items():
+        best = relative_rms(expected[name].to(value.dtype), expected[name])
+        assert_close(name, value, expected[name], best * 1.02 + TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("cut", [1, 16, 37, 64, 69])
+def test_a_sequence_in_two_calls_equals_one_call(op, cut):
+    case = make_case(op, 2, 70, 2, 32)
+    whole = run(case, "native", torch.float32)
+    pieces = run_in_two(case, cut)
+    for name, value in sums(pieces).items():
+        assert_close(name, value, sums(whole)[name], 2e-6)
+
+
+def run_in_two(case: Case, cut: int) -> dict[str, torch.Tensor]:
+    """As `run` in fp32 on native, in two calls that pass the state and its gradient on."""
+    leaves = {name: x.float().requires_grad_() for name, x in case.inputs.items()}
+    time = case.gy.shape[1]
+
+    def part(begin: int, end: int) -> dict[str, torch.Tensor]:
+        return {
+            name: x[:, begin:end] if x.dim() > 2 and x.shape[1] == time else x
+            for name, x in leaves.items()
+        }
+
+    first_y, state = call(case, part(0, cut), "native")
+    parts = state if isinstance(state, tuple) else (state,)
+    second = part(cut, time) | dict(zip(case.state_names, parts))
+    second_y, state = call(case, second, "native")
+    parts = state if isinstance(state, tuple) else (state,)
+    y = torch.cat((first_y, second_y), 1)
+    loss = (y.double() * case.gy).sum()
+    loss = loss + sum((p.double() * g).sum() for p, g in zip(parts, case.gstate))
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    results = {"y": y} | {f"final {n}": p for n, p in zip(case.state_names, parts)}
+    return results | {f"g{name}": g for name, g in zip(leaves, gradients)}
+
+
+def test_documents_packed_with_resets_equal_separate_runs(op):
+    starts, time = (0, 1, 20, 64, 65), 80
+    case = make_case(op, 1, time, 2, 32)
+    reset = torch.zeros(1, time, dtype=torch.bool)
+    reset[0, list(starts)] = True
+    packed = run(Case(op, case.inputs, case.gy, case.gstate, reset, case.state_names), "native")
+    sequences = [n for n, x in case.inputs.items() if x.shape[1:2] == (time,)]
+    totals = {name: torch.zeros_like(x) for name, x in packed.items() if name in ("gw", "gu")}
+    for begin, end in zip(starts, (*starts[1:], time)):
+        inputs = {
+            name: x[:, begin:end] if name in sequences else x
+            for name, x in case.inputs.items() if name not in case.state_names
+        }
+        last = end == time
+        gstate = case.gstate if last else tuple(torch.zeros_like(g) for g in case.gstate)
+        alone = run(
+            Case(op, inputs, case.gy[:, begin:end], gstate, None, case.state_names), "native"
+        )
+        for name in ["y", *(f"g{n}" for n in sequences)]:
+            assert_close(f"{name} of {begin}", packed[name][:, begin:end], alone[name], 1e-13)
+        for name, total in totals.items():
+            if f"{name[1:]}" not in sequences:
+                total += alone[name]
+        if last:
+            for name in (n for n in packed if n.startswith("final")):
+                assert_close(name, packed[name], alone[name], 1e-13)
+    for name, total in totals.items():
+        if name[1:] not in sequences:
+            assert_close(name, packed[name], total, 1e-13)
+    for name in case.state_names:
+        assert packed[f"g{name}"].abs().max() == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    op=st.sampled_from(OPS),
+    batch=st.integers(1, 3),
+    time=st.integers(1, 30),
+    heads=st.integers(1, 3),
+    size=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+    reset=st.booleans(),
+)
+def test_it_agrees_on_arbitrary_shapes_and_values(op, batch, time, heads, size, seed, reset):
+    require_native(op)
+    check(make_case(op, batch, time, heads, size, seed=seed, reset=reset), torch.float64)
