@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 # Numbers in one tensor of a group on a CPU.
-CPU_GROUP_NUMBERS = 2**20
+CPU_GROUP_NUMBERS = 2**19
 
 
 class Group(NamedTuple):

@@ -148,7 +148,8 @@ def _forward_group(inner: _Inner, states: Tensor) -> Tensor:
     length = inner.v.shape[2]
     added = torch.cat((inner.u0, inner.v), 2).mT @ inner.kept
     for m in range(added.shape[1]):
-        torch.baddbmm(added[:, m], states[:, m], inner.step[:, m], out=states[:, m + 1])
+        # no out=: with gaps between the states torch falls back to one product at a time
+        states[:, m + 1] = torch.baddbmm(added[:, m], states[:, m], inner.step[:, m])
     starts = states[:, :-1]
     u = inner.u0 + inner.w @ starts.mT
     rows = inner.matrix[:, :, length:]
@@ -172,8 +173,7 @@ def _backward_group(
     grad_states = torch.empty_like(starts)
     grad_states[:, -1] = grad_final
     for m in reversed(range(1, added.shape[1])):
-        step = inner.step[:, m].mT
-        torch.baddbmm(added[:, m], grad_states[:, m], step, out=grad_states[:, m - 1])
+        grad_states[:, m - 1] = torch.baddbmm(added[:, m], grad_states[:, m], inner.step[:, m].mT)
     grad_first = torch.baddbmm(added[:, 0], grad_states[:, 0], inner.step[:, 0].mT)
 
     writes = torch.cat((inner.u0 + inner.w @ starts.mT, inner.v), 2)
@@ -226,9 +226,9 @@ def _gather(
     total = log_d.cumsum(2)
     exponents = (total - log_d, total, -total, total[:, :, -1:] - total)
     before, through, inverse, rest = scales = tuple(torch.exp(x) for x in exponents)
-    left = torch.cat((before * a, through * r), 2)
-    right = torch.cat((inverse * b, inverse * k), 2)
-    kept = torch.cat((rest * b, rest * k), 2)
+    left = _stacked_products(before, a, through, r)
+    right = _stacked_products(inverse, b, inverse, k)
+    kept = _stacked_products(rest, b, rest, k)
     whole = through[:, :, -1]  # [G, M, N]
 
     segments, seen = None, left
@@ -267,16 +267,27 @@ def _segments(marks: Tensor) -> _Segments:
     )
 
 
+def _stacked_products(p: Tensor, x: Tensor, q: Tensor, y: Tensor) -> Tensor:
+    """p * x over q * y, stacked along the token axis without a copy."""
+    length = x.shape[2]
+    out = x.new_empty(*x.shape[:2], 2 * length, x.shape[3])
+    torch.mul(p, x, out=out[:, :, :length])
+    torch.mul(q, y, out=out[:, :, length:])
+    return out
+
+
 def _lower(matrix: Tensor, segments: _Segments | None) -> Tensor:
     """`matrix` [G, M, 2C, 2C] without the pairs that do not see each other, changed in place.
 
     Rows of A see the tokens before them, rows of R also their own.
     """
     length = matrix.shape[2] // 2
-    blocks = matrix.unflatten(3, (2, length)).unflatten(2, (2, length))  # [G, M, 2, C, 2, C]
-    above = torch.ones(length, length, dtype=torch.bool, device=matrix.device).triu()
-    masks = torch.stack((above, above.triu(1)))[:, :, None]  # [2, C, 1, C]
-    blocks.masked_fill_(masks, 0)
+    own = matrix.new_ones(length, length).tril()
+    earlier = own.tril(-1)
+    # A product, since masked_fill is several times slower with a mask that is broadcast; the
+    # entries it removes are finite, see the bound on exp(-c) above.
+    matrix *= torch.cat((torch.cat((earlier, earlier), 1), torch.cat((own, own), 1)))
     if segments is not None:
+        blocks = matrix.unflatten(3, (2, length)).unflatten(2, (2, length))  # [G, M, 2, C, 2, C]
         blocks.masked_fill_(segments.between[:, :, None, :, None], 0)
     return matrix
