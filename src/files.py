@@ -40,6 +40,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         beside.write_bytes(content)
 
 
+def remove_partial_files(folder: Path) -> None:
+    """Removes what writers left in `folder` that were killed; no other run may be using it."""
+    for path in folder.glob("*.partial"):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes earlier renames in `folder` durable where that is possible.
 

@@ -14,7 +14,7 @@ from src.config.conventions import Conventions
 from src.config.load import dump_config
 from src.config.schema import RunConfig
 from src.data.dataset import TokenDataset, ValidationDataset, open_source
-from src.files import write_atomically
+from src.files import remove_partial_files, write_atomically
 from src.models.parameters import ParameterGroup, parameter_groups
 from src.training.environment import is_rank_zero
 from src.training.initial import make_model
@@ -74,6 +74,7 @@ def fit(
     module = TrainingModule(model, groups, config.optim, config.hardware)
     trainer = build_trainer(config, [loop])
     if is_rank_zero():
+        remove_partial_files(Path(config.train.proj_dir))
         _write_config(saved_config)
         _write_characters(config, dataset)
         reporters.extend(_reporters(config, plan, progress, trainer))
@@ -82,6 +83,8 @@ def fit(
     if trainer.interrupted:
         # Lightning swallows a Ctrl-C that comes before the first step.
         raise KeyboardInterrupt
+    if progress.step == plan.total_steps:
+        return 0
     return loop.stop.exit_status
 
 

@@ -20,7 +20,7 @@ from src.training.saving import Saver, restore_state
 from src.training.schedule import Schedule, learning_rate, weight_decay
 from src.training.signals import StopRequest
 from src.training.strategy import zero_engine
-from src.training.together import raise_together
+from src.training.together import gather_objects, raise_together
 from src.training.validation import validation_loss
 
 if TYPE_CHECKING:
@@ -139,7 +139,10 @@ class Loop(pl.Callback):
         loss, asked, faulty = trainer.strategy.reduce(torch.cat([own[None], flags])).tolist()
         if faulty:
             raise_together(trainer.strategy, fault)
-        module.stop_requested = asked > 0
+        if asked:
+            numbers = gather_objects(trainer.strategy, self.stop.received)
+            self.stop.received = max(filter(None, numbers))
+            module.stop_requested = True
         step = self._progress.step
         grad_norm = _grad_norm(trainer, module)
         self._require_finite(trainer, step, loss, grad_norm)

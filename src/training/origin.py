@@ -78,11 +78,6 @@ def _newest(folder: Path) -> Origin | None:
         origin = _from_state(finished, -1, notes)
         if origin is not None:
             return origin
-    elif (folder / FINAL).is_file():
-        raise ConfigError(
-            f"{folder / FINAL} is the end of a finished run of another trainer; choose another "
-            "--proj_dir, or move that file away to train on from the newest numbered checkpoint"
-        )
     candidates = resume_candidates(folder)
     for candidate in candidates:
         if candidate.state is None:
@@ -92,6 +87,13 @@ def _newest(folder: Path) -> Origin | None:
             skipped = [c.weights for c in candidates if c.epoch > candidate.epoch and c.weights]
             notes.extend(f"{path} has no usable training state: passed over" for path in skipped)
             return origin
+    # Ours, killed before the final state was written, goes on from the state before.
+    if (folder / FINAL).is_file():
+        raise ConfigError("; ".join([
+            f"{folder / FINAL} is the end of a finished run, and there is no training state to go "
+            "on from; choose another --proj_dir, or move that file away to train on from the "
+            "newest numbered checkpoint", *notes
+        ]))
     files = [(c.epoch, c.weights) for c in candidates if c.weights is not None]
     files.append((-1, folder / INIT))
     for epoch, path in files:
