@@ -3,7 +3,7 @@
 # goes on where it was; it never deletes a checkpoint.
 #
 #   ./demo-training-run.sh                 text of the Python standard library
-#   ./demo-training-run.sh my.jsonl        your own text, one {"text": "..."} a line
+#   ./demo-training-run.sh my.jsonl        your own text, one {"text": "..."} a line (or --data my.jsonl)
 #   VERSION=7 ./demo-training-run.sh       any variable below can be set like this
 #
 set -euo pipefail
@@ -59,7 +59,16 @@ WANDB=${WANDB:-}                 # Weights & Biases project; empty: off
 #
 #######################################################################################################
 
+[ "${1:-}" = --data ] && shift
 CORPUS=${1:-}                    # your .jsonl
+if [ $# -gt 1 ] || [[ "$CORPUS" == -* ]]; then
+    echo "error: $0 takes one argument, your .jsonl; everything else is a variable: VERSION=7 $0" >&2
+    exit 2
+fi
+if [ -n "$CORPUS" ] && [ ! -f "$CORPUS" ]; then
+    echo "error: $CORPUS does not exist; give a .jsonl with one {\"text\": \"...\"} a line" >&2
+    exit 2
+fi
 if [ -z "$CORPUS" ]; then
     DATA=data/python-$TOKENIZER
     CORPUS=data/python.jsonl

@@ -22,7 +22,7 @@ set_up_environment() {
             # An installed torch came with the GPU driver's blessing: see it from the new environment.
             "$python" check_requirements.py --only torch requirements.txt && options=(--system-site-packages)
             echo "Making the Python environment .venv (once)"
-            if ! "$python" -m venv "${options[@]}" .venv; then
+            if ! "$python" -m venv ${options[@]+"${options[@]}"} .venv; then
                 rm -rf .venv
                 echo "error: '$python -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2
                 return 2
