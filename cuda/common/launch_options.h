@@ -1,0 +1,23 @@
+// What the CUDA launchers may be asked for, and what they answer; plain C++, no torch, no CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace rwkv {
+
+// How heads are split over blocks: by their number, always few large blocks, always many small ones.
+enum { kSplitAuto = 0, kSplitFull = 1, kSplitWide = 2 };
+
+struct LaunchOptions {
+  int64_t split = kSplitAuto;
+  // Working memory of the backward pass: it takes the tokens in as many ranges as it needs to stay
+  // below, but no fewer tokens at a time than lie between two kept states. 256 MiB keep a large card
+  // busy.
+  int64_t most_floats = int64_t{64} << 20;
+};
+
+// A launcher returns 0, CUDA's (positive) number of an error, or this for a call that no kernel
+// serves: head size not 32, 64, 128 or 256; fp64; w not fp32; keep_every not a multiple of 16.
+constexpr int kUnsupported = -1;
+
+}  // namespace rwkv

@@ -1,0 +1,77 @@
+// Sums over groups of lanes in which every lane ends up with the sums of a share of the values: with
+// n values and n lanes n - 1 shuffles instead of n log n. The order of adding is fixed.
+#pragma once
+
+#include "device.cuh"
+
+namespace rwkv {
+
+// How many of kCount sums each of kLanes lanes keeps.
+template <int kCount, int kLanes>
+constexpr int kSumsKept = kCount > kLanes ? kCount / kLanes : 1;
+
+// One step of share_sums: lanes that differ in kMask add theirs, and halve the work if they can.
+template <int kCount, int kMask, int kStride, int kTotal>
+__device__ __forceinline__ void share_sums_from(float (&x)[kTotal], int lane) {
+  constexpr int kHalf = kCount / 2;
+  if constexpr (kMask < kStride) {
+    return;
+  } else if constexpr (kHalf == 0) {
+    x[0] += __shfl_xor_sync(kAllLanes, x[0], kMask);
+    share_sums_from<kCount, kMask / 2, kStride>(x, lane);
+  } else {
+    const bool upper = (lane & kMask) != 0;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float keep = upper ? x[i + kHalf] : x[i];
+      const float give = upper ? x[i] : x[i + kHalf];
+      x[i] = keep + __shfl_xor_sync(kAllLanes, give, kMask);
+    }
+    share_sums_from<kHalf, kMask / 2, kStride>(x, lane);
+  }
+}
+
+// Sums x[0 .. kCount) over the kLanes lanes that lie kStride apart. On return the first kSumsKept of x
+// are the sums number first_sum_kept onwards.
+template <int kCount, int kLanes, int kStride>
+__device__ __forceinline__ void share_sums(float (&x)[kCount], int lane) {
+  share_sums_from<kCount, kStride * kLanes / 2, kStride>(x, lane);
+}
+
+template <int kCount, int kLanes, int kStride> __device__ inline int first_sum_kept(int lane) {
+  int first = 0, count = kCount;
+#pragma unroll
+  for (int mask = kStride * kLanes / 2; mask >= kStride && count > 1; mask /= 2) {
+    count /= 2;
+    if ((lane & mask) != 0) first += count;
+  }
+  return first;
+}
+
+// Whether a lane is the first of those that hold the same sum, and should write it.
+template <int kCount, int kLanes, int kStride> __device__ inline bool writes_sum(int lane) {
+  constexpr int kCopies = kLanes > kCount ? kLanes / kCount : 1;
+  return (lane & (kStride * (kCopies - 1))) == 0;
+}
+
+// As share_sums, with one sum or less per lane and kStride 1, and then gives all sums to all lanes.
+template <int kCount, int kLanes>
+__device__ __forceinline__ void spread_sums(float (&x)[kCount], int lane) {
+  static_assert(kCount <= kLanes);
+  share_sums<kCount, kLanes, 1>(x, lane);
+  const float mine = x[0];
+  const int base = lane & ~(kLanes - 1);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    x[i] = __shfl_sync(kAllLanes, mine, base + i * (kLanes / kCount));
+  }
+}
+
+// The sum of x over kLanes neighbouring lanes, in all of them.
+template <int kLanes> __device__ __forceinline__ float sum_over_lanes(float x) {
+#pragma unroll
+  for (int mask = kLanes / 2; mask >= 1; mask /= 2) x += __shfl_xor_sync(kAllLanes, x, mask);
+  return x;
+}
+
+}  // namespace rwkv

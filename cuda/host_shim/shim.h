@@ -1,0 +1,108 @@
+// Runs the kernels' own source on a CPU: `g++ -x c++ -include cuda/host_shim/shim.h <op>_cuda.cu`.
+//
+// Stands in for the CUDA headers and nvcc's keywords, as far as our kernels use them. It checks what
+// a GPU does not: every thread of a block must wait at the same barrier, shared memory starts as NaN,
+// writes outside it are found, a copy by cp.async arrives only when the thread waits for it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define RWKV_HOST_SHIM 1
+
+#include "runner.h"
+#include "types.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __restrict__ __restrict
+// One block runs at a time.
+#define __shared__ static
+
+#define threadIdx (::rwkv_shim::runner.current->thread)
+#define blockIdx (::rwkv_shim::runner.block_index)
+#define blockDim (::rwkv_shim::runner.block)
+#define gridDim (::rwkv_shim::runner.grid)
+
+#define RWKV_SHIM_PLACE(what) (::rwkv_shim::Place{what, __FILE__, __LINE__})
+#define __syncthreads() \
+  ::rwkv_shim::runner.wait(::rwkv_shim::Waits::kForBlock, RWKV_SHIM_PLACE("__syncthreads"))
+#define __syncwarp(...) \
+  ::rwkv_shim::runner.wait(::rwkv_shim::Waits::kForWarp, RWKV_SHIM_PLACE("__syncwarp"))
+#define __shfl_xor_sync(mask, value, other)                                                  \
+  ::rwkv_shim::runner.shuffle(value, ::rwkv_shim::runner.current->lane ^ (other),            \
+                              RWKV_SHIM_PLACE("__shfl_xor_sync"))
+#define __shfl_sync(mask, value, source) \
+  ::rwkv_shim::runner.shuffle(value, source, RWKV_SHIM_PLACE("__shfl_sync"))
+
+#define LAUNCH(kernel, grid, block, bytes, stream, ...) \
+  ((void)(stream), ::rwkv_shim::runner.launch(grid, block, bytes, [&] { kernel(__VA_ARGS__); }))
+#define DYNAMIC_SHARED(name) unsigned char* const name = ::rwkv_shim::runner.shared
+
+inline int __ffs(int x) { return __builtin_ffs(x); }
+
+namespace rwkv_shim {
+
+inline void copy_async(void* to, const void* from, size_t bytes) {
+  std::memset(to, kPoison, bytes);
+  runner.current->copies.push_back({to, from, bytes});
+}
+
+inline void commit_copies() {
+  runner.current->copy_groups.push_back(std::move(runner.current->copies));
+  runner.current->copies.clear();
+}
+
+// Lets all but the newest `pending` groups arrive.
+inline void wait_for_copies(size_t pending) {
+  auto& groups = runner.current->copy_groups;
+  while (groups.size() > pending) {
+    for (const PendingCopy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+    groups.erase(groups.begin());
+  }
+}
+
+}  // namespace rwkv_shim
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+enum { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+
+template <typename Kernel> cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const auto& runner = rwkv_shim::runner;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? runner.multiprocessors
+                                                       : static_cast<int>(runner.most_shared_bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() {
+  return rwkv_shim::runner.error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+// For the tests: the message of the first fault since the last call, or an empty text.
+extern "C" const char* rwkv_shim_take_error() {
+  static std::string taken;
+  taken = std::move(rwkv_shim::runner.error);
+  rwkv_shim::runner.error.clear();
+  return taken.c_str();
+}
+
+extern "C" void rwkv_shim_set_up(int descending, int multiprocessors, int most_shared_bytes) {
+  auto& runner = rwkv_shim::runner;
+  runner.order = descending ? rwkv_shim::Order::kDescending : rwkv_shim::Order::kAscending;
+  runner.multiprocessors = multiprocessors;
+  runner.most_shared_bytes = most_shared_bytes;
+}

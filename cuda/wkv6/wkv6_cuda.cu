@@ -1,0 +1,19 @@
+// CUDA kernels of WKV-6: the recurrence that RWKV-5 and 6 share, with a decay per token.
+#include "wkv6_cuda.h"
+
+#include "../common/outer_launch.cuh"
+
+int rwkv_wkv6_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
+                          void* stream) {
+  return rwkv::launch_outer_forward<true>(params, options, stream);
+}
+
+int64_t rwkv_wkv6_backward_floats(const rwkv::OuterBackward& params,
+                                 const rwkv::LaunchOptions& options) {
+  return rwkv::outer_backward_floats<true>(params, options);
+}
+
+int rwkv_wkv6_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
+                           float* memory, void* stream) {
+  return rwkv::launch_outer_backward<true>(params, options, memory, stream);
+}

@@ -1,0 +1,34 @@
+"""Fixtures of the CUDA tests: kernels compiled for the CPU, once per version of their source."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cuda.host_kernels import COMPILER, HostKernels
+from tests.cuda.problems import INTERFACES
+
+
+@pytest.fixture(scope="session")
+def build_folder(pytestconfig: pytest.Config) -> Path:
+    """Where compiled kernels stay from run to run; deleting it costs a minute."""
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"needs {COMPILER} to compile the kernels for the CPU")
+    return Path(pytestconfig.cache.mkdir("cuda_kernels"))
+
+
+@pytest.fixture(scope="session")
+def host_kernels(build_folder: Path) -> Callable[[str], HostKernels]:
+    """Gives an operator's kernels, which run on the CPU, set up as on a large card."""
+    loaded: dict[str, HostKernels] = {}
+
+    def kernels_of(op: str) -> HostKernels:
+        if op not in loaded:
+            loaded[op] = HostKernels(INTERFACES[op], build_folder)
+        loaded[op].set_up()
+        return loaded[op]
+
+    return kernels_of

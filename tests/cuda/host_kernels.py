@@ -1,0 +1,191 @@
+"""Builds the CUDA kernels of an operator for the CPU, through cuda/host_shim, and runs them.
+
+A generated wrapper fills the kernels' parameters by field name, so that nothing here depends on the
+order of the fields. Every buffer that a kernel writes starts as NaN and lies between guard bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SOURCES = Path(__file__).parents[2] / "cuda"
+COMPILER = "g++"
+FLAGS = (
+    "-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
+    "-Wno-unknown-pragmas", "-x", "c++", "-include", str(SOURCES / "host_shim" / "shim.h"),
+)
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+GUARD_BYTES = 256
+GUARD = 0xA5
+AUTO, FULL, WIDE = 0, 1, 2
+DEFAULT_OPTIONS = (AUTO, 64 << 20)
+
+
+class Interface(NamedTuple):
+    """The names by which an operator's launchers know their parameters.
+
+    sizes: integer fields; pointers: of the forward and of the backward parameters.
+    """
+
+    op: str
+    forward_struct: str
+    backward_struct: str
+    sizes: tuple[str, ...]
+    forward: tuple[str, ...]
+    backward: tuple[str, ...]
+
+
+class KernelError(Exception):
+    """A fault that the shim or a guard has found."""
+
+
+class HostKernels:
+    """The launchers of one operator, running on the CPU."""
+
+    def __init__(self, interface: Interface, folder: Path) -> None:
+        self.interface = interface
+        self.last_floats = 0
+        self._library = ctypes.CDLL(str(_built(interface, folder)))
+        self._library.rwkv_shim_take_error.restype = ctypes.c_char_p
+        self._library.backward_floats.restype = ctypes.c_int64
+
+    def set_up(
+        self, *, descending: bool = False, multiprocessors: int = 132,
+        most_shared_bytes: int = 227 * 1024,
+    ) -> None:
+        """In which order warps and lanes run, and how large the card is."""
+        self._library.rwkv_shim_set_up(int(descending), multiprocessors, most_shared_bytes)
+
+    def forward(
+        self, sizes: Sequence[int], tensors: Mapping[str, Tensor | None], *options: int
+    ) -> None:
+        """Runs the forward launcher; raises KernelError for a fault.
+
+        sizes: in the order of the interface's; options: in the order of LaunchOptions.
+        """
+        pointers = self._pointers(self.interface.forward, tensors)
+        self._check(self._library.forward(_integers(sizes), pointers, self._options(options)))
+
+    def backward(
+        self, sizes: Sequence[int], tensors: Mapping[str, Tensor | None], *options: int
+    ) -> None:
+        """Runs the backward launcher; the floats of working memory that it asked for stay in
+        `last_floats`."""
+        pointers = self._pointers(self.interface.backward, tensors)
+        arguments = (_integers(sizes), pointers, self._options(options))
+        self.last_floats = self._library.backward_floats(*arguments)
+        memory = Guarded((self.last_floats,), torch.float32)
+        address = ctypes.c_void_p(memory.tensor.data_ptr())
+        self._check(self._library.backward(*arguments, address))
+        memory.check("the working memory")
+
+    @staticmethod
+    def _options(given: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+        return _integers([*given, *DEFAULT_OPTIONS[len(given) :]])
+
+    def _pointers(
+        self, names: Sequence[str], tensors: Mapping[str, Tensor | None]
+    ) -> ctypes.Array[ctypes.c_void_p]:
+        assert set(names) == set(tensors), f"{sorted(tensors)} given, {sorted(names)} expected"
+        found = [tensors[name] for name in names]
+        assert all(t is None or t.is_contiguous() for t in found)
+        addresses = [None if t is None else t.data_ptr() for t in found]
+        return (ctypes.c_void_p * len(names))(*addresses)
+
+    def _check(self, code: int) -> None:
+        message = self._library.rwkv_shim_take_error().decode()
+        if message or code != 0:
+            raise KernelError(message or f"the launcher returned {code}")
+
+
+def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+class Guarded:
+    """A tensor full of NaN (all bytes 0xFF) between guard bytes, which `check` compares."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        count = 1
+        for size in shape:
+            count *= size
+        self._bytes = count * dtype.itemsize
+        self._memory = torch.full((self._bytes + 2 * GUARD_BYTES + 64,), GUARD, dtype=torch.uint8)
+        self._start = GUARD_BYTES + -(self._memory.data_ptr() + GUARD_BYTES) % 64
+        inside = self._memory[self._start : self._start + self._bytes]
+        inside.fill_(0xFF)
+        self.tensor = inside.view(dtype).view(*shape)
+
+    def check(self, name: str) -> None:
+        """Raises KernelError when something was written before or behind the tensor."""
+        before, behind = self._memory[: self._start], self._memory[self._start + self._bytes :]
+        if not bool((before == GUARD).all()):
+            raise KernelError(f"a kernel wrote before {name}")
+        if not bool((behind == GUARD).all()):
+            raise KernelError(f"a kernel wrote behind {name}")
+
+
+def compile_for_host(source: Path, library: Path, *flags: str) -> None:
+    """Compiles one C++ or CUDA file through the shim into a shared library; atomic."""
+    work = library.with_suffix(f".{os.getpid()}")
+    command = [COMPILER, *FLAGS, *flags, str(source), "-o", str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+    work.replace(library)
+
+
+def source_hash(*extra: str) -> str:
+    """Of everything that a kernel may be compiled from, and of `extra`."""
+    digest = hashlib.sha256("\n".join(extra).encode())
+    for file in sorted(SOURCES.rglob("*")):
+        if file.suffix in (".cu", ".cuh", ".h"):
+            digest.update(f"{file.relative_to(SOURCES)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _built(interface: Interface, folder: Path) -> Path:
+    wrapper = _wrapper(interface)
+    library = folder / f"{interface.op}-{source_hash(wrapper, *FLAGS)}.so"
+    if not library.exists():
+        source = folder / f"{interface.op}.{os.getpid()}.cpp"
+        source.write_text(wrapper, encoding="utf-8")
+        compile_for_host(source, library)
+        source.unlink()
+    return library
+
+
+def _wrapper(interface: Interface) -> str:
+    op = interface.op
+
+    def fill(struct: str, names: Sequence[str]) -> str:
+        lines = [f"  rwkv::{struct} p{{}};"]
+        for fields, source in ((interface.sizes, "sizes"), (names, "pointers")):
+            lines += [f"  p.{f} = (decltype(p.{f})){source}[{i}];" for i, f in enumerate(fields)]
+        return "\n".join(lines)
+
+    arguments = "const int64_t* sizes, void* const* pointers, const int64_t* options"
+    return f"""
+#include "{SOURCES / op / (op + "_cuda.cu")}"
+static rwkv::LaunchOptions chosen(const int64_t* options) {{ return {{options[0], options[1]}}; }}
+extern "C" int forward({arguments}) {{
+{fill(interface.forward_struct, interface.forward)}
+  return rwkv_{op}_forward_cuda(p, chosen(options), nullptr);
+}}
+extern "C" int64_t backward_floats({arguments}) {{
+{fill(interface.backward_struct, interface.backward)}
+  return rwkv_{op}_backward_floats(p, chosen(options));
+}}
+extern "C" int backward({arguments}, float* memory) {{
+{fill(interface.backward_struct, interface.backward)}
+  return rwkv_{op}_backward_cuda(p, chosen(options), memory, nullptr);
+}}
+"""

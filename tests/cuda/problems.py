@@ -1,0 +1,166 @@
+"""Operator calls to try the CUDA kernels on: random inputs, fp64 results, the kernels' results."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.cuda.host_kernels import DTYPES, Guarded, HostKernels, Interface
+from tests.helpers import relative_rms
+
+_HEAD_SIZES = (
+    "batch", "time", "heads", "size", "keep_every", "kept", "dtype", "w_dtype",
+)
+_OUTER = ("r", "k", "v", "w", "u")
+_DELTA = ("r", "w", "k", "v", "a", "b")
+
+
+def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
+    gradients = tuple(f"g{name}" for name in (*inputs, "state"))
+    return Interface(
+        op, f"{struct}Forward", f"{struct}Backward", _HEAD_SIZES,
+        (*inputs, "state", "reset", "y", "final_state", "checkpoints"),
+        (*inputs, "reset", "checkpoints", "gy", "gfinal_state", *gradients),
+    )
+
+
+INTERFACES = {
+    "wkv6": _interface("wkv6", "Outer", _OUTER),
+}
+# Inputs whose gradient the kernels leave per batch row.
+PER_BATCH_ROW = {"wkv6": ("u",)}
+
+
+class Shape(NamedTuple):
+    """B, T, H, N."""
+
+    batch: int
+    time: int
+    heads: int
+    size: int
+
+
+class Problem(NamedTuple):
+    """One call with everything that its backward pass is given.
+
+    inputs: by name, in the order of the operator's `reference.run`, without state and reset.
+    """
+
+    op: str
+    shape: Shape
+    inputs: dict[str, Tensor]
+    state: Tensor | None
+    reset: Tensor | None
+    gy: Tensor
+    gfinal_state: Tensor | None
+
+
+def make_problem(
+    op: str, shape: Shape, dtype: torch.dtype, *, seed: int = 0, with_state: bool = True,
+    with_reset: bool = True, decay_shift: float = -1.0,
+) -> Problem:
+    """Normally distributed inputs; `w` about decay_shift, every fifth token starts a document."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, to: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(to)
+
+    batch, time, heads, size = shape
+    row, square = (heads, size), (batch, heads, size, size)
+    if op == "wkv7":
+        inputs = _delta_inputs(shape, dtype, normal, decay_shift)
+    else:
+        inputs = {name: normal(*shape, to=dtype) for name in "rkv"}
+        w = normal(*(row if op == "wkv5" else shape)) * 2 + decay_shift
+        inputs |= {"w": w, "u": normal(*row)}
+    reset = torch.rand(batch, time, generator=generator) < 0.2
+    state, gfinal_state = normal(*square), normal(*square)
+    return Problem(
+        op, shape, inputs, state if with_state else None, reset if with_reset else None,
+        normal(*shape, to=dtype), gfinal_state if with_state else None,
+    )
+
+
+def expected_results(problem: Problem) -> dict[str, Tensor]:
+    """y, final_state and every gradient in fp64, from the reference and autograd."""
+    reference = importlib.import_module(f"src.ops.{problem.op}.reference")
+    leaves = {name: x.double().requires_grad_() for name, x in problem.inputs.items()}
+    batch, _, heads, size = problem.shape
+    zero = torch.zeros(batch, heads, size, size)
+    given = zero if problem.state is None else problem.state
+    state = given.double().requires_grad_()
+    y, final_state = reference.run(*leaves.values(), state, problem.reset)
+    loss = (y * problem.gy.double()).sum()
+    if problem.gfinal_state is not None:
+        loss = loss + (final_state * problem.gfinal_state.double()).sum()
+    gradients = torch.autograd.grad(loss, [*leaves.values(), state], materialize_grads=True)
+    names = [f"g{name}" for name in (*leaves, "state")]
+    return {"y": y.detach(), "final_state": final_state.detach()} | dict(zip(names, gradients))
+
+
+def kernel_results(
+    kernels: HostKernels, problem: Problem, *options: int, keep_every: int = 16
+) -> dict[str, Tensor]:
+    """The same from the kernels, each in its own dtype; gradients summed over the batch at the end.
+
+    options: in the order of LaunchOptions.
+    """
+    shape, inputs, dtype = problem.shape, problem.inputs, problem.gy.dtype
+    batch, time, heads, size = shape
+    kept = -(-time // keep_every)
+    sizes = (*shape, keep_every, kept, DTYPES[dtype], DTYPES[torch.float32])
+    square = (batch, heads, size, size)
+    results = {
+        "y": Guarded(shape, dtype),
+        "final_state": Guarded(square, torch.float32),
+        "checkpoints": Guarded((batch, heads, kept, size, size), torch.float32),
+    }
+    given = {**inputs, "reset": problem.reset}
+    kernels.forward(sizes, {**given, "state": problem.state, **_tensors(results)}, *options)
+    gradients = {f"g{name}": Guarded(x.shape, x.dtype) for name, x in inputs.items()}
+    for name in PER_BATCH_ROW.get(problem.op, ()):
+        gradients[f"g{name}"] = Guarded((batch, heads, size), torch.float32)
+    gradients["gstate"] = Guarded(square, torch.float32)
+    more = {"gy": problem.gy, "gfinal_state": problem.gfinal_state}
+    more["checkpoints"] = results["checkpoints"].tensor
+    kernels.backward(sizes, {**given, **more, **_tensors(gradients)}, *options)
+    for name, buffer in {**results, **gradients}.items():
+        buffer.check(name)
+    found = _tensors(results) | _tensors(gradients)
+    del found["checkpoints"]
+    for name in PER_BATCH_ROW.get(problem.op, ()):
+        found[f"g{name}"] = found[f"g{name}"].sum(0)
+    return found
+
+
+def assert_results_match(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Fails, naming the result, where it is off by more than fp32 sums, rounded once, explain."""
+    assert found.keys() == expected.keys()
+    for name, exact in expected.items():
+        error = relative_rms(found[name], exact)
+        rounding = relative_rms(exact.to(found[name].dtype), exact)
+        limit = 1e-5 if found[name].dtype == torch.float32 else 1.05 * rounding + 1e-5
+        assert error <= limit, f"{name}: relative RMS error {error:.2e} > {limit:.2e}"
+
+
+def _delta_inputs(
+    shape: Shape, dtype: torch.dtype, normal: Callable[..., Tensor], decay_shift: float
+) -> dict[str, Tensor]:
+    """a = -kappa and b = kappa * rate, as the model gives them: the state stays bounded."""
+    kappa = torch.nn.functional.normalize(normal(*shape), dim=-1)
+    return {
+        "r": normal(*shape, to=dtype),
+        "w": normal(*shape) * 2 + decay_shift,
+        "k": normal(*shape, to=dtype),
+        "v": normal(*shape, to=dtype),
+        "a": -kappa.to(dtype),
+        "b": (kappa * torch.sigmoid(normal(*shape))).to(dtype),
+    }
+
+
+def _tensors(buffers: Mapping[str, Guarded]) -> dict[str, Tensor]:
+    return {name: buffer.tensor for name, buffer in buffers.items()}
