@@ -7,7 +7,7 @@ cut into M chunks of C tokens, and each of these steps works on all rows, chunks
 2. M steps: the state at the start of every chunk, by combining those;
 3. C steps: the outputs.
 
-About 3 sqrt(T) steps take the place of T. Backward runs the same three stages in reverse on the
+Some 4 sqrt(T) steps take the place of T. Backward runs the same three stages in reverse on the
 adjoint of the two sums, kept scaled by an exponent R as the sums are by pp, so that no exponential
 overflows for any k. Inputs and the state at the start of each chunk are kept for it.
 
@@ -16,7 +16,6 @@ Source: RWKV paper, appendix on the numerically safe form; the scan is Blelloch'
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -63,8 +62,8 @@ def run(
 
 
 def chunk_length(time: int) -> int:
-    """Tokens per chunk, a power of two near sqrt(time / 2), which makes the fewest steps."""
-    return 2 ** max(0, round(math.log2(time / 2) / 2)) if time > 1 else 1
+    """Tokens per chunk: a power of two between sqrt(time) / 3 and sqrt(time), for few steps."""
+    return 1 << max(0, (time.bit_length() - 2) // 2)
 
 
 class _ChunkedWkv4(torch.autograd.Function):
