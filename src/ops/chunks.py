@@ -1,9 +1,9 @@
 """How the chunked backends cut [B, T, H, N] tensors into chunks and into groups of heads.
 
 A chunk is `length` consecutive tokens of one batch row and head. A group is a set of (row, head)
-pairs that is worked on at once: everything on a GPU, on a CPU only as much as its cache holds,
-because the element-wise steps there are bound by memory traffic and by page faults of large
-temporaries.
+pairs that is worked on at once: on a CPU about as much as its cache holds, because element-wise
+steps there are bound by memory traffic and by page faults of large temporaries; elsewhere enough to
+fill the device without its memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Numbers in one tensor of a group on a CPU.
+# Numbers in one tensor of a group; a backward pass holds some thirty such tensors in fp32.
 CPU_GROUP_NUMBERS = 2**19
+DEVICE_GROUP_NUMBERS = 2**25
 
 
 class Group(NamedTuple):
@@ -29,12 +30,10 @@ class Group(NamedTuple):
 def groups(like: Tensor) -> Iterator[Group]:
     """The groups that together cover every row and head of `like`, [B, T, H, N]."""
     batch, time, heads, size = like.shape
-    if like.device.type != "cpu":
-        yield Group(slice(0, batch), slice(0, heads))
-        return
-    pairs = max(1, CPU_GROUP_NUMBERS // (time * size))
-    heads_at_once = min(heads, pairs)
-    rows_at_once = max(1, pairs // heads)
+    numbers = CPU_GROUP_NUMBERS if like.device.type == "cpu" else DEVICE_GROUP_NUMBERS
+    pairs_at_once = max(1, numbers // (time * size))
+    heads_at_once = min(heads, pairs_at_once)
+    rows_at_once = max(1, pairs_at_once // heads)
     for row in range(0, batch, rows_at_once):
         for head in range(0, heads, heads_at_once):
             yield Group(slice(row, row + rows_at_once), slice(head, head + heads_at_once))

@@ -1,0 +1,310 @@
+"""Head and loss in slices: against numbers by hand, against all logits at once, and memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from src.errors import BackendError
+from src.ops import head_loss as module
+from src.ops.head_loss import head_loss
+from src.ops.head_loss.reference import L2WRAP, head_loss_reference
+from tests.helpers import relative_rms
+
+BATCH, TIME, WIDTH, VOCAB = 2, 7, 5, 11
+BATCH_TIME = BATCH * TIME
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def inputs():
+    """x [B, T, C], weight [V, C] and extra logits as leaves, and targets, in fp64."""
+    x, weight = normal(BATCH, TIME, WIDTH, seed=1), normal(VOCAB, WIDTH, seed=2)
+    extra = normal(BATCH, TIME, VOCAB, seed=3)
+    targets = torch.randint(VOCAB, (BATCH, TIME), generator=torch.Generator().manual_seed(4))
+    return x.requires_grad_(), weight.requires_grad_(), extra.requires_grad_(), targets
+
+
+MASKS = {
+    "none": None,
+    "bool": torch.arange(BATCH_TIME).view(BATCH, TIME) % 3 == 0,
+    "weights": (torch.arange(BATCH_TIME).view(BATCH, TIME) % 4).double(),
+}
+
+
+@pytest.mark.parametrize("rows", [None, 1, 3, 13, 14, 1000])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("with_extra", [False, True])
+def test_slices_equal_all_logits_at_once(rows, mask, with_extra):
+    x, weight, extra, targets = inputs()
+    given = {"mask": MASKS[mask], "extra_logits": extra if with_extra else None}
+    leaves = (x, weight, extra) if with_extra else (x, weight)
+    loss = head_loss(x, weight, targets, rows=rows, **given)
+    expected = head_loss_reference(x, weight, targets, **given)
+    assert loss.shape == () and abs(loss.item() - expected.item()) < 1e-12
+    # a factor that stands for loss scaling or accumulation reaches every term
+    actual = torch.autograd.grad(loss * 3, leaves)
+    for gradient, right in zip(actual, torch.autograd.grad(expected * 3, leaves)):
+        assert relative_rms(gradient, right) < 1e-12
+
+
+def test_the_loss_and_its_gradient_are_those_worked_out_by_hand():
+    # One token, C = V = 2, logits (ln 3, 0): probabilities 3/4 and 1/4, target the second.
+    x = torch.tensor([[[math.log(3.0), 0.0]]], dtype=torch.float64, requires_grad=True)
+    weight = torch.eye(2, dtype=torch.float64, requires_grad=True)
+    loss = head_loss(x, weight, torch.tensor([[1]]))
+    assert loss.item() == pytest.approx(math.log(4.0), abs=1e-15)
+    loss.backward()
+    # softmax minus the target, plus 1e-4 times the largest logit at its place
+    expected = torch.tensor([0.75 + 1e-4 * math.log(3.0), -0.75], dtype=torch.float64)
+    torch.testing.assert_close(x.grad[0, 0], expected, rtol=0, atol=1e-15)
+    outer = torch.outer(expected, x.detach()[0, 0])
+    torch.testing.assert_close(weight.grad, outer, rtol=0, atol=1e-15)
+
+
+def test_the_mean_is_over_tokens_and_the_wrap_is_divided_by_their_number():
+    # Two tokens with equal logits (0, 2): cross entropies ln(1 + e^2) and ln(1 + e^2) - 2.
+    x = torch.tensor([[[0.0, 2.0], [0.0, 2.0]]], dtype=torch.float64, requires_grad=True)
+    weight = torch.eye(2, dtype=torch.float64)
+    loss = head_loss(x, weight, torch.tensor([[0, 1]]))
+    assert loss.item() == pytest.approx(math.log1p(math.exp(2.0)) - 1.0, abs=1e-14)
+    loss.backward()
+    p = 1 / (1 + math.exp(2.0))
+    wrap = 1e-4 / 2 * 2.0
+    expected = [[(p - 1) / 2, (1 - p) / 2 + wrap], [p / 2, -p / 2 + wrap]]
+    torch.testing.assert_close(x.grad[0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_only_the_first_of_equal_largest_logits_is_pulled_down():
+    x = torch.tensor([[[1.0, 3.0, 3.0]]], dtype=torch.float64, requires_grad=True)
+    weight = torch.eye(3, dtype=torch.float64)
+    head_loss(x, weight, torch.tensor([[0]])).backward()
+    second, third = x.grad[0, 0, 1].item(), x.grad[0, 0, 2].item()
+    assert second - third == pytest.approx(1e-4 * 3.0, abs=1e-15)
+
+
+def test_the_wrap_is_invisible_in_the_loss_and_ignores_the_mask():
+    x, weight, _, targets = inputs()
+    mask = torch.zeros(BATCH, TIME)
+    mask[0, 0] = 1
+    loss = head_loss(x, weight, targets, mask=mask)
+    first = torch.log_softmax(x[0, 0] @ weight.T, 0)[targets[0, 0]]
+    assert loss.item() == pytest.approx(-first.item(), abs=1e-12)
+    loss.backward()
+    logits = (x[1, 2] @ weight.T).detach()
+    expected = L2WRAP / BATCH_TIME * logits.max() * weight[logits.argmax()]
+    torch.testing.assert_close(x.grad[1, 2], expected.detach(), rtol=1e-12, atol=0)
+
+
+def test_a_mask_of_zeros_gives_loss_zero_and_finite_gradients():
+    x, weight, _, targets = inputs()
+    loss = head_loss(x, weight, targets, mask=torch.zeros(BATCH, TIME))
+    assert loss.item() == 0
+    loss.backward()
+    logits = (x @ weight.T).detach()
+    largest = logits.amax(2, keepdim=True)
+    expected = L2WRAP / BATCH_TIME * largest * weight.detach()[logits.argmax(2)]
+    torch.testing.assert_close(x.grad, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_its_usual_one(frozen):
+    x, weight, _, targets = inputs()
+    expected = torch.autograd.grad(head_loss(x, weight, targets), (x, weight))
+    if frozen == "x":
+        head_loss(x.detach(), weight, targets).backward()
+        assert x.grad is None and torch.equal(weight.grad, expected[1])
+    else:
+        head_loss(x, weight.detach(), targets).backward()
+        assert weight.grad is None and torch.equal(x.grad, expected[0])
+
+
+def test_without_gradients_only_the_loss_is_computed():
+    x, weight, _, targets = inputs()
+    expected = head_loss(x, weight, targets).item()
+    with torch.no_grad():
+        loss = head_loss(x, weight, targets, rows=3)
+    assert not loss.requires_grad and loss.item() == pytest.approx(expected, abs=1e-14)
+
+
+def test_a_second_backward_gives_the_same_gradients():
+    x, weight, _, targets = inputs()
+    loss = head_loss(x, weight, targets)
+    first = torch.autograd.grad(loss, (x, weight), retain_graph=True)
+    second = torch.autograd.grad(loss, (x, weight))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_fp32_stays_within_its_rounding():
+    x, weight, _, targets = inputs()
+    expected = torch.autograd.grad(head_loss_reference(x, weight, targets), (x, weight))
+    low_x, low_weight = (t.detach().float().requires_grad_() for t in (x, weight))
+    loss = head_loss(low_x, low_weight, targets, rows=4)
+    assert loss.dtype == torch.float32
+    for gradient, right in zip(torch.autograd.grad(loss, (low_x, low_weight)), expected):
+        assert gradient.dtype == torch.float32 and relative_rms(gradient, right) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_used_for_the_products_and_fp32_for_the_rest(dtype):
+    # 4096 tokens with V = 3000: a bf16 sum of that many losses would be off by per cents.
+    x, weight = normal(4, 1024, 16, seed=1), 0.2 * normal(3000, 16, seed=2)
+    targets = torch.randint(3000, (4, 1024), generator=torch.Generator().manual_seed(0))
+    low_x, low_weight = (t.to(dtype).requires_grad_() for t in (x, weight))
+    x, weight = (t.detach().double().requires_grad_() for t in (low_x, low_weight))
+    loss = head_loss(low_x, low_weight, targets, rows=500)
+    exact = head_loss_reference(x, weight, targets)
+    assert loss.dtype == torch.float32
+    # a logit of about 1 is rounded by up to 2^-9; the mean of 4096 such errors is far smaller
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-4)
+    expected = torch.autograd.grad(exact, (x, weight))
+    for gradient, right in zip(torch.autograd.grad(loss, (low_x, low_weight)), expected):
+        # the logits, the operands and the result are each rounded once to 2^-9 or better
+        assert gradient.dtype == dtype and relative_rms(gradient, right) < 4 * 2**-9
+
+
+def test_fp16_gradients_survive_when_a_loss_scale_follows():
+    # The unscaled gradient of x is about 1e-8, below fp16's smallest number 6e-8.
+    x = (0.1 * normal(8, 512, 8, seed=1)).half().requires_grad_()
+    weight = (1e-4 * normal(50, 8, seed=2)).half()
+    targets = torch.randint(50, (8, 512), generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(head_loss(x, weight, targets) * 2.0**16, x)
+    wide = x.detach().double().requires_grad_()
+    exact = head_loss_reference(wide, weight.double(), targets) * 2.0**16
+    (expected,) = torch.autograd.grad(exact, wide)
+    assert expected.abs().mean() / 2**16 < 6e-8
+    # results near fp16's subnormal range keep some six bits
+    assert relative_rms(gradient, expected) < 2**-6
+
+
+def test_autocast_decides_the_dtype_of_the_products():
+    x, weight, _, targets = inputs()
+    x, weight = (t.detach().float().requires_grad_() for t in (x, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head_loss(x, weight, targets)
+        # one of the two in bf16, as a layer norm in bf16 or a master weight in fp32 gives it
+        mixed = head_loss(x.bfloat16(), weight, targets)
+    expected = head_loss(x.bfloat16(), weight.bfloat16(), targets)
+    assert loss.item() == expected.item() == mixed.item()
+    for gradient, right in zip(
+        torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(expected, (x, weight))
+    ):
+        assert gradient.dtype == torch.float32
+        # the sum over tokens is fp32 here and rounded to bf16 in `expected`
+        assert relative_rms(gradient, right) < 2**-8
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor any operator returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // 4)
+        return result
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_it_never_holds_more_than_one_slice_of_logits(with_mask):
+    batch, time, width, vocab, rows = 4, 256, 4, 1000, 32
+    x, weight = torch.randn(batch, time, width), torch.randn(vocab, width)
+    x.requires_grad_(), weight.requires_grad_()
+    targets = torch.randint(vocab, (batch, time))
+    mask = torch.rand(batch, time) if with_mask else None
+    with LargestTensor() as record:
+        head_loss(x, weight, targets, rows=rows, mask=mask).backward()
+    assert record.numbers <= rows * vocab
+    with LargestTensor() as record:
+        head_loss_reference(x, weight, targets, mask=mask).backward()
+    assert record.numbers >= batch * time * vocab
+
+
+def test_a_slice_takes_about_64_mib_unless_rows_are_given(monkeypatch):
+    seen = []
+
+    class Spy:
+        @staticmethod
+        def apply(x, weight, targets, mask, extra, plan):
+            seen.append(plan.rows)
+
+    monkeypatch.setattr(module, "SlicedHeadLoss", Spy)
+    x, targets = torch.zeros(2, 4096, 1), torch.zeros(2, 4096, dtype=torch.int64)
+    head_loss(x, torch.zeros(65536, 1), targets)
+    head_loss(x, torch.zeros(100, 1), targets)
+    head_loss(x, torch.zeros(100, 1), targets, rows=77)
+    # 256 rows of 65536 fp32 logits are 64 MiB; 100 logits a token fit all 8192 tokens
+    assert seen == [256, 8192, 77]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    time=st.integers(1, 9),
+    width=st.integers(1, 6),
+    vocab=st.integers(1, 20),
+    rows=st.integers(1, 30),
+    scale=st.floats(0, 300),
+    seed=st.integers(0, 100),
+)
+def test_any_shape_and_any_size_of_logits_agree(batch, time, width, vocab, rows, scale, seed):
+    x = (normal(batch, time, width, seed=seed) * scale).requires_grad_()
+    weight = normal(vocab, width, seed=seed + 1).requires_grad_()
+    targets = torch.randint(
+        vocab, (batch, time), generator=torch.Generator().manual_seed(seed + 2)
+    )
+    loss = head_loss(x, weight, targets, rows=rows)
+    expected = head_loss_reference(x, weight, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-11)
+    for gradient, right in zip(
+        torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(expected, (x, weight))
+    ):
+        torch.testing.assert_close(gradient, right, rtol=1e-10, atol=1e-11)
+
+
+def test_gradients_pass_torchs_own_check_apart_from_the_wrap():
+    x, weight, extra, targets = inputs()
+
+    def function(x, weight, extra):
+        mask = MASKS["weights"]
+        return head_loss(x, weight, targets, extra_logits=extra, mask=mask, rows=4)
+
+    # Numerical differences of the loss do not see the wrap, at most 1e-4 / 14 * 6 * 3 here.
+    assert torch.autograd.gradcheck(function, (x, weight, extra), atol=3e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(3, 4)}, r"x has shape \[3, 4\], expected \[B, T, C\]"),
+        ({"weight": torch.zeros(9, 5)}, r"weight has shape \[9, 5\], expected \[V, C = 4\]"),
+        ({"targets": torch.zeros(2, 3)}, r"targets are torch.float32, expected int64"),
+        ({"targets": torch.zeros(3, 2).long()}, r"targets has shape \[3, 2\], expected \[2, 3\]"),
+        ({"mask": torch.zeros(6)}, r"mask has shape \[6\], expected \[2, 3\]"),
+        ({"extra_logits": torch.zeros(2, 3, 8)}, r"extra_logits has shape .* \[2, 3, 9\]"),
+        ({"rows": 0}, r"rows is 0, expected at least 1"),
+        ({"x": torch.zeros(2, 3, 4).half()}, r"x is torch.float16 and weight is torch.float32"),
+        ({"x": torch.zeros(2, 3, 4).long()}, r"x has dtype torch.int64, expected one of"),
+        ({"mask": torch.zeros(2, 3, device="meta")}, r"mask is on meta, expected cpu"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_was_given_and_expected(changes, message):
+    good = {
+        "x": torch.zeros(2, 3, 4), "weight": torch.zeros(9, 4),
+        "targets": torch.zeros(2, 3, dtype=torch.int64),
+    }
+    with pytest.raises(BackendError, match=f"head_loss: {message}"):
+        head_loss(**(good | changes))
