@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, get_args
 
+from src.config.schema import Backend
 from src.errors import ConfigError, TrainerError
 
 
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("prompt", nargs="?", default="", help="text to go on from; -: standard input")
     p.add_argument("--load_model", required=True, help="checkpoint, .pth or .safetensors")
+    p.add_argument("--load_states", help="trained initial states for that checkpoint")
     p.add_argument("--tokenizer", help="world, bytes or a tokenizer.json; else the run's own")
     p.add_argument("--max_tokens", type=int, default=200, help="most tokens to generate")
     p.add_argument("--samples", type=int, default=1, help="continuations of the same prompt")
@@ -39,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                    help="auto: fp32 on a CPU, bf16 on a GPU")
-    p.add_argument("--wkv_backend", default="auto", help="auto, native, chunked or reference")
+    p.add_argument("--wkv_backend", choices=get_args(Backend), default="auto",
+                   help="implementation of the WKV operator")
     return p
 
 
@@ -58,8 +61,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _generate(a: argparse.Namespace) -> None:
-    if a.max_tokens < 0 or a.samples < 1:
-        raise ConfigError("--max_tokens must be at least 0 and --samples at least 1")
+    for name, lowest in (("max_tokens", 0), ("samples", 1)):
+        if getattr(a, name) < lowest:
+            raise ConfigError(f"--{name} {getattr(a, name)} must be at least {lowest}")
     import torch
 
     from src.inference.generate import generate_text
@@ -76,7 +80,7 @@ def _generate(a: argparse.Namespace) -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     model = load_model(
         a.load_model, device=torch.device("cuda" if cuda else "cpu"), dtype=dtype,
-        wkv_backend=a.wkv_backend,
+        wkv_backend=a.wkv_backend, states=a.load_states,
     )
     tokenizer = tokenizer_of(a.load_model, model.config.vocab_size, a.tokenizer)
     prompt = sys.stdin.read() if a.prompt == "-" else a.prompt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from src.data.tokenizer import Tokenizer
 from src.inference.sampling import Sampler
+from src.inference.streaming import TextStream
 from src.models.backbone import RWKV
 from src.models.state import ModelState
 
@@ -56,12 +56,12 @@ def generate_text(
 
     Rows of the head beyond the tokenizer's tokens (padding) stand for no text and are passed over.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in generate_tokens(model, tokenizer.encode(prompt), sampler, max_tokens):
-        if token < tokenizer.vocab_size:
-            piece = decoder.decode(tokenizer.decode_bytes([token]))
-            if piece:
-                yield piece
-    rest = decoder.decode(b"", final=True)
+    tokens = tokenizer.encode(prompt)
+    stream = TextStream(tokenizer, tokens)
+    for token in generate_tokens(model, tokens, sampler, max_tokens):
+        piece = stream.add(token) if token < tokenizer.vocab_size else ""
+        if piece:
+            yield piece
+    rest = stream.finish()
     if rest:
         yield rest

@@ -1,0 +1,120 @@
+"""`python -m src.inference`: what it prints, and one line with status 2 when it cannot."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.inference.__main__ import main
+from tests.models.tiny import VERSIONS, tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level RWKV-6 with random weights."""
+    path = tmp_path_factory.mktemp("models") / "rwkv-final.pth"
+    torch.save(tiny_model("6", vocab_size=257).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def printed(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the program, which must succeed; returns what it printed."""
+
+    def run(*argv: object) -> str:
+        capfd.readouterr()
+        assert main([str(word) for word in argv]) == 0
+        out, err = capfd.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+def test_the_prompt_and_its_continuation_are_printed(printed: Callable[..., str], model: Path):
+    text = printed("--load_model", model, "--max_tokens", 20, "--seed", 1, "Grüße")
+    assert text.startswith("Grüße") and text.endswith("\n")
+    assert len(text) > len("Grüße\n")
+
+
+def test_a_seed_repeats_the_text(printed: Callable[..., str], model: Path):
+    options = ("--load_model", model, "--max_tokens", 30)
+    assert printed(*options, "--seed", 5, "a") == printed(*options, "--seed", 5, "a")
+    assert printed(*options, "--seed", 5, "a") != printed(*options, "--seed", 6, "a")
+    assert printed(*options, "a") != printed(*options, "a")
+
+
+def test_several_samples_are_numbered(printed: Callable[..., str], model: Path):
+    text = printed("--load_model", model, "--max_tokens", 5, "--samples", 2, "--seed", 1, "ab")
+    first, second = text.split("--- sample 2 ---\n")
+    assert first.startswith("--- sample 1 ---\nab") and second.startswith("ab")
+
+
+def test_the_prompt_can_come_from_standard_input(
+    printed: Callable[..., str], model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO("piped"))
+    assert printed("--load_model", model, "--max_tokens", 0, "-") == "piped\n"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_generates(printed: Callable[..., str], tmp_path: Path, version: str):
+    path = tmp_path / "model.pth"
+    torch.save(tiny_model(version, vocab_size=257).state_dict(), path)
+    options = ("--load_model", path, "--max_tokens", 8, "--temperature", 0, "x")
+    assert printed(*options) == printed(*options, "--wkv_backend", "reference")
+
+
+WRONG = {
+    "nothing": ([], ["--load_model"]),
+    "an unknown option": (["--load_model", "{model}", "--heat", "3"], ["--heat"]),
+    "a text for a number": (["--load_model", "{model}", "--top_k", "few"], ["--top_k", "few"]),
+    "no such file": (["--load_model", "{model}.pt"], ["rwkv-final.pth.pt", "does not exist"]),
+    "a folder": (["--load_model", "{folder}"], ["folder", ".pth"]),
+    "no checkpoint": (["--load_model", "{text}"], ["text.pth"]),
+    "too hot": (["--load_model", "{model}", "--temperature", "-1"], ["--temperature -1", "0"]),
+    "no samples": (["--load_model", "{model}", "--samples", "0"], ["--samples 0", "at least 1"]),
+    "another tokenizer": (
+        ["--load_model", "{model}", "--tokenizer", "world"], ["world", "65536", "257"]),
+    "no tokenizer": (["--load_model", "{model}", "--tokenizer", "x.json"], ["x.json"]),
+    "an unknown backend": (
+        ["--load_model", "{model}", "--wkv_backend", "magic"], ["magic", "chunked"]),
+    "an unknown device": (["--load_model", "{model}", "--device", "tpu"], ["--device", "cpu"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_fault_is_one_line_and_status_2(
+    capfd: pytest.CaptureFixture[str], model: Path, tmp_path: Path, name: str
+):
+    flags, words = WRONG[name]
+    text = tmp_path / "text.pth"
+    text.write_text("no weights\n" * 99)
+    places = {"model": model, "folder": tmp_path, "text": text}
+    capfd.readouterr()
+    try:
+        status = main([flag.format(**places) for flag in flags])
+    except SystemExit as leaving:
+        status = leaving.code
+    out, err = capfd.readouterr()
+    assert (status, out) == (2, ""), err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_one_line_and_status_2(model: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "src.inference", "--load_model", str(model), "--device", "cuda"],
+        cwd=ROOT, capture_output=True, text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --device cuda") and done.stderr.count("\n") == 1
