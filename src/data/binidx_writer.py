@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -69,15 +68,23 @@ class BinidxWriter:
         tokens: [length] integers.  Raises DataError when one does not fit the data type.
         """
         stored = self._converted(np.asarray(tokens))
-        raw = stored.tobytes()
-        self._bin.write(raw)
-        self._sha256.update(raw)
-        self._idx.write(struct.pack("<i", stored.size))
         if continues:
             assert self.items > 0, "the first item starts a document"
             self._continued.append(self.items)
-        self.items += 1
-        self.tokens += stored.size
+        self.append_documents(stored, np.array([stored.size], np.int32))
+
+    def append_documents(
+        self, tokens: npt.NDArray[Any], sizes: npt.NDArray[np.int32]
+    ) -> None:
+        """Adds documents that lie one after another in `tokens`, which has the pair's type."""
+        assert tokens.dtype == self.dtype, f"{tokens.dtype} is not {self.dtype}"
+        assert tokens.size == sizes.sum(dtype=np.int64), "sizes do not add up"
+        raw = memoryview(np.ascontiguousarray(tokens)).cast("B") if tokens.size else b""
+        self._bin.write(raw)
+        self._sha256.update(raw)
+        self._idx.write(sizes.astype("<i4").tobytes())
+        self.items += len(sizes)
+        self.tokens += tokens.size
 
     def close(self) -> None:
         """Completes the pair and gives it its final names, replacing an older pair."""

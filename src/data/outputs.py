@@ -7,7 +7,7 @@ from typing import Any
 
 from src.data.binidx import Binidx
 from src.data.binidx_layout import bin_path, idx_path
-from src.data.manifest import Manifest, file_sha256, manifest_path, read_manifest
+from src.data.manifest import Manifest, file_sha256, manifest_path, read_manifest, shard_prefix
 from src.data.tokenizer import JsonTokenizer, Tokenizer
 from src.errors import DataError
 
@@ -17,21 +17,26 @@ MadeFrom = Mapping[str, Any]
 _CONVERTER_VERSION = 1
 
 
-def made_from(input_file: str, tokenizer: Tokenizer, options: MadeFrom) -> MadeFrom:
+def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom) -> MadeFrom:
     """Everything that decides the bytes of the output; files go in by their contents."""
     is_file = isinstance(tokenizer, JsonTokenizer)
     return {
         "converter_version": _CONVERTER_VERSION,
-        "input_sha256": file_sha256(input_file),
+        "input_sha256": input_sha256,
         "tokenizer": file_sha256(tokenizer.name) if is_file else tokenizer.name,
         **options,
     }
 
 
+def anything_there(prefixes: Sequence[str]) -> bool:
+    """Whether any file of the outputs exists."""
+    return any(path.exists() for prefix in prefixes for path in _paths(prefix))
+
+
 def already_made(
     prefixes: Sequence[str], origin: MadeFrom, overwrite: bool
 ) -> dict[str, Manifest] | None:
-    """Manifests by prefix when all pairs are complete and made from `origin`, else None.
+    """Manifests by prefix when all data is complete and made from `origin`, else None.
 
     Raises DataError when files stand in the way that were made from something else, unless
     `overwrite` is given.
@@ -47,6 +52,13 @@ def already_made(
     return None
 
 
+def pair_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
+    """What a manifest says of its pairs: prefix -> digest of .bin."""
+    if not manifest.shards:
+        return {prefix: manifest.sha256_bin}
+    return {shard_prefix(prefix, shard): shard.sha256_bin for shard in manifest.shards}
+
+
 def _manifest(prefix: str) -> Manifest | None:
     """The manifest if it is readable and fits the .bin."""
     try:
@@ -56,23 +68,35 @@ def _manifest(prefix: str) -> Manifest | None:
 
 
 def _is_sound(prefix: str, manifest: Manifest) -> bool:
+    if manifest.documents == 0:
+        # The part of a machine that got no document.
+        return not bin_path(prefix).exists()
     try:
-        Binidx(prefix)
+        for pair, digest in pair_digests(prefix, manifest).items():
+            Binidx(pair)
+            if file_sha256(bin_path(pair)) != digest:
+                return False
     except DataError:
         return False
-    return file_sha256(bin_path(prefix)) == manifest.sha256_bin
+    return True
+
+
+def _paths(prefix: str) -> list[Any]:
+    return [bin_path(prefix), idx_path(prefix), manifest_path(prefix)]
 
 
 def _refuse_existing(prefix: str, manifest: Manifest | None, origin: MadeFrom) -> None:
-    paths = (bin_path(prefix), idx_path(prefix), manifest_path(prefix))
-    existing = [str(path) for path in paths if path.exists()]
+    existing = [str(path) for path in _paths(prefix) if path.exists()]
     if not existing:
         return
-    if manifest is None:
+    if manifest is None or not manifest.made_from:
         why = "what it was made from is not known"
+    elif origin["input_sha256"] is None:
+        why = "the standard input cannot be compared with what it was made from"
     else:
-        keys = [key for key in origin if manifest.made_from.get(key) != origin[key]]
-        why = f"it was made from something else (different: {', '.join(keys)})"
+        keys = sorted({*origin, *manifest.made_from})
+        different = [key for key in keys if manifest.made_from.get(key) != origin.get(key)]
+        why = f"it was made from something else (different: {', '.join(different)})"
     raise DataError(
         f"{existing[0]} exists and {why}; give another --output, or --overwrite to replace it"
     )

@@ -6,7 +6,9 @@ formats also have `characters`, the vocabulary they derived from the text: id ->
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from src.data.binidx import Binidx
+from src.data.binidx_layout import idx_path
+from src.data.manifest import (
+    Manifest,
+    manifest_path,
+    manifest_prefix,
+    read_manifest,
+    shard_prefix,
+)
 from src.errors import DataError
 
 
@@ -26,6 +36,41 @@ class TokenSource(Protocol):
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
         """Tokens offset ... offset + length - 1."""
+
+
+class ShardedTokens:
+    """The shards of a manifest as one array of tokens; O(1) memory per shard.
+
+    Raises DataError when a shard is missing, damaged or not the one the manifest describes.
+    """
+
+    def __init__(self, prefix: str, manifest: Manifest) -> None:
+        self.prefix = prefix
+        self._pairs = [Binidx(shard_prefix(prefix, shard)) for shard in manifest.shards]
+        for pair, shard in zip(self._pairs, manifest.shards):
+            if (pair.tokens, pair.dtype.name) != (shard.tokens, manifest.dtype):
+                raise DataError(
+                    f"{pair.prefix} holds {pair.tokens} tokens ({pair.dtype.name}) but "
+                    f"{manifest_path(prefix)} describes {shard.tokens} ({manifest.dtype}); they do "
+                    "not belong together: make the data again"
+                )
+        self._ends = list(accumulate(pair.tokens for pair in self._pairs))
+
+    @property
+    def tokens(self) -> int:
+        return self._ends[-1]
+
+    def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
+        """Tokens offset ... offset + length - 1 of all shards, as int64; DataError outside."""
+        _check_inside(self.prefix, self.tokens, offset, length)
+        parts, number = [], bisect_right(self._ends, offset)
+        while length > 0:
+            pair = self._pairs[number]
+            start = offset - (self._ends[number] - pair.tokens)
+            count = min(length, pair.tokens - start)
+            parts.append(pair.get(start, count))
+            number, offset, length = number + 1, offset + count, length - count
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 class ArraySource:
@@ -42,11 +87,7 @@ class ArraySource:
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
         """Tokens offset ... offset + length - 1 as int64; DataError outside the array."""
-        if offset < 0 or length < 0 or offset + length > self.tokens:
-            raise DataError(
-                f"{self.name} holds {self.tokens} tokens; tokens {offset} to "
-                f"{offset + length - 1} were asked for"
-            )
+        _check_inside(self.name, self.tokens, offset, length)
         return self._array[offset : offset + length].astype(np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,18 +119,22 @@ class CharacterSource(ArraySource):
         return len(self.characters)
 
 
-def open_source(data_file: str | None, data_type: str) -> Binidx | ArraySource | CharacterSource:
+Source = Binidx | ShardedTokens | ArraySource | CharacterSource
+
+
+def open_source(data_file: str | None, data_type: str) -> Source:
     """Opens training data of one of RWKV-LM's types; DataError when it cannot be used.
 
-    data_type: binidx (data_file is the prefix), numpy (one-dimensional integer .npy), uint16 (raw
-    little-endian numbers), utf-8 and utf-16le (a text file), dummy (generated; needs no file).
+    data_type: binidx (data_file is a pair's prefix, or the prefix or name of a manifest), numpy
+    (one-dimensional integer .npy), uint16 (raw little-endian numbers), utf-8 and utf-16le (a text
+    file), dummy (generated; needs no file).
     """
     if data_type == "dummy":
         return CharacterSource("dummy", _load_dummy)
     if not data_file:
         raise DataError(f"--data_type {data_type} needs --data_file")
     if data_type == "binidx":
-        return Binidx(data_file)
+        return _open_binidx(manifest_prefix(data_file))
     if data_type not in _SOURCES:
         known = ", ".join(["binidx", *_SOURCES, "dummy"])
         raise DataError(f"--data_type {data_type} is unknown; known are {known}")
@@ -100,6 +145,27 @@ def open_source(data_file: str | None, data_type: str) -> Binidx | ArraySource |
     if source.tokens == 0:
         raise DataError(f"--data_file {data_file} is empty")
     return source
+
+
+def _open_binidx(prefix: str) -> Binidx | ShardedTokens:
+    """A pair, or the shards that the manifest lists."""
+    manifest = read_manifest(prefix)
+    if manifest is not None and manifest.shards:
+        return ShardedTokens(prefix, manifest)
+    pair = Binidx(prefix)
+    if manifest is not None and manifest.dtype != pair.dtype.name:
+        raise DataError(
+            f"{idx_path(prefix)} says {pair.dtype.name} but {manifest_path(prefix)} "
+            f"{manifest.dtype}; one of them is damaged or of other data: make the data again"
+        )
+    return pair
+
+
+def _check_inside(name: str, tokens: int, offset: int, length: int) -> None:
+    if offset < 0 or length < 0 or offset + length > tokens:
+        raise DataError(
+            f"{name} holds {tokens} tokens; tokens {offset} to {offset + length - 1} were asked for"
+        )
 
 
 def _load_numpy(name: str) -> npt.NDArray[Any]:

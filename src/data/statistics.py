@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.binidx import Binidx
+from src.data.sources import open_source
 from src.errors import DataError
 
 _BLOCK_TOKENS = 1 << 20
@@ -20,7 +20,7 @@ def unigram_entropy(prefix: str | Path) -> float:
     It is the smallest mean loss of a model that knows the frequencies but no context. Takes memory
     in proportion to the largest id; raises DataError for an unusable pair or a negative id.
     """
-    pair = Binidx(prefix)
+    pair = open_source(str(prefix), "binidx")
     counts = np.zeros(0, np.int64)
     for offset in range(0, pair.tokens, _BLOCK_TOKENS):
         ids = pair.get(offset, min(_BLOCK_TOKENS, pair.tokens - offset))
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     try:
         entropy = unigram_entropy(argv[0])
-        tokens = Binidx(argv[0]).tokens
+        tokens = open_source(argv[0], "binidx").tokens
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from src.data.binidx_layout import bin_path, idx_path
 from src.data.convert import Converted
 from src.data.magic_prime import largest_ctx_len, magic_prime
 from src.data.manifest import Manifest
+from src.data.outputs import pair_digests
 from src.data.tokenizer import Tokenizer
 
 _PREVIEW_TOKENS = 100
@@ -23,12 +24,10 @@ def report(converted: Converted, ctx_len: int) -> str:
     lines += [f"{_counts(p, m)}, held out" for p, m in held_out]
     if converted.already_made:
         lines.append("(already made from this input with these options; left as it was)")
-    if converted.normalized:
-        lines.append(
-            f"note: the tokenizer's own normalization changed {converted.normalized} documents"
-        )
+    lines += _notes(converted)
     lines += leftovers(prefix, list(converted.manifests))
-    lines.append(preview(Binidx(prefix), converted.tokenizer))
+    pairs = list(pair_digests(prefix, manifest))
+    lines.append(preview(Binidx(pairs[0]), Binidx(pairs[-1]), converted.tokenizer))
     if ctx_len > largest_ctx_len(manifest.tokens):
         lines.append(small_data_advice(manifest.tokens, ctx_len))
     else:
@@ -70,10 +69,10 @@ def small_data_advice(tokens: int, ctx_len: int) -> str:
     )
 
 
-def preview(pair: Binidx, tokenizer: Tokenizer) -> str:
-    """Beginning of the first and of the last document, a line each."""
+def preview(first: Binidx, last: Binidx, tokenizer: Tokenizer) -> str:
+    """Beginning of the first pair's first and of the last pair's last document, a line each."""
     lines = []
-    for name, number in (("first", 0), ("last", pair.item_count - 1)):
+    for name, pair, number in (("first", first, 0), ("last", last, last.item_count - 1)):
         ids = pair.item(number)
         text = tokenizer.decode(ids[:_PREVIEW_TOKENS].tolist())
         more = " ..." if ids.size > _PREVIEW_TOKENS else ""
@@ -94,7 +93,24 @@ def leftovers(prefix: str, prefixes: Sequence[str]) -> list[str]:
 
 
 def _counts(prefix: str, manifest: Manifest) -> str:
+    more = "" if not manifest.shards else f" in {len(manifest.shards)} shards"
+    ratio = manifest.bytes_per_token
+    density = "" if ratio is None else f", {ratio:.2f} bytes of text per token"
     return (
-        f"{prefix}: {manifest.documents} documents, {manifest.tokens} tokens "
-        f"({manifest.dtype}, tokenizer {manifest.tokenizer})"
+        f"{prefix}: {manifest.documents} documents, {manifest.tokens} tokens{more} "
+        f"({manifest.dtype}, tokenizer {manifest.tokenizer}{density})"
     )
+
+
+def _notes(converted: Converted) -> list[str]:
+    """What was not taken as it was, and why."""
+    left_out = converted.left_out
+    counts = {
+        "changed by the tokenizer's own normalization (of those checked)": converted.normalized,
+        "left out because they repeat an earlier one": left_out.duplicates,
+        "left out because they are shorter than --min_tokens": left_out.too_short,
+        "left out because they are longer than --max_tokens": left_out.too_long,
+        "skipped because they cannot be used": converted.skipped,
+    }
+    notes = [f"note: {count} documents were {what}" for what, count in counts.items() if count]
+    return notes + [f"  {fault}" for fault in converted.faults]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from src.data import convert as convert_module
+from src.data import encode as encode_module
 from src.data import manifest as manifest_module
+from src.data import shards as shards_module
 from src.data.binidx import Binidx, BinidxWriter
-from src.data.convert import ConvertOptions, convert, random_order
+from src.data.convert import ConvertOptions, convert
 from src.data.manifest import file_sha256, read_manifest
+from src.data.selection import Arrangement, random_order
 from src.errors import DataError
 from tests.helpers import VECTORS, load_json
 
@@ -26,7 +29,9 @@ def jsonl(folder, texts, name="in.jsonl"):
 def options(folder, texts, **changes):
     """Options for those texts; single letters are one token each in the bytes vocabulary."""
     given = {"tokenizer": "bytes", "prefix": str(folder / "out")} | changes
-    return ConvertOptions(input=jsonl(folder, texts), **given)
+    names = {field.name for field in fields(Arrangement)} & given.keys()
+    arrangement = Arrangement(**{name: given.pop(name) for name in names})
+    return ConvertOptions([jsonl(folder, texts)], arrangement=arrangement, **given)
 
 
 def documents(prefix):
@@ -227,13 +232,13 @@ def fail_on_call(monkeypatch, owner, name, number, error):
 
 
 STEPS = [
-    (convert_module, "tokenize", 1),
-    (convert_module, "tokenize", 26),
-    (BinidxWriter, "append", 1),
-    (BinidxWriter, "append", 26),
+    (encode_module, "encode_document", 1),
+    (encode_module, "encode_document", 26),
+    (BinidxWriter, "append_documents", 1),
+    (BinidxWriter, "append_documents", 2),
     (BinidxWriter, "finish", 2),
-    (convert_module, "write_manifest", 1),
-    (convert_module, "write_manifest", 2),
+    (shards_module, "write_manifest", 1),
+    (shards_module, "write_manifest", 2),
     (manifest_module, "write_atomically", 2),
     (BinidxWriter, "rename", 1),
     (BinidxWriter, "rename", 2),
@@ -267,14 +272,14 @@ def test_a_kill_anywhere_leaves_only_the_old_or_the_new_data_readable(
     expected = {}
     for folder, wanted in (("old", old), ("new", new)):
         (tmp_path / folder).mkdir()
-        convert(ConvertOptions(**{**vars(wanted), "prefix": str(tmp_path / folder / "out")}))
+        convert(replace(wanted, prefix=str(tmp_path / folder / "out")))
         for prefix in ("out", "out_val"):
             expected[folder, prefix] = documents(tmp_path / folder / prefix)
     convert(old)
     with monkeypatch.context() as patch:
         # After a kill nothing cleans up.
         patch.setattr(BinidxWriter, "abort", lambda self: None)
-        patch.setattr(convert_module, "_remove_orphan", lambda prefix: None)
+        patch.setattr(shards_module, "_remove_orphan", lambda output: None)
         fail_on_call(patch, owner, name, number, SystemExit(9))
         with pytest.raises(SystemExit):
             convert(new)

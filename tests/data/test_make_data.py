@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import make_data
-from src.data import convert as convert_module
-from src.data.binidx import Binidx
+from src.data.binidx import Binidx, BinidxWriter
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,13 +117,13 @@ def test_an_interrupted_program_leaves_no_files(signal_number, tmp_path, monkeyp
     jsonl(tmp_path, 5)
     monkeypatch.chdir(tmp_path)
 
-    def interrupt(self, tokens):
+    def interrupt(self, tokens, sizes):
         # Written by the real method before the signal comes.
-        append(self, tokens)
+        append(self, tokens, sizes)
         os.kill(os.getpid(), signal_number)
 
-    append = convert_module.BinidxWriter.append
-    monkeypatch.setattr(convert_module.BinidxWriter, "append", interrupt)
+    append = BinidxWriter.append_documents
+    monkeypatch.setattr(BinidxWriter, "append_documents", interrupt)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         status = make_data.main(["corpus.jsonl", "1", "64"])

@@ -7,14 +7,16 @@ import json
 import pytest
 
 from src.data.convert import ConvertOptions, convert
+from src.data.selection import Arrangement
 from src.data.summary import flag_line, report, small_data_advice
 from src.errors import DataError
 
 
 def converted(folder, texts, **changes):
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    given = {"tokenizer": "bytes", "prefix": str(folder / "out"), "shuffle": False} | changes
-    return convert(ConvertOptions(input=str(folder / "in.jsonl"), **given))
+    given = {"tokenizer": "bytes", "prefix": str(folder / "out")} | changes
+    arrangement = Arrangement(shuffle=False, validation=given.pop("validation", 0.0))
+    return convert(ConvertOptions([str(folder / "in.jsonl")], arrangement=arrangement, **given))
 
 
 def test_the_flags_of_the_demo_sample_are_the_references():
@@ -33,7 +35,8 @@ def test_flags_for_too_little_data_are_refused_and_advised_on():
 
 def test_a_report_counts_and_previews_the_first_and_the_last_document(tmp_path):
     text = report(converted(tmp_path, ["first", "x" * 150, "line\nend"]), 8)
-    assert f"{tmp_path}/out: 3 documents, 166 tokens (uint16, tokenizer bytes)" in text
+    about = "(uint16, tokenizer bytes, 0.98 bytes of text per token)"
+    assert f"{tmp_path}/out: 3 documents, 166 tokens {about}" in text
     assert "first document (6 tokens): 'first'" in text
     assert r"last document (9 tokens): 'line\nend'" in text
     assert text.endswith("--magic_prime 17 --ctx_len 8 --vocab_size 257")

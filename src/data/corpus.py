@@ -1,0 +1,121 @@
+"""The first stage of a conversion: all documents of the inputs as tokens, in the inputs' order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from src.data.blocks import BlockReader
+from src.data.encode import (
+    DIGEST_BYTES,
+    BlockEncoder,
+    EncodedBlock,
+    OnError,
+    Verify,
+    check_every,
+    place,
+)
+from src.data.inputs import Piece
+from src.data.token_store import Spool
+from src.data.workers import map_in_order
+from src.errors import DataError
+
+_FAULTS_KEPT = 3
+
+
+class Corpus:
+    """Reads and tokenizes the inputs; `tokenize` once, then ask what was met.
+
+    text_bytes  UTF-8 bytes of the texts taken
+    normalized  of the documents checked, those changed by the tokenizer's own normalization
+    skipped     documents that could not be used, `faults` the first of them with their reasons
+    seconds     parse, tokenize, verify and convert, summed over the workers; spool; and all
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        *,
+        tokenizer: str,
+        text_key: str,
+        on_error: OnError,
+        verify: Verify,
+        hashed: bool,
+    ) -> None:
+        sizes = [_disk_bytes(piece) for piece in pieces]
+        self._total = None if None in sizes else sum(size or 0 for size in sizes)
+        self._on_error = on_error
+        self._reader = BlockReader(pieces, text_key)
+        self._encoder = BlockEncoder(
+            tokenizer, text_key, on_error, check_every(verify, self._total), hashed
+        )
+        self._digests: list[npt.NDArray[np.void]] = []
+        self.text_bytes = 0
+        self.normalized = 0
+        self.skipped = 0
+        self.faults: list[str] = []
+        self.seconds: Counter[str] = Counter()
+
+    @property
+    def input_sha256(self) -> str:
+        """What identifies the inputs read."""
+        return self._reader.sha256
+
+    @property
+    def digests(self) -> npt.NDArray[np.void]:
+        """[documents] 128-bit hashes of the documents' tokens, if they were asked for."""
+        return np.concatenate([np.zeros(0, f"V{DIGEST_BYTES}"), *self._digests])
+
+    def tokenize(self, spool: Spool, workers: int) -> None:
+        """Puts the tokens of all documents into the spool.
+
+        Raises DataError for an input that cannot be read and, unless they are to be skipped, for
+        the first document that cannot be used.
+        """
+        began = perf_counter()
+        with closing(map_in_order(self._encoder, self._reader, workers)) as blocks:
+            for encoded in self._with_progress(blocks, spool):
+                self._take(encoded)
+                spooling = perf_counter()
+                spool.append(encoded.tokens, encoded.sizes)
+                self.seconds["spool"] += perf_counter() - spooling
+        self.seconds["first stage"] = perf_counter() - began
+
+    def _take(self, encoded: EncodedBlock) -> None:
+        if encoded.faults:
+            self._report(encoded)
+        self._digests.append(encoded.digests)
+        self.text_bytes += encoded.text_bytes
+        self.normalized += encoded.normalized
+        self.seconds.update(encoded.seconds)
+
+    def _report(self, encoded: EncodedBlock) -> None:
+        """Raises the first fault or remembers all of them."""
+        for fault in encoded.faults[: _FAULTS_KEPT - len(self.faults)]:
+            message = f"{place(encoded.block, fault)}: {fault.reason}"
+            if self._on_error == "stop":
+                raise DataError(message)
+            self.faults.append(message)
+        self.skipped += len(encoded.faults)
+
+    def _with_progress(
+        self, blocks: Iterator[EncodedBlock], spool: Spool
+    ) -> Iterator[EncodedBlock]:
+        """Passes the blocks on, showing MB/s, tokens/s and the time left on a terminal."""
+        unit = {"unit": "B", "unit_scale": True, "desc": "tokenizing"}
+        with tqdm(total=self._total, **unit, disable=None) as bar:
+            for encoded in blocks:
+                yield encoded
+                bar.update(encoded.block.bytes_read)
+                if not bar.disable and (elapsed := bar.format_dict["elapsed"]):
+                    bar.set_postfix_str(f"{spool.tokens / elapsed / 1e6:.1f}M tokens/s", False)
+
+
+def _disk_bytes(piece: Piece) -> int | None:
+    return piece.file.size if piece.end is None else piece.end - piece.start
