@@ -43,8 +43,8 @@ class Pieces {
   int used_ = 0;
 };
 
-// Launches a kernel with one-dimensional grid and block; 0 or the error's number. More than 48 KB of
-// shared memory must be asked for.
+// Launches a kernel with one-dimensional grid and block; 0 or the error's number. More than 48 KB
+// of shared memory must be asked for.
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
            void* stream, const Arguments&... arguments) {

@@ -5,14 +5,15 @@
 
 namespace rwkv {
 
-// How heads are split over blocks: by their number, always few large blocks, always many small ones.
+// How heads are split over blocks: by their number, always few large blocks, always many small
+// ones.
 enum { kSplitAuto = 0, kSplitFull = 1, kSplitWide = 2 };
 
 struct LaunchOptions {
   int64_t split = kSplitAuto;
   // Working memory of the backward pass: it takes the tokens in as many ranges as it needs to stay
-  // below, but no fewer tokens at a time than lie between two kept states. 256 MiB keep a large card
-  // busy.
+  // below, but no fewer tokens at a time than lie between two kept states. 256 MiB keep a large
+  // card busy.
   int64_t most_floats = int64_t{64} << 20;
 };
 

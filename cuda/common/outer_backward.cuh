@@ -6,9 +6,11 @@
 //
 // gd needs S and G of the same token, though S is known forwards and G backwards. S starts from the
 // state kept before every chunk and is computed again, twice: once to park the state before every
-// burst of tokens, once per burst to hold its states in registers. Nothing is subtracted or inverted.
+// burst of tokens, once per burst to hold its states in registers. Nothing is subtracted or
+// inverted.
 //
-// At a document start d and gy are staged as zero, so that S gets no gradient and G none from before.
+// At a document start d and gy are staged as zero, so that S gets no gradient and G none from
+// before.
 #pragma once
 
 #include "head_place.cuh"
@@ -292,8 +294,11 @@ template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
       const Octet slope = load_floats(shared.slope + at);
 #pragma unroll
       for (int i = 0; i < kOctet; ++i) sum.at[i] *= slope.at[i];
-      if constexpr (kDecayPerToken) results.write(which, p.gw, place, t + n, octet.at, DType::kFloat, sum);
-      else add_to(shared.gw + octet.token * kN + octet.at, sum);
+      if constexpr (kDecayPerToken) {
+        results.write(which, p.gw, place, t + n, octet.at, DType::kFloat, sum);
+      } else {
+        add_to(shared.gw + octet.token * kN + octet.at, sum);
+      }
       return;
     }
     const Octet u = load_octet(p.u, place.head * kN + octet.at, DType::kFloat);
@@ -335,8 +340,8 @@ template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
   }
 };
 
-// What it computes: for a range of tokens every gradient of outer_forward_kernel, gu (RWKV-5: and gw)
-// per batch row; where a head has several slices, sums over values are left per slice.
+// What it computes: for a range of tokens every gradient of outer_forward_kernel, gu (RWKV-5: and
+// gw) per batch row; where a head has several slices, sums over values are left per slice.
 // What a thread owns: kR values x kC keys of S for kBurst tokens, and of G.
 // What it gave up: work, for the states are computed twice again, and parallelism over time.
 template <class TileType, bool kDecayPerToken>

@@ -2,8 +2,9 @@
 //
 //   y[j] = sum_i r[i] (S[j][i] + u[i] k[i] v[j])        S[j][i] <- d[i] S[j][i] + k[i] v[j]
 //
-// A document start needs no branch in the scan: there r and d are staged as zero, so that y does not
-// see the old state and the new one does not keep it. (An infinite old state would still spread.)
+// A document start needs no branch in the scan: there r and d are staged as zero, so that y does
+// not see the old state and the new one does not keep it. (An infinite old state would still
+// spread.)
 #pragma once
 
 #include "head_place.cuh"
@@ -176,8 +177,10 @@ __global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)
   block.tile.store_state(S, static_cast<float*>(p.final_state) + at);
 }
 
-// What it computes: the states before every chunk of the range, from those that the forward pass kept.
-// What a thread owns: kR values x kC keys of one head's state, for the tokens between two kept ones.
+// What it computes: the states before every chunk of the range, from those that the forward pass
+// kept.
+// What a thread owns: kR values x kC keys of one head's state, for the tokens between two kept
+// ones.
 // What it gave up: nothing but memory; all kept states of the range are started from at once.
 template <class TileType, bool kDecayPerToken>
 __global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)

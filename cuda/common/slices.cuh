@@ -1,13 +1,13 @@
-// Results that are sums over all values of a head, when blocks hold only a slice of the values each:
-// every block leaves its part in fp32, and a second kernel adds the parts in their order.
+// Results that are sums over all values of a head, when blocks hold only a slice of the values
+// each: every block leaves its part in fp32, and a second kernel adds the parts in their order.
 #pragma once
 
 #include "head_place.cuh"
 
 namespace rwkv {
 
-// Where the parts lie: per head [total][slice][B, H, N], which are summed over all ranges of tokens,
-// then per token [result][slice][B, tokens of the range, H, N].
+// Where the parts lie: per head [total][slice][B, H, N], which are summed over all ranges of
+// tokens, then per token [result][slice][B, tokens of the range, H, N].
 struct SliceLayout {
   int64_t slices, results, totals, per_token, per_head;
 

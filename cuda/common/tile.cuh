@@ -9,13 +9,14 @@ namespace rwkv {
 // Tokens whose states the backward pass holds in registers at a time.
 constexpr int kBurst = 4;
 
-// A thread owns kR values x kC keys; the lanes of a warp that share values lie side by side and cover
-// all keys, so that sums over keys are shuffles. A block's kWarps warps cover kRows values, the slice
-// of the head that the block works on; slices of a head are independent but for sums over values.
-// Of its keys a thread owns every kKeyLanes-th quad: what the lanes read together is contiguous.
+// A thread owns kR values x kC keys; the lanes of a warp that share values lie side by side and
+// cover all keys, so that sums over keys are shuffles. A block's kWarps warps cover kRows values,
+// the slice of the head that the block works on; slices of a head are independent but for sums over
+// values. Of its keys a thread owns every kKeyLanes-th quad: what the lanes read together is
+// contiguous.
 //
-// kChunk tokens are staged in shared memory at a time; the backward pass starts from a state at each.
-// The forward pass may keep states less often, at multiples of it.
+// kChunk tokens are staged in shared memory at a time; the backward pass starts from a state at
+// each. The forward pass may keep states less often, at multiples of it.
 template <int kSize, int kValuesPerThread, int kKeysPerThread, int kWarpsPerBlock> struct Tile {
   static constexpr int kN = kSize, kR = kValuesPerThread, kC = kKeysPerThread;
   static constexpr int kWarps = kWarpsPerBlock;
@@ -77,7 +78,8 @@ template <int kSize, int kValuesPerThread, int kKeysPerThread, int kWarpsPerBloc
       else *to = x[0];
     }
   }
-  // row[own value i] = x[i], x being sums over all keys, each written by one lane; row: of the slice
+  // row[own value i] = x[i], x being sums over all keys, each written by one lane; row: of the
+  // slice
   __device__ __forceinline__ void store_row_sums(float (&x)[kR], float* row) const {
     static_assert(kR <= kKeyLanes && kGroups <= 4);
     share_sums<kR, kKeyLanes, 1>(x, lane);

@@ -1,5 +1,5 @@
-// Sums over groups of lanes in which every lane ends up with the sums of a share of the values: with
-// n values and n lanes n - 1 shuffles instead of n log n. The order of adding is fixed.
+// Sums over groups of lanes in which every lane ends up with the sums of a share of the values:
+// with n values and n lanes n - 1 shuffles instead of n log n. The order of adding is fixed.
 #pragma once
 
 #include "device.cuh"
@@ -31,8 +31,8 @@ __device__ __forceinline__ void share_sums_from(float (&x)[kTotal], int lane) {
   }
 }
 
-// Sums x[0 .. kCount) over the kLanes lanes that lie kStride apart. On return the first kSumsKept of x
-// are the sums number first_sum_kept onwards.
+// Sums x[0 .. kCount) over the kLanes lanes that lie kStride apart. On return the first kSumsKept
+// of x are the sums number first_sum_kept onwards.
 template <int kCount, int kLanes, int kStride>
 __device__ __forceinline__ void share_sums(float (&x)[kCount], int lane) {
   share_sums_from<kCount, kStride * kLanes / 2, kStride>(x, lane);
@@ -54,16 +54,14 @@ template <int kCount, int kLanes, int kStride> __device__ inline bool writes_sum
   return (lane & (kStride * (kCopies - 1))) == 0;
 }
 
-// As share_sums, with one sum or less per lane and kStride 1, and then gives all sums to all lanes.
-template <int kCount, int kLanes>
-__device__ __forceinline__ void spread_sums(float (&x)[kCount], int lane) {
-  static_assert(kCount <= kLanes);
-  share_sums<kCount, kLanes, 1>(x, lane);
-  const float mine = x[0];
+// After share_sums<kCount, kLanes, 1>, which left `mine`: the first kWanted sums, in all lanes.
+template <int kCount, int kLanes, int kWanted>
+__device__ __forceinline__ void give_sums(float (&sums)[kWanted], float mine, int lane) {
+  static_assert(kWanted <= kCount && kCount <= kLanes);
   const int base = lane & ~(kLanes - 1);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    x[i] = __shfl_sync(kAllLanes, mine, base + i * (kLanes / kCount));
+  for (int i = 0; i < kWanted; ++i) {
+    sums[i] = __shfl_sync(kAllLanes, mine, base + i * (kLanes / kCount));
   }
 }
 

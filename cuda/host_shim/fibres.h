@@ -81,8 +81,8 @@ inline void prepare_context(Context& context, char* stack, size_t bytes, void (*
 
 #endif
 
-// Stacks for `count` fibres, reused by every launch; below each lies a page that must not be touched,
-// so that an overflow stops the program at once.
+// Stacks for `count` fibres, reused by every launch; below each lies a page that must not be
+// touched, so that an overflow stops the program at once.
 class Stacks {
  public:
   static constexpr size_t kBytes = 256 * 1024;

@@ -1,6 +1,6 @@
-// Runs the blocks of a launch one after another, the threads of a block as fibres. A warp runs until
-// all its threads wait for the block, then the next warp; which warp and which thread comes first can
-// be turned round, so that a missing barrier changes results.
+// Runs the blocks of a launch one after another, the threads of a block as fibres. A warp runs
+// until all its threads wait for the block, then the next warp; which warp and which thread comes
+// first can be turned round, so that a missing barrier changes results.
 #pragma once
 
 #include <cstdio>

@@ -1,8 +1,9 @@
 // Runs the kernels' own source on a CPU: `g++ -x c++ -include cuda/host_shim/shim.h <op>_cuda.cu`.
 //
-// Stands in for the CUDA headers and nvcc's keywords, as far as our kernels use them. It checks what
-// a GPU does not: every thread of a block must wait at the same barrier, shared memory starts as NaN,
-// writes outside it are found, a copy by cp.async arrives only when the thread waits for it.
+// Stands in for the CUDA headers and nvcc's keywords, as far as our kernels use them. It checks
+// what a GPU does not: every thread of a block must wait at the same barrier, shared memory starts
+// as NaN, writes outside it are found, a copy by cp.async arrives only when the thread waits for
+// it.
 #pragma once
 
 #include <algorithm>
@@ -77,7 +78,9 @@ enum { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 
-template <typename Kernel> cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
+template <typename Kernel> cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;

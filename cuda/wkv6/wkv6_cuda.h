@@ -1,4 +1,4 @@
-// The CUDA launchers of WKV-6; plain C, no torch. What they return: common/launch_options.h.
+// The CUDA launchers of WKV-6; no torch. What they return: common/launch_options.h.
 #pragma once
 
 #include "../common/launch_options.h"

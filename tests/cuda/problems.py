@@ -29,10 +29,12 @@ def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
 
 
 INTERFACES = {
+    "wkv5": _interface("wkv5", "Outer", _OUTER),
     "wkv6": _interface("wkv6", "Outer", _OUTER),
+    "wkv7": _interface("wkv7", "Wkv7", _DELTA),
 }
 # Inputs whose gradient the kernels leave per batch row.
-PER_BATCH_ROW = {"wkv6": ("u",)}
+PER_BATCH_ROW = {"wkv5": ("w", "u"), "wkv6": ("u",)}
 
 
 class Shape(NamedTuple):

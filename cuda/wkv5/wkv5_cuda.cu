@@ -1,0 +1,19 @@
+// CUDA kernels of WKV-5: the recurrence that RWKV-5 and 6 share, with one decay per channel.
+#include "wkv5_cuda.h"
+
+#include "../common/outer_launch.cuh"
+
+int rwkv_wkv5_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
+                          void* stream) {
+  return rwkv::launch_outer_forward<false>(params, options, stream);
+}
+
+int64_t rwkv_wkv5_backward_floats(const rwkv::OuterBackward& params,
+                                 const rwkv::LaunchOptions& options) {
+  return rwkv::outer_backward_floats<false>(params, options);
+}
+
+int rwkv_wkv5_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
+                           float* memory, void* stream) {
+  return rwkv::launch_outer_backward<false>(params, options, memory, stream);
+}

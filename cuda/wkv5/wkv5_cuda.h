@@ -1,0 +1,15 @@
+// The CUDA launchers of WKV-5; no torch. What they return: common/launch_options.h.
+#pragma once
+
+#include "../common/launch_options.h"
+#include "../common/outer_params.h"
+
+extern "C" {
+int rwkv_wkv5_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
+                          void* stream);
+// Floats of memory that the backward pass works in.
+int64_t rwkv_wkv5_backward_floats(const rwkv::OuterBackward& params,
+                                 const rwkv::LaunchOptions& options);
+int rwkv_wkv5_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
+                           float* memory, void* stream);
+}

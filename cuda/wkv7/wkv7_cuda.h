@@ -1,0 +1,15 @@
+// The CUDA launchers of WKV-7; no torch. What they return: common/launch_options.h.
+#pragma once
+
+#include "../common/launch_options.h"
+#include "wkv7.h"
+
+extern "C" {
+int rwkv_wkv7_forward_cuda(const rwkv::Wkv7Forward& params, const rwkv::LaunchOptions& options,
+                           void* stream);
+// Floats of memory that the backward pass works in.
+int64_t rwkv_wkv7_backward_floats(const rwkv::Wkv7Backward& params,
+                                  const rwkv::LaunchOptions& options);
+int rwkv_wkv7_backward_cuda(const rwkv::Wkv7Backward& params, const rwkv::LaunchOptions& options,
+                            float* memory, void* stream);
+}

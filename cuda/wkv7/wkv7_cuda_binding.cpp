@@ -1,0 +1,52 @@
+// Gives the CUDA kernels of WKV-7 to the operators that wkv7_ops.cpp defines.
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "../common/cuda_host.h"
+#include "wkv7_cuda.h"
+#include "wkv7_host.h"
+
+namespace rwkv {
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& r, const Tensor& w, const Tensor& k,
+                                           const Tensor& v, const Tensor& a, const Tensor& b,
+                                           const optional<Tensor>& state,
+                                           const optional<Tensor>& reset, int64_t keep_every) {
+  const auto call = wkv7_forward_call(aligned(r), aligned_fp32(w), aligned(k), aligned(v),
+                                      aligned(a), aligned(b), aligned(state), reset, keep_every);
+  const c10::cuda::CUDAGuard guard(r.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  check_launch(rwkv_wkv7_forward_cuda(call.params, LaunchOptions(), stream.stream()),
+               "wkv7_forward", r);
+  return {call.y, call.final_state, call.checkpoints};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& gy, const optional<Tensor>& gfinal_state, const Tensor& r, const Tensor& w,
+    const Tensor& k, const Tensor& v, const Tensor& a, const Tensor& b,
+    const optional<Tensor>& reset, const Tensor& checkpoints, int64_t keep_every) {
+  const auto call = wkv7_backward_call(aligned(gy), aligned(gfinal_state), aligned(r),
+                                       aligned_fp32(w), aligned(k), aligned(v), aligned(a),
+                                       aligned(b), reset, aligned(checkpoints), keep_every);
+  const LaunchOptions options;
+  const c10::cuda::CUDAGuard guard(r.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const Tensor memory = working_memory(rwkv_wkv7_backward_floats(call.params, options), r);
+  check_launch(rwkv_wkv7_backward_cuda(call.params, options, memory.mutable_data_ptr<float>(),
+                                       stream.stream()),
+               "wkv7_backward", r);
+  return {call.gr, call.gw.to(w.scalar_type()), call.gk, call.gv, call.ga, call.gb, call.gstate};
+}
+
+}  // namespace
+}  // namespace rwkv
+
+TORCH_LIBRARY_IMPL(rwkv, CUDA, m) {
+  m.impl("wkv7_forward", &rwkv::forward);
+  m.impl("wkv7_backward", &rwkv::backward);
+}
