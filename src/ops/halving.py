@@ -11,8 +11,9 @@ R[t] * prod_{second half, j<t} d_j and K[s] * prod_{first half, j>s} d_j. Every 
 level, and every factor is at most 1. A level's scaled R and K come from those of the level below:
 the second half of R is multiplied by the product of the whole first half, and the other way round.
 
-The decays enter as products, not as exponentials of summed logarithms: no exponential per level,
-an error of log2(C) roundings only, and a decay of exactly 0 does no harm.
+The product over a half is one exponential of summed logarithms, so that a decay that is the same
+for all tokens is not rounded once and then raised to a power. Nothing is ever divided by a product,
+so a decay of exactly 0 (a logarithm of -inf) does no harm.
 
 Tensors are [G, M, C, N]: groups, chunks, tokens, channels.
 """
@@ -55,24 +56,25 @@ class Halved(NamedTuple):
     """empty unless they were asked for"""
 
 
-def halve(r: Tensor, k: Tensor, d: Tensor, *, keep_levels: bool) -> Halved:
-    """A and its companions for R = r, K = k and decays d, each [G, M, C, N]."""
+def halve(r: Tensor, k: Tensor, log_d: Tensor, *, keep_levels: bool) -> Halved:
+    """A and its companions for R = r, K = k and decays exp(log_d), each [G, M, C, N]."""
     length = r.shape[2]
     matrix = r.new_zeros(*r.shape[:2], length, length)
     reads, writes = r.clone(), k.clone()
-    whole, levels = d, []
+    log_whole, levels = log_d, []  # [G, M, number of blocks, N]
     half = 1
     while half < length:
         second, first = _half(reads, half, 1), _half(writes, half, 0)
         _blocks(matrix, half).copy_(second @ first.mT)
-        blocks = whole.unflatten(2, (-1, 2)).unsqueeze(4)  # [G, M, nb, 2, 1, N]
+        log_blocks = log_whole.unflatten(2, (-1, 2))  # [G, M, nb, 2, N]
+        whole = torch.exp(log_blocks).unsqueeze(4)
         if keep_levels:
-            levels.append(Level(half, second.clone(), first.clone(), blocks))
-        second *= blocks[:, :, :, 0]
-        first *= blocks[:, :, :, 1]
-        whole = (blocks[:, :, :, 0] * blocks[:, :, :, 1]).squeeze(3)
+            levels.append(Level(half, second.clone(), first.clone(), whole))
+        second *= whole[:, :, :, 0]
+        first *= whole[:, :, :, 1]
+        log_whole = log_blocks.sum(3)
         half *= 2
-    return Halved(matrix, reads, writes, whole[:, :, 0], levels)
+    return Halved(matrix, reads, writes, torch.exp(log_whole[:, :, 0]), levels)
 
 
 def halve_backward(

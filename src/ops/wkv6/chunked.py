@@ -8,7 +8,7 @@ after s, e the product of all, and A as in `src.ops.halving`:
 
 Inputs and the state at the start of each chunk are kept for backward; the rest is computed again.
 
-A reset at token t makes d_t = 0 and hides the state from r_t; both are exact and leave no mask.
+A reset at token t is a decay of 0 there and an r_t that does not see the state, without masks.
 
 Source: gated linear attention in chunks (Yang et al. 2023, section 4), with the halving in place
 of divisions by products of decays.
@@ -59,9 +59,10 @@ class _Inputs(NamedTuple):
     v: Tensor
     u: Tensor
     """[G, 1, 1, N]"""
+    log_rate: Tensor
+    """the logarithm of the decay as w gives it"""
     log_d: Tensor
-    d: Tensor
-    """the decays; 0 at the tokens before which the state is reset"""
+    """the same, but -inf at the tokens before which the state is reset"""
     reads: Tensor
     """r, but 0 at those tokens"""
     marks: Tensor | None
@@ -116,7 +117,7 @@ class _ChunkedWkv6(torch.autograd.Function):
 def _forward_group(inputs: _Inputs, states: Tensor) -> Tensor:
     """Outputs in chunks; fills `states` [G, M + 1, N_value, N_key] from its first entry."""
     r, k, v = inputs.r, inputs.k, inputs.v
-    inner = halve(inputs.reads, k, inputs.d, keep_levels=False)
+    inner = halve(inputs.reads, k, inputs.log_d, keep_levels=False)
     inner.matrix.diagonal(0, 2, 3).copy_((r * inputs.u * k).sum(-1))
     added = v.mT @ inner.writes
     for m in range(added.shape[1]):
@@ -132,7 +133,7 @@ def _backward_group(
     Source: the transpose of the forward formulas; the decay's gradient as in `src.ops.halving`.
     """
     r, k, v = inputs.r, inputs.k, inputs.v
-    inner = halve(inputs.reads, k, inputs.d, keep_levels=True)
+    inner = halve(inputs.reads, k, inputs.log_d, keep_levels=True)
     inner.matrix.diagonal(0, 2, 3).copy_((r * inputs.u * k).sum(-1))
     # the gradient of the state after each chunk
     grad_states = torch.empty_like(states[:, 1:])
@@ -149,7 +150,7 @@ def _backward_group(
     grad_k = v @ grad_states
     grad_whole = inner.whole * (states[:, :-1] * grad_states).sum(2)
     grad_w = halve_backward(inner.levels, grad_matrix, grad_r, grad_k, grad_whole)
-    grad_w *= inputs.log_d
+    grad_w *= inputs.log_rate
     if inputs.marks is not None:
         grad_r.masked_fill_(inputs.marks, 0)
 
@@ -174,11 +175,11 @@ def _gather(
     length = chunk_length(v.shape[1], CHUNK)
     r, k, v = (cut(x, group, length, dtype) for x in (r, k, v))
     # The tail is filled with tokens that neither write nor decay.
-    log_d = log_decay(cut(w, group, length, dtype, pad=-torch.inf))
-    d, reads, marks = torch.exp(log_d), r, None
+    log_rate = log_decay(cut(w, group, length, dtype, pad=-torch.inf))
+    log_d, reads, marks = log_rate, r, None
     u = u[group.heads]
     if reset is not None:
         marks = cut_marks(reset, group, u.shape[0], length).unsqueeze(-1)
-        d, reads = d.masked_fill(marks, 0), r.masked_fill(marks, 0)
+        log_d, reads = log_rate.masked_fill(marks, -torch.inf), r.masked_fill(marks, 0)
     u = u.repeat(r.shape[0] // u.shape[0], 1)[:, None, None]
-    return _Inputs(r, k, v, u, log_d, d, reads, marks)
+    return _Inputs(r, k, v, u, log_rate, log_d, reads, marks)
