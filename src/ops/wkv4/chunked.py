@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from src.ops.dispatch import Call, without_autocast
+from src.ops.wkv4 import reference
 from src.ops.wkv4.reference import EMPTY, empty_state, log_decay
 
 Sums = tuple[Tensor, Tensor, Tensor]
@@ -46,6 +47,9 @@ def run(
     Shapes as in `src.ops.wkv4.wkv4`; w, u and state in the compute dtype.
     """
     batch, time, width = v.shape
+    if time == 1:
+        # one step of the recurrence: nothing to gain from a chunk of one token
+        return reference.run(w, u, k, v, state, reset)
     sums = empty_state(w, (batch, width)) if state is None else state
     length = chunk_length(time)
     whole = time - time % length

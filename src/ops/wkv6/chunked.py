@@ -26,6 +26,7 @@ from src.ops.chunks import Group, chunk_length, cut, cut_marks, groups, pairs, p
 from src.ops.dispatch import Call, without_autocast
 from src.ops.halving import halve, halve_backward
 from src.ops.precision import compute_dtype, log_decay
+from src.ops.wkv6 import reference
 
 CHUNK = 64
 
@@ -48,6 +49,9 @@ def run(
 
     Shapes as in `src.ops.wkv6.wkv6`; w, u and state in the compute dtype. w may be expanded.
     """
+    if v.shape[1] == 1:
+        # one step of the recurrence: nothing to gain from a chunk of one token
+        return reference.run(r, k, v, w, u, state, reset)
     return _ChunkedWkv6.apply(r, k, v, w, u, state, reset)
 
 

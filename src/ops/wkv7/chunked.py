@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 from src.ops.chunks import Group, chunk_length, cut, cut_marks, groups, pairs, paste
 from src.ops.dispatch import Call, without_autocast
 from src.ops.precision import compute_dtype
+from src.ops.wkv7 import reference
 from src.ops.wkv7.reference import LARGEST_RATE
 
 CHUNK = 32
@@ -54,6 +55,9 @@ def run(
 
     Shapes as in `src.ops.wkv7.wkv7`; w and state in the compute dtype.
     """
+    if v.shape[1] == 1:
+        # one step of the recurrence: nothing to gain from a chunk of one token
+        return reference.run(r, w, k, v, a, b, state, reset)
     return _ChunkedWkv7.apply(r, w, k, v, a, b, state, reset)
 
 
