@@ -1,4 +1,4 @@
-// One head's rows in tensors [B, T, H, N]: where they are, reading, and fetching ahead.
+// One head's rows in tensors [B, T, H, N]: where they are, reading and writing.
 #pragma once
 
 #include <algorithm>
@@ -33,14 +33,6 @@ void write_rows(void* to, DType dtype, const HeadPlace& place, int64_t begin, in
                 const T* from, int64_t stride) {
   for (int64_t t = 0; t < tokens; ++t) {
     store_row<T>(to, dtype, place.token(begin + t), place.size, from + t * stride);
-  }
-}
-
-// Has the tokens [begin, end), where they exist, in the cache when they are read or written.
-inline void expect_rows(const void* tensor, DType dtype, const HeadPlace& place, int64_t begin,
-                        int64_t end) {
-  for (int64_t t = std::max<int64_t>(begin, 0); t < std::min(end, place.time); ++t) {
-    prefetch_row(tensor, dtype, place.token(t), place.size);
   }
 }
 

@@ -1,6 +1,6 @@
 // Walks whole heads of RWKV-5 and 6 on a CPU: reads the tensors into padded rows of the computing
 // type, lets the tiles of cpu_outer_scan.h do the N x N work, adds the bonus and the chain rule of
-// the decay, and writes the results. A head is one task of one thread, so that its sums have a fixed
+// the decay, and writes the results. A head belongs to one thread, so that its sums have a fixed
 // order whatever the number of threads.
 #pragma once
 
@@ -79,7 +79,6 @@ template <typename T, bool kDecayPerToken> class OuterForwardHeads {
         u_(scratch_.take(stride_)), state_(scratch_.take(stride_ * stride_)),
         other_(scratch_.take(stride_ * stride_)) {}
 
-  // task: batch row * heads + head
   void run(int64_t task) {
     const HeadPlace place(p_, task);
     load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
@@ -95,24 +94,25 @@ template <typename T, bool kDecayPerToken> class OuterForwardHeads {
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
     read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
     rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
-    for (const void* next : {p_.r, p_.k, p_.v}) {
-      expect_rows(next, p_.dtype, place, begin + kBlock, begin + 2 * kBlock);
-    }
-    if (kDecayPerToken) expect_rows(p_.w, p_.w_dtype, place, begin + kBlock, begin + 2 * kBlock);
-    expect_rows(p_.y, p_.dtype, place, begin, begin + tokens);
     OuterBlock<T> b = rows_.block(0, tokens);
     b.y = y_;
     for (int64_t at = 0; at < tokens * stride_; at += stride_) {
       set_scaled(y_ + at, dot(b.r + at, u_, b.k + at, stride_), b.v + at, stride_);
     }
+    ahead_.start(place, begin + kBlock, begin + 2 * kBlock);
+    for (const void* next : {p_.r, p_.k, p_.v}) ahead_.add(next, p_.dtype);
+    if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
+    ahead_.share(tiles_);
+    b.ahead = &ahead_;
     outer_forward(b, state_);
     write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
   }
 
   const OuterForward& p_;
-  const int64_t stride_;
+  const int64_t stride_, tiles_ = tile_count<T>(stride_);
   Scratch<T> scratch_;
   Rows rows_;
+  Ahead ahead_;
   T *y_, *u_, *state_, *other_;
 };
 
@@ -121,28 +121,22 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   explicit OuterBackwardHeads(const OuterBackward& p)
       : p_(p), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
         blocks_((longest_ + kBlock - 1) / kBlock),
-        scratch_(Rows::elements(longest_, stride_) + 4 * kBlock * stride_ + 3 * stride_ +
+        scratch_(Rows::elements(longest_, stride_) + (4 * kBlock + 3) * stride_ +
                  kBlock * kTile + (blocks_ + 2) * stride_ * stride_),
-        rows_(scratch_, longest_, stride_), history_(scratch_.take(kBlock * kTile)) {
+        rows_(scratch_, longest_, stride_), history_(scratch_.take(kBlock * kTile)),
+        states_(scratch_.take(blocks_ * stride_ * stride_)),
+        gradient_(scratch_.take(stride_ * stride_)), other_(scratch_.take(stride_ * stride_)) {
     for (T** rows : {&gr_, &gk_, &gv_, &gd_}) *rows = scratch_.take(kBlock * stride_);
     for (T** row : {&u_, &gu_, &gw_}) *row = scratch_.take(stride_);
-    states_ = scratch_.take(blocks_ * stride_ * stride_);
-    gradient_ = scratch_.take(stride_ * stride_);
-    other_ = scratch_.take(stride_ * stride_);
   }
 
-  // task: batch row * heads + head
   void run(int64_t task) {
     const HeadPlace place(p_, task);
     load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
     clear_rows(gu_, stride_);
     clear_rows(gw_, stride_);
-    walk_backward(
-        p_, place, stride_, gradient_,
-        [&](const Segment& segment) { read_segment(place, segment); },
-        [&](int64_t segment_begin, int64_t t, int64_t tokens) {
-          run_block(place, segment_begin, t, tokens);
-        });
+    walk_backward(p_, place, stride_, gradient_,
+                  [&](const Segment& segment) { run_segment(place, segment); });
     store_row<T>(p_.gu, kDTypeOf<T>, task * p_.size, p_.size, gu_);
     if (!kDecayPerToken) store_row<T>(p_.gw, kDTypeOf<T>, task * p_.size, p_.size, gw_);
   }
@@ -154,8 +148,7 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   // [value][key] at the start of the segment's block n
   T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
 
-  // Fills rows_ and the state at the start of every block of the segment.
-  void read_segment(const HeadPlace& place, const Segment& segment) {
+  void run_segment(const HeadPlace& place, const Segment& segment) {
     const int64_t begin = segment.begin, tokens = segment.tokens;
     read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
@@ -167,23 +160,20 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
     for (int64_t n = 1; n * kBlock < tokens; ++n) {
       outer_advance(rows_.block((n - 1) * kBlock, kBlock), state(n - 1), state(n));
     }
+    ahead_.start(place, begin - p_.keep_every, begin);
+    for (const void* next : {p_.r, p_.k, p_.v, p_.gy}) ahead_.add(next, p_.dtype);
+    if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
+    ahead_.share(tiles_ * ((tokens + kBlock - 1) / kBlock));
+    for (int64_t t = (tokens - 1) / kBlock * kBlock; t >= 0; t -= kBlock) {
+      run_block(place, begin, t, std::min(kBlock, tokens - t));
+    }
   }
 
   // t: the block's first token, counted from the segment's
   void run_block(const HeadPlace& place, int64_t segment_begin, int64_t t, int64_t tokens) {
-    const int64_t begin = segment_begin + t, before = begin - p_.keep_every;
-    for (const void* next : {p_.r, p_.k, p_.v, p_.gy}) {
-      expect_rows(next, p_.dtype, place, before, before + tokens);
-    }
-    for (const void* result : {p_.gr, p_.gk, p_.gv}) {
-      expect_rows(result, p_.dtype, place, begin, begin + tokens);
-    }
-    if (kDecayPerToken) {
-      expect_rows(p_.w, p_.w_dtype, place, before, before + tokens);
-      expect_rows(p_.gw, p_.w_dtype, place, begin, begin + tokens);
-    }
+    const int64_t begin = segment_begin + t;
     OuterBlock<T> b = rows_.block(t, tokens);
-    b.gr = gr_, b.gk = gk_, b.gv = gv_, b.gd = gd_, b.history = history_;
+    b.gr = gr_, b.gk = gk_, b.gv = gv_, b.gd = gd_, b.history = history_, b.ahead = &ahead_;
     for (int64_t n = 0; n < tokens; ++n) start_token(b, n * stride_);
     outer_backward(b, state(t / kBlock), gradient_);
     multiply(gd_, rows_.slope + t * stride_, tokens * stride_);
@@ -209,29 +199,16 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   }
 
   const OuterBackward& p_;
-  const int64_t stride_, longest_, blocks_;
+  const int64_t stride_, tiles_ = tile_count<T>(stride_), longest_, blocks_;
   Scratch<T> scratch_;
   Rows rows_;
-  T *history_, *gr_, *gk_, *gv_, *gd_, *u_, *gu_, *gw_, *states_, *gradient_, *other_;
+  Ahead ahead_;
+  T *history_, *states_, *gradient_, *other_, *gr_, *gk_, *gv_, *gd_, *u_, *gu_, *gw_;
 };
 
-// Tasks [begin, end): batch row * heads + head.
-template <bool kDecayPerToken>
-void outer_forward_heads(const OuterForward& p, int64_t begin, int64_t end) {
-  const auto run = [&](auto heads) {
-    for (int64_t task = begin; task < end; ++task) heads.run(task);
-  };
-  if (p.dtype == DType::kDouble) run(OuterForwardHeads<double, kDecayPerToken>(p));
-  else run(OuterForwardHeads<float, kDecayPerToken>(p));
-}
-
-template <bool kDecayPerToken>
-void outer_backward_heads(const OuterBackward& p, int64_t begin, int64_t end) {
-  const auto run = [&](auto heads) {
-    for (int64_t task = begin; task < end; ++task) heads.run(task);
-  };
-  if (p.dtype == DType::kDouble) run(OuterBackwardHeads<double, kDecayPerToken>(p));
-  else run(OuterBackwardHeads<float, kDecayPerToken>(p));
-}
+template <typename T> using Wkv5ForwardHeads = OuterForwardHeads<T, false>;
+template <typename T> using Wkv5BackwardHeads = OuterBackwardHeads<T, false>;
+template <typename T> using Wkv6ForwardHeads = OuterForwardHeads<T, true>;
+template <typename T> using Wkv6BackwardHeads = OuterBackwardHeads<T, true>;
 
 }  // namespace rwkv

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "cpu_ahead.h"
 #include "cpu_tiles.h"
 #include "cpu_vector.h"
 
@@ -25,6 +26,7 @@ template <typename T> struct OuterBlock {
   T *y;                          // forward: the sum so far, without the bonus
   T *gr, *gk, *gv, *gd;          // backward: sums so far, without the bonus; gd is that of d
   T *history;                    // kBlock tiles
+  Ahead* ahead;                  // called once a tile
 };
 
 // What it computes: y += r S and S <- d S + k v, token by token.
@@ -138,6 +140,7 @@ void outer_backward_tile(const OuterBlock<T> b, const T* state, T* gradient, int
 
 template <typename T> void outer_forward(const OuterBlock<T>& b, T* state) {
   for_each_tile<T>(b.stride, [&](auto vectors, int64_t key, int64_t value) {
+    b.ahead->fetch();
     outer_forward_tile<T, vectors.value>(b, state, key, value);
   });
 }
@@ -150,6 +153,7 @@ template <typename T> void outer_advance(const OuterBlock<T>& b, const T* from, 
 
 template <typename T> void outer_backward(const OuterBlock<T>& b, const T* state, T* gradient) {
   for_each_tile<T>(b.stride, [&](auto vectors, int64_t value, int64_t key) {
+    b.ahead->fetch();
     outer_backward_tile<T, vectors.value>(b, state, gradient, value, key);
   });
 }

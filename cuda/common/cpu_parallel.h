@@ -8,13 +8,24 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu_flush.h"
+
 namespace rwkv {
 
 // run(begin, end) for pieces of [0, tasks). work: steps per task; a piece below about 100 000 steps
 // is not worth waking a thread.
 template <typename Run> void share_tasks(int64_t tasks, int64_t work, Run run) {
   const int64_t least = std::max<int64_t>(1, 100000 / std::max<int64_t>(work, 1));
-  at::parallel_for(0, tasks, least, run);
+  at::parallel_for(0, tasks, least, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    run(begin, end);
+  });
+}
+
+// kernel(params, begin, end) over the heads of a call.
+template <typename Params, typename Kernel> void share_heads(const Params& p, Kernel kernel) {
+  share_tasks(p.batch * p.heads, p.time * p.size * p.size,
+              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
 // The sum over the first axis, row after row, so that it does not depend on the number of threads.

@@ -82,13 +82,6 @@ inline int64_t bytes_of(DType dtype) {
   return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
 }
 
-// Asks for a row that will be read (or written) soon. The rows of one head lie H * N elements apart,
-// mostly in different pages, where the processor does not fetch ahead by itself.
-inline void prefetch_row(const void* base, DType dtype, int64_t offset, int64_t count) {
-  const char* from = static_cast<const char*>(base) + offset * bytes_of(dtype);
-  for (int64_t i = 0; i < count * bytes_of(dtype); i += 64) __builtin_prefetch(from + i);
-}
-
 // to[0 .. count) = elements [offset, offset + count) of a tensor of element type `dtype`
 template <typename T>
 inline void load_row(const void* base, DType dtype, int64_t offset, int64_t count, T* to) {

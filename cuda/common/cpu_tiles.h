@@ -45,6 +45,12 @@ template <typename T, typename Visit> void for_each_tile(int64_t size, Visit vis
   }
 }
 
+template <typename T> int64_t tile_count(int64_t size) {
+  int64_t count = 0;
+  for_each_tile<T>(size, [&count](auto, int64_t, int64_t) { ++count; });
+  return count;
+}
+
 // A tile of vectors, meant for registers: every loop over it has constant bounds and is unrolled.
 template <typename T, int kHeight, int kVectors> struct Tile {
   Vec<T> at[kHeight][kVectors];

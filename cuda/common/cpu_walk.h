@@ -1,5 +1,5 @@
-// Walks one head's sequence forwards or backwards, segment by segment and block by block, and moves
-// its state between tensors and working memory. The same for all operators with a matrix state.
+// Walks one head's sequence forwards or backwards, segment by segment, and moves its state between
+// tensors and working memory. The same for all operators with a matrix state.
 #pragma once
 
 #include <algorithm>
@@ -51,11 +51,11 @@ void read_state(const Params& p, const HeadPlace& place, const Segment& segment,
   copy_matrix(kept, p.size, state, stride, p.size);
 }
 
-// gradient: stride x stride, [value][key], with padding already zero. read_segment(segment), then
-// run_block(segment_begin, t, tokens) for its blocks from the last to the first, t from its begin.
-template <typename T, typename Params, typename ReadSegment, typename RunBlock>
+// gradient: stride x stride, [value][key], with padding already zero. run_segment(segment), from the
+// last to the first, turns the gradient of the state behind the segment into that before it.
+template <typename T, typename Params, typename RunSegment>
 void walk_backward(const Params& p, const HeadPlace& place, int64_t stride, T* gradient,
-                   ReadSegment read_segment, RunBlock run_block) {
+                   RunSegment run_segment) {
   const int64_t square = p.size * p.size;
   clear_rows(gradient, stride * stride);
   if (p.gfinal_state != nullptr) {
@@ -64,15 +64,22 @@ void walk_backward(const Params& p, const HeadPlace& place, int64_t stride, T* g
   }
   const auto segments = cut_sequence(place.reset(p.reset), p.time, p.keep_every);
   for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
-    read_segment(*segment);
-    for (int64_t t = (segment->tokens - 1) / kBlock * kBlock; t >= 0; t -= kBlock) {
-      run_block(segment->begin, t, std::min(kBlock, segment->tokens - t));
-    }
+    run_segment(*segment);
     // What came before the document does not act on it.
     if (segment->starts_document) clear_rows(gradient, stride * stride);
   }
   T* left = static_cast<T*>(p.gstate) + place.task * square;
   copy_matrix(gradient, stride, left, p.size, p.size);
+}
+
+// Runs heads.run(task) for tasks [begin, end), with Heads<double> or Heads<float>.
+template <template <typename> typename Heads, typename Params>
+void run_heads(const Params& p, int64_t begin, int64_t end) {
+  const auto run = [&](auto heads) {
+    for (int64_t task = begin; task < end; ++task) heads.run(task);
+  };
+  if (p.dtype == DType::kDouble) run(Heads<double>(p));
+  else run(Heads<float>(p));
 }
 
 }  // namespace rwkv

@@ -16,9 +16,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> outer_forward_on_cpu(
     const at::Tensor& u, const std::optional<at::Tensor>& state,
     const std::optional<at::Tensor>& reset, int64_t keep_every) {
   const auto call = outer_forward_call<kDecayPerToken>(r, k, v, w, u, state, reset, keep_every);
-  const OuterForward& p = call.params;
-  share_tasks(p.batch * p.heads, p.time * p.size * p.size,
-              [&](int64_t begin, int64_t end) { kKernel(p, begin, end); });
+  share_heads(call.params, kKernel);
   return {call.y, call.final_state, call.checkpoints};
 }
 
@@ -31,9 +29,7 @@ outer_backward_on_cpu(const at::Tensor& gy, const std::optional<at::Tensor>& gfi
                       int64_t keep_every) {
   const auto call = outer_backward_call<kDecayPerToken>(gy, gfinal_state, r, k, v, w, u, reset,
                                                         checkpoints, keep_every);
-  const OuterBackward& p = call.params;
-  share_tasks(p.batch * p.heads, p.time * p.size * p.size,
-              [&](int64_t begin, int64_t end) { kKernel(p, begin, end); });
+  share_heads(call.params, kKernel);
   const at::Tensor gw = kDecayPerToken ? call.gw : sum_over_batch(call.gw).to(w.scalar_type());
   return {call.gr, call.gk, call.gv, gw, sum_over_batch(call.gu), call.gstate};
 }

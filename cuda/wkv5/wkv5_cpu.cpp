@@ -6,11 +6,11 @@
 namespace rwkv {
 
 void wkv5_forward_cpu(const OuterForward& params, int64_t begin, int64_t end) {
-  outer_forward_heads<false>(params, begin, end);
+  run_heads<Wkv5ForwardHeads>(params, begin, end);
 }
 
 void wkv5_backward_cpu(const OuterBackward& params, int64_t begin, int64_t end) {
-  outer_backward_heads<false>(params, begin, end);
+  run_heads<Wkv5BackwardHeads>(params, begin, end);
 }
 
 }  // namespace rwkv

@@ -6,11 +6,11 @@
 namespace rwkv {
 
 void wkv6_forward_cpu(const OuterForward& params, int64_t begin, int64_t end) {
-  outer_forward_heads<true>(params, begin, end);
+  run_heads<Wkv6ForwardHeads>(params, begin, end);
 }
 
 void wkv6_backward_cpu(const OuterBackward& params, int64_t begin, int64_t end) {
-  outer_backward_heads<true>(params, begin, end);
+  run_heads<Wkv6BackwardHeads>(params, begin, end);
 }
 
 }  // namespace rwkv

@@ -1,10 +1,11 @@
 // CPU kernels of WKV-7: walks whole heads, reads the tensors into padded rows of the computing type,
-// lets the tiles of wkv7_cpu_tiles.h do the N x N work, and writes the results. A head is one task of
-// one thread, so that its sums have a fixed order whatever the number of threads.
+// lets the tiles of wkv7_cpu_tiles.h do the N x N work, and writes the results. A head belongs to one
+// thread, so that its sums have a fixed order whatever the number of threads.
 #include "wkv7.h"
 
 #include <algorithm>
 
+#include "../common/cpu_ahead.h"
 #include "../common/cpu_head_rows.h"
 #include "../common/cpu_math.h"
 #include "../common/cpu_row_math.h"
@@ -58,14 +59,6 @@ template <typename T> struct Rows {
     decay_of(w, d, slope, tokens * stride);
   }
 
-  template <typename Params>
-  static void expect(const Params& p, const HeadPlace& place, int64_t begin, int64_t tokens) {
-    for (const void* next : {p.r, p.k, p.v, p.a, p.b}) {
-      expect_rows(next, p.dtype, place, begin, begin + tokens);
-    }
-    expect_rows(p.w, p.w_dtype, place, begin, begin + tokens);
-  }
-
   DeltaBlock<T> block(int64_t begin, int64_t tokens) const {
     DeltaBlock<T> block{};
     const int64_t at = begin * stride;
@@ -76,6 +69,11 @@ template <typename T> struct Rows {
   }
 };
 
+template <typename Params> void add_inputs(Ahead& ahead, const Params& p) {
+  for (const void* next : {p.r, p.k, p.v, p.a, p.b}) ahead.add(next, p.dtype);
+  ahead.add(p.w, p.w_dtype);
+}
+
 template <typename T> class ForwardHeads {
  public:
   explicit ForwardHeads(const Wkv7Forward& p)
@@ -84,28 +82,26 @@ template <typename T> class ForwardHeads {
         rows_(scratch_, kBlock, stride_), y_(scratch_.take(kBlock * stride_)),
         state_(scratch_.take(stride_ * stride_)), other_(scratch_.take(stride_ * stride_)) {}
 
-  // task: batch row * heads + head
   void run(int64_t task) {
     const HeadPlace place(p_, task);
-    walk_forward(p_, place, stride_, state_, other_,
-                 [&](int64_t begin, int64_t tokens) { run_block(place, begin, tokens); });
+    walk_forward(p_, place, stride_, state_, other_, [&](int64_t begin, int64_t tokens) {
+      rows_.read(p_, place, begin, tokens);
+      ahead_.start(place, begin + kBlock, begin + 2 * kBlock);
+      add_inputs(ahead_, p_);
+      ahead_.share(forward_tile_count<T>(stride_) * tokens);
+      DeltaBlock<T> block = rows_.block(0, tokens);
+      block.y = y_, block.ahead = &ahead_;
+      delta_forward<T, true>(block, state_);
+      write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
+    });
   }
 
  private:
-  void run_block(const HeadPlace& place, int64_t begin, int64_t tokens) {
-    rows_.read(p_, place, begin, tokens);
-    Rows<T>::expect(p_, place, begin + kBlock, kBlock);
-    expect_rows(p_.y, p_.dtype, place, begin, begin + tokens);
-    DeltaBlock<T> block = rows_.block(0, tokens);
-    block.y = y_;
-    delta_forward<T, true>(block, state_);
-    write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
-  }
-
   const Wkv7Forward& p_;
   const int64_t stride_;
   Scratch<T> scratch_;
   Rows<T> rows_;
+  Ahead ahead_;
   T *y_, *state_, *other_;
 };
 
@@ -116,25 +112,18 @@ template <typename T> class BackwardHeads {
         blocks_((longest_ + kBlock - 1) / kBlock),
         scratch_(Rows<T>::elements(longest_, stride_) + 6 * kBlock * stride_ + kExtra +
                  (kBlock + 1) * kDeltaRows<T> * stride_ + (blocks_ + 2) * stride_ * stride_),
-        rows_(scratch_, longest_, stride_) {
+        rows_(scratch_, longest_, stride_), ab_(scratch_.take(kBlock)),
+        rb_(scratch_.take(kBlock)),
+        history_(scratch_.take((kBlock + 1) * kDeltaRows<T> * stride_)),
+        states_(scratch_.take(blocks_ * stride_ * stride_)),
+        gradient_(scratch_.take(stride_ * stride_)), walk_(scratch_.take(stride_ * stride_)) {
     for (T** rows : {&gr_, &gk_, &gv_, &ga_, &gb_, &gd_}) *rows = scratch_.take(kBlock * stride_);
-    ab_ = scratch_.take(kBlock);
-    rb_ = scratch_.take(kBlock);
-    history_ = scratch_.take((kBlock + 1) * kDeltaRows<T> * stride_);
-    states_ = scratch_.take(blocks_ * stride_ * stride_);
-    gradient_ = scratch_.take(stride_ * stride_);
-    walk_ = scratch_.take(stride_ * stride_);
   }
 
-  // task: batch row * heads + head
   void run(int64_t task) {
     const HeadPlace place(p_, task);
-    walk_backward(
-        p_, place, stride_, gradient_,
-        [&](const Segment& segment) { read_segment(place, segment); },
-        [&](int64_t segment_begin, int64_t t, int64_t tokens) {
-          run_block(place, segment_begin, t, tokens);
-        });
+    walk_backward(p_, place, stride_, gradient_,
+                  [&](const Segment& segment) { run_segment(place, segment); });
   }
 
  private:
@@ -144,32 +133,31 @@ template <typename T> class BackwardHeads {
   // [value][key] at the start of the segment's block n
   T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
 
-  // Fills rows_, u included, and the state at the start of every block of the segment.
-  void read_segment(const HeadPlace& place, const Segment& segment) {
-    rows_.read(p_, place, segment.begin, segment.tokens);
-    read_rows(p_.gy, p_.dtype, place, segment.begin, segment.tokens, rows_.gy, stride_);
+  void run_segment(const HeadPlace& place, const Segment& segment) {
+    const int64_t begin = segment.begin, tokens = segment.tokens;
+    rows_.read(p_, place, begin, tokens);
+    read_rows(p_.gy, p_.dtype, place, begin, tokens, rows_.gy, stride_);
     read_state(p_, place, segment, stride_, walk_);
-    for (int64_t t = 0; t < segment.tokens; t += kBlock) {
+    for (int64_t t = 0; t < tokens; t += kBlock) {
       transpose(walk_, state(t / kBlock), stride_, stride_);
-      const int64_t tokens = std::min(kBlock, segment.tokens - t);
-      delta_forward<T, false>(rows_.block(t, tokens), walk_);
+      delta_forward<T, false>(rows_.block(t, std::min(kBlock, tokens - t)), walk_);
+    }
+    ahead_.start(place, begin - p_.keep_every, begin);
+    add_inputs(ahead_, p_);
+    ahead_.add(p_.gy, p_.dtype);
+    ahead_.share(stride_ / kDeltaRows<T> * ((tokens + kBlock - 1) / kBlock));
+    for (int64_t t = (tokens - 1) / kBlock * kBlock; t >= 0; t -= kBlock) {
+      run_block(place, begin, t, std::min(kBlock, tokens - t));
     }
   }
 
   // t: the block's first token, counted from the segment's
   void run_block(const HeadPlace& place, int64_t segment_begin, int64_t t, int64_t tokens) {
-    const int64_t begin = segment_begin + t, before = begin - p_.keep_every;
-    if (before >= 0) {
-      Rows<T>::expect(p_, place, before, tokens);
-      expect_rows(p_.gy, p_.dtype, place, before, before + tokens);
-    }
-    for (const void* result : {p_.gr, p_.gk, p_.gv, p_.ga, p_.gb}) {
-      expect_rows(result, p_.dtype, place, begin, begin + tokens);
-    }
-    expect_rows(p_.gw, p_.w_dtype, place, begin, begin + tokens);
+    const int64_t begin = segment_begin + t;
     DeltaBlock<T> block = rows_.block(t, tokens);
     block.gr = gr_, block.gk = gk_, block.gv = gv_, block.ga = ga_, block.gb = gb_;
     block.gd = gd_, block.ab = ab_, block.rb = rb_, block.history = history_;
+    block.ahead = &ahead_;
     for (T* rows : {gr_, gk_, gv_, ga_, gb_, gd_}) clear_rows(rows, tokens * stride_);
     for (int64_t n = 1; n < tokens; ++n) {
       const int64_t at = n * stride_;
@@ -190,25 +178,18 @@ template <typename T> class BackwardHeads {
   const int64_t stride_, longest_, blocks_;
   Scratch<T> scratch_;
   Rows<T> rows_;
-  T *gr_, *gk_, *gv_, *ga_, *gb_, *gd_, *ab_, *rb_, *history_, *states_, *gradient_, *walk_;
+  Ahead ahead_;
+  T *ab_, *rb_, *history_, *states_, *gradient_, *walk_, *gr_, *gk_, *gv_, *ga_, *gb_, *gd_;
 };
 
 }  // namespace
 
 void wkv7_forward_cpu(const Wkv7Forward& params, int64_t begin, int64_t end) {
-  const auto run = [&](auto heads) {
-    for (int64_t task = begin; task < end; ++task) heads.run(task);
-  };
-  if (params.dtype == DType::kDouble) run(ForwardHeads<double>(params));
-  else run(ForwardHeads<float>(params));
+  run_heads<ForwardHeads>(params, begin, end);
 }
 
 void wkv7_backward_cpu(const Wkv7Backward& params, int64_t begin, int64_t end) {
-  const auto run = [&](auto heads) {
-    for (int64_t task = begin; task < end; ++task) heads.run(task);
-  };
-  if (params.dtype == DType::kDouble) run(BackwardHeads<double>(params));
-  else run(BackwardHeads<float>(params));
+  run_heads<BackwardHeads>(params, begin, end);
 }
 
 }  // namespace rwkv

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../common/cpu_ahead.h"
 #include "../common/cpu_tiles.h"
 #include "../common/cpu_vector.h"
 
@@ -29,6 +30,7 @@ template <typename T> struct DeltaBlock {
   T *y, *u;                             // forward: results; u is an input of the backward pass
   T *gr, *gd, *gk, *gv, *ga, *gb;       // backward: sums so far; gd is that of d
   T* history;                           // kBlock + 1 tiles of kDeltaRows rows
+  Ahead* ahead;                         // called once a tile; in the forward pass once a tile and token
 };
 
 // Rows of a tile of the backward pass.
@@ -50,6 +52,7 @@ void delta_forward_tile(const DeltaBlock<T> p, T* state, int64_t value) {
   for (int64_t row = 0; row < p.tokens * p.stride; row += p.stride) {
     // Behind the last token there is no next one; its product is computed and dropped.
     const int64_t next_row = row + p.stride < p.tokens * p.stride ? row + p.stride : row;
+    if (kWithOutput) p.ahead->fetch();
     Vec<T> v[kVectors], y[kVectors] = {}, next_u[kVectors] = {};
 #pragma GCC unroll 4
     for (int c = 0; c < kVectors; ++c) {
@@ -167,18 +170,28 @@ template <typename T> void delta_backward_tile(const DeltaBlock<T> p, T* gradien
   }
 }
 
+// Vectors of a tile of the forward pass.
+template <typename T> constexpr int kDeltaVectors = kRegisters == 32 ? 4 : 2;
+
+template <typename T> int64_t forward_tile_count(int64_t stride) {
+  const int64_t vectors = stride / kLanes<T>;
+  return vectors / kDeltaVectors<T> + vectors % kDeltaVectors<T>;
+}
+
 template <typename T, bool kWithOutput> void delta_forward(const DeltaBlock<T>& p, T* state) {
-  constexpr int64_t L = kLanes<T>;
-  constexpr int kMost = kRegisters == 32 ? 4 : 2;
+  constexpr int kMost = kDeltaVectors<T>;
   int64_t value = 0;
-  for (; value + kMost * L <= p.stride; value += kMost * L) {
+  for (; value + kMost * kLanes<T> <= p.stride; value += kMost * kLanes<T>) {
     delta_forward_tile<T, kMost, kWithOutput>(p, state, value);
   }
-  for (; value < p.stride; value += L) delta_forward_tile<T, 1, kWithOutput>(p, state, value);
+  for (; value < p.stride; value += kLanes<T>) {
+    delta_forward_tile<T, 1, kWithOutput>(p, state, value);
+  }
 }
 
 template <typename T> void delta_backward(const DeltaBlock<T>& p, const T* state, T* gradient) {
   for (int64_t value = 0; value < p.stride; value += kDeltaRows<T>) {
+    p.ahead->fetch();
     delta_replay_tile(p, state, value);
     delta_backward_tile(p, gradient, value);
   }

@@ -20,9 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& r, const Tensor& w, con
                                            const optional<Tensor>& state,
                                            const optional<Tensor>& reset, int64_t keep_every) {
   const auto call = wkv7_forward_call(r, w, k, v, a, b, state, reset, keep_every);
-  const Wkv7Forward& p = call.params;
-  share_tasks(p.batch * p.heads, p.time * p.size * p.size,
-              [&](int64_t begin, int64_t end) { wkv7_forward_cpu(p, begin, end); });
+  share_heads(call.params, wkv7_forward_cpu);
   return {call.y, call.final_state, call.checkpoints};
 }
 
@@ -32,9 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const optional<Tensor>& reset, const Tensor& checkpoints, int64_t keep_every) {
   const auto call = wkv7_backward_call(gy, gfinal_state, r, w, k, v, a, b, reset, checkpoints,
                                        keep_every);
-  const Wkv7Backward& p = call.params;
-  share_tasks(p.batch * p.heads, p.time * p.size * p.size,
-              [&](int64_t begin, int64_t end) { wkv7_backward_cpu(p, begin, end); });
+  share_heads(call.params, wkv7_backward_cpu);
   return {call.gr, call.gw, call.gk, call.gv, call.ga, call.gb, call.gstate};
 }
 

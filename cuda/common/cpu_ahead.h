@@ -1,0 +1,53 @@
+// Asks for the rows that will be read next, a few at a time between tiles of arithmetic.
+//
+// A row of one head is a few cache lines, and the next token's row lies H * N elements further, where
+// the processor does not fetch ahead by itself. Asked for all at once, rows come no faster than the
+// few lines that may be under way at a time; asked for during the arithmetic, they cost nothing.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu_head_rows.h"
+
+namespace rwkv {
+
+class Ahead {
+ public:
+  // The rows of tokens [begin, end), as far as they exist, of the tensors that follow.
+  void start(const HeadPlace& place, int64_t begin, int64_t end) {
+    begin = std::max<int64_t>(begin, 0);
+    left_ = std::max<int64_t>(std::min(end, place.time) - begin, 0);
+    first_ = left_ > 0 ? place.token(begin) : 0;
+    step_ = place.heads * place.size;
+    size_ = place.size;
+    tensors_ = 0;
+  }
+
+  void add(const void* tensor, DType dtype) {
+    const int64_t bytes = bytes_of(dtype);
+    next_[tensors_] = static_cast<const char*>(tensor) + first_ * bytes;
+    bytes_[tensors_++] = bytes;
+  }
+
+  // Shares the rows out among `calls` calls of fetch.
+  void share(int64_t calls) { per_call_ = (left_ + calls - 1) / calls; }
+
+  void fetch() {
+    for (int64_t n = std::min(per_call_, left_); n > 0; --n, --left_) {
+      for (int i = 0; i < tensors_; ++i) {
+        for (int64_t at = 0; at < size_ * bytes_[i]; at += 64) __builtin_prefetch(next_[i] + at, 0, 2);
+        next_[i] += step_ * bytes_[i];
+      }
+    }
+  }
+
+ private:
+  static constexpr int kMost = 8;
+  int64_t left_ = 0, first_ = 0, step_ = 0, size_ = 0, per_call_ = 0;
+  int tensors_ = 0;
+  const char* next_[kMost];
+  int64_t bytes_[kMost];
+};
+
+}  // namespace rwkv
