@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
 
         return run(config, notices)
     except TrainerError as error:
-        print("error: " + "; ".join(str(error).splitlines()), file=sys.stderr)
+        lines = (line.strip() for line in str(error).splitlines())
+        print("error: " + "; ".join(lines).replace(":; ", ": "), file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)

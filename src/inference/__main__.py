@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         _generate(arguments)
     except TrainerError as error:
-        print("error: " + "; ".join(str(error).splitlines()), file=sys.stderr)
+        lines = (line.strip() for line in str(error).splitlines())
+        print("error: " + "; ".join(lines).replace(":; ", ": "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print()

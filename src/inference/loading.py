@@ -43,9 +43,12 @@ def load_model(
         weights |= _load_states(states, dtype)
     has_states = any(name.endswith("att.time_state") for name in weights)
     model = build_model(config, wkv_backend=wkv_backend, train_states=has_states).to(dtype)
-    fitted, _ = fit_weights(
-        model.state_dict(), weights, partial=False, optional=model.optional_keys
-    )
+    try:
+        fitted, _ = fit_weights(
+            model.state_dict(), weights, partial=False, optional=model.optional_keys
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     model.load_state_dict(fitted)
     return model.to(device).eval().requires_grad_(False)
 

@@ -13,7 +13,7 @@ import torch
 from src.config.conventions import Conventions
 from src.config.load import dump_config
 from src.config.schema import RunConfig
-from src.data.dataset import TokenDataset, ValidationDataset, open_source
+from src.data.dataset import TokenDataset
 from src.files import remove_partial_files, write_atomically
 from src.models.parameters import ParameterGroup, parameter_groups
 from src.training.environment import is_rank_zero
@@ -31,6 +31,7 @@ from src.training.reporting.plot import LossPlot
 from src.training.reporting.reporter import Reporter
 from src.training.reporting.train_log import TrainLog
 from src.training.reporting.wandb_log import WandbLog
+from src.training.samples import RunSamples
 from src.training.strategy import ZeroStrategy
 from src.training.trainable import freeze_all_but
 from src.training.trainer import build_trainer
@@ -40,12 +41,13 @@ ENDLESS = 10**12
 
 
 def fit(
-    config: RunConfig, conventions: Conventions, origin: Origin, derived: list[str],
-    *, saved_config: RunConfig,
+    config: RunConfig, conventions: Conventions, origin: Origin, samples: RunSamples,
+    *, derived: list[str], saved_config: RunConfig,
 ) -> int:
     """Runs from `origin` to the end of the plan; 0 when it got there, 128 + n after signal n.
 
-    config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
+    config: resolved; derived: what was worked out, a line each; saved_config: what
+    proj_dir/config.yaml holds, which repeats the run.
     Raises TrainerError.
     """
     plan = make_plan(config)
@@ -60,26 +62,25 @@ def fit(
         special_lr_factor=config.optim.special_lr_factor, train_type=config.train.train_type,
     )
     freeze_all_but(model, groups)
-    dataset = _training_data(config)
     reporters: list[Reporter] = []
     if is_rank_zero():
         print_header(
             config, plan, origin, progress, parameters=sum(p.numel() for p in model.parameters()),
-            data_tokens=dataset.source.tokens, groups=_described(groups), derived=derived,
+            data_tokens=samples.training.source.tokens, groups=_described(groups), derived=derived,
         )
     loop = Loop(
         config, plan, make_schedule(config, conventions.warmup_floor), progress,
-        state=origin.state, validation=_validation_data(config), reporters=reporters,
+        state=origin.state, validation=samples.held_out, reporters=reporters,
     )
     module = TrainingModule(model, groups, config.optim, config.hardware)
     trainer = build_trainer(config, [loop])
     if is_rank_zero():
         remove_partial_files(Path(config.train.proj_dir))
         _write_config(saved_config)
-        _write_characters(config, dataset)
+        _write_characters(config, samples.training)
         reporters.extend(_reporters(config, plan, progress, trainer))
     steps = (plan.total_steps or ENDLESS) - progress.step
-    trainer.fit(module, datamodule=RunData(dataset, config, progress.step, steps))
+    trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
     if trainer.interrupted:
         # Lightning swallows a Ctrl-C that comes before the first step.
         raise KeyboardInterrupt
@@ -106,27 +107,6 @@ def _set_up_torch(config: RunConfig) -> None:
     elif hardware.devices > 1:
         # Each process would otherwise start a thread per core.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // hardware.devices))
-
-
-def _training_data(config: RunConfig) -> TokenDataset:
-    d = config.data
-    return TokenDataset(
-        open_source(d.data_file, d.data_type), d.ctx_len, prime=d.magic_prime,
-        shift=d.sample_offset, sampling=d.sampling, seed=config.train.random_seed,
-        vocab_size=config.model.vocab_size,
-    )
-
-
-def _validation_data(config: RunConfig) -> ValidationDataset | None:
-    d = config.data
-    if d.val_data_file is None:
-        return None
-    source = open_source(d.val_data_file, "binidx")
-    dataset = ValidationDataset(source, d.ctx_len, d.val_samples, config.model.vocab_size)
-    for _ in dataset:
-        # Read once: bad data should not end a run at its first validation.
-        continue
-    return dataset
 
 
 def _described(groups: list[ParameterGroup]) -> dict[str, int]:

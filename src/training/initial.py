@@ -9,7 +9,7 @@ import torch
 from src.checkpoint.names import INIT
 from src.checkpoint.weights import fit_weights, save_weights
 from src.config.schema import RunConfig
-from src.errors import ConfigError
+from src.errors import CheckpointError, ConfigError
 from src.models.backbone import RWKV
 from src.models.parameters import initialize
 from src.models.registry import build_model
@@ -32,10 +32,14 @@ def make_model(config: RunConfig, origin: Origin) -> RWKV:
     if origin.kind == "fresh" or config.train.load_partial:
         initialize(model, seed=config.train.random_seed, lr_init=config.optim.lr_init)
     if origin.kind != "fresh":
-        weights, report = fit_weights(
-            model.state_dict(), origin.weights(),
-            partial=config.train.load_partial, optional=model.optional_keys,
-        )
+        found = origin.weights()
+        try:
+            weights, report = fit_weights(
+                model.state_dict(), found,
+                partial=config.train.load_partial, optional=model.optional_keys,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{origin.path}: {error}") from error
         model.load_state_dict(weights)
         if is_rank_zero() and str(report):
             print(f"{origin.path}: {report}")

@@ -13,6 +13,7 @@ from src.models.registry import complete
 from src.training.environment import is_rank_zero, prepare_libraries
 from src.training.facts import gather_facts
 from src.training.origin import find_origin
+from src.training.samples import open_samples
 from src.training.together import FaultElsewhereError
 
 
@@ -27,9 +28,10 @@ def run(config: RunConfig, notices: list[str]) -> int:
     given = config
     config, derived = resolve(config, facts)
     config = replace(config, model=complete(config.model))
+    samples = None if config.train.train_stage == 1 else open_samples(config)
     prepare_libraries(config.hardware.accelerator)
     _make_folder(config.train.proj_dir)
-    if config.train.train_stage == 1:
+    if samples is None:
         from src.training.initial import write_initial_weights
 
         write_initial_weights(config, origin, notices + derived)
@@ -45,8 +47,8 @@ def run(config: RunConfig, notices: list[str]) -> int:
             save_initial_weights(config, origin)
             origin = find_origin(config.train)
     try:
-        return fit(config, CONVENTIONS[config.model.rwkv_version], origin, derived,
-                   saved_config=for_saving(config, given))
+        return fit(config, CONVENTIONS[config.model.rwkv_version], origin, samples,
+                   derived=derived, saved_config=for_saving(config, given))
     except FaultElsewhereError:
         # rank zero tells the user
         return 1
@@ -60,6 +62,7 @@ def _make_folder(proj_dir: str) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
         raise ConfigError(
-            f"--proj_dir {proj_dir} cannot be written ({error.strerror}); choose a folder you own"
+            f"--proj_dir {proj_dir} cannot be written ({reason}); choose a folder of your own"
         ) from error
