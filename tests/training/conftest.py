@@ -10,6 +10,9 @@ import pytest
 
 import train
 from make_data import main as make_data
+from tests.training.place import original, place, refused
+
+__all__ = ["original", "place", "refused"]
 
 WORDS = ["the", "state", "of", "a", "network", "that", "reads", "one", "token", "after", "another"]
 
