@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -51,7 +52,8 @@ class EncodedBlock:
     faults: list[Fault]
     normalized: int = 0
     """of the documents checked, those changed by the tokenizer's own normalization"""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """parse, tokenize, verify, convert"""
 
 
 class BlockEncoder:
@@ -78,37 +80,35 @@ class BlockEncoder:
         """The block's documents as tokens, with the faults found."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._name)
-        tokenizer, faults = self._tokenizer, list[Fault]()
+        faults: list[Fault] = []
         began = perf_counter()
         texts = list(self._texts(block, faults))
-        parsed = perf_counter()
-        rows: list[list[int]] = []
-        for line, text in texts:
+        seconds = Counter(parse=perf_counter() - began)
+        documents: list[array[int]] = []
+        text_bytes = normalized = 0
+        for number, (line, text) in enumerate(texts):
+            checked = self._check_every > 0 and number % self._check_every == 0
             try:
-                rows.append(encode_document(text, tokenizer))
+                document, exact = tokenize(text, self._tokenizer, checked, seconds)
             except DataError as error:
                 faults.append(Fault(line, str(error)))
-                rows.append([])
-        encoded = perf_counter()
-        normalized = self._check(texts, rows, tokenizer, faults)
-        checked = perf_counter()
-        kept = [number for number, row in enumerate(rows) if row]
-        tokens, sizes = to_arrays([rows[number] for number in kept], tokenizer.vocab_size)
-        converted = perf_counter()
+                continue
+            documents.append(document)
+            normalized += not exact
+            text_bytes += len(text) if text.isascii() else len(text.encode())
+        began = perf_counter()
+        tokens, sizes = to_arrays(documents, self._tokenizer.vocab_size)
+        digests = document_digests(tokens, sizes if self._hashed else sizes[:0])
+        seconds["convert"] += perf_counter() - began
         return EncodedBlock(
             block=block._replace(content=b""),
             tokens=tokens,
             sizes=sizes,
-            digests=document_digests(tokens, sizes if self._hashed else sizes[:0]),
-            text_bytes=sum(_utf8_length(texts[number][1]) for number in kept),
+            digests=digests,
+            text_bytes=text_bytes,
             faults=sorted(faults),
             normalized=normalized,
-            seconds={
-                "parse": parsed - began,
-                "tokenize": encoded - parsed,
-                "verify": checked - encoded,
-                "convert": converted - checked,
-            },
+            seconds=seconds,
         )
 
     def _texts(self, block: Block, faults: list[Fault]) -> Iterator[tuple[int, str]]:
@@ -135,26 +135,6 @@ class BlockEncoder:
                 f"not UTF-8 text: byte 0x{value[error.start]:02x} at position {error.start + 1}"
             ) from error
 
-    def _check(
-        self,
-        texts: list[tuple[int, str]],
-        rows: list[list[int]],
-        tokenizer: Tokenizer,
-        faults: list[Fault],
-    ) -> int:
-        """Decodes the sample again, empties rows that fail, counts the merely normalized."""
-        normalized = 0
-        for number in range(0, len(rows), self._check_every) if self._check_every else ():
-            line, text = texts[number]
-            try:
-                normalized += bool(rows[number]) and not decodes_exactly(
-                    rows[number], text, tokenizer
-                )
-            except DataError as error:
-                faults.append(Fault(line, str(error)))
-                rows[number] = []
-        return normalized
-
 
 def check_every(verify: Verify, input_bytes: int | None) -> int:
     """Every how many documents one is checked: of a sample every tenth, of small inputs all."""
@@ -162,20 +142,34 @@ def check_every(verify: Verify, input_bytes: int | None) -> int:
     return {"all": 1, "sample": 1 if small else _SAMPLE_EVERY, "none": 0}[verify]
 
 
-def encode_document(text: str, tokenizer: Tokenizer) -> list[int]:
-    """A document's ids and the 0 behind them."""
+def tokenize(
+    text: str, tokenizer: Tokenizer, checked: bool, seconds: Counter[str]
+) -> tuple[array[int], bool]:
+    """A document's ids with the 0 behind them, and False if normalization changed its text.
+
+    The latter is found out only with `checked`. Adds the time spent to `seconds`. Raises DataError
+    for a text that cannot be encoded or, with `checked`, does not decode to itself.
+    """
+    began = perf_counter()
     ids = tokenizer.encode(text)
-    ids.append(END_OF_DOCUMENT)
-    if len(ids) > MAX_ITEM_TOKENS:
-        raise DataError(f"the document has {len(ids)} tokens, more than {MAX_ITEM_TOKENS}")
-    return ids
+    encoded = perf_counter()
+    # Takes in a list of ints twice as fast as NumPy does, and now they are still in the cache.
+    document = array("I", ids)
+    converted = perf_counter()
+    exact = not checked or decodes_exactly(document, text, tokenizer)
+    document.append(END_OF_DOCUMENT)
+    if len(document) > MAX_ITEM_TOKENS:
+        raise DataError(f"the document has {len(document)} tokens, more than {MAX_ITEM_TOKENS}")
+    seconds["tokenize"] += encoded - began
+    seconds["convert"] += converted - encoded
+    seconds["verify"] += perf_counter() - converted
+    return document, exact
 
 
-def decodes_exactly(row: list[int], text: str, tokenizer: Tokenizer) -> bool:
-    """Whether a document decodes to exactly its text, or else to what the tokenizer's own
+def decodes_exactly(ids: Iterable[int], text: str, tokenizer: Tokenizer) -> bool:
+    """Whether the ids decode to exactly its text, or else to what the tokenizer's own
     normalization makes of it; anything else is a DataError."""
-    # The 0 behind the document decodes to nothing.
-    decoded = tokenizer.decode_bytes(row)
+    decoded = tokenizer.decode_bytes(ids)
     if decoded == text.encode():
         return True
     if decoded == tokenizer.normalize(text).encode():
@@ -187,13 +181,12 @@ def decodes_exactly(row: list[int], text: str, tokenizer: Tokenizer) -> bool:
 
 
 def to_arrays(
-    rows: list[list[int]], vocab_size: int
+    documents: list[array[int]], vocab_size: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
-    """All ids in one array of the stored type, and the length of each row."""
-    sizes = np.fromiter(map(len, rows), np.int32, len(rows))
-    # array() takes in a list of ints twice as fast as NumPy does.
-    parts = [np.frombuffer(array("I", row), np.uint32) for row in rows]
+    """All ids in one array of the stored type, and the length of each document."""
+    sizes = np.fromiter(map(len, documents), np.int32, len(documents))
     dtype = token_dtype(vocab_size)
+    parts = [np.frombuffer(document, np.uint32) for document in documents]
     return (np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)), sizes
 
 
@@ -232,7 +225,3 @@ def block_values(block: Block) -> Iterator[tuple[int, Any]]:
         lines = enumerate(block.content.split(b"\n"), block.first)
         return ((number, line) for number, line in lines if line and not line.isspace())
     return enumerate(block.content, block.first)
-
-
-def _utf8_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())

@@ -8,15 +8,45 @@ from __future__ import annotations
 
 import ast
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from src.errors import DataError
 
 END_OF_DOCUMENT = 0
+# Bounds the memory of decoding a long document.
+_DECODED_AT_ONCE = 1 << 16
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
+
+
+class _TokenTable:
+    """Bytes by id, packed so that decoding stays in the processor's cache."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self._bytes = np.frombuffer(b"".join(tokens), np.uint8)
+        self._lengths = np.array([len(token) for token in tokens], np.int32)
+        self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the ids; DataError for one outside the table."""
+        numbers = _in_vocabulary(ids, len(self._lengths))
+        return b"".join(
+            self._joined(numbers[first : first + _DECODED_AT_ONCE])
+            for first in range(0, len(numbers), _DECODED_AT_ONCE)
+        )
+
+    def _joined(self, numbers: npt.NDArray[np.integer]) -> bytes:
+        lengths = self._lengths[numbers]
+        ends = np.cumsum(lengths)
+        # Byte b of the result, within token t, is byte starts[t] + b - (ends - lengths)[t].
+        shifts = np.repeat(self._starts[numbers] - (ends - lengths), lengths)
+        return self._bytes[shifts + np.arange(len(shifts))].tobytes()
 
 
 class Tokenizer(ABC):
@@ -55,31 +85,36 @@ class WorldTokenizer(Tokenizer):
     name = "world"
     vocab_size = 65536
 
-    def __init__(self) -> None:
-        from pyrwkv_tokenizer import RWKVTokenizer
-
-        self._tokenizer = RWKVTokenizer()
-
     def encode(self, text: str) -> list[int]:
-        _check_encodable(text)
-        return self._tokenizer.encode(text)
+        try:
+            return self._encode(text)
+        except UnicodeEncodeError as error:
+            raise _lone_surrogate(error) from error
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         # Not the library's decode: it panics when the bytes are not UTF-8.
-        return _join(self._tokens, ids)
+        return self._table.decode(ids)
 
     @cached_property
-    def _tokens(self) -> list[bytes]:
+    def _encode(self) -> Callable[[str], list[int]]:
+        """The library's function; its tables take 230 MB, and whoever only decodes needs none."""
+        from pyrwkv_tokenizer import RWKVTokenizer
+
+        return RWKVTokenizer().tokenizer.encode
+
+    @cached_property
+    def _table(self) -> _TokenTable:
         """Bytes by id, read from the library's own vocabulary file: `id literal length` lines."""
-        text = Path(self._tokenizer.vocab_filepath).read_text(encoding="utf-8")
-        lines = [line.split(" ", 1) for line in text.split("\n") if line]
-        # One list: the parser is slow to start, and this runs before the first decoding.
-        literals = ast.literal_eval(f"[{','.join(rest.rpartition(' ')[0] for _, rest in lines)}]")
+        import pyrwkv_tokenizer
+
+        (path,) = Path(pyrwkv_tokenizer.__path__[0]).glob("rwkv_vocab_*.txt")
         tokens = [_REPLACEMENT] * self.vocab_size
         tokens[END_OF_DOCUMENT] = b""
-        for (number, _), token in zip(lines, literals):
-            tokens[int(number)] = token.encode() if isinstance(token, str) else token
-        return tokens
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if line:
+                number, rest = line.split(" ", 1)
+                tokens[int(number)] = _literal(rest.rpartition(" ")[0])
+        return _TokenTable(tokens)
 
 
 class BytesTokenizer(Tokenizer):
@@ -93,11 +128,11 @@ class BytesTokenizer(Tokenizer):
         return [byte + 1 for byte in text.encode()]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return _join(self._tokens, ids)
+        return self._table.decode(ids)
 
     @cached_property
-    def _tokens(self) -> list[bytes]:
-        return [b"", *(bytes([byte]) for byte in range(256))]
+    def _table(self) -> _TokenTable:
+        return _TokenTable([b"", *(bytes([byte]) for byte in range(256))])
 
 
 class JsonTokenizer(Tokenizer):
@@ -131,7 +166,8 @@ class JsonTokenizer(Tokenizer):
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        kept = [i for i in _in_vocabulary(ids, self.vocab_size) if i != END_OF_DOCUMENT]
+        numbers = _in_vocabulary(ids, self.vocab_size)
+        kept = numbers[numbers != END_OF_DOCUMENT].tolist()
         return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
 
     def normalize(self, text: str) -> str:
@@ -157,9 +193,22 @@ def _check_encodable(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot store"
-        ) from error
+        raise _lone_surrogate(error) from error
+
+
+def _lone_surrogate(error: UnicodeEncodeError) -> DataError:
+    return DataError(
+        f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot store"
+    )
+
+
+def _literal(source: str) -> bytes:
+    """The bytes of a Python string or bytes literal."""
+    if source[0] != "b" and "\\" not in source:
+        # Nearly all; Python's parser takes a hundred times as long.
+        return source[1:-1].encode()
+    token = ast.literal_eval(source)
+    return token.encode() if isinstance(token, str) else token
 
 
 def _check_separator(tokenizer: Any, path: Path) -> None:
@@ -173,13 +222,11 @@ def _check_separator(tokenizer: Any, path: Path) -> None:
         )
 
 
-def _in_vocabulary(ids: Iterable[int], vocab_size: int) -> list[int]:
-    numbers = list(ids)
-    for number in (min(numbers, default=0), max(numbers, default=0)):
+def _in_vocabulary(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.integer]:
+    numbers = np.asarray(ids if isinstance(ids, (array, list)) else list(ids))
+    if not numbers.size:
+        return numbers.astype(np.int64)
+    for number in (int(numbers.min()), int(numbers.max())):
         if not 0 <= number < vocab_size:
             raise DataError(f"token id {number} is outside the vocabulary of {vocab_size}")
     return numbers
-
-
-def _join(tokens: list[bytes], ids: Iterable[int]) -> bytes:
-    return b"".join(map(tokens.__getitem__, _in_vocabulary(ids, len(tokens))))

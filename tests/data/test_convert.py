@@ -232,8 +232,8 @@ def fail_on_call(monkeypatch, owner, name, number, error):
 
 
 STEPS = [
-    (encode_module, "encode_document", 1),
-    (encode_module, "encode_document", 26),
+    (encode_module, "tokenize", 1),
+    (encode_module, "tokenize", 26),
     (BinidxWriter, "append_documents", 1),
     (BinidxWriter, "append_documents", 2),
     (BinidxWriter, "finish", 2),
