@@ -27,10 +27,6 @@ inline std::optional<at::Tensor> aligned(const std::optional<at::Tensor>& x) {
 // The kernels take w in fp32 alone.
 inline at::Tensor aligned_fp32(const at::Tensor& w) { return aligned(w.to(at::kFloat)); }
 
-inline at::Tensor working_memory(int64_t floats, const at::Tensor& like) {
-  return at::empty({floats}, like.options().dtype(at::kFloat));
-}
-
 // op: such as "wkv6_forward"
 inline void check_launch(int code, const char* op, const at::Tensor& like) {
   TORCH_CHECK(code != kUnsupported, op, ": the CUDA kernels serve float32, bfloat16 and float16, ",
@@ -38,6 +34,20 @@ inline void check_launch(int code, const char* op, const at::Tensor& like) {
               like.scalar_type(), " ", like.sizes());
   TORCH_CHECK(code == 0, op, ": the CUDA launch failed: ",
               cudaGetErrorString(static_cast<cudaError_t>(code)));
+}
+
+// Runs a launcher on the device of `like`, on torch's current stream there, with its working
+// memory. op: such as "wkv6_forward"; floats, launch: as in <op>_cuda.h.
+template <typename Params, typename Floats, typename Launch>
+void run_on_cuda(const char* op, const Params& params, const at::Tensor& like, Floats floats,
+                 Launch launch) {
+  const LaunchOptions options;
+  const c10::cuda::CUDAGuard guard(like.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const at::Tensor memory =
+      at::empty({floats(params, options)}, like.options().dtype(at::kFloat));
+  check_launch(launch(params, options, memory.mutable_data_ptr<float>(), stream.stream()), op,
+               like);
 }
 
 }  // namespace rwkv

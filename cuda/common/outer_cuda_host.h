@@ -8,11 +8,8 @@
 
 namespace rwkv {
 
-using OuterForwardLauncher = int (*)(const OuterForward&, const LaunchOptions&, void*);
-using OuterBackwardFloats = int64_t (*)(const OuterBackward&, const LaunchOptions&);
-using OuterBackwardLauncher = int (*)(const OuterBackward&, const LaunchOptions&, float*, void*);
-
-template <bool kDecayPerToken, OuterForwardLauncher kLaunch>
+// kFloats, kLaunch: as in wkv5_cuda.h and wkv6_cuda.h
+template <bool kDecayPerToken, auto kFloats, auto kLaunch>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> outer_forward_on_cuda(
     const at::Tensor& r, const at::Tensor& k, const at::Tensor& v, const at::Tensor& w,
     const at::Tensor& u, const std::optional<at::Tensor>& state,
@@ -20,13 +17,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> outer_forward_on_cuda(
   const auto call = outer_forward_call<kDecayPerToken>(aligned(r), aligned(k), aligned(v),
                                                        aligned_fp32(w), aligned(u), aligned(state),
                                                        reset, keep_every);
-  const c10::cuda::CUDAGuard guard(r.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  check_launch(kLaunch(call.params, LaunchOptions(), stream.stream()), "forward", r);
+  run_on_cuda(kDecayPerToken ? "wkv6_forward" : "wkv5_forward", call.params, r, kFloats, kLaunch);
   return {call.y, call.final_state, call.checkpoints};
 }
 
-template <bool kDecayPerToken, OuterBackwardFloats kFloats, OuterBackwardLauncher kLaunch>
+template <bool kDecayPerToken, auto kFloats, auto kLaunch>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 outer_backward_on_cuda(const at::Tensor& gy, const std::optional<at::Tensor>& gfinal_state,
                        const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
@@ -36,12 +31,8 @@ outer_backward_on_cuda(const at::Tensor& gy, const std::optional<at::Tensor>& gf
   const auto call = outer_backward_call<kDecayPerToken>(
       aligned(gy), aligned(gfinal_state), aligned(r), aligned(k), aligned(v), aligned_fp32(w),
       aligned(u), reset, aligned(checkpoints), keep_every);
-  const LaunchOptions options;
-  const c10::cuda::CUDAGuard guard(r.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const at::Tensor memory = working_memory(kFloats(call.params, options), r);
-  check_launch(kLaunch(call.params, options, memory.mutable_data_ptr<float>(), stream.stream()),
-               "backward", r);
+  run_on_cuda(kDecayPerToken ? "wkv6_backward" : "wkv5_backward", call.params, r, kFloats,
+              kLaunch);
   const at::Tensor gw = kDecayPerToken ? call.gw : call.gw.sum(0);
   return {call.gr, call.gk, call.gv, gw.to(w.scalar_type()), call.gu.sum(0), call.gstate};
 }

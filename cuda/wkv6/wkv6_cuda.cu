@@ -3,17 +3,21 @@
 
 #include "../common/outer_launch.cuh"
 
-int rwkv_wkv6_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
-                          void* stream) {
-  return rwkv::launch_outer_forward<true>(params, options, stream);
+int64_t rwkv_wkv6_forward_floats(const rwkv::OuterForward&, const rwkv::LaunchOptions&) {
+  return 0;
 }
 
 int64_t rwkv_wkv6_backward_floats(const rwkv::OuterBackward& params,
-                                 const rwkv::LaunchOptions& options) {
+                                  const rwkv::LaunchOptions& options) {
   return rwkv::outer_backward_floats<true>(params, options);
 }
 
+int rwkv_wkv6_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
+                           float*, void* stream) {
+  return rwkv::launch_outer_forward<true>(params, options, stream);
+}
+
 int rwkv_wkv6_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
-                           float* memory, void* stream) {
+                            float* memory, void* stream) {
   return rwkv::launch_outer_backward<true>(params, options, memory, stream);
 }

@@ -5,11 +5,13 @@
 #include "../common/outer_params.h"
 
 extern "C" {
-int rwkv_wkv6_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
-                          void* stream);
-// Floats of memory that the backward pass works in.
-int64_t rwkv_wkv6_backward_floats(const rwkv::OuterBackward& params,
+// Floats of memory that each pass works in.
+int64_t rwkv_wkv6_forward_floats(const rwkv::OuterForward& params,
                                  const rwkv::LaunchOptions& options);
-int rwkv_wkv6_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
+int64_t rwkv_wkv6_backward_floats(const rwkv::OuterBackward& params,
+                                  const rwkv::LaunchOptions& options);
+int rwkv_wkv6_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
                            float* memory, void* stream);
+int rwkv_wkv6_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
+                            float* memory, void* stream);
 }

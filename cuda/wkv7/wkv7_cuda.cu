@@ -66,8 +66,12 @@ template <class TileType> class Wkv7BackwardPass {
 }  // namespace
 }  // namespace rwkv
 
+int64_t rwkv_wkv7_forward_floats(const rwkv::Wkv7Forward&, const rwkv::LaunchOptions&) {
+  return 0;
+}
+
 int rwkv_wkv7_forward_cuda(const rwkv::Wkv7Forward& params, const rwkv::LaunchOptions& options,
-                           void* stream) {
+                           float*, void* stream) {
   const auto run = [&]<class TileType>() {
     const int64_t blocks = params.batch * params.heads * TileType::kSlices;
     const rwkv::Wkv7ForwardShared<TileType> shared(nullptr, params.dtype);

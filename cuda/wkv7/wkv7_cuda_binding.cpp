@@ -19,10 +19,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& r, const Tensor& w, con
                                            const optional<Tensor>& reset, int64_t keep_every) {
   const auto call = wkv7_forward_call(aligned(r), aligned_fp32(w), aligned(k), aligned(v),
                                       aligned(a), aligned(b), aligned(state), reset, keep_every);
-  const c10::cuda::CUDAGuard guard(r.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  check_launch(rwkv_wkv7_forward_cuda(call.params, LaunchOptions(), stream.stream()),
-               "wkv7_forward", r);
+  run_on_cuda("wkv7_forward", call.params, r, rwkv_wkv7_forward_floats, rwkv_wkv7_forward_cuda);
   return {call.y, call.final_state, call.checkpoints};
 }
 
@@ -33,13 +30,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const auto call = wkv7_backward_call(aligned(gy), aligned(gfinal_state), aligned(r),
                                        aligned_fp32(w), aligned(k), aligned(v), aligned(a),
                                        aligned(b), reset, aligned(checkpoints), keep_every);
-  const LaunchOptions options;
-  const c10::cuda::CUDAGuard guard(r.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const Tensor memory = working_memory(rwkv_wkv7_backward_floats(call.params, options), r);
-  check_launch(rwkv_wkv7_backward_cuda(call.params, options, memory.mutable_data_ptr<float>(),
-                                       stream.stream()),
-               "wkv7_backward", r);
+  run_on_cuda("wkv7_backward", call.params, r, rwkv_wkv7_backward_floats,
+              rwkv_wkv7_backward_cuda);
   return {call.gr, call.gw.to(w.scalar_type()), call.gk, call.gv, call.ga, call.gb, call.gstate};
 }
 

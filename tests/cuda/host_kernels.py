@@ -56,6 +56,7 @@ class HostKernels:
         self.last_floats = 0
         self._library = ctypes.CDLL(str(_built(interface, folder)))
         self._library.rwkv_shim_take_error.restype = ctypes.c_char_p
+        self._library.forward_floats.restype = ctypes.c_int64
         self._library.backward_floats.restype = ctypes.c_int64
 
     def set_up(
@@ -70,22 +71,27 @@ class HostKernels:
     ) -> None:
         """Runs the forward launcher; raises KernelError for a fault.
 
-        sizes: in the order of the interface's; options: in the order of LaunchOptions.
+        sizes: in the order of the interface's; options: in the order of LaunchOptions. The floats
+        of working memory that the launcher asked for stay in `last_floats`.
         """
-        pointers = self._pointers(self.interface.forward, tensors)
-        self._check(self._library.forward(_integers(sizes), pointers, self._options(options)))
+        self._run("forward", self.interface.forward, sizes, tensors, options)
 
     def backward(
         self, sizes: Sequence[int], tensors: Mapping[str, Tensor | None], *options: int
     ) -> None:
-        """Runs the backward launcher; the floats of working memory that it asked for stay in
-        `last_floats`."""
-        pointers = self._pointers(self.interface.backward, tensors)
+        """As `forward`, for the backward launcher."""
+        self._run("backward", self.interface.backward, sizes, tensors, options)
+
+    def _run(
+        self, which: str, names: Sequence[str], sizes: Sequence[int],
+        tensors: Mapping[str, Tensor | None], options: Sequence[int],
+    ) -> None:
+        pointers = self._pointers(names, tensors)
         arguments = (_integers(sizes), pointers, self._options(options))
-        self.last_floats = self._library.backward_floats(*arguments)
+        self.last_floats = getattr(self._library, f"{which}_floats")(*arguments)
         memory = Guarded((self.last_floats,), torch.float32)
         address = ctypes.c_void_p(memory.tensor.data_ptr())
-        self._check(self._library.backward(*arguments, address))
+        self._check(getattr(self._library, which)(*arguments, address))
         memory.check("the working memory")
 
     @staticmethod
@@ -165,27 +171,29 @@ def _built(interface: Interface, folder: Path) -> Path:
 
 def _wrapper(interface: Interface) -> str:
     op = interface.op
-
-    def fill(struct: str, names: Sequence[str]) -> str:
-        lines = [f"  rwkv::{struct} p{{}};"]
-        for fields, source in ((interface.sizes, "sizes"), (names, "pointers")):
-            lines += [f"  p.{f} = (decltype(p.{f})){source}[{i}];" for i, f in enumerate(fields)]
-        return "\n".join(lines)
-
     arguments = "const int64_t* sizes, void* const* pointers, const int64_t* options"
+
+    def functions(which: str, struct: str, names: Sequence[str]) -> str:
+        fills = [
+            f"  p.{field} = (decltype(p.{field})){source}[{i}];"
+            for fields, source in ((interface.sizes, "sizes"), (names, "pointers"))
+            for i, field in enumerate(fields)
+        ]
+        return "\n".join([
+            f"static rwkv::{struct} {which}_params(const int64_t* sizes, void* const* pointers) {{",
+            f"  rwkv::{struct} p{{}};", *fills, "  return p;", "}",
+            f'extern "C" int64_t {which}_floats({arguments}) {{',
+            f"  return rwkv_{op}_{which}_floats({which}_params(sizes, pointers), chosen(options));",
+            "}",
+            f'extern "C" int {which}({arguments}, float* memory) {{',
+            f"  return rwkv_{op}_{which}_cuda({which}_params(sizes, pointers), chosen(options), "
+            "memory, nullptr);",
+            "}",
+        ])
+
     return f"""
 #include "{SOURCES / op / (op + "_cuda.cu")}"
 static rwkv::LaunchOptions chosen(const int64_t* options) {{ return {{options[0], options[1]}}; }}
-extern "C" int forward({arguments}) {{
-{fill(interface.forward_struct, interface.forward)}
-  return rwkv_{op}_forward_cuda(p, chosen(options), nullptr);
-}}
-extern "C" int64_t backward_floats({arguments}) {{
-{fill(interface.backward_struct, interface.backward)}
-  return rwkv_{op}_backward_floats(p, chosen(options));
-}}
-extern "C" int backward({arguments}, float* memory) {{
-{fill(interface.backward_struct, interface.backward)}
-  return rwkv_{op}_backward_cuda(p, chosen(options), memory, nullptr);
-}}
+{functions("forward", interface.forward_struct, interface.forward)}
+{functions("backward", interface.backward_struct, interface.backward)}
 """

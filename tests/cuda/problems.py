@@ -15,6 +15,7 @@ from tests.helpers import relative_rms
 _HEAD_SIZES = (
     "batch", "time", "heads", "size", "keep_every", "kept", "dtype", "w_dtype",
 )
+_CHANNEL = ("w", "u", "k", "v")
 _OUTER = ("r", "k", "v", "w", "u")
 _DELTA = ("r", "w", "k", "v", "a", "b")
 
@@ -29,21 +30,42 @@ def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
 
 
 INTERFACES = {
+    "wkv4": _interface("wkv4", "Wkv4", _CHANNEL)._replace(
+        sizes=("batch", "time", "width", "keep_every", "kept", "dtype")
+    ),
     "wkv5": _interface("wkv5", "Outer", _OUTER),
     "wkv6": _interface("wkv6", "Outer", _OUTER),
     "wkv7": _interface("wkv7", "Wkv7", _DELTA),
 }
+# Operators with a matrix state; wkv4's is three rows: aa, bb, pp.
+MATRIX_OPS = tuple(op for op in INTERFACES if op != "wkv4")
 # Inputs whose gradient the kernels leave per batch row.
-PER_BATCH_ROW = {"wkv5": ("w", "u"), "wkv6": ("u",)}
+PER_BATCH_ROW = {"wkv4": ("w", "u"), "wkv5": ("w", "u"), "wkv6": ("u",)}
 
 
 class Shape(NamedTuple):
-    """B, T, H, N."""
+    """B, T, H, N; wkv4 has H N channels and no heads."""
 
     batch: int
     time: int
     heads: int
     size: int
+
+    def sequence(self, op: str) -> tuple[int, ...]:
+        """Of k, v and the like."""
+        if op == "wkv4":
+            return self.batch, self.time, self.heads * self.size
+        return tuple(self)
+
+    def state(self, op: str, *kept: int) -> tuple[int, ...]:
+        """Of a state, or of `kept` states per head (wkv4: per batch row)."""
+        if op == "wkv4":
+            return self.batch, *kept, 3, self.heads * self.size
+        return self.batch, self.heads, *kept, self.size, self.size
+
+    def row(self, op: str) -> tuple[int, ...]:
+        """Of a parameter that all tokens share."""
+        return self.sequence(op)[2:]
 
 
 class Problem(NamedTuple):
@@ -71,37 +93,46 @@ def make_problem(
     def normal(*size: int, to: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(to)
 
-    batch, time, heads, size = shape
-    row, square = (heads, size), (batch, heads, size, size)
+    sequence, row, square = shape.sequence(op), shape.row(op), shape.state(op)
     if op == "wkv7":
         inputs = _delta_inputs(shape, dtype, normal, decay_shift)
     else:
-        inputs = {name: normal(*shape, to=dtype) for name in "rkv"}
-        w = normal(*(row if op == "wkv5" else shape)) * 2 + decay_shift
+        inputs = {name: normal(*sequence, to=dtype) for name in INTERFACES[op].forward[:-5]}
+        w = normal(*(sequence if op == "wkv6" else row)) * 2 + decay_shift
         inputs |= {"w": w, "u": normal(*row)}
-    reset = torch.rand(batch, time, generator=generator) < 0.2
+    reset = torch.rand(shape.batch, shape.time, generator=generator) < 0.2
     state, gfinal_state = normal(*square), normal(*square)
+    if op == "wkv4":
+        # bb sums positive weights; the scale pp has no gradient of its own
+        state[:, 1].exp_()
+        gfinal_state[:, 2] = 0
     return Problem(
         op, shape, inputs, state if with_state else None, reset if with_reset else None,
-        normal(*shape, to=dtype), gfinal_state if with_state else None,
+        normal(*sequence, to=dtype), gfinal_state if with_state else None,
     )
 
 
 def expected_results(problem: Problem) -> dict[str, Tensor]:
-    """y, final_state and every gradient in fp64, from the reference and autograd."""
+    """y, final_state and every gradient in fp64, from the reference and autograd.
+
+    Of wkv4's final state the two sums.
+    """
     reference = importlib.import_module(f"src.ops.{problem.op}.reference")
     leaves = {name: x.double().requires_grad_() for name, x in problem.inputs.items()}
-    batch, _, heads, size = problem.shape
-    zero = torch.zeros(batch, heads, size, size)
-    given = zero if problem.state is None else problem.state
+    given = _empty_state(problem) if problem.state is None else problem.state
     state = given.double().requires_grad_()
-    y, final_state = reference.run(*leaves.values(), state, problem.reset)
+    if problem.op == "wkv4":
+        y, parts = reference.run(*leaves.values(), state.unbind(1), problem.reset)
+        final_state = torch.stack(parts, 1)
+    else:
+        y, final_state = reference.run(*leaves.values(), state, problem.reset)
     loss = (y * problem.gy.double()).sum()
     if problem.gfinal_state is not None:
         loss = loss + (final_state * problem.gfinal_state.double()).sum()
     gradients = torch.autograd.grad(loss, [*leaves.values(), state], materialize_grads=True)
     names = [f"g{name}" for name in (*leaves, "state")]
-    return {"y": y.detach(), "final_state": final_state.detach()} | dict(zip(names, gradients))
+    results = {"y": y.detach(), "final_state": final_state.detach()} | dict(zip(names, gradients))
+    return _with_sums(problem.op, results)
 
 
 def kernel_results(
@@ -111,22 +142,21 @@ def kernel_results(
 
     options: in the order of LaunchOptions.
     """
-    shape, inputs, dtype = problem.shape, problem.inputs, problem.gy.dtype
-    batch, time, heads, size = shape
-    kept = -(-time // keep_every)
-    sizes = (*shape, keep_every, kept, DTYPES[dtype], DTYPES[torch.float32])
-    square = (batch, heads, size, size)
+    op, shape, inputs, dtype = problem.op, problem.shape, problem.inputs, problem.gy.dtype
+    kept = -(-shape.time // keep_every)
+    sizes = (*shape.sequence(op), keep_every, kept, DTYPES[dtype], DTYPES[torch.float32])
+    state = shape.state(op)
     results = {
-        "y": Guarded(shape, dtype),
-        "final_state": Guarded(square, torch.float32),
-        "checkpoints": Guarded((batch, heads, kept, size, size), torch.float32),
+        "y": Guarded(problem.gy.shape, dtype),
+        "final_state": Guarded(state, torch.float32),
+        "checkpoints": Guarded(shape.state(op, kept), torch.float32),
     }
     given = {**inputs, "reset": problem.reset}
     kernels.forward(sizes, {**given, "state": problem.state, **_tensors(results)}, *options)
     gradients = {f"g{name}": Guarded(x.shape, x.dtype) for name, x in inputs.items()}
-    for name in PER_BATCH_ROW.get(problem.op, ()):
-        gradients[f"g{name}"] = Guarded((batch, heads, size), torch.float32)
-    gradients["gstate"] = Guarded(square, torch.float32)
+    for name in PER_BATCH_ROW.get(op, ()):
+        gradients[f"g{name}"] = Guarded((shape.batch, *shape.row(op)), torch.float32)
+    gradients["gstate"] = Guarded(state, torch.float32)
     more = {"gy": problem.gy, "gfinal_state": problem.gfinal_state}
     more["checkpoints"] = results["checkpoints"].tensor
     kernels.backward(sizes, {**given, **more, **_tensors(gradients)}, *options)
@@ -134,9 +164,9 @@ def kernel_results(
         buffer.check(name)
     found = _tensors(results) | _tensors(gradients)
     del found["checkpoints"]
-    for name in PER_BATCH_ROW.get(problem.op, ()):
+    for name in PER_BATCH_ROW.get(op, ()):
         found[f"g{name}"] = found[f"g{name}"].sum(0)
-    return found
+    return _with_sums(op, found)
 
 
 def assert_results_match(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -147,6 +177,21 @@ def assert_results_match(found: Mapping[str, Tensor], expected: Mapping[str, Ten
         rounding = relative_rms(exact.to(found[name].dtype), exact)
         limit = 1e-5 if found[name].dtype == torch.float32 else 1.05 * rounding + 1e-5
         assert error <= limit, f"{name}: relative RMS error {error:.2e} > {limit:.2e}"
+
+
+def _empty_state(problem: Problem) -> Tensor:
+    empty = torch.zeros(problem.shape.state(problem.op))
+    if problem.op == "wkv4":
+        empty[:, 2] = -1e38
+    return empty
+
+
+def _with_sums(op: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """wkv4's final state as the sums that it stands for: the scale itself is arbitrary."""
+    if op == "wkv4":
+        aa, bb, pp = results["final_state"].unbind(1)
+        results["final_state"] = torch.stack([aa * pp.exp(), bb * pp.exp()], 1)
+    return results
 
 
 def _delta_inputs(

@@ -8,6 +8,7 @@ import torch
 from tests.cuda.host_kernels import AUTO, FULL, WIDE, KernelError
 from tests.cuda.problems import (
     INTERFACES,
+    MATRIX_OPS,
     Shape,
     assert_results_match,
     expected_results,
@@ -20,10 +21,17 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = ((1, 1), (3, 1), (1, 3))
 
 every_op = pytest.mark.parametrize("op", INTERFACES)
+every_matrix_op = pytest.mark.parametrize("op", MATRIX_OPS)
+both_splits = pytest.mark.parametrize("split", (FULL, WIDE), ids=("full", "wide"))
+
+
+def keep_every(op: str, wanted: int) -> int:
+    """Tokens between kept states; wkv4's small ones are always kept every 16 tokens."""
+    return 16 if op == "wkv4" else wanted
 
 
 @every_op
-@pytest.mark.parametrize("split", (FULL, WIDE), ids=("full", "wide"))
+@both_splits
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("time", (1, 2, 15, 17, 33))
 @pytest.mark.parametrize("size", (32, 64))
@@ -33,12 +41,13 @@ def test_kernels_equal_the_reference(host_kernels, op, split, dtype, time, size)
             op, Shape(batch, time, heads, size), dtype, seed=seed,
             with_state=seed != 1, with_reset=seed != 2,
         )
-        found = kernel_results(host_kernels(op), problem, split, keep_every=(16, 32, 48)[seed])
+        kept = keep_every(op, 16 * seed + 16)
+        found = kernel_results(host_kernels(op), problem, split, keep_every=kept)
         assert_results_match(found, expected_results(problem))
 
 
-@every_op
-@pytest.mark.parametrize("split", (FULL, WIDE), ids=("full", "wide"))
+@every_matrix_op
+@both_splits
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", (128, 256))
 def test_kernels_serve_large_heads(host_kernels, op, split, dtype, size):
@@ -49,18 +58,18 @@ def test_kernels_serve_large_heads(host_kernels, op, split, dtype, size):
 
 
 @every_op
-@pytest.mark.parametrize("split", (FULL, WIDE), ids=("full", "wide"))
+@both_splits
 def test_results_do_not_depend_on_which_thread_runs_first(host_kernels, op, split):
     problem = make_problem(op, Shape(1, 37, 2, 64), torch.float32)
     kernels = host_kernels(op)
-    first = kernel_results(kernels, problem, split, keep_every=32)
+    first = kernel_results(kernels, problem, split, keep_every=keep_every(op, 32))
     kernels.set_up(descending=True)
-    second = kernel_results(kernels, problem, split, keep_every=32)
+    second = kernel_results(kernels, problem, split, keep_every=keep_every(op, 32))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@every_op
-@pytest.mark.parametrize("split", (FULL, WIDE), ids=("full", "wide"))
+@every_matrix_op
+@both_splits
 def test_little_working_memory_means_more_ranges_and_the_same_results(host_kernels, op, split):
     problem = make_problem(op, Shape(2, 150, 1, 64), torch.float32)
     found = kernel_results(host_kernels(op), problem, split, 1, keep_every=64)
@@ -71,7 +80,7 @@ def test_little_working_memory_means_more_ranges_and_the_same_results(host_kerne
 @pytest.mark.parametrize("decay_shift", (-9.0, 6.0, 60.0), ids=("kept", "forgotten", "overflowing"))
 def test_any_decay_is_served_to_fp32_accuracy(host_kernels, op, decay_shift):
     problem = make_problem(op, Shape(1, 70, 2, 64), torch.float32, decay_shift=decay_shift)
-    found = kernel_results(host_kernels(op), problem, keep_every=64)
+    found = kernel_results(host_kernels(op), problem, keep_every=keep_every(op, 64))
     assert_results_match(found, expected_results(problem))
 
 
@@ -85,7 +94,8 @@ def test_a_document_start_hides_what_came_before(host_kernels, op):
     problem.gy[:, :start] = 0
     both = kernel_results(host_kernels(op), problem._replace(reset=reset))
     inputs = {
-        name: x[:, start:].contiguous() if x.dim() > 2 else x for name, x in problem.inputs.items()
+        name: x[:, start:].contiguous() if x.shape[:2] == (1, 24) else x
+        for name, x in problem.inputs.items()
     }
     alone = problem._replace(
         shape=problem.shape._replace(time=24 - start), inputs=inputs, state=None,
@@ -99,7 +109,7 @@ def test_a_document_start_hides_what_came_before(host_kernels, op):
     assert not both["gstate"].any()
 
 
-@every_op
+@every_matrix_op
 def test_few_heads_are_split_and_many_are_not(host_kernels, op):
     """The wide tiles need more working memory, which tells the two apart."""
     problem = make_problem(op, Shape(1, 16, 2, 64), torch.float32)
@@ -113,7 +123,7 @@ def test_few_heads_are_split_and_many_are_not(host_kernels, op):
     assert sizes[1] < sizes[132]
 
 
-@every_op
+@every_matrix_op
 def test_a_card_with_little_shared_memory_gets_the_smaller_blocks(host_kernels, op):
     problem = make_problem(op, Shape(1, 20, 1, 64), torch.bfloat16)
     kernels = host_kernels(op)
@@ -121,7 +131,7 @@ def test_a_card_with_little_shared_memory_gets_the_smaller_blocks(host_kernels, 
     assert_results_match(kernel_results(kernels, problem, AUTO), expected_results(problem))
 
 
-@every_op
+@every_matrix_op
 @pytest.mark.parametrize("size", (16, 48, 512))
 def test_an_unknown_head_size_is_refused(host_kernels, op, size):
     problem = make_problem(op, Shape(1, 2, 1, size), torch.float32)
@@ -129,8 +139,48 @@ def test_an_unknown_head_size_is_refused(host_kernels, op, size):
         kernel_results(host_kernels(op), problem)
 
 
-@every_op
+@every_matrix_op
 def test_states_kept_at_odd_places_are_refused(host_kernels, op):
     problem = make_problem(op, Shape(1, 30, 1, 64), torch.float32)
     with pytest.raises(KernelError, match="-1"):
         kernel_results(host_kernels(op), problem, keep_every=20)
+
+
+@pytest.mark.parametrize("width", (1, 5, 127, 130, 264))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@both_splits
+def test_wkv4_serves_any_width(host_kernels, width, dtype, split):
+    # With seed 0 the one gw of width 1 is a difference of nearly equal sums, for any fp32 backend.
+    problem = make_problem("wkv4", Shape(2, 35, 1, width), dtype, seed=1)
+    found = kernel_results(host_kernels("wkv4"), problem, split)
+    assert_results_match(found, expected_results(problem))
+
+
+@both_splits
+@pytest.mark.parametrize("with_state", (True, False))
+def test_wkv4_serves_keys_whose_exponentials_overflow(host_kernels, split, with_state):
+    problem = make_problem("wkv4", Shape(1, 70, 1, 64), torch.float32, with_state=with_state)
+    problem.inputs["k"].mul_(200)
+    # A gradient of the final sums would be as large as their scale is small.
+    problem = problem._replace(gfinal_state=None)
+    expected = expected_results(problem)
+    found = kernel_results(host_kernels("wkv4"), problem, split)
+    for results in (found, expected):
+        del results["final_state"]
+    assert_results_match(found, expected)
+
+
+def test_wkv4_cuts_the_time_axis_only_when_there_are_few_channels(host_kernels):
+    problem = make_problem("wkv4", Shape(1, 200, 1, 520), torch.float32)
+    kernels = host_kernels("wkv4")
+    for cores, segments in ((1, 0), (2, 2), (132, 4)):
+        kernels.set_up(multiprocessors=cores)
+        found = kernel_results(kernels, problem, AUTO)
+        assert kernels.last_floats == segments * 6 * 520
+        assert_results_match(found, expected_results(problem))
+
+
+def test_wkv4_refuses_states_kept_less_often_than_it_fetches(host_kernels):
+    problem = make_problem("wkv4", Shape(1, 40, 1, 64), torch.float32)
+    with pytest.raises(KernelError, match="-1"):
+        kernel_results(host_kernels("wkv4"), problem, keep_every=32)
