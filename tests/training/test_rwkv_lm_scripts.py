@@ -1,0 +1,181 @@
+"""RWKV-LM's own command lines train to the end, and its project folders go on.
+
+The lines are those of its demo scripts, README and v4neo scripts; changed are sizes, data, the
+accelerator and the number of devices. What they do with wandb is decided by WANDB_MODE, as there.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from src.models.backbone import RWKV
+from src.training.reporting.metrics_file import read_metrics
+from tests.models.tiny import tiny_model
+from tests.training.runs import loss_steps, losses, start, weights
+
+DEMO = (
+    "--data_file data/minipile --data_type binidx --vocab_size 65536 --ctx_len 512"
+    " --my_exit_tokens 1498226207 --magic_prime 2926181 --n_layer 12 --n_embd 768 --num_nodes 1"
+    " --my_testing x070 "
+)
+PREPARE = {
+    "v5": DEMO + '--wandb "" --proj_dir out/L12-D768-x070 --my_pile_stage 1 --epoch_count 1'
+    " --epoch_begin 0 --epoch_save 1 --weight_decay 0 --head_size_a 64 --micro_bsz 1 --pre_ffn 0"
+    " --head_qk 0 --lr_init 1e-5 --lr_final 1e-5 --warmup_steps 10 --beta1 0.9 --beta2 0.99"
+    " --adam_eps 1e-8 --my_pile_edecay 0 --accelerator cpu --devices 1 --precision bf16"
+    " --strategy deepspeed_stage_2 --grad_cp 1",
+    "v7": DEMO + '--wandb "" --proj_dir out/L12-D768-x070 --train_stage 1 --epoch_count 1'
+    " --epoch_begin 0 --epoch_save 1 --weight_decay 0 --head_size 64 --micro_bsz 1 --lr_init 1e-5"
+    " --lr_final 1e-5 --warmup_steps 10 --beta1 0.9 --beta2 0.99 --adam_eps 1e-8"
+    " --accelerator cpu --devices 1 --precision bf16 --strategy deepspeed_stage_2 --grad_cp 1",
+}
+RUN = {
+    "v5": DEMO + "--load_model 0 --wandb Test --proj_dir out/L12-D768-x070 --my_pile_stage 3"
+    " --epoch_count 999999 --epoch_begin 0 --epoch_save 10 --micro_bsz 16 --pre_ffn 0 --head_qk 0"
+    " --lr_init 6e-4 --lr_final 6e-5 --warmup_steps 10 --beta1 0.9 --beta2 0.99 --adam_eps 1e-18"
+    " --my_pile_edecay 0 --weight_decay 0.001 --head_size_a 64 --accelerator gpu --devices 1"
+    " --precision bf16 --strategy deepspeed_stage_2 --grad_cp 1 --enable_progress_bar True"
+    " --ds_bucket_mb 2",
+    "v7": DEMO + "--load_model 0 --wandb Test --proj_dir out/L12-D768-x070 --train_stage 3"
+    " --epoch_count 999999 --epoch_begin 0 --epoch_save 10 --micro_bsz 16 --lr_init 6e-4"
+    " --lr_final 6e-5 --warmup_steps 10 --beta1 0.9 --beta2 0.99 --adam_eps 1e-18"
+    " --weight_decay 0.001 --head_size 64 --head_chunk 0 --kernel @rwkv3 --accelerator gpu"
+    " --devices 1 --precision bf16 --strategy deepspeed_stage_2 --grad_cp 1"
+    " --enable_progress_bar True",
+}
+V4NEO_FROM_TEXT = (
+    '--load_model "" --wandb "" --proj_dir out --data_file enwik8 --data_type utf-8 --vocab_size 0'
+    " --ctx_len 512 --epoch_steps 5000 --epoch_count 500 --epoch_begin 0 --epoch_save 5"
+    " --micro_bsz 12 --n_layer 6 --n_embd 512 --pre_ffn 0 --head_qk 0 --lr_init 8e-4"
+    " --lr_final 1e-5 --warmup_steps 0 --beta1 0.9 --beta2 0.99 --adam_eps 1e-8 --accelerator gpu"
+    " --devices 1 --precision bf16 --grad_cp 0 --strategy ddp_find_unused_parameters_false"
+)
+V4NEO_FINETUNE = (
+    "--load_model base.pth --data_file train.npy --data_type numpy --vocab_size 50277"
+    " --ctx_len 1024 --epoch_steps 1000 --epoch_count 1000 --epoch_begin 0 --epoch_save 5"
+    " --micro_bsz 8 --n_layer 24 --n_embd 2048 --pre_ffn 0 --head_qk 0 --lr_init 1e-5"
+    " --lr_final 1e-5 --warmup_steps 0 --beta1 0.9 --beta2 0.999 --adam_eps 1e-8 --accelerator gpu"
+    " --devices 8 --precision bf16 --strategy deepspeed_stage_2 --grad_cp 0 --my_pile_stage 0"
+)
+
+
+def changed(line: str, **changes: object) -> list[str]:
+    """The command line with other values for flags that stand in it already, or new ones."""
+    words = shlex.split(line)
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    flags.update({f"--{name}": str(value) for name, value in changes.items()})
+    return [word for flag in flags.items() for word in flag]
+
+
+def small(corpus: Path, folder: Path, testing: str) -> dict[str, object]:
+    """What a tiny model on the test corpus needs; the last three as make_data.py prints them."""
+    return {
+        "data_file": corpus, "proj_dir": folder, "my_testing": testing, "n_layer": 2, "n_embd": 64,
+        "vocab_size": 257, "accelerator": "cpu",
+        "ctx_len": 32, "my_exit_tokens": 17887, "magic_prime": 557,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("generation", "testing"), [("v5", "x060"), ("v5", "x070"), ("v7", "x070")]
+)
+def test_the_demo_scripts_prepare_and_train_to_the_end(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: str, testing: str
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = small(corpus, tmp_path, testing)
+    assert train.main(changed(PREPARE[generation], **options)) == 0
+    initial = weights(tmp_path / "rwkv-init.pth")
+    assert {value.dtype for value in initial.values()} == {torch.bfloat16}
+    ended = start("train.py", *changed(RUN[generation], **options))
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    # 17887 tokens at 16 x 32 a step
+    found = losses(tmp_path)
+    assert list(found) == list(range(35))
+    assert found[34] < found[0] - 1.5
+    final = weights(tmp_path / "rwkv-final.pth")
+    assert list(final) == list(initial)
+    assert {name: value.shape for name, value in final.items()} == {
+        name: value.shape for name, value in initial.items()
+    }
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.slow
+def test_v4neo_trains_on_the_characters_of_a_text_and_writes_their_numbers(tmp_path: Path):
+    text = tmp_path / "enwik8"
+    text.write_bytes("Grüße,\r\nWelt! 世界\n".encode() * 40)
+    ended = start("train.py", *changed(
+        V4NEO_FROM_TEXT, proj_dir=tmp_path / "out", data_file=text, my_testing="", ctx_len=32,
+        n_layer=2, n_embd=64, accelerator="cpu", max_steps=3, my_pile_stage=0,
+    ))
+    assert ended.returncode == 0, ended.stderr
+    characters = sorted(set("Grüße,\nWelt! 世界\n"))
+    saved = json.loads((tmp_path / "out" / "vocab.json").read_text(encoding="utf-8"))
+    assert saved == {str(number): c for number, c in enumerate(characters)}
+    assert loss_steps(tmp_path / "out") == [0, 1, 2]
+    final = weights(tmp_path / "out" / "rwkv-0.pth")
+    assert final["emb.weight"].shape == (len(characters), 64)
+    assert "blocks.1.att.time_first" in final
+
+
+@pytest.mark.slow
+def test_v4neo_finetunes_on_a_numpy_file(tmp_path: Path):
+    base = tiny_model("4")
+    torch.save({k: v.bfloat16() for k, v in base.state_dict().items()}, tmp_path / "base.pth")
+    np.save(tmp_path / "train.npy", np.arange(3000, dtype=np.uint16) % 50)
+    ended = start("train.py", *changed(
+        V4NEO_FINETUNE, load_model=tmp_path / "base.pth", data_file=tmp_path / "train.npy",
+        proj_dir=tmp_path / "out", vocab_size=50, ctx_len=32, n_layer=2, n_embd=64,
+        accelerator="cpu", devices=1, max_steps=4, lr_init="1e-3", lr_final="1e-3",
+    ))
+    assert ended.returncode == 0, ended.stderr
+    found = losses(tmp_path / "out")
+    assert list(found) == [0, 1, 2, 3] and found[3] < found[0]
+    assert all(record["lr"] == 1e-3 for record in read_metrics(tmp_path / "out"))
+
+
+def folder_of_rwkv_lm(folder: Path, model: RWKV) -> None:
+    """As RWKV-LM leaves it: bf16, a wrapper's prefix, no training states, and a stranger."""
+    tensors = {f"_forward_module.{k}": v.bfloat16() for k, v in model.state_dict().items()}
+    for name in ("rwkv-init.pth", "rwkv-0.pth", "rwkv-2.pth"):
+        torch.save(tensors, folder / name)
+    (folder / "rwkv_base.pth").write_bytes(b"not looked at")
+    (folder / "train_log.txt").write_text("NEW RUN 2025-04-24-02-20-11\n")
+
+
+@pytest.mark.parametrize(("generation", "testing", "version", "ramp"),
+                         [("v5", "x060", "6", 30), ("v7", "x070", "7", 10)])
+def test_a_project_folder_of_rwkv_lm_goes_on(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    generation: str, testing: str, version: str, ramp: int,
+):
+    folder_of_rwkv_lm(tmp_path, tiny_model(version, vocab_size=257, head_size=64))
+    # Mini-epochs of 40320 samples: after rwkv-2.pth comes step 3 x 40320 / 16.
+    first = 3 * 40320 // 16
+    argv = changed(RUN[generation], **{
+        **small(corpus, tmp_path, testing), "my_exit_tokens": (first + 3) * 16 * 32,
+        "warmup_steps": -1, "wandb": "", "strategy": "auto",
+    })
+    assert train.main(argv) == 0
+    assert "rwkv-2.pth has no training state beside it" in capsys.readouterr().out
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records] == [first, first + 1, first + 2]
+    # at the end of the cosine the rate is lr_final; the ramp begins at a hundredth of it
+    for number, record in enumerate(records):
+        assert record["lr"] == pytest.approx(6e-5 * (0.01 + 0.99 * number / ramp), rel=1e-3)
+    final = weights(tmp_path / "rwkv-final.pth")
+    assert not any(name.startswith("_forward_module.") for name in final)
+    log = (tmp_path / "train_log.txt").read_text()
+    assert log.startswith("NEW RUN 2025-04-24-02-20-11\nNEW RUN ")
+    assert log.splitlines()[-1].startswith("3 ") and log.splitlines()[-1].endswith(" 0")
+    assert (tmp_path / "rwkv_base.pth").read_bytes() == b"not looked at"
