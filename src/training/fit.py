@@ -154,7 +154,7 @@ def _write_characters(config: RunConfig, dataset: TokenDataset) -> None:
     """vocab.json of the character types, as RWKV-LM writes it: id -> character."""
     characters = getattr(dataset.source, "characters", None)
     if characters is not None:
-        text = json.dumps({str(i): c for i, c in enumerate(characters)}, ensure_ascii=False)
+        text = json.dumps({str(i): c for i, c in characters.items()}, ensure_ascii=False)
         path = Path(config.train.proj_dir) / "vocab.json"
         write_atomically(path, text.encode("utf-8", "surrogatepass"))
 

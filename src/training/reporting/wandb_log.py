@@ -13,6 +13,11 @@ from src.training.reporting.reporter import Reporter
 ID_FILE = "wandb_id.txt"
 
 
+def _mode(asked: str) -> str | None:
+    """None leaves the choice to wandb: online, or what people set by its own WANDB_MODE."""
+    return None if asked == "online" else asked
+
+
 class WandbLog(Reporter):
     """Logs every step under its number counted from 1, as RWKV-LM does."""
 
@@ -26,7 +31,7 @@ class WandbLog(Reporter):
         try:
             self._run = wandb.init(
                 project=config.log.wandb, name=name, id=known, resume="allow",
-                config=asdict(config), dir=str(folder), mode=config.log.wandb_mode,
+                config=asdict(config), dir=str(folder), mode=_mode(config.log.wandb_mode),
                 save_code=False, settings=wandb.Settings(silent=True),
             )
         except wandb.errors.UsageError as error:
