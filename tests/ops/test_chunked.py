@@ -14,6 +14,8 @@ from src.ops import chunks
 from tests.helpers import TOLERANCE, relative_rms
 from tests.ops.native_cases import INPUTS, OPS, Case, call, make_case, run, sums
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Results this small are zero up to underflow and have no meaningful relative error.
 NOTHING = 1e-30
 

@@ -12,6 +12,8 @@ from src.ops.wkv6 import wkv6
 from src.ops.wkv7 import wkv7
 from tests.helpers import load_arrays
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BACKENDS = ("reference", "chunked")
 
 

@@ -17,6 +17,8 @@ from src.ops.head_loss import head_loss
 from src.ops.head_loss.reference import L2WRAP, head_loss_reference
 from tests.helpers import relative_rms
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BATCH, TIME, WIDTH, VOCAB = 2, 7, 5, 11
 BATCH_TIME = BATCH * TIME
 

@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from tests.helpers import assert_close
 from tests.ops.native_cases import INPUTS, OPERATORS, OPS, Case, call, make_case, run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIMIT = 1e-11
 TIME = 37
 
