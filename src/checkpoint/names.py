@@ -11,6 +11,8 @@ from pathlib import Path
 
 INIT = "rwkv-init.pth"
 FINAL = "rwkv-final.pth"
+# Initial states that people supply for state tuning, as in RWKV-LM v5.
+INIT_STATES = "rwkv-init-state.pth"
 INIT_EPOCH = -1
 
 _NUMBERED = re.compile(r"rwkv-(0|[1-9][0-9]*)\.pth")

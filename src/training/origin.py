@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from src.checkpoint.names import FINAL, INIT
+from src.checkpoint.names import FINAL, INIT, INIT_STATES
 from src.checkpoint.resume import final_state, load_state, resume_candidates
 from src.checkpoint.weights import load_weights, read_shapes
 from src.config.schema import TrainConfig
@@ -23,7 +23,9 @@ class Origin:
     kind: "fresh" (new initial weights), "weights" (a file of weights, an empty optimizer) or
     "state" (exact continuation).
     epoch: number of the mini-epoch the file was saved after; -1 for initial weights.
-    shapes: of the tensors in the file; None when fresh.
+    shapes: of the tensors it starts with; None when fresh.
+    base, states: files whose tensors come before and after those of `path`: the base model of a
+    file of trained initial states, and the states that were supplied for a base model.
     notes: what people should know, such as files that were passed over and why.
     """
 
@@ -33,13 +35,16 @@ class Origin:
     shapes: dict[str, tuple[int, ...]] | None = None
     state: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    base: Path | None = None
+    states: Path | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """Tensors by checkpoint key; fp32 master weights when continuing exactly."""
         if self.state is not None:
             return self.state["weights"]
         assert self.path is not None, "fresh weights are initialised, not loaded"
-        return load_weights(self.path, torch.float32)
+        files = [path for path in (self.base, self.path, self.states) if path is not None]
+        return {k: v for path in files for k, v in load_weights(path, torch.float32).items()}
 
 
 def find_origin(train: TrainConfig) -> Origin:
@@ -51,7 +56,7 @@ def find_origin(train: TrainConfig) -> Origin:
     if train.train_stage in (0, 1):
         _require_unused(folder, train.train_stage)
         return _given_or_fresh(train)
-    found = _newest(folder)
+    found = _newest(folder, train.train_type)
     if found is not None:
         return found
     if train.train_stage is not None:
@@ -66,11 +71,12 @@ def find_origin(train: TrainConfig) -> Origin:
 def _given_or_fresh(train: TrainConfig) -> Origin:
     if train.load_model is None:
         return Origin("fresh")
-    path = Path(train.load_model)
-    return Origin("weights", path, shapes=read_shapes(path))
+    return _from_weights(
+        Path(train.load_model), -1, Path(train.proj_dir), train.train_type, notes=[]
+    )
 
 
-def _newest(folder: Path) -> Origin | None:
+def _newest(folder: Path, train_type: str) -> Origin | None:
     """The newest readable training state, else the newest readable weights, else the initial."""
     notes: list[str] = []
     finished = final_state(folder)
@@ -100,7 +106,7 @@ def _newest(folder: Path) -> Origin | None:
         if not path.is_file():
             continue
         try:
-            origin = Origin("weights", path, epoch, read_shapes(path), notes=notes)
+            origin = _from_weights(path, epoch, folder, train_type, notes)
         except CheckpointError as error:
             notes.append(f"passed over: {error}")
             continue
@@ -113,6 +119,34 @@ def _newest(folder: Path) -> Origin | None:
     if notes:
         raise CheckpointError(f"no checkpoint in {folder} can be used: " + "; ".join(notes))
     return None
+
+
+def _from_weights(
+    path: Path, epoch: int, folder: Path, train_type: str, notes: list[str]
+) -> Origin:
+    """A file of weights, completed by a base model or by states that lie in `folder`."""
+    origin = Origin("weights", path, epoch, read_shapes(path), notes=notes)
+    if origin.shapes and all(_is_state(name) for name in origin.shapes):
+        origin.base = folder / INIT
+        if not origin.base.is_file():
+            raise CheckpointError(
+                f"{path} holds only trained initial states; copy their base model to {origin.base}"
+            )
+        origin.shapes = read_shapes(origin.base) | origin.shapes
+        notes.append(f"{path.name} holds the initial states, {INIT} their base model")
+    supplied = folder / INIT_STATES
+    if supplied.is_file() and not any(_is_state(name) for name in origin.shapes):
+        if train_type == "states":
+            origin.states = supplied
+            origin.shapes = origin.shapes | read_shapes(supplied)
+            notes.append(f"the initial states are those of {INIT_STATES}")
+        else:
+            notes.append(f"{INIT_STATES} is not used: --train_type {train_type}")
+    return origin
+
+
+def _is_state(name: str) -> bool:
+    return name.endswith(".time_state")
 
 
 def _from_state(path: Path, epoch: int, notes: list[str]) -> Origin | None:
