@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +24,26 @@ import numpy.typing as npt
 from src.data.blocks import digest
 from src.data.corpus import Corpus
 from src.data.encode import OnError, Verify, token_dtype
-from src.data.inputs import InputFile, default_prefix, find_inputs, pieces, total_bytes
+from src.data.inputs import Piece, default_prefix, find_inputs, pieces, total_bytes
 from src.data.manifest import Manifest
 from src.data.outputs import MadeFrom, already_made, anything_there, made_from
 from src.data.selection import Arrangement, LeftOut, divide, keep
-from src.data.shards import Batches, Describe, OutputWriter, write_outputs
+from src.data.shards import Batches, Describe, OutputWriter, write_empty, write_outputs
 from src.data.token_store import Spool, TokenStore
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.data.workers import available_cores
 from src.errors import DataError
+
+
+class Part(NamedTuple):
+    """One of `of` parts of the inputs, counted from 0."""
+
+    worker: int
+    of: int
+
+    def prefix(self, prefix: str) -> str:
+        """Where the part goes."""
+        return f"{prefix}.part-{self.worker:05d}-of-{self.of:05d}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,8 @@ class ConvertOptions:
     """cut the training data into pairs of at most so many tokens"""
     overwrite: bool = False
     """replace data that was made from something else"""
+    part: Part | None = None
+    """only tokenize one of several parts of the inputs; `merge` does the rest"""
 
 
 @dataclass(frozen=True)
@@ -90,14 +104,17 @@ def convert(options: ConvertOptions) -> Converted:
     prefix = options.prefix or default_prefix(files)
     tokenizer = load_tokenizer(options.tokenizer)
     prefixes = [prefix, f"{prefix}_val"][: 1 + (options.arrangement.validation > 0)]
+    if options.part is not None:
+        prefixes = [options.part.prefix(prefix)]
+    mine = pieces(files, *(options.part or ()))
     if anything_there(prefixes):
-        read = None if total_bytes(files) is None else digest(pieces(files))
+        read = None if total_bytes(files) is None else digest(mine)
         origin = made_from(read, tokenizer, byte_options(options))
         found = already_made(prefixes, origin, options.overwrite)
         if found is not None:
             return Converted(tokenizer, found, already_made=True)
     try:
-        return _convert(options, files, prefixes, tokenizer)
+        return _convert(options, mine, prefixes, tokenizer)
     except OSError as error:
         raise DataError(f"cannot write {prefix}: {error.strerror}") from error
 
@@ -132,6 +149,7 @@ def byte_options(options: ConvertOptions) -> MadeFrom:
     arrangement = asdict(options.arrangement)
     newer = {key: arrangement.pop(key) for key in ("dedup", "min_tokens", "max_tokens")}
     newer["shard_tokens"] = options.shard_tokens
+    newer["part"] = None if options.part is None else options.part._asdict()
     newer["on_error"] = options.on_error if options.on_error != "stop" else None
     return {
         "text_key": options.text_key,
@@ -146,21 +164,30 @@ def _check(options: ConvertOptions) -> None:
         raise DataError(f"--workers is {options.workers}; it must be at least 1")
     if options.shard_tokens is not None and options.shard_tokens < 1:
         raise DataError(f"--shard_tokens is {options.shard_tokens}; it must be at least 1")
+    if options.part is not None and not 0 <= options.part.worker < options.part.of:
+        raise DataError(
+            f"--worker {options.part.worker} --of {options.part.of}: workers are counted from 0, "
+            "so it must be 0 or more and below --of"
+        )
 
 
 def _convert(
     options: ConvertOptions,
-    files: Sequence[InputFile],
+    mine: Sequence[Piece],
     prefixes: Sequence[str],
     tokenizer: Tokenizer,
 ) -> Converted:
+    wanted, shard_tokens = options.arrangement, options.shard_tokens
+    if options.part is not None:
+        # Every document once; the rest is done to all parts together.
+        wanted, shard_tokens = Arrangement(shuffle=False), None
     corpus = Corpus(
-        pieces(files),
+        mine,
         tokenizer=options.tokenizer,
         text_key=options.text_key,
         on_error=options.on_error,
         verify=options.verify,
-        hashed=options.arrangement.dedup,
+        hashed=wanted.dedup,
     )
 
     def describe(output: OutputWriter) -> Manifest:
@@ -170,18 +197,17 @@ def _convert(
     folder = Path(prefixes[0]).parent
     with closing(Spool(folder, token_dtype(tokenizer.vocab_size))) as spool:
         corpus.tokenize(spool, options.workers or available_cores())
-        if spool.tokens == 0:
+        if spool.tokens == 0 and options.part is None:
             raise DataError(_nothing(options.inputs, corpus))
-        bytes_per_token = corpus.text_bytes / spool.tokens
+        bytes_per_token = corpus.text_bytes / max(spool.tokens, 1)
         began = perf_counter()
-        manifests, left_out = arrange(
-            spool.store(),
-            corpus.digests if options.arrangement.dedup else None,
-            options.arrangement,
-            prefixes,
-            options.shard_tokens,
-            describe,
-        )
+        if spool.tokens == 0:
+            manifests, left_out = write_empty(prefixes[0], spool.dtype, describe), LeftOut()
+        else:
+            digests = corpus.digests if wanted.dedup else None
+            manifests, left_out = arrange(
+                spool.store(), digests, wanted, prefixes, shard_tokens, describe
+            )
         corpus.seconds["arrange"] = perf_counter() - began
     return Converted(
         tokenizer,

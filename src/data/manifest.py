@@ -142,7 +142,7 @@ def _parsed(content: Any) -> Manifest:
         # Manifests of the first version lack what follows.
         shards=tuple(map(_parsed_shard, _of(list, content.get("shards", [])))),
         magic_primes=_of(dict, content.get("magic_primes", {})),
-        bytes_per_token=content.get("bytes_per_token"),
+        bytes_per_token=_of((float, int, type(None)), content.get("bytes_per_token")),
     )
     if manifest.dtype not in _DTYPE_NAMES:
         raise ValueError(f"no token type {manifest.dtype}")
@@ -168,9 +168,9 @@ def _parsed_shard(content: Any) -> Shard:
     return shard
 
 
-def _of(kind: type, value: Any) -> Any:
+def _of(kind: type | tuple[type, ...], value: Any) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"expected {kind.__name__}, found {type(value).__name__}")
+        raise TypeError(f"unexpected {type(value).__name__}")
     return value
 
 

@@ -61,7 +61,7 @@ class OutputWriter:
             writer = self.writers[-1]
             limit = token + self._shard_tokens - writer.tokens
             last = int(np.searchsorted(ends, limit, "right"))
-            if last == document and writer.tokens > 0:
+            if last <= document and writer.tokens > 0:
                 self._begin()
                 continue
             last = max(last, document + 1)
@@ -133,6 +133,17 @@ def write_outputs(
             for tokens, sizes in batches:
                 output.append(tokens, sizes)
         return publish_outputs(outputs, describe, cleanup)
+
+
+def write_empty(prefix: str, dtype: np.dtype[Any], describe: Describe) -> dict[str, Manifest]:
+    """Writes only a manifest, which says that there are no documents."""
+    for path in (idx_path(prefix), bin_path(prefix)):
+        path.unlink(missing_ok=True)
+    output = OutputWriter(prefix, dtype)
+    manifest = describe(output)
+    output.abort()
+    write_manifest(prefix, manifest)
+    return {prefix: manifest}
 
 
 def publish_outputs(

@@ -26,6 +26,9 @@ def report(converted: Converted, ctx_len: int) -> str:
         lines.append("(already made from this input with these options; left as it was)")
     lines += _notes(converted)
     lines += leftovers(prefix, list(converted.manifests))
+    if "part" in manifest.made_from:
+        lines.append("join all parts with make_data.py --merge PREFIX.part-*.json -o PREFIX")
+        return "\n".join(lines)
     pairs = list(pair_digests(prefix, manifest))
     lines.append(preview(Binidx(pairs[0]), Binidx(pairs[-1]), converted.tokenizer))
     if ctx_len > largest_ctx_len(manifest.tokens):
@@ -57,6 +60,12 @@ def flag_line(
         "val_data_file": val_prefix and shlex.quote(val_prefix),
     }
     return " ".join(f"--{name} {value}" for name, value in flags.items() if value is not None)
+
+
+def primes_line(manifest: Manifest) -> str:
+    """Magic primes of the usual context lengths, `ctx_len: prime, ...`."""
+    primes = ", ".join(f"{ctx_len}: {prime}" for ctx_len, prime in manifest.magic_primes.items())
+    return primes or "too few tokens"
 
 
 def small_data_advice(tokens: int, ctx_len: int) -> str:

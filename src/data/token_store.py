@@ -92,7 +92,7 @@ class Spool:
 
     def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._dtype = dtype
+        self.dtype = dtype
         # Closed by close(), or by the end of the process.
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self._sizes: list[npt.NDArray[np.int32]] = []
@@ -110,7 +110,7 @@ class Spool:
         """All that was appended, for reading."""
         sizes = np.concatenate([np.zeros(0, np.int32), *self._sizes])
         self._sizes = [sizes]
-        return TokenStore(self._dtype, [self._file], [self.tokens], sizes)
+        return TokenStore(self.dtype, [self._file], [self.tokens], sizes)
 
     def close(self) -> None:
         """Frees the disk space."""

@@ -1,0 +1,150 @@
+"""Looks at finished data: what is in it (`inspect`), and whether all of it is right (`verify`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from src.data.binidx import Binidx
+from src.data.binidx_layout import bin_path, dtype_code
+from src.data.encode import Verify, check_every
+from src.data.lengths import describe_lengths
+from src.data.manifest import Manifest, file_sha256, manifest_prefix, read_manifest
+from src.data.outputs import pair_digests
+from src.data.sources import open_source
+from src.data.summary import preview, primes_line
+from src.data.token_store import TokenStore, document_sizes, open_bin
+from src.data.tokenizer import END_OF_DOCUMENT, Tokenizer, load_tokenizer
+from src.errors import DataError
+
+
+def inspect(name: str) -> str:
+    """Header, counts, lengths, first and last document and the manifest's word on a pair or shards.
+
+    Raises DataError when the data is damaged or does not fit its manifest.
+    """
+    prefix = manifest_prefix(name)
+    manifest = read_manifest(prefix)
+    # Compares the sizes with the manifest.
+    tokens = open_source(prefix, "binidx").tokens
+    pairs = _pairs(prefix, manifest)
+    sizes = all_document_sizes(name)
+    lines = [_header(pair) for pair in pairs]
+    lines.append(f"{prefix}: {len(sizes)} documents, {tokens} tokens")
+    lines.append(describe_lengths(sizes))
+    if manifest is None:
+        return "\n".join([*lines, "manifest: none, so the tokenizer is not known"])
+    _check_documents(prefix, manifest, len(sizes))
+    lines.append(
+        f"manifest: fits; tokenizer {manifest.tokenizer}, vocab_size {manifest.vocab_size}"
+    )
+    lines.append(f"magic primes by ctx_len: {primes_line(manifest)}")
+    made_from = ", ".join(f"{key} {value}" for key, value in manifest.made_from.items())
+    lines.append(f"made from: {made_from}")
+    lines.append(preview(pairs[0], pairs[-1], load_tokenizer(manifest.tokenizer)))
+    return "\n".join(lines)
+
+
+def verify(name: str, which: Verify = "sample") -> str:
+    """Reads all of the data and returns a line that says what is right with it.
+
+    Checked are digests, counts, the index, that a 0 ends every document and is nowhere else, that
+    all ids are in the vocabulary and that documents (`which`: all, a sample or none) are encoded
+    again into the same ids after decoding.  Raises DataError for the first thing that is wrong.
+    """
+    prefix = manifest_prefix(name)
+    manifest = read_manifest(prefix)
+    if manifest is None:
+        raise DataError(f"{prefix} has no manifest; there is nothing to compare it with")
+    open_source(prefix, "binidx")
+    for pair, digest in pair_digests(prefix, manifest).items():
+        if file_sha256(bin_path(pair)) != digest:
+            raise DataError(f"{pair}.bin is not what it was when it was made (sha256 differs)")
+    every = check_every(which, manifest.tokens * np.dtype(manifest.dtype).itemsize)
+    tokenizer = load_tokenizer(manifest.tokenizer)
+    documents = checked = 0
+    for pair in _pairs(prefix, manifest):
+        for first, tokens, sizes in _batches(pair):
+            place = f"{pair.prefix}, documents {first} to {first + len(sizes) - 1}"
+            _check_batch(tokens, sizes, manifest.vocab_size, place)
+            ends = np.cumsum(sizes, dtype=np.int64)
+            for number in range(-first % every, len(sizes), every) if every else ():
+                document = tokens[ends[number] - sizes[number] : ends[number] - 1]
+                _check_round_trip(document, tokenizer, f"{pair.prefix}, document {first + number}")
+                checked += 1
+            documents += len(sizes)
+    _check_documents(prefix, manifest, documents)
+    return (
+        f"{prefix}: {documents} documents, {manifest.tokens} tokens, sha256 and index are right; "
+        f"{checked} documents decoded and encoded again"
+    )
+
+
+def all_document_sizes(name: str) -> npt.NDArray[np.int32]:
+    """Tokens of every document of a pair or of shards, the final 0 included."""
+    prefix = manifest_prefix(name)
+    pairs = _pairs(prefix, read_manifest(prefix))
+    return np.concatenate([document_sizes(pair) for pair in pairs])
+
+
+def _pairs(prefix: str, manifest: Manifest | None) -> list[Binidx]:
+    names = [prefix] if manifest is None else list(pair_digests(prefix, manifest))
+    return [Binidx(name) for name in names]
+
+
+def _header(pair: Binidx) -> str:
+    return (
+        f"{pair.prefix}.idx: version 1, type {pair.dtype.name} (code {dtype_code(pair.dtype)}), "
+        f"{pair.item_count} items, {len(pair.doc_idx)} document boundaries, {pair.tokens} tokens"
+    )
+
+
+def _check_documents(prefix: str, manifest: Manifest, documents: int) -> None:
+    if documents != manifest.documents:
+        raise DataError(
+            f"{prefix} holds {documents} documents but its manifest says {manifest.documents}; "
+            "they do not belong together: make the data again"
+        )
+
+
+def _batches(
+    pair: Binidx,
+) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int32]]]:
+    """Number of the first document, tokens and sizes, batch after batch."""
+    with ExitStack() as files:
+        file = files.enter_context(open_bin(pair))
+        store = TokenStore(pair.dtype, [file], [pair.tokens], document_sizes(pair))
+        first = 0
+        for tokens, sizes in store.read(np.arange(len(store.sizes))):
+            yield first, tokens, sizes
+            first += len(sizes)
+
+
+def _check_batch(
+    tokens: npt.NDArray[Any], sizes: npt.NDArray[np.int32], vocab_size: int, place: str
+) -> None:
+    ends = np.cumsum(sizes, dtype=np.int64)
+    zeros = np.flatnonzero(tokens == END_OF_DOCUMENT)
+    if not np.array_equal(zeros, ends - 1):
+        raise DataError(f"{place}: not every document ends with the only 0 in it")
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise DataError(
+            f"{place}: ids reach from {tokens.min()} to {tokens.max()}, outside the vocabulary of "
+            f"{vocab_size}"
+        )
+
+
+def _check_round_trip(document: npt.NDArray[Any], tokenizer: Tokenizer, place: str) -> None:
+    ids = document.tolist()
+    try:
+        again = tokenizer.encode(tokenizer.decode_bytes(ids).decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: the tokens do not decode to UTF-8 text") from error
+    if again != ids:
+        raise DataError(
+            f"{place}: the text is encoded differently by the tokenizer {tokenizer.name}"
+        )

@@ -1,0 +1,166 @@
+"""Joins data that is already tokenized: pairs and shards of any origin, or the parts of one run.
+
+Joining keeps every document of every input once, in the order given. Parts that several machines
+made of one corpus (`--worker i --of n`) are put together as their common options say: repeated,
+shuffled, divided and filtered over all documents, which gives the bytes that one machine would
+have made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from src.data.binidx import Binidx
+from src.data.convert import arrange
+from src.data.encode import DIGEST_BYTES, document_digests
+from src.data.manifest import Manifest, manifest_prefix, read_manifest
+from src.data.outputs import already_made, anything_there, pair_digests
+from src.data.selection import Arrangement
+from src.data.shards import OutputWriter
+from src.data.token_store import TokenStore, document_sizes, open_bin
+from src.errors import DataError
+
+
+class Merged(NamedTuple):
+    """What `merge` made, or found already made."""
+
+    manifests: Mapping[str, Manifest]
+    """by prefix: the data, then held-out data if the parts' options ask for it"""
+    already_made: bool
+
+
+@dataclass(frozen=True)
+class _Input:
+    prefix: str
+    manifest: Manifest
+    pairs: list[Binidx]
+
+    @property
+    def part(self) -> Mapping[str, int] | None:
+        part = self.manifest.made_from.get("part")
+        if part is not None and not all(isinstance(part[name], int) for name in ("worker", "of")):
+            raise DataError(f"{self.prefix}.manifest.json is damaged: {part} is no part")
+        return part
+
+
+def merge(
+    names: Sequence[str], output: str, *, shard_tokens: int | None = None, overwrite: bool = False
+) -> Merged:
+    """Writes the documents of all inputs under the prefix `output`, without tokenizing anything.
+
+    names: prefixes of pairs, of shards or of parts, or their manifests.  Raises DataError when
+    they do not fit together, a part is missing, or other data is in the way.
+    """
+    inputs = [_opened(manifest_prefix(name)) for name in names]
+    wanted = Arrangement(shuffle=False)
+    if any(given.part for given in inputs):
+        inputs = _all_parts(inputs)
+        options = inputs[0].manifest.made_from
+        names_of_fields = {field.name for field in fields(Arrangement)} & options.keys()
+        wanted = Arrangement(**{name: options[name] for name in names_of_fields})
+        shard_tokens = shard_tokens or options.get("shard_tokens")
+    like = _checked_alike(inputs)
+    prefixes = [output, f"{output}_val"][: 1 + (wanted.validation > 0)]
+    origin = _origin(inputs, shard_tokens)
+    if anything_there(prefixes):
+        found = already_made(prefixes, origin, overwrite)
+        if found is not None:
+            return Merged(found, already_made=True)
+
+    def describe(writer: OutputWriter) -> Manifest:
+        return writer.manifest(like.tokenizer, like.vocab_size, origin, _bytes_per_token(inputs))
+
+    try:
+        with ExitStack() as files:
+            store = _store([pair for given in inputs for pair in given.pairs], files)
+            digests = _digests(store) if wanted.dedup else None
+            made, _ = arrange(store, digests, wanted, prefixes, shard_tokens, describe)
+    except OSError as error:
+        raise DataError(f"cannot write {output}: {error.strerror}") from error
+    return Merged(made, already_made=False)
+
+
+def _opened(prefix: str) -> _Input:
+    manifest = read_manifest(prefix)
+    if manifest is None:
+        raise DataError(
+            f"{prefix}.manifest.json does not exist, so the tokenizer of the data is not known; "
+            "give prefixes or manifests (for parts PREFIX.part-*.json)"
+        )
+    if manifest.documents == 0:
+        return _Input(prefix, manifest, [])
+    return _Input(prefix, manifest, [Binidx(pair) for pair in pair_digests(prefix, manifest)])
+
+
+def _all_parts(inputs: Sequence[_Input]) -> list[_Input]:
+    """The parts in their order; DataError unless they are all parts of one run."""
+    common = [_without_own(given) for given in inputs]
+    for given, options in zip(inputs, common):
+        if given.part is None or options != common[0]:
+            raise DataError(
+                f"{given.prefix} is not a part of the same run as {inputs[0].prefix}: parts are "
+                "made by one command line that differs in --worker only"
+            )
+    by_worker = {given.part["worker"]: given for given in inputs if given.part}
+    wanted = range(inputs[0].part["of"] if inputs[0].part else 0)
+    missing = [str(worker) for worker in wanted if worker not in by_worker]
+    if missing:
+        raise DataError(f"the parts of --worker {', '.join(missing)} are missing")
+    if len(by_worker) != len(inputs):
+        raise DataError("a part is given twice")
+    return [by_worker[worker] for worker in wanted]
+
+
+def _without_own(given: _Input) -> dict[str, Any]:
+    """What the parts of one run have in common."""
+    options = {**given.manifest.made_from, "of": (given.part or {}).get("of")}
+    return {key: value for key, value in options.items() if key not in ("part", "input_sha256")}
+
+
+def _checked_alike(inputs: Sequence[_Input]) -> Manifest:
+    first = inputs[0].manifest
+    for given in inputs:
+        for name in ("tokenizer", "vocab_size", "dtype"):
+            mine, theirs = getattr(first, name), getattr(given.manifest, name)
+            if mine != theirs:
+                raise DataError(
+                    f"{given.prefix} has {name} {theirs} but {inputs[0].prefix} has {mine}; only "
+                    "data of one kind can be joined"
+                )
+    return first
+
+
+def _origin(inputs: Sequence[_Input], shard_tokens: int | None) -> dict[str, Any]:
+    origin = {"input_sha256": [given.manifest.sha256_bin for given in inputs]}
+    if inputs[0].part:
+        origin |= {"parts_of": _without_own(inputs[0])}
+    return origin | ({"shard_tokens": shard_tokens} if shard_tokens else {})
+
+
+def _bytes_per_token(inputs: Sequence[_Input]) -> float | None:
+    manifests = [given.manifest for given in inputs if given.manifest.tokens]
+    if not manifests or any(m.bytes_per_token is None for m in manifests):
+        return None
+    tokens = sum(m.tokens for m in manifests)
+    return sum((m.bytes_per_token or 0) * m.tokens for m in manifests) / tokens
+
+
+def _store(pairs: Sequence[Binidx], files: ExitStack) -> TokenStore:
+    if not pairs:
+        raise DataError("there are no documents in any of the parts")
+    sizes = [document_sizes(pair) for pair in pairs]
+    opened = [files.enter_context(open_bin(pair)) for pair in pairs]
+    tokens = [pair.tokens for pair in pairs]
+    return TokenStore(pairs[0].dtype, opened, tokens, np.concatenate(sizes))
+
+
+def _digests(store: TokenStore) -> npt.NDArray[np.void]:
+    everything = np.arange(len(store.sizes))
+    parts = [document_digests(tokens, sizes) for tokens, sizes in store.read(everything)]
+    return np.concatenate([np.zeros(0, f"V{DIGEST_BYTES}"), *parts])
