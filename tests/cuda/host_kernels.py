@@ -149,18 +149,19 @@ def compile_for_host(source: Path, library: Path, *flags: str) -> None:
     work.replace(library)
 
 
-def source_hash(*extra: str) -> str:
-    """Of everything that a kernel may be compiled from, and of `extra`."""
+def source_hash(op: str | None, *extra: str) -> str:
+    """Of everything that an operator's kernels may be compiled from, and of `extra`."""
     digest = hashlib.sha256("\n".join(extra).encode())
-    for file in sorted(SOURCES.rglob("*")):
-        if file.suffix in (".cu", ".cuh", ".h"):
-            digest.update(f"{file.relative_to(SOURCES)}\n".encode() + file.read_bytes())
+    for folder in ("common", "host_shim", *([op] if op else [])):
+        for file in sorted((SOURCES / folder).iterdir()):
+            if file.suffix in (".cu", ".cuh", ".h", ".cpp"):
+                digest.update(f"{folder}/{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _built(interface: Interface, folder: Path) -> Path:
     wrapper = _wrapper(interface)
-    library = folder / f"{interface.op}-{source_hash(wrapper, *FLAGS)}.so"
+    library = folder / f"{interface.op}-{source_hash(interface.op, wrapper, *FLAGS)}.so"
     if not library.exists():
         source = folder / f"{interface.op}.{os.getpid()}.cpp"
         source.write_text(wrapper, encoding="utf-8")

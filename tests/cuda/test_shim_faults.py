@@ -94,7 +94,7 @@ RACES = "races"
 
 @pytest.fixture(scope="module")
 def library(build_folder):
-    path = build_folder / f"faults-{source_hash(KERNELS)}.so"
+    path = build_folder / f"faults-{source_hash(None, KERNELS)}.so"
     if not path.exists():
         source = path.with_suffix(".cpp")
         source.write_text(KERNELS, encoding="utf-8")

@@ -1,0 +1,81 @@
+"""Calls of the operators on a CUDA device, by the native backend and by the fp64 reference.
+
+`python -m tests.cuda.gpu_calls` makes one small call of every kernel: for compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.ops.wkv4 import wkv4
+from src.ops.wkv5 import wkv5
+from src.ops.wkv6 import wkv6
+from src.ops.wkv7 import wkv7
+from tests.cuda.problems import INTERFACES, Problem, Shape, make_problem
+
+DEVICE = "cuda"
+OPERATORS = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
+
+
+def on_device(problem: Problem, device: str = DEVICE) -> Problem:
+    """The same problem with all its tensors on `device`."""
+
+    def moved(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(device)
+
+    return problem._replace(
+        inputs={name: x.to(device) for name, x in problem.inputs.items()},
+        state=moved(problem.state), reset=moved(problem.reset), gy=problem.gy.to(device),
+        gfinal_state=moved(problem.gfinal_state),
+    )
+
+
+def in_fp64(problem: Problem) -> Problem:
+    """The same problem with every number in fp64, exactly."""
+
+    def wide(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.double()
+
+    return problem._replace(
+        inputs={name: x.double() for name, x in problem.inputs.items()},
+        state=wide(problem.state), gy=problem.gy.double(), gfinal_state=wide(problem.gfinal_state),
+    )
+
+
+def results(problem: Problem, backend: str = "native") -> dict[str, Tensor]:
+    """y, the final state (wkv4: its two sums) and the gradient of every input and of the state."""
+    leaves = {name: x.clone().requires_grad_() for name, x in problem.inputs.items()}
+    state = None if problem.state is None else problem.state.clone().requires_grad_()
+    is_rows = problem.op == "wkv4"
+    given = state.unbind(1) if is_rows and state is not None else state
+    y, final_state = OPERATORS[problem.op](
+        *leaves.values(), given, backend=backend, reset=problem.reset
+    )
+    loss = (y * problem.gy).sum()
+    parts = final_state if is_rows else (final_state,)
+    if problem.gfinal_state is not None:
+        gradients = problem.gfinal_state.unbind(1)[:2] if is_rows else (problem.gfinal_state,)
+        loss = loss + sum((part * g).sum() for part, g in zip(parts, gradients))
+    wanted = [*leaves.values(), *([] if state is None else [state])]
+    gradients = torch.autograd.grad(loss, wanted, materialize_grads=True)
+    if is_rows:
+        final_state = torch.stack([part * parts[2].exp() for part in parts[:2]], 1)
+    found = {"y": y.detach(), "final_state": final_state.detach()}
+    return found | {f"g{name}": g for name, g in zip([*leaves, "state"], gradients)}
+
+
+def main() -> None:
+    """Runs every kernel once: few heads and many, an odd length, document starts, all dtypes."""
+    cores = torch.cuda.get_device_properties(0).multi_processor_count
+    for op in INTERFACES:
+        for size in (32, 64, 128, 256):
+            for heads, time in ((2, 37), (2 * cores, 18)):
+                for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                    results(on_device(make_problem(op, Shape(1, time, heads, size), dtype)))
+        torch.cuda.synchronize()
+        print(f"{op}: every kernel has run", flush=True)
+
+
+if __name__ == "__main__":
+    main()

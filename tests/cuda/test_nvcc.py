@@ -1,0 +1,126 @@
+"""nvcc, where there is one, compiles every kernel without a warning, a spill or a stack frame."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.cuda.host_kernels import COMPILER, SOURCES, source_hash
+from tests.cuda.problems import INTERFACES
+
+ARCHITECTURES = ("80", "90")
+FLAGS = (
+    "-std=c++20", "-O3", "--expt-relaxed-constexpr", "--Werror", "all-warnings",
+    "-Xptxas", "-v,-warn-spills", "--threads", "2", "-fatbin",
+    *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES),
+)
+TORCH_HEADERS = Path(torch.__file__).parent / "include"
+REPORT = "registers.txt"
+
+
+class KernelUse(NamedTuple):
+    """What ptxas says of one kernel on one architecture, in its own units."""
+
+    name: str
+    architecture: str
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+def nvcc_or_skip() -> str:
+    """The path of nvcc, as the program itself looks for it."""
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    path = shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+    if path is None:
+        pytest.skip("needs nvcc, the CUDA compiler, and this machine has none")
+    return path
+
+
+def compiled(op: str, folder: Path) -> str:
+    """What nvcc and ptxas say while they compile the operator; remembered in `folder`."""
+    nvcc = nvcc_or_skip()
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    log = folder / f"{op}-nvcc-{source_hash(op, version.stdout, *FLAGS)}.txt"
+    if not log.exists():
+        source = SOURCES / op / f"{op}_cuda.cu"
+        output = folder / f"{op}.fatbin"
+        command = [nvcc, *FLAGS, str(source), "-o", str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+        output.unlink()
+        log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    return log.read_text(encoding="utf-8")
+
+
+def kernels_of(log: str) -> list[KernelUse]:
+    """Every kernel that ptxas reports on."""
+    found = []
+    for part in log.split("Compiling entry function '")[1:]:
+        name, architecture = re.match(r"(\w+)' for 'sm_(\w+)'", part).groups()
+        stack, stores, loads = (
+            int(re.search(rf"(\d+) bytes {what}", part)[1])
+            for what in ("stack frame", "spill stores", "spill loads")
+        )
+        registers = int(re.search(r"Used (\d+) registers", part)[1])
+        found.append(KernelUse(name, architecture, registers, stack, stores + loads))
+    return found
+
+
+def readable(mangled: str) -> str:
+    """A kernel's name and the numbers among its template arguments."""
+    name = re.search(r"rwkv\d+(\w+?_kernel)", mangled)[1]
+    numbers = re.findall(r"L(?:i|b|NS_5DTypeE)(\d+)E", mangled)
+    return f"{name}<{', '.join(numbers)}>"
+
+
+@pytest.mark.parametrize("op", INTERFACES)
+def test_every_kernel_keeps_its_values_in_registers(op, build_folder):
+    kernels = kernels_of(compiled(op, build_folder))
+    assert {kernel.architecture for kernel in kernels} == set(ARCHITECTURES)
+    assert len(kernels) >= 2 * len(ARCHITECTURES)
+    wasteful = [kernel for kernel in kernels if kernel.stack_bytes or kernel.spill_bytes]
+    assert wasteful == []
+
+
+def test_the_register_counts_are_written_down(build_folder):
+    lines = []
+    for op in INTERFACES:
+        table: dict[str, dict[str, int]] = {}
+        for kernel in kernels_of(compiled(op, build_folder)):
+            table.setdefault(readable(kernel.name), {})[kernel.architecture] = kernel.registers
+        lines += [
+            f"{op}  {name:44s}" + "".join(f"  sm_{a} {uses[a]:3d}" for a in ARCHITECTURES)
+            for name, uses in sorted(table.items())
+        ]
+    (build_folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert any("backward_kernel" in line for line in lines)
+
+
+@pytest.mark.parametrize("op", INTERFACES)
+def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
+    """Checks types and names only; a torch built for CPUs has the headers but not the library."""
+    toolkit = Path(nvcc_or_skip()).resolve().parent.parent / "include"
+    if not (toolkit / "cuda_runtime_api.h").exists():
+        toolkit = Path("/usr/local/cuda/include")
+    if not (TORCH_HEADERS / "c10" / "cuda" / "CUDAGuard.h").exists():
+        pytest.skip("this torch comes without the headers of its CUDA half")
+    done = build_folder / f"{op}-binding-{source_hash(op, torch.__version__)}.txt"
+    if done.exists():
+        return
+    # The one header that a build for CPUs leaves out.
+    generated = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+    generated.parent.mkdir(parents=True)
+    generated.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n", encoding="utf-8")
+    includes = [arg for f in (TORCH_HEADERS, toolkit, tmp_path) for arg in ("-isystem", str(f))]
+    source = SOURCES / op / f"{op}_cuda_binding.cpp"
+    command = [COMPILER, "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *includes, str(source)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
+    done.touch()
