@@ -1,11 +1,12 @@
-"""Which lines of a requirements file the running Python does not satisfy; standard library only.
+"""Whether the running Python satisfies a requirements file; standard library only.
 
-    python check_requirements.py requirements.txt            exit status 0 when all are satisfied
-    python check_requirements.py --missing requirements.txt  prints the lines that are not
-    python check_requirements.py --only torch FILE           looks at that one package
+    python check_requirements.py requirements.txt               exit status 0 when it does
+    python check_requirements.py --only torch requirements.txt  looks at that one package
+    python check_requirements.py --to-install requirements.txt  prints what pip has to be given
 
 The exact torch of the requirements is what gets installed where there is none; an installed one of
 `TORCH_AT_LEAST` or newer is as good, because replacing it could lose a build made for the machine.
+Every other line is given to pip even when it is satisfied, or pip might break one to serve another.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def is_satisfied(line: str) -> bool:
         installed = numbers(version(name))
     except PackageNotFoundError:
         return False
-    if name == "torch":
+    if is_torch(line):
         return installed >= TORCH_AT_LEAST
     for condition in filter(None, conditions.split(",")):
         operator, wanted = re.fullmatch(r"\s*(==|>=|<)\s*(.+)", condition).groups()
@@ -57,15 +58,19 @@ def is_satisfied(line: str) -> bool:
 
 def main(argv: list[str]) -> int:
     """See the module's docstring."""
-    show = "--missing" in argv
     only = argv[argv.index("--only") + 1] if "--only" in argv else None
     lines = read_lines(Path(argv[-1]))
+    if "--to-install" in argv:
+        print("\n".join(line for line in lines if not (is_torch(line) and is_satisfied(line))))
+        return 0
     if only is not None:
         lines = [line for line in lines if LINE.fullmatch(line).group(1) == only]
-    missing = [line for line in lines if not is_satisfied(line)]
-    if show:
-        print("\n".join(missing))
-    return 1 if missing else 0
+    return 0 if all(map(is_satisfied, lines)) else 1
+
+
+def is_torch(line: str) -> bool:
+    """Whether a requirement line is torch's own."""
+    return LINE.fullmatch(line).group(1) == "torch"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ set_up_environment() {
             fi
         fi
         echo "Installing $requirements into .venv (once; a few minutes)"
-        .venv/bin/python check_requirements.py --missing "$requirements" > "$wanted"
+        .venv/bin/python check_requirements.py --to-install "$requirements" > "$wanted"
         if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$wanted"; then
             rm -f "$wanted"
             echo "error: pip could not install $requirements; see its message above" >&2
