@@ -1,8 +1,9 @@
 // Asks for the rows that will be read next, a few at a time between tiles of arithmetic.
 //
-// A row of one head is a few cache lines, and the next token's row lies H * N elements further, where
-// the processor does not fetch ahead by itself. Asked for all at once, rows come no faster than the
-// few lines that may be under way at a time; asked for during the arithmetic, they cost nothing.
+// A row of one head is a few cache lines, and the next token's row lies H * N elements further,
+// where the processor does not fetch ahead by itself. Asked for all at once, rows come no faster
+// than the few lines that may be under way at a time; asked for during the arithmetic, they cost
+// nothing.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +37,8 @@ class Ahead {
   void fetch() {
     for (int64_t n = std::min(per_call_, left_); n > 0; --n, --left_) {
       for (int i = 0; i < tensors_; ++i) {
-        for (int64_t at = 0; at < size_ * bytes_[i]; at += 64) __builtin_prefetch(next_[i] + at, 0, 2);
+        const char* const row = next_[i];
+        for (int64_t at = 0; at < size_ * bytes_[i]; at += 64) __builtin_prefetch(row + at, 0, 2);
         next_[i] += step_ * bytes_[i];
       }
     }

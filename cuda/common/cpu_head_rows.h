@@ -17,7 +17,6 @@ struct HeadPlace {
       : task(task), row(task / p.heads), head(task % p.heads), time(p.time), heads(p.heads),
         size(p.size) {}
   int64_t token(int64_t t) const { return ((row * time + t) * heads + head) * size; }
-  const bool* reset(const bool* all) const { return all == nullptr ? nullptr : all + row * time; }
 };
 
 template <typename T>

@@ -35,8 +35,8 @@ template <typename T> RWKV_INLINE Vec<T> power_of_two(BitVec<T> n) {
   return from_bits<T>((n + C::kBias) << C::kMantissaBits);
 }
 
-// exp(x) = 2^n exp(x - n ln 2), the second factor by its power series on [-0.35, 0.35]; for x within
-// [2 kSmallest, kLargest] or NaN
+// exp(x) = 2^n exp(x - n ln 2), the second factor by its power series on [-0.35, 0.35]; for x
+// within [2 kSmallest, kLargest] or NaN
 template <typename T> RWKV_INLINE Vec<T> exp_in_range(Vec<T> x) {
   using C = ExpConstants<T>;
   const Vec<T> shifted = x * T(1.4426950408889634) + C::kRounder;

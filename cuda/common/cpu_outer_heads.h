@@ -72,24 +72,26 @@ template <typename T, bool kDecayPerToken> struct OuterRows {
 
 template <typename T, bool kDecayPerToken> class OuterForwardHeads {
  public:
-  explicit OuterForwardHeads(const OuterForward& p)
-      : p_(p), stride_(padded<T>(p.size)),
-        scratch_(Rows::elements(kBlock, stride_) + (kBlock + 1) * stride_ + 2 * stride_ * stride_),
+  OuterForwardHeads(const OuterForward& p, int64_t most)
+      : p_(p), most_(most), stride_(padded<T>(p.size)),
+        scratch_(Rows::elements(kBlock, stride_) + (kBlock + 1) * stride_ +
+                 (most + 1) * stride_ * stride_),
         rows_(scratch_, kBlock, stride_), y_(scratch_.take(kBlock * stride_)),
-        u_(scratch_.take(stride_)), state_(scratch_.take(stride_ * stride_)),
+        u_(scratch_.take(stride_)), states_(scratch_.take(most * stride_ * stride_)),
         other_(scratch_.take(stride_ * stride_)) {}
 
   void run(int64_t task) {
-    const HeadPlace place(p_, task);
-    load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
-    walk_forward(p_, place, stride_, state_, other_,
-                 [&](int64_t begin, int64_t tokens) { run_block(place, begin, tokens); });
+    walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
+                 [&](const HeadPlace& place, T* state, int64_t begin, int64_t tokens) {
+                   load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
+                   run_block(place, state, begin, tokens);
+                 });
   }
 
  private:
   using Rows = OuterRows<T, kDecayPerToken>;
 
-  void run_block(const HeadPlace& place, int64_t begin, int64_t tokens) {
+  void run_block(const HeadPlace& place, T* state, int64_t begin, int64_t tokens) {
     read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
     read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
@@ -104,41 +106,50 @@ template <typename T, bool kDecayPerToken> class OuterForwardHeads {
     if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
     ahead_.share(tiles_);
     b.ahead = &ahead_;
-    outer_forward(b, state_);
+    outer_forward(b, state);
     write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
   }
 
   const OuterForward& p_;
-  const int64_t stride_, tiles_ = tile_count<T>(stride_);
+  const int64_t most_, stride_, tiles_ = tile_count<T>(stride_);
   Scratch<T> scratch_;
   Rows rows_;
   Ahead ahead_;
-  T *y_, *u_, *state_, *other_;
+  T *y_, *u_, *states_, *other_;
 };
 
 template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
  public:
-  explicit OuterBackwardHeads(const OuterBackward& p)
-      : p_(p), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
+  OuterBackwardHeads(const OuterBackward& p, int64_t most)
+      : p_(p), most_(most), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
         blocks_((longest_ + kBlock - 1) / kBlock),
-        scratch_(Rows::elements(longest_, stride_) + (4 * kBlock + 3) * stride_ +
-                 kBlock * kTile + (blocks_ + 2) * stride_ * stride_),
+        scratch_(Rows::elements(longest_, stride_) + (4 * kBlock + 1 + 2 * most) * stride_ +
+                 kBlock * kTile + (blocks_ + 1 + most) * stride_ * stride_),
         rows_(scratch_, longest_, stride_), history_(scratch_.take(kBlock * kTile)),
         states_(scratch_.take(blocks_ * stride_ * stride_)),
-        gradient_(scratch_.take(stride_ * stride_)), other_(scratch_.take(stride_ * stride_)) {
+        gradients_(scratch_.take(most * stride_ * stride_)),
+        other_(scratch_.take(stride_ * stride_)) {
     for (T** rows : {&gr_, &gk_, &gv_, &gd_}) *rows = scratch_.take(kBlock * stride_);
-    for (T** row : {&u_, &gu_, &gw_}) *row = scratch_.take(stride_);
+    u_ = scratch_.take(stride_);
+    all_gu_ = scratch_.take(most * stride_);
+    all_gw_ = scratch_.take(most * stride_);
   }
 
   void run(int64_t task) {
-    const HeadPlace place(p_, task);
-    load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
-    clear_rows(gu_, stride_);
-    clear_rows(gw_, stride_);
-    walk_backward(p_, place, stride_, gradient_,
-                  [&](const Segment& segment) { run_segment(place, segment); });
-    store_row<T>(p_.gu, kDTypeOf<T>, task * p_.size, p_.size, gu_);
-    if (!kDecayPerToken) store_row<T>(p_.gw, kDTypeOf<T>, task * p_.size, p_.size, gw_);
+    const HeadGroup group(p_, most_, task);
+    clear_rows(all_gu_, most_ * stride_);
+    clear_rows(all_gw_, most_ * stride_);
+    walk_backward(p_, group, stride_, gradients_,
+                  [&](const HeadPlace& place, int64_t n, T* gradient, const Segment& segment) {
+                    gu_ = all_gu_ + n * stride_, gw_ = all_gw_ + n * stride_, gradient_ = gradient;
+                    load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
+                    run_segment(place, segment);
+                  });
+    for (int64_t n = 0; n < group.count; ++n) {
+      const int64_t to = (group.row * p_.heads + group.first + n) * p_.size;
+      store_row<T>(p_.gu, kDTypeOf<T>, to, p_.size, all_gu_ + n * stride_);
+      if (!kDecayPerToken) store_row<T>(p_.gw, kDTypeOf<T>, to, p_.size, all_gw_ + n * stride_);
+    }
   }
 
  private:
@@ -199,11 +210,13 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   }
 
   const OuterBackward& p_;
-  const int64_t stride_, tiles_ = tile_count<T>(stride_), longest_, blocks_;
+  const int64_t most_, stride_, tiles_ = tile_count<T>(stride_), longest_, blocks_;
   Scratch<T> scratch_;
   Rows rows_;
   Ahead ahead_;
-  T *history_, *states_, *gradient_, *other_, *gr_, *gk_, *gv_, *gd_, *u_, *gu_, *gw_;
+  T *history_, *states_, *gradients_, *other_, *gr_, *gk_, *gv_, *gd_, *u_, *all_gu_, *all_gw_;
+  // the present head's
+  T *gradient_ = nullptr, *gu_ = nullptr, *gw_ = nullptr;
 };
 
 template <typename T> using Wkv5ForwardHeads = OuterForwardHeads<T, false>;

@@ -22,10 +22,16 @@ template <typename Run> void share_tasks(int64_t tasks, int64_t work, Run run) {
   });
 }
 
-// kernel(params, begin, end) over the heads of a call.
+// kernel(params, most, begin, end) over the heads of a call in groups of at most `most`: four, or
+// fewer where that leaves threads without work or states outside the cache.
 template <typename Params, typename Kernel> void share_heads(const Params& p, Kernel kernel) {
-  share_tasks(p.batch * p.heads, p.time * p.size * p.size,
-              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  const int64_t per_thread = p.batch * p.heads / (2 * at::get_num_threads());
+  const int64_t fitting = std::clamp<int64_t>(65536 / (p.size * p.size), 1, 4);
+  const int64_t wanted = std::min(std::clamp<int64_t>(per_thread, 1, fitting), p.heads);
+  const int64_t groups = (p.heads + wanted - 1) / wanted;
+  const int64_t most = (p.heads + groups - 1) / groups;
+  share_tasks(p.batch * groups, most * p.time * p.size * p.size,
+              [&](int64_t begin, int64_t end) { kernel(p, most, begin, end); });
 }
 
 // The sum over the first axis, row after row, so that it does not depend on the number of threads.

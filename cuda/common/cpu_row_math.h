@@ -1,5 +1,5 @@
-// Arithmetic on padded rows: O(N) work per token beside the N x N work of the tiles. Every count and
-// stride is a multiple of kLanes.
+// Arithmetic on padded rows: O(N) work per token beside the N x N work of the tiles. Every count
+// and stride is a multiple of kLanes.
 #pragma once
 
 #include <cstdint>
@@ -50,12 +50,16 @@ template <typename T> void add_scaled(T* to, T scale, const T* a, const T* b, in
 
 // to += a
 template <typename T> void add(T* to, const T* a, int64_t stride) {
-  for (int64_t i = 0; i < stride; i += kLanes<T>) store<T>(to + i, load<T>(to + i) + load<T>(a + i));
+  for (int64_t i = 0; i < stride; i += kLanes<T>) {
+    store<T>(to + i, load<T>(to + i) + load<T>(a + i));
+  }
 }
 
 // to *= a
 template <typename T> void multiply(T* to, const T* a, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes<T>) store<T>(to + i, load<T>(to + i) * load<T>(a + i));
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    store<T>(to + i, load<T>(to + i) * load<T>(a + i));
+  }
 }
 
 }  // namespace rwkv

@@ -99,7 +99,8 @@ template <typename T, int kHalf> RWKV_INLINE Vec<T> add_halves(Vec<T> a, Vec<T> 
 
 // Sums of kRows vectors over their lanes by a pairwise tree; overwrites x. The lanes
 // [g, g + 1) * kLanes / kRows of the result all hold the sum of x[g].
-template <typename T, int kRows, int kHalf = kLanes<T> / 2> RWKV_INLINE Vec<T> sum_lanes(Vec<T>* x) {
+template <typename T, int kRows, int kHalf = kLanes<T> / 2>
+RWKV_INLINE Vec<T> sum_lanes(Vec<T>* x) {
   static_assert(kRows <= 2 * kHalf || kRows == 1, "more rows than lanes");
   if constexpr (kRows > 1) {
     for (int i = 0; i < kRows / 2; ++i) x[i] = add_halves<T, kHalf>(x[i], x[i + kRows / 2]);

@@ -1,5 +1,10 @@
-// Walks one head's sequence forwards or backwards, segment by segment, and moves its state between
-// tensors and working memory. The same for all operators with a matrix state.
+// Walks the sequences of some heads of one batch row forwards or backwards, segment by segment, and
+// moves their states between tensors and working memory. The same for all operators with a matrix
+// state.
+//
+// The heads take turns at every segment: the tokens of a head lie in different pages of memory,
+// and those of its neighbours in the same ones. At 8192 tokens this is 15 % faster than walking one
+// head to its end before the next.
 #pragma once
 
 #include <algorithm>
@@ -13,32 +18,53 @@
 
 namespace rwkv {
 
-// state, other: stride x stride, with padding already zero; state is [key][value] meanwhile.
-// run_block(begin, tokens) advances `state`. Params: as OuterForward or Wkv7Forward.
+// Heads [first, first + count) of a batch row; task: row * ceil(heads / most) + group number.
+struct HeadGroup {
+  int64_t row, first, count;
+
+  HeadGroup(const HeadSizes& p, int64_t most, int64_t task) {
+    const int64_t groups = (p.heads + most - 1) / most;
+    row = task / groups;
+    first = task % groups * most;
+    count = std::min(most, p.heads - first);
+  }
+};
+
+// states: one of stride x stride for every head of the group, [key][value] meanwhile; other: one
+// more; the padding of all is zero. run_block(place, state, begin, tokens) advances `state`.
+// Params: as OuterForward or Wkv7Forward.
 template <typename T, typename Params, typename RunBlock>
-void walk_forward(const Params& p, const HeadPlace& place, int64_t stride, T* state, T* other,
+void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* states, T* other,
                   RunBlock run_block) {
-  const int64_t square = p.size * p.size;
-  clear_rows(state, stride * stride);
-  if (p.state != nullptr) {
-    const T* given = static_cast<const T*>(p.state) + place.task * square;
+  const int64_t square = p.size * p.size, padded_square = stride * stride;
+  const int64_t first_task = group.row * p.heads + group.first;
+  clear_rows(states, group.count * padded_square);
+  for (int64_t n = 0; n < group.count && p.state != nullptr; ++n) {
+    const T* given = static_cast<const T*>(p.state) + (first_task + n) * square;
     copy_matrix(given, p.size, other, stride, p.size);
-    transpose(other, state, stride, stride);
+    transpose(other, states + n * padded_square, stride, stride);
   }
-  for (const Segment& segment : cut_sequence(place.reset(p.reset), p.time, p.keep_every)) {
-    if (segment.starts_document) clear_rows(state, stride * stride);
-    if (p.checkpoints != nullptr && segment.begin % p.keep_every == 0) {
-      const int64_t index = place.task * p.kept + segment.begin / p.keep_every;
-      T* kept = static_cast<T*>(p.checkpoints) + index * square;
-      copy_matrix(state, stride, kept, p.size, p.size);
-    }
-    for (int64_t t = 0; t < segment.tokens; t += kBlock) {
-      run_block(segment.begin + t, std::min(kBlock, segment.tokens - t));
+  const bool* reset = p.reset == nullptr ? nullptr : p.reset + group.row * p.time;
+  for (const Segment& segment : cut_sequence(reset, p.time, p.keep_every)) {
+    for (int64_t n = 0; n < group.count; ++n) {
+      const HeadPlace place(p, first_task + n);
+      T* const state = states + n * padded_square;
+      if (segment.starts_document) clear_rows(state, padded_square);
+      if (p.checkpoints != nullptr && segment.begin % p.keep_every == 0) {
+        const int64_t index = place.task * p.kept + segment.begin / p.keep_every;
+        T* kept = static_cast<T*>(p.checkpoints) + index * square;
+        copy_matrix(state, stride, kept, p.size, p.size);
+      }
+      for (int64_t t = 0; t < segment.tokens; t += kBlock) {
+        run_block(place, state, segment.begin + t, std::min(kBlock, segment.tokens - t));
+      }
     }
   }
-  transpose(state, other, stride, stride);
-  T* left = static_cast<T*>(p.final_state) + place.task * square;
-  copy_matrix(other, stride, left, p.size, p.size);
+  for (int64_t n = 0; n < group.count; ++n) {
+    transpose(states + n * padded_square, other, stride, stride);
+    T* left = static_cast<T*>(p.final_state) + (first_task + n) * square;
+    copy_matrix(other, stride, left, p.size, p.size);
+  }
 }
 
 // The state [key][value] in front of a segment.
@@ -51,35 +77,44 @@ void read_state(const Params& p, const HeadPlace& place, const Segment& segment,
   copy_matrix(kept, p.size, state, stride, p.size);
 }
 
-// gradient: stride x stride, [value][key], with padding already zero. run_segment(segment), from the
-// last to the first, turns the gradient of the state behind the segment into that before it.
+// gradients: one of stride x stride for every head of the group, [value][key], with padding already
+// zero. run_segment(place, n, gradient, segment), for every head n of the group and from the last
+// segment to the first, turns the gradient of the state behind the segment into that before it.
 template <typename T, typename Params, typename RunSegment>
-void walk_backward(const Params& p, const HeadPlace& place, int64_t stride, T* gradient,
+void walk_backward(const Params& p, const HeadGroup& group, int64_t stride, T* gradients,
                    RunSegment run_segment) {
-  const int64_t square = p.size * p.size;
-  clear_rows(gradient, stride * stride);
-  if (p.gfinal_state != nullptr) {
-    const T* given = static_cast<const T*>(p.gfinal_state) + place.task * square;
-    copy_matrix(given, p.size, gradient, stride, p.size);
+  const int64_t square = p.size * p.size, padded_square = stride * stride;
+  const int64_t first_task = group.row * p.heads + group.first;
+  clear_rows(gradients, group.count * padded_square);
+  for (int64_t n = 0; n < group.count && p.gfinal_state != nullptr; ++n) {
+    const T* given = static_cast<const T*>(p.gfinal_state) + (first_task + n) * square;
+    copy_matrix(given, p.size, gradients + n * padded_square, stride, p.size);
   }
-  const auto segments = cut_sequence(place.reset(p.reset), p.time, p.keep_every);
+  const bool* reset = p.reset == nullptr ? nullptr : p.reset + group.row * p.time;
+  const auto segments = cut_sequence(reset, p.time, p.keep_every);
   for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
-    run_segment(*segment);
-    // What came before the document does not act on it.
-    if (segment->starts_document) clear_rows(gradient, stride * stride);
+    for (int64_t n = 0; n < group.count; ++n) {
+      T* const gradient = gradients + n * padded_square;
+      run_segment(HeadPlace(p, first_task + n), n, gradient, *segment);
+      // What came before the document does not act on it.
+      if (segment->starts_document) clear_rows(gradient, padded_square);
+    }
   }
-  T* left = static_cast<T*>(p.gstate) + place.task * square;
-  copy_matrix(gradient, stride, left, p.size, p.size);
+  for (int64_t n = 0; n < group.count; ++n) {
+    T* left = static_cast<T*>(p.gstate) + (first_task + n) * square;
+    copy_matrix(gradients + n * padded_square, stride, left, p.size, p.size);
+  }
 }
 
-// Runs heads.run(task) for tasks [begin, end), with Heads<double> or Heads<float>.
+// Runs heads.run(task) for tasks [begin, end), groups of at most `most` heads, with Heads<double>
+// or Heads<float>.
 template <template <typename> typename Heads, typename Params>
-void run_heads(const Params& p, int64_t begin, int64_t end) {
+void run_heads(const Params& p, int64_t most, int64_t begin, int64_t end) {
   const auto run = [&](auto heads) {
     for (int64_t task = begin; task < end; ++task) heads.run(task);
   };
-  if (p.dtype == DType::kDouble) run(Heads<double>(p));
-  else run(Heads<float>(p));
+  if (p.dtype == DType::kDouble) run(Heads<double>(p, most));
+  else run(Heads<float>(p, most));
 }
 
 }  // namespace rwkv

@@ -1,7 +1,7 @@
 // Sizes and element types of a call whose tensors are [B, T, H, N] (RWKV-5, 6, 7), no torch.
 //
-// In the parameters of all kernels the tensors are contiguous, and null stands for one that is absent
-// or not wanted. "The computing type" is double if `dtype` is double, else float.
+// In the parameters of all kernels the tensors are contiguous, and null stands for one that is
+// absent or not wanted. "The computing type" is double if `dtype` is double, else float.
 #pragma once
 
 #include <cstdint>

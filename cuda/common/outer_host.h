@@ -1,5 +1,5 @@
-// Host side of RWKV-5 and 6, the same for every device: checks the arguments, makes them contiguous,
-// allocates the results and fills the parameters of the kernels.
+// Host side of RWKV-5 and 6, the same for every device: checks the arguments, makes them
+// contiguous, allocates the results and fills the parameters of the kernels.
 #pragma once
 
 #include <ATen/core/Tensor.h>

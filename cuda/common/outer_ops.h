@@ -9,7 +9,7 @@
 
 namespace rwkv {
 
-// kKernel: void(const OuterForward&, int64_t begin, int64_t end)
+// kKernel: void(const OuterForward&, int64_t most, int64_t begin, int64_t end)
 template <bool kDecayPerToken, auto kKernel>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> outer_forward_on_cpu(
     const at::Tensor& r, const at::Tensor& k, const at::Tensor& v, const at::Tensor& w,

@@ -179,7 +179,8 @@ template <typename T> class BackwardChannels {
   explicit BackwardChannels(const Wkv4Backward& p)
       : p_(p), longest_(std::min(p.time, p.keep_every)),
         scratch_(12 * longest_ * kStride + Working<T>::elements() + 5 * kStride), now_(scratch_) {
-    for (T** rows : {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &pp_, &largest_, &current_, &y_, &q_}) {
+    for (T** rows :
+         {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &pp_, &largest_, &current_, &y_, &q_}) {
       *rows = scratch_.take(longest_ * kStride);
     }
     for (T** row : {&A_, &B_, &R_, &gu_, &gw_}) *row = scratch_.take(kStride);

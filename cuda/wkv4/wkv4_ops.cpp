@@ -36,7 +36,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& gy, const optional<Tensor>& gfinal_state, const Tensor& w, const Tensor& u,
     const Tensor& k, const Tensor& v, const optional<Tensor>& reset, const Tensor& checkpoints,
     int64_t keep_every) {
-  const auto call = wkv4_backward_call(gy, gfinal_state, w, u, k, v, reset, checkpoints, keep_every);
+  const auto call =
+      wkv4_backward_call(gy, gfinal_state, w, u, k, v, reset, checkpoints, keep_every);
   const Wkv4Backward& p = call.params;
   share_tasks(tasks(p), p.time * kWkv4Channels * kStepsPerChannel,
               [&](int64_t begin, int64_t end) { wkv4_backward_cpu(p, begin, end); });

@@ -1,16 +1,16 @@
-// CPU kernels of WKV-5: the recurrence that RWKV-5 and 6 share, with one decay per head and channel.
+// CPU kernels of WKV-5: the recurrence that RWKV-5 and 6 share, with one decay per channel.
 #include "wkv5.h"
 
 #include "../common/cpu_outer_heads.h"
 
 namespace rwkv {
 
-void wkv5_forward_cpu(const OuterForward& params, int64_t begin, int64_t end) {
-  run_heads<Wkv5ForwardHeads>(params, begin, end);
+void wkv5_forward_cpu(const OuterForward& params, int64_t most, int64_t begin, int64_t end) {
+  run_heads<Wkv5ForwardHeads>(params, most, begin, end);
 }
 
-void wkv5_backward_cpu(const OuterBackward& params, int64_t begin, int64_t end) {
-  run_heads<Wkv5BackwardHeads>(params, begin, end);
+void wkv5_backward_cpu(const OuterBackward& params, int64_t most, int64_t begin, int64_t end) {
+  run_heads<Wkv5BackwardHeads>(params, most, begin, end);
 }
 
 }  // namespace rwkv

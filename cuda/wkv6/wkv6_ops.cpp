@@ -1,8 +1,8 @@
 // Schema of the WKV-6 operators, the contract with src/ops/wkv6/native.py.
 //
 // w: before the double exponential. keep_every: the forward pass keeps the state at every so many
-// tokens for the backward pass; 0 for none. state, final_state: [B, H, N_value, N_key]; checkpoints:
-// [B, H, kept, N_key, N_value]. gu is summed over the batch.
+// tokens for the backward pass; 0 for none. state, final_state: [B, H, N_value, N_key];
+// checkpoints: [B, H, kept, N_key, N_value]. gu is summed over the batch.
 #include <torch/library.h>
 
 #include "../common/outer_ops.h"

@@ -26,8 +26,9 @@ struct Wkv7Backward : HeadSizes {
   void* gstate;                      // [B, H, N_value, N_key] of the computing type
 };
 
-// Tasks [begin, end), each one head of one batch row: batch row * H + head.
-void wkv7_forward_cpu(const Wkv7Forward& params, int64_t begin, int64_t end);
-void wkv7_backward_cpu(const Wkv7Backward& params, int64_t begin, int64_t end);
+// Tasks [begin, end), each a group of at most `most` heads of one batch row:
+// batch row * ceil(H / most) + number of the group.
+void wkv7_forward_cpu(const Wkv7Forward& params, int64_t most, int64_t begin, int64_t end);
+void wkv7_backward_cpu(const Wkv7Backward& params, int64_t most, int64_t begin, int64_t end);
 
 }  // namespace rwkv

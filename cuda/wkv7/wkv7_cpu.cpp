@@ -1,6 +1,6 @@
-// CPU kernels of WKV-7: walks whole heads, reads the tensors into padded rows of the computing type,
-// lets the tiles of wkv7_cpu_tiles.h do the N x N work, and writes the results. A head belongs to one
-// thread, so that its sums have a fixed order whatever the number of threads.
+// CPU kernels of WKV-7: walks whole heads, reads the tensors into padded rows of the computing
+// type, lets the tiles of wkv7_cpu_tiles.h do the N x N work, and writes the results. A head
+// belongs to one thread, so that its sums have a fixed order whatever the number of threads.
 #include "wkv7.h"
 
 #include <algorithm>
@@ -76,54 +76,63 @@ template <typename Params> void add_inputs(Ahead& ahead, const Params& p) {
 
 template <typename T> class ForwardHeads {
  public:
-  explicit ForwardHeads(const Wkv7Forward& p)
-      : p_(p), stride_(padded<T>(p.size)),
-        scratch_(Rows<T>::elements(kBlock, stride_) + kBlock * stride_ + 2 * stride_ * stride_),
+  ForwardHeads(const Wkv7Forward& p, int64_t most)
+      : p_(p), most_(most), stride_(padded<T>(p.size)),
+        scratch_(Rows<T>::elements(kBlock, stride_) + kBlock * stride_ +
+                 (most + 1) * stride_ * stride_),
         rows_(scratch_, kBlock, stride_), y_(scratch_.take(kBlock * stride_)),
-        state_(scratch_.take(stride_ * stride_)), other_(scratch_.take(stride_ * stride_)) {}
+        states_(scratch_.take(most * stride_ * stride_)),
+        other_(scratch_.take(stride_ * stride_)) {}
 
   void run(int64_t task) {
-    const HeadPlace place(p_, task);
-    walk_forward(p_, place, stride_, state_, other_, [&](int64_t begin, int64_t tokens) {
-      rows_.read(p_, place, begin, tokens);
-      ahead_.start(place, begin + kBlock, begin + 2 * kBlock);
-      add_inputs(ahead_, p_);
-      ahead_.share(forward_tile_count<T>(stride_) * tokens);
-      DeltaBlock<T> block = rows_.block(0, tokens);
-      block.y = y_, block.ahead = &ahead_;
-      delta_forward<T, true>(block, state_);
-      write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
-    });
+    walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
+                 [&](const HeadPlace& place, T* state, int64_t begin, int64_t tokens) {
+                   run_block(place, state, begin, tokens);
+                 });
   }
 
  private:
+  void run_block(const HeadPlace& place, T* state, int64_t begin, int64_t tokens) {
+    rows_.read(p_, place, begin, tokens);
+    ahead_.start(place, begin + kBlock, begin + 2 * kBlock);
+    add_inputs(ahead_, p_);
+    ahead_.share(forward_tile_count<T>(stride_) * tokens);
+    DeltaBlock<T> block = rows_.block(0, tokens);
+    block.y = y_, block.ahead = &ahead_;
+    delta_forward<T, true>(block, state);
+    write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
+  }
+
   const Wkv7Forward& p_;
-  const int64_t stride_;
+  const int64_t most_, stride_;
   Scratch<T> scratch_;
   Rows<T> rows_;
   Ahead ahead_;
-  T *y_, *state_, *other_;
+  T *y_, *states_, *other_;
 };
 
 template <typename T> class BackwardHeads {
  public:
-  explicit BackwardHeads(const Wkv7Backward& p)
-      : p_(p), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
+  BackwardHeads(const Wkv7Backward& p, int64_t most)
+      : p_(p), most_(most), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
         blocks_((longest_ + kBlock - 1) / kBlock),
         scratch_(Rows<T>::elements(longest_, stride_) + 6 * kBlock * stride_ + kExtra +
-                 (kBlock + 1) * kDeltaRows<T> * stride_ + (blocks_ + 2) * stride_ * stride_),
+                 (kBlock + 1) * kDeltaRows<T> * stride_ +
+                 (blocks_ + 1 + most) * stride_ * stride_),
         rows_(scratch_, longest_, stride_), ab_(scratch_.take(kBlock)),
         rb_(scratch_.take(kBlock)),
         history_(scratch_.take((kBlock + 1) * kDeltaRows<T> * stride_)),
         states_(scratch_.take(blocks_ * stride_ * stride_)),
-        gradient_(scratch_.take(stride_ * stride_)), walk_(scratch_.take(stride_ * stride_)) {
+        gradients_(scratch_.take(most * stride_ * stride_)),
+        walk_(scratch_.take(stride_ * stride_)) {
     for (T** rows : {&gr_, &gk_, &gv_, &ga_, &gb_, &gd_}) *rows = scratch_.take(kBlock * stride_);
   }
 
   void run(int64_t task) {
-    const HeadPlace place(p_, task);
-    walk_backward(p_, place, stride_, gradient_,
-                  [&](const Segment& segment) { run_segment(place, segment); });
+    walk_backward(p_, HeadGroup(p_, most_, task), stride_, gradients_,
+                  [&](const HeadPlace& place, int64_t, T* gradient, const Segment& segment) {
+                    run_segment(place, gradient, segment);
+                  });
   }
 
  private:
@@ -133,7 +142,7 @@ template <typename T> class BackwardHeads {
   // [value][key] at the start of the segment's block n
   T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
 
-  void run_segment(const HeadPlace& place, const Segment& segment) {
+  void run_segment(const HeadPlace& place, T* gradient, const Segment& segment) {
     const int64_t begin = segment.begin, tokens = segment.tokens;
     rows_.read(p_, place, begin, tokens);
     read_rows(p_.gy, p_.dtype, place, begin, tokens, rows_.gy, stride_);
@@ -147,12 +156,13 @@ template <typename T> class BackwardHeads {
     ahead_.add(p_.gy, p_.dtype);
     ahead_.share(stride_ / kDeltaRows<T> * ((tokens + kBlock - 1) / kBlock));
     for (int64_t t = (tokens - 1) / kBlock * kBlock; t >= 0; t -= kBlock) {
-      run_block(place, begin, t, std::min(kBlock, tokens - t));
+      run_block(place, gradient, begin, t, std::min(kBlock, tokens - t));
     }
   }
 
   // t: the block's first token, counted from the segment's
-  void run_block(const HeadPlace& place, int64_t segment_begin, int64_t t, int64_t tokens) {
+  void run_block(const HeadPlace& place, T* gradient, int64_t segment_begin, int64_t t,
+                 int64_t tokens) {
     const int64_t begin = segment_begin + t;
     DeltaBlock<T> block = rows_.block(t, tokens);
     block.gr = gr_, block.gk = gk_, block.gv = gv_, block.ga = ga_, block.gb = gb_;
@@ -164,7 +174,7 @@ template <typename T> class BackwardHeads {
       ab_[n] = dot(block.a + at, block.b + at - stride_, stride_);
       rb_[n] = dot(block.r + at - stride_, block.b + at - stride_, stride_);
     }
-    delta_backward(block, state(t / kBlock), gradient_);
+    delta_backward(block, state(t / kBlock), gradient);
     multiply(gd_, rows_.slope + t * stride_, tokens * stride_);
     write_rows(p_.gr, p_.dtype, place, begin, tokens, gr_, stride_);
     write_rows(p_.gk, p_.dtype, place, begin, tokens, gk_, stride_);
@@ -175,21 +185,21 @@ template <typename T> class BackwardHeads {
   }
 
   const Wkv7Backward& p_;
-  const int64_t stride_, longest_, blocks_;
+  const int64_t most_, stride_, longest_, blocks_;
   Scratch<T> scratch_;
   Rows<T> rows_;
   Ahead ahead_;
-  T *ab_, *rb_, *history_, *states_, *gradient_, *walk_, *gr_, *gk_, *gv_, *ga_, *gb_, *gd_;
+  T *ab_, *rb_, *history_, *states_, *gradients_, *walk_, *gr_, *gk_, *gv_, *ga_, *gb_, *gd_;
 };
 
 }  // namespace
 
-void wkv7_forward_cpu(const Wkv7Forward& params, int64_t begin, int64_t end) {
-  run_heads<ForwardHeads>(params, begin, end);
+void wkv7_forward_cpu(const Wkv7Forward& params, int64_t most, int64_t begin, int64_t end) {
+  run_heads<ForwardHeads>(params, most, begin, end);
 }
 
-void wkv7_backward_cpu(const Wkv7Backward& params, int64_t begin, int64_t end) {
-  run_heads<BackwardHeads>(params, begin, end);
+void wkv7_backward_cpu(const Wkv7Backward& params, int64_t most, int64_t begin, int64_t end) {
+  run_heads<BackwardHeads>(params, most, begin, end);
 }
 
 }  // namespace rwkv

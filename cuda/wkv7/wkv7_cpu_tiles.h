@@ -30,7 +30,7 @@ template <typename T> struct DeltaBlock {
   T *y, *u;                             // forward: results; u is an input of the backward pass
   T *gr, *gd, *gk, *gv, *ga, *gb;       // backward: sums so far; gd is that of d
   T* history;                           // kBlock + 1 tiles of kDeltaRows rows
-  Ahead* ahead;                         // called once a tile; in the forward pass once a tile and token
+  Ahead* ahead;                         // called once a tile, forward once a tile and token
 };
 
 // Rows of a tile of the backward pass.
@@ -81,8 +81,8 @@ void delta_forward_tile(const DeltaBlock<T> p, T* state, int64_t value) {
 }
 
 // What it computes: the states of the block again, all kept in p.history, and gr += S gy.
-// What a call owns: kDeltaRows rows of values from `value` on of `state` [value][key] at the block's
-// start.
+// What a call owns: kDeltaRows rows of values from `value` on of `state` [value][key], which is the
+// block's first.
 template <typename T> void delta_replay_tile(const DeltaBlock<T> p, const T* state, int64_t value) {
   constexpr int R = kDeltaRows<T>, L = kLanes<T>;
   T* saved = p.history;
@@ -109,9 +109,10 @@ template <typename T> void delta_replay_tile(const DeltaBlock<T> p, const T* sta
 }
 
 // What it computes: from the last token to the first, with G the gradient of the state after token
-// t and gu = G b that of u: gk += G v, gb += G u, gd += S G, ga += S gu (S before token t), gv = G k.
-// What a call owns: kDeltaRows rows of values of `gradient` [value][key]: on entry what later blocks
-// contribute to the state after this one, on return the gradient of the state before it.
+// t and gu = G b that of u: gk += G v, gb += G u, gd += S G, ga += S gu (S before token t) and
+// gv = G k.
+// What a call owns: kDeltaRows rows of values of `gradient` [value][key]: on entry what later
+// blocks contribute to the state after this one, on return the gradient of the state before it.
 // G of token t - 1 is G diag(d) + gu a^T + gy r^T, with gy and r of t - 1; multiplying this out
 // gives the gu of t - 1 without waiting for the new G.
 template <typename T> void delta_backward_tile(const DeltaBlock<T> p, T* gradient, int64_t value) {
