@@ -92,8 +92,15 @@ def fit(
 def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
     """Counters to go on with; bare weights of mini-epoch N stand for its last step."""
     if origin.state is not None:
-        known = Progress().to_dict()
-        return Progress(**{key: origin.state[key] for key in known})
+        saved = Progress(**{key: origin.state[key] for key in Progress().to_dict()})
+        before = origin.state.get("tokens_per_step", plan.tokens_per_step)
+        progress = saved.with_batch(before, plan.tokens_per_step)
+        if before != plan.tokens_per_step:
+            origin.notes.append(
+                f"a step had {before:,} tokens and has {plan.tokens_per_step:,} now: step "
+                f"{saved.step} becomes step {progress.step}, the same place in the data"
+            )
+        return progress
     step = config.train.epoch_begin * plan.epoch_steps
     return Progress(step=step, ramp_begin=step)
 
@@ -128,7 +135,7 @@ def _reporters(
     strategy = trainer.strategy
     zero = strategy.config if isinstance(strategy, ZeroStrategy) else None
     reporters: list[Reporter] = [
-        MetricsFile(folder, progress.step),
+        MetricsFile(folder, progress.step * plan.tokens_per_step),
         TrainLog(config, timestamp, zero),
         Console(progress.step, plan.total_steps, bar=config.log.enable_progress_bar),
     ]

@@ -53,7 +53,7 @@ class Loop(pl.Callback):
         self._state = state
         self._validation = validation
         self._reporters = reporters
-        self._saver = Saver(config)
+        self._saver = Saver(config, plan.tokens_per_step)
         self._saved_step: int | None = None
         self._last: StepRecord | None = None
         self._step_began = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass
@@ -33,6 +33,16 @@ class Progress:
     def begin_epoch(self) -> None:
         """Starts the next mini-epoch's mean."""
         self.epoch_loss_sum, self.epoch_loss_steps = 0.0, 0
+
+    def with_batch(self, tokens_before: int, tokens_now: int) -> Progress:
+        """The same place in the data with other tokens per step.
+
+        A place inside a step becomes the end of that step: samples are left out, never repeated.
+        """
+        if tokens_before == tokens_now:
+            return self
+        step, ramp = (-(-n * tokens_before // tokens_now) for n in (self.step, self.ramp_begin))
+        return replace(self, step=step, ramp_begin=ramp)
 
     def to_dict(self) -> dict[str, float]:
         """Plain values for the training state."""

@@ -37,8 +37,9 @@ STATES_KEPT = 2
 class Saver:
     """Writes rwkv-N.pth, rwkv-final.pth and their training states into the project folder."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, tokens_per_step: int) -> None:
         self._config = config
+        self._tokens_per_step = tokens_per_step
         self._folder = Path(config.train.proj_dir)
         self._dtype = torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
 
@@ -74,6 +75,7 @@ class Saver:
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         state["config"] = dump_config(self._config)
+        state["tokens_per_step"] = self._tokens_per_step
         state["warmup_steps"] = self._config.optim.warmup_steps
         # Checked first: a model that is not finite must not replace the state either.
         published = published_weights(state["weights"], self._config.train.train_type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 
 from src.files import write_atomically
@@ -14,11 +15,14 @@ NAME = "metrics.jsonl"
 
 
 class MetricsFile(Reporter):
-    """Appends to metrics.jsonl; a resumed run neither repeats nor skips a step."""
+    """Appends to metrics.jsonl; a resumed run neither repeats nor skips a step.
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    tokens: seen before the first step of this start.
+    """
+
+    def __init__(self, folder: Path, tokens: int) -> None:
         self._path = folder / NAME
-        _drop_from(self._path, first_step)
+        _drop_after(self._path, tokens)
         self._file = self._path.open("a", encoding="utf-8")
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
@@ -54,10 +58,12 @@ def read_metrics(folder: Path) -> list[dict]:
     return records
 
 
-def _drop_from(path: Path, first_step: int) -> None:
-    """Removes the records of steps that a resumed run is going to do again."""
-    records = read_metrics(path.parent)
-    kept = [r for r in records if r["step"] < first_step]
+def _drop_after(path: Path, tokens: int) -> None:
+    """Removes the records of steps that a resumed run is going to do again.
+
+    Tokens tell them also when the batch has changed, and with it what a step is.
+    """
+    kept = list(takewhile(lambda r: r.get("tokens", 0) <= tokens, read_metrics(path.parent)))
     if path.is_file():
         text = "".join(json.dumps(r) + "\n" for r in kept)
         write_atomically(path, text.encode())
