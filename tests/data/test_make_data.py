@@ -134,6 +134,47 @@ def test_an_interrupted_program_leaves_no_files(signal_number, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
+def test_parts_are_made_merged_verified_and_inspected(tmp_path):
+    jsonl(tmp_path, 40)
+    line = ["corpus.jsonl", 2, 64, "--output", "o/data", "--min_tokens", 3]
+    for worker in range(2):
+        done = program("make_data.py", *line, "--worker", worker, "--of", 2, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "join all parts with make_data.py --merge" in done.stdout
+    parts = [path.relative_to(tmp_path) for path in sorted((tmp_path / "o").glob("*part*.json"))]
+    merged = program("make_data.py", "--merge", *parts, "-o", "joined", cwd=tmp_path)
+    assert (merged.returncode, merged.stderr) == (0, "")
+    whole = program("make_data.py", *line, "--report", "lengths.png", cwd=tmp_path)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert (tmp_path / "lengths.png").stat().st_size > 1000
+    assert (tmp_path / "joined.bin").read_bytes() == (tmp_path / "o/data.bin").read_bytes()
+    for tool, answer in (("--inspect", "manifest: fits"), ("--verify_pair", "are right")):
+        done = program("make_data.py", tool, "joined", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert answer in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--merge", "a", "b"], "error: --merge needs --output"),
+        (["--inspect", "a", "--verify_pair", "b"], "error: argument --verify_pair: not allowed"),
+        (["--inspect", "a", "--overwrite"], "error: --output, --shard_tokens and --overwrite"),
+        (["--inspect", "a", "--verify", "all"], "error: --verify belongs to --verify_pair"),
+        (["--inspect", "a"], "error: a.idx does not exist"),
+        (["corpus.jsonl", 1, 64, "--worker", 1], "error: --worker and --of belong together"),
+        (["corpus.jsonl", 1, 64, "--workers", 0], "error: --workers is 0"),
+        (["corpus.jsonl", "corpus.jsonl", 1, 64], "error: --output PREFIX is needed"),
+    ],
+)
+def test_a_wrong_use_of_the_tools_ends_with_status_2_and_one_line(arguments, message, tmp_path):
+    jsonl(tmp_path, 3)
+    done = program("make_data.py", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
 def test_help_imports_no_numpy(tmp_path):
     code = (
         "import sys, make_data\n"
