@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 # 1000 tokens at 4 x 32 a step: 8 steps, mini-epochs after steps 4 and 8
 STEPS = 8
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
 
 
 @dataclass
@@ -67,9 +68,10 @@ def two_processes(command: Callable[..., list[str]]) -> Callable[..., Ended]:
     """Runs train.py with two processes as a user would."""
 
     def run(folder: Path, strategy: str, **changes: object) -> Ended:
+        launcher = changes.pop("launcher", [])
         flags = {"devices": 2, "micro_bsz": 2, "strategy": strategy, **changes}
         done = subprocess.run(
-            [sys.executable, "train.py", *command(folder, **flags)], cwd=ROOT, text=True,
+            [sys.executable, *launcher, "train.py", *command(folder, **flags)], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
@@ -94,11 +96,11 @@ def one(folder: Path, command: Callable[..., list[str]]) -> Ended:
 @pytest.fixture(
     scope="module",
     params=[
-        ("ddp", {}),
-        ("deepspeed_stage_1", {}),
+        ("ddp", {"num_workers": 1}),
+        ("deepspeed_stage_1", {"launcher": TORCHRUN}),
         ("deepspeed_stage_3", {"accumulate_grad_batches": 2, "micro_bsz": 1}),
     ],
-    ids=["ddp", "deepspeed_stage_1", "deepspeed_stage_3-accumulating"],
+    ids=["ddp", "deepspeed_stage_1-under-torchrun", "deepspeed_stage_3-accumulating"],
 )
 def two(
     request: pytest.FixtureRequest, folder: Path, two_processes: Callable[..., Ended]
