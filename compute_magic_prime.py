@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from src.data.binidx import Binidx
 from src.data.manifest import read_manifest
+from src.data.sources import open_source
 from src.data.summary import flag_line
 from src.errors import TrainerError
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("ctx_len", metavar="CTX_LEN", type=int, help="tokens per sample")
     arguments = parser.parse_args(argv)
     try:
-        tokens = Binidx(arguments.prefix).tokens
+        tokens = open_source(arguments.prefix, "binidx").tokens
         manifest = read_manifest(arguments.prefix)
         vocab_size = None if manifest is None else manifest.vocab_size
         print(flag_line(arguments.prefix, tokens, arguments.ctx_len, vocab_size))
