@@ -6,4 +6,5 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . ./set-up-environment.sh requirements-dev.txt
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest "$@"
+# A process per core; the tests of a file stay together because they share what is slow to make.
+exec "$PYTHON" -m pytest -n auto --dist loadfile "$@"

@@ -1,6 +1,13 @@
-"""Runs before all tests: says why GPU tests are skipped and keeps results repeatable."""
+"""Runs before all tests: one thread a process, and why GPU tests are skipped."""
 
 from __future__ import annotations
+
+import os
+
+# The tests' tensors are small and two test processes share two cores: a second thread would spend
+# its time waiting. Set before torch is imported and inherited by the runs that tests start; what
+# tests several threads asks for them itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
