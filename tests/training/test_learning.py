@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import make_data
 import train
-from src.data.tokenizer import BytesTokenizer
-from src.inference.generate import generate_text
-from src.inference.loading import load_model
-from src.inference.sampling import Sampler, SamplingOptions
+from src.inference import __main__ as inference
 from tests.training.runs import losses
 
 # 199 bytes, with the end of the document 200 tokens
@@ -38,7 +34,7 @@ def text_by_heart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", "4567")
 def test_a_text_of_200_tokens_is_learnt_by_heart(
-    tmp_path: Path, text_by_heart: Path, version: str
+    tmp_path: Path, text_by_heart: Path, capfd: pytest.CaptureFixture[str], version: str
 ):
     flags = {
         "proj_dir": tmp_path, "data_file": text_by_heart, "rwkv_version": version, "n_layer": 2,
@@ -52,7 +48,7 @@ def test_a_text_of_200_tokens_is_learnt_by_heart(
     found = losses(tmp_path)
     assert found[0] > 5.0
     assert max(list(found.values())[-5:]) < 0.05
-    model = load_model(tmp_path / "rwkv-final.pth", device=torch.device("cpu"), dtype=torch.float32)
-    recited = generate_text(model, BytesTokenizer(), TEXT[:1],
-                            Sampler(SamplingOptions(temperature=0.0), torch.Generator()), 300)
-    assert TEXT[0] + "".join(recited) == TEXT
+    capfd.readouterr()
+    assert inference.main(["--load_model", str(tmp_path / "rwkv-final.pth"), "--temperature", "0",
+                           "--max_tokens", "300", TEXT[:1]]) == 0
+    assert capfd.readouterr().out == f"{TEXT}\n"

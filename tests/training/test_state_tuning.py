@@ -18,7 +18,7 @@ from src.training.reporting.metrics_file import read_metrics
 from src.training.trainable import freeze_all_but
 from tests.models.tiny import random_tokens, tiny_model
 from tests.training.runs import assert_same_weights, loss_steps, losses, weights
-from tests.training.test_rwkv_lm_scripts import RUN, changed
+from tests.training.rwkv_lm_lines import RUN, changed
 
 STATES = {"blocks.0.att.time_state", "blocks.1.att.time_state"}
 CPU = torch.device("cpu")
