@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.checkpoint.names import FINAL, INIT, INIT_STATES
-from src.checkpoint.resume import final_state, load_state, resume_candidates
+from src.checkpoint.resume import Candidate, final_state, load_state, resume_candidates
 from src.checkpoint.weights import load_weights, read_shapes
 from src.config.schema import TrainConfig
 from src.errors import CheckpointError, ConfigError
@@ -79,20 +79,10 @@ def _given_or_fresh(train: TrainConfig) -> Origin:
 def _newest(folder: Path, train_type: str) -> Origin | None:
     """The newest readable training state, else the newest readable weights, else the initial."""
     notes: list[str] = []
-    finished = final_state(folder)
-    if finished is not None:
-        origin = _from_state(finished, -1, notes)
-        if origin is not None:
-            return origin
     candidates = resume_candidates(folder)
-    for candidate in candidates:
-        if candidate.state is None:
-            continue
-        origin = _from_state(candidate.state, candidate.epoch, notes)
-        if origin is not None:
-            skipped = [c.weights for c in candidates if c.epoch > candidate.epoch and c.weights]
-            notes.extend(f"{path} has no usable training state: passed over" for path in skipped)
-            return origin
+    origin = _newest_state(folder, candidates, notes)
+    if origin is not None:
+        return origin
     # Ours, killed before the final state was written, goes on from the state before.
     if (folder / FINAL).is_file():
         raise ConfigError("; ".join([
@@ -118,6 +108,24 @@ def _newest(folder: Path, train_type: str) -> Origin | None:
         return origin
     if notes:
         raise CheckpointError(f"no checkpoint in {folder} can be used: " + "; ".join(notes))
+    return None
+
+
+def _newest_state(folder: Path, candidates: list[Candidate], notes: list[str]) -> Origin | None:
+    """The final state of a finished run, else the newest numbered one that can be read."""
+    finished = final_state(folder)
+    if finished is not None:
+        origin = _from_state(finished, -1, notes)
+        if origin is not None:
+            return origin
+    for candidate in candidates:
+        if candidate.state is None:
+            continue
+        origin = _from_state(candidate.state, candidate.epoch, notes)
+        if origin is not None:
+            skipped = [c.weights for c in candidates if c.epoch > candidate.epoch and c.weights]
+            notes.extend(f"{path} has no usable training state: passed over" for path in skipped)
+            return origin
     return None
 
 
