@@ -1,4 +1,4 @@
-"""A run goes on with another batch at the same place in the data."""
+"""A run goes on with another batch or budget at the same place in the data."""
 
 from __future__ import annotations
 
@@ -52,3 +52,18 @@ def test_a_place_inside_a_step_becomes_its_end():
     assert progress.with_batch(400, 300) == Progress(14, 4, 5.0, 2)
     assert progress.with_batch(400, 800) == Progress(5, 2, 5.0, 2)
     assert progress.with_batch(400, 400) is progress
+
+
+def test_a_finished_run_goes_on_when_its_budget_is_raised(
+    run_training: Callable[..., int], tmp_path: Path, samples_read: list[int]
+):
+    assert run_training(exit_tokens=12 * 128) == 0
+    assert run_training(exit_tokens=14 * 128) == 0
+    records = read_metrics(tmp_path / "out")
+    assert [r["step"] for r in records] == list(range(14))
+    assert sorted(set(samples_read)) == list(range(1, 57))
+    # 12 steps had already come down to nearly the last rate; the longer curve is above it again
+    assert records[12]["lr"] > records[11]["lr"]
+    assert {p.name for p in (tmp_path / "out").glob("*.pth")} == {
+        "rwkv-init.pth", "rwkv-0.pth", "rwkv-1.pth", "rwkv-final.pth"
+    }
