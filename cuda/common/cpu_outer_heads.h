@@ -38,12 +38,8 @@ template <typename T, bool kDecayPerToken> struct OuterRows {
   const int64_t stride;
   T *r, *k, *v, *gy, *decay, *slope, *w;
 
-  static int64_t elements(int64_t tokens, int64_t stride) { return 7 * tokens * stride; }
-
   OuterRows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
-    for (T** rows : {&r, &k, &v, &gy, &decay, &slope, &w}) {
-      *rows = scratch.take(tokens * stride);
-    }
+    for (T** rows : {&r, &k, &v, &gy, &decay, &slope, &w}) scratch.want(*rows, tokens * stride);
   }
 
   // RWKV-5 has one row of decays per head, repeated here for every token.
@@ -73,12 +69,13 @@ template <typename T, bool kDecayPerToken> struct OuterRows {
 template <typename T, bool kDecayPerToken> class OuterForwardHeads {
  public:
   OuterForwardHeads(const OuterForward& p, int64_t most)
-      : p_(p), most_(most), stride_(padded<T>(p.size)),
-        scratch_(Rows::elements(kBlock, stride_) + (kBlock + 1) * stride_ +
-                 (most + 1) * stride_ * stride_),
-        rows_(scratch_, kBlock, stride_), y_(scratch_.take(kBlock * stride_)),
-        u_(scratch_.take(stride_)), states_(scratch_.take(most * stride_ * stride_)),
-        other_(scratch_.take(stride_ * stride_)) {}
+      : p_(p), most_(most), stride_(padded<T>(p.size)), rows_(scratch_, kBlock, stride_) {
+    scratch_.want(y_, kBlock * stride_);
+    scratch_.want(u_, stride_);
+    scratch_.want(states_, most * stride_ * stride_);
+    scratch_.want(other_, stride_ * stride_);
+    scratch_.allocate();
+  }
 
   void run(int64_t task) {
     walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
@@ -122,17 +119,16 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
  public:
   OuterBackwardHeads(const OuterBackward& p, int64_t most)
       : p_(p), most_(most), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
-        blocks_((longest_ + kBlock - 1) / kBlock),
-        scratch_(Rows::elements(longest_, stride_) + (4 * kBlock + 1 + 2 * most) * stride_ +
-                 kBlock * kTile + (blocks_ + 1 + most) * stride_ * stride_),
-        rows_(scratch_, longest_, stride_), history_(scratch_.take(kBlock * kTile)),
-        states_(scratch_.take(blocks_ * stride_ * stride_)),
-        gradients_(scratch_.take(most * stride_ * stride_)),
-        other_(scratch_.take(stride_ * stride_)) {
-    for (T** rows : {&gr_, &gk_, &gv_, &gd_}) *rows = scratch_.take(kBlock * stride_);
-    u_ = scratch_.take(stride_);
-    all_gu_ = scratch_.take(most * stride_);
-    all_gw_ = scratch_.take(most * stride_);
+        blocks_((longest_ + kBlock - 1) / kBlock), rows_(scratch_, longest_, stride_) {
+    for (T** rows : {&gr_, &gk_, &gv_, &gd_}) scratch_.want(*rows, kBlock * stride_);
+    scratch_.want(history_, kBlock * kTile);
+    scratch_.want(u_, stride_);
+    scratch_.want(all_gu_, most * stride_);
+    scratch_.want(all_gw_, most * stride_);
+    scratch_.want(states_, blocks_ * stride_ * stride_);
+    scratch_.want(gradients_, most * stride_ * stride_);
+    scratch_.want(other_, stride_ * stride_);
+    scratch_.allocate();
   }
 
   void run(int64_t task) {

@@ -5,39 +5,36 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
+#include <vector>
 
 namespace rwkv {
 
 template <typename T> class Scratch {
  public:
-  // elements: at least the sum of all pieces, each rounded up to whole cache lines
-  explicit Scratch(int64_t elements)
-      : bytes_(round_up(elements) * sizeof(T)),
-        base_(static_cast<T*>(std::aligned_alloc(kLine, bytes_))) {
-    if (base_ == nullptr) throw std::bad_alloc();
-    std::memset(static_cast<void*>(base_), 0, bytes_);
-    next_ = base_;
-  }
+  Scratch() = default;
   ~Scratch() { std::free(base_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  T* take(int64_t elements) {
-    T* piece = next_;
-    next_ += round_up(elements);
-    return piece;
+  // Sets `piece` when `allocate` is called; its address must still be valid then.
+  void want(T*& piece, int64_t elements) {
+    wanted_.emplace_back(&piece, total_);
+    total_ += (elements + kPerLine - 1) / kPerLine * kPerLine;
   }
 
-  static int64_t round_up(int64_t elements) {
-    constexpr int64_t per_line = kLine / sizeof(T);
-    return (elements + per_line - 1) / per_line * per_line;
+  void allocate() {
+    base_ = static_cast<T*>(std::aligned_alloc(kLine, total_ * sizeof(T)));
+    if (base_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(base_), 0, total_ * sizeof(T));
+    for (const auto& [piece, offset] : wanted_) *piece = base_ + offset;
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-  size_t bytes_;
-  T* base_;
-  T* next_;
+  static constexpr int64_t kLine = 64, kPerLine = kLine / sizeof(T);
+  std::vector<std::pair<T**, int64_t>> wanted_;
+  int64_t total_ = 0;
+  T* base_ = nullptr;
 };
 
 }  // namespace rwkv

@@ -71,10 +71,8 @@ struct Channels {
 template <typename T> struct Working {
   T *aa, *bb, *pp, *u, *step;
 
-  static int64_t elements() { return 5 * kStride; }
-
   explicit Working(Scratch<T>& scratch) {
-    for (T** row : {&aa, &bb, &pp, &u, &step}) *row = scratch.take(kStride);
+    for (T** row : {&aa, &bb, &pp, &u, &step}) scratch.want(*row, kStride);
   }
 
   // step = -exp(w), the decay's exponent per token
@@ -121,9 +119,9 @@ constexpr int64_t kTokens = 16;
 
 template <typename T> class ForwardChannels {
  public:
-  explicit ForwardChannels(const Wkv4Forward& p)
-      : p_(p), scratch_(3 * kTokens * kStride + Working<T>::elements()), now_(scratch_) {
-    for (T** rows : {&k_, &v_, &y_}) *rows = scratch_.take(kTokens * kStride);
+  explicit ForwardChannels(const Wkv4Forward& p) : p_(p), now_(scratch_) {
+    for (T** rows : {&k_, &v_, &y_}) scratch_.want(*rows, kTokens * kStride);
+    scratch_.allocate();
   }
 
   void run(int64_t task) {
@@ -177,13 +175,13 @@ template <typename T> class ForwardChannels {
 template <typename T> class BackwardChannels {
  public:
   explicit BackwardChannels(const Wkv4Backward& p)
-      : p_(p), longest_(std::min(p.time, p.keep_every)),
-        scratch_(12 * longest_ * kStride + Working<T>::elements() + 5 * kStride), now_(scratch_) {
+      : p_(p), longest_(std::min(p.time, p.keep_every)), now_(scratch_) {
     for (T** rows :
          {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &pp_, &largest_, &current_, &y_, &q_}) {
-      *rows = scratch_.take(longest_ * kStride);
+      scratch_.want(*rows, longest_ * kStride);
     }
-    for (T** row : {&A_, &B_, &R_, &gu_, &gw_}) *row = scratch_.take(kStride);
+    for (T** row : {&A_, &B_, &R_, &gu_, &gw_}) scratch_.want(*row, kStride);
+    scratch_.allocate();
   }
 
   void run(int64_t task) {

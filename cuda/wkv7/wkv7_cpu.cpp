@@ -39,13 +39,11 @@ template <typename T> struct Rows {
   const int64_t stride;
   T *r, *k, *v, *a, *b, *gy, *w, *d, *slope, *u, *zeros;
 
-  static int64_t elements(int64_t tokens, int64_t stride) { return (10 * tokens + 1) * stride; }
-
   Rows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
     for (T** rows : {&r, &k, &v, &a, &b, &gy, &w, &d, &slope, &u}) {
-      *rows = scratch.take(tokens * stride);
+      scratch.want(*rows, tokens * stride);
     }
-    zeros = scratch.take(stride);
+    scratch.want(zeros, stride);
   }
 
   template <typename Params>
@@ -77,12 +75,12 @@ template <typename Params> void add_inputs(Ahead& ahead, const Params& p) {
 template <typename T> class ForwardHeads {
  public:
   ForwardHeads(const Wkv7Forward& p, int64_t most)
-      : p_(p), most_(most), stride_(padded<T>(p.size)),
-        scratch_(Rows<T>::elements(kBlock, stride_) + kBlock * stride_ +
-                 (most + 1) * stride_ * stride_),
-        rows_(scratch_, kBlock, stride_), y_(scratch_.take(kBlock * stride_)),
-        states_(scratch_.take(most * stride_ * stride_)),
-        other_(scratch_.take(stride_ * stride_)) {}
+      : p_(p), most_(most), stride_(padded<T>(p.size)), rows_(scratch_, kBlock, stride_) {
+    scratch_.want(y_, kBlock * stride_);
+    scratch_.want(states_, most * stride_ * stride_);
+    scratch_.want(other_, stride_ * stride_);
+    scratch_.allocate();
+  }
 
   void run(int64_t task) {
     walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
@@ -115,17 +113,15 @@ template <typename T> class BackwardHeads {
  public:
   BackwardHeads(const Wkv7Backward& p, int64_t most)
       : p_(p), most_(most), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
-        blocks_((longest_ + kBlock - 1) / kBlock),
-        scratch_(Rows<T>::elements(longest_, stride_) + 6 * kBlock * stride_ + kExtra +
-                 (kBlock + 1) * kDeltaRows<T> * stride_ +
-                 (blocks_ + 1 + most) * stride_ * stride_),
-        rows_(scratch_, longest_, stride_), ab_(scratch_.take(kBlock)),
-        rb_(scratch_.take(kBlock)),
-        history_(scratch_.take((kBlock + 1) * kDeltaRows<T> * stride_)),
-        states_(scratch_.take(blocks_ * stride_ * stride_)),
-        gradients_(scratch_.take(most * stride_ * stride_)),
-        walk_(scratch_.take(stride_ * stride_)) {
-    for (T** rows : {&gr_, &gk_, &gv_, &ga_, &gb_, &gd_}) *rows = scratch_.take(kBlock * stride_);
+        blocks_((longest_ + kBlock - 1) / kBlock), rows_(scratch_, longest_, stride_) {
+    for (T** rows : {&gr_, &gk_, &gv_, &ga_, &gb_, &gd_}) scratch_.want(*rows, kBlock * stride_);
+    scratch_.want(ab_, kBlock);
+    scratch_.want(rb_, kBlock);
+    scratch_.want(history_, (kBlock + 1) * kDeltaRows<T> * stride_);
+    scratch_.want(states_, blocks_ * stride_ * stride_);
+    scratch_.want(gradients_, most * stride_ * stride_);
+    scratch_.want(walk_, stride_ * stride_);
+    scratch_.allocate();
   }
 
   void run(int64_t task) {
@@ -136,9 +132,6 @@ template <typename T> class BackwardHeads {
   }
 
  private:
-  // whole cache lines for ab_ and rb_
-  static constexpr int64_t kExtra = 64;
-
   // [value][key] at the start of the segment's block n
   T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
 

@@ -1,0 +1,124 @@
+// Runs every CPU kernel at awkward sizes; built with AddressSanitizer by test_native_sanitizer.py.
+// It checks no numbers: an access outside the memory of a tensor or of a piece of scratch aborts.
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "common/cpu_flush.h"
+#include "wkv4/wkv4.h"
+#include "wkv5/wkv5.h"
+#include "wkv6/wkv6.h"
+#include "wkv7/wkv7.h"
+
+using namespace rwkv;
+
+template <typename T> struct Data {
+  std::mt19937 random{1};
+
+  std::vector<T> normal(int64_t count, double scale) {
+    std::normal_distribution<double> distribution(0, scale);
+    std::vector<T> x(count);
+    for (T& element : x) element = static_cast<T>(distribution(random));
+    return x;
+  }
+};
+
+// Inputs and results, each in memory of its own; B = 2 and H = 3.
+template <typename T> struct Tensors {
+  int64_t B = 2, H = 3, n, square;
+  Data<T> data;
+  std::vector<T> r, k, v, w, a, b, gy, u, state, y, left, gr, gk, gv, gw, ga, gb, gu, ghead, gstate;
+  std::vector<char> reset;
+
+  Tensors(int64_t time, int64_t size) : n(B * time * H * size), square(B * H * size * size) {
+    for (auto* x : {&r, &k, &v, &w, &gy}) *x = data.normal(n, 0.5);
+    for (auto* x : {&a, &b}) *x = data.normal(n, 0.05);
+    u = data.normal(H * size, 0.5);
+    state = data.normal(square, 0.5);
+    for (auto* x : {&y, &gr, &gk, &gv, &gw, &ga, &gb}) x->resize(n);
+    for (auto* x : {&left, &gstate}) x->resize(square);
+    for (auto* x : {&gu, &ghead}) x->resize(B * H * size);
+    for (int64_t i = 0; i < B * time; ++i) reset.push_back(data.random() % 9 == 0);
+  }
+};
+
+template <typename T> void run_heads(int64_t time, int64_t size, bool with_options) {
+  Tensors<T> x(time, size);
+  HeadSizes sizes{x.B, time, x.H, size, 32, (time + 31) / 32, kDTypeOf<T>, kDTypeOf<T>};
+  std::vector<T> kept(x.square * sizes.kept);
+  const void* state = with_options ? x.state.data() : nullptr;
+  const bool* reset = with_options ? reinterpret_cast<const bool*>(x.reset.data()) : nullptr;
+  OuterForward f{};
+  static_cast<HeadSizes&>(f) = sizes;
+  f.r = x.r.data(), f.k = x.k.data(), f.v = x.v.data(), f.w = x.w.data(), f.u = x.u.data();
+  f.state = state, f.reset = reset, f.y = x.y.data(), f.final_state = x.left.data();
+  f.checkpoints = kept.data();
+  OuterBackward g{};
+  static_cast<HeadSizes&>(g) = sizes;
+  g.r = f.r, g.k = f.k, g.v = f.v, g.w = f.w, g.u = f.u, g.reset = reset;
+  g.checkpoints = kept.data(), g.gy = x.gy.data(), g.gfinal_state = state;
+  g.gr = x.gr.data(), g.gk = x.gk.data(), g.gv = x.gv.data(), g.gw = x.gw.data();
+  g.gu = x.gu.data(), g.gstate = x.gstate.data();
+  OuterForward f5 = f;
+  OuterBackward g5 = g;
+  f5.w = g5.w = x.u.data(), g5.gw = x.ghead.data();
+  Wkv7Forward f7{};
+  static_cast<HeadSizes&>(f7) = sizes;
+  f7.r = f.r, f7.k = f.k, f7.v = f.v, f7.w = f.w, f7.a = x.a.data(), f7.b = x.b.data();
+  f7.state = state, f7.reset = reset, f7.y = x.y.data(), f7.final_state = x.left.data();
+  f7.checkpoints = kept.data();
+  Wkv7Backward g7{};
+  static_cast<HeadSizes&>(g7) = sizes;
+  g7.r = f.r, g7.k = f.k, g7.v = f.v, g7.w = f.w, g7.a = f7.a, g7.b = f7.b, g7.reset = reset;
+  g7.checkpoints = kept.data(), g7.gy = x.gy.data(), g7.gfinal_state = state;
+  g7.gr = x.gr.data(), g7.gk = x.gk.data(), g7.gv = x.gv.data(), g7.gw = x.gw.data();
+  g7.ga = x.ga.data(), g7.gb = x.gb.data(), g7.gstate = x.gstate.data();
+  for (int64_t most = 1; most <= 3; most += 2) {
+    const int64_t tasks = x.B * ((x.H + most - 1) / most);
+    wkv5_forward_cpu(f5, most, 0, tasks);
+    wkv5_backward_cpu(g5, most, 0, tasks);
+    wkv6_forward_cpu(f, most, 0, tasks);
+    wkv6_backward_cpu(g, most, 0, tasks);
+    wkv7_forward_cpu(f7, most, 0, tasks);
+    wkv7_backward_cpu(g7, most, 0, tasks);
+  }
+}
+
+template <typename T> void run_channels(int64_t time, int64_t width, bool with_options) {
+  Tensors<T> x(time, width);
+  const Wkv4Sizes sizes{x.B, time, width, 16, (time + 15) / 16, kDTypeOf<T>};
+  std::vector<T> kept(x.B * sizes.kept * 3 * width), state = x.data.normal(x.B * 3 * width, 0.5);
+  std::vector<T> left(state), gstate(state), gw(x.B * width), gu(x.B * width);
+  Wkv4Forward f{};
+  static_cast<Wkv4Sizes&>(f) = sizes;
+  f.w = f.u = x.u.data(), f.k = x.k.data(), f.v = x.v.data(), f.y = x.y.data();
+  f.final_state = left.data(), f.checkpoints = kept.data();
+  f.state = with_options ? state.data() : nullptr;
+  f.reset = with_options ? reinterpret_cast<const bool*>(x.reset.data()) : nullptr;
+  Wkv4Backward g{};
+  static_cast<Wkv4Sizes&>(g) = sizes;
+  g.w = f.w, g.u = f.u, g.k = f.k, g.v = f.v, g.reset = f.reset, g.checkpoints = kept.data();
+  g.gy = x.gy.data(), g.gfinal_state = f.state, g.gw = gw.data(), g.gu = gu.data();
+  g.gk = x.gk.data(), g.gv = x.gv.data(), g.gstate = gstate.data();
+  const int64_t tasks = x.B * ((width + kWkv4Channels - 1) / kWkv4Channels);
+  wkv4_forward_cpu(f, 0, tasks);
+  wkv4_backward_cpu(g, 0, tasks);
+}
+
+template <typename T> void run_all() {
+  const FlushDenormals flush;
+  for (int64_t size : {1, 5, 33}) {
+    for (int64_t time : {1, 40}) {
+      for (bool with_options : {false, true}) {
+        run_heads<T>(time, size, with_options);
+        run_channels<T>(time, size + 60, with_options);
+      }
+    }
+  }
+}
+
+int main() {
+  run_all<float>();
+  run_all<double>();
+  std::puts("clean");
+}

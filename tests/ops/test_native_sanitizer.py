@@ -1,0 +1,34 @@
+"""The CPU kernels under AddressSanitizer, built for the narrowest vectors and so least padding."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from src.ops import build, toolchain
+from tests.ops.native_cases import require_native
+
+
+@pytest.mark.slow
+def test_no_kernel_touches_memory_that_is_not_its_own(tmp_path):
+    require_native("wkv6")
+    if platform.machine() != "x86_64":
+        pytest.skip("the flags are those of x86-64")
+    program = tmp_path / "sanitizer"
+    sources = [build.SOURCES / f"wkv{n}" / f"wkv{n}_cpu.cpp" for n in "4567"]
+    built = subprocess.run(
+        [
+            toolchain.find_cpp().path, "-std=c++20", "-O1", "-march=x86-64",
+            "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", str(build.SOURCES), "-o", str(program),
+            str(Path(__file__).parent / "native_sanitizer.cpp"), *map(str, sources),
+        ],
+        capture_output=True, text=True, check=False,
+    )
+    if "cannot find -lasan" in built.stderr:
+        pytest.skip("the compiler has no AddressSanitizer")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert done.stdout == "clean\n", done.stderr
