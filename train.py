@@ -26,8 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
         return run(config, notices)
     except TrainerError as error:
-        lines = (line.strip() for line in str(error).splitlines())
-        print("error: " + "; ".join(lines).replace(":; ", ": "), file=sys.stderr)
+        print(f"error: {error.in_one_line()}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)

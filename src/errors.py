@@ -9,6 +9,11 @@ TrainingError.
 class TrainerError(Exception):
     """Base of all; entry points catch this one."""
 
+    def in_one_line(self) -> str:
+        """The message as entry points print it, its lines joined."""
+        lines = (line.strip() for line in str(self).splitlines())
+        return "; ".join(lines).replace(":; ", ": ")
+
 
 class ConfigError(TrainerError):
     """Raised by `config` and `training` when flags are wrong or contradict each other."""

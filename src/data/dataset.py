@@ -22,7 +22,6 @@ __all__ = [
     "TokenDataset",
     "ValidationDataset",
     "evenly_spread_samples",
-    "message_from_worker",
     "open_source",
 ]
 
@@ -110,15 +109,6 @@ def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:
     assert count >= 1, f"count {count}"
     last = tokens - 1 - ctx_len
     return [i * last // max(count - 1, 1) for i in range(count)]
-
-
-def message_from_worker(error: DataError) -> str:
-    """The one-line message of a DataError, also when it comes out of a loader's worker process.
-
-    The loader raises such an error again with the worker's traceback as its message, the real
-    message last.
-    """
-    return str(error).rstrip().rpartition(f"{DataError.__name__}: ")[2]
 
 
 def _read(

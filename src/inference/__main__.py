@@ -52,8 +52,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         _generate(arguments)
     except TrainerError as error:
-        lines = (line.strip() for line in str(error).splitlines())
-        print("error: " + "; ".join(lines).replace(":; ", ": "), file=sys.stderr)
+        print(f"error: {error.in_one_line()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print()

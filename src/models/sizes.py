@@ -56,7 +56,8 @@ def check_sizes(config: ModelConfig) -> None:
             )
     if config.head_size is not None and config.dim_att % config.head_size:
         raise ConfigError(
-            f"--n_embd {config.dim_att} is not a multiple of --head_size {config.head_size}"
+            f"--n_embd {config.dim_att} is not a multiple of --head_size {config.head_size}; "
+            f"change one of them (the usual head size is 64)"
         )
     if config.head_qk < 0:
         raise ConfigError(f"--head_qk {config.head_qk} is not possible, expected 0 or more")

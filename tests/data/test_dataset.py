@@ -16,7 +16,6 @@ from src.data.dataset import (
     TokenDataset,
     ValidationDataset,
     evenly_spread_samples,
-    message_from_worker,
 )
 from src.data.magic_prime import magic_prime
 from src.data.sampler import SampleNumbers
@@ -186,18 +185,3 @@ def test_persistent_workers_deliver_the_samplers_order_pass_after_pass(
         assert [tuple(x.shape) for x, _ in batches] == [(4, 16)] * 5
         read = torch.cat([x for x, _ in batches])
         assert torch.equal(read, torch.stack([data[n][0] for n in expected]))
-
-
-def test_a_workers_error_can_be_told_in_one_line(tmp_path):
-    data = TokenDataset(binidx_of([3] * 100, tmp_path), 16, 2, vocab_size=3)
-    loader = DataLoader(data, batch_size=1, sampler=SampleNumbers(0, 1, 1, 1, 0, 1), num_workers=1)
-    with pytest.raises(DataError) as direct:
-        data[1]
-    try:
-        list(loader)
-    except DataError as error:
-        told = message_from_worker(error)
-        # The traceback would keep the loader, whose late collection waits seconds for its worker.
-        error.__traceback__ = None
-    assert told == str(direct.value)
-    assert message_from_worker(direct.value) == str(direct.value)
