@@ -43,6 +43,8 @@ __device__ void copy_rows_async(unsigned char* to, const void* from, int rows, i
   const int pieces = element_bytes == 4 ? kElements / 4 : kElements / 8;  // of 16 bytes, per row
   const int shift = __ffs(pieces) - 1;
   const auto* source = static_cast<const unsigned char*>(from);
+  // Unrolled, the addresses of all copies would be held in registers at the same time.
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < rows * pieces; i += kThreads) {
     const int64_t row = i >> shift, byte = (i & (pieces - 1)) * 16;
     copy_16_async(to + i * 16, source + row * stride * element_bytes + byte);

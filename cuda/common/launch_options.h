@@ -5,9 +5,9 @@
 
 namespace rwkv {
 
-// How heads are split over blocks: by their number, always few large blocks, always many small
-// ones.
-enum { kSplitAuto = 0, kSplitFull = 1, kSplitWide = 2 };
+// How the work is split: as suits the call, in scans over tokens with few large blocks or with many
+// small ones, in chunks of tokens on tensor cores (operands in tf32).
+enum { kSplitAuto = 0, kSplitFull = 1, kSplitWide = 2, kSplitChunks = 3 };
 
 struct LaunchOptions {
   int64_t split = kSplitAuto;

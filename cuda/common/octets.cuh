@@ -66,14 +66,32 @@ __device__ inline Octet load_octet(const void* base, int64_t index, DType dtype)
   return o;
 }
 
+// Two elements of a two-byte type; index even.
+__device__ inline float2 load_pair(const void* base, int64_t index, DType dtype) {
+  const unsigned word =
+      *reinterpret_cast<const unsigned*>(static_cast<const uint16_t*>(base) + index);
+  if (dtype == DType::kBFloat16) {
+    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+  }
+  return __half22float2(bit_cast_to<__half2>(word));
+}
+
+__device__ inline unsigned packed_pair(float low, float high, DType dtype) {
+  return dtype == DType::kBFloat16 ? bit_cast_to<unsigned>(__floats2bfloat162_rn(low, high))
+                                   : bit_cast_to<unsigned>(__floats2half2_rn(low, high));
+}
+
+__device__ inline void store_pair(void* base, int64_t index, DType dtype, float low, float high) {
+  *reinterpret_cast<unsigned*>(static_cast<uint16_t*>(base) + index) =
+      packed_pair(low, high, dtype);
+}
+
 __device__ inline void store_octet(void* base, int64_t index, DType dtype, const Octet& x) {
   if (dtype == DType::kFloat) return store_floats(static_cast<float*>(base) + index, x);
   unsigned words[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float low = x.at[2 * i], high = x.at[2 * i + 1];
-    words[i] = dtype == DType::kBFloat16 ? bit_cast_to<unsigned>(__floats2bfloat162_rn(low, high))
-                                         : bit_cast_to<unsigned>(__floats2half2_rn(low, high));
+    words[i] = packed_pair(x.at[2 * i], x.at[2 * i + 1], dtype);
   }
   *reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + index) =
       make_uint4(words[0], words[1], words[2], words[3]);

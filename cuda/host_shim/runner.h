@@ -80,18 +80,25 @@ class Runner {
 
   // The value that thread `source` of the warp gives; every thread of the warp must take part.
   template <typename T> T shuffle(T value, int source, const Place& place) {
-    static_assert(sizeof(T) <= sizeof(Slot));
-    Slot* slots = slots_[current->warp][current->collectives++ & 1];
-    std::memcpy(&slots[current->lane], &value, sizeof(T));
-    wait(Waits::kForWarp, place);
+    const Slot* const slots = gather(value, place);
     T result;
-    std::memcpy(&result, &slots[source & (kWarpSize - 1)], sizeof(T));
+    std::memcpy(&result, slots[source & (kWarpSize - 1)].bytes, sizeof(T));
     return result;
   }
 
- private:
-  using Slot = uint64_t;
+  // What all threads of the warp give, by lane; good until this thread's next but one collective.
+  struct alignas(16) Slot {
+    unsigned char bytes[32];
+  };
+  template <typename T> const Slot* gather(const T& value, const Place& place) {
+    static_assert(sizeof(T) <= sizeof(Slot));
+    Slot* const slots = slots_[current->warp][current->collectives++ & 1];
+    std::memcpy(slots[current->lane].bytes, &value, sizeof(T));
+    wait(Waits::kForWarp, place);
+    return slots;
+  }
 
+ private:
   void fail(const std::string& message) {
     if (error.empty()) error = message;
   }

@@ -70,6 +70,30 @@ inline void wait_for_copies(size_t pending) {
   }
 }
 
+// mma.sync m16n8k8 of tf32: D = A B + D, every lane holding its fragments as the hardware has them.
+// The 13 lowest bits of the operands do not count.
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Fragments {
+    uint32_t a[4], b[2];
+  } mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const auto* slots = runner.gather(mine, RWKV_SHIM_PLACE("mma.sync"));
+  const auto of_lane = [&](int lane) {
+    Fragments fragments;
+    std::memcpy(&fragments, slots[lane].bytes, sizeof(Fragments));
+    return fragments;
+  };
+  const auto value = [](uint32_t bits) { return float_of(bits & 0xffffe000u); };
+  const int row = runner.current->lane / 4, column = runner.current->lane % 4 * 2;
+  for (int k = 0; k < 8; ++k) {
+    const Fragments left = of_lane(row * 4 + k % 4);
+    for (int j = 0; j < 2; ++j) {
+      const float right = value(of_lane((column + j) * 4 + k % 4).b[k / 4]);
+      d[j] += value(left.a[k / 4 * 2]) * right;
+      d[2 + j] += value(left.a[k / 4 * 2 + 1]) * right;
+    }
+  }
+}
+
 }  // namespace rwkv_shim
 
 using cudaError_t = int;

@@ -1,9 +1,9 @@
 // CUDA kernels of WKV-7: picks a tile, launches, reports.
 #include "wkv7_cuda.h"
 
-#include "../common/ranges.cuh"
 #include "../common/tile_choice.cuh"
 #include "wkv7_backward.cuh"
+#include "wkv7_chunk_launch.cuh"
 #include "wkv7_forward.cuh"
 
 namespace rwkv {
@@ -63,6 +63,30 @@ template <class TileType> class Wkv7BackwardPass {
   const BackwardMemory<TileType> memory_;
 };
 
+// run.template operator()<Pass>() with the class of the backward pass that serves the call.
+template <typename Result, typename Run>
+Result with_backward_pass(const Wkv7Backward& p, const LaunchOptions& options, Run run,
+                          Result otherwise) {
+  if (takes_chunks(p, options.split, Wkv7ChunkBackwardShared(nullptr).bytes)) {
+    return run.template operator()<Wkv7ChunkBackwardPass>();
+  }
+  if (options.split == kSplitChunks) return otherwise;
+  const auto scan = [&]<class TileType>() -> Result {
+    return run.template operator()<Wkv7BackwardPass<TileType>>();
+  };
+  return with_tile<kWkv7Warps, Wkv7BackwardShared>(p, options.split, scan, otherwise);
+}
+
+int launch_forward_scan(const Wkv7Forward& p, const LaunchOptions& options, void* stream) {
+  const auto run = [&]<class TileType>() {
+    const int64_t blocks = p.batch * p.heads * TileType::kSlices;
+    const Wkv7ForwardShared<TileType> shared(nullptr, p.dtype);
+    return launch(wkv7_forward_kernel<TileType>, blocks, TileType::kThreads, shared.bytes, stream,
+                  p);
+  };
+  return with_tile<kWkv7Warps, Wkv7ForwardShared>(p, options.split, run, kUnsupported);
+}
+
 }  // namespace
 }  // namespace rwkv
 
@@ -70,32 +94,24 @@ int64_t rwkv_wkv7_forward_floats(const rwkv::Wkv7Forward&, const rwkv::LaunchOpt
   return 0;
 }
 
-int rwkv_wkv7_forward_cuda(const rwkv::Wkv7Forward& params, const rwkv::LaunchOptions& options,
-                           float*, void* stream) {
-  const auto run = [&]<class TileType>() {
-    const int64_t blocks = params.batch * params.heads * TileType::kSlices;
-    const rwkv::Wkv7ForwardShared<TileType> shared(nullptr, params.dtype);
-    return rwkv::launch(rwkv::wkv7_forward_kernel<TileType>, blocks, TileType::kThreads,
-                        shared.bytes, stream, params);
-  };
-  return rwkv::with_tile<rwkv::kWkv7Warps, rwkv::Wkv7ForwardShared>(params, options.split, run,
-                                                                    rwkv::kUnsupported);
-}
-
 int64_t rwkv_wkv7_backward_floats(const rwkv::Wkv7Backward& params,
                                   const rwkv::LaunchOptions& options) {
-  const auto run = [&]<class TileType>() {
-    return rwkv::Wkv7BackwardPass<TileType>(params, options).floats();
-  };
-  return rwkv::with_tile<rwkv::kWkv7Warps, rwkv::Wkv7BackwardShared>(params, options.split, run,
-                                                                     int64_t{0});
+  const auto run = [&]<class Pass>() { return Pass(params, options).floats(); };
+  return rwkv::with_backward_pass(params, options, run, int64_t{0});
+}
+
+int rwkv_wkv7_forward_cuda(const rwkv::Wkv7Forward& params, const rwkv::LaunchOptions& options,
+                           float*, void* stream) {
+  const int bytes = rwkv::Wkv7ChunkForwardShared(nullptr).bytes;
+  if (rwkv::takes_chunks(params, options.split, bytes)) {
+    return rwkv::launch_wkv7_chunk_forward(params, stream);
+  }
+  if (options.split == rwkv::kSplitChunks) return rwkv::kUnsupported;
+  return rwkv::launch_forward_scan(params, options, stream);
 }
 
 int rwkv_wkv7_backward_cuda(const rwkv::Wkv7Backward& params, const rwkv::LaunchOptions& options,
                             float* memory, void* stream) {
-  const auto run = [&]<class TileType>() {
-    return rwkv::Wkv7BackwardPass<TileType>(params, options).run(memory, stream);
-  };
-  return rwkv::with_tile<rwkv::kWkv7Warps, rwkv::Wkv7BackwardShared>(params, options.split, run,
-                                                                     rwkv::kUnsupported);
+  const auto run = [&]<class Pass>() { return Pass(params, options).run(memory, stream); };
+  return rwkv::with_backward_pass(params, options, run, rwkv::kUnsupported);
 }

@@ -7,6 +7,13 @@ namespace rwkv {
 
 constexpr float kLargestRate = 0.6065306597126334f;  // exp(-1/2)
 
+// The decay's logarithm.
+__device__ inline float wkv7_log_decay(float w) { return -kLargestRate / (1.0f + expf(-w)); }
+
+// 1 - sigmoid(w), from its own exponential: for large w the difference would lose its digits. The
+// logarithm's derivative by w is the logarithm times this.
+__device__ inline float wkv7_rest(float w) { return 1.0f / (1.0f + expf(w)); }
+
 struct Wkv7Decay {
   Octet decay, slope;  // d and dd/dw
 };
@@ -15,12 +22,9 @@ __device__ inline Wkv7Decay wkv7_decay(const Octet& w) {
   Wkv7Decay result;
 #pragma unroll
   for (int i = 0; i < kOctet; ++i) {
-    // 1 - sigmoid from its own exponential: for large w the difference would lose its digits.
-    const float sigmoid = 1.0f / (1.0f + expf(-w.at[i]));
-    const float rest = 1.0f / (1.0f + expf(w.at[i]));
-    const float log_decay = -kLargestRate * sigmoid;
+    const float log_decay = wkv7_log_decay(w.at[i]);
     result.decay.at[i] = expf(log_decay);
-    result.slope.at[i] = log_decay * rest * result.decay.at[i];
+    result.slope.at[i] = log_decay * wkv7_rest(w.at[i]) * result.decay.at[i];
   }
   return result;
 }

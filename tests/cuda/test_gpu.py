@@ -10,6 +10,7 @@ from tests.cuda.gpu_calls import DEVICE, OPERATORS, in_fp64, on_device, results
 from tests.cuda.problems import (
     INTERFACES,
     MATRIX_OPS,
+    TF32_ERROR,
     Problem,
     Shape,
     assert_results_match,
@@ -17,6 +18,9 @@ from tests.cuda.problems import (
 )
 
 pytestmark = pytest.mark.gpu
+
+# Operators that take bf16 calls by chunks, with operands in tf32.
+CHUNK_OPS = ("wkv7",)
 
 every_op = pytest.mark.parametrize("op", INTERFACES)
 every_matrix_op = pytest.mark.parametrize("op", MATRIX_OPS)
@@ -27,7 +31,14 @@ ALL = (*BOTH, torch.float16)
 def check(problem: Problem) -> None:
     """Fails unless the native backend is as exact as fp32 sums, rounded once, can be."""
     problem = on_device(problem)
-    assert_results_match(results(problem), results(in_fp64(problem), "reference"))
+    expected = results(in_fp64(problem), "reference")
+    assert_results_match(results(problem), expected, operand_error(problem))
+
+
+def operand_error(problem: Problem) -> float:
+    """What the operands of the kernels that serve the call on a GPU bring along."""
+    by_chunks = problem.op in CHUNK_OPS and problem.shape.size == 64
+    return TF32_ERROR if by_chunks and problem.gy.dtype == torch.bfloat16 else 0.0
 
 
 @every_op

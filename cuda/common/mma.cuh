@@ -1,0 +1,109 @@
+// Matrix products on tensor cores: 16 x 8 += (16 x 8) (8 x 8), operands in tf32 (10 bits behind the
+// point, the range of fp32), sums in fp32.
+//
+// A lane's place in a fragment is (g, t) = (lane / 4, lane % 4). Accumulators hold rows g and g +
+// 8, columns 2t and 2t + 1. The instruction wants of the left operand columns t and t + 4, of the
+// right one rows t and t + 4; but the order in which the inner dimension is summed is ours to
+// choose, so everywhere here inner index 2t takes the place of t and 2t + 1 that of t + 4. Then
+// accumulators can serve as operands of the next product as they are, and rows in memory are read
+// in pairs.
+#pragma once
+
+#include "octets.cuh"
+
+namespace rwkv {
+
+using Accumulator = float[4];
+struct LeftOperand {
+  unsigned bits[4];
+};
+struct RightOperand {
+  unsigned bits[2];
+};
+
+// To the nearest; without it the hardware cuts the last 13 bits off.
+__device__ __forceinline__ unsigned tf32_bits(float x) {
+#if defined(RWKV_HOST_SHIM)
+  // Half of the last place that stays, then the rest is cut; infinity and NaN stay what they are.
+  const unsigned given = __float_as_uint(x);
+  return (given & 0x7f800000u) == 0x7f800000u ? given : (given + 0x1000u) & 0xffffe000u;
+#else
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+#endif
+}
+__device__ __forceinline__ float round_tf32(float x) { return __uint_as_float(tf32_bits(x)); }
+
+__device__ __forceinline__ void multiply_add(Accumulator& sum, const LeftOperand& a,
+                                             const RightOperand& b) {
+#if defined(RWKV_HOST_SHIM)
+  rwkv_shim::multiply_tf32(sum, a.bits, b.bits);
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a.bits[0]), "r"(a.bits[1]), "r"(a.bits[2]), "r"(a.bits[3]), "r"(b.bits[0]),
+        "r"(b.bits[1]));
+#endif
+}
+
+// A matrix in shared memory whose elements are rounded to tf32 already, or are rounded when read.
+template <int kStride, bool kRounded = true> struct Matrix {
+  static constexpr int stride = kStride;
+  float* base;
+
+  __device__ float* at(int row, int column) const { return base + row * kStride + column; }
+  __device__ Matrix from(int row, int column) const { return {at(row, column)}; }
+
+  // Rows 0 .. 16 of it as the left operand, inner index along the row.
+  __device__ __forceinline__ LeftOperand left(int lane) const {
+    const int g = lane / 4, t = lane % 4;
+    const float2 low = *reinterpret_cast<const float2*>(at(g, 2 * t));
+    const float2 high = *reinterpret_cast<const float2*>(at(g + 8, 2 * t));
+    return {{bits(low.x), bits(high.x), bits(low.y), bits(high.y)}};
+  }
+  // Columns 0 .. 16 of it as the rows of the left operand, inner index down the column.
+  __device__ __forceinline__ LeftOperand left_transposed(int lane) const {
+    const int g = lane / 4, t = lane % 4;
+    return {{bits(*at(2 * t, g)), bits(*at(2 * t, g + 8)), bits(*at(2 * t + 1, g)),
+             bits(*at(2 * t + 1, g + 8))}};
+  }
+  // The right operand, inner index down the column.
+  __device__ __forceinline__ RightOperand right(int lane) const {
+    const int g = lane / 4, t = lane % 4;
+    return {{bits(*at(2 * t, g)), bits(*at(2 * t + 1, g))}};
+  }
+  // Rows 0 .. 8 of it as the columns of the right operand, inner index along the row.
+  __device__ __forceinline__ RightOperand right_transposed(int lane) const {
+    const int g = lane / 4, t = lane % 4;
+    const float2 pair = *reinterpret_cast<const float2*>(at(g, 2 * t));
+    return {{bits(pair.x), bits(pair.y)}};
+  }
+
+ private:
+  __device__ static unsigned bits(float x) { return kRounded ? __float_as_uint(x) : tf32_bits(x); }
+};
+
+// Accumulators as the left operand of the next product.
+__device__ __forceinline__ LeftOperand as_left(const Accumulator& x) {
+  return {{tf32_bits(x[0]), tf32_bits(x[2]), tf32_bits(x[1]), tf32_bits(x[3])}};
+}
+
+// The left operand with its inner index 2t multiplied by `even` and 2t + 1 by `odd`, each 0 or 1.
+__device__ __forceinline__ LeftOperand keep_inner(const LeftOperand& a, float even, float odd) {
+  return {{even != 0.0f ? a.bits[0] : 0u, even != 0.0f ? a.bits[1] : 0u,
+           odd != 0.0f ? a.bits[2] : 0u, odd != 0.0f ? a.bits[3] : 0u}};
+}
+
+__device__ __forceinline__ void clear(Accumulator& x) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = 0.0f;
+}
+
+// Multiplies columns 2t and 2t + 1.
+__device__ __forceinline__ void scale_columns(Accumulator& x, float even, float odd) {
+  x[0] *= even, x[1] *= odd, x[2] *= even, x[3] *= odd;
+}
+
+}  // namespace rwkv

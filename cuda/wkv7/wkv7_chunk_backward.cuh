@@ -1,0 +1,342 @@
+// Backward pass of RWKV-7 by chunks of 16 tokens on tensor cores, from the last to the first. With
+// the names of wkv7_chunk.cuh, D the gradient of the state after the chunk times diag(exp(c_16)),
+// and a d before a matrix for its gradient:
+//
+//   dU = A_rb^T dY + B- D^T        dZ = T^T dU        dV = A_rk^T dY + K- D^T + A_ak^T dZ
+//   dA_ab = dZ U^T    dA_ak = dZ V^T    dA_rb = dY U^T    dA_rk = dY V^T    (masked like the A)
+//   dA~ = dZ S0 + dA_ab B- + dA_ak K-          dR~ = dY S0 + dA_rb B- + dA_rk K-
+//   dB- = U D + dA_ab^T A~ + dA_rb^T R~        dK- = V D + dA_ak^T A~ + dA_rk^T R~
+//   dS0 = D + dY^T R~ + dZ^T A~
+//
+// The gradient of the decay's logarithm at token t is, over the tokens of the chunk,
+//
+//   rowsum(S0 dS0) - sum_{s<t} (R~ dR~ - B- dB- - K- dK-)_s - sum_{s<=t} (A~ dA~)_s
+//
+// Within 16 tokens these sums do not grow beyond what they are subtracted from.
+#pragma once
+
+#include "../common/slices.cuh"
+#include "wkv7_chunk.cuh"
+
+namespace rwkv {
+
+struct Wkv7ChunkBackwardShared : Wkv7ChunkShared<ChunkTile::ByColumns, ChunkTile::ByRows> {
+  using State = Matrix<kN + 4, false>;
+  using Rows = ChunkTile::ByColumns;
+
+  Values gy, u, gz;   // [kChunk][kN]: dY, U, dZ
+  float* gsquares;    // dA_ab, dA_ak, dA_rb, dA_rk, as squares
+  State before;       // S0 [kN values][kN keys]
+  Rows after;         // D, likewise
+  float* slope;       // [kChunk][kN]: the derivative of the decay's logarithm by w
+  float* state_sums;  // [kWarps][kN]: rowsum(S0 dS0) over the values of a warp
+  unsigned char* raw_gy;
+  int bytes;
+
+  __host__ __device__ explicit Wkv7ChunkBackwardShared(unsigned char* base)
+      : Wkv7ChunkBackwardShared(Pieces(base)) {}
+
+  __device__ Square gsquare(int number) const { return {gsquares + number * kSquare}; }
+  // What was before and after the chunk gives its place to the results: dA~, dR~, dB-, dK-, and dV.
+  __device__ Rows result(int number) const {
+    return {before.base + number * kChunk * Rows::stride};
+  }
+  __device__ Rows gv() const { return after; }
+
+ private:
+  __host__ __device__ explicit Wkv7ChunkBackwardShared(Pieces pieces)
+      : Wkv7ChunkShared(pieces), gy{pieces.floats(kChunk * Values::stride)},
+        u{pieces.floats(kChunk * Values::stride)}, gz{pieces.floats(kChunk * Values::stride)},
+        gsquares(pieces.floats(4 * kSquare)), before{pieces.floats(kN * State::stride)},
+        after{pieces.floats(kN * Rows::stride)}, slope(pieces.floats(kChunk * kN)),
+        state_sums(pieces.floats(ChunkTile::kWarps * kN)),
+        raw_gy(pieces.bytes(kChunk * kN * 2)), bytes(pieces.used()) {}
+};
+
+struct Wkv7ChunkBackwardBlock {
+  using Tile = ChunkTile;
+  using Shared = Wkv7ChunkBackwardShared;
+  static constexpr int kN = Tile::kN, kChunk = Tile::kChunk;
+
+  const Wkv7Backward& p;
+  const TokenRange range;
+  const StatesAt<const float*> states;  // before every chunk
+  const HeadPlace<Tile> place;
+  const Shared shared;
+  const int lane, warp;
+
+  __device__ Wkv7ChunkBackwardBlock(const Wkv7Backward& p, const TokenRange& range,
+                                    const StatesAt<const float*>& states, int64_t block,
+                                    unsigned char* base)
+      : p(p), range(range), states(states), place(p, block), shared(base), lane(lane_number()),
+        warp(warp_number()) {}
+
+  // G: the gradient of the state after the range on entry, of the one before it on return.
+  __device__ __forceinline__ void scan(Tile::State& G) const {
+    const int64_t chunks = ceil_div(range.end - range.begin, kChunk);
+    fetch_tokens(range.begin + (chunks - 1) * kChunk);
+    for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+      const int64_t t = range.begin + chunk * kChunk;
+      const int tokens = range.tokens_from<kChunk>(t);
+      wait_for_copies();
+      __syncthreads();
+      fetch_state(t);
+      shared.form_operands(p.reset, place, p.dtype, t, tokens, shared.slope);
+      widen_values(shared.gy, shared.raw_gy, p.dtype, tokens);
+      wait_for_copies();
+      __syncthreads();
+      if (chunk > 0) fetch_tokens(t - kChunk);
+      shared.form_squares();
+      __syncthreads();
+      Accumulator gv[2];
+      step_back(G, gv);
+      __syncthreads();
+      form_square_gradients();
+      __syncthreads();
+      write_results(gv);
+      __syncthreads();
+      write_pairs(t, tokens);
+      write_rows(p.gv, shared.gv(), place, p.dtype, t, tokens);
+    }
+  }
+
+ private:
+  __device__ void fetch_tokens(int64_t t) const {
+    const int tokens = range.tokens_from<kChunk>(t);
+    shared.fetch(p, place, t, tokens);
+    place.fetch_values(shared.raw_gy, p.gy, p.dtype, t, tokens);
+    commit_copies();
+  }
+
+  __device__ void fetch_state(int64_t t) const {
+    const float* const from = states.of(place, t);
+    for (int i = static_cast<int>(threadIdx.x) * 4; i < kN * kN; i += Tile::kThreads * 4) {
+      copy_16_async(shared.before.at(i / kN, i % kN), from + i);
+    }
+    commit_copies();
+  }
+
+  // Per warp, for its own values: U and dZ to shared memory, dV (values in rows) to gv, and G
+  // becomes the gradient of the state before the chunk.
+  __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2]) const {
+    scale_keys(G);
+    Tile::store_state<true>(G, shared.after.base, Shared::Rows::stride);
+    place_used();
+    LeftOperand gy[2], gz[2];
+    find_gradients(G, gv, gy, gz);
+    keep_tokens(gy, shared.documents.first, lane);
+    keep_tokens(gz, shared.documents.first, lane);
+    const bool cut = shared.documents.cut();
+    const int column = lane % 4 * 2;
+    float sums[2 * Tile::kKeyTiles];  // over this thread's values of S0 dS0, by own key
+#pragma unroll
+    for (int i = 0; i < Tile::kKeyTiles; ++i) {
+      if (cut) clear(G[i]);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        multiply_add(G[i], gy[n], shared.r.from(n * 8, i * 8).right(lane));
+        multiply_add(G[i], gz[n], shared.a.from(n * 8, i * 8).right(lane));
+      }
+      const float* const S = shared.before.at(warp * 16 + lane / 4, i * 8 + column);
+      const float2 low = load_two(S), high = load_two(S + 8 * Shared::State::stride);
+      sums[2 * i] = low.x * G[i][0] + high.x * G[i][2];
+      sums[2 * i + 1] = low.y * G[i][1] + high.y * G[i][3];
+    }
+    share_sums<2 * Tile::kKeyTiles, 8, 4>(sums, lane);
+    const int kept = first_sum_kept<2 * Tile::kKeyTiles, 8, 4>(lane);
+    store_two(shared.state_sums + warp * kN + kept / 2 * 8 + column, sums[0], sums[1]);
+  }
+
+  __device__ __forceinline__ void scale_keys(Tile::State& G) const {
+#pragma unroll
+    for (int i = 0; i < Tile::kKeyTiles; ++i) {
+      const float2 grown = load_two(shared.growth + kChunk * kN + i * 8 + lane % 4 * 2);
+      scale_columns(G[i], grown.x, grown.y);
+    }
+  }
+
+  // U of this warp's values, as in the forward pass.
+  __device__ __forceinline__ void place_used() const {
+    Accumulator z[2], u[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) clear(z[n]), clear(u[n]);
+#pragma unroll
+    for (int i = 0; i < Tile::kKeyTiles; ++i) {
+      const LeftOperand state = shared.before.from(warp * 16, i * 8).left(lane);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        multiply_add(z[n], state, shared.a.from(n * 8, i * 8).right_transposed(lane));
+      }
+    }
+    scale_tokens(z, shared.documents.first);
+    LeftOperand left[2];
+    load_own_values(left, shared.v, lane);
+    add_lower(z, left, shared.ak(), lane);
+    left[0] = as_left(z[0]), left[1] = as_left(z[1]);
+    add_lower(u, left, shared.inverse, lane);
+    place_own_values<true>(u, shared.u, lane);
+  }
+
+  // dV to gv; dY and dZ as operands, dZ to shared memory too.
+  __device__ __forceinline__ void find_gradients(const Tile::State& G, Accumulator (&gv)[2],
+                                                 LeftOperand (&gy)[2],
+                                                 LeftOperand (&gz)[2]) const {
+    Accumulator gu[2], z[2];
+    multiply_state(gu, G, shared.b, shared.documents.last, lane);
+    multiply_state(gv, G, shared.k, shared.documents.last, lane);
+    load_own_values(gy, shared.gy, lane);
+    add_upper(gu, gy, shared.rb(), lane);
+    add_upper(gv, gy, shared.rk(), lane);
+    LeftOperand left[2];
+    left[0] = as_left(gu[0]), left[1] = as_left(gu[1]);
+    clear(z[0]), clear(z[1]);
+    add_upper(z, left, shared.inverse, lane);
+    gz[0] = as_left(z[0]), gz[1] = as_left(z[1]);
+    add_upper(gv, gz, shared.ak(), lane);
+    place_own_values<true>(z, shared.gz, lane);
+  }
+
+  // Columns of x are tokens.
+  __device__ __forceinline__ void scale_tokens(Accumulator (&x)[2], const float* factors) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const float2 factor = load_two(factors + n * 8 + lane % 4 * 2);
+      scale_columns(x[n], factor.x, factor.y);
+    }
+  }
+
+  // The warps form one of dA_ab, dA_ak, dA_rb, dA_rk each.
+  __device__ __forceinline__ void form_square_gradients() const {
+    Accumulator x[2];
+    multiply_rows(x, Shared::Values{(warp & 2) != 0 ? shared.gy.base : shared.gz.base},
+                  Shared::Values{(warp & 1) != 0 ? shared.v.base : shared.u.base}, lane);
+    shared.store_square(x, shared.gsquares + warp * Shared::kSquare, (warp & 2) != 0, true, lane);
+  }
+
+  // The warps find one of dA~, dR~, dB-, dK- each, and put it where S0 was, and dV where D was.
+  __device__ __forceinline__ void write_results(const Accumulator (&gv)[2]) const {
+    Accumulator x[Tile::kKeyTiles];
+    if (warp < 2) find_query_gradient(x);
+    else find_key_gradient(x);
+    __syncthreads();
+    Tile::store_rows(x, shared.result(warp).base, Shared::Rows::stride);
+    place_own_values<false>(gv, shared.gv(), lane);
+  }
+
+  // x = dA~ (warp 0) or dR~ (warp 1)
+  __device__ __forceinline__ void find_query_gradient(Accumulator (&x)[Tile::kKeyTiles]) const {
+    const Shared::Values rows{warp == 0 ? shared.gz.base : shared.gy.base};
+    multiply_rows_by_state(x, rows, shared.before, 0, shared.documents.first, lane);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const LeftOperand by_b = shared.gsquare(2 * warp).from(0, n * 8).left(lane);
+      const LeftOperand by_k = shared.gsquare(2 * warp + 1).from(0, n * 8).left(lane);
+#pragma unroll
+      for (int i = 0; i < Tile::kKeyTiles; ++i) {
+        multiply_add(x[i], by_b, shared.b.from(n * 8, i * 8).right(lane));
+        multiply_add(x[i], by_k, shared.k.from(n * 8, i * 8).right(lane));
+      }
+    }
+  }
+
+  // x = dB- (warp 2) or dK- (warp 3)
+  __device__ __forceinline__ void find_key_gradient(Accumulator (&x)[Tile::kKeyTiles]) const {
+    const Shared::Values rows{warp == 2 ? shared.u.base : shared.v.base};
+    multiply_rows_by_state(x, rows, shared.after, 0, shared.documents.last, lane);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const LeftOperand by_a = shared.gsquare(warp - 2).from(n * 8, 0).left_transposed(lane);
+      const LeftOperand by_r = shared.gsquare(warp).from(n * 8, 0).left_transposed(lane);
+#pragma unroll
+      for (int i = 0; i < Tile::kKeyTiles; ++i) {
+        multiply_add(x[i], by_a, shared.a.from(n * 8, i * 8).right(lane));
+        multiply_add(x[i], by_r, shared.r.from(n * 8, i * 8).right(lane));
+      }
+    }
+  }
+
+  // gr, gk, ga, gb and gw of the thread's two keys and four tokens.
+  __device__ __forceinline__ void write_pairs(int64_t t, int tokens) const {
+    const PairOfKeys own;
+    float2 sum = make_float2(0.0f, 0.0f);
+    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
+      const float2 x = sum_without_a(own.first_token + i, own.key);
+      const float2 y = product(shared.a, 0, own.first_token + i, own.key);
+      sum.x += x.x + y.x;
+      sum.y += x.y + y.y;
+    }
+    float2 gradient = make_float2(0.0f, 0.0f);
+    for (int n = 0; n < Tile::kWarps; ++n) {
+      const float2 part = load_two(shared.state_sums + n * kN + own.key);
+      gradient.x += part.x;
+      gradient.y += part.y;
+    }
+    const float2 before = own.sum_before(sum);
+    gradient.x -= before.x;
+    gradient.y -= before.y;
+    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
+      const int n = own.first_token + i;
+      const float2 y = product(shared.a, 0, n, own.key), x = sum_without_a(n, own.key);
+      gradient.x -= y.x;
+      gradient.y -= y.y;
+      if (n < tokens) write_token(t, n, own.key, gradient);
+      gradient.x -= x.x;
+      gradient.y -= x.y;
+    }
+  }
+
+  // (R~ dR~ - B- dB- - K- dK-) at a token
+  __device__ __forceinline__ float2 sum_without_a(int token, int key) const {
+    const float2 r = product(shared.r, 1, token, key), b = product(shared.b, 2, token, key);
+    const float2 k = product(shared.k, 3, token, key);
+    return make_float2(r.x - b.x - k.x, r.y - b.y - k.y);
+  }
+
+  template <class Operand>
+  __device__ __forceinline__ float2 product(const Operand& operand, int result, int token,
+                                            int key) const {
+    const float2 x = load_two(operand.at(token, key));
+    const float2 y = load_two(shared.result(result).at(token, key));
+    return make_float2(x.x * y.x, x.y * y.y);
+  }
+
+  // log_gradient: of the decay's logarithm
+  __device__ __forceinline__ void write_token(int64_t t, int n, int key,
+                                              const float2& log_gradient) const {
+    const int64_t to = place.token(t + n) + key;
+    const float* const growth = shared.growth + n * kN + key;
+    const float2 before = load_two(growth), grown = load_two(growth + kN);
+    const float2 slope = load_two(shared.slope + n * kN + key);
+    const float kept = place.starts(p.reset, t + n) ? 0.0f : 1.0f;
+    const float2 a = load_two(shared.result(0).at(n, key));
+    const float2 r = load_two(shared.result(1).at(n, key));
+    const float2 b = load_two(shared.result(2).at(n, key));
+    const float2 k = load_two(shared.result(3).at(n, key));
+    store_pair(p.ga, to, p.dtype, a.x * before.x, a.y * before.y);
+    store_pair(p.gr, to, p.dtype, r.x * grown.x, r.y * grown.y);
+    store_pair(p.gb, to, p.dtype, b.x / grown.x, b.y / grown.y);
+    store_pair(p.gk, to, p.dtype, k.x / grown.x, k.y / grown.y);
+    store_two(static_cast<float*>(p.gw) + to, kept * slope.x * log_gradient.x,
+              kept * slope.y * log_gradient.y);
+  }
+};
+
+// What it computes: for a range of tokens every gradient of wkv7_chunk_forward_kernel.
+// What a thread owns: 32 numbers of the gradient of one head's state, a warp 16 values and all
+// keys.
+// What it gave up: fp32 operands, and head sizes other than 64.
+static __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
+    wkv7_chunk_backward_kernel(const __grid_constant__ Wkv7Backward p, TokenRange range,
+                               StatesAt<const float*> states) {
+  DYNAMIC_SHARED(base);
+  const Wkv7ChunkBackwardBlock block(p, range, states, blockIdx.x, base);
+  // Between ranges gstate carries the gradient on.
+  const auto* after = static_cast<const float*>(range.end == p.time ? p.gfinal_state : p.gstate);
+  const int64_t at = block.place.state();
+  ChunkTile::State G;
+  ChunkTile::load_state(G, after == nullptr ? nullptr : after + at);
+  block.scan(G);
+  ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
+}
+
+}  // namespace rwkv
