@@ -22,7 +22,8 @@ def test_no_kernel_touches_memory_that_is_not_its_own(tmp_path):
     built = subprocess.run(
         [
             toolchain.find_cpp().path, "-std=c++20", "-O1", "-march=x86-64",
-            "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", str(build.SOURCES), "-o", str(program),
+            "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I",
+            str(build.SOURCES), "-o", str(program),
             str(Path(__file__).parent / "native_sanitizer.cpp"), *map(str, sources),
         ],
         capture_output=True, text=True, check=False,
