@@ -37,8 +37,9 @@ struct Wkv4Backward : Wkv4Sizes {
   void* gstate;              // [B, 3, A] of T
 };
 
-// Channels of one task.
-constexpr int64_t kWkv4Channels = 64;
+// Channels of one task, and tokens between two corrections of the running exponent; keep_every is a
+// multiple of the latter.
+constexpr int64_t kWkv4Channels = 64, kWkv4Tokens = 16;
 
 // Tasks [begin, end): batch row * ceil(A / kWkv4Channels) + group of channels.
 void wkv4_forward_cpu(const Wkv4Forward& params, int64_t begin, int64_t end);

@@ -1,6 +1,4 @@
-// CPU kernels of WKV-4. A lane is a channel, a task kWkv4Channels channels of one batch row. The
-// exponents are kept relative to the largest so far: of the two exponentials that a maximum leads
-// to, one is 1, and the other is computed.
+// CPU kernels of WKV-4. A lane is a channel, a task kWkv4Channels channels of one batch row.
 //
 // The backward pass computes the states between two kept ones again and then walks from the last
 // token to the first with the adjoints of the sums, al = A exp(R) for a and be = B exp(R) for b,
@@ -10,42 +8,21 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../common/cpu_math.h"
 #include "../common/cpu_row_math.h"
 #include "../common/cpu_rows.h"
 #include "../common/cpu_scratch.h"
 #include "../common/cpu_segments.h"
+#include "wkv4_cpu_exponent.h"
 
 namespace rwkv {
 namespace {
 
-// exp(kEmpty - anything) is 0, and twice it is still finite in float.
+// The exponent of an empty sum: exp(kEmpty - anything) is 0, and twice it is finite in float.
 constexpr double kEmpty = -1e38;
 // exp(20) dwarfs every finite difference of keys, so beyond it nothing changes.
 constexpr double kLargestLogRate = 20;
 
 constexpr int64_t kStride = kWkv4Channels;
-
-// max(x, y) with exp(x - max) and exp(y - max)
-template <typename T> struct Scaled {
-  Vec<T> largest, x, y;
-
-  RWKV_INLINE Scaled(Vec<T> a, Vec<T> b) {
-    const Vec<T> difference = a - b;
-    const auto first = difference > 0;
-    const Vec<T> distance = first ? -difference : difference;
-    const Vec<T> smaller = exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, distance));
-    const Vec<T> one = broadcast<T>(1);
-    largest = first ? a : b;
-    x = first ? one : smaller;
-    y = first ? smaller : one;
-  }
-};
-
-// exp(x) for x <= 0, up to rounding
-template <typename T> RWKV_INLINE Vec<T> exp_of_negative(Vec<T> x) {
-  return exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, x));
-}
 
 // What a task owns: channels [first, first + count) of one batch row.
 struct Channels {
@@ -69,10 +46,10 @@ struct Channels {
 
 // The state and the parameters of a task's channels.
 template <typename T> struct Working {
-  T *aa, *bb, *pp, *u, *step;
+  T *aa, *bb, *pp, *low, *u, *step;
 
   explicit Working(Scratch<T>& scratch) {
-    for (T** row : {&aa, &bb, &pp, &u, &step}) scratch.want(*row, kStride);
+    for (T** row : {&aa, &bb, &pp, &low, &u, &step}) scratch.want(*row, kStride);
   }
 
   // step = -exp(w), the decay's exponent per token
@@ -88,6 +65,7 @@ template <typename T> struct Working {
   void clear() const {
     clear_rows(aa, kStride);
     clear_rows(bb, kStride);
+    clear_rows(low, kStride);
     std::fill_n(pp, kStride, T(kEmpty));
   }
 };
@@ -106,21 +84,34 @@ template <typename T> void write_tokens(void* to, DType dtype, const Channels& a
   }
 }
 
-// aa, bb, pp after a token
-template <typename T>
-RWKV_INLINE void advance(Vec<T>& aa, Vec<T>& bb, Vec<T>& pp, Vec<T> step, Vec<T> k, Vec<T> v) {
-  const Scaled<T> e(pp + step, k);
-  aa = e.x * aa + e.y * v;
-  bb = e.x * bb + e.y;
-  pp = e.largest;
-}
+// What the channels of one vector know before a token.
+template <typename T> struct Sums {
+  Vec<T> aa, bb;
+  Exponent<T> pp;
 
-constexpr int64_t kTokens = 16;
+  RWKV_INLINE Sums(const Working<T>& from, int64_t i)
+      : aa(load<T>(from.aa + i)), bb(load<T>(from.bb + i)),
+        pp{load<T>(from.pp + i), load<T>(from.low + i)} {}
+
+  RWKV_INLINE void store_to(const Working<T>& to, int64_t i) const {
+    store<T>(to.aa + i, aa);
+    store<T>(to.bb + i, bb);
+    store<T>(to.pp + i, pp.high);
+    store<T>(to.low + i, pp.low);
+  }
+
+  RWKV_INLINE void take(Vec<T> step, Vec<T> k, Vec<T> v) {
+    const Scaled<T> e(pp.after(step), {k, Vec<T>{}});
+    aa = e.first * aa + e.second * v;
+    bb = e.first * bb + e.second;
+    pp = e.largest;
+  }
+};
 
 template <typename T> class ForwardChannels {
  public:
   explicit ForwardChannels(const Wkv4Forward& p) : p_(p), now_(scratch_) {
-    for (T** rows : {&k_, &v_, &y_}) scratch_.want(*rows, kTokens * kStride);
+    for (T** rows : {&k_, &v_, &y_}) scratch_.want(*rows, kWkv4Tokens * kStride);
     scratch_.allocate();
   }
 
@@ -132,15 +123,14 @@ template <typename T> class ForwardChannels {
     for (int n = 0; n < 3 && p_.state != nullptr; ++n) {
       load_row<T>(p_.state, kDTypeOf<T>, at.state(n), at.count, parts[n]);
     }
-    for (const Segment& segment : cut_sequence(at.reset(p_.reset), p_.time, p_.keep_every)) {
+    for (const Segment& segment : cut_sequence(at.reset(p_.reset), p_.time, kWkv4Tokens)) {
       if (segment.starts_document) now_.clear();
       for (int n = 0; n < 3 && p_.checkpoints && segment.begin % p_.keep_every == 0; ++n) {
         const int64_t offset = at.checkpoint(segment.begin / p_.keep_every, n);
         store_row<T>(p_.checkpoints, kDTypeOf<T>, offset, at.count, parts[n]);
       }
-      for (int64_t t = 0; t < segment.tokens; t += kTokens) {
-        run_tokens(at, segment.begin + t, std::min(kTokens, segment.tokens - t));
-      }
+      run_tokens(at, segment.begin, segment.tokens);
+      fold_low(now_.aa, now_.bb, now_.pp, now_.low, kStride);
     }
     for (int n = 0; n < 3; ++n) {
       store_row<T>(p_.final_state, kDTypeOf<T>, at.state(n), at.count, parts[n]);
@@ -154,13 +144,11 @@ template <typename T> class ForwardChannels {
     for (int64_t row = 0; row < tokens * kStride; row += kStride) {
       for (int64_t i = 0; i < kStride; i += kLanes<T>) {
         const Vec<T> k = load<T>(k_ + row + i), v = load<T>(v_ + row + i);
-        Vec<T> aa = load<T>(now_.aa + i), bb = load<T>(now_.bb + i), pp = load<T>(now_.pp + i);
-        const Scaled<T> e(pp, load<T>(now_.u + i) + k);
-        store<T>(y_ + row + i, (e.x * aa + e.y * v) / (e.x * bb + e.y));
-        advance<T>(aa, bb, pp, load<T>(now_.step + i), k, v);
-        store<T>(now_.aa + i, aa);
-        store<T>(now_.bb + i, bb);
-        store<T>(now_.pp + i, pp);
+        Sums<T> now(now_, i);
+        const Scaled<T> e(now.pp, {load<T>(now_.u + i) + k, Vec<T>{}});
+        store<T>(y_ + row + i, (e.first * now.aa + e.second * v) / (e.first * now.bb + e.second));
+        now.take(load<T>(now_.step + i), k, v);
+        now.store_to(now_, i);
       }
     }
     write_tokens(p_.y, p_.dtype, at, begin, tokens, y_);
@@ -177,10 +165,11 @@ template <typename T> class BackwardChannels {
   explicit BackwardChannels(const Wkv4Backward& p)
       : p_(p), longest_(std::min(p.time, p.keep_every)), now_(scratch_) {
     for (T** rows :
-         {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &pp_, &largest_, &current_, &y_, &q_}) {
+         {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &pp_, &pp_low_, &largest_, &largest_low_,
+          &current_, &y_, &q_}) {
       scratch_.want(*rows, longest_ * kStride);
     }
-    for (T** row : {&A_, &B_, &R_, &gu_, &gw_}) scratch_.want(*row, kStride);
+    for (T** row : {&A_, &B_, &R_, &R_low_, &gu_, &gw_}) scratch_.want(*row, kStride);
     scratch_.allocate();
   }
 
@@ -207,6 +196,7 @@ template <typename T> class BackwardChannels {
   void clear_adjoint() {
     clear_rows(A_, kStride);
     clear_rows(B_, kStride);
+    clear_rows(R_low_, kStride);
     std::fill_n(R_, kStride, T(kEmpty));
   }
 
@@ -231,52 +221,59 @@ template <typename T> class BackwardChannels {
     for (int64_t row = 0; row < segment.tokens * kStride; row += kStride) {
       for (int64_t i = 0; i < kStride; i += kLanes<T>) {
         const Vec<T> k = load<T>(k_ + row + i), v = load<T>(v_ + row + i);
-        Vec<T> aa = load<T>(now_.aa + i), bb = load<T>(now_.bb + i), pp = load<T>(now_.pp + i);
-        const Scaled<T> e(pp, load<T>(now_.u + i) + k);
-        const Vec<T> denominator = e.x * bb + e.y;
-        store<T>(aa_ + row + i, aa);
-        store<T>(bb_ + row + i, bb);
-        store<T>(pp_ + row + i, pp);
-        store<T>(largest_ + row + i, e.largest);
-        store<T>(current_ + row + i, e.y);
-        store<T>(y_ + row + i, (e.x * aa + e.y * v) / denominator);
+        Sums<T> now(now_, i);
+        const Scaled<T> e(now.pp, {load<T>(now_.u + i) + k, Vec<T>{}});
+        const Vec<T> denominator = e.first * now.bb + e.second;
+        store<T>(aa_ + row + i, now.aa);
+        store<T>(bb_ + row + i, now.bb);
+        store<T>(pp_ + row + i, now.pp.high);
+        store<T>(pp_low_ + row + i, now.pp.low);
+        store<T>(largest_ + row + i, e.largest.high);
+        store<T>(largest_low_ + row + i, e.largest.low);
+        store<T>(current_ + row + i, e.second);
+        store<T>(y_ + row + i, (e.first * now.aa + e.second * v) / denominator);
         store<T>(q_ + row + i, load<T>(gy_ + row + i) / denominator);
-        advance<T>(aa, bb, pp, load<T>(now_.step + i), k, v);
-        store<T>(now_.aa + i, aa);
-        store<T>(now_.bb + i, bb);
-        store<T>(now_.pp + i, pp);
+        now.take(load<T>(now_.step + i), k, v);
+        now.store_to(now_, i);
       }
     }
+    fold_low(now_.aa, now_.bb, now_.pp, now_.low, kStride);
   }
 
   void reverse(int64_t tokens) {
     for (int64_t row = (tokens - 1) * kStride; row >= 0; row -= kStride) {
       for (int64_t i = 0; i < kStride; i += kLanes<T>) {
         const int64_t here = row + i;
-        Vec<T> A = load<T>(A_ + i), B = load<T>(B_ + i), R = load<T>(R_ + i);
+        const Vec<T> A = load<T>(A_ + i), B = load<T>(B_ + i);
+        const Exponent<T> R{load<T>(R_ + i), load<T>(R_low_ + i)};
+        const Exponent<T> pp{load<T>(pp_ + here), load<T>(pp_low_ + here)};
+        const Exponent<T> largest{load<T>(largest_ + here), load<T>(largest_low_ + here)};
         const Vec<T> k = load<T>(k_ + here), v = load<T>(v_ + here), y = load<T>(y_ + here);
         const Vec<T> q = load<T>(q_ + here), own = q * load<T>(current_ + here);
-        const Vec<T> later = exp_of_negative<T>(k + R), by_u = own * (v - y);
+        const Vec<T> later = exp_of_sum<T>({k, Vec<T>{}}, R), by_u = own * (v - y);
         store<T>(gv_ + here, own + later * A);
         store<T>(gk_ + here, by_u + later * (A * v + B));
         store<T>(gu_ + i, load<T>(gu_ + i) + by_u);
-        const Vec<T> decayed = load<T>(now_.step + i) + R;
-        const Vec<T> kept = exp_of_negative<T>(decayed + load<T>(pp_ + here));
+        const Exponent<T> decayed = R.after(load<T>(now_.step + i));
+        const Vec<T> kept = exp_of_sum<T>(decayed, pp);
         const Vec<T> by_w = kept * (A * load<T>(aa_ + here) + B * load<T>(bb_ + here));
         store<T>(gw_ + i, load<T>(gw_ + i) + by_w);
-        const Scaled<T> e(decayed, -load<T>(largest_ + here));
-        store<T>(A_ + i, e.x * A + e.y * q);
-        store<T>(B_ + i, e.x * B - e.y * (q * y));
-        store<T>(R_ + i, e.largest);
+        const Scaled<T> e(decayed, -largest);
+        store<T>(A_ + i, e.first * A + e.second * q);
+        store<T>(B_ + i, e.first * B - e.second * (q * y));
+        store<T>(R_ + i, e.largest.high);
+        store<T>(R_low_ + i, e.largest.low);
       }
     }
+    fold_low(A_, B_, R_, R_low_, kStride);
   }
 
   // The rows of the first token still hold the state that the sequence began with.
   void finish(const Channels& at) {
     T *const gaa = gk_, *const gbb = gv_, *const gpp = gy_;
     for (int64_t i = 0; i < kStride; i += kLanes<T>) {
-      const Vec<T> scale = exp_of_negative<T>(load<T>(R_ + i) + load<T>(pp_ + i));
+      const Vec<T> scale =
+          exp_of_sum<T>({load<T>(R_ + i), Vec<T>{}}, {load<T>(pp_ + i), Vec<T>{}});
       const Vec<T> a = load<T>(A_ + i) * scale, b = load<T>(B_ + i) * scale;
       store<T>(gaa + i, a);
       store<T>(gbb + i, b);
@@ -297,8 +294,8 @@ template <typename T> class BackwardChannels {
   const int64_t longest_;
   Scratch<T> scratch_;
   Working<T> now_;
-  T *k_, *v_, *gy_, *gk_, *gv_, *aa_, *bb_, *pp_, *largest_, *current_, *y_, *q_;
-  T *A_, *B_, *R_, *gu_, *gw_;
+  T *k_, *v_, *gy_, *gk_, *gv_, *aa_, *bb_, *pp_, *pp_low_, *largest_, *largest_low_;
+  T *current_, *y_, *q_, *A_, *B_, *R_, *R_low_, *gu_, *gw_;
 };
 
 }  // namespace

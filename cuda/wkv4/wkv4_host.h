@@ -29,7 +29,8 @@ inline Wkv4Sizes wkv4_sizes(const at::Tensor& w, const at::Tensor& u, const at::
                             const at::Tensor& v, const std::optional<at::Tensor>& reset,
                             int64_t keep_every) {
   TORCH_CHECK(k.dim() == 3 && k.numel() > 0, "k must be [B, T, A], no axis empty, got ", k.sizes());
-  TORCH_CHECK(keep_every >= 0, "keep_every must not be negative, got ", keep_every);
+  TORCH_CHECK(keep_every >= 0 && keep_every % kWkv4Tokens == 0,
+              "keep_every must be 0 or a multiple of ", kWkv4Tokens, ", got ", keep_every);
   const int64_t B = k.size(0), T = k.size(1), A = k.size(2);
   CHECK_SHAPE(v, B, T, A);
   CHECK_LIKE(v, k);
