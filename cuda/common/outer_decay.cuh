@@ -9,6 +9,12 @@ namespace rwkv {
 // that, in the gradient of w, is NaN.
 constexpr float kLargestLogRate = 5.0f;
 
+// The decay's logarithm, -exp(w); also its own derivative by w.
+__device__ inline float outer_log_decay(float w) {
+  // Written so that NaN stays NaN.
+  return -expf(w > kLargestLogRate ? kLargestLogRate : w);
+}
+
 struct OuterDecay {
   Octet decay, slope;  // d = exp(-exp(w)) and dd/dw = -exp(w) d
 };
@@ -17,9 +23,7 @@ __device__ inline OuterDecay outer_decay(const Octet& w) {
   OuterDecay result;
 #pragma unroll
   for (int i = 0; i < kOctet; ++i) {
-    // Written so that NaN stays NaN.
-    const float limited = w.at[i] > kLargestLogRate ? kLargestLogRate : w.at[i];
-    const float log_decay = -expf(limited);
+    const float log_decay = outer_log_decay(w.at[i]);
     result.decay.at[i] = expf(log_decay);
     result.slope.at[i] = log_decay * result.decay.at[i];
   }

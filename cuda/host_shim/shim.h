@@ -48,6 +48,7 @@
 #define DYNAMIC_SHARED(name) unsigned char* const name = ::rwkv_shim::runner.shared
 
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 
 namespace rwkv_shim {
 

@@ -1,22 +1,12 @@
 // Host side of the chunked kernels of RWKV-7.
 #pragma once
 
+#include "../common/chunk_choice.cuh"
 #include "../common/ranges.cuh"
 #include "wkv7_chunk_backward.cuh"
 #include "wkv7_chunk_forward.cuh"
 
 namespace rwkv {
-
-// Whether the chunked kernels serve a call that asks for `split` and needs `shared_bytes`. Of their
-// own accord they take bf16 alone: tf32 has as many digits as fp16, whose results would be two to
-// three times as far off as one rounding brings them.
-inline bool takes_chunks(const HeadSizes& p, int64_t split, int shared_bytes) {
-  const bool wanted = split == kSplitChunks ||
-                      (split == kSplitAuto && p.dtype == DType::kBFloat16);
-  const bool possible = p.dtype == DType::kBFloat16 || p.dtype == DType::kHalf;
-  return wanted && possible && p.w_dtype == DType::kFloat && p.size == ChunkTile::kN &&
-         shared_bytes <= most_shared_bytes();
-}
 
 inline int launch_wkv7_chunk_forward(const Wkv7Forward& p, void* stream) {
   return launch(wkv7_chunk_forward_kernel, p.batch * p.heads, ChunkTile::kThreads,

@@ -20,7 +20,7 @@ from tests.cuda.problems import (
 pytestmark = pytest.mark.gpu
 
 # Operators that take bf16 calls by chunks, with operands in tf32.
-CHUNK_OPS = ("wkv7",)
+CHUNK_OPS = ("wkv5", "wkv6", "wkv7")
 
 every_op = pytest.mark.parametrize("op", INTERFACES)
 every_matrix_op = pytest.mark.parametrize("op", MATRIX_OPS)
