@@ -79,7 +79,9 @@ template <DType kType, bool kWithResults> struct Wkv4BackwardThread {
     for (int n = 0; n < tokens; ++n) {
       if (starts(t + n)) sums.forget();
       float* const saved = shared.sums + n * 3 * kWkv4Threads + own;
-      saved[0] = sums.aa, saved[kWkv4Threads] = sums.bb, saved[2 * kWkv4Threads] = sums.pp;
+      // Within a chunk the rest is so small that exp(rest) is 1 + rest.
+      saved[0] = sums.aa + sums.aa * sums.rest, saved[kWkv4Threads] = sums.bb + sums.bb * sums.rest;
+      saved[2 * kWkv4Threads] = sums.pp;
       sums.add(step, shared.k.own(buffer, n), shared.v.own(buffer, n), 1.0f);
     }
     if (t + tokens == p.time) start_from_final_state(sums);
@@ -92,6 +94,7 @@ template <DType kType, bool kWithResults> struct Wkv4BackwardThread {
     const float* const given =
         static_cast<const float*>(p.gfinal_state) + place.row * 3 * p.width + place.channel;
     adjoint.aa = given[0], adjoint.bb = given[p.width], adjoint.pp = -sums.pp;
+    adjoint.rest = 0.0f;
   }
 
   // Token t, number n of the chunk.
@@ -101,19 +104,19 @@ template <DType kType, bool kWithResults> struct Wkv4BackwardThread {
     const float* const saved = shared.sums + n * 3 * kWkv4Threads + threadIdx.x;
     const float aa = saved[0], bb = saved[kWkv4Threads], pp = saved[2 * kWkv4Threads];
     const float scale = fmaxf(pp, u + k);
-    const float before = expf(pp - scale), now = expf(u + k - scale);
-    const float divisor = before * bb + now;
-    const float y = (before * aa + now * v) / divisor, q = gy / divisor;
+    const Weights weights(u + k - pp);
+    const float divisor = weights.before * bb + weights.now;
+    const float y = (weights.before * aa + weights.now * v) / divisor, q = gy / divisor;
     if constexpr (kWithResults) {
-      const float through = expf(k + adjoint.pp), own_k = q * now * (v - y);
-      store_element<kType>(p.gv, place.token(p, t), q * now + through * adjoint.aa);
+      const float through = expf(k + adjoint.pp + adjoint.rest);
+      const float own_v = q * weights.now, own_k = own_v * (v - y);
+      store_element<kType>(p.gv, place.token(p, t), own_v + through * adjoint.aa);
       store_element<kType>(p.gk, place.token(p, t),
                            own_k + through * (adjoint.aa * v + adjoint.bb));
       gu += own_k;
-      gw += expf(step + adjoint.pp + pp) * (adjoint.aa * aa + adjoint.bb * bb);
+      gw += expf(step + adjoint.pp + pp + adjoint.rest) * (adjoint.aa * aa + adjoint.bb * bb);
     }
     adjoint.add(step, -scale, q, -q * y);
-    adjoint.decay += step;
     if (starts(t)) adjoint.forget();
   }
 };
@@ -130,6 +133,8 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
   if (thread.place.segment == 0) return;
   thread.walk();
   if (!thread.place.exists) return;
+  const int64_t tokens = thread.place.end - thread.place.begin;
+  thread.adjoint.decay += thread.step * static_cast<float>(tokens);
   summaries.store(thread.place.row, thread.place.segment, thread.place.channel, thread.adjoint);
 }
 
@@ -168,10 +173,11 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
   gu[at] = thread.gu;
   if (place.segment > 0) return;
   const Stretch start = thread.kept.load(place.row, 0, place.channel);
-  const float factor = expf(thread.adjoint.pp + start.pp);
+  const float factor = expf(thread.adjoint.pp + start.pp + thread.adjoint.rest);
   const float gaa = thread.adjoint.aa * factor, gbb = thread.adjoint.bb * factor;
   const ChannelRows gstate{static_cast<float*>(p.gstate), 1, 3, p.width};
-  gstate.store(place.row, 0, place.channel, {gaa, gbb, start.aa * gaa + start.bb * gbb, 0.0f});
+  const float gpp = start.aa * gaa + start.bb * gbb;
+  gstate.store(place.row, 0, place.channel, {gaa, gbb, gpp, 0.0f, 0.0f});
 }
 
 // What it computes: the sums over segments of gw and gu, [segments, B, A] each.

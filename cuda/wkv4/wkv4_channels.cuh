@@ -46,16 +46,32 @@ template <DType kType> __device__ void store_element(void* base, int64_t index, 
 // (kEmptyScale if a document starts in it). An adjoint stretch has A, B, R for aa, bb, pp.
 struct Stretch {
   float aa, bb, pp, decay;
+  // What rounding took from pp: a step is added to it per token, and exp() would turn the sum of
+  // thousands of roundings into as large a relative error of the sums.
+  float rest;
 
-  __device__ static Stretch empty() { return {0.0f, 0.0f, kEmptyScale, 0.0f}; }
+  __device__ static Stretch empty() { return {0.0f, 0.0f, kEmptyScale, 0.0f, 0.0f}; }
 
   // Adds x exp(exponent) to a and y exp(exponent) to b, after decaying both by exp(step).
   __device__ __forceinline__ void add(float step, float exponent, float x, float y) {
-    const float scale = fmaxf(pp + step, exponent);
-    const float kept = expf(pp + step - scale), added = expf(exponent - scale);
-    aa = kept * aa + added * x;
-    bb = kept * bb + added * y;
-    pp = scale;
+    const float sum = pp + step, added = sum - pp;
+    rest += (pp - (sum - added)) + (step - added);
+    const float ahead = exponent - sum - rest;
+    const float factor = expf(ahead > 0.0f ? -ahead : ahead);
+    if (ahead > 0.0f) {
+      aa = factor * aa + x;
+      bb = factor * bb + y;
+      pp = exponent, rest = 0.0f;
+    } else {
+      aa += factor * x;
+      bb += factor * y;
+      pp = sum;
+    }
+  }
+  // The same sums without a rest.
+  __device__ __forceinline__ void fold() {
+    const float factor = expf(rest);
+    aa *= factor, bb *= factor, rest = 0.0f;
   }
   // What earlier sums become through this stretch.
   __device__ Stretch after(const Stretch& earlier) const {
@@ -64,7 +80,19 @@ struct Stretch {
     return joined;
   }
   // A document starts: everything before it is gone.
-  __device__ void forget() { *this = {0.0f, 0.0f, kEmptyScale, kEmptyScale}; }
+  __device__ void forget() { *this = {0.0f, 0.0f, kEmptyScale, kEmptyScale, 0.0f}; }
+};
+
+// What the sums before a token and the token itself weigh in its output, when the token's exponent
+// lies `ahead` of theirs; the greater weight is 1.
+struct Weights {
+  float before, now;
+
+  __device__ __forceinline__ explicit Weights(float ahead) {
+    const float factor = expf(ahead > 0.0f ? -ahead : ahead);
+    before = ahead > 0.0f ? factor : 1.0f;
+    now = ahead > 0.0f ? 1.0f : factor;
+  }
 };
 
 // How the tokens are cut: `count` segments of `tokens` tokens, the last one maybe shorter.
@@ -102,10 +130,10 @@ struct ChannelRows {
   }
   __device__ Stretch load(int64_t batch_row, int64_t number, int64_t channel) const {
     const float* const from = at(batch_row, number, channel);
-    return {from[0], from[width], from[2 * width], rows > 3 ? from[3 * width] : 0.0f};
+    return {from[0], from[width], from[2 * width], rows > 3 ? from[3 * width] : 0.0f, 0.0f};
   }
-  __device__ void store(int64_t batch_row, int64_t number, int64_t channel,
-                        const Stretch& x) const {
+  __device__ void store(int64_t batch_row, int64_t number, int64_t channel, Stretch x) const {
+    x.fold();
     float* const to = at(batch_row, number, channel);
     to[0] = x.aa, to[width] = x.bb, to[2 * width] = x.pp;
     if (rows > 3) to[3 * width] = x.decay;

@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
       [&](int64_t t, float k, float v) {
         if (p.reset != nullptr && p.reset[place.row * p.time + t]) sums.forget();
         sums.add(step, k, v, 1.0f);
-        sums.decay += step;
       });
+  sums.decay += step * static_cast<float>(place.end - place.begin);
   if (place.exists) summaries.store(place.row, place.segment, place.channel, sums);
 }
 
@@ -111,14 +111,15 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
   walk_tokens<kType>(
       p, p.k, p.v, place, base,
       [&](int64_t t) {
+        sums.fold();
         if (kept.base == nullptr || t % p.keep_every != 0) return;
         kept.store(place.row, t / p.keep_every, place.channel, sums);
       },
       [&](int64_t t, float k, float v) {
         if (p.reset != nullptr && p.reset[place.row * p.time + t]) sums.forget();
-        const float scale = fmaxf(sums.pp, u + k);
-        const float before = expf(sums.pp - scale), now = expf(u + k - scale);
-        const float y = (before * sums.aa + now * v) / (before * sums.bb + now);
+        const Weights weights(u + k - sums.pp - sums.rest);
+        const float y = (weights.before * sums.aa + weights.now * v) /
+                        (weights.before * sums.bb + weights.now);
         store_element<kType>(p.y, place.token(p, t), y);
         sums.add(step, k, v, 1.0f);
       });

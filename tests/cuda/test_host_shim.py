@@ -146,6 +146,16 @@ def test_states_kept_at_odd_places_are_refused(host_kernels, op):
         kernel_results(host_kernels(op), problem, keep_every=20)
 
 
+@both_splits
+def test_wkv4_stays_exact_over_thousands_of_tokens(host_kernels, split):
+    """A running exponent would gather a rounding per token, which exp() makes relative errors."""
+    problem = make_problem("wkv4", Shape(1, 3000, 1, 64), torch.float32, with_reset=False)
+    found = kernel_results(host_kernels("wkv4"), problem, split)
+    expected = expected_results(problem)
+    for name in ("y", "final_state", "gk", "gv"):
+        assert_close(name, found[name], expected[name], 2e-6)
+
+
 @pytest.mark.parametrize("width", (1, 5, 127, 130, 264))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @both_splits
