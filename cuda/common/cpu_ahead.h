@@ -15,13 +15,12 @@ namespace rwkv {
 
 class Ahead {
  public:
-  // The rows of tokens [begin, end), as far as they exist, of the tensors that follow.
-  void start(const HeadPlace& place, int64_t begin, int64_t end) {
-    begin = std::max<int64_t>(begin, 0);
-    left_ = std::max<int64_t>(std::min(end, place.time) - begin, 0);
-    first_ = left_ > 0 ? place.token(begin) : 0;
-    step_ = place.heads * place.size;
-    size_ = place.size;
+  // The rows of these tokens, of the tensors that follow.
+  void start(const TokenRange& range) {
+    left_ = range.tokens;
+    first_ = range.place.token(range.begin);
+    step_ = range.place.heads * range.place.size;
+    size_ = range.place.size;
     tensors_ = 0;
   }
 

@@ -19,6 +19,12 @@ struct HeadPlace {
   int64_t token(int64_t t) const { return ((row * time + t) * heads + head) * size; }
 };
 
+// Tokens [begin, begin + tokens) of a head; none of them before begin 0.
+struct TokenRange {
+  HeadPlace place;
+  int64_t begin, tokens;
+};
+
 template <typename T>
 void read_rows(const void* from, DType dtype, const HeadPlace& place, int64_t begin,
                int64_t tokens, T* to, int64_t stride) {

@@ -79,16 +79,17 @@ template <typename T, bool kDecayPerToken> class OuterForwardHeads {
 
   void run(int64_t task) {
     walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
-                 [&](const HeadPlace& place, T* state, int64_t begin, int64_t tokens) {
-                   load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
-                   run_block(place, state, begin, tokens);
+                 [&](T* state, const TokenRange& block, const TokenRange& next) {
+                   run_block(state, block.place, block.begin, block.tokens, next);
                  });
   }
 
  private:
   using Rows = OuterRows<T, kDecayPerToken>;
 
-  void run_block(const HeadPlace& place, T* state, int64_t begin, int64_t tokens) {
+  void run_block(T* state, const HeadPlace& place, int64_t begin, int64_t tokens,
+                 const TokenRange& next_rows) {
+    load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
     read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
     read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
@@ -98,7 +99,7 @@ template <typename T, bool kDecayPerToken> class OuterForwardHeads {
     for (int64_t at = 0; at < tokens * stride_; at += stride_) {
       set_scaled(y_ + at, dot(b.r + at, u_, b.k + at, stride_), b.v + at, stride_);
     }
-    ahead_.start(place, begin + kBlock, begin + 2 * kBlock);
+    ahead_.start(next_rows);
     for (const void* next : {p_.r, p_.k, p_.v}) ahead_.add(next, p_.dtype);
     if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
     ahead_.share(tiles_);
@@ -136,10 +137,11 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
     clear_rows(all_gu_, most_ * stride_);
     clear_rows(all_gw_, most_ * stride_);
     walk_backward(p_, group, stride_, gradients_,
-                  [&](const HeadPlace& place, int64_t n, T* gradient, const Segment& segment) {
+                  [&](const HeadPlace& place, int64_t n, T* gradient, const Segment& segment,
+                      const TokenRange& next) {
                     gu_ = all_gu_ + n * stride_, gw_ = all_gw_ + n * stride_, gradient_ = gradient;
                     load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
-                    run_segment(place, segment);
+                    run_segment(place, segment, next);
                   });
     for (int64_t n = 0; n < group.count; ++n) {
       const int64_t to = (group.row * p_.heads + group.first + n) * p_.size;
@@ -155,7 +157,7 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   // [value][key] at the start of the segment's block n
   T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
 
-  void run_segment(const HeadPlace& place, const Segment& segment) {
+  void run_segment(const HeadPlace& place, const Segment& segment, const TokenRange& next_rows) {
     const int64_t begin = segment.begin, tokens = segment.tokens;
     read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
@@ -167,7 +169,7 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
     for (int64_t n = 1; n * kBlock < tokens; ++n) {
       outer_advance(rows_.block((n - 1) * kBlock, kBlock), state(n - 1), state(n));
     }
-    ahead_.start(place, begin - p_.keep_every, begin);
+    ahead_.start(next_rows);
     for (const void* next : {p_.r, p_.k, p_.v, p_.gy}) ahead_.add(next, p_.dtype);
     if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
     ahead_.share(tiles_ * ((tokens + kBlock - 1) / kBlock));

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "cpu_head_rows.h"
 #include "cpu_matrix.h"
@@ -31,8 +32,8 @@ struct HeadGroup {
 };
 
 // states: one of stride x stride for every head of the group, [key][value] meanwhile; other: one
-// more; the padding of all is zero. run_block(place, state, begin, tokens) advances `state`.
-// Params: as OuterForward or Wkv7Forward.
+// more; the padding of all is zero. run_block(state, block, next) advances `state` by the tokens of
+// `block`; `next` is what the following call will get. Params: as OuterForward or Wkv7Forward.
 template <typename T, typename Params, typename RunBlock>
 void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* states, T* other,
                   RunBlock run_block) {
@@ -45,7 +46,15 @@ void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* st
     transpose(other, states + n * padded_square, stride, stride);
   }
   const bool* reset = p.reset == nullptr ? nullptr : p.reset + group.row * p.time;
-  for (const Segment& segment : cut_sequence(reset, p.time, p.keep_every)) {
+  const auto segments = cut_sequence(reset, p.time, p.keep_every);
+  const auto first_block = [&](size_t index, int64_t n) -> TokenRange {
+    if (n == group.count) n = 0, ++index;
+    const HeadPlace place(p, first_task + n);
+    if (index == segments.size()) return {place, 0, 0};
+    return {place, segments[index].begin, std::min(kBlock, segments[index].tokens)};
+  };
+  for (size_t index = 0; index < segments.size(); ++index) {
+    const Segment& segment = segments[index];
     for (int64_t n = 0; n < group.count; ++n) {
       const HeadPlace place(p, first_task + n);
       T* const state = states + n * padded_square;
@@ -55,8 +64,12 @@ void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* st
         T* kept = static_cast<T*>(p.checkpoints) + index * square;
         copy_matrix(state, stride, kept, p.size, p.size);
       }
+      const auto block = [&](int64_t t) -> TokenRange {
+        return {place, segment.begin + t, std::min(kBlock, segment.tokens - t)};
+      };
       for (int64_t t = 0; t < segment.tokens; t += kBlock) {
-        run_block(place, state, segment.begin + t, std::min(kBlock, segment.tokens - t));
+        const bool more = t + kBlock < segment.tokens;
+        run_block(state, block(t), more ? block(t + kBlock) : first_block(index, n + 1));
       }
     }
   }
@@ -78,8 +91,9 @@ void read_state(const Params& p, const HeadPlace& place, const Segment& segment,
 }
 
 // gradients: one of stride x stride for every head of the group, [value][key], with padding already
-// zero. run_segment(place, n, gradient, segment), for every head n of the group and from the last
-// segment to the first, turns the gradient of the state behind the segment into that before it.
+// zero. run_segment(place, n, gradient, segment, next), for every head n of the group and from the
+// last segment to the first, turns the gradient of the state behind the segment into that before it;
+// `next` are the tokens of the following call.
 template <typename T, typename Params, typename RunSegment>
 void walk_backward(const Params& p, const HeadGroup& group, int64_t stride, T* gradients,
                    RunSegment run_segment) {
@@ -94,8 +108,14 @@ void walk_backward(const Params& p, const HeadGroup& group, int64_t stride, T* g
   const auto segments = cut_sequence(reset, p.time, p.keep_every);
   for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
     for (int64_t n = 0; n < group.count; ++n) {
+      const bool turn_ends = n + 1 == group.count;
+      const auto after = turn_ends ? std::next(segment) : segment;
+      const HeadPlace next_place(p, first_task + (turn_ends ? 0 : n + 1));
+      const TokenRange next = after == segments.rend()
+                                  ? TokenRange{next_place, 0, 0}
+                                  : TokenRange{next_place, after->begin, after->tokens};
       T* const gradient = gradients + n * padded_square;
-      run_segment(HeadPlace(p, first_task + n), n, gradient, *segment);
+      run_segment(HeadPlace(p, first_task + n), n, gradient, *segment, next);
       // What came before the document does not act on it.
       if (segment->starts_document) clear_rows(gradient, padded_square);
     }

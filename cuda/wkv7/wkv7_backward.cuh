@@ -18,7 +18,7 @@
 
 namespace rwkv {
 
-enum Wkv7Sum { kSumR, kSumK, kSumA, kSumB, kSumW, kWkv7Sums };
+enum Wkv7Sum { kWkv7SumR, kWkv7SumK, kWkv7SumA, kWkv7SumB, kWkv7SumW, kWkv7Sums };
 
 template <class TileType> struct Wkv7BackwardShared {
   static constexpr int kN = TileType::kN, kRows = TileType::kRows, kChunk = TileType::kChunk;
@@ -214,7 +214,7 @@ template <class TileType> struct Wkv7BackwardBlock {
 #pragma unroll
       for (int c = 0; c < kC; ++c) gr[c] += gy[i] * S[i][c];
     }
-    tile.store_key_sums(gr, shared.sums_of(m, tile.warp, kSumR));
+    tile.store_key_sums(gr, shared.sums_of(m, tile.warp, kWkv7SumR));
   }
 
   // S: the state before token n of the chunk, m of the burst. G: without that token's gy on entry.
@@ -238,10 +238,10 @@ template <class TileType> struct Wkv7BackwardBlock {
         G[i][c] = G[i][c] * d[c] + gu[i] * a[c];
       }
     }
-    tile.store_key_sums(gk, shared.sums_of(m, tile.warp, kSumK));
-    tile.store_key_sums(ga, shared.sums_of(m, tile.warp, kSumA));
-    tile.store_key_sums(gb, shared.sums_of(m, tile.warp, kSumB));
-    tile.store_key_sums(gd, shared.sums_of(m, tile.warp, kSumW));
+    tile.store_key_sums(gk, shared.sums_of(m, tile.warp, kWkv7SumK));
+    tile.store_key_sums(ga, shared.sums_of(m, tile.warp, kWkv7SumA));
+    tile.store_key_sums(gb, shared.sums_of(m, tile.warp, kWkv7SumB));
+    tile.store_key_sums(gd, shared.sums_of(m, tile.warp, kWkv7SumW));
   }
 
   // G += gy r^T, gv = G k to shared memory, gu = G b to all lanes that own the value.
@@ -294,15 +294,15 @@ template <class TileType> struct Wkv7BackwardBlock {
     for (int warp = 1; warp < TileType::kWarps; ++warp) {
       add_octet(sum, load_floats(shared.sums_of(octet.token, warp, which) + octet.at));
     }
-    if (which == kSumW) {
+    if (which == kWkv7SumW) {
       const Octet slope = load_floats(shared.slope + n * kN + octet.at);
 #pragma unroll
       for (int i = 0; i < kOctet; ++i) sum.at[i] *= slope.at[i];
       return results.write(which, p.gw, place, t + n, octet.at, DType::kFloat, sum);
     }
-    if (which == kSumA && place.starts(p.reset, t + n)) sum = Octet::of(0.0f);
-    void* const result = which == kSumR ? p.gr : which == kSumK ? p.gk
-                         : which == kSumA ? p.ga : p.gb;
+    if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Octet::of(0.0f);
+    void* const result = which == kWkv7SumR ? p.gr : which == kWkv7SumK ? p.gk
+                         : which == kWkv7SumA ? p.ga : p.gb;
     results.write(which, result, place, t + n, octet.at, p.dtype, sum);
   }
 };

@@ -84,15 +84,16 @@ template <typename T> class ForwardHeads {
 
   void run(int64_t task) {
     walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
-                 [&](const HeadPlace& place, T* state, int64_t begin, int64_t tokens) {
-                   run_block(place, state, begin, tokens);
+                 [&](T* state, const TokenRange& block, const TokenRange& next) {
+                   run_block(state, block.place, block.begin, block.tokens, next);
                  });
   }
 
  private:
-  void run_block(const HeadPlace& place, T* state, int64_t begin, int64_t tokens) {
+  void run_block(T* state, const HeadPlace& place, int64_t begin, int64_t tokens,
+                 const TokenRange& next) {
     rows_.read(p_, place, begin, tokens);
-    ahead_.start(place, begin + kBlock, begin + 2 * kBlock);
+    ahead_.start(next);
     add_inputs(ahead_, p_);
     ahead_.share(forward_tile_count<T>(stride_) * tokens);
     DeltaBlock<T> block = rows_.block(0, tokens);
@@ -126,16 +127,16 @@ template <typename T> class BackwardHeads {
 
   void run(int64_t task) {
     walk_backward(p_, HeadGroup(p_, most_, task), stride_, gradients_,
-                  [&](const HeadPlace& place, int64_t, T* gradient, const Segment& segment) {
-                    run_segment(place, gradient, segment);
-                  });
+                  [&](const HeadPlace& place, int64_t, T* gradient, const Segment& segment,
+                      const TokenRange& next) { run_segment(place, gradient, segment, next); });
   }
 
  private:
   // [value][key] at the start of the segment's block n
   T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
 
-  void run_segment(const HeadPlace& place, T* gradient, const Segment& segment) {
+  void run_segment(const HeadPlace& place, T* gradient, const Segment& segment,
+                   const TokenRange& next) {
     const int64_t begin = segment.begin, tokens = segment.tokens;
     rows_.read(p_, place, begin, tokens);
     read_rows(p_.gy, p_.dtype, place, begin, tokens, rows_.gy, stride_);
@@ -144,7 +145,7 @@ template <typename T> class BackwardHeads {
       transpose(walk_, state(t / kBlock), stride_, stride_);
       delta_forward<T, false>(rows_.block(t, std::min(kBlock, tokens - t)), walk_);
     }
-    ahead_.start(place, begin - p_.keep_every, begin);
+    ahead_.start(next);
     add_inputs(ahead_, p_);
     ahead_.add(p_.gy, p_.dtype);
     ahead_.share(stride_ / kDeltaRows<T> * ((tokens + kBlock - 1) / kBlock));

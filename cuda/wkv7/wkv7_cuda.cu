@@ -43,7 +43,7 @@ template <class TileType> class Wkv7BackwardPass {
         launch(wkv7_backward_kernel<TileType>, p_.batch * p_.heads * TileType::kSlices,
                TileType::kThreads, shared.bytes, stream, p_, range, states, memory_.slices(memory));
     void* const results[] = {p_.gr, p_.gk, p_.ga, p_.gb, p_.gw};
-    return error != 0 ? error : memory_.add_results(range, memory, results, kSumW, stream);
+    return error != 0 ? error : memory_.add_results(range, memory, results, kWkv7SumW, stream);
   }
 
   int replay(const TokenRange& range, const StatesAt<const float*>& from,

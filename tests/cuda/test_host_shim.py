@@ -132,6 +132,15 @@ def test_a_card_with_little_shared_memory_gets_the_smaller_blocks(host_kernels, 
 
 
 @every_matrix_op
+def test_a_card_whose_blocks_cannot_have_the_shared_memory_is_refused(host_kernels, op):
+    problem = make_problem(op, Shape(1, 20, 1, 256), torch.float32)
+    kernels = host_kernels(op)
+    kernels.set_up(most_shared_bytes=99 * 1024)
+    with pytest.raises(KernelError, match="-1"):
+        kernel_results(kernels, problem)
+
+
+@every_matrix_op
 @pytest.mark.parametrize("size", (16, 48, 512))
 def test_an_unknown_head_size_is_refused(host_kernels, op, size):
     problem = make_problem(op, Shape(1, 2, 1, size), torch.float32)
