@@ -59,7 +59,8 @@ ONLY_IN = {
     "matplotlib": ("src/training/", "src/data/lengths.py"),
     "torch": (
         "src/ops/", "src/checkpoint/", "src/models/", "src/training/", "src/inference/",
-        "src/evaluation/", "src/export/", "src/data/dataset.py", "src/data/sampler.py",
+        "src/evaluation/", "src/export/", "src/data/batch.py", "src/data/dataset.py",
+        "src/data/sampler.py",
     ),
     **dict.fromkeys(("tyro", "yaml"), ("src/config/",)),
     **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("src/export/", "src/evaluation/")),

@@ -1,4 +1,4 @@
-"""Samples for the loader: x is ctx_len tokens, y the same window one token later.
+"""Samples for the loader: ctx_len tokens, and as targets the same window one token later.
 
 Both datasets are map-style and hold no per-sample data, can be pickled (spawned workers) and can be
 shared by any number of persistent workers, because a sample depends on its number alone.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.batch import Sample
 from src.data.sampler import golden_factor
 from src.data.sources import TokenSource, open_source
 from src.errors import DataError
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 
-class TokenDataset(Dataset[tuple[Tensor, Tensor]]):
+class TokenDataset(Dataset[Sample]):
     """Training samples by global sample number n = 1, 2, ... (`SampleNumbers`), without an end.
 
     sampling "permutation": RWKV-LM's slot order (`sampler.slot`), `shift` tokens later.
@@ -70,13 +71,13 @@ class TokenDataset(Dataset[tuple[Tensor, Tensor]]):
             return _random_below(self.source.tokens - self.ctx_len, self.seed, n)
         return self._factor * n**3 % self.samples_per_pass * self.ctx_len + self.shift
 
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
-        """x, y of sample n: [ctx_len] int64 each."""
+    def __getitem__(self, n: int) -> Sample:
+        """Sample n, of ctx_len tokens."""
         tokens = _read(self.source, self.offset(n), self.ctx_len, self.vocab_size, f"sample {n}")
-        return tokens[:-1], tokens[1:]
+        return Sample(tokens[:-1], tokens[1:], number=n)
 
 
-class ValidationDataset(Dataset[tuple[Tensor, Tensor]]):
+class ValidationDataset(Dataset[Sample]):
     """The same `count` samples every time, spread evenly over the data (evenly_spread_samples)."""
 
     def __init__(
@@ -90,13 +91,13 @@ class ValidationDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """x, y of validation sample `index`, counted from 0: [ctx_len] int64 each."""
+    def __getitem__(self, index: int) -> Sample:
+        """Validation sample `index`, counted from 0, of ctx_len tokens."""
         name = f"validation sample {index}"
-        # An IndexError past the end lets `for x, y in dataset` stop.
+        # An IndexError past the end lets `for sample in dataset` stop.
         offset = self.offsets[index]
         tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, name)
-        return tokens[:-1], tokens[1:]
+        return Sample(tokens[:-1], tokens[1:], number=index)
 
 
 def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:

@@ -92,17 +92,20 @@ class RWKV(nn.Module):
 
     def loss(
         self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None = None,
-        state: ModelState | None = None, reset: Tensor | None = None, head_rows: int | None = None,
+        total: float | None = None, state: ModelState | None = None, reset: Tensor | None = None,
+        head_rows: int | None = None,
     ) -> Tensor:
         """Mean cross entropy of `targets` [B, T]: a scalar in fp32 (fp64 for fp64 models).
 
-        mask: [B, T] weights of the positions.  head_rows: positions per slice of logits, which are
-        never held all at once; None: chosen by size.
+        mask: [B, T] weights of the positions; total: what their weighted sum is divided by; None:
+        the sum of the weights.
+        head_rows: positions per slice of logits, which are never held all at once; None: chosen by
+        size.
         The gradient includes the L2Wrap term, see `ops.head_loss`.
         """
         x, _ = self.features(tokens, state, reset=reset)
         extra = self._copy_logits(x, tokens, state, reset)
-        return self.head(x, targets, mask=mask, extra_logits=extra, rows=head_rows)
+        return self.head(x, targets, mask=mask, total=total, extra_logits=extra, rows=head_rows)
 
     def features(
         self, tokens: Tensor, state: ModelState | None = None, *, reset: Tensor | None = None

@@ -37,6 +37,7 @@ class Head(Linear):
         targets: Tensor | None = None,
         *,
         mask: Tensor | None = None,
+        total: float | None = None,
         extra_logits: Tensor | None = None,
         rows: int | None = None,
     ) -> Tensor:
@@ -46,7 +47,8 @@ class Head(Linear):
         """
         if targets is not None:
             return head_loss(
-                x, self.weight, targets, mask=mask, extra_logits=extra_logits, rows=rows
+                x, self.weight, targets,
+                mask=mask, total=total, extra_logits=extra_logits, rows=rows,
             )
         logits = super().forward(x)
         return logits if extra_logits is None else logits + extra_logits

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.config.schema import RunConfig
+from src.data.batch import Sample, collate
 from src.data.sampler import SampleNumbers
 from src.errors import DataError
 from src.training.signals import ignore_stop_signals
 
-Sample = tuple[Tensor, Tensor]
 
-
-class FaultTelling(Dataset[tuple[Tensor, Tensor, str]]):
-    """Samples (tokens [T], targets [T], fault); a sample that cannot be read is zeros and says why.
+class FaultTelling(Dataset[Sample]):
+    """Samples of `dataset`; one that cannot be read is zeros and says why.
 
     An error raised here would end this rank alone; the loop makes all ranks leave after the step.
     """
@@ -25,16 +23,16 @@ class FaultTelling(Dataset[tuple[Tensor, Tensor, str]]):
         self._dataset = dataset
         self._ctx_len = ctx_len
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
+    def __getitem__(self, number: int) -> Sample:
         try:
-            return *self._dataset[number], ""
+            return self._dataset[number]
         except DataError as error:
             nothing = torch.zeros(self._ctx_len, dtype=torch.int64)
-            return nothing, nothing, str(error)
+            return Sample(nothing, nothing, fault=str(error), number=number)
 
 
 class RunData(pl.LightningDataModule):
-    """Micro batches of this rank (tokens [B, T], targets [B, T], B faults), in the run's order.
+    """Micro batches of this rank (`data.batch.Batch`), in the run's order.
 
     first_step, steps: the part of the run that is still to do, in optimizer steps.
     """
@@ -63,6 +61,7 @@ class RunData(pl.LightningDataModule):
             self._dataset,
             batch_size=train.micro_bsz,
             sampler=numbers,
+            collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=ignore_stop_signals,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.config.schema import HardwareConfig, OptimConfig
+from src.data.batch import Batch
 from src.errors import DataError
 from src.models.backbone import RWKV
 from src.models.parameters import ParameterGroup
@@ -40,13 +40,13 @@ class TrainingModule(pl.LightningModule):
         """-1 tells Lightning to end the run here, on every rank."""
         return -1 if self.stop_requested else None
 
-    def training_step(
-        self, batch: tuple[Tensor, Tensor, Sequence[str]], batch_index: int
-    ) -> Tensor:
-        """Mean cross entropy of one micro batch: tokens [B, T], targets [B, T], B faults."""
-        tokens, targets, faults = batch
-        self._fault = self._fault or next(filter(None, faults), None)
-        loss = self.model.loss(tokens, targets, head_rows=self._hardware.head_chunk)
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Mean of weight times cross entropy over the tokens of one micro batch."""
+        self._fault = self._fault or next(filter(None, batch.faults), None)
+        loss = self.model.loss(
+            batch.tokens, batch.targets, mask=batch.mask, total=batch.tokens.numel(),
+            reset=batch.reset, head_rows=self._hardware.head_chunk,
+        )
         self._micro_losses.append(loss.detach())
         return loss
 

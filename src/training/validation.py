@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
-from torch.utils.data import default_collate
+
+from src.data.batch import collate
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -34,17 +36,11 @@ def validation_loss(
         for first in range(0, len(dataset), micro_bsz * ranks):
             own = range(first + rank * micro_bsz, first + (rank + 1) * micro_bsz)
             indices = [i for i in own if i < len(dataset)]
-            tokens, targets = _batch(dataset, indices or [0], strategy.root_device)
-            loss = model.loss(tokens, targets, head_rows=head_rows)
+            batch = collate([dataset[i] for i in indices or [0]])
+            batch = move_data_to_device(batch, strategy.root_device)
+            loss = model.loss(batch.tokens, batch.targets, head_rows=head_rows)
             total += torch.tensor([loss.item() * len(indices), len(indices)], dtype=torch.float64)
     model.train(training)
     # sums in fp32 would round for large counts; NCCL needs the tensor on its device
     summed: Tensor = strategy.reduce(total.to(strategy.root_device), reduce_op="sum")
     return (summed[0] / summed[1]).item()
-
-
-def _batch(
-    dataset: ValidationDataset, indices: list[int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    tokens, targets = default_collate([dataset[i] for i in indices])
-    return tokens.to(device), targets.to(device)

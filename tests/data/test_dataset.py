@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from src.data.batch import collate
 from src.data.binidx import Binidx, BinidxWriter
 from src.data.dataset import (
     TokenDataset,
@@ -45,7 +46,7 @@ def test_a_sample_is_the_window_of_the_reference_and_its_successor():
     source = Counting(1498226207)
     data = TokenDataset(source, case["ctx_len"], case["magic_prime"])
     for i, offset in zip(case["idx"], case["offsets"]):
-        x, y = data[1 + i]
+        x, y = data[1 + i][:2]
         assert x.dtype == y.dtype == torch.int64
         assert torch.equal(x, torch.arange(offset, offset + case["ctx_len"]))
         assert torch.equal(y, x + 1)
@@ -151,7 +152,7 @@ def test_validation_of_data_shorter_than_a_sample_is_refused():
 def test_validation_samples_are_the_windows_at_the_spread_offsets():
     data = ValidationDataset(Counting(100), 9, 4, vocab_size=100)
     # 90 starts in three equal distances.
-    assert [int(x[0]) for x, _ in data] == [0, 30, 60, 90]
+    assert [int(sample.tokens[0]) for sample in data] == [0, 30, 60, 90]
     assert torch.equal(data[3][1], torch.arange(91, 100))
 
 
@@ -177,11 +178,13 @@ def test_persistent_workers_deliver_the_samplers_order_pass_after_pass(
         num_workers=workers,
         persistent_workers=True,
         multiprocessing_context=start_method,
+        collate_fn=collate,
     )
     for first_step in (0, 5):
         sampler.first_step = first_step
         expected = [2 + i * 2 for i in range(first_step * 4, first_step * 4 + 20)]
         batches = list(loader)
-        assert [tuple(x.shape) for x, _ in batches] == [(4, 16)] * 5
-        read = torch.cat([x for x, _ in batches])
+        assert [tuple(x.shape) for x, *_ in batches] == [(4, 16)] * 5
+        read = torch.cat([batch.tokens for batch in batches])
+        assert [number for batch in batches for number in batch.numbers] == expected
         assert torch.equal(read, torch.stack([data[n][0] for n in expected]))

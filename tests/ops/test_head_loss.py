@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from src.errors import BackendError
 from src.ops import head_loss as module
 from src.ops.head_loss import head_loss
-from src.ops.head_loss.reference import L2WRAP, head_loss_reference
+from src.ops.head_loss.reference import head_loss_reference
 from tests.helpers import relative_rms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,28 +94,58 @@ def test_only_the_first_of_equal_largest_logits_is_pulled_down():
     assert second - third == pytest.approx(1e-4 * 3.0, abs=1e-15)
 
 
-def test_the_wrap_is_invisible_in_the_loss_and_ignores_the_mask():
+def test_the_wrap_is_invisible_in_the_loss():
     x, weight, _, targets = inputs()
     mask = torch.zeros(BATCH, TIME)
     mask[0, 0] = 1
     loss = head_loss(x, weight, targets, mask=mask)
     first = torch.log_softmax(x[0, 0] @ weight.T, 0)[targets[0, 0]]
     assert loss.item() == pytest.approx(-first.item(), abs=1e-12)
-    loss.backward()
-    logits = (x[1, 2] @ weight.T).detach()
-    expected = L2WRAP / BATCH_TIME * logits.max() * weight[logits.argmax()]
-    torch.testing.assert_close(x.grad[1, 2], expected.detach(), rtol=1e-12, atol=0)
 
 
-def test_a_mask_of_zeros_gives_loss_zero_and_finite_gradients():
+def test_tokens_without_weight_are_not_wrapped_either():
+    x, weight, _, targets = inputs()
+    mask = torch.zeros(BATCH, TIME)
+    mask[0, 0] = 1
+    head_loss(x, weight, targets, mask=mask).backward()
+    logits = (x[0, 0] @ weight.T).detach()
+    error = logits.softmax(0)
+    error[targets[0, 0]] -= 1
+    error[logits.argmax()] += 1e-4 * logits.max()
+    torch.testing.assert_close(x.grad[0, 0], error @ weight.detach(), rtol=1e-12, atol=0)
+    assert x.grad[0, 1:].count_nonzero() == 0 and x.grad[1].count_nonzero() == 0
+
+
+def test_a_mask_of_zeros_gives_loss_zero_and_gradients_of_zero():
     x, weight, _, targets = inputs()
     loss = head_loss(x, weight, targets, mask=torch.zeros(BATCH, TIME))
     assert loss.item() == 0
     loss.backward()
-    logits = (x @ weight.T).detach()
-    largest = logits.amax(2, keepdim=True)
-    expected = L2WRAP / BATCH_TIME * largest * weight.detach()[logits.argmax(2)]
-    torch.testing.assert_close(x.grad, expected, rtol=1e-12, atol=0)
+    assert x.grad.count_nonzero() == 0 and weight.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_calls_with_parts_of_the_tokens_and_one_total_add_up_to_the_whole(mask):
+    x, weight, _, targets = inputs()
+    given = MASKS[mask]
+    total = float(BATCH_TIME if given is None else given.sum())
+    whole = head_loss(x, weight, targets, mask=given)
+    parts = [
+        head_loss(x[:, part], weight, targets[:, part], total=total,
+                  mask=None if given is None else given[:, part])
+        for part in (slice(0, 2), slice(2, 3), slice(3, TIME))
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-14)
+    expected = torch.autograd.grad(whole, (x, weight))
+    for gradient, right in zip(torch.autograd.grad(sum(parts), (x, weight)), expected):
+        assert relative_rms(gradient, right) < 1e-14
+
+
+@pytest.mark.parametrize("total", [0.0, -1.0, math.nan])
+def test_a_total_that_cannot_divide_is_refused(total):
+    x, weight, _, targets = inputs()
+    with pytest.raises(BackendError, match="total"):
+        head_loss(x, weight, targets, total=total)
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])

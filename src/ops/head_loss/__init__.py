@@ -2,9 +2,10 @@
 
     logits = x W^T (+ extra),   loss = mean over tokens of  -log softmax(logits)[target]
 
-and, in the gradient only, L2Wrap: the largest logit of each token (the first on a tie) has
-1e-4 / (B T) times itself added to its gradient, which keeps logits from drifting. The loss
-reported is the cross entropy alone.
+and, in the gradient only, L2Wrap: the largest logit of each token (the first on a tie) has 1e-4
+times itself added to the gradient of the token's cross entropy, which keeps logits from drifting.
+The loss reported is the cross entropy alone. A mask weighs both terms of a token alike, so a loss
+is the sum of its tokens' losses however they are split over calls.
 
 The tokens are worked through in slices; a slice's gradients are computed while its logits exist,
 so that memory holds one slice of logits, grad x and grad W, whatever B, T and V are.
@@ -33,6 +34,7 @@ def head_loss(
     targets: Tensor,
     *,
     mask: Tensor | None = None,
+    total: float | None = None,
     extra_logits: Tensor | None = None,
     rows: int | None = None,
 ) -> Tensor:
@@ -41,8 +43,9 @@ def head_loss(
     x: [B, T, C]; weight: [V, C] in the same dtype (any float dtypes under autocast, which decides
         the dtype of the matrix products). Softmax, loss and sums are fp32 (fp64).
     targets: [B, T] int64, each in 0 .. V - 1.
-    mask: [B, T] bool or number >= 0, or None for all ones. The loss is then the sum of mask times
-        cross entropy over the sum of the mask, and 0 where the mask is all zero; L2Wrap ignores it.
+    mask: [B, T] bool or number >= 0, the weights of the tokens, or None for all ones.
+    total: what the weighted sum over tokens is divided by; None: the sum of the weights, and with
+        weights that are all zero the loss is 0.
     extra_logits: [B, T, V] added to the logits, or None; gets a gradient of its own.
     rows: tokens per slice; None takes about 64 MiB of fp32 logits.
 
@@ -50,7 +53,7 @@ def head_loss(
     argument does not fit.
     """
     matmul_dtype = _matmul_dtype(x, weight)
-    _check(x, weight, targets, mask, extra_logits, rows)
+    _check(x, weight, targets, mask, extra_logits, rows, total)
     batch, time, _ = x.shape
     vocab = weight.shape[0]
     if rows is None:
@@ -60,7 +63,7 @@ def head_loss(
         enabled and tensor is not None and tensor.requires_grad
         for tensor in (x, weight, extra_logits)
     )
-    plan = Plan(min(rows, batch * time), matmul_dtype, wants)
+    plan = Plan(min(rows, batch * time), matmul_dtype, wants, total)
     with without_autocast(x.device):
         return SlicedHeadLoss.apply(
             x.flatten(0, 1),
@@ -102,6 +105,7 @@ def _check(
     mask: Tensor | None,
     extra_logits: Tensor | None,
     rows: int | None,
+    total: float | None,
 ) -> None:
     if x.dim() != 3 or x.numel() == 0:
         raise BackendError(f"head_loss: x has shape {list(x.shape)}, expected [B, T, C], not empty")
@@ -113,6 +117,8 @@ def _check(
         raise BackendError(f"head_loss: targets are {targets.dtype}, expected int64 token ids")
     if rows is not None and rows < 1:
         raise BackendError(f"head_loss: rows is {rows}, expected at least 1 token per slice")
+    if total is not None and not total > 0:
+        raise BackendError(f"head_loss: total is {total}, expected a number above 0")
     expected = {
         "targets": (targets, x.shape[:2]),
         "mask": (mask, x.shape[:2]),

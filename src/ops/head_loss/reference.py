@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from src.ops.precision import compute_dtype
 
-# The weight of the largest logit in its own gradient, before the mean over tokens.
+# The weight of the largest logit in its own gradient, as part of the token's loss.
 L2WRAP = 1e-4
 
 
@@ -17,6 +18,7 @@ def head_loss_reference(
     targets: Tensor,
     *,
     mask: Tensor | None = None,
+    total: float | None = None,
     extra_logits: Tensor | None = None,
 ) -> Tensor:
     """The scalar of `src.ops.head_loss.head_loss` with gradients by autograd.
@@ -29,12 +31,9 @@ def head_loss_reference(
     losses = functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), reduction="none"
     )  # [B * T]
-    if mask is None:
-        loss = losses.mean()
-    else:
-        counts = mask.flatten().to(losses.dtype)
-        loss = (losses * counts).sum() / counts.sum()
     # argmax and gather, not amax: on a tie amax shares its gradient, L2Wrap takes the first entry.
-    largest = logits.gather(2, logits.argmax(2, keepdim=True))
-    wrap = 0.5 * L2WRAP * largest.square().mean()
-    return loss + (wrap - wrap.detach())
+    largest = logits.gather(2, logits.argmax(2, keepdim=True)).flatten()
+    wrap = 0.5 * L2WRAP * largest.square()
+    losses = losses + (wrap - wrap.detach())
+    counts = torch.ones_like(losses) if mask is None else mask.flatten().to(losses.dtype)
+    return (losses * counts).sum() / (counts.sum() if total is None else total)

@@ -22,12 +22,14 @@ class Plan(NamedTuple):
     """the dtype of the operands of the matrix products"""
     wants: tuple[bool, bool, bool]
     """whether gradients of x, weight and extra logits are needed"""
+    total: float | None
+    """what the sum over tokens is divided by; None: the sum of the mask"""
 
 
 class SlicedHeadLoss(torch.autograd.Function):
     """(x [n, C], weight [V, C], targets [n], mask [n] | None, extra [n, V] | None, plan) -> loss.
 
-    The gradients are kept without the division by the number of tokens, which follows together
+    The gradients are kept without the division by the total, which follows together
     with the incoming gradient: fp16 would lose them below 6e-8 before a loss scale could help.
     """
 
@@ -43,8 +45,9 @@ class SlicedHeadLoss(torch.autograd.Function):
     ) -> Tensor:
         dtype = compute_dtype(plan.matmul_dtype)
         counts = None if mask is None else mask.to(dtype)
-        if counts is None:
-            total = torch.tensor(float(x.shape[0]), dtype=dtype, device=x.device)
+        if counts is None or plan.total is not None:
+            size = float(x.shape[0]) if plan.total is None else plan.total
+            total = torch.tensor(size, dtype=dtype, device=x.device)
         else:
             # With nothing to learn from, the loss is 0 and not 0 / 0.
             total = counts.sum()
@@ -59,8 +62,7 @@ class SlicedHeadLoss(torch.autograd.Function):
             if extra is not None:
                 logits += extra[part]
             count = None if counts is None else counts[part]
-            wrap = L2WRAP * total / x.shape[0]
-            loss += _to_gradient(logits, targets[part], count, wrap, any(plan.wants))
+            loss += _to_gradient(logits, targets[part], count, any(plan.wants))
             if any(plan.wants):
                 _add_gradients(grads, part, logits, inputs, operand, plan)
         ctx.save_for_backward(total, *grads)
@@ -94,11 +96,11 @@ def _empty_gradients(
 
 
 def _to_gradient(
-    logits: Tensor, targets: Tensor, counts: Tensor | None, wrap: Tensor, wants_gradient: bool
+    logits: Tensor, targets: Tensor, counts: Tensor | None, wants_gradient: bool
 ) -> Tensor:
     """The summed loss of a slice; turns `logits` in place into the gradient of that sum.
 
-    counts: [rows], the mask, or None for ones. wrap: the factor of L2Wrap, which ignores the mask.
+    counts: [rows], the mask, or None for ones.
     """
     targets = targets.unsqueeze(1)
     largest, position = logits.max(1, keepdim=True)
@@ -110,9 +112,9 @@ def _to_gradient(
     if wants_gradient:
         logits /= total
         logits.scatter_add_(1, targets, losses.new_full((), -1).expand_as(losses))
+        logits.scatter_add_(1, position, largest * L2WRAP)
         if counts is not None:
             logits *= counts.unsqueeze(1)
-        logits.scatter_add_(1, position, largest * wrap)
     return losses.sum() if counts is None else losses.squeeze(1) @ counts
 
 

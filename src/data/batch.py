@@ -1,0 +1,58 @@
+"""What a sample and a micro batch are made of, from the data set to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One row to train on.
+
+    tokens, targets: [T] int64, the targets one token later.
+    mask: [T] fp32 weights of the targets, None: all 1. They are scaled so that the mean of weight
+        times cross entropy over all samples of an optimizer step is that step's loss.
+    reset: [T] bool, True where a document starts, which sees nothing of what came before; None:
+        nowhere.
+    fault: why the sample could not be read ("": it could); it is zeros then.
+    number: the global sample number.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+    reset: Tensor | None = None
+    fault: str = ""
+    number: int = 0
+
+
+class Batch(NamedTuple):
+    """B samples: tokens, targets, mask, reset [B, T] or None; faults, numbers: one per sample."""
+
+    tokens: Tensor
+    targets: Tensor
+    mask: Tensor | None
+    reset: Tensor | None
+    faults: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """One batch of samples of equal length, all with a mask or none, and so for the resets."""
+    tokens, targets, masks, resets, faults, numbers = zip(*samples)
+    return Batch(
+        torch.stack(tokens), torch.stack(targets), _stacked(masks), _stacked(resets), faults,
+        numbers,
+    )
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """None when no sample has the part; a sample with a fault lacks what the others have."""
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    nothing = torch.zeros_like(present[0])
+    return torch.stack([nothing if part is None else part for part in parts])
