@@ -7,6 +7,7 @@ never executes anything from the file. Faults of files are CheckpointErrors that
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -93,7 +94,10 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check the path given to --load_model")
     try:
-        return read(path)
+        with warnings.catch_warnings():
+            # Of torch, about pickles it will refuse in the next moment anyway.
+            warnings.simplefilter("ignore")
+            return read(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, which is not loaded because it could "

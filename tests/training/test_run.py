@@ -13,29 +13,15 @@ import torch
 
 from src.checkpoint.resume import load_state
 from src.training.reporting.metrics_file import read_metrics
+from tests.training.runs import assert_same_weights, losses, weights
 
 Run = Callable[..., int]
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {r["step"]: r["loss"] for r in read_metrics(folder) if "loss" in r}
 
 
 def log_lines(folder: Path) -> dict[str, list[str]]:
     """Mini-epoch -> loss, perplexity, rate of its last line in train_log.txt."""
     lines = (line.split() for line in (folder / "train_log.txt").read_text().splitlines())
     return {words[0]: words[1:4] for words in lines if words[0].isdigit()}
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    a, b = weights(one), weights(other)
-    assert list(a) == list(b)
-    different = [key for key in a if not torch.equal(a[key], b[key])]
-    assert not different, f"{len(different)} of {len(a)} tensors differ, first {different[:3]}"
 
 
 def test_a_run_ends_with_its_budget_and_leaves_the_files_people_expect(
