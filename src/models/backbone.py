@@ -107,6 +107,19 @@ class RWKV(nn.Module):
         extra = self._copy_logits(x, tokens, state, reset)
         return self.head(x, targets, mask=mask, total=total, extra_logits=extra, rows=head_rows)
 
+    def token_losses(
+        self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, *,
+        reset: Tensor | None = None, head_rows: int | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Cross entropy of every target, [B, T] without gradients, and the state afterwards.
+
+        Arguments as `loss`.
+        """
+        x, new_state = self.features(tokens, state, reset=reset)
+        extra = self._copy_logits(x, tokens, state, reset)
+        losses = self.head(x, targets, extra_logits=extra, rows=head_rows, per_token=True)
+        return losses, new_state
+
     def features(
         self, tokens: Tensor, state: ModelState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:

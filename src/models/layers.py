@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.ops.dispatch import without_autocast
-from src.ops.head_loss import head_loss
+from src.ops.head_loss import head_loss, head_token_losses
 
 
 class Linear(nn.Linear):
@@ -40,11 +40,18 @@ class Head(Linear):
         total: float | None = None,
         extra_logits: Tensor | None = None,
         rows: int | None = None,
+        per_token: bool = False,
     ) -> Tensor:
         """Logits [B, T, V], or with `targets` [B, T] the loss of `ops.head_loss`.
 
         extra_logits: [B, T, V], added to W x.
+        per_token: every token's own loss [B, T], without gradients.
         """
+        if per_token:
+            assert targets is not None and mask is None, "losses of all targets"
+            return head_token_losses(
+                x, self.weight, targets, extra_logits=extra_logits, rows=rows
+            )
         if targets is not None:
             return head_loss(
                 x, self.weight, targets,

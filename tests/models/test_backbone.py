@@ -199,3 +199,17 @@ def test_building_leaves_the_global_random_state_alone(version):
     before = torch.get_rng_state()
     tiny_model(version)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_version
+def test_losses_by_token_are_those_of_the_logits_also_in_parts_with_a_state(version):
+    model = tiny_model(version)
+    tokens, targets = random_tokens(2, 9), random_tokens(2, 9, seed=2)
+    with torch.no_grad():
+        logits, _ = model(tokens)
+    expected = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    whole, _ = model.token_losses(tokens, targets)
+    assert_close("whole", whole, expected, 1e-5)
+    first, state = model.token_losses(tokens[:, :4], targets[:, :4], head_rows=3)
+    second, _ = model.token_losses(tokens[:, 4:], targets[:, 4:], state)
+    assert_close("parts", torch.cat((first, second), 1), expected, 1e-5)

@@ -22,6 +22,7 @@ from torch import Tensor
 from src.errors import BackendError
 from src.ops.arguments import FLOAT_DTYPES
 from src.ops.dispatch import without_autocast
+from src.ops.head_loss.per_token import sliced_token_losses
 from src.ops.head_loss.sliced import Plan, SlicedHeadLoss
 
 # Bytes of a slice of fp32 logits when the caller does not choose.
@@ -54,16 +55,12 @@ def head_loss(
     """
     matmul_dtype = _matmul_dtype(x, weight)
     _check(x, weight, targets, mask, extra_logits, rows, total)
-    batch, time, _ = x.shape
-    vocab = weight.shape[0]
-    if rows is None:
-        rows = max(1, SLICE_BYTES // (4 * vocab))
     enabled = torch.is_grad_enabled()
     wants = tuple(
         enabled and tensor is not None and tensor.requires_grad
         for tensor in (x, weight, extra_logits)
     )
-    plan = Plan(min(rows, batch * time), matmul_dtype, wants, total)
+    plan = Plan(_rows(x, weight, rows), matmul_dtype, wants, total)
     with without_autocast(x.device):
         return SlicedHeadLoss.apply(
             x.flatten(0, 1),
@@ -73,6 +70,36 @@ def head_loss(
             None if extra_logits is None else extra_logits.flatten(0, 1),
             plan,
         )
+
+
+@torch.no_grad()
+def head_token_losses(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    extra_logits: Tensor | None = None,
+    rows: int | None = None,
+) -> Tensor:
+    """The cross entropy of every token, [B, T] in fp32 (fp64 for fp64 inputs), without gradients.
+
+    Arguments as for `head_loss`, whose value is their weighted mean.
+    """
+    matmul_dtype = _matmul_dtype(x, weight)
+    _check(x, weight, targets, None, extra_logits, rows, None)
+    extra = None if extra_logits is None else extra_logits.flatten(0, 1)
+    with without_autocast(x.device):
+        losses = sliced_token_losses(
+            x.flatten(0, 1), weight, targets.flatten(), extra, _rows(x, weight, rows), matmul_dtype
+        )
+    return losses.view_as(targets)
+
+
+def _rows(x: Tensor, weight: Tensor, given: int | None) -> int:
+    """Tokens per slice of x [B, T, C]."""
+    if given is None:
+        given = max(1, SLICE_BYTES // (4 * weight.shape[0]))
+    return min(given, x.shape[0] * x.shape[1])
 
 
 def _matmul_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

@@ -25,9 +25,7 @@ def head_loss_reference(
 
     Shapes as there. L2Wrap is added as l - l.detach(): its value is 0, its gradient that of l.
     """
-    logits = (x @ weight.T).to(compute_dtype(x.dtype))  # [B, T, V]
-    if extra_logits is not None:
-        logits = logits + extra_logits
+    logits = _logits(x, weight, extra_logits)
     losses = functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), reduction="none"
     )  # [B * T]
@@ -37,3 +35,16 @@ def head_loss_reference(
     losses = losses + (wrap - wrap.detach())
     counts = torch.ones_like(losses) if mask is None else mask.flatten().to(losses.dtype)
     return (losses * counts).sum() / (counts.sum() if total is None else total)
+
+
+def head_token_losses_reference(
+    x: Tensor, weight: Tensor, targets: Tensor, *, extra_logits: Tensor | None = None
+) -> Tensor:
+    """[B, T] of `src.ops.head_loss.head_token_losses`."""
+    logits = _logits(x, weight, extra_logits)
+    return -logits.log_softmax(2).gather(2, targets.unsqueeze(2)).squeeze(2)
+
+
+def _logits(x: Tensor, weight: Tensor, extra: Tensor | None) -> Tensor:
+    logits = (x @ weight.T).to(compute_dtype(x.dtype))  # [B, T, V]
+    return logits if extra is None else logits + extra
