@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from src.data.blocks import digest
+from src.data.bulk import token_dtype
 from src.data.corpus import Corpus
-from src.data.encode import OnError, Verify, token_dtype
+from src.data.encode import OnError, Verify
 from src.data.inputs import Piece, default_prefix, find_inputs, pieces, total_bytes
 from src.data.manifest import Manifest
 from src.data.outputs import MadeFrom, already_made, anything_there, made_from
@@ -89,6 +90,8 @@ class Converted:
     """documents that could not be used"""
     faults: Sequence[str] = ()
     """the first of them, with their reasons"""
+    note: str | None = None
+    """`Corpus.note`"""
     left_out: LeftOut = field(default_factory=LeftOut)
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`Corpus.seconds`, and `arrange`: reading in order, hashing and writing"""
@@ -216,6 +219,7 @@ def _convert(
         normalized=corpus.normalized,
         skipped=corpus.skipped,
         faults=corpus.faults,
+        note=corpus.note,
         left_out=left_out,
         seconds=corpus.seconds,
     )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from src.data.blocks import BlockReader
+from src.data.bulk import bulk_tokenizer
 from src.data.encode import (
     DIGEST_BYTES,
     BlockEncoder,
@@ -35,6 +36,7 @@ class Corpus:
     text_bytes  UTF-8 bytes of the texts taken
     normalized  of the documents checked, those changed by the tokenizer's own normalization
     skipped     documents that could not be used, `faults` the first of them with their reasons
+    note        why tokenizing is slower than it could be, None if it is not
     seconds     parse, tokenize, verify and convert, summed over the workers; spool; and all
     """
 
@@ -52,8 +54,10 @@ class Corpus:
         self._total = None if None in sizes else sum(size or 0 for size in sizes)
         self._on_error = on_error
         self._reader = BlockReader(pieces, text_key)
+        bulk = bulk_tokenizer(tokenizer)
+        self.note = bulk.note
         self._encoder = BlockEncoder(
-            tokenizer, text_key, on_error, check_every(verify, self._total), hashed
+            bulk, text_key, on_error, check_every(verify, self._total), hashed
         )
         self._digests: list[npt.NDArray[np.void]] = []
         self.text_bytes = 0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -15,11 +14,10 @@ import numpy.typing as npt
 
 from src.data.binidx_layout import MAX_ITEM_TOKENS
 from src.data.blocks import Block, lines_before
+from src.data.bulk import BulkEncoder, BulkTokenizer, EncodedTexts, Flags
 from src.data.jsonl import checked_text, document_text
-from src.data.tokenizer import END_OF_DOCUMENT, Tokenizer, load_tokenizer
 from src.errors import DataError
 
-TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 OnError = Literal["stop", "skip"]
 Verify = Literal["all", "sample", "none"]
 DIGEST_BYTES = 16
@@ -64,52 +62,58 @@ class BlockEncoder:
     """
 
     def __init__(
-        self, tokenizer: str, text_key: str, on_error: OnError, check_every: int, hashed: bool
+        self,
+        tokenizer: BulkTokenizer,
+        text_key: str,
+        on_error: OnError,
+        check_every: int,
+        hashed: bool,
     ) -> None:
-        self._name = tokenizer
+        self._tokenizer = tokenizer
         self._text_key = text_key
         self._on_error = on_error
         self._check_every = check_every
         self._hashed = hashed
-        self._tokenizer: Tokenizer | None = None
+        self._encode: BulkEncoder | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tokenizer": None}
+        return {**self.__dict__, "_encode": None}
 
     def __call__(self, block: Block) -> EncodedBlock:
         """The block's documents as tokens, with the faults found."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._name)
+        if self._encode is None:
+            self._encode = self._tokenizer.load()
         faults: list[Fault] = []
         began = perf_counter()
-        texts = list(self._texts(block, faults))
+        numbered = list(self._texts(block, faults))
         seconds = Counter(parse=perf_counter() - began)
-        documents: list[array[int]] = []
-        text_bytes = normalized = 0
-        for number, (line, text) in enumerate(texts):
-            checked = self._check_every > 0 and number % self._check_every == 0
-            try:
-                document, exact = tokenize(text, self._tokenizer, checked, seconds)
-            except DataError as error:
-                faults.append(Fault(line, str(error)))
-                continue
-            documents.append(document)
-            normalized += not exact
-            text_bytes += len(text) if text.isascii() else len(text.encode())
+        encoded = self._encode(
+            [text for _, text in numbered],
+            np.ones(len(numbered), bool),
+            self._checked(len(numbered)),
+        )
         began = perf_counter()
-        tokens, sizes = to_arrays(documents, self._tokenizer.vocab_size)
-        digests = document_digests(tokens, sizes if self._hashed else sizes[:0])
+        _refuse_long(encoded)
+        faults += [Fault(numbered[i][0], reason) for i, reason in encoded.faults.items()]
+        sizes = np.delete(encoded.sizes, list(encoded.faults)).astype(np.int32)
+        digests = document_digests(encoded.tokens, sizes if self._hashed else sizes[:0])
+        seconds.update(encoded.seconds)
         seconds["convert"] += perf_counter() - began
         return EncodedBlock(
             block=block._replace(content=b""),
-            tokens=tokens,
+            tokens=encoded.tokens,
             sizes=sizes,
             digests=digests,
-            text_bytes=text_bytes,
+            text_bytes=int(encoded.text_bytes.sum()),
             faults=sorted(faults),
-            normalized=normalized,
+            normalized=encoded.normalized,
             seconds=seconds,
         )
+
+    def _checked(self, documents: int) -> Flags:
+        if self._check_every == 0:
+            return np.zeros(documents, bool)
+        return np.arange(documents) % self._check_every == 0
 
     def _texts(self, block: Block, faults: list[Fault]) -> Iterator[tuple[int, str]]:
         """Line numbers and texts of the usable documents."""
@@ -142,57 +146,17 @@ def check_every(verify: Verify, input_bytes: int | None) -> int:
     return {"all": 1, "sample": 1 if small else _SAMPLE_EVERY, "none": 0}[verify]
 
 
-def tokenize(
-    text: str, tokenizer: Tokenizer, checked: bool, seconds: Counter[str]
-) -> tuple[array[int], bool]:
-    """A document's ids with the 0 behind them, and False if normalization changed its text.
-
-    The latter is found out only with `checked`. Adds the time spent to `seconds`. Raises DataError
-    for a text that cannot be encoded or, with `checked`, does not decode to itself.
-    """
-    began = perf_counter()
-    ids = tokenizer.encode(text)
-    encoded = perf_counter()
-    # Takes in a list of ints twice as fast as NumPy does, and now they are still in the cache.
-    document = array("I", ids)
-    converted = perf_counter()
-    exact = not checked or decodes_exactly(document, text, tokenizer)
-    document.append(END_OF_DOCUMENT)
-    if len(document) > MAX_ITEM_TOKENS:
-        raise DataError(f"the document has {len(document)} tokens, more than {MAX_ITEM_TOKENS}")
-    seconds["tokenize"] += encoded - began
-    seconds["convert"] += converted - encoded
-    seconds["verify"] += perf_counter() - converted
-    return document, exact
-
-
-def decodes_exactly(ids: Iterable[int], text: str, tokenizer: Tokenizer) -> bool:
-    """Whether the ids decode to exactly its text, or else to what the tokenizer's own
-    normalization makes of it; anything else is a DataError."""
-    decoded = tokenizer.decode_bytes(ids)
-    if decoded == text.encode():
-        return True
-    if decoded == tokenizer.normalize(text).encode():
-        return False
-    raise DataError(
-        f"decoding the tokens does not give the text back; the tokenizer {tokenizer.name} cannot "
-        "represent it: use --tokenizer world or bytes"
-    )
-
-
-def to_arrays(
-    documents: list[array[int]], vocab_size: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
-    """All ids in one array of the stored type, and the length of each document."""
-    sizes = np.fromiter(map(len, documents), np.int32, len(documents))
-    dtype = token_dtype(vocab_size)
-    parts = [np.frombuffer(document, np.uint32) for document in documents]
-    return (np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)), sizes
-
-
-def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Stored type: uint16 while every id fits, else int32 (the format has no uint32)."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
+def _refuse_long(encoded: EncodedTexts) -> None:
+    """Makes a fault of every document that is longer than the format can hold."""
+    long = encoded.sizes > MAX_ITEM_TOKENS
+    if not long.any():
+        return
+    for number in np.flatnonzero(long).tolist():
+        tokens = encoded.sizes[number]
+        encoded.faults[number] = f"the document has {tokens} tokens, more than {MAX_ITEM_TOKENS}"
+    encoded.tokens = encoded.tokens[~np.repeat(long, encoded.sizes)]
+    encoded.text_bytes[long] = 0
+    encoded.sizes[long] = 0
 
 
 def document_digests(

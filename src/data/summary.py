@@ -122,4 +122,6 @@ def _notes(converted: Converted) -> list[str]:
         "skipped because they cannot be used": converted.skipped,
     }
     notes = [f"note: {count} documents were {what}" for what, count in counts.items() if count]
+    if converted.note:
+        notes.append(f"note: {converted.note}")
     return notes + [f"  {fault}" for fault in converted.faults]

@@ -25,6 +25,14 @@ _DECODED_AT_ONCE = 1 << 11
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
+def utf8(text: str) -> bytes:
+    """The text's bytes; DataError when it holds a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise _lone_surrogate(error) from error
+
+
 class _TokenTable:
     """Bytes by id, packed so that decoding stays in the processor's cache."""
 
@@ -104,17 +112,25 @@ class WorldTokenizer(Tokenizer):
 
     @cached_property
     def _table(self) -> _TokenTable:
-        """Bytes by id, read from the library's own vocabulary file: `id literal length` lines."""
+        # An id without a token is shown as a replacement character.
+        tokens = [token or _REPLACEMENT for token in self.token_bytes()]
+        tokens[END_OF_DOCUMENT] = b""
+        return _TokenTable(tokens)
+
+    def token_bytes(self) -> list[bytes]:
+        """[vocab_size] bytes by id, empty for an id that is not in the vocabulary.
+
+        Read from the library's own file of it: `id literal length` lines.
+        """
         import pyrwkv_tokenizer
 
         (path,) = Path(pyrwkv_tokenizer.__path__[0]).glob("rwkv_vocab_*.txt")
-        tokens = [_REPLACEMENT] * self.vocab_size
-        tokens[END_OF_DOCUMENT] = b""
+        tokens = [b""] * self.vocab_size
         for line in path.read_text(encoding="utf-8").split("\n"):
             if line:
                 number, rest = line.split(" ", 1)
                 tokens[int(number)] = _literal(rest.rpartition(" ")[0])
-        return _TokenTable(tokens)
+        return tokens
 
 
 class BytesTokenizer(Tokenizer):
@@ -124,8 +140,7 @@ class BytesTokenizer(Tokenizer):
     vocab_size = 257
 
     def encode(self, text: str) -> list[int]:
-        _check_encodable(text)
-        return [byte + 1 for byte in text.encode()]
+        return [byte + 1 for byte in utf8(text)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return self._table.decode(ids)
@@ -159,7 +174,7 @@ class JsonTokenizer(Tokenizer):
         _check_separator(self._tokenizer, path)
 
     def encode(self, text: str) -> list[int]:
-        _check_encodable(text)
+        utf8(text)
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if END_OF_DOCUMENT in ids:
             raise DataError(f"{self.name} encodes part of the text as id 0, the end of document")
@@ -187,13 +202,6 @@ def load_tokenizer(name: str) -> Tokenizer:
             f"--tokenizer {name} is neither 'world' nor 'bytes' nor an existing tokenizer.json"
         )
     return JsonTokenizer(path)
-
-
-def _check_encodable(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _lone_surrogate(error) from error
 
 
 def _lone_surrogate(error: UnicodeEncodeError) -> DataError:

@@ -20,7 +20,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from typing import NamedTuple, TextIO
 
 import torch
 
+from src.compiler import cache_folder
 from src.errors import BackendError
 from src.ops import toolchain
 
@@ -88,7 +88,7 @@ def built_library(target: Target) -> Path:
     Raises BackendError naming the missing tool, or the compiler's first errors and the log.
     """
     key = _source_hash(target)
-    cache = target.cache or _default_cache()
+    cache = target.cache or cache_folder()
     try:
         plan = _make_plan(target)
     except BackendError:
@@ -121,24 +121,8 @@ def _load(op: str, device: str) -> str | None:
     except BackendError as error:
         return str(error)
     except OSError as error:
-        return f"its library cannot be used ({error}); delete {_default_cache()} and try again"
+        return f"its library cannot be used ({error}); delete {cache_folder()} and try again"
     return None
-
-
-def _default_cache() -> Path:
-    """A folder that only this user can write: ~/.cache/rwkv_kernels, else one under /tmp."""
-    try:
-        folder = Path.home() / ".cache" / "rwkv_kernels"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):
-        pass
-    folder = Path(tempfile.gettempdir()) / f"rwkv_kernels_{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise BackendError(f"{folder} belongs to another user; delete it, or make ~ writable")
-    return folder
 
 
 def _name(target: Target) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from src.compiler import find_cpp_path, version_text
 from src.errors import BackendError
 
 USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
@@ -42,13 +42,8 @@ def find_ninja() -> str:
 
 def find_cpp() -> Compiler:
     """The C++ compiler with the flags for sources that use torch and this very processor."""
-    path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if path is None:
-        raise BackendError(
-            "no C++ compiler (c++, g++, clang++) is on the PATH; install one, for example with "
-            "`apt-get install g++`"
-        )
-    return Compiler(path, _version_text(path), _cpp_flags(), _cpp_link_flags())
+    path = find_cpp_path()
+    return Compiler(path, version_text(path), _cpp_flags(), _cpp_link_flags())
 
 
 def find_nvcc(capability: tuple[int, int]) -> Compiler:
@@ -62,7 +57,7 @@ def find_nvcc(capability: tuple[int, int]) -> Compiler:
             f"the CUDA compiler nvcc is missing; install the CUDA toolkit {needed} and put its "
             f"bin folder on the PATH"
         )
-    text = _version_text(path)
+    text = version_text(path)
     found = re.search(r"release (\d+)\.(\d+)", text)
     if found is None or found[1] != needed.split(".")[0]:
         got = f"CUDA {found[1]}.{found[2]}" if found else "an unknown version of CUDA"
@@ -134,13 +129,6 @@ def _nvcc_flags(capability: tuple[int, int]) -> tuple[str, ...]:
         "--expt-relaxed-constexpr",
         "-Xcompiler=-fPIC",
     )
-
-
-def _version_text(path: str) -> str:
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BackendError(f"{path} --version failed: {done.stderr.strip()}; reinstall it")
-    return done.stdout
 
 
 def _read(path: Path) -> str:

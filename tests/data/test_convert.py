@@ -232,8 +232,8 @@ def fail_on_call(monkeypatch, owner, name, number, error):
 
 
 STEPS = [
-    (encode_module, "tokenize", 1),
-    (encode_module, "tokenize", 26),
+    (encode_module, "document_text", 1),
+    (encode_module, "document_text", 26),
     (BinidxWriter, "append_documents", 1),
     (BinidxWriter, "append_documents", 2),
     (BinidxWriter, "finish", 2),
