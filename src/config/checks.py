@@ -78,6 +78,7 @@ def check_fields(config: RunConfig) -> None:
     _check_ranges(config)
     _check_model(config.model)
     _check_data(config.data, config.train)
+    _check_what_counts(config.data, config.train)
     _check_schedule(config.optim, config.train)
     _check_start(config.train)
     _check_log(config.log)
@@ -132,6 +133,27 @@ def _check_data(data: DataConfig, train: TrainConfig) -> None:
         raise ConfigError(f"--val_samples {data.val_samples} needs --val_data_file")
     if data.val_data_file is None and train.val_every is not None:
         raise ConfigError(f"--val_every {train.val_every} needs --val_data_file")
+
+
+def _check_what_counts(data: DataConfig, train: TrainConfig) -> None:
+    """Masks and document boundaries."""
+    if data.loss_mask == "on" and data.data_type != "binidx":
+        raise ConfigError(
+            f"--loss_mask on: --data_type {data.data_type} has no loss mask, only binidx data has;"
+            " make it with make_data.py --chat_template"
+        )
+    if not data.reset_at_documents:
+        return
+    if data.data_type in ("utf-8", "utf-16le", "dummy"):
+        raise ConfigError(
+            f"--reset_at_documents 1: --data_type {data.data_type} does not say where documents"
+            " start; make a binidx pair with make_data.py"
+        )
+    if train.train_type == "states":
+        raise ConfigError(
+            "--reset_at_documents 1 with --train_type states: a reset empties the state that is"
+            " to be trained; leave one out"
+        )
 
 
 def _check_schedule(optim: OptimConfig, train: TrainConfig) -> None:

@@ -16,6 +16,8 @@ class Facts:
     best_prime: largest magic prime for them at the given ctx_len; None where there is none.
     data_vocab_size: rows the data's ids need (manifest, or characters counted); None if unknown.
     data_tokenizer: the tokenizer the manifest names; None if unknown.
+    has_loss_mask: whether there is a mask beside the data; learnt_tokens: those it counts, None if
+        unknown.
     start: "fresh" weights, a file of "weights" with an empty optimizer, or an exact "state".
     start_path: the file started from; None when fresh.
     start_epoch: the mini-epoch that file was saved after; -1 for initial or given weights.
@@ -28,6 +30,8 @@ class Facts:
     best_prime: int | None = None
     data_vocab_size: int | None = None
     data_tokenizer: str | None = None
+    has_loss_mask: bool = False
+    learnt_tokens: int | None = None
     start: Literal["fresh", "weights", "state"] = "fresh"
     start_path: str | None = None
     start_epoch: int = -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from src.config.conventions import CONVENTIONS
 from src.config.facts import Facts
@@ -42,8 +43,10 @@ def resolve_data(config: RunConfig, facts: Facts, lines: list[str]) -> DataConfi
     sampling = data.sampling or ("permutation" if data.data_type == "binidx" else "random")
     if data.sampling is None and sampling == "random":
         lines.append(f"sampling random: how {data.data_type} is read")
-    tokenizer = _tokenizer(data, facts)
-    data = dataclasses.replace(data, sampling=sampling, tokenizer=tokenizer)
+    data = dataclasses.replace(
+        data, sampling=sampling, tokenizer=_tokenizer(data, facts),
+        loss_mask=_loss_mask(data, facts, lines),
+    )
     if facts.token_count is None:
         assert config.train.train_stage == 1, "training needs data"
         return data
@@ -128,6 +131,25 @@ def _tokenizer(data: DataConfig, facts: Facts) -> str | None:
             f"--tokenizer {given}: {data.data_file} was written with {found}; leave the flag out"
         )
     return given or found
+
+
+def _loss_mask(data: DataConfig, facts: Facts, lines: list[str]) -> Literal["auto", "on", "off"]:
+    if data.loss_mask == "on" and facts.token_count is not None and not facts.has_loss_mask:
+        raise ConfigError(
+            f"--loss_mask on: there is no .mask beside {data.data_file}; make the data with"
+            " make_data.py --chat_template, or leave the flag out to train on all tokens"
+        )
+    if not facts.has_loss_mask:
+        return data.loss_mask
+    learnt = ""
+    if facts.learnt_tokens is not None and facts.token_count:
+        share = facts.learnt_tokens / facts.token_count
+        learnt = f", {facts.learnt_tokens:,} of the {facts.token_count:,} tokens ({share:.1%})"
+    if data.loss_mask == "off":
+        lines.append("loss_mask off: the data has a mask, which is not used: all tokens count")
+        return "off"
+    lines.append(f"loss_mask on: the loss is the mean over what the data's mask counts{learnt}")
+    return "on"
 
 
 def _check_random(data: DataConfig, token_count: int) -> None:

@@ -75,7 +75,10 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
     "my_pile_version": Refused("mixing several data sets is not supported; join them", ("1",)),
     "my_pile_shift": Taken("sample_offset", values.zero_if_negative),
     "my_sample_len": Refused("uint16 files are read at random positions, not in rows", ("0",)),
-    "my_qa_mask": Refused("it needs a data set on the author's own disk", ("0",)),
+    "my_qa_mask": Refused(
+        "it needs a data set on the author's own disk; to learn answers only, give conversations to"
+        " make_data.py --chat_template, whose loss mask is used by itself (docs/data.md)", ("0",)
+    ),
     "my_random_steps": Refused(f"{_EXPERIMENT}; --sampling random draws all samples so", ("0",)),
     # Schedule and optimizer
     "warmup_steps": Taken("warmup_steps", values.none_if_negative),

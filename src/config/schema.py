@@ -78,6 +78,11 @@ class DataConfig:
     """permutation: every slot once per pass; random: uniform positions; None: by stage and type"""
     sample_offset: int = 0
     """tokens added to every sample's offset (permutation sampling)"""
+    loss_mask: Literal["auto", "on", "off"] = "auto"
+    """weigh the targets by PREFIX.mask, as make_data.py --chat_template writes it: auto: where
+    there is one; on: refuse training data without; off: every token counts"""
+    reset_at_documents: bool = False
+    """state and token shift start anew where a document starts inside a sample"""
     val_data_file: str | None = None
     """held-out binidx prefix for the validation loss; None: no validation"""
     val_samples: int = 128

@@ -50,6 +50,11 @@ def bin_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.bin")
 
 
+def mask_path(prefix: str | Path) -> Path:
+    """PREFIX.mask, the loss mask beside a pair (`masks`)."""
+    return Path(f"{prefix}.mask")
+
+
 def idx_path(prefix: str | Path) -> Path:
     """PREFIX.idx."""
     return Path(f"{prefix}.idx")

@@ -15,9 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.data.batch import Sample
+from src.data.documents import DocumentStarts
+from src.data.masks import LossMask
 from src.data.sampler import golden_factor
 from src.data.sources import TokenSource, open_source
 from src.errors import DataError
+
+# Steps whose sums of weights are kept: the loader's workers are a few steps apart at most.
+_STEPS_KEPT = 8
 
 __all__ = [
     "TokenDataset",
@@ -33,6 +38,9 @@ class TokenDataset(Dataset[Sample]):
     sampling "permutation": RWKV-LM's slot order (`sampler.slot`), `shift` tokens later.
     sampling "random": a uniform start in [0, tokens - ctx_len), a pure function of (seed, n).
     `len()` is the number of samples in one pass over the data.
+    loss_mask: weights of the tokens as targets; `step_samples`, the samples of an optimizer step
+        over all processes, is needed with it.
+    starts: where documents start, for resets there.
     Raises DataError when the samples reach beyond the data, and from `[n]` when a token id is not
     below vocab_size.
     """
@@ -46,9 +54,18 @@ class TokenDataset(Dataset[Sample]):
         sampling: Literal["permutation", "random"] = "permutation",
         seed: int = 0,
         vocab_size: int | None = None,
+        *,
+        loss_mask: LossMask | None = None,
+        step_samples: int | None = None,
+        starts: DocumentStarts | None = None,
     ) -> None:
         _check_one_sample_fits(source.tokens, ctx_len)
+        assert loss_mask is None or step_samples, "a mask is scaled by whole steps"
         self.source = source
+        self.loss_mask = loss_mask
+        self.step_samples = step_samples
+        self.starts = starts
+        self._step_weights: dict[int, int] = {}
         self.ctx_len = ctx_len
         self.sampling = sampling
         self.seed = seed
@@ -73,20 +90,59 @@ class TokenDataset(Dataset[Sample]):
 
     def __getitem__(self, n: int) -> Sample:
         """Sample n, of ctx_len tokens."""
-        tokens = _read(self.source, self.offset(n), self.ctx_len, self.vocab_size, f"sample {n}")
-        return Sample(tokens[:-1], tokens[1:], number=n)
+        offset = self.offset(n)
+        tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, f"sample {n}")
+        mask = None
+        if self.loss_mask is not None:
+            weight = self.step_weight((n - 1) // self.step_samples)
+            weights = target_weights(self.loss_mask, offset, self.ctx_len)
+            mask = _scaled(weights, self.step_samples * self.ctx_len, weight)
+        reset = _resets(self.starts, offset, self.ctx_len)
+        return Sample(tokens[:-1], tokens[1:], mask, reset, number=n)
+
+    def step_weight(self, step: int) -> int:
+        """Sum of the targets' weights over all samples of optimizer step `step`, from 0 on.
+
+        Every process works it out for itself, because a sample's step and place follow from its
+        number; the sums of the last steps are kept.
+        """
+        assert self.loss_mask is not None, "only data with a loss mask has weights"
+        if step not in self._step_weights:
+            if len(self._step_weights) == _STEPS_KEPT:
+                self._step_weights.pop(next(iter(self._step_weights)))
+            first = 1 + step * self.step_samples
+            self._step_weights[step] = sum(
+                _sum(target_weights(self.loss_mask, self.offset(n), self.ctx_len))
+                for n in range(first, first + self.step_samples)
+            )
+        return self._step_weights[step]
 
 
 class ValidationDataset(Dataset[Sample]):
-    """The same `count` samples every time, spread evenly over the data (evenly_spread_samples)."""
+    """The same `count` samples every time, spread evenly over the data (evenly_spread_samples).
+
+    Masks are scaled so that the mean of weight times cross entropy over all samples is the mean
+    over the learnt tokens; raises DataError when there is none of them.
+    """
 
     def __init__(
-        self, source: TokenSource, ctx_len: int, count: int, vocab_size: int | None = None
+        self, source: TokenSource, ctx_len: int, count: int, vocab_size: int | None = None, *,
+        loss_mask: LossMask | None = None, starts: DocumentStarts | None = None,
     ) -> None:
         self.source = source
         self.ctx_len = ctx_len
         self.vocab_size = vocab_size
         self.offsets = evenly_spread_samples(source.tokens, ctx_len, count)
+        self.loss_mask = loss_mask
+        self.starts = starts
+        self._weight = 0
+        if loss_mask is not None:
+            self._weight = sum(_sum(target_weights(loss_mask, o, ctx_len)) for o in self.offsets)
+            if self._weight == 0:
+                raise DataError(
+                    f"none of the {count} samples of {ctx_len} tokens has a token that the loss "
+                    "mask counts; take more with --val_samples, or --loss_mask off"
+                )
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -97,7 +153,12 @@ class ValidationDataset(Dataset[Sample]):
         # An IndexError past the end lets `for sample in dataset` stop.
         offset = self.offsets[index]
         tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, name)
-        return Sample(tokens[:-1], tokens[1:], number=index)
+        mask = None
+        if self.loss_mask is not None:
+            weights = target_weights(self.loss_mask, offset, self.ctx_len)
+            mask = _scaled(weights, len(self) * self.ctx_len, self._weight)
+        reset = _resets(self.starts, offset, self.ctx_len)
+        return Sample(tokens[:-1], tokens[1:], mask, reset, number=index)
 
 
 def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:
@@ -110,6 +171,27 @@ def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:
     assert count >= 1, f"count {count}"
     last = tokens - 1 - ctx_len
     return [i * last // max(count - 1, 1) for i in range(count)]
+
+
+def target_weights(
+    loss_mask: LossMask, offset: int, ctx_len: int
+) -> npt.NDArray[np.uint8]:
+    """[ctx_len] weights of the targets of the sample that begins at `offset`: one token later."""
+    return loss_mask.get(offset + 1, ctx_len)
+
+
+def _sum(weights: npt.NDArray[np.uint8]) -> int:
+    return int(weights.sum(dtype=np.int64))
+
+
+def _scaled(weights: npt.NDArray[np.uint8], positions: int, total: int) -> Tensor:
+    """fp32 weights whose products' mean over `positions` is their mean over `total` weight."""
+    scale = positions / total if total else 0.0
+    return torch.from_numpy((weights * scale).astype(np.float32))
+
+
+def _resets(starts: DocumentStarts | None, offset: int, ctx_len: int) -> Tensor | None:
+    return None if starts is None else torch.from_numpy(starts.among(offset, ctx_len))
 
 
 def _read(

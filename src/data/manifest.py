@@ -30,6 +30,8 @@ class Shard:
     tokens: int
     documents: int
     sha256_bin: str
+    sha256_mask: str | None = None
+    """digest of its .mask; None: it has none"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Manifest:
     """by ctx_len, for the usual ones"""
     bytes_per_token: float | None = None
     """UTF-8 bytes of all texts read, over their tokens; None: not known"""
+    sha256_mask: str | None = None
+    """digest of .mask, with shards of their digests, one after another; None: no loss mask"""
+    learnt_tokens: int | None = None
+    """tokens whose weight in the loss mask is not 0; None: no loss mask"""
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -93,7 +99,13 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
     """Writes PREFIX.manifest.json atomically."""
-    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    content = asdict(manifest)
+    for described in (content, *content["shards"]):
+        if described["sha256_mask"] is None:
+            # Data without a mask says nothing of masks.
+            described.pop("sha256_mask")
+            described.pop("learnt_tokens", None)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(manifest_path(prefix), text.encode())
 
 
@@ -115,6 +127,16 @@ def usual_magic_primes(tokens: int) -> dict[str, int]:
 def joint_sha256(shards: Sequence[Shard]) -> str:
     """A manifest's sha256_bin for shards."""
     return hashlib.sha256("".join(shard.sha256_bin for shard in shards).encode()).hexdigest()
+
+
+def joint_mask_sha256(shards: Sequence[Shard]) -> str | None:
+    """A manifest's sha256_mask for shards, which all have a loss mask or none; else ValueError."""
+    digests = [shard.sha256_mask for shard in shards if shard.sha256_mask is not None]
+    if not digests:
+        return None
+    if len(digests) != len(shards):
+        raise ValueError("some shards have a loss mask and some have none")
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:
@@ -143,6 +165,9 @@ def _parsed(content: Any) -> Manifest:
         shards=tuple(map(_parsed_shard, _of(list, content.get("shards", [])))),
         magic_primes=_of(dict, content.get("magic_primes", {})),
         bytes_per_token=_of((float, int, type(None)), content.get("bytes_per_token")),
+        sha256_mask=_of((str, type(None)), content.get("sha256_mask")),
+        learnt_tokens=None if content.get("learnt_tokens") is None
+        else _count(content["learnt_tokens"]),
     )
     if manifest.dtype not in _DTYPE_NAMES:
         raise ValueError(f"no token type {manifest.dtype}")
@@ -153,6 +178,8 @@ def _parsed(content: Any) -> Manifest:
             raise ValueError("the shards' documents do not add up")
         if joint_sha256(manifest.shards) != manifest.sha256_bin:
             raise ValueError("the shards' digests do not fit")
+        if joint_mask_sha256(manifest.shards) != manifest.sha256_mask:
+            raise ValueError("the digests of the shards' loss masks do not fit")
     return manifest
 
 
@@ -162,6 +189,7 @@ def _parsed_shard(content: Any) -> Shard:
         tokens=_count(content["tokens"]),
         documents=_count(content["documents"]),
         sha256_bin=_of(str, content["sha256_bin"]),
+        sha256_mask=_of((str, type(None)), content.get("sha256_mask")),
     )
     if not shard.name or Path(shard.name).name != shard.name or "\0" in shard.name:
         raise ValueError(f"{shard.name!r} is not a name in the manifest's folder")

@@ -39,22 +39,22 @@ class TokenSource(Protocol):
 
 
 class ShardedTokens:
-    """The shards of a manifest as one array of tokens; O(1) memory per shard.
+    """The shards of a manifest as one array of tokens, in `pairs`; O(1) memory per shard.
 
     Raises DataError when a shard is missing, damaged or not the one the manifest describes.
     """
 
     def __init__(self, prefix: str, manifest: Manifest) -> None:
         self.prefix = prefix
-        self._pairs = [Binidx(shard_prefix(prefix, shard)) for shard in manifest.shards]
-        for pair, shard in zip(self._pairs, manifest.shards):
+        self.pairs = [Binidx(shard_prefix(prefix, shard)) for shard in manifest.shards]
+        for pair, shard in zip(self.pairs, manifest.shards):
             if (pair.tokens, pair.dtype.name) != (shard.tokens, manifest.dtype):
                 raise DataError(
                     f"{pair.prefix} holds {pair.tokens} tokens ({pair.dtype.name}) but "
                     f"{manifest_path(prefix)} describes {shard.tokens} ({manifest.dtype}); they do "
                     "not belong together: make the data again"
                 )
-        self._ends = list(accumulate(pair.tokens for pair in self._pairs))
+        self._ends = list(accumulate(pair.tokens for pair in self.pairs))
 
     @property
     def tokens(self) -> int:
@@ -65,7 +65,7 @@ class ShardedTokens:
         _check_inside(self.prefix, self.tokens, offset, length)
         parts, number = [], bisect_right(self._ends, offset)
         while length > 0:
-            pair = self._pairs[number]
+            pair = self.pairs[number]
             start = offset - (self._ends[number] - pair.tokens)
             count = min(length, pair.tokens - start)
             parts.append(pair.get(start, count))
@@ -145,6 +145,13 @@ def open_source(data_file: str | None, data_type: str) -> Source:
     if source.tokens == 0:
         raise DataError(f"--data_file {data_file} is empty")
     return source
+
+
+def pairs_of(source: Source) -> list[Binidx]:
+    """The pairs a source reads, in order; none for the other formats."""
+    if isinstance(source, ShardedTokens):
+        return source.pairs
+    return [source] if isinstance(source, Binidx) else []
 
 
 def _open_binidx(prefix: str) -> Binidx | ShardedTokens:

@@ -7,8 +7,9 @@ import torch
 from src.config.facts import Facts
 from src.config.schema import DataConfig, RunConfig
 from src.data.magic_prime import check_magic_prime, magic_prime
-from src.data.manifest import read_manifest
-from src.data.sources import TokenSource, open_source
+from src.data.manifest import Manifest, manifest_prefix, read_manifest
+from src.data.masks import find_mask
+from src.data.sources import Source, TokenSource, open_source, pairs_of
 from src.errors import ConfigError, DataError
 from src.models.registry import config_from_shapes
 from src.training.origin import Origin
@@ -38,6 +39,8 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
     manifest = read_manifest(data.data_file) if data.data_type == "binidx" else None
     return Facts(
         token_count=source.tokens,
+        has_loss_mask=_has_mask(data, source, manifest),
+        learnt_tokens=None if manifest is None else manifest.learnt_tokens,
         best_prime=_prime(data, source),
         data_vocab_size=manifest.vocab_size if manifest is not None else _vocabulary(source),
         data_tokenizer=None if manifest is None else manifest.tokenizer,
@@ -57,6 +60,15 @@ def _prime(data: DataConfig, source: TokenSource) -> int | None:
         if data.sampling == "permutation":
             raise
         return None
+
+
+def _has_mask(data: DataConfig, source: Source, manifest: Manifest | None) -> bool:
+    """Whether a loss mask lies beside the data; one that is not used may be damaged."""
+    if data.data_type != "binidx":
+        return False
+    if data.loss_mask == "off":
+        return manifest is not None and manifest.sha256_mask is not None
+    return find_mask(manifest_prefix(data.data_file), pairs_of(source), manifest) is not None
 
 
 def _vocabulary(source: TokenSource) -> int | None:

@@ -12,6 +12,7 @@ import torch
 
 from src.config.conventions import Conventions
 from src.config.load import dump_config
+from src.config.resolve_length import global_batch
 from src.config.schema import RunConfig
 from src.data.dataset import TokenDataset
 from src.files import remove_partial_files, write_atomically
@@ -25,6 +26,7 @@ from src.training.origin import Origin
 from src.training.plan import Plan, make_plan, make_schedule
 from src.training.progress import Progress
 from src.training.reporting.console import Console
+from src.training.reporting.empty_steps import EmptySteps
 from src.training.reporting.header import print_header
 from src.training.reporting.metrics_file import MetricsFile
 from src.training.reporting.plot import LossPlot
@@ -79,6 +81,8 @@ def fit(
         _write_config(saved_config)
         _write_characters(config, samples.training)
         reporters.extend(_reporters(config, plan, progress, trainer))
+        if samples.training.loss_mask is not None:
+            reporters.append(EmptySteps(samples.training.step_weight, global_batch(config)))
     steps = (plan.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
     if trainer.interrupted:

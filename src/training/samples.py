@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from src.config.schema import RunConfig
+from src.config.resolve_length import global_batch
+from src.config.schema import DataConfig, RunConfig
 from src.data.dataset import TokenDataset, ValidationDataset
-from src.data.sources import open_source
+from src.data.documents import DocumentStarts, document_starts
+from src.data.manifest import manifest_prefix, read_manifest
+from src.data.masks import LossMask, find_mask
+from src.data.sources import Source, open_source, pairs_of
 from src.errors import DataError
 
 
@@ -20,19 +24,37 @@ class RunSamples(NamedTuple):
 def open_samples(config: RunConfig) -> RunSamples:
     """Both data sets of a resolved configuration; DataError when one cannot be used."""
     d = config.data
+    source = open_source(d.data_file, d.data_type)
     training = TokenDataset(
-        open_source(d.data_file, d.data_type), d.ctx_len, prime=d.magic_prime,
+        source, d.ctx_len, prime=d.magic_prime,
         shift=d.sample_offset, sampling=d.sampling, seed=config.train.random_seed,
         vocab_size=config.model.vocab_size,
+        loss_mask=_mask(d, d.data_file, source), step_samples=global_batch(config),
+        starts=_starts(d, source),
     )
     if d.val_data_file is None:
         return RunSamples(training, None)
     try:
         source = open_source(d.val_data_file, "binidx")
-        held_out = ValidationDataset(source, d.ctx_len, d.val_samples, config.model.vocab_size)
+        held_out = ValidationDataset(
+            source, d.ctx_len, d.val_samples, config.model.vocab_size,
+            loss_mask=_mask(d, d.val_data_file, source), starts=_starts(d, source),
+        )
         for _ in held_out:
             # Read once: bad data should not end a run at its first validation.
             continue
     except DataError as error:
         raise DataError(f"--val_data_file {d.val_data_file}: {error}") from error
     return RunSamples(training, held_out)
+
+
+def _mask(data: DataConfig, data_file: str | None, source: Source) -> LossMask | None:
+    pairs = pairs_of(source)
+    if data.loss_mask == "off" or not pairs:
+        return None
+    prefix = manifest_prefix(data_file)
+    return find_mask(prefix, pairs, read_manifest(prefix))
+
+
+def _starts(data: DataConfig, source: Source) -> DocumentStarts | None:
+    return document_starts(source) if data.reset_at_documents else None

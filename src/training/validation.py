@@ -21,7 +21,7 @@ def validation_loss(
     trainer: pl.Trainer, model: RWKV, dataset: ValidationDataset, micro_bsz: int,
     head_rows: int | None,
 ) -> float:
-    """Mean cross entropy in nats per token; a collective call: every rank gets the same value.
+    """Mean cross entropy in nats per token that counts; a collective call, one value for all ranks.
 
     Every rank makes the same number of forward passes, which ZeRO-3 needs; a rank without samples
     left repeats the first one with weight zero.
@@ -38,7 +38,10 @@ def validation_loss(
             indices = [i for i in own if i < len(dataset)]
             batch = collate([dataset[i] for i in indices or [0]])
             batch = move_data_to_device(batch, strategy.root_device)
-            loss = model.loss(batch.tokens, batch.targets, head_rows=head_rows)
+            loss = model.loss(
+                batch.tokens, batch.targets, mask=batch.mask, total=batch.tokens.numel(),
+                reset=batch.reset, head_rows=head_rows,
+            )
             total += torch.tensor([loss.item() * len(indices), len(indices)], dtype=torch.float64)
     model.train(training)
     # sums in fp32 would round for large counts; NCCL needs the tensor on its device

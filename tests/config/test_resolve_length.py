@@ -57,6 +57,23 @@ def test_another_tokenizer_than_the_data_s_is_refused():
     assert values("--tokenizer new/t.json", "tokenizer", facts=moved) == "new/t.json"
 
 
+def test_a_mask_beside_the_data_is_used_by_itself_and_said():
+    masked = dataclasses.replace(SMALL, has_loss_mask=True, learnt_tokens=50124)
+    config, lines = resolved("", masked)
+    assert config.data.loss_mask == "on"
+    # 50124 / 200499 = 0.24999...
+    assert any("50,124 of the 200,499 tokens (25.0%)" in line for line in lines)
+    config, lines = resolved("--loss_mask off", masked)
+    assert config.data.loss_mask == "off"
+    assert any(line.startswith("loss_mask off") for line in lines)
+
+
+def test_without_a_mask_every_token_counts_unless_one_is_asked_for():
+    config, lines = resolved("", SMALL)
+    assert config.data.loss_mask == "auto" and not any("mask" in line for line in lines)
+    assert "make_data.py --chat_template" in fault("--loss_mask on", SMALL)
+
+
 @pytest.mark.parametrize(
     ("line", "batch", "epoch_steps"),
     [

@@ -35,7 +35,8 @@ def print_header(
                    + (", activation checkpointing" if t.grad_cp else ""))
     _line("data", f"{d.data_file} ({d.data_type}), {data_tokens:,} tokens, context {d.ctx_len}, "
                   + (f"magic prime {d.magic_prime}" if d.sampling == "permutation"
-                     else "random positions"))
+                     else "random positions")
+                  + (", reset at document starts" if d.reset_at_documents else ""))
     accumulated = t.accumulate_grad_batches
     _line("batch", f"{global_batch(config)} samples ({ranks} x {t.micro_bsz}"
                    + (f" x {accumulated} accumulated" if accumulated > 1 else "")

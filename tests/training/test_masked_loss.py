@@ -1,0 +1,231 @@
+"""Runs that learn only what a mask counts, and runs that forget where a document starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import train
+from src.data.binidx import Binidx
+from src.data.magic_prime import magic_prime
+from src.data.sampler import sample_offset
+from src.inference import loading
+from src.training.reporting.metrics_file import read_metrics
+from tests.training.runs import ROOT, losses
+
+T = 32
+
+
+@pytest.fixture(scope="module")
+def masked(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus with weights 0, 1 and 2 in runs of some tokens, here many, there none."""
+    folder = tmp_path_factory.mktemp("masked")
+    generator = np.random.default_rng(7)
+    for name in ("text", "text_val"):
+        for ending in ("bin", "idx", "manifest.json"):
+            shutil.copy(f"{corpus.parent / name}.{ending}", folder)
+        tokens = Binidx(folder / name).tokens
+        runs = generator.choice([0, 0, 1, 2], size=tokens // 7 + 1)
+        weights = np.repeat(runs, 7)[:tokens].astype(np.uint8)
+        (folder / f"{name}.mask").write_bytes(weights.tobytes())
+    return folder / "text"
+
+
+def load_model(path: Path):
+    return loading.load_model(path, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def token_losses(model, tokens, targets):
+    """[T] cross entropy of each target and half the square of each largest logit."""
+    logits = model(tokens[None])[0][0].float()
+    return functional.cross_entropy(logits, targets, reduction="none"), logits.amax(-1) ** 2 / 2
+
+
+def samples(prefix, numbers):
+    """tokens, targets, the targets' weights and the offset of those samples, by hand."""
+    pair = Binidx(prefix)
+    prime = magic_prime(pair.tokens, T)
+    weights = np.fromfile(f"{prefix}.mask", np.uint8) if Path(f"{prefix}.mask").exists() else None
+    for n in numbers:
+        offset = sample_offset(n, prime, T)
+        window = torch.from_numpy(pair.get(offset, T + 1))
+        counts = torch.ones(T) if weights is None else torch.from_numpy(
+            weights[offset + 1 : offset + 1 + T].astype(np.float32))
+        yield window[:-1], window[1:], counts, offset
+
+
+def test_loss_and_gradient_are_those_of_a_loop_over_the_whole_batch(
+    masked: Path, tmp_path: Path, run_training: Callable[..., int]
+):
+    out = tmp_path / "out"
+    assert run_training(data_file=masked, micro_bsz=2, accumulate_grad_batches=3, max_steps=1,
+                        save_fp32=1) == 0
+    model = load_model(out / "rwkv-init.pth").requires_grad_(True)
+    total = counted = 0
+    for tokens, targets, weights, _ in samples(masked, range(1, 7)):
+        ce, wrap = token_losses(model, tokens, targets)
+        total = total + (weights * ce).sum()
+        counted += weights.sum()
+        # the gradient's own term, see ops.head_loss
+        total = total + 1e-4 * ((weights * wrap).sum() - (weights * wrap).sum().detach())
+    loss = total / counted
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    (record,) = read_metrics(out)
+    assert record["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_validation_is_the_weighted_mean_over_all_held_out_samples(
+    masked: Path, tmp_path: Path, run_training: Callable[..., int]
+):
+    val = f"{masked}_val"
+    assert run_training(data_file=masked, val_data_file=val, val_samples=5, max_steps=1,
+                        val_every=1, save_fp32=1, lr_init=0, lr_final=0, exit_tokens=0,
+                        epoch_count=1) == 0
+    model = load_model(tmp_path / "out" / "rwkv-init.pth")
+    pair, weights = Binidx(val), np.fromfile(f"{val}.mask", np.uint8)
+    total = counted = 0.0
+    for i in range(5):
+        offset = i * (pair.tokens - 1 - T) // 4
+        window = torch.from_numpy(pair.get(offset, T + 1))
+        ce, _ = token_losses(model, window[:-1], window[1:])
+        counts = torch.from_numpy(weights[offset + 1 : offset + 1 + T].astype(np.float32))
+        total += (counts * ce).sum().item()
+        counted += counts.sum().item()
+    (found,) = {r["val_loss"] for r in read_metrics(tmp_path / "out") if "val_loss" in r}
+    assert found == pytest.approx(total / counted, rel=1e-5)
+
+
+def curve(folder: Path, key: str) -> list[float]:
+    return [r[key] for r in read_metrics(folder) if key in r]
+
+
+@pytest.fixture(scope="module")
+def split(masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs eight steps of four samples, however they are split; returns the run's folder."""
+
+    def run(devices: int, micro_bsz: int, accumulate: int, strategy: str = "auto") -> Path:
+        folder = tmp_path_factory.mktemp("split") / "out"
+        flags = {
+            "proj_dir": folder, "data_file": masked, "val_data_file": f"{masked}_val",
+            "val_samples": 5, "val_every": 4, "rwkv_version": 6, "n_layer": 2, "n_embd": 32,
+            "head_size": 32, "ctx_len": T, "micro_bsz": micro_bsz, "devices": devices,
+            "accumulate_grad_batches": accumulate, "strategy": strategy, "max_steps": 8,
+            "exit_tokens": 2000, "epoch_steps": 100, "lr_init": "2e-3", "lr_final": "2e-4",
+            "accelerator": "cpu", "precision": "fp32", "num_workers": 2 if devices == 1 else 0,
+            "plot": 0, "wkv_backend": "chunked", "reset_at_documents": 1,
+        }
+        words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+        if devices == 1:
+            assert train.main(words) == 0
+            return folder
+        done = subprocess.run(
+            [sys.executable, "train.py", *words],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stdout
+        return folder
+
+    return run
+
+
+@pytest.mark.slow
+def test_every_split_of_a_batch_has_the_same_loss_curve(split: Callable[..., Path]):
+    whole = split(devices=1, micro_bsz=4, accumulate=1)
+    assert len(curve(whole, "loss")) == 8
+    others = [
+        split(devices=1, micro_bsz=2, accumulate=2),
+        split(devices=2, micro_bsz=2, accumulate=1, strategy="ddp"),
+        split(devices=2, micro_bsz=1, accumulate=2, strategy="deepspeed_stage_2"),
+    ]
+    for other in others:
+        for key in ("loss", "val_loss", "grad_norm"):
+            assert curve(other, key) == pytest.approx(curve(whole, key), rel=1e-4), (other, key)
+
+
+def test_a_step_without_a_counted_token_is_said_and_changes_nothing(
+    masked: Path, tmp_path: Path, flags: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
+):
+    prefix = tmp_path / "text"
+    for ending in ("bin", "idx", "manifest.json"):
+        shutil.copy(f"{masked}.{ending}", tmp_path)
+    weights = np.zeros(Binidx(prefix).tokens, np.uint8)
+    for _, _, _, offset in samples(prefix, range(1, 5)):
+        weights[offset + 1 : offset + 1 + T] = 1
+    # Only step 0 has something to learn.
+    (tmp_path / "text.mask").write_bytes(weights.tobytes())
+    line = flags(data_file=prefix, max_steps=6, weight_decay=0)
+    assert train.main(line) == 0
+    out = capfd.readouterr().out
+    found = read_metrics(tmp_path / "out")
+    assert found[0]["loss"] > 1
+    assert [(r["loss"], r["grad_norm"]) for r in found[1:]] == [(0.0, 0.0)] * 5
+    assert "step 1: the loss mask counts no token of samples 5 to 8; loss 0, no gradient" in out
+    assert out.count("counts no token of samples") == 3
+    assert "the loss mask counted no token in 5 steps" in out
+    assert "loss_mask on: the loss is the mean over what the data's mask counts" in out
+
+
+def test_a_mask_can_be_left_unused(masked: Path, corpus: Path, tmp_path: Path,
+                                   run_training: Callable[..., int]):
+    for name, changes in {
+        "plain": {"data_file": corpus},
+        "off": {"data_file": masked, "loss_mask": "off"},
+        "on": {"data_file": masked, "loss_mask": "on"},
+    }.items():
+        assert run_training(proj_dir=tmp_path / name, max_steps=2, **changes) == 0
+    assert losses(tmp_path / "plain") == losses(tmp_path / "off") != losses(tmp_path / "on")
+
+
+@pytest.mark.parametrize("version", "4567")
+def test_a_reset_row_is_learnt_as_separate_documents(
+    masked: Path, tmp_path: Path, run_training: Callable[..., int], version: str
+):
+    head_size = None if version == "4" else 32
+    assert run_training(data_file=masked, rwkv_version=version, head_size=head_size, max_steps=1,
+                        reset_at_documents=1, save_fp32=1) == 0
+    model = load_model(tmp_path / "out" / "rwkv-init.pth")
+    pair = Binidx(masked)
+    begins = (pair.pointers // pair.dtype.itemsize).tolist()
+    total = counted = 0.0
+    split_rows = 0
+    for tokens, targets, weights, offset in samples(masked, range(1, 5)):
+        cuts = [0, *(b - offset for b in begins if 0 < b - offset < T), T]
+        split_rows += len(cuts) > 2
+        for start, end in pairwise(cuts):
+            ce, _ = token_losses(model, tokens[start:end], targets[start:end])
+            total += (weights[start:end] * ce).sum().item()
+            counted += weights[start:end].sum().item()
+    assert split_rows >= 1
+    assert losses(tmp_path / "out")[0] == pytest.approx(total / counted, rel=1e-5)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    (["--loss_mask", "on"], ["--loss_mask on", "make_data.py --chat_template"]),
+    (["--loss_mask", "maybe"], ["--loss_mask", "auto"]),
+    (["--my_qa_mask", "1"], ["--my_qa_mask 1", "make_data.py --chat_template"]),
+])
+def test_a_run_that_cannot_have_its_mask_is_refused(place, refused, changes, words):
+    message = refused(place.command("--proj_dir", place.empty, *changes))
+    assert all(word in message for word in words), message
+
+
+def test_a_damaged_mask_is_refused_before_anything_is_written(place, refused):
+    (place.root / "data" / "text.mask").write_bytes(b"12")
+    message = refused(place.command("--proj_dir", place.empty))
+    assert "has 2 bytes" in message and "--loss_mask off" in message
+    message = refused(place.command(
+        "--proj_dir", place.empty, "--loss_mask", "off", "--val_data_file", place.root / "nothing"))
+    assert "nothing.idx does not exist" in message
