@@ -1,12 +1,17 @@
 """Speed and memory of make_data.py against the tokenizers alone, in one run on one corpus.
 
     python -m benchmarks.make_data [--megabytes 200] [--folder DIR] [--skip_python_tokenizer]
+    python -m benchmarks.make_data --memory 300 1000 3000 [--folder DIR]
 
 The corpus is generated: English-like text and code (from Python's standard library) and Chinese.
 The whole of make_data.py (one repetition, shuffled, every tenth document verified, a worker per
 core) is compared with the compiled tokenizer alone on all cores, measured before and after it, and
 with the single-threaded Python tokenizer of the `rwkv` package. The ids of the latter two must
-agree, or nothing is printed.
+agree, or nothing is printed. The trie that make_data.py compiles is measured alone as well: what a
+worker could reach that did nothing else.
+
+With --memory corpora of those sizes (MB) are converted one after another, and the peaks of the
+resident memory of the main process, of the largest worker and of all together are printed.
 """
 
 from __future__ import annotations
@@ -23,9 +28,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import orjson
 import psutil
 
+from src.data.bulk import bulk_tokenizer
 from src.data.demo_corpus import documents, standard_library
 from src.data.tokenizer import load_tokenizer
 from src.data.workers import available_cores
@@ -40,7 +47,8 @@ made = convert(ConvertOptions([sys.argv[1]], sys.argv[2], verify="sample"))
 (manifest,) = made.manifests.values()
 usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 cpu = [u.ru_utime + u.ru_stime for u in usage]
-print(json.dumps({"seconds": made.seconds, "tokens": manifest.tokens, "cpu": cpu}))
+counts = {"tokens": manifest.tokens, "documents": manifest.documents}
+print(json.dumps({"seconds": made.seconds, "cpu": cpu, **counts}))
 """
 
 
@@ -107,24 +115,40 @@ def texts_of(path: Path, size: int) -> list[str]:
     return found
 
 
-def _encode_alone(texts: list[str], start: object, results: object) -> None:
-    tokenizer = load_tokenizer("world")
-    for text in texts[: len(texts) // 10]:
-        tokenizer.encode(text)
+def _encode_alone(texts: list[str], trie: bool, start: object, results: object) -> None:
+    if trie:
+        encode = bulk_tokenizer("world").load()
+        flags = np.ones(len(texts), bool)
+        # As many texts a call as make_data.py gives: those of half a megabyte.
+        calls = max(int(_megabytes(texts) * 2), 1)
+        parts = np.array_split(np.arange(len(texts)), calls)
+        work = [([texts[i] for i in part], flags[part]) for part in parts]
+
+        def run(share: int) -> None:
+            for batch, closed in work[: len(work) // share]:
+                encode(batch, closed, ~closed)
+    else:
+        tokenizer = load_tokenizer("world")
+
+        def run(share: int) -> None:
+            for text in texts[: len(texts) // share]:
+                tokenizer.encode(text)
+
+    run(10)
     start.wait()
     began, cpu = time.perf_counter(), time.process_time()
-    for text in texts:
-        tokenizer.encode(text)
+    run(1)
     results.put((time.perf_counter() - began, time.process_time() - cpu))
 
 
-def alone_on_all_cores(texts: list[str], cores: int) -> tuple[float, float]:
-    """MB/s of the compiled tokenizer in one process per core, each on all the texts; and MB per
-    second of processor time, which says more when the machine has other work."""
+def alone_on_all_cores(texts: list[str], cores: int, trie: bool = False) -> tuple[float, float]:
+    """MB/s of the compiled tokenizer (the library's, or our trie) in one process per core, each on
+    all the texts; and MB per second of processor time, which says more on a busy machine."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(cores), context.Queue()
     processes = [
-        context.Process(target=_encode_alone, args=(texts, start, results)) for _ in range(cores)
+        context.Process(target=_encode_alone, args=(texts, trie, start, results))
+        for _ in range(cores)
     ]
     for process in processes:
         process.start()
@@ -135,25 +159,29 @@ def alone_on_all_cores(texts: list[str], cores: int) -> tuple[float, float]:
     return total / max(wall for wall, _ in times), total / sum(cpu for _, cpu in times)
 
 
-def python_tokenizer(texts: list[str]) -> float:
-    """MB/s of the `rwkv` package's tokenizer; fails unless ours gives the same ids."""
+def python_tokenizer(texts: list[str]) -> tuple[float, float]:
+    """MB/s of the `rwkv` package's tokenizer, by the clock and of processor time; fails unless ours
+    gives the same ids."""
     import rwkv
     from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 
     theirs = TRIE_TOKENIZER(str(Path(rwkv.__path__[0]) / "rwkv_vocab_v20230424.txt"))
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     ids = [theirs.encode(text) for text in texts]
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     ours = load_tokenizer("world")
     assert ids == [ours.encode(text) for text in texts], "the tokenizers disagree"
-    return _megabytes(texts) / seconds
+    no, yes = np.zeros(len(texts), bool), np.ones(len(texts), bool)
+    fast = bulk_tokenizer("world").load()(texts, no, yes)
+    assert fast.tokens.tolist() == [i for text in ids for i in text], "the trie disagrees"
+    return _megabytes(texts) / seconds, _megabytes(texts) / cpu
 
 
 class PeakMemory:
-    """Largest sum of resident memory over a process and all below it, sampled."""
+    """Largest resident memory of a process, of one below it and of all together, sampled."""
 
     def __init__(self, pid: int) -> None:
-        self.bytes = 0
+        self.bytes = self.main = self.worker = 0
         self._pid = pid
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -167,14 +195,17 @@ class PeakMemory:
         while not self._stop.wait(0.05):
             try:
                 root = psutil.Process(self._pid)
-                family = [root, *root.children(recursive=True)]
-                self.bytes = max(self.bytes, sum(p.memory_info().rss for p in family))
+                below = [p.memory_info().rss for p in root.children(recursive=True)]
+                main = root.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
+            self.main = max(self.main, main)
+            self.worker = max([self.worker, *below])
+            self.bytes = max(self.bytes, main + sum(below))
 
 
-def end_to_end(corpus: Path, prefix: Path) -> tuple[float, float, dict]:
-    """Wall seconds of the whole program, peak bytes over its processes, and what it reports."""
+def end_to_end(corpus: Path, prefix: Path) -> tuple[float, PeakMemory, dict]:
+    """Wall seconds of the whole program, its memory, and what it reports."""
     began = time.perf_counter()
     command = [sys.executable, "-c", _CONVERT, str(corpus), str(prefix)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -183,7 +214,7 @@ def end_to_end(corpus: Path, prefix: Path) -> tuple[float, float, dict]:
     seconds = time.perf_counter() - began
     memory.stop()
     assert process.returncode == 0, "make_data failed"
-    return seconds, memory.bytes, json.loads(output)
+    return seconds, memory, json.loads(output)
 
 
 def _megabytes(texts: list[str]) -> float:
@@ -200,6 +231,49 @@ def _print_shares(seconds: dict, wall: float) -> None:
           f"{seconds['arrange']:.1f} s")
 
 
+def measure_memory(sizes: list[float], folder: Path | None) -> None:
+    """Prints a line for a corpus of each size."""
+    for size in sizes:
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            corpus = Path(name) / "corpus.jsonl"
+            megabytes = write_corpus(corpus, int(size * 1e6)) / 1e6
+            wall, peak, told = end_to_end(corpus, Path(name) / "out")
+        print(f"corpus {megabytes:.0f} MB, {told['documents']:,} documents: peak memory "
+              f"{peak.bytes / 1e6:.0f} MB, main process {peak.main / 1e6:.0f} MB, a worker "
+              f"{peak.worker / 1e6:.0f} MB; {wall:.1f} s", flush=True)
+
+
+def measure_speed(megabytes: float, folder: Path | None, python_too: bool) -> None:
+    """Prints the comparison."""
+    cores = available_cores()
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        corpus = Path(name) / "corpus.jsonl"
+        megabytes = write_corpus(corpus, int(megabytes * 1e6)) / 1e6
+        sample = texts_of(corpus, _ALONE_BYTES)
+        slow = python_tokenizer(texts_of(corpus, _PYTHON_BYTES)) if python_too else None
+        before = alone_on_all_cores(sample, cores)
+        wall, peak, told = end_to_end(corpus, Path(name) / "out")
+        after = alone_on_all_cores(sample, cores)
+        trie = alone_on_all_cores(sample, cores, trie=True)
+    speed, alone = megabytes / wall, (before[0] + after[0]) / 2
+    main_cpu, worker_cpu = told["cpu"]
+    speed_cpu, alone_cpu = megabytes / (main_cpu + worker_cpu), (before[1] + after[1]) / 2
+    print(f"corpus {megabytes:.0f} MB of text, {told['tokens']:,} tokens, {cores} cores")
+    print(f"make_data, end to end: {speed:.1f} MB/s, peak memory {peak.bytes / 1e6:.0f} MB")
+    _print_shares(told["seconds"], wall)
+    print(f"  processor time: main process {main_cpu:.1f} s, workers {worker_cpu:.1f} s")
+    print(f"compiled tokenizer alone on {cores} cores: {before[0]:.1f} MB/s before, {after[0]:.1f} "
+          f"after; make_data reaches {speed / alone:.0%}")
+    print(f"make_data's trie alone: {trie[0]:.1f} MB/s; make_data reaches {speed / trie[0]:.0%}")
+    print(f"per second of processor time: library alone {alone_cpu:.1f} MB, trie alone "
+          f"{trie[1]:.1f} MB, make_data {speed_cpu:.1f} MB ({speed_cpu / alone_cpu:.0%} of the "
+          "library)")
+    if slow is not None:
+        print(f"Python tokenizer of rwkv, one thread: {slow[0]:.2f} MB/s; make_data is "
+              f"{speed / slow[0]:.1f} times as fast, per second of processor time on {cores} cores "
+              f"{cores * speed_cpu / slow[1]:.1f} times")
+
+
 def main(argv: list[str]) -> int:
     """Prints the table; status 1 when a check fails."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.make_data", description=__doc__,
@@ -207,32 +281,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--folder", type=Path, help="where the corpus goes (default: temporary)")
     parser.add_argument("--skip_python_tokenizer", action="store_true")
+    parser.add_argument("--memory", type=float, nargs="+", metavar="MEGABYTES",
+                        help="measure memory instead, at these sizes")
     options = parser.parse_args(argv)
-    cores = available_cores()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        corpus = Path(name) / "corpus.jsonl"
-        megabytes = write_corpus(corpus, int(options.megabytes * 1e6)) / 1e6
-        sample = texts_of(corpus, _ALONE_BYTES)
-        slow = None if options.skip_python_tokenizer else python_tokenizer(
-            texts_of(corpus, _PYTHON_BYTES)
-        )
-        before = alone_on_all_cores(sample, cores)
-        wall, peak, told = end_to_end(corpus, Path(name) / "out")
-        after = alone_on_all_cores(sample, cores)
-    speed, alone = megabytes / wall, (before[0] + after[0]) / 2
-    main_cpu, worker_cpu = told["cpu"]
-    speed_cpu, alone_cpu = megabytes / (main_cpu + worker_cpu), (before[1] + after[1]) / 2
-    print(f"corpus {megabytes:.0f} MB of text, {told['tokens']:,} tokens, {cores} cores")
-    print(f"make_data, end to end: {speed:.1f} MB/s, peak memory {peak / 1e6:.0f} MB")
-    _print_shares(told["seconds"], wall)
-    print(f"  processor time: main process {main_cpu:.1f} s, workers {worker_cpu:.1f} s")
-    print(f"compiled tokenizer alone on {cores} cores: {before[0]:.1f} MB/s before, {after[0]:.1f} "
-          f"after; make_data reaches {speed / alone:.0%}")
-    print(f"per second of processor time: alone {alone_cpu:.1f} MB, make_data {speed_cpu:.1f} MB, "
-          f"{speed_cpu / alone_cpu:.0%}")
-    if slow is not None:
-        print(f"Python tokenizer of rwkv, one thread: {slow:.2f} MB/s; make_data is "
-              f"{speed / slow:.1f} times as fast")
+    if options.memory:
+        measure_memory(options.memory, options.folder)
+    else:
+        measure_speed(options.megabytes, options.folder, not options.skip_python_tokenizer)
     return 0
 
 
