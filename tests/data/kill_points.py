@@ -1,0 +1,132 @@
+"""Kills a conversion before each of its file operations and says what was left; a program.
+
+    python -m tests.data.kill_points FOLDER OLD NEW
+
+OLD and NEW are names of `MADE`. FOLDER gets the finished data of both in old/ and new/. Then, for
+every file operation of making NEW over OLD, a child process makes it and is killed right before
+that operation. Printed is JSON: for each point what could be read, and what running again did.
+It is a program of its own, because it forks, which a process with threads should not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from src.data.binidx import Binidx
+from src.data.convert import ConvertOptions, convert
+from src.data.selection import Arrangement
+from src.data.sources import open_source
+from src.errors import DataError
+
+OPERATIONS = [(os, "replace"), (os, "rename"), (os, "unlink"), (os, "fsync"),
+              (Path, "replace"), (Path, "unlink")]
+# seed and tokens a shard (None: one pair)
+MADE = {"one": (1, None), "shards": (2, 40), "smaller": (3, 25), "equal": (4, 40)}
+
+
+def options(made: str, corpus: Path, prefix: Path) -> ConvertOptions:
+    """How to make it, from this process alone."""
+    seed, shard_tokens = MADE[made]
+    return ConvertOptions(
+        [str(corpus)], str(prefix), Arrangement(seed=seed, validation=0.2), tokenizer="bytes",
+        workers=1, shard_tokens=shard_tokens, overwrite=True,
+    )
+
+
+def make_until(wanted: ConvertOptions, number: int | None) -> int:
+    """Converts; right before the file operation of that number (from 1) the process kills itself.
+    Returns how many operations there were."""
+    calls = []
+
+    def counted(original):
+        def operation(*arguments, **keywords):
+            calls.append(original)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **keywords)
+
+        return operation
+
+    originals = [getattr(owner, name) for owner, name in OPERATIONS]
+    try:
+        for (owner, name), original in zip(OPERATIONS, originals):
+            setattr(owner, name, counted(original))
+        convert(wanted)
+    finally:
+        for (owner, name), original in zip(OPERATIONS, originals):
+            setattr(owner, name, original)
+    return len(calls)
+
+
+def killed_before(wanted: ConvertOptions, number: int) -> None:
+    """Runs `make_until` in a child that does not survive it."""
+    child = os.fork()
+    if child == 0:
+        make_until(wanted, number)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it ended before it was killed"
+
+
+def readable(prefix: Path) -> list[int] | str:
+    """All tokens, or the message that refuses them."""
+    try:
+        source = open_source(str(prefix), "binidx")
+        return source.get(0, source.tokens).tolist()
+    except DataError as error:
+        return str(error)
+
+
+def pairs(folder: Path) -> dict[str, list[int]]:
+    """Tokens of every pair that can be opened by itself."""
+    found = {}
+    for index in sorted(folder.glob("*.idx")):
+        try:
+            pair = Binidx(index.with_suffix(""))
+        except DataError:
+            continue
+        found[index.stem] = pair.get(0, pair.tokens).tolist()
+    return found
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file that is not a leftover, as text."""
+    return {p.name: p.read_bytes().hex() for p in folder.iterdir() if p.suffix != ".partial"}
+
+
+def main(folder: Path, old: str, new: str) -> None:
+    """See above."""
+    # A kill loses nothing that was written, so waiting for the disk would only take time.
+    os.fsync = lambda descriptor: None
+    corpus = folder / "in.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(8)))
+    for name, made in (("old", old), ("new", new)):
+        convert(options(made, corpus, folder / name / "out"))
+    place = folder / "place"
+    wanted = options(new, corpus, place / "out")
+    shutil.copytree(folder / "old", place)
+    operations = make_until(wanted, None)
+    points = []
+    for number in range(1, operations + 1):
+        shutil.rmtree(place)
+        shutil.copytree(folder / "old", place)
+        killed_before(wanted, number)
+        left = {p: readable(place / p) for p in ("out", "out_val")}
+        alone = pairs(place)
+        convert(wanted)
+        points.append({"left": left, "pairs": alone, "again": contents(place)})
+    whole = {
+        name: {"left": {p: readable(folder / name / p) for p in ("out", "out_val")},
+               "pairs": pairs(folder / name), "again": contents(folder / name)}
+        for name in ("old", "new")
+    }
+    print(json.dumps({"points": points, **whole}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
