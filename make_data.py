@@ -21,11 +21,12 @@ processes.
 EPILOG = """\
 data that is already made:
   make_data.py --inspect PREFIX          what is in it: header, counts, lengths, documents, manifest
-  make_data.py --verify_pair PREFIX      reads all of it and checks digests, index, ids, round trip
+  make_data.py --verify PREFIX           reads all of it and checks digests, index, ids, round trip
   make_data.py --merge A B -o PREFIX     joins data, or the parts that --worker made
 (docs/data.md says more; each has its own --help)
 """
 TOOLS = ("--inspect", "--verify_pair", "--merge")
+HOW_MUCH = ("all", "sample", "none")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,7 +73,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     add("--dedup", action="store_true", help="keep only the first of equal documents")
     add("--min_tokens", type=int, metavar="N", help="leave out documents of fewer tokens")
     add("--max_tokens", type=int, metavar="N", help="leave out documents of more tokens")
-    add("--verify", choices=("all", "sample", "none"), default="sample", help="documents that are "
+    add("--verify", choices=HOW_MUCH, default="sample", help="documents that are "
         "decoded again and compared (default: every tenth, of small inputs all)")
     add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
 
@@ -96,17 +97,20 @@ def parse_tool(argv: list[str]) -> argparse.Namespace:
     what("--merge", metavar="PREFIX", nargs="+", help="join data, or the parts of one run")
     add = parser.add_argument
     add("--output", "-o", metavar="PREFIX", help="where the joined data goes")
+    add("--tokenizer", metavar="NAME", help="what made the pairs to be joined that have no "
+        "manifest (other tools'): world, bytes or the path of a tokenizer.json")
     add("--shard_tokens", type=int, metavar="N", help="cut the joined data into shards")
     add("--overwrite", action="store_true", help="replace data made from something else")
-    add("--verify", choices=("all", "sample", "none"), help="documents that --verify_pair decodes "
+    add("--verify", choices=HOW_MUCH, help="documents that --verify_pair decodes "
         "and encodes again (default: every tenth, of small data all)")
     add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
     arguments = parser.parse_args(argv)
     joins = arguments.merge is not None
     if joins and arguments.output is None:
         parser.error("--merge needs --output PREFIX")
-    if not joins and (arguments.output or arguments.shard_tokens or arguments.overwrite):
-        parser.error("--output, --shard_tokens and --overwrite belong to --merge")
+    of_merge = ("output", "tokenizer", "shard_tokens", "overwrite")
+    if not joins and any(getattr(arguments, name) for name in of_merge):
+        parser.error("--output, --tokenizer, --shard_tokens and --overwrite belong to --merge")
     if arguments.verify and arguments.verify_pair is None:
         parser.error("--verify belongs to --verify_pair here")
     return arguments
@@ -140,6 +144,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
         merged = merge(
             arguments.merge,
             prefix,
+            tokenizer=arguments.tokenizer,
             shard_tokens=arguments.shard_tokens,
             overwrite=arguments.overwrite,
         )
@@ -147,6 +152,8 @@ def run_tool(arguments: argparse.Namespace) -> None:
             again = " (already made; left as it was)" if merged.already_made else ""
             print(f"{name}: {manifest.documents} documents, {manifest.tokens} tokens{again}")
             print(f"magic primes by ctx_len: {primes_line(manifest)}")
+        for note in merged.notes:
+            print(f"note: {note}")
     _draw(arguments.report, prefix)
 
 
@@ -193,6 +200,9 @@ def main(argv: list[str]) -> int:
     # A polite kill cleans up like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if argv[:1] == ["--verify"] and len(argv) > 1 and argv[1] not in HOW_MUCH:
+            # The short name of the tool; as an option it says how much of a new text is checked.
+            argv = ["--verify_pair", *argv[1:]]
         if any(argument in TOOLS for argument in argv):
             run_tool(parse_tool(argv))
         else:

@@ -5,9 +5,8 @@ the inputs' order, into an unnamed temporary file beside the output (2 bytes a t
 repetition reads the documents from there in its own order, which depends on the seed and the
 repetition alone. So the bytes written do not depend on the number of workers.
 
-Memory: about 60 MB, for each worker 300 MB (the World tokenizer needs 230) and a few blocks of text
-(a block is 0.5 MB, or the longest line), and some 60 bytes per document (120 with dedup), however
-much text there is.
+Memory: about 60 MB a process, a few blocks of text for each worker (a block is 0.5 MB, or the
+longest line), and some 60 bytes per document (120 with dedup), however much text there is.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from src.data.binidx import Binidx
 from src.data.convert import arrange
 from src.data.encode import DIGEST_BYTES, document_digests
+from src.data.foreign import foreign_manifest
 from src.data.manifest import Manifest, manifest_prefix, read_manifest
 from src.data.outputs import already_made, anything_there, pair_digests
 from src.data.selection import Arrangement
@@ -33,6 +34,8 @@ class Merged(NamedTuple):
     manifests: Mapping[str, Manifest]
     """by prefix: the data, then held-out data if the parts' options ask for it"""
     already_made: bool
+    notes: Sequence[str] = ()
+    """what is odd about pairs of other tools"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class _Input:
     prefix: str
     manifest: Manifest
     pairs: list[Binidx]
+    notes: Sequence[str] = ()
 
     @property
     def part(self) -> Mapping[str, int] | None:
@@ -50,14 +54,21 @@ class _Input:
 
 
 def merge(
-    names: Sequence[str], output: str, *, shard_tokens: int | None = None, overwrite: bool = False
+    names: Sequence[str],
+    output: str,
+    *,
+    tokenizer: str | None = None,
+    shard_tokens: int | None = None,
+    overwrite: bool = False,
 ) -> Merged:
     """Writes the documents of all inputs under the prefix `output`, without tokenizing anything.
 
-    names: prefixes of pairs, of shards or of parts, or their manifests.  Raises DataError when
-    they do not fit together, a part is missing, or other data is in the way.
+    names: prefixes of pairs, of shards or of parts, or their manifests.  tokenizer: the one that
+    made pairs without a manifest.  Raises DataError when they do not fit together, a part is
+    missing, or other data is in the way.
     """
-    inputs = [_opened(manifest_prefix(name)) for name in names]
+    inputs = [_opened(manifest_prefix(name), tokenizer) for name in names]
+    notes = [note for given in inputs for note in given.notes]
     wanted = Arrangement(shuffle=False)
     if any(given.part for given in inputs):
         inputs = _all_parts(inputs)
@@ -71,7 +82,7 @@ def merge(
     if anything_there(prefixes):
         found = already_made(prefixes, origin, overwrite)
         if found is not None:
-            return Merged(found, already_made=True)
+            return Merged(found, already_made=True, notes=notes)
 
     def describe(writer: OutputWriter) -> Manifest:
         return writer.manifest(like.tokenizer, like.vocab_size, origin, _bytes_per_token(inputs))
@@ -83,19 +94,31 @@ def merge(
             made, _ = arrange(store, digests, wanted, prefixes, shard_tokens, describe)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror}") from error
-    return Merged(made, already_made=False)
+    return Merged(made, already_made=False, notes=notes)
 
 
-def _opened(prefix: str) -> _Input:
+def _opened(prefix: str, tokenizer: str | None) -> _Input:
     manifest = read_manifest(prefix)
     if manifest is None:
-        raise DataError(
-            f"{prefix}.manifest.json does not exist, so the tokenizer of the data is not known; "
-            "give prefixes or manifests (for parts PREFIX.part-*.json)"
-        )
+        return _foreign(prefix, tokenizer)
     if manifest.documents == 0:
         return _Input(prefix, manifest, [])
     return _Input(prefix, manifest, [Binidx(pair) for pair in pair_digests(prefix, manifest)])
+
+
+def _foreign(prefix: str, tokenizer: str | None) -> _Input:
+    pair = Binidx(prefix)
+    if tokenizer is None:
+        raise DataError(
+            f"{prefix}.manifest.json does not exist, so the tokenizer of the data is not known; "
+            "say it with --tokenizer world (or bytes, or the path of a tokenizer.json)"
+        )
+    manifest, unclosed = foreign_manifest(prefix, tokenizer)
+    note = (
+        f"{unclosed} of the {manifest.documents} documents of {prefix} do not end with token 0; "
+        "they were taken as they are"
+    )
+    return _Input(prefix, manifest, [pair], [note] if unclosed else [])
 
 
 def _all_parts(inputs: Sequence[_Input]) -> list[_Input]:

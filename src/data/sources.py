@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from src.data.binidx import Binidx
-from src.data.binidx_layout import idx_path
+from src.data.binidx_layout import bin_path, idx_path
 from src.data.manifest import (
     Manifest,
     manifest_path,
@@ -46,7 +46,7 @@ class ShardedTokens:
 
     def __init__(self, prefix: str, manifest: Manifest) -> None:
         self.prefix = prefix
-        self.pairs = [Binidx(shard_prefix(prefix, shard)) for shard in manifest.shards]
+        self.pairs = [_listed(shard_prefix(prefix, shard), prefix) for shard in manifest.shards]
         for pair, shard in zip(self.pairs, manifest.shards):
             if (pair.tokens, pair.dtype.name) != (shard.tokens, manifest.dtype):
                 raise DataError(
@@ -159,13 +159,24 @@ def _open_binidx(prefix: str) -> Binidx | ShardedTokens:
     manifest = read_manifest(prefix)
     if manifest is not None and manifest.shards:
         return ShardedTokens(prefix, manifest)
-    pair = Binidx(prefix)
+    pair = Binidx(prefix) if manifest is None else _listed(prefix, prefix)
     if manifest is not None and manifest.dtype != pair.dtype.name:
         raise DataError(
             f"{idx_path(prefix)} says {pair.dtype.name} but {manifest_path(prefix)} "
             f"{manifest.dtype}; one of them is damaged or of other data: make the data again"
         )
     return pair
+
+
+def _listed(pair: str, prefix: str) -> Binidx:
+    """A pair of which the manifest speaks."""
+    for path in (bin_path(pair), idx_path(pair)):
+        if not path.exists():
+            raise DataError(
+                f"{path} does not exist although {manifest_path(prefix)} lists it; a copy or "
+                "make_data.py was interrupted: copy the data, or make it, again"
+            )
+    return Binidx(pair)
 
 
 def _check_inside(name: str, tokens: int, offset: int, length: int) -> None:

@@ -148,7 +148,9 @@ def test_parts_are_made_merged_verified_and_inspected(tmp_path):
     assert (whole.returncode, whole.stderr) == (0, "")
     assert (tmp_path / "lengths.png").stat().st_size > 1000
     assert (tmp_path / "joined.bin").read_bytes() == (tmp_path / "o/data.bin").read_bytes()
-    for tool, answer in (("--inspect", "manifest: fits"), ("--verify_pair", "are right")):
+    for tool, answer in (
+        ("--inspect", "manifest: fits"), ("--verify_pair", "are right"), ("--verify", "are right")
+    ):
         done = program("make_data.py", tool, "joined", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert answer in done.stdout
@@ -159,7 +161,7 @@ def test_parts_are_made_merged_verified_and_inspected(tmp_path):
     [
         (["--merge", "a", "b"], "error: --merge needs --output"),
         (["--inspect", "a", "--verify_pair", "b"], "error: argument --verify_pair: not allowed"),
-        (["--inspect", "a", "--overwrite"], "error: --output, --shard_tokens and --overwrite"),
+        (["--inspect", "a", "--overwrite"], "error: --output, --tokenizer, --shard_tokens and"),
         (["--inspect", "a", "--verify", "all"], "error: --verify belongs to --verify_pair"),
         (["--inspect", "a"], "error: a.idx does not exist"),
         (["corpus.jsonl", 1, 64, "--worker", 1], "error: --worker and --of belong together"),

@@ -9,6 +9,7 @@ import pytest
 
 from src.data.binidx import Binidx, BinidxWriter
 from src.data.convert import ConvertOptions, Part, convert
+from src.data.examine import verify
 from src.data.manifest import read_manifest, write_manifest
 from src.data.merge import merge
 from src.data.selection import Arrangement
@@ -114,3 +115,58 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
 def test_a_part_that_cannot_be_is_refused(part, tmp_path):
     with pytest.raises(DataError, match="counted from 0"):
         convert(options(tmp_path, part=part))
+
+
+def write_foreign(prefix, *items, dtype="uint16"):
+    """A pair of another tool: without a manifest."""
+    with BinidxWriter(prefix, dtype) as writer:
+        for item in items:
+            writer.append(item)
+    return str(prefix)
+
+
+def test_a_pair_of_another_tool_is_joined_once_its_tokenizer_is_given(tmp_path):
+    write_jsonl(tmp_path / "in.jsonl", megabytes=0.01)
+    own = options(tmp_path, arrangement=Arrangement(shuffle=False))
+    convert(own)
+    foreign = write_foreign(tmp_path / "foreign", [98, 99, 0], [100, 0])
+    with pytest.raises(DataError, match=r"foreign\.manifest\.json does not exist.*--tokenizer"):
+        merge([foreign, own.prefix], str(tmp_path / "joined"))
+    assert not list(tmp_path.glob("joined*"))
+    made = merge([foreign, own.prefix], str(tmp_path / "joined"), tokenizer="bytes")
+    assert made.notes == []
+    assert documents(tmp_path / "joined") == ["ab", "c", *documents(tmp_path / "out")]
+    assert "are right" in verify(str(tmp_path / "joined"), "all")
+    assert merge([foreign, own.prefix], str(tmp_path / "joined"), tokenizer="bytes").already_made
+
+
+def test_documents_of_another_tool_that_do_not_end_with_0_are_reported(tmp_path):
+    foreign = write_foreign(tmp_path / "foreign", [98, 0], [98, 99], [100, 0], [])
+    made = merge([foreign], str(tmp_path / "joined"), tokenizer="bytes")
+    assert made.notes == [
+        f"2 of the 4 documents of {foreign} do not end with token 0; they were taken as they are"
+    ]
+    pair = Binidx(tmp_path / "joined")
+    items = [pair.item(i).tolist() for i in range(pair.item_count)]
+    assert items == [[98, 0], [98, 99], [100, 0], []]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "last", "tokenizer", "message"),
+    [
+        ("uint16", 257, "bytes", r"ids from 0 to 257, outside the vocabulary of 257"),
+        ("int32", -1, "world", r"ids from -1 to 98, outside"),
+        ("int32", 98, "bytes", r"has dtype uint16 but .* has int32"),
+        ("uint16", 98, "world", r"has tokenizer bytes but .* has world"),
+    ],
+)
+def test_a_pair_of_another_tool_that_does_not_fit_is_refused(
+    dtype, last, tokenizer, message, tmp_path
+):
+    write_jsonl(tmp_path / "in.jsonl", megabytes=0.01)
+    own = options(tmp_path, arrangement=Arrangement(shuffle=False))
+    convert(own)
+    foreign = write_foreign(tmp_path / "foreign", [98, 0], [last, 0], dtype=dtype)
+    with pytest.raises(DataError, match=message):
+        merge([foreign, own.prefix], str(tmp_path / "joined"), tokenizer=tokenizer)
+    assert not list(tmp_path.glob("joined*"))
