@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from src.config.schema import ModelConfig
 from src.errors import ConfigError
+from src.models.chunked import chunked_loss
 from src.models.layers import Head, Linear
 from src.models.state import LayerState, ModelState
 
@@ -53,16 +54,23 @@ class RWKV(nn.Module):
     All weights start at zero; `parameters.initialize` or `load_state_dict` gives them values.
 
     config: the complete ModelConfig it was built from.
+    chunk_len: tokens that the loss reads at a time (`models.chunked`); None: all.
     optional_keys: keys (patterns) that a checkpoint may lack, for `checkpoint.fit_weights`.
     """
 
     def __init__(
         self, version: ModuleType, config: ModelConfig, *, wkv_backend: str = "auto",
-        grad_cp: bool = False, train_states: bool = False,
+        grad_cp: bool = False, train_states: bool = False, chunk_len: int | None = None,
     ) -> None:
         super().__init__()
+        if chunk_len is not None and config.head_qk:
+            raise ConfigError(
+                "head_qk looks back at every token, which a model that reads its rows in chunks "
+                "cannot; leave --chunk_len out"
+            )
         self.config = config
         self.grad_cp = grad_cp
+        self.chunk_len = chunk_len
         self.train_states = train_states
         self.optional_keys: tuple[str, ...] = (*version.OPTIONAL_KEYS, "blocks.*.att.time_state")
         V, D = config.vocab_size, config.n_embd
@@ -103,9 +111,30 @@ class RWKV(nn.Module):
         size.
         The gradient includes the L2Wrap term, see `ops.head_loss`.
         """
-        x, _ = self.features(tokens, state, reset=reset)
+        return self.loss_and_state(
+            tokens, targets, mask=mask, total=total, state=state, reset=reset, head_rows=head_rows
+        )[0]
+
+    def loss_and_state(
+        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None = None,
+        total: float | None = None, state: ModelState | None = None, reset: Tensor | None = None,
+        head_rows: int | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """`loss`, and the state after the last token, through which gradients flow."""
+        options = {"mask": mask, "total": total, "state": state, "reset": reset,
+                   "head_rows": head_rows}
+        if self.chunk_len is None or tokens.shape[1] <= self.chunk_len:
+            return self._loss_of_piece(tokens, targets, **options)
+        return chunked_loss(self._loss_of_piece, self.chunk_len, tokens, targets, **options)
+
+    def _loss_of_piece(
+        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None, total: float | None,
+        state: ModelState | None, reset: Tensor | None, head_rows: int | None,
+    ) -> tuple[Tensor, ModelState]:
+        x, new_state = self.features(tokens, state, reset=reset)
         extra = self._copy_logits(x, tokens, state, reset)
-        return self.head(x, targets, mask=mask, total=total, extra_logits=extra, rows=head_rows)
+        loss = self.head(x, targets, mask=mask, total=total, extra_logits=extra, rows=head_rows)
+        return loss, new_state
 
     def token_losses(
         self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, *,

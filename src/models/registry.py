@@ -53,20 +53,22 @@ def version_module(version: str) -> ModuleType:
 
 def build_model(
     config: ModelConfig, *, wkv_backend: str = "auto", grad_cp: bool = False,
-    train_states: bool = False,
+    train_states: bool = False, chunk_len: int | None = None,
 ) -> RWKV:
     """A model with all weights zero, fp32, on torch's current default device.
 
     config: complete (see `complete`).  wkv_backend: auto, native, chunked or reference.
     grad_cp: recompute every block in the backward pass.
     train_states: add att.time_state, the initial state of every layer, used when no state is given.
+    chunk_len: tokens that the loss reads at a time; None: all.
     """
     assert config == complete(config), "build_model needs a complete configuration"
     module = version_module(config.rwkv_version)
     if train_states and not module.HAS_TIME_STATE:
         raise ConfigError(f"{module.NAME} has no initial state to train; use another rwkv_version")
     return RWKV(
-        module, config, wkv_backend=wkv_backend, grad_cp=grad_cp, train_states=train_states
+        module, config, wkv_backend=wkv_backend, grad_cp=grad_cp, train_states=train_states,
+        chunk_len=chunk_len,
     )
 
 

@@ -5,8 +5,10 @@ A model's state is a tuple with one LayerState per block. Every tensor's first a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 # RWKV-5, 6, 7: [B, H, N_value, N_key].  RWKV-4: (aa, bb, pp), each [B, A], the running numerator
@@ -32,8 +34,23 @@ ModelState: TypeAlias = tuple[LayerState, ...]
 
 def detach_state(state: ModelState) -> ModelState:
     """The same values, cut off from the graph that computed them."""
+    return map_state(torch.Tensor.detach, state)
+
+
+def copy_state(state: ModelState) -> ModelState:
+    """The same values in memory of their own; gradients flow through."""
+    return map_state(torch.Tensor.clone, state)
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: ModelState) -> ModelState:
+    """`function` of every tensor."""
     return tuple(
-        LayerState(layer.att_shift.detach(), _detach(layer.wkv), layer.ffn_shift.detach())
+        LayerState(
+            function(layer.att_shift),
+            tuple(map(function, layer.wkv)) if isinstance(layer.wkv, tuple)
+            else function(layer.wkv),
+            function(layer.ffn_shift),
+        )
         for layer in state
     )
 
@@ -56,7 +73,3 @@ def state_to_rwkv_package(state: ModelState, version: str, row: int = 0) -> list
         tensors = (layer.att_shift[row].detach(), *operator, layer.ffn_shift[row].detach())
         flat += [tensor.contiguous().clone() for tensor in tensors]
     return flat
-
-
-def _detach(wkv: WkvState) -> WkvState:
-    return tuple(part.detach() for part in wkv) if isinstance(wkv, tuple) else wkv.detach()
