@@ -62,7 +62,7 @@ ONLY_IN = {
     "torch": (
         "src/ops/", "src/checkpoint/", "src/models/", "src/training/", "src/inference/",
         "src/evaluation/", "src/export/", "src/data/batch.py", "src/data/dataset.py",
-        "src/data/sampler.py",
+        "src/data/sampler.py", "src/data/windows.py",
     ),
     **dict.fromkeys(("tyro", "yaml"), ("src/config/",)),
     **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("src/export/", "src/evaluation/")),

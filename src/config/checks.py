@@ -18,6 +18,7 @@ from src.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from src.config.windows import check_windows
 from src.errors import ConfigError
 
 # Fields that belong to some versions only, and the values at which they are harmless elsewhere.
@@ -59,7 +60,7 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
         "n_layer n_embd dim_att dim_ffn vocab_size head_size head_size_divisor rank_mix rank_decay"
         " rank_iclr rank_value rank_gate special_lr_factor ctx_len val_samples micro_bsz"
         " accumulate_grad_batches max_steps epoch_steps val_every devices num_nodes ds_bucket_mb"
-        " head_chunk",
+        " head_chunk chunk_len bptt_chunks",
     ),
     (
         _Range(0),
@@ -82,6 +83,7 @@ def check_fields(config: RunConfig) -> None:
     _check_schedule(config.optim, config.train)
     _check_start(config.train)
     _check_log(config.log)
+    check_windows(config)
 
 
 def _check_ranges(config: RunConfig) -> None:

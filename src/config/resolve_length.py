@@ -8,6 +8,7 @@ from typing import Literal
 from src.config.conventions import CONVENTIONS
 from src.config.facts import Facts
 from src.config.schema import DataConfig, RunConfig, TrainConfig
+from src.config.windows import window_len, windows_per_row
 from src.errors import ConfigError
 
 # RWKV-LM's mini-epoch in samples: 8!, which many batch sizes divide.
@@ -25,12 +26,16 @@ def global_batch(config: RunConfig) -> int:
     return processes * train.micro_bsz * train.accumulate_grad_batches
 
 
+def tokens_per_step(config: RunConfig) -> int:
+    """Tokens that one optimizer step reads."""
+    return global_batch(config) * window_len(config)
+
+
 def total_steps(config: RunConfig) -> int | None:
     """Optimizer steps from the start of the run to the end of its schedule; None: no end."""
     train = config.train
     if train.exit_tokens:
-        tokens_per_step = global_batch(config) * config.data.ctx_len
-        return -(-abs(train.exit_tokens) // tokens_per_step)
+        return -(-abs(train.exit_tokens) // tokens_per_step(config))
     return train.epoch_count * train.epoch_steps if train.epoch_count else None
 
 
@@ -72,14 +77,9 @@ def resolve_length(config: RunConfig, facts: Facts, lines: list[str]) -> TrainCo
     Raises ConfigError for an --epoch_begin that contradicts the checkpoint.
     """
     train = config.train
-    batch = global_batch(config)
     epoch_steps = train.epoch_steps
     if epoch_steps is None:
-        epoch_steps = max(1, MINI_EPOCH_SAMPLES // batch)
-        lines.append(
-            f"epoch_steps {epoch_steps}: mini-epochs of {epoch_steps * batch} samples in batches"
-            f" of {batch}"
-        )
+        epoch_steps = _mini_epoch(config, lines)
     train = dataclasses.replace(
         train,
         epoch_steps=epoch_steps,
@@ -109,6 +109,18 @@ def resolve_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int | N
     if total is not None and steps >= total:
         lines.append(f"the warmup of {steps} steps is as long as the run of {total}")
     return steps
+
+
+def _mini_epoch(config: RunConfig, lines: list[str]) -> int:
+    """Steps of a mini-epoch; it ends where rows end."""
+    batch, windows = global_batch(config), windows_per_row(config)
+    groups = max(1, MINI_EPOCH_SAMPLES // batch)
+    steps = f", {windows} steps each" if windows > 1 else ""
+    lines.append(
+        f"epoch_steps {groups * windows}: mini-epochs of {groups * batch} samples in batches of"
+        f" {batch}{steps}"
+    )
+    return groups * windows
 
 
 def _automatic_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int:
@@ -217,7 +229,8 @@ def _epoch_count(config: RunConfig, facts: Facts, lines: list[str]) -> int:
     if train.epoch_count is not None:
         return train.epoch_count
     samples = data.magic_prime or facts.token_count // data.ctx_len
-    count = samples // (train.epoch_steps * global_batch(config))
+    steps = samples // global_batch(config) * windows_per_row(config)
+    count = steps // train.epoch_steps
     lines.append(f"epoch_count {count}: whole mini-epochs in the {samples} samples of the data")
     if count == 0:
         lines.append(

@@ -166,6 +166,12 @@ class TrainConfig:
     """seed of initial weights, dropout and random sampling; None: 0"""
     grad_cp: bool = False
     """activation checkpointing: recompute every block in the backward pass"""
+    chunk_len: int | None = None
+    """read every sample in chunks of so many tokens: exact gradients in the memory of one chunk;
+    None: at once"""
+    bptt_chunks: int | None = None
+    """truncated backpropagation: an optimizer step per so many chunks of a sample, the state
+    carried on without its gradient; None: gradients through the whole sample"""
 
 
 @dataclass(frozen=True)

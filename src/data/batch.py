@@ -19,6 +19,7 @@ class Sample(NamedTuple):
         nowhere.
     fault: why the sample could not be read ("": it could); it is zeros then.
     number: the global sample number.
+    position: of the first token in its row, when the row is read in windows.
     """
 
     tokens: Tensor
@@ -27,10 +28,14 @@ class Sample(NamedTuple):
     reset: Tensor | None = None
     fault: str = ""
     number: int = 0
+    position: int = 0
 
 
 class Batch(NamedTuple):
-    """B samples: tokens, targets, mask, reset [B, T] or None; faults, numbers: one per sample."""
+    """B samples: tokens, targets, mask, reset [B, T] or None; faults, numbers: one per sample.
+
+    position: of the first tokens in their rows.
+    """
 
     tokens: Tensor
     targets: Tensor
@@ -38,14 +43,19 @@ class Batch(NamedTuple):
     reset: Tensor | None
     faults: tuple[str, ...]
     numbers: tuple[int, ...]
+    position: int
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """One batch of samples of equal length, all with a mask or none, and so for the resets."""
-    tokens, targets, masks, resets, faults, numbers = zip(*samples)
+    """One batch of samples of equal length and position.
+
+    All have a mask or none, and so for the resets.
+    """
+    tokens, targets, masks, resets, faults, numbers, positions = zip(*samples)
+    assert len(set(positions)) == 1, f"windows at different positions: {positions}"
     return Batch(
         torch.stack(tokens), torch.stack(targets), _stacked(masks), _stacked(resets), faults,
-        numbers,
+        numbers, positions[0],
     )
 
 

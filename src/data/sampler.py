@@ -65,10 +65,19 @@ class SampleNumbers(Sampler[int]):
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[int]:
-        per_step = self.accumulate * self.micro_bsz
-        first = self.first_step * per_step
-        for i in range(first, first + self.steps * per_step):
+        for step in range(self.first_step, self.first_step + self.steps):
+            yield from self.of_step(step)
+
+    def of_step(self, step: int) -> Iterator[int]:
+        """The numbers of optimizer step `step`."""
+        first = step * self.per_step
+        for i in range(first, first + self.per_step):
             yield 1 + i * self.world_size + self.rank
 
+    @property
+    def per_step(self) -> int:
+        """Samples of this process per optimizer step."""
+        return self.accumulate * self.micro_bsz
+
     def __len__(self) -> int:
-        return self.steps * self.accumulate * self.micro_bsz
+        return self.steps * self.per_step

@@ -14,9 +14,11 @@ from src.config.conventions import Conventions
 from src.config.load import dump_config
 from src.config.resolve_length import global_batch
 from src.config.schema import RunConfig
+from src.config.windows import window_len
 from src.data.dataset import TokenDataset
 from src.files import remove_partial_files, write_atomically
 from src.models.parameters import ParameterGroup, parameter_groups
+from src.training.carried import CarriedStates
 from src.training.environment import is_rank_zero
 from src.training.initial import make_model
 from src.training.loader import RunData
@@ -24,7 +26,7 @@ from src.training.loop import Loop
 from src.training.module import TrainingModule
 from src.training.origin import Origin
 from src.training.plan import Plan, make_plan, make_schedule
-from src.training.progress import Progress
+from src.training.progress import Progress, StepSize
 from src.training.reporting.console import Console
 from src.training.reporting.empty_steps import EmptySteps
 from src.training.reporting.header import print_header
@@ -74,7 +76,8 @@ def fit(
         config, plan, make_schedule(config, conventions.warmup_floor), progress,
         state=origin.state, validation=samples.held_out, reporters=reporters,
     )
-    module = TrainingModule(model, groups, config.optim, config.hardware)
+    carried = _carried(origin, config, plan, progress)
+    module = TrainingModule(model, groups, config.optim, config.hardware, carried)
     trainer = build_trainer(config, [loop])
     if is_rank_zero():
         remove_partial_files(Path(config.train.proj_dir))
@@ -97,16 +100,35 @@ def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
     """Counters to go on with; bare weights of mini-epoch N stand for its last step."""
     if origin.state is not None:
         saved = Progress(**{key: origin.state[key] for key in Progress().to_dict()})
-        before = origin.state.get("tokens_per_step", plan.tokens_per_step)
-        progress = saved.with_batch(before, plan.tokens_per_step)
-        if before != plan.tokens_per_step:
+        now = StepSize(plan.tokens_per_step, config.data.ctx_len, plan.windows)
+        before = StepSize(*(origin.state.get(key, value) for key, value in zip(
+            ("tokens_per_step", "ctx_len", "windows"), (now.tokens, now.ctx_len, 1)
+        )))
+        progress = saved.with_steps(before, now)
+        if before != now:
+            left_out = progress.step * now.tokens > saved.step * before.tokens
             origin.notes.append(
-                f"a step had {before:,} tokens and has {plan.tokens_per_step:,} now: step "
-                f"{saved.step} becomes step {progress.step}, the same place in the data"
+                f"a step had {before.tokens:,} tokens and has {now.tokens:,} now: step "
+                f"{saved.step} becomes step {progress.step}, "
+                + ("after the samples it was in" if left_out else "the same place in the data")
             )
         return progress
     step = config.train.epoch_begin * plan.epoch_steps
+    # Bare weights have no carried states: on to the next rows.
+    step = -(-step // plan.windows) * plan.windows
     return Progress(step=step, ramp_begin=step)
+
+
+def _carried(
+    origin: Origin, config: RunConfig, plan: Plan, progress: Progress
+) -> CarriedStates:
+    """The carried states to go on with: those of `origin` in the middle of rows, else none."""
+    carried = CarriedStates(config.data.ctx_len)
+    if origin.state is not None and progress.step % plan.windows:
+        first, last = plan.samples(progress.step)
+        position = progress.step % plan.windows * window_len(config)
+        carried.restore(origin.state["carried"], range(first, last + 1), position)
+    return carried
 
 
 def _set_up_torch(config: RunConfig) -> None:

@@ -28,6 +28,7 @@ def make_model(config: RunConfig, origin: Origin) -> RWKV:
         wkv_backend=config.hardware.wkv_backend,
         grad_cp=config.train.grad_cp,
         train_states=config.train.train_type == "states",
+        chunk_len=config.train.chunk_len,
     )
     if origin.kind == "fresh" or config.train.load_partial:
         initialize(model, seed=config.train.random_seed, lr_init=config.optim.lr_init)

@@ -7,8 +7,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from src.config.schema import RunConfig
+from src.config.windows import window_len, windows_per_row
 from src.data.batch import Sample, collate
 from src.data.sampler import SampleNumbers
+from src.data.windows import WindowDataset, WindowNumbers
 from src.errors import DataError
 from src.training.signals import ignore_stop_signals
 
@@ -41,7 +43,8 @@ class RunData(pl.LightningDataModule):
         self, dataset: Dataset[Sample], config: RunConfig, first_step: int, steps: int,
     ) -> None:
         super().__init__()
-        self._dataset = FaultTelling(dataset, config.data.ctx_len)
+        rows = FaultTelling(dataset, config.data.ctx_len)
+        self._dataset = WindowDataset(rows, window_len(config))
         self._config = config
         self._first_step = first_step
         self._steps = steps
@@ -53,14 +56,15 @@ class RunData(pl.LightningDataModule):
         loader.
         """
         train, workers = self._config.train, self._config.data.num_workers
-        numbers = SampleNumbers(
-            self._first_step, self._steps, train.micro_bsz, train.accumulate_grad_batches,
+        rows = SampleNumbers(
+            0, 0, train.micro_bsz, train.accumulate_grad_batches,
             self.trainer.global_rank, self.trainer.world_size,
         )
+        windows = windows_per_row(self._config)
         return DataLoader(
             self._dataset,
             batch_size=train.micro_bsz,
-            sampler=numbers,
+            sampler=WindowNumbers(rows, windows, self._first_step, self._steps),
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,

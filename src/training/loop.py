@@ -53,7 +53,7 @@ class Loop(pl.Callback):
         self._state = state
         self._validation = validation
         self._reporters = reporters
-        self._saver = Saver(config, plan.tokens_per_step)
+        self._saver = Saver(config, plan)
         self._saved_step: int | None = None
         self._last: StepRecord | None = None
         self._step_began = 0.0
@@ -166,10 +166,10 @@ class Loop(pl.Callback):
         scaled = self._config.hardware.precision == "fp16"
         if math.isfinite(loss) and (scaled or math.isfinite(grad_norm)):
             return
-        batch = self._plan.tokens_per_step // self._config.data.ctx_len
+        first, last = self._plan.samples(step)
         raise_together(trainer.strategy, TrainingError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}; samples {step * batch + 1} to "
-            f"{(step + 1) * batch}. Nothing was saved since the last checkpoint, which is good: "
+            f"step {step}: loss {loss}, gradient norm {grad_norm}; samples {first} to "
+            f"{last}. Nothing was saved since the last checkpoint, which is good: "
             "go on from it with a lower --lr_init or a smaller --grad_clip, or look at the data"
         ))
 

@@ -13,6 +13,7 @@ from src.data.batch import Batch
 from src.errors import DataError
 from src.models.backbone import RWKV
 from src.models.parameters import ParameterGroup
+from src.training.carried import CarriedStates
 from src.training.optim import build_optimizer
 
 
@@ -25,12 +26,14 @@ class TrainingModule(pl.LightningModule):
         groups: list[ParameterGroup],
         optim: OptimConfig,
         hardware: HardwareConfig,
+        carried: CarriedStates,
     ) -> None:
         super().__init__()
         self.model = model
         self._groups = groups
         self._optim = optim
         self._hardware = hardware
+        self.carried = carried
         self._micro_losses: list[Tensor] = []
         self._grad_norm: Tensor | None = None
         self._fault: str | None = None
@@ -43,10 +46,12 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Mean of weight times cross entropy over the tokens of one micro batch."""
         self._fault = self._fault or next(filter(None, batch.faults), None)
-        loss = self.model.loss(
+        loss, state = self.model.loss_and_state(
             batch.tokens, batch.targets, mask=batch.mask, total=batch.tokens.numel(),
-            reset=batch.reset, head_rows=self._hardware.head_chunk,
+            state=self.carried.before(batch), reset=batch.reset,
+            head_rows=self._hardware.head_chunk,
         )
+        self.carried.keep(batch, state)
         self._micro_losses.append(loss.detach())
         return loss
 

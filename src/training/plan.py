@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config.resolve_length import global_batch, total_steps
+from src.config.resolve_length import global_batch, tokens_per_step, total_steps
 from src.config.schema import RunConfig
+from src.config.windows import windows_per_row
 from src.training.schedule import Schedule
 
 
@@ -17,6 +18,7 @@ class Plan:
     completes: reaching total_steps finishes the run (rwkv-final.pth is written); otherwise the
     run only pauses there (--max_steps, --exit_epoch) and is saved like a mini-epoch.
     reason: what ends it, for people.
+    batch_samples: samples that a step reads, whole or one of their `windows`.
     """
 
     tokens_per_step: int
@@ -24,12 +26,18 @@ class Plan:
     total_steps: int | None
     completes: bool
     reason: str
+    batch_samples: int
+    windows: int = 1
+
+    def samples(self, step: int) -> tuple[int, int]:
+        """Global numbers of the first and the last sample that `step` reads from."""
+        first = step // self.windows * self.batch_samples
+        return first + 1, first + self.batch_samples
 
 
 def make_plan(config: RunConfig) -> Plan:
     """The plan of a resolved configuration."""
     t = config.train
-    tokens_per_step = global_batch(config) * config.data.ctx_len
     ends: list[tuple[int, bool, str]] = []
     steps = total_steps(config)
     if steps is not None:
@@ -43,7 +51,10 @@ def make_plan(config: RunConfig) -> Plan:
     steps, completes, reason = min(
         ends, key=lambda end: (end[0], not end[1]), default=(None, False, "nothing but you")
     )
-    return Plan(tokens_per_step, t.epoch_steps, steps, completes, reason)
+    return Plan(
+        tokens_per_step(config), t.epoch_steps, steps, completes, reason,
+        global_batch(config), windows_per_row(config),
+    )
 
 
 def make_schedule(config: RunConfig, warmup_floor: float) -> Schedule:
@@ -52,7 +63,7 @@ def make_schedule(config: RunConfig, warmup_floor: float) -> Schedule:
     return Schedule(
         lr_init=o.lr_init,
         lr_final=o.lr_final,
-        tokens_per_step=global_batch(config) * config.data.ctx_len,
+        tokens_per_step=tokens_per_step(config),
         exit_tokens=t.exit_tokens,
         warmup_steps=o.warmup_steps,
         warmup_floor=warmup_floor,

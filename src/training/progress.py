@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+
+class StepSize(NamedTuple):
+    """What a step reads: `tokens` of rows of ctx_len tokens, in `windows` steps each."""
+
+    tokens: int
+    ctx_len: int
+    windows: int = 1
+
+    def place(self, step: int, other: StepSize) -> int:
+        """The step of size `other` that follows `step` steps of this size."""
+        done, row_tokens = step * self.tokens, other.tokens * other.windows
+        same_rows = (self.tokens * self.windows, self.ctx_len) == (row_tokens, other.ctx_len)
+        if same_rows and done % other.tokens == 0:
+            return done // other.tokens
+        groups = -(-step // self.windows)
+        return -(-groups * self.tokens * self.windows // row_tokens) * other.windows
 
 
 @dataclass
@@ -34,14 +52,16 @@ class Progress:
         """Starts the next mini-epoch's mean."""
         self.epoch_loss_sum, self.epoch_loss_steps = 0.0, 0
 
-    def with_batch(self, tokens_before: int, tokens_now: int) -> Progress:
-        """The same place in the data with other tokens per step.
+    def with_steps(self, before: StepSize, now: StepSize) -> Progress:
+        """The same place in the data with other steps.
 
         A place inside a step becomes the end of that step: samples are left out, never repeated.
+        A place inside rows stays there when the same rows are read on and a window ends there,
+        else it becomes the end of the rows.
         """
-        if tokens_before == tokens_now:
+        if before == now:
             return self
-        step, ramp = (-(-n * tokens_before // tokens_now) for n in (self.step, self.ramp_begin))
+        step, ramp = (before.place(n, now) for n in (self.step, self.ramp_begin))
         return replace(self, step=step, ramp_begin=ramp)
 
     def to_dict(self) -> dict[str, float]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from src.config.schema import RunConfig
     from src.training.module import TrainingModule
+    from src.training.plan import Plan
     from src.training.progress import Progress
 
 DTYPES = {
@@ -37,9 +38,9 @@ STATES_KEPT = 2
 class Saver:
     """Writes rwkv-N.pth, rwkv-final.pth and their training states into the project folder."""
 
-    def __init__(self, config: RunConfig, tokens_per_step: int) -> None:
+    def __init__(self, config: RunConfig, plan: Plan) -> None:
         self._config = config
-        self._tokens_per_step = tokens_per_step
+        self._plan = plan
         self._folder = Path(config.train.proj_dir)
         self._dtype = torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
 
@@ -75,7 +76,8 @@ class Saver:
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         state["config"] = dump_config(self._config)
-        state["tokens_per_step"] = self._tokens_per_step
+        state["tokens_per_step"] = self._plan.tokens_per_step
+        state["ctx_len"], state["windows"] = self._config.data.ctx_len, self._plan.windows
         state["warmup_steps"] = self._config.optim.warmup_steps
         # Checked first: a model that is not finite must not replace the state either.
         published = published_weights(state["weights"], self._config.train.train_type)
@@ -90,6 +92,7 @@ def capture_state(
     engine = zero_engine(trainer.strategy)
     state = optimizer_state.capture(module.model, trainer.optimizers[0], engine)
     state.update(progress.to_dict())
+    state["carried"] = module.carried.capture(trainer.strategy)
     state["rng"] = gather_objects(trainer.strategy, _random_state(trainer))
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.data.dataset import TokenDataset
-from src.training.progress import Progress
+from src.training.progress import Progress, StepSize
 from src.training.reporting.metrics_file import read_metrics
 
 
@@ -49,9 +49,10 @@ def test_no_sample_is_repeated_or_left_out(
 
 def test_a_place_inside_a_step_becomes_its_end():
     progress = Progress(step=10, ramp_begin=3, epoch_loss_sum=5.0, epoch_loss_steps=2)
-    assert progress.with_batch(400, 300) == Progress(14, 4, 5.0, 2)
-    assert progress.with_batch(400, 800) == Progress(5, 2, 5.0, 2)
-    assert progress.with_batch(400, 400) is progress
+    size = StepSize(400, 100)
+    assert progress.with_steps(size, StepSize(300, 100)) == Progress(14, 4, 5.0, 2)
+    assert progress.with_steps(size, StepSize(800, 100)) == Progress(5, 2, 5.0, 2)
+    assert progress.with_steps(size, size) is progress
 
 
 def test_a_finished_run_goes_on_when_its_budget_is_raised(

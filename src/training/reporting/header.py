@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from src.config.resolve_length import global_batch
 from src.config.schema import RunConfig
+from src.config.windows import window_len
 from src.training.origin import Origin
 from src.training.plan import Plan
 from src.training.progress import Progress
@@ -41,6 +42,8 @@ def print_header(
     _line("batch", f"{global_batch(config)} samples ({ranks} x {t.micro_bsz}"
                    + (f" x {accumulated} accumulated" if accumulated > 1 else "")
                    + f") = {plan.tokens_per_step:,} tokens a step")
+    for line in _chunks(config):
+        _line("chunks", line)
     _line("length", f"{plan.total_steps:,} steps, ended by {plan.reason}"
           if plan.total_steps is not None else "no end: stop it when you like")
     _line("mini-epoch", f"{plan.epoch_steps:,} steps; saved every {t.epoch_save}"
@@ -58,6 +61,23 @@ def print_header(
     for note in origin.notes:
         _line("note", note)
     print(flush=True)
+
+
+def _chunks(config: RunConfig) -> Iterator[str]:
+    """How rows are read piece by piece, and what that costs."""
+    t, ctx_len = config.train, config.data.ctx_len
+    if t.chunk_len is None:
+        return
+    window = window_len(config)
+    count = -(-window // t.chunk_len)
+    if count > 1:
+        yield (f"{window:,} tokens in {count} chunks of {t.chunk_len:,}, exact gradients; every "
+               "chunk is computed forward twice: about 4/3 of the arithmetic")
+    else:
+        yield f"one of {window:,} tokens: nothing is recomputed"
+    if window < ctx_len:
+        yield (f"truncated backpropagation: {ctx_len // window} steps per sample of {ctx_len:,} "
+               f"tokens, gradients within {window:,}, the state carried on")
 
 
 def _line(name: str, text: str) -> None:
