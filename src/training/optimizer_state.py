@@ -75,7 +75,7 @@ def _full_weight(parameter: nn.Parameter, engine: Any | None) -> Tensor:
         if value is not None:
             return value
     if hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter]):
             return parameter.detach().clone()

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,10 @@ HABITS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """The numbers of a schedule: budget X in tokens, length N of the step-based curve in steps."""
+    """The numbers of a schedule: budget X in tokens, length N of the step-based curve in steps.
+
+    window: tokens of a row that a step reads.
+    """
 
     lr_init: float = 2e-3
     lr_final: float = 2e-4
@@ -46,10 +50,11 @@ class Curve:
     decay: float = 0.0
     decay_final: float | None = None
     clip: float = 1.0
+    window: int = T
 
     def progress(self, step: int) -> tuple[float, float]:
         """q of the token-based and of the step-based rule."""
-        tokens = BATCH * T
+        tokens = BATCH * self.window
         by_tokens = by_steps = 0.0
         if self.budget:
             by_tokens = (step * tokens - self.warmup * tokens) / (
@@ -91,6 +96,25 @@ def batches(prefix: Path) -> Iterator[tuple[Tensor, Tensor]]:
         yield rows[:, :-1], rows[:, 1:]
 
 
+def windows(
+    rows: Iterator[tuple[Tensor, Tensor]], length: int
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """The rows' parts of `length` tokens one after another, and whether rows start there."""
+    for tokens, targets in rows:
+        for first in range(0, T, length):
+            part = slice(first, first + length)
+            yield tokens[:, part], targets[:, part], first == 0
+
+
+def detached(state: tuple) -> tuple:
+    """The state without its history."""
+    return tuple(
+        type(layer)(*(tuple(p.detach() for p in part) if isinstance(part, tuple)
+                      else part.detach() for part in layer))
+        for layer in state
+    )
+
+
 def groups_of(version: str, decays: bool) -> dict[str, tuple[float, bool]]:
     """Parameter name with * for the block -> rate factor and whether it decays."""
     (generation, testing), _, _ = HABITS[version]
@@ -116,12 +140,14 @@ def expected_run(
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p))
                for name, p in model.named_parameters()}
     records = []
-    for step, (tokens, targets) in enumerate(batches(prefix)):
-        logits, _ = model(tokens)
+    state = None
+    parts = windows(batches(prefix), curve.window)
+    for step, (tokens, targets, begins) in enumerate(islice(parts, STEPS)):
+        logits, state = model(tokens, None if begins else detached(state))
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         largest = logits.max(-1).values
         model.zero_grad()
-        (loss + 0.5e-4 / (BATCH * T) * largest.square().sum()).backward()
+        (loss + 0.5e-4 / targets.numel() * largest.square().sum()).backward()
         # the first layer of RWKV-7 has tensors for the value residual that it does not use
         gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad
                      for name, p in model.named_parameters()}
@@ -139,7 +165,7 @@ def expected_run(
                 update = corrected / ((v / (1 - 0.99 ** (step + 1))).sqrt() + eps)
                 p -= rate * factor * (update + (decay if decays else 0.0) * p)
         records.append({"step": step, "loss": loss.item(), "grad_norm": norm, "lr": rate,
-                        "weight_decay": decay, "tokens": (step + 1) * BATCH * T})
+                        "weight_decay": decay, "tokens": (step + 1) * BATCH * curve.window})
     return records, model.state_dict()
 
 
@@ -149,6 +175,9 @@ CASES = [
                    {"weight_decay": 0.1, "grad_clip": 0.2, "accumulate_grad_batches": 2,
                     "micro_bsz": 2},
                    id=f"{v}-decay-clip-accumulation") for v in HABITS),
+    *(pytest.param(v, Curve(budget=700, window=8), {"chunk_len": 4, "bptt_chunks": 2},
+                   id=f"{v}-windows") for v in HABITS),
+    *(pytest.param(v, Curve(), {"chunk_len": 13, "grad_cp": 1}, id=f"{v}-chunks") for v in "47"),
     pytest.param("5", Curve(budget=0, length=10, clip=0),
                  {"exit_tokens": 0, "epoch_steps": 5, "epoch_count": 2, "grad_clip": 0},
                  id="5-exponential"),

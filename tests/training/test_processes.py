@@ -190,6 +190,32 @@ def test_a_run_goes_on_under_another_strategy_and_number_of_processes(
         assert torch.allclose(value, expected[name], rtol=1e-3, atol=1e-5), name
 
 
+def test_states_carried_inside_rows_go_on_under_another_strategy_and_number_of_processes(
+    folder: Path, two_processes: Callable[..., Ended], command: Callable[..., list[str]]
+):
+    # 3 groups of samples in windows of 16 = 2 x 8 tokens: the parts end inside rows
+    windows = {"rwkv_version": 7, "chunk_len": 8, "bptt_chunks": 2, "exit_tokens": 384}
+    whole = Ended(
+        train.main(command(folder / "windows", devices=1, micro_bsz=4, **windows)), "",
+        folder / "windows",
+    )
+    path = folder / "windows-resumed"
+    parts = [
+        two_processes(path, "deepspeed_stage_3", max_steps=1, **windows),
+        two_processes(path, "deepspeed_stage_2", max_steps=3, micro_bsz=1,
+                      accumulate_grad_batches=2, **windows),
+        two_processes(path, "ddp", max_steps=5, **windows),
+    ]
+    parts.append(Ended(train.main(command(path, devices=1, micro_bsz=4, **windows)), "", path))
+    for part in parts:
+        assert_clean(part)
+    assert list(parts[-1].values("loss")) == list(range(6))
+    assert_same_run(parts[-1], whole)
+    expected = dict(weights(whole))
+    for name, value in weights(parts[-1]):
+        assert torch.allclose(value, expected[name], rtol=1e-3, atol=1e-5), name
+
+
 def test_bf16_under_zero_2_learns_and_saves_bf16(
     folder: Path, two_processes: Callable[..., Ended], one: Ended
 ):
