@@ -40,6 +40,7 @@ class TokenDataset(Dataset[Sample]):
     `len()` is the number of samples in one pass over the data.
     loss_mask: weights of the tokens as targets; `step_samples`, the samples of an optimizer step
         over all processes, is needed with it.
+    windows: optimizer steps per sample, which read one part of it after another.
     starts: where documents start, for resets there.
     Raises DataError when the samples reach beyond the data, and from `[n]` when a token id is not
     below vocab_size.
@@ -57,6 +58,7 @@ class TokenDataset(Dataset[Sample]):
         *,
         loss_mask: LossMask | None = None,
         step_samples: int | None = None,
+        windows: int = 1,
         starts: DocumentStarts | None = None,
     ) -> None:
         _check_one_sample_fits(source.tokens, ctx_len)
@@ -65,7 +67,8 @@ class TokenDataset(Dataset[Sample]):
         self.loss_mask = loss_mask
         self.step_samples = step_samples
         self.starts = starts
-        self._step_weights: dict[int, int] = {}
+        self.windows = windows
+        self._step_weights: dict[int, npt.NDArray[np.int64]] = {}
         self.ctx_len = ctx_len
         self.sampling = sampling
         self.seed = seed
@@ -94,9 +97,14 @@ class TokenDataset(Dataset[Sample]):
         tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, f"sample {n}")
         mask = None
         if self.loss_mask is not None:
-            weight = self.step_weight((n - 1) // self.step_samples)
             weights = target_weights(self.loss_mask, offset, self.ctx_len)
-            mask = _scaled(weights, self.step_samples * self.ctx_len, weight)
+            positions = self.step_samples * self.ctx_len // self.windows
+            mask = torch.cat([
+                _scaled(part, positions, int(weight)) for part, weight in zip(
+                    np.split(weights, self.windows),
+                    self._weights_of((n - 1) // self.step_samples),
+                )
+            ])
         reset = _resets(self.starts, offset, self.ctx_len)
         return Sample(tokens[:-1], tokens[1:], mask, reset, number=n)
 
@@ -106,16 +114,22 @@ class TokenDataset(Dataset[Sample]):
         Every process works it out for itself, because a sample's step and place follow from its
         number; the sums of the last steps are kept.
         """
+        group, window = divmod(step, self.windows)
+        return int(self._weights_of(group)[window])
+
+    def _weights_of(self, group: int) -> npt.NDArray[np.int64]:
+        """[windows] sums of weights in the steps that read sample group `group`."""
         assert self.loss_mask is not None, "only data with a loss mask has weights"
-        if step not in self._step_weights:
+        if group not in self._step_weights:
             if len(self._step_weights) == _STEPS_KEPT:
                 self._step_weights.pop(next(iter(self._step_weights)))
-            first = 1 + step * self.step_samples
-            self._step_weights[step] = sum(
-                _sum(target_weights(self.loss_mask, self.offset(n), self.ctx_len))
+            first = 1 + group * self.step_samples
+            self._step_weights[group] = sum(
+                target_weights(self.loss_mask, self.offset(n), self.ctx_len)
+                .reshape(self.windows, -1).sum(1, dtype=np.int64)
                 for n in range(first, first + self.step_samples)
             )
-        return self._step_weights[step]
+        return self._step_weights[group]
 
 
 class ValidationDataset(Dataset[Sample]):

@@ -12,7 +12,6 @@ import torch
 
 from src.config.conventions import Conventions
 from src.config.load import dump_config
-from src.config.resolve_length import global_batch
 from src.config.schema import RunConfig
 from src.config.windows import window_len
 from src.data.dataset import TokenDataset
@@ -85,7 +84,7 @@ def fit(
         _write_characters(config, samples.training)
         reporters.extend(_reporters(config, plan, progress, trainer))
         if samples.training.loss_mask is not None:
-            reporters.append(EmptySteps(samples.training.step_weight, global_batch(config)))
+            reporters.append(EmptySteps(samples.training.step_weight, plan.samples))
     steps = (plan.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
     if trainer.interrupted:

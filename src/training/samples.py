@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from src.config.resolve_length import global_batch
 from src.config.schema import DataConfig, RunConfig
+from src.config.windows import windows_per_row
 from src.data.dataset import TokenDataset, ValidationDataset
 from src.data.documents import DocumentStarts, document_starts
 from src.data.manifest import manifest_prefix, read_manifest
@@ -30,6 +31,7 @@ def open_samples(config: RunConfig) -> RunSamples:
         shift=d.sample_offset, sampling=d.sampling, seed=config.train.random_seed,
         vocab_size=config.model.vocab_size,
         loss_mask=_mask(d, d.data_file, source), step_samples=global_batch(config),
+        windows=windows_per_row(config),
         starts=_starts(d, source),
     )
     if d.val_data_file is None:

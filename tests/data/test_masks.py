@@ -70,6 +70,23 @@ def test_the_mean_over_a_whole_step_is_the_weighted_mean_of_its_targets(tmp_path
         assert data.step_weight(step) == counted
 
 
+def test_each_window_of_the_samples_is_a_step_of_its_own(tmp_path, weights):
+    # 2 windows of 4 tokens of 4 samples
+    data = dataset(pair_with_mask(tmp_path, weights), 4, windows=2)
+    ce = torch.rand(len(weights) + 1, generator=torch.Generator().manual_seed(1))
+    for step in range(6):
+        group, window = divmod(step, 2)
+        batch = collate([data[n] for n in range(1 + group * 4, 5 + group * 4)])
+        part = slice(4 * window, 4 * window + 4)
+        weighted = (batch.mask * ce[batch.targets])[:, part].mean().item()
+        targets = batch.targets[:, part].flatten().tolist()
+        counted = sum(weights[t] for t in targets)
+        assert counted > 0
+        expected = sum(weights[t] * ce[t].item() for t in targets) / counted
+        assert weighted == pytest.approx(expected, rel=1e-6)
+        assert data.step_weight(step) == counted
+
+
 def test_the_scale_belongs_to_the_step_however_it_is_split(tmp_path, weights):
     data = dataset(pair_with_mask(tmp_path, weights), 4)
     splits = [(4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2)]

@@ -107,6 +107,32 @@ def test_validation_is_the_weighted_mean_over_all_held_out_samples(
     assert found == pytest.approx(total / counted, rel=1e-5)
 
 
+def test_a_window_learns_its_own_counted_tokens_from_the_state_carried_to_it(
+    masked: Path, tmp_path: Path, run_training: Callable[..., int]
+):
+    # a rate of nothing: the weights stay those of the beginning
+    assert run_training(data_file=masked, micro_bsz=2, accumulate_grad_batches=2, max_steps=8,
+                        chunk_len=4, bptt_chunks=2, save_fp32=1, lr_init=1e-30, lr_final=1e-30,
+                        reset_at_documents=1) == 0
+    model = load_model(tmp_path / "out" / "rwkv-init.pth")
+    # bytes data: a document starts after every token 0
+    text = Binidx(masked)
+    begins = np.append(True, text.get(0, text.tokens - 1) == 0)
+    for group in range(2):
+        total, counted = torch.zeros(T), torch.zeros(T)
+        numbers = range(1 + 4 * group, 5 + 4 * group)
+        for tokens, targets, weights, offset in samples(masked, numbers):
+            reset = torch.from_numpy(begins[offset : offset + T])
+            logits, _ = model(tokens[None], reset=reset[None])
+            ce = functional.cross_entropy(logits[0].float(), targets, reduction="none")
+            total, counted = total + weights * ce.detach(), counted + weights
+        for window in range(4):
+            part = slice(8 * window, 8 * window + 8)
+            expected = (total[part].sum() / counted[part].sum()).item()
+            found = losses(tmp_path / "out")[4 * group + window]
+            assert found == pytest.approx(expected, rel=1e-5), (group, window)
+
+
 def curve(folder: Path, key: str) -> list[float]:
     return [r[key] for r in read_metrics(folder) if key in r]
 

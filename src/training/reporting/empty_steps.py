@@ -16,11 +16,14 @@ class EmptySteps(Reporter):
     """A line for each of the first such steps, and at the end how many there were.
 
     weight: step -> sum of its targets' weights (`TokenDataset.step_weight`).
+    samples: step -> numbers of its first and last sample (`Plan.samples`).
     """
 
-    def __init__(self, weight: Callable[[int], int], step_samples: int) -> None:
+    def __init__(
+        self, weight: Callable[[int], int], samples: Callable[[int], tuple[int, int]]
+    ) -> None:
         self._weight = weight
-        self._step_samples = step_samples
+        self._samples = samples
         self._count = 0
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
@@ -29,10 +32,10 @@ class EmptySteps(Reporter):
             return
         self._count += 1
         if self._count <= _SAID:
-            first = 1 + record.step * self._step_samples
+            first, last = self._samples(record.step)
             _say(
                 f"step {record.step}: the loss mask counts no token of samples {first} to "
-                f"{first + self._step_samples - 1}; loss 0, no gradient"
+                f"{last}; loss 0, no gradient"
             )
 
     def close(self) -> None:
