@@ -10,8 +10,9 @@ import pytest
 from src.config.facts import Facts
 from src.config.load import load_config
 from src.config.resolve import resolve
-from src.config.resolve_length import global_batch, total_steps
+from src.config.resolve_length import global_batch, tokens_per_step, total_steps
 from src.config.rwkv_lm_flags import FLAGS
+from src.config.windows import windows_per_row
 from tests.config.resolving import MINIPILE, found
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,9 @@ def recipe(name, *flags):
 
 
 def test_there_are_recipes():
-    assert [path.stem for path in RECIPES] == ["demo-cpu", "finetune", "pretrain-12x768"]
+    assert [path.stem for path in RECIPES] == [
+        "demo-cpu", "finetune", "long-context", "pretrain-12x768"
+    ]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -54,6 +57,16 @@ def test_finetuning_takes_the_shape_of_the_model_and_goes_on_by_the_same_line():
     later = found("state", 3, "out/finetune/rwkv-3.state", base)
     resumed, _ = resolve(recipe("finetune", *flags), later)
     assert resumed.train.epoch_begin == 4
+
+
+def test_long_context_is_read_in_chunks_and_may_be_truncated():
+    base = dataclasses.replace(MINIPILE, best_prime=22859, gpu_count=1, gpu_has_bf16=True)
+    facts = found("weights", path="base.pth", base=base)
+    flags = ("--data_file", "books", "--load_model", "base.pth")
+    config, _ = resolve(recipe("long-context", *flags), facts)
+    assert (tokens_per_step(config), config.train.chunk_len) == (8 * 65536, 4096)
+    config, _ = resolve(recipe("long-context", *flags, "--bptt_chunks", "4"), facts)
+    assert (tokens_per_step(config), windows_per_row(config)) == (8 * 16384, 4)
 
 
 def test_the_page_on_flags_explains_every_flag_of_rwkv_lm():

@@ -71,8 +71,9 @@ def _chunks(config: RunConfig) -> Iterator[str]:
     window = window_len(config)
     count = -(-window // t.chunk_len)
     if count > 1:
+        often, cost = ("three times", "5/3") if t.grad_cp else ("twice", "4/3")
         yield (f"{window:,} tokens in {count} chunks of {t.chunk_len:,}, exact gradients; every "
-               "chunk is computed forward twice: about 4/3 of the arithmetic")
+               f"chunk is computed forward {often}: about {cost} of the arithmetic")
     else:
         yield f"one of {window:,} tokens: nothing is recomputed"
     if window < ctx_len:
