@@ -1,7 +1,7 @@
 """The full training state beside a checkpoint: what makes a resumed run continue exactly.
 
 `rwkv-N.pth` holds the weights for the world; `rwkv-N.state` beside it holds what only the trainer
-needs: fp32 weights, both Adam moments, the step, random states, loss averages and the
+needs: fp32 weights, the optimizer's moments, the step, random states, loss averages and the
 configuration. It is one file of full tensors by parameter name, so it fits any number of processes
 and any strategy. The name does not end in .pth, so no other program takes it for a checkpoint.
 """
@@ -20,10 +20,10 @@ from src.checkpoint.names import FINAL, epoch_of
 from src.errors import CheckpointError
 from src.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".state"
 # What every reader relies on; the rest may be absent.
-REQUIRED = ("format", "step", "weights", "exp_avg", "exp_avg_sq", "adam_steps")
+REQUIRED = ("format", "step", "weights", "optimizer", "moments", "optimizer_steps")
 
 
 @dataclass(frozen=True)

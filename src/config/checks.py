@@ -68,8 +68,8 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
         " hold_epochs exit_epoch epoch_count epoch_begin epoch_save random_seed",
     ),
     (_Range(-1), "warmup_steps"),
-    (_Range(0, 1, below=True), "dropout beta1 beta2"),
-    (_Range(0, above=True), "adam_eps weight_decay_final"),
+    (_Range(0, 1, below=True), "dropout beta1 beta2 muon_momentum"),
+    (_Range(0, above=True), "adam_eps weight_decay_final muon_lr"),
     (_Range(2), "magic_prime"),
 )
 
@@ -81,6 +81,7 @@ def check_fields(config: RunConfig) -> None:
     _check_data(config.data, config.train)
     _check_what_counts(config.data, config.train)
     _check_schedule(config.optim, config.train)
+    _check_optimizer(config.optim, config.train)
     _check_start(config.train)
     _check_log(config.log)
     check_windows(config)
@@ -179,6 +180,27 @@ def _check_schedule(optim: OptimConfig, train: TrainConfig) -> None:
             f"--hold_epochs {optim.hold_epochs} leaves no mini-epoch to fall in of the"
             f" {train.epoch_count} of --epoch_count; use fewer"
         )
+
+
+def _check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
+    if optim.optimizer == "muon" and train.train_type != "all":
+        raise ConfigError(
+            f"--optimizer muon orthogonalises whole matrices, of which --train_type"
+            f" {train.train_type} trains none; use --optimizer adamw"
+        )
+    if optim.optimizer == "muon" and optim.lr_init == 0:
+        raise ConfigError(
+            "--lr_init 0 with --optimizer muon: Muon's rate is in proportion to it; give a rate"
+            " above 0"
+        )
+    if optim.optimizer in ("auto", "muon"):
+        return
+    for field in dataclasses.fields(OptimConfig):
+        value = getattr(optim, field.name)
+        if field.name.startswith("muon_") and value != field.default:
+            raise ConfigError(
+                f"--{field.name} {value} needs --optimizer muon, not {optim.optimizer}"
+            )
 
 
 def _check_start(train: TrainConfig) -> None:

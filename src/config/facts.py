@@ -23,6 +23,8 @@ class Facts:
     start_epoch: the mini-epoch that file was saved after; -1 for initial or given weights.
     start_model: version and sizes read from that file's shapes; None when fresh.
     state_warmup_steps: warmup of the run that wrote the state; None without one.
+    state_optimizer: the optimizer whose moments it holds; None without one.
+    has_bitsandbytes: whether the library of the 8-bit optimizer is installed.
     gpu_count, gpu_has_bf16: CUDA devices of this machine, and whether all of them compute in bf16.
     """
 
@@ -37,5 +39,7 @@ class Facts:
     start_epoch: int = -1
     start_model: ModelConfig | None = None
     state_warmup_steps: int | None = None
+    state_optimizer: str | None = None
+    has_bitsandbytes: bool = False
     gpu_count: int = 0
     gpu_has_bf16: bool = False

@@ -14,8 +14,11 @@ from src.config.facts import Facts
 from src.config.resolve_hardware import resolve_hardware
 from src.config.resolve_length import resolve_data, resolve_length, resolve_warmup, total_steps
 from src.config.resolve_model import resolve_model
+from src.config.resolve_optimizer import resolve_optimizer
 from src.config.schema import HardwareConfig, OptimConfig, RunConfig
 from src.errors import ConfigError
+
+EPS_8BIT = 1e-8
 
 
 def resolve(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[str]]:
@@ -33,6 +36,7 @@ def resolve(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[str]]:
     config = dataclasses.replace(config, model=model, hardware=hardware)
     config = dataclasses.replace(config, data=resolve_data(config, facts, lines))
     config = dataclasses.replace(config, train=resolve_length(config, facts, lines))
+    config = dataclasses.replace(config, optim=resolve_optimizer(config, facts, lines))
     config = dataclasses.replace(config, optim=_resolve_optim(config, facts, lines))
     check_fields(config)
     _report_unused(config, lines)
@@ -79,7 +83,11 @@ def _resolve_optim(config: RunConfig, facts: Facts, lines: list[str]) -> OptimCo
     optim, version = config.optim, config.model.rwkv_version
     assert version is not None, "the model is resolved before the optimizer"
     conventions = CONVENTIONS[version]
-    adam_eps = conventions.adam_eps if optim.adam_eps is None else optim.adam_eps
+    default = conventions.adam_eps
+    if optim.optimizer == "adam8bit":
+        # A small second moment is 0 in 8 bits; only eps then keeps the update from exploding.
+        default = max(default, EPS_8BIT)
+    adam_eps = default if optim.adam_eps is None else optim.adam_eps
     lines.append(
         f"RWKV-{version} is trained as RWKV-LM's {conventions.generation} does: adam_eps"
         f" {adam_eps:g}{' (default)' if optim.adam_eps is None else ''}, warmup from"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from src.config.facts import Facts
+from src.config.resolve_optimizer import chosen_optimizer
 from src.config.schema import HardwareConfig, Precision, RunConfig, Strategy
 from src.errors import ConfigError
 
@@ -24,7 +25,10 @@ def resolve_hardware(config: RunConfig, facts: Facts, lines: list[str]) -> Hardw
         accelerator=accelerator,
         devices=devices,
         precision=_precision(given, accelerator, prepares, facts, lines),
-        strategy=_strategy(given, accelerator, devices * given.num_nodes, prepares, lines),
+        strategy=_strategy(
+            given, accelerator, devices * given.num_nodes, prepares,
+            chosen_optimizer(config, facts), lines,
+        ),
     )
 
 
@@ -78,14 +82,17 @@ def _precision(
 
 
 def _strategy(
-    given: HardwareConfig, accelerator: str, processes: int, prepares: bool, lines: list[str]
+    given: HardwareConfig, accelerator: str, processes: int, prepares: bool, optimizer: str,
+    lines: list[str],
 ) -> Strategy:
     strategy = given.strategy
     if strategy == "auto":
         if processes == 1:
             strategy = "single_device"
         else:
-            strategy = "deepspeed_stage_2" if accelerator == "gpu" else "ddp"
+            # 8-bit moments cannot be cut by ZeRO
+            zero = accelerator == "gpu" and optimizer != "adam8bit"
+            strategy = "deepspeed_stage_2" if zero else "ddp"
         lines.append(f"strategy {strategy}: the default for {processes} {accelerator} process(es)")
     if strategy == "single_device" and processes > 1:
         raise ConfigError(

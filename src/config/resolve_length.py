@@ -7,6 +7,7 @@ from typing import Literal
 
 from src.config.conventions import CONVENTIONS
 from src.config.facts import Facts
+from src.config.resolve_optimizer import restarts_optimizer
 from src.config.schema import DataConfig, RunConfig, TrainConfig
 from src.config.windows import window_len, windows_per_row
 from src.errors import ConfigError
@@ -124,9 +125,10 @@ def _mini_epoch(config: RunConfig, lines: list[str]) -> int:
 
 
 def _automatic_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int:
-    if facts.start == "state" and facts.state_warmup_steps is not None:
+    restarts = restarts_optimizer(config, facts)
+    if facts.start == "state" and facts.state_warmup_steps is not None and not restarts:
         return facts.state_warmup_steps
-    if facts.start == "weights" and facts.start_epoch >= 0:
+    if restarts or (facts.start == "weights" and facts.start_epoch >= 0):
         conventions = CONVENTIONS[config.model.rwkv_version]
         steps = conventions.warmup_after_resume(config.train.train_stage)
         lines.append(f"warmup_steps {steps}: the optimizer starts empty after a resume")

@@ -122,6 +122,19 @@ class OptimConfig:
     """5: RWKV-LM's stage 2, one factor for both special groups; None: the version's own factors"""
     hold_epochs: int = 0
     """mini-epochs to hold lr_init before the step-based schedule starts to fall"""
+    optimizer: Literal["auto", "adamw", "muon", "adam8bit"] = "auto"
+    """adamw; muon: Muon for the hidden matrices, AdamW for the rest; adam8bit: Adam with moments
+    of 8 bits (bitsandbytes, GPU); auto: that of the state the run goes on from, else adamw"""
+    muon_lr: float | None = None
+    """base rate of Muon's matrices, falling as lr_init does; None: lr_init, or 0.02 with
+    muon_adjust_lr original"""
+    muon_momentum: float = 0.95
+    """Muon's decay of the momentum"""
+    muon_nesterov: bool = True
+    """look ahead along the momentum (Nesterov)"""
+    muon_adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """scale of an m x n update: 0.2 sqrt(max(m, n)), so that AdamW's rates fit; original:
+    sqrt(max(1, m / n))"""
 
 
 @dataclass(frozen=True)

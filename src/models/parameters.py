@@ -27,10 +27,13 @@ class ParameterGroup:
     """Parameters that share a learning-rate factor and a weight decay.
 
     lr_factor multiplies the scheduled rate. names and parameters go together, in model order.
+    hidden_matrices: whether these are the matrices between embedding and head, which alone an
+    optimizer for matrices may train.
     """
 
     lr_factor: float
     weight_decay: float
+    hidden_matrices: bool = False
     names: list[str] = field(default_factory=list)
     parameters: list[Tensor] = field(default_factory=list)
 
@@ -60,6 +63,7 @@ def parameter_groups(
     layerwise_lr: bool = True,
     special_lr_factor: float | None = None,
     train_type: str = "all",
+    matrices_apart: bool = False,
 ) -> list[ParameterGroup]:
     """Groups for the optimizer in RWKV-LM's order: 1x, 2x, 3x, decayed; empty ones are left out.
 
@@ -68,6 +72,8 @@ def parameter_groups(
     special_lr_factor: RWKV-LM's stage 2 (5): the factor of a second group, the mixes, and of a
         third, all that otherwise has 2x or 3x.
     train_type: "states" trains only the initial states.
+    matrices_apart: puts the decayed matrices other than emb and head into a last group of their
+        own, whatever weight_decay is.
 
     Parameters that require no gradient are left out. Raises ConfigError when nothing is trained.
     """
@@ -79,8 +85,10 @@ def parameter_groups(
         if train_type == "states" and not name.endswith(".time_state"):
             continue
         key = _group_of(rows[name], weight_decay > 0, layerwise_lr, special_lr_factor)
-        decay = weight_decay if key[0] == _DECAYED else 0.0
-        group = groups.setdefault(key, ParameterGroup(key[1], decay))
+        if matrices_apart and rows[name].decayed and name not in _OUTER_MATRICES:
+            key = (_MATRICES, 1.0)
+        decay = weight_decay if key[0] >= _DECAYED else 0.0
+        group = groups.setdefault(key, ParameterGroup(key[1], decay, key[0] == _MATRICES))
         group.names.append(name)
         group.parameters.append(parameter)
     if not groups:
@@ -91,6 +99,9 @@ def parameter_groups(
 
 
 _DECAYED = 3
+_MATRICES = 4
+# Their rows and columns are tokens, not directions of a space: Muon's idea does not fit them.
+_OUTER_MATRICES = ("emb.weight", "head.weight")
 
 
 def _group_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from src.config.facts import Facts
@@ -26,6 +28,8 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
         "start_epoch": origin.epoch,
         "start_model": None if origin.shapes is None else config_from_shapes(origin.shapes),
         "state_warmup_steps": None if state is None else state.get("warmup_steps"),
+        "state_optimizer": None if state is None else state["optimizer"],
+        "has_bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,
         "gpu_count": gpus,
         "gpu_has_bf16": gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
     }

@@ -23,7 +23,7 @@ from src.training.initial import make_model
 from src.training.loader import RunData
 from src.training.loop import Loop
 from src.training.module import TrainingModule
-from src.training.origin import Origin
+from src.training.origin import Origin, change_optimizer
 from src.training.plan import Plan, make_plan, make_schedule
 from src.training.progress import Progress, StepSize
 from src.training.reporting.console import Console
@@ -63,6 +63,7 @@ def fit(
     groups = parameter_groups(
         model, weight_decay=config.optim.weight_decay, layerwise_lr=config.optim.layerwise_lr,
         special_lr_factor=config.optim.special_lr_factor, train_type=config.train.train_type,
+        matrices_apart=config.optim.optimizer == "muon",
     )
     freeze_all_but(model, groups)
     reporters: list[Reporter] = []
@@ -99,6 +100,7 @@ def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
     """Counters to go on with; bare weights of mini-epoch N stand for its last step."""
     if origin.state is not None:
         saved = Progress(**{key: origin.state[key] for key in Progress().to_dict()})
+        saved = change_optimizer(origin, saved, config.optim)
         now = StepSize(plan.tokens_per_step, config.data.ctx_len, plan.windows)
         before = StepSize(*(origin.state.get(key, value) for key, value in zip(
             ("tokens_per_step", "ctx_len", "windows"), (now.tokens, now.ctx_len, 1)
@@ -144,8 +146,8 @@ def _set_up_torch(config: RunConfig) -> None:
 def _described(groups: list[ParameterGroup]) -> dict[str, int]:
     """The parameter groups as people name them: rate factor and whether they decay."""
     return {
-        f"{group.lr_factor:g}x" + (" with decay" if group.weight_decay > 0 else ""):
-            len(group.parameters)
+        f"{group.lr_factor:g}x" + (" with decay" if group.weight_decay > 0 else "")
+        + (" by Muon" if group.hidden_matrices else ""): len(group.parameters)
         for group in groups
     }
 

@@ -56,7 +56,7 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over RWKV's parameter groups."""
+        """The optimizer over RWKV's parameter groups."""
         return build_optimizer(self._groups, self._optim, self._hardware)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:

@@ -1,8 +1,11 @@
-"""Adam's moments and the fp32 master weights by parameter name, whatever shards them.
+"""The optimizer's moments and the fp32 master weights by parameter name, whatever shards them.
 
-`capture` gathers them from torch's AdamW or from DeepSpeed's ZeRO 1, 2 and 3; `restore` puts them
-back. In between they are plain full tensors, so a run may go on with another number of processes,
-another ZeRO stage or without DeepSpeed.
+`capture` gathers them from a torch optimizer or from DeepSpeed's ZeRO 1, 2 and 3; `restore` puts
+them back. In between they are plain full tensors, so a run may go on with another number of
+processes, another ZeRO stage or without DeepSpeed.
+
+A moment is any tensor that the optimizer keeps for a parameter: exp_avg and exp_avg_sq of Adam,
+momentum_buffer of Muon, the 8-bit values and their scales.
 """
 
 from __future__ import annotations
@@ -13,56 +16,77 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from src.training.muon import MuonWithAdamW
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+MUON_MOMENTS = ("momentum_buffer",)
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None) -> dict:
-    """Full fp32 CPU copies of weights and moments; a collective call: every rank must make it.
+    """Full CPU copies of weights (fp32) and moments; a collective call: every rank must make it.
 
-    Returns {"weights": {name: tensor}, "exp_avg": {...}, "exp_avg_sq": {...}, "adam_steps": int}.
+    Returns {"weights": {name: tensor}, "moments": {key: {name: tensor}}, "optimizer_steps": int}.
     """
-    result: dict = {"weights": {}, "exp_avg": {}, "exp_avg_sq": {}}
-    if engine is not None and _adam_steps(optimizer, engine) > 0:
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, dict[str, Tensor]] = {}
+    steps = _steps(optimizer, engine)
+    if engine is not None and steps > 0:
         _link_moments(engine)
+    keys = {} if engine is None else _zero_moments(engine)
     for name, parameter in model.named_parameters():
-        result["weights"][name] = _on_cpu(_full_weight(parameter, engine))
-        for moment in MOMENTS:
-            value = _full_moment(parameter, moment, optimizer, engine)
-            if value is not None:
-                result[moment][name] = _on_cpu(value)
-    # Checkpoints keep the order of the state dict, by which some loaders tell the version.
-    result["weights"] = {name: result["weights"][name] for name in model.state_dict()}
-    result["adam_steps"] = _adam_steps(optimizer, engine)
-    return result
+        weights[name] = _on_cpu(_full_weight(parameter, engine))
+        if not parameter.requires_grad or steps == 0:
+            continue
+        found = (_own_moments(parameter, optimizer) if engine is None
+                 else _gathered_moments(parameter, keys[id(parameter)]))
+        for key, value in found:
+            moments.setdefault(key, {})[name] = _on_cpu(value)
+    return {
+        # Checkpoints keep the order of the state dict, by which some loaders tell the version.
+        "weights": {name: weights[name] for name in model.state_dict()},
+        "moments": moments,
+        "optimizer_steps": steps,
+    }
 
 
 def restore(
     state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None
 ) -> None:
     """Writes what `capture` returned into a freshly built model and optimizer, on every rank."""
-    steps = state["adam_steps"]
-    if engine is not None:
+    steps = state["optimizer_steps"]
+    if engine is not None and steps > 0:
         _create_zero_moments(engine, steps)
+    fused = {id(p) for g in optimizer.param_groups if g.get("fused") for p in g["params"]}
     for name, parameter in model.named_parameters():
         _set_weight(parameter, state["weights"][name], engine)
-        if steps == 0 or name not in state["exp_avg"]:
+        found = {key: values[name] for key, values in state["moments"].items() if name in values}
+        if steps == 0 or not found:
             continue
         if engine is None:
-            optimizer.state[parameter] = {
-                # torch keeps its own step tensor in fp32 on the CPU, fused or not
-                "step": torch.tensor(float(steps)),
-                **{m: state[m][name].to(parameter.device, copy=True) for m in MOMENTS},
-            }
-            if optimizer.param_groups[0].get("fused"):
-                on_device = optimizer.state[parameter]["step"].to(parameter.device)
-                optimizer.state[parameter]["step"] = on_device
+            own = {key: value.to(parameter.device, copy=True) for key, value in found.items()}
+            optimizer.state[parameter] = own
+            if "momentum_buffer" not in own:
+                own["step"] = _step_counter(
+                    optimizer, steps, parameter.device if id(parameter) in fused else None
+                )
         else:
-            for moment in MOMENTS:
-                _set_zero_value(parameter, state[moment][name], moment)
+            for key, value in found.items():
+                _set_zero_value(parameter, value, key)
 
 
 def _on_cpu(value: Tensor) -> Tensor:
-    return value.detach().to(device="cpu", dtype=torch.float32, copy=True)
+    # what is not a number format of weights, such as 8-bit codes, is kept as it is
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    return value.detach().to(device="cpu", dtype=dtype, copy=True)
+
+
+def _step_counter(
+    optimizer: torch.optim.Optimizer, steps: int, device: torch.device | None
+) -> Tensor | int:
+    """torch's AdamW counts in an fp32 tensor, on the device if it is fused; others in an int."""
+    if isinstance(optimizer, (torch.optim.AdamW, MuonWithAdamW)):
+        return torch.tensor(float(steps), device=device)
+    return steps
 
 
 def _full_weight(parameter: nn.Parameter, engine: Any | None) -> Tensor:
@@ -82,18 +106,39 @@ def _full_weight(parameter: nn.Parameter, engine: Any | None) -> Tensor:
     return parameter
 
 
-def _full_moment(
-    parameter: nn.Parameter, moment: str, optimizer: torch.optim.Optimizer, engine: Any | None
-) -> Tensor | None:
-    if not parameter.requires_grad:
-        return None
-    if engine is None:
-        return optimizer.state.get(parameter, {}).get(moment)
-    if _adam_steps(optimizer, engine) == 0:
-        return None
+def _own_moments(
+    parameter: nn.Parameter, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor]]:
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if key != "step" and isinstance(value, Tensor):
+            yield key, value
+
+
+def _gathered_moments(
+    parameter: nn.Parameter, keys: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    return safe_get_full_optimizer_state(parameter, moment)
+    for key in keys:
+        value = safe_get_full_optimizer_state(parameter, key)
+        if value is not None:
+            yield key, value
+
+
+def _zero_moments(engine: Any) -> dict[int, tuple[str, ...]]:
+    """id of every trained parameter -> the moments it has; the same on every rank."""
+    zero = engine.optimizer
+    stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
+    groups = zero.optimizer.param_groups
+    keys: dict[int, tuple[str, ...]] = {}
+    for index, parameters in enumerate(zero.fp16_groups if stage_3 else zero.bit16_groups):
+        group = groups[zero.sub_group_to_group_id[index] if stage_3 else index]
+        keys.update((id(parameter), _moments_of(group)) for parameter in parameters)
+    return keys
+
+
+def _moments_of(group: dict) -> tuple[str, ...]:
+    return MUON_MOMENTS if group.get("is_muon") else ADAM_MOMENTS
 
 
 def _inner_parameters(engine: Any) -> Iterator[tuple[Tensor, dict]]:
@@ -109,34 +154,27 @@ def _inner_parameters(engine: Any) -> Iterator[tuple[Tensor, dict]]:
                 yield flat, group
 
 
-def _adam_steps(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
+def _steps(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
+    """Updates the optimizer has made; Muon's matrices have no counter of their own."""
     if engine is None:
-        steps = [int(s["step"]) for s in optimizer.state.values() if "step" in s]
-        return max(steps, default=0)
+        counted = [int(s["step"]) for s in optimizer.state.values() if "step" in s]
+        return max(counted, default=0)
     inner = engine.optimizer.optimizer
-    for flat, group in _inner_parameters(engine):
-        # DeepSpeed's FusedAdam counts in the group, the others per parameter.
-        if "step" in inner.state.get(flat, {}):
-            return int(inner.state[flat]["step"])
-        if inner.state.get(flat) and "step" in group:
-            return int(group["step"])
-    return 0
+    counted = [int(inner.state[flat]["step"]) for flat, _ in _inner_parameters(engine)
+               if "step" in inner.state.get(flat, {})]
+    return max(counted, default=0)
 
 
 def _create_zero_moments(engine: Any, steps: int) -> None:
     """Allocates the moments that DeepSpeed's inner optimizer would create in its first step."""
-    if steps == 0:
-        return
     inner = engine.optimizer.optimizer
-    counts_in_group = type(inner).__name__ == "FusedAdam"
     for flat, group in _inner_parameters(engine):
-        inner.state[flat] = {moment: torch.zeros_like(flat.data) for moment in MOMENTS}
-        if counts_in_group:
-            group["step"] = steps
-        elif isinstance(inner, torch.optim.AdamW):
-            inner.state[flat]["step"] = torch.tensor(float(steps))
-        else:
-            inner.state[flat]["step"] = steps
+        moments = _moments_of(group)
+        inner.state[flat] = {key: torch.zeros_like(flat.data) for key in moments}
+        if moments == ADAM_MOMENTS:
+            inner.state[flat]["step"] = _step_counter(
+                inner, steps, flat.device if group.get("fused") else None
+            )
     _link_moments(engine)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from src.checkpoint.names import FINAL, INIT, INIT_STATES
 from src.checkpoint.resume import Candidate, final_state, load_state, resume_candidates
 from src.checkpoint.weights import load_weights, read_shapes
-from src.config.schema import TrainConfig
+from src.config.schema import OptimConfig, TrainConfig
 from src.errors import CheckpointError, ConfigError
+from src.training.progress import Progress
 
 
 @dataclass
@@ -66,6 +67,25 @@ def find_origin(train: TrainConfig) -> Origin:
             " or copy a base model there as rwkv-init.pth"
         )
     return _given_or_fresh(train)
+
+
+def change_optimizer(origin: Origin, progress: Progress, optim: OptimConfig) -> Progress:
+    """The counters to go on with when `origin` is a state, perhaps of another optimizer.
+
+    Moments of another optimizer are dropped from it and the warmup ramp starts again, because it
+    protects empty moments; a note says so.
+    """
+    before = origin.state["optimizer"]
+    if before == optim.optimizer:
+        return progress
+    origin.state = {**origin.state, "moments": {}, "optimizer_steps": 0}
+    ramp = (f"the warmup of {optim.warmup_steps} steps is repeated" if optim.warmup_steps > 0
+            else "there is no warmup: --warmup_steps 10 would give one")
+    origin.notes.append(
+        f"{origin.path.name} holds the moments of {before}, this run has {optim.optimizer}: its"
+        f" moments start empty and {ramp}"
+    )
+    return replace(progress, ramp_begin=progress.step)
 
 
 def _given_or_fresh(train: TrainConfig) -> Origin:

@@ -79,6 +79,7 @@ class Saver:
         state["tokens_per_step"] = self._plan.tokens_per_step
         state["ctx_len"], state["windows"] = self._config.data.ctx_len, self._plan.windows
         state["warmup_steps"] = self._config.optim.warmup_steps
+        state["optimizer"] = self._config.optim.optimizer
         # Checked first: a model that is not finite must not replace the state either.
         published = published_weights(state["weights"], self._config.train.train_type)
         save_weights(path, published, self._dtype)

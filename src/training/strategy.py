@@ -16,6 +16,9 @@ import torch
 from pytorch_lightning.overrides.base import _LightningModuleWrapperBase
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 
+from src.training.muon import MuonWithAdamW
+from src.training.zero_matrices import ZeroMatrices
+
 if TYPE_CHECKING:
     from src.config.schema import HardwareConfig
 
@@ -77,6 +80,8 @@ class ZeroStrategy(DeepSpeedStrategy):
             optimizer=optimizer,
             dist_init_required=False,
         )
+        if isinstance(optimizer, MuonWithAdamW):
+            optimizer.zero = ZeroMatrices(engine.optimizer)
         return engine, zero_optimizer
 
 
@@ -98,7 +103,7 @@ def build_strategy(hardware: HardwareConfig, *, micro_bsz: int, grad_clip: float
             logging_batch_size_per_gpu=micro_bsz,
         )
         strategy.config["gradient_clipping"] = grad_clip
-        # Our optimizer is torch's AdamW where FusedAdam cannot be built.
+        # Our optimizer may be torch's, or Muon's.
         strategy.config["zero_force_ds_cpu_optimizer"] = False
         return strategy
     if hardware.strategy == "ddp":

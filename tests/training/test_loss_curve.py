@@ -51,6 +51,8 @@ class Curve:
     decay_final: float | None = None
     clip: float = 1.0
     window: int = T
+    # rate factor of the hidden matrices under Muon; None: all are trained by Adam
+    muon: float | None = None
 
     def progress(self, step: int) -> tuple[float, float]:
         """q of the token-based and of the step-based rule."""
@@ -127,6 +129,15 @@ def groups_of(version: str, decays: bool) -> dict[str, tuple[float, bool]]:
     raise LookupError(f"no vector for RWKV-{version}")
 
 
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Five steps of the quintic iteration of Muon's author towards all singular values one."""
+    x = matrix / matrix.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x
+
+
 def expected_run(
     version: str, init: Path, prefix: Path, curve: Curve
 ) -> tuple[list[dict], dict[str, Tensor]]:
@@ -159,6 +170,12 @@ def expected_run(
                 factor, decays = groups[re.sub(r"\.\d+\.", ".*.", name)]
                 m, v = moments[name]
                 gradient = gradients[name] * scale
+                if curve.muon is not None and decays and name not in ("emb.weight", "head.weight"):
+                    m.copy_(0.95 * m + 0.05 * gradient)
+                    direction = orthogonalised(0.95 * m + 0.05 * gradient)
+                    p *= 1 - rate * curve.muon * decay
+                    p -= rate * curve.muon * 0.2 * math.sqrt(max(p.shape)) * direction
+                    continue
                 m.copy_(0.9 * m + 0.1 * gradient)
                 v.copy_(0.99 * v + 0.01 * gradient**2)
                 corrected = m / (1 - 0.9 ** (step + 1))

@@ -63,7 +63,9 @@ def test_only_the_states_learn_and_only_they_are_published(
     assert set(state["weights"]) == {*base, *STATES}
     for name, value in base.items():
         assert torch.equal(state["weights"][name], value.float()), name
-    assert set(state["exp_avg"]) == set(state["exp_avg_sq"]) == STATES
+    assert {key: set(found) for key, found in state["moments"].items()} == {
+        "exp_avg": STATES, "exp_avg_sq": STATES
+    }
 
 
 def test_tuned_states_lower_the_loss_of_the_base_model(tune: Callable[..., int], tmp_path: Path):

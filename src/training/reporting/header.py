@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from src.config.resolve_length import global_batch
-from src.config.schema import RunConfig
+from src.config.schema import OptimConfig, RunConfig
 from src.config.windows import window_len
 from src.training.origin import Origin
 from src.training.plan import Plan
@@ -51,9 +51,9 @@ def print_header(
     ramp = f"warmup {o.warmup_steps} steps" if o.warmup_steps > 0 else "no warmup"
     decay = f"{o.weight_decay:g}" + (
         f" to {o.weight_decay_final:g}" if o.weight_decay_final is not None else "")
-    _line("optimizer", f"Adam, rate {o.lr_init:g} to {o.lr_final:g} ({_curve(config)}), {ramp}, "
-                       f"betas {o.beta1:g} {o.beta2:g}, eps {o.adam_eps:g}, decay {decay}, "
-                       f"clip {o.grad_clip:g}")
+    _line("optimizer", f"{_optimizer(o)}, rate {o.lr_init:g} to {o.lr_final:g} "
+                       f"({_curve(config)}), {ramp}, betas {o.beta1:g} {o.beta2:g}, eps "
+                       f"{o.adam_eps:g}, decay {decay}, clip {o.grad_clip:g}")
     _line("groups", "; ".join(f"{name}: {count} tensors" for name, count in groups.items()))
     _line("start", _start(origin, progress))
     for line in derived:
@@ -91,6 +91,16 @@ def _device_name(accelerator: str) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def _optimizer(optim: OptimConfig) -> str:
+    if optim.optimizer == "adam8bit":
+        return "AdamW with 8-bit moments"
+    if optim.optimizer == "adamw":
+        return "AdamW"
+    nesterov = ", Nesterov" if optim.muon_nesterov else ""
+    return (f"Muon for the hidden matrices (rate {optim.muon_lr:g}, momentum "
+            f"{optim.muon_momentum:g}{nesterov}, {optim.muon_adjust_lr}) and AdamW")
+
+
 def _curve(config: RunConfig) -> str:
     tokens = config.train.exit_tokens
     if config.optim.lr_init == config.optim.lr_final:
@@ -108,4 +118,6 @@ def _start(origin: Origin, progress: Progress) -> str:
     if origin.kind == "weights":
         step = f", at step {progress.step}" if progress.step else ""
         return f"weights of {origin.path}, empty optimizer{step}"
+    if not origin.state["moments"]:
+        return f"{origin.path}: continuation at step {progress.step}, empty optimizer"
     return f"{origin.path}: exact continuation at step {progress.step}"
