@@ -56,6 +56,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--tokenizer", default="world", help="world, bytes or the path of a tokenizer.json")
     add("--text_key", default="text", metavar="KEY", help="key or column of the text (default: "
         "text)")
+    add("--chat_template", metavar="world|FILE", help="rows are conversations, prompts with "
+        "answers or texts: write them as RWKV World models read them, or by a template of your "
+        "own, and PREFIX.mask, which tells train.py to learn the answers only (docs/data.md)")
     add("--seed", type=int, default=0, metavar="N", help="decides the order (default: 0)")
     add("--no_shuffle", action="store_true", help="keep the file's order")
     add("--validation", type=float, default=0.0, metavar="SHARE", help="hold out this share of the "
@@ -177,6 +180,7 @@ def _options(arguments: argparse.Namespace) -> ConvertOptions:
         ),
         tokenizer=arguments.tokenizer,
         text_key=arguments.text_key,
+        chat_template=arguments.chat_template,
         on_error=arguments.on_error,
         verify=arguments.verify,
         workers=arguments.workers,

@@ -64,7 +64,9 @@ ONLY_IN = {
         "src/evaluation/", "src/export/", "src/data/batch.py", "src/data/dataset.py",
         "src/data/sampler.py", "src/data/windows.py",
     ),
-    **dict.fromkeys(("tyro", "yaml"), ("src/config/",)),
+    "tyro": ("src/config/",),
+    # A chat template of the user's own is YAML too.
+    "yaml": ("src/config/", "src/data/chat_template.py"),
     **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("src/export/", "src/evaluation/")),
 }
 # The one module that talks to the environment of the libraries it launches.

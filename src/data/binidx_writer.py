@@ -1,4 +1,4 @@
-"""Writer of the binidx pair (layout: `binidx_layout`)."""
+"""Writer of the binidx pair (layout: `binidx_layout`) and of the loss mask beside it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from src.data.binidx_layout import (
     bin_path,
     dtype_code,
     idx_path,
+    mask_path,
 )
 from src.data.files import close_durably, create
 from src.errors import DataError
@@ -34,11 +35,16 @@ class BinidxWriter:
 
     `append` a document at a time, then `close`. As a context manager it closes on success and
     removes everything it wrote when an exception passes. `tokens` and `documents` count what was
-    appended, `sha256` is the digest of the .bin so far.
+    appended, `sha256` is the digest of the .bin so far. A `masked` one also writes the weights of
+    the tokens: `learnt_tokens` counts those above 0, `sha256_mask` is the digest.
     """
 
-    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike) -> None:
+    def __init__(
+        self, prefix: str | Path, dtype: npt.DTypeLike, *, masked: bool = False
+    ) -> None:
         self.prefix = str(prefix)
+        self.masked = masked
+        self.learnt_tokens = 0
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._code = dtype_code(self.dtype)
         self.tokens = 0
@@ -46,12 +52,13 @@ class BinidxWriter:
         # Items that continue a document; usually none, so that no list of documents is kept.
         self._continued: list[int] = []
         self._sha256 = hashlib.sha256()
-        self._paths = {
-            path: partial_path(path) for path in (bin_path(prefix), idx_path(prefix))
-        }
+        self._sha256_mask = hashlib.sha256()
+        paths = [bin_path(prefix), idx_path(prefix), *([mask_path(prefix)] if masked else [])]
+        self._paths = {path: partial_path(path) for path in paths}
         self._published: list[Path] = []
         self._finished = False
-        self._bin, self._idx = (create(partial) for partial in self._paths.values())
+        self._files = [create(partial) for partial in self._paths.values()]
+        self._bin, self._idx = self._files[:2]
         self._idx.write(bytes(HEADER.size))
 
     @property
@@ -61,6 +68,10 @@ class BinidxWriter:
     @property
     def sha256(self) -> str:
         return self._sha256.hexdigest()
+
+    @property
+    def sha256_mask(self) -> str | None:
+        return self._sha256_mask.hexdigest() if self.masked else None
 
     def append(self, tokens: npt.ArrayLike, *, continues: bool = False) -> None:
         """Adds one item: a document, or with `continues` a further part of the last one.
@@ -74,14 +85,23 @@ class BinidxWriter:
         self.append_documents(stored, np.array([stored.size], np.int32))
 
     def append_documents(
-        self, tokens: npt.NDArray[Any], sizes: npt.NDArray[np.int32]
+        self,
+        tokens: npt.NDArray[Any],
+        sizes: npt.NDArray[np.int32],
+        weights: npt.NDArray[np.uint8] | None = None,
     ) -> None:
-        """Adds documents that lie one after another in `tokens`, which has the pair's type."""
+        """Adds documents that lie one after another in `tokens`, which has the pair's type.
+
+        weights: of the tokens, if the writer is masked.
+        """
         assert tokens.dtype == self.dtype, f"{tokens.dtype} is not {self.dtype}"
+        assert (weights is not None) == self.masked, "a masked writer takes weights, no other does"
         assert tokens.size == sizes.sum(dtype=np.int64), "sizes do not add up"
         raw = memoryview(np.ascontiguousarray(tokens)).cast("B") if tokens.size else b""
         self._bin.write(raw)
         self._sha256.update(raw)
+        if weights is not None:
+            self._append_weights(weights, tokens.size)
         self._idx.write(sizes.astype("<i4").tobytes())
         self.items += len(sizes)
         self.tokens += tokens.size
@@ -104,13 +124,13 @@ class BinidxWriter:
         header = HEADER.pack(MAGIC, VERSION, self._code, self.items, self.documents + 1)
         self._idx.seek(0)
         self._idx.write(header)
-        for file in (self._bin, self._idx):
+        for file in self._files:
             close_durably(file)
         self._finished = True
 
     def abort(self) -> None:
         """Removes what was written; a pair that is already complete under its name stays."""
-        for file in (self._bin, self._idx):
+        for file in self._files:
             # Closing flushes, which fails again on a full disk.
             with contextlib.suppress(OSError):
                 file.close()
@@ -121,10 +141,17 @@ class BinidxWriter:
                 path.unlink(missing_ok=True)
 
     def rename(self, path: Path) -> None:
-        """Gives a finished file, .bin or .idx, its final name."""
+        """Gives a finished file, .bin, .idx or .mask, its final name."""
         assert self._finished, "finish() first"
         self._paths[path].replace(path)
         self._published.append(path)
+
+    def _append_weights(self, weights: npt.NDArray[np.uint8], tokens: int) -> None:
+        assert weights.dtype == np.uint8 and weights.size == tokens, "one byte per token"
+        raw = weights.tobytes()
+        self._files[2].write(raw)
+        self._sha256_mask.update(raw)
+        self.learnt_tokens += int(np.count_nonzero(weights))
 
     def __enter__(self) -> BinidxWriter:
         return self
@@ -181,6 +208,7 @@ def publish(writers: Sequence[BinidxWriter], between: Callable[[], None] | None 
 
     Whenever this is interrupted, every pair that can be opened is a correct one: the old indexes
     disappear first, and the new ones appear last. `between` runs after the former (manifests).
+    A loss mask of an older pair goes too.
     """
     for writer in writers:
         writer.finish()
@@ -189,11 +217,14 @@ def publish(writers: Sequence[BinidxWriter], between: Callable[[], None] | None 
         idx_path(writer.prefix).unlink(missing_ok=True)
     for folder in folders:
         sync_folder(folder)
+    for writer in writers:
+        mask_path(writer.prefix).unlink(missing_ok=True)
     if between is not None:
         between()
-    for path in (bin_path, idx_path):
+    for path in (bin_path, mask_path, idx_path):
         # The first pair becomes readable last: once it is there, so are the others.
         for writer in reversed(writers):
-            writer.rename(path(writer.prefix))
+            if writer.masked or path is not mask_path:
+                writer.rename(path(writer.prefix))
         for folder in folders:
             sync_folder(folder)

@@ -27,7 +27,7 @@ class Block(NamedTuple):
     first: int
     """number of the first line or row, counted from 1 at the beginning of the piece"""
     content: bytes | list[Any]
-    """lines of a jsonl; the whole of a txt; values of a parquet column"""
+    """lines of a jsonl; the whole of a txt; values of a parquet column, or rows of several"""
     bytes_read: int
     """bytes on disk read since the block before"""
 
@@ -36,12 +36,17 @@ class BlockReader:
     """Yields the blocks of all pieces in order, in memory for one block and its longest line.
 
     `sha256` afterwards identifies what was read: the digest of a single file's bytes, or of the
-    list of such digests. Iterating raises DataError for files that cannot be read or unpacked.
+    list of such digests. With `row_keys` a parquet file gives whole rows: objects with those keys
+    and the text's, where it has them. Iterating raises DataError for files that cannot be read or
+    unpacked.
     """
 
-    def __init__(self, pieces: Sequence[Piece], text_key: str) -> None:
+    def __init__(
+        self, pieces: Sequence[Piece], text_key: str, row_keys: Sequence[str] = ()
+    ) -> None:
         self._pieces = pieces
         self._text_key = text_key
+        self._row_keys = row_keys
         self._digests: list[str] = []
 
     @property
@@ -52,7 +57,7 @@ class BlockReader:
         for piece in self._pieces:
             with _reported(piece):
                 if piece.file.kind == "parquet":
-                    yield from _parquet_blocks(piece, self._text_key)
+                    yield from _parquet_blocks(piece, self._text_key, self._row_keys)
                     self._digests.append(file_sha256(piece.file.path))
                 else:
                     yield from self._stream_blocks(piece)
@@ -166,7 +171,9 @@ def _whole(stream: Any) -> Iterator[bytes]:
     yield b"".join(parts)
 
 
-def _parquet_blocks(piece: Piece, text_key: str) -> Iterator[Block]:
+def _parquet_blocks(
+    piece: Piece, text_key: str, row_keys: Sequence[str]
+) -> Iterator[Block]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -175,16 +182,18 @@ def _parquet_blocks(piece: Piece, text_key: str) -> Iterator[Block]:
     try:
         with pyarrow.parquet.ParquetFile(piece.file.path) as table:
             columns = table.schema_arrow.names
-            if text_key not in columns:
+            wanted = [key for key in dict.fromkeys((text_key, *row_keys)) if key in columns]
+            if not wanted:
                 raise DataError(
                     f"{piece.file.path}: there is no column '{text_key}'; the columns are: "
                     f"{', '.join(columns)} (choose with --text_key)"
                 )
             rows = max(table.metadata.num_rows, 1)
             first = 1
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
                 share = (piece.file.size or 0) * batch.num_rows // rows
-                yield Block(piece, first, batch.column(0).to_pylist(), share)
+                content = batch.to_pylist() if row_keys else batch.column(0).to_pylist()
+                yield Block(piece, first, content, share)
                 first += batch.num_rows
     except pyarrow.ArrowException as error:
         raise DataError(f"{piece.file.path} is not a readable parquet file: {error}") from error

@@ -12,7 +12,7 @@ longest line), and some 60 bytes per document (120 with dedup), however much tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from src.data.blocks import digest
 from src.data.bulk import token_dtype
+from src.data.chat_template import load_template
 from src.data.corpus import Corpus
 from src.data.encode import OnError, Verify
 from src.data.inputs import Piece, default_prefix, find_inputs, pieces, total_bytes
@@ -30,7 +31,7 @@ from src.data.manifest import Manifest
 from src.data.outputs import MadeFrom, already_made, anything_there, made_from
 from src.data.selection import Arrangement, LeftOut, divide, keep
 from src.data.shards import Batches, Describe, OutputWriter, write_empty, write_outputs
-from src.data.token_store import Spool, TokenStore
+from src.data.token_store import Spool, TokenStore, read_weighted
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.data.workers import available_cores
 from src.errors import DataError
@@ -61,6 +62,8 @@ class ConvertOptions:
     """world, bytes or the path of a tokenizer.json"""
     text_key: str = "text"
     """key of the text in each JSON object, or column of a parquet file"""
+    chat_template: str | None = None
+    """world or the path of a template: rows are conversations, and a loss mask is written"""
     on_error: OnError = "stop"
     """what to do about a document that cannot be used"""
     verify: Verify = "sample"
@@ -124,6 +127,7 @@ def convert(options: ConvertOptions) -> Converted:
 
 def arrange(
     store: TokenStore,
+    weights: TokenStore | None,
     digests: npt.NDArray[np.void] | None,
     wanted: Arrangement,
     prefixes: Sequence[str],
@@ -132,7 +136,8 @@ def arrange(
 ) -> tuple[dict[str, Manifest], LeftOut]:
     """The second stage: writes the documents that are wanted in the order that is wanted.
 
-    Raises DataError when no document is left; OSError when something cannot be written.
+    weights: of the documents' tokens, for a loss mask.  Raises DataError when no document is left;
+    OSError when something cannot be written.
     """
     kept, left_out = keep(store.sizes, digests, wanted)
     if len(kept) == 0:
@@ -141,10 +146,12 @@ def arrange(
             f"{left_out.too_long} longer than --max_tokens"
         )
     orders, held_out = divide(kept, wanted)
-    training: Batches = (batch for order in orders for batch in store.read(order))
-    batches = [training, store.read(held_out)]
-    parts = dict(zip(prefixes, batches))
-    return write_outputs(parts, store.dtype, shard_tokens, describe), left_out
+    training: Batches = (
+        batch for order in orders for batch in read_weighted(store, weights, order)
+    )
+    parts = dict(zip(prefixes, [training, read_weighted(store, weights, held_out)]))
+    masked = weights is not None
+    return write_outputs(parts, store.dtype, shard_tokens, describe, masked=masked), left_out
 
 
 def byte_options(options: ConvertOptions) -> MadeFrom:
@@ -153,6 +160,8 @@ def byte_options(options: ConvertOptions) -> MadeFrom:
     newer = {key: arrangement.pop(key) for key in ("dedup", "min_tokens", "max_tokens")}
     newer["shard_tokens"] = options.shard_tokens
     newer["part"] = None if options.part is None else options.part._asdict()
+    if options.chat_template is not None:
+        newer["chat_template"] = load_template(options.chat_template).identity
     newer["on_error"] = options.on_error if options.on_error != "stop" else None
     return {
         "text_key": options.text_key,
@@ -184,6 +193,8 @@ def _convert(
     if options.part is not None:
         # Every document once; the rest is done to all parts together.
         wanted, shard_tokens = Arrangement(shuffle=False), None
+    template = None if options.chat_template is None else load_template(options.chat_template)
+    decides = byte_options(options)
     corpus = Corpus(
         mine,
         tokenizer=options.tokenizer,
@@ -191,15 +202,20 @@ def _convert(
         on_error=options.on_error,
         verify=options.verify,
         hashed=wanted.dedup,
+        template=template,
     )
 
     def describe(output: OutputWriter) -> Manifest:
-        origin = made_from(corpus.input_sha256, tokenizer, byte_options(options))
+        origin = made_from(corpus.input_sha256, tokenizer, decides)
         return output.manifest(tokenizer.name, tokenizer.vocab_size, origin, bytes_per_token)
 
     folder = Path(prefixes[0]).parent
-    with closing(Spool(folder, token_dtype(tokenizer.vocab_size))) as spool:
-        corpus.tokenize(spool, options.workers or available_cores())
+    with ExitStack() as opened:
+        spool = opened.enter_context(closing(Spool(folder, token_dtype(tokenizer.vocab_size))))
+        weights = None
+        if template is not None:
+            weights = opened.enter_context(closing(Spool(folder, np.dtype(np.uint8))))
+        corpus.tokenize(spool, options.workers or available_cores(), weights)
         if spool.tokens == 0 and options.part is None:
             raise DataError(_nothing(options.inputs, corpus))
         bytes_per_token = corpus.text_bytes / max(spool.tokens, 1)
@@ -209,7 +225,8 @@ def _convert(
         else:
             digests = corpus.digests if wanted.dedup else None
             manifests, left_out = arrange(
-                spool.store(), digests, wanted, prefixes, shard_tokens, describe
+                spool.store(), None if weights is None else weights.store(), digests, wanted,
+                prefixes, shard_tokens, describe,
             )
         corpus.seconds["arrange"] = perf_counter() - began
     return Converted(

@@ -13,6 +13,9 @@ from tqdm import tqdm
 
 from src.data.blocks import BlockReader
 from src.data.bulk import bulk_tokenizer
+from src.data.chat_encode import ChatEncoder
+from src.data.chat_rows import CHAT_KEYS
+from src.data.chat_template import ChatTemplate
 from src.data.encode import (
     DIGEST_BYTES,
     BlockEncoder,
@@ -33,6 +36,9 @@ _FAULTS_KEPT = 3
 class Corpus:
     """Reads and tokenizes the inputs; `tokenize` once, then ask what was met.
 
+    With a template the documents are conversations, prompts with answers and texts (`chat_rows`).
+
+
     text_bytes  UTF-8 bytes of the texts taken
     normalized  of the documents checked, those changed by the tokenizer's own normalization
     skipped     documents that could not be used, `faults` the first of them with their reasons
@@ -49,16 +55,16 @@ class Corpus:
         on_error: OnError,
         verify: Verify,
         hashed: bool,
+        template: ChatTemplate | None = None,
     ) -> None:
         sizes = [_disk_bytes(piece) for piece in pieces]
         self._total = None if None in sizes else sum(size or 0 for size in sizes)
         self._on_error = on_error
-        self._reader = BlockReader(pieces, text_key)
+        self._reader = BlockReader(pieces, text_key, CHAT_KEYS if template else ())
         bulk = bulk_tokenizer(tokenizer)
         self.note = bulk.note
-        self._encoder = BlockEncoder(
-            bulk, text_key, on_error, check_every(verify, self._total), hashed
-        )
+        options = (bulk, text_key, on_error, check_every(verify, self._total), hashed)
+        self._encoder = ChatEncoder(template, *options) if template else BlockEncoder(*options)
         self._digests: list[npt.NDArray[np.void]] = []
         self.text_bytes = 0
         self.normalized = 0
@@ -76,8 +82,8 @@ class Corpus:
         """[documents] 128-bit hashes of the documents' tokens, if they were asked for."""
         return np.concatenate([np.zeros(0, f"V{DIGEST_BYTES}"), *self._digests])
 
-    def tokenize(self, spool: Spool, workers: int) -> None:
-        """Puts the tokens of all documents into the spool.
+    def tokenize(self, spool: Spool, workers: int, weights: Spool | None = None) -> None:
+        """Puts the tokens of all documents into the spool, with a template also their weights.
 
         Raises DataError for an input that cannot be read and, unless they are to be skipped, for
         the first document that cannot be used.
@@ -88,6 +94,9 @@ class Corpus:
                 self._take(encoded)
                 spooling = perf_counter()
                 spool.append(encoded.tokens, encoded.sizes)
+                if weights is not None:
+                    assert encoded.weights is not None, "a template gives weights"
+                    weights.append(encoded.weights, encoded.sizes)
                 self.seconds["spool"] += perf_counter() - spooling
         self.seconds["first stage"] = perf_counter() - began
 

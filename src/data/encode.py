@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -52,6 +52,8 @@ class EncodedBlock:
     """of the documents checked, those changed by the tokenizer's own normalization"""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """parse, tokenize, verify, convert"""
+    weights: npt.NDArray[np.uint8] | None = None
+    """of the tokens in the loss; None: there is no mask"""
 
 
 class BlockEncoder:
@@ -85,15 +87,12 @@ class BlockEncoder:
             self._encode = self._tokenizer.load()
         faults: list[Fault] = []
         began = perf_counter()
-        numbered = list(self._texts(block, faults))
+        numbered = list(self._documents(block, faults))
         seconds = Counter(parse=perf_counter() - began)
-        encoded = self._encode(
-            [text for _, text in numbered],
-            np.ones(len(numbered), bool),
-            self._checked(len(numbered)),
-        )
+        documents = [document for _, document in numbered]
+        encoded, weights = self._encoded(documents, self._checked(len(numbered)))
         began = perf_counter()
-        _refuse_long(encoded)
+        weights = _refuse_long(encoded, weights)
         faults += [Fault(numbered[i][0], reason) for i, reason in encoded.faults.items()]
         sizes = np.delete(encoded.sizes, list(encoded.faults)).astype(np.int32)
         digests = document_digests(encoded.tokens, sizes if self._hashed else sizes[:0])
@@ -108,26 +107,34 @@ class BlockEncoder:
             faults=sorted(faults),
             normalized=encoded.normalized,
             seconds=seconds,
+            weights=weights,
         )
+
+    def _encoded(
+        self, documents: Sequence[Any], checked: Flags
+    ) -> tuple[EncodedTexts, npt.NDArray[np.uint8] | None]:
+        """What `_document` returned as tokens, and their weights."""
+        return self._encode(documents, np.ones(len(documents), bool), checked), None
 
     def _checked(self, documents: int) -> Flags:
         if self._check_every == 0:
             return np.zeros(documents, bool)
         return np.arange(documents) % self._check_every == 0
 
-    def _texts(self, block: Block, faults: list[Fault]) -> Iterator[tuple[int, str]]:
-        """Line numbers and texts of the usable documents."""
+    def _documents(self, block: Block, faults: list[Fault]) -> Iterator[tuple[int, Any]]:
+        """Line numbers and contents of the usable documents."""
         for line, value in block_values(block):
             try:
-                text = self._text(block, value)
+                document = self._document(block, value)
             except DataError as error:
                 faults.append(Fault(line, str(error)))
                 if self._on_error == "stop":
                     return
             else:
-                yield line, text
+                yield line, document
 
-    def _text(self, block: Block, value: Any) -> str:
+    def _document(self, block: Block, value: Any) -> Any:
+        """The text of a document, still as it stands in the file."""
         if block.piece.file.kind == "jsonl":
             return document_text(value, self._text_key)
         if block.piece.file.kind == "parquet":
@@ -146,17 +153,21 @@ def check_every(verify: Verify, input_bytes: int | None) -> int:
     return {"all": 1, "sample": 1 if small else _SAMPLE_EVERY, "none": 0}[verify]
 
 
-def _refuse_long(encoded: EncodedTexts) -> None:
-    """Makes a fault of every document that is longer than the format can hold."""
+def _refuse_long(
+    encoded: EncodedTexts, weights: npt.NDArray[np.uint8] | None
+) -> npt.NDArray[np.uint8] | None:
+    """Makes a fault of every document that is longer than the format can hold; other weights."""
     long = encoded.sizes > MAX_ITEM_TOKENS
     if not long.any():
-        return
+        return weights
     for number in np.flatnonzero(long).tolist():
         tokens = encoded.sizes[number]
         encoded.faults[number] = f"the document has {tokens} tokens, more than {MAX_ITEM_TOKENS}"
-    encoded.tokens = encoded.tokens[~np.repeat(long, encoded.sizes)]
+    kept = ~np.repeat(long, encoded.sizes)
+    encoded.tokens = encoded.tokens[kept]
     encoded.text_bytes[long] = 0
     encoded.sizes[long] = 0
+    return None if weights is None else weights[kept]
 
 
 def document_digests(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from src.data.binidx import Binidx
-from src.data.binidx_layout import bin_path, dtype_code
+from src.data.binidx_layout import bin_path, dtype_code, mask_path
 from src.data.encode import Verify, check_every
 from src.data.lengths import describe_lengths
 from src.data.manifest import Manifest, file_sha256, manifest_prefix, read_manifest
-from src.data.outputs import pair_digests
+from src.data.masks import LossMask, find_mask
+from src.data.outputs import mask_digests, pair_digests
 from src.data.sources import open_source
-from src.data.summary import preview, primes_line
+from src.data.summary import primes_line, what_is_inside
 from src.data.token_store import TokenStore, document_sizes, open_bin
 from src.data.tokenizer import END_OF_DOCUMENT, Tokenizer, load_tokenizer
 from src.errors import DataError
@@ -45,7 +47,9 @@ def inspect(name: str) -> str:
     lines.append(f"magic primes by ctx_len: {primes_line(manifest)}")
     made_from = ", ".join(f"{key} {value}" for key, value in manifest.made_from.items())
     lines.append(f"made from: {made_from}")
-    lines.append(preview(pairs[0], pairs[-1], load_tokenizer(manifest.tokenizer)))
+    # Finds out whether the masks are there.
+    find_mask(prefix, pairs, manifest)
+    lines.append(what_is_inside(pairs, manifest, load_tokenizer(manifest.tokenizer)))
     return "\n".join(lines)
 
 
@@ -64,24 +68,44 @@ def verify(name: str, which: Verify = "sample") -> str:
     for pair, digest in pair_digests(prefix, manifest).items():
         if file_sha256(bin_path(pair)) != digest:
             raise DataError(f"{pair}.bin is not what it was when it was made (sha256 differs)")
+    pairs = _pairs(prefix, manifest)
+    masks = _verified_masks(prefix, manifest)
     every = check_every(which, manifest.tokens * np.dtype(manifest.dtype).itemsize)
     tokenizer = load_tokenizer(manifest.tokenizer)
-    documents = checked = 0
-    for pair in _pairs(prefix, manifest):
+    documents = checked = at = 0
+    for pair in pairs:
         for first, tokens, sizes in _batches(pair):
             place = f"{pair.prefix}, documents {first} to {first + len(sizes) - 1}"
             _check_batch(tokens, sizes, manifest.vocab_size, place)
             ends = np.cumsum(sizes, dtype=np.int64)
             for number in range(-first % every, len(sizes), every) if every else ():
-                document = tokens[ends[number] - sizes[number] : ends[number] - 1]
-                _check_round_trip(document, tokenizer, f"{pair.prefix}, document {first + number}")
+                start, end = int(ends[number] - sizes[number]), int(ends[number] - 1)
+                where = f"{pair.prefix}, document {first + number}"
+                weights = None
+                if masks is not None:
+                    weights = masks.get(at + start, end - start)
+                _check_round_trip(tokens[start:end], tokenizer, where, weights)
                 checked += 1
             documents += len(sizes)
+            at += len(tokens)
     _check_documents(prefix, manifest, documents)
     return (
-        f"{prefix}: {documents} documents, {manifest.tokens} tokens, sha256 and index are right; "
-        f"{checked} documents decoded and encoded again"
+        f"{prefix}: {documents} documents, {manifest.tokens} tokens, sha256"
+        f"{', loss mask' if masks is not None else ''} and index are right; {checked} documents "
+        "decoded and encoded again"
     )
+
+
+def _verified_masks(prefix: str, manifest: Manifest) -> LossMask | None:
+    """The loss mask the manifest tells of, read and found right; None when it tells of none."""
+    digests = mask_digests(prefix, manifest)
+    if not digests:
+        return None
+    mask = find_mask(prefix, _pairs(prefix, manifest), manifest)
+    for pair, digest in digests.items():
+        if file_sha256(mask_path(pair)) != digest:
+            raise DataError(f"{pair}.mask is not what it was when it was made (sha256 differs)")
+    return mask
 
 
 def all_document_sizes(name: str) -> npt.NDArray[np.int32]:
@@ -138,13 +162,25 @@ def _check_batch(
         )
 
 
-def _check_round_trip(document: npt.NDArray[Any], tokenizer: Tokenizer, place: str) -> None:
-    ids = document.tolist()
-    try:
-        again = tokenizer.encode(tokenizer.decode_bytes(ids).decode())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: the tokens do not decode to UTF-8 text") from error
-    if again != ids:
-        raise DataError(
-            f"{place}: the text is encoded differently by the tokenizer {tokenizer.name}"
-        )
+def _check_round_trip(
+    document: npt.NDArray[Any], tokenizer: Tokenizer, place: str, weights: npt.NDArray[Any] | None
+) -> None:
+    """Whether the ids come again when the text is encoded again.
+
+    weights: of a document with a loss mask, whose pieces were encoded each by itself. What is not
+    learnt between two answers is one piece; where an answer's end begins is not known any more.
+    """
+    cuts = [0, len(document)]
+    if weights is not None:
+        cuts[1:1] = (np.flatnonzero(np.diff(weights > 0)) + 1).tolist()
+    for start, end in pairwise(cuts):
+        ids = document[start:end].tolist()
+        try:
+            text = tokenizer.decode_bytes(ids).decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{place}: the tokens do not decode to UTF-8 text") from error
+        learnt = weights is not None and start < end and weights[start] > 0
+        if not learnt and tokenizer.encode(text) != ids:
+            raise DataError(
+                f"{place}: the text is encoded differently by the tokenizer {tokenizer.name}"
+            )

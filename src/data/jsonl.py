@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 
 from src.errors import DataError
@@ -11,26 +13,31 @@ _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or fal
 
 def document_text(line: bytes, text_key: str) -> str:
     """The string under `text_key` of the JSON object on a line; DataError with the reason."""
+    content = line_object(line, f'{{"{text_key}": "..."}}')
+    if text_key not in content:
+        keys = ", ".join(list(content)[:8]) or "none"
+        raise DataError(
+            f"there is no key '{text_key}'; the keys are: {keys} (choose with --text_key; "
+            "conversations and prompts with answers need --chat_template)"
+        )
+    return checked_text(content[text_key], text_key)
+
+
+def line_object(line: bytes, example: str) -> dict[str, Any]:
+    """The JSON object on a line; DataError with the reason, which shows the example."""
     try:
         content = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise DataError(_reason(line, error)) from error
     if not isinstance(content, dict):
-        raise DataError(
-            f'expected an object such as {{"{text_key}": "..."}}, found {_kind(content)}'
-        )
-    if text_key not in content:
-        keys = ", ".join(list(content)[:8]) or "none"
-        raise DataError(
-            f"there is no key '{text_key}'; the keys are: {keys} (choose with --text_key)"
-        )
-    return checked_text(content[text_key], text_key)
+        raise DataError(f"expected an object such as {example}, found {kind_of(content)}")
+    return content
 
 
 def checked_text(value: object, text_key: str) -> str:
     """The value itself if it is a string, else a DataError."""
     if not isinstance(value, str):
-        raise DataError(f"'{text_key}' must be a string, found {_kind(value)}")
+        raise DataError(f"'{text_key}' must be a string, found {kind_of(value)}")
     return value
 
 
@@ -45,7 +52,8 @@ def _reason(line: bytes, error: orjson.JSONDecodeError) -> str:
     return f"not JSON: {error.msg} (column {error.colno})"
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is called in JSON, for messages."""
     if value is None:
         return "null"
     return _KINDS.get(type(value), "a number")

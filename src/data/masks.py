@@ -67,6 +67,9 @@ def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> Lo
     pairs: the data's own pair, or its shards.  Raises DataError when the manifest tells of a mask
     or some of the shards have one, but a sidecar is missing or not of these pairs.
     """
+    if not pairs:
+        # The part of a machine that got no document.
+        return None
     there = [pair.prefix for pair in pairs if mask_path(pair.prefix).exists()]
     promised = manifest is not None and manifest.sha256_mask is not None
     if not there and not promised:

@@ -1,6 +1,7 @@
 """Joins data that is already tokenized: pairs and shards of any origin, or the parts of one run.
 
-Joining keeps every document of every input once, in the order given. Parts that several machines
+Joining keeps every document of every input once, in the order given; beside data with a loss mask
+all tokens of data without one are learnt. Parts that several machines
 made of one corpus (`--worker i --of n`) are put together as their common options say: repeated,
 shuffled, divided and filtered over all documents, which gives the bytes that one machine would
 have made.
@@ -21,10 +22,11 @@ from src.data.convert import arrange
 from src.data.encode import DIGEST_BYTES, document_digests
 from src.data.foreign import foreign_manifest
 from src.data.manifest import Manifest, manifest_prefix, read_manifest
+from src.data.masks import find_mask
 from src.data.outputs import already_made, anything_there, pair_digests
 from src.data.selection import Arrangement
 from src.data.shards import OutputWriter
-from src.data.token_store import TokenStore, document_sizes, open_bin
+from src.data.token_store import TokenStore, document_sizes, open_bin, open_mask
 from src.errors import DataError
 
 
@@ -89,9 +91,11 @@ def merge(
 
     try:
         with ExitStack() as files:
-            store = _store([pair for given in inputs for pair in given.pairs], files)
+            pairs = [pair for given in inputs for pair in given.pairs]
+            store = _store(pairs, files)
+            weights = _weights(inputs, pairs, store, files)
             digests = _digests(store) if wanted.dedup else None
-            made, _ = arrange(store, digests, wanted, prefixes, shard_tokens, describe)
+            made, _ = arrange(store, weights, digests, wanted, prefixes, shard_tokens, describe)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror}") from error
     return Merged(made, already_made=False, notes=notes)
@@ -161,6 +165,9 @@ def _checked_alike(inputs: Sequence[_Input]) -> Manifest:
 
 def _origin(inputs: Sequence[_Input], shard_tokens: int | None) -> dict[str, Any]:
     origin = {"input_sha256": [given.manifest.sha256_bin for given in inputs]}
+    masks = [given.manifest.sha256_mask for given in inputs]
+    if any(masks):
+        origin |= {"mask_sha256": masks}
     if inputs[0].part:
         origin |= {"parts_of": _without_own(inputs[0])}
     return origin | ({"shard_tokens": shard_tokens} if shard_tokens else {})
@@ -181,6 +188,17 @@ def _store(pairs: Sequence[Binidx], files: ExitStack) -> TokenStore:
     opened = [files.enter_context(open_bin(pair)) for pair in pairs]
     tokens = [pair.tokens for pair in pairs]
     return TokenStore(pairs[0].dtype, opened, tokens, np.concatenate(sizes))
+
+
+def _weights(
+    inputs: Sequence[_Input], pairs: Sequence[Binidx], store: TokenStore, files: ExitStack
+) -> TokenStore | None:
+    """The weights of the store's tokens, None when no input has a loss mask."""
+    masks = [find_mask(given.prefix, given.pairs, given.manifest) for given in inputs]
+    if not any(masks):
+        return None
+    opened = [files.enter_context(open_mask(pair)) for pair in pairs]
+    return TokenStore(np.dtype(np.uint8), opened, [pair.tokens for pair in pairs], store.sizes)
 
 
 def _digests(store: TokenStore) -> npt.NDArray[np.void]:

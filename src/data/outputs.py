@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.data.binidx import Binidx
-from src.data.binidx_layout import bin_path, idx_path
+from src.data.binidx_layout import bin_path, idx_path, mask_path
 from src.data.manifest import Manifest, file_sha256, manifest_path, read_manifest, shard_prefix
 from src.data.tokenizer import JsonTokenizer, Tokenizer
 from src.errors import DataError
@@ -59,6 +59,15 @@ def pair_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
     return {shard_prefix(prefix, shard): shard.sha256_bin for shard in manifest.shards}
 
 
+def mask_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
+    """What a manifest says of its loss masks: prefix -> digest of .mask; nothing without them."""
+    if manifest.sha256_mask is None:
+        return {}
+    if not manifest.shards:
+        return {prefix: manifest.sha256_mask}
+    return {shard_prefix(prefix, shard): shard.sha256_mask or "" for shard in manifest.shards}
+
+
 def _manifest(prefix: str) -> Manifest | None:
     """The manifest if it is readable and fits the .bin."""
     try:
@@ -76,13 +85,16 @@ def _is_sound(prefix: str, manifest: Manifest) -> bool:
             Binidx(pair)
             if file_sha256(bin_path(pair)) != digest:
                 return False
+        for pair, digest in mask_digests(prefix, manifest).items():
+            if file_sha256(mask_path(pair)) != digest:
+                return False
     except DataError:
         return False
     return True
 
 
 def _paths(prefix: str) -> list[Any]:
-    return [bin_path(prefix), idx_path(prefix), manifest_path(prefix)]
+    return [bin_path(prefix), idx_path(prefix), mask_path(prefix), manifest_path(prefix)]
 
 
 def _refuse_existing(prefix: str, manifest: Manifest | None, origin: MadeFrom) -> None:

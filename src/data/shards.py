@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from src.data.binidx import BinidxWriter, publish
-from src.data.binidx_layout import bin_path, idx_path
+from src.data.binidx_layout import bin_path, idx_path, mask_path
 from src.data.manifest import (
     Manifest,
     Shard,
+    joint_mask_sha256,
     joint_sha256,
     manifest_path,
     read_manifest,
@@ -24,7 +25,8 @@ from src.data.manifest import (
 )
 from src.errors import DataError
 
-Batches = Iterable[tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]
+# Tokens, sizes of the documents, weights of the tokens if there is a loss mask.
+Batches = Iterable[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]]
 Describe = Callable[["OutputWriter"], Manifest]
 
 
@@ -32,12 +34,21 @@ class OutputWriter:
     """Documents under one prefix: one pair, or shards of at most `shard_tokens` tokens each.
 
     A shard ends with a whole document; one that is longer than `shard_tokens` has a shard of its
-    own. Nothing has its final name before `publish_outputs`.
+    own. A `masked` one writes a loss mask beside each. Nothing has its final name before
+    `publish_outputs`.
     """
 
-    def __init__(self, prefix: str, dtype: np.dtype[Any], shard_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        dtype: np.dtype[Any],
+        shard_tokens: int | None = None,
+        *,
+        masked: bool = False,
+    ) -> None:
         self.prefix = prefix
         self.dtype = dtype
+        self._masked = masked
         self._shard_tokens = shard_tokens
         self.writers: list[BinidxWriter] = []
         self._begin()
@@ -50,10 +61,15 @@ class OutputWriter:
     def documents(self) -> int:
         return sum(writer.documents for writer in self.writers)
 
-    def append(self, tokens: npt.NDArray[Any], sizes: npt.NDArray[np.int32]) -> None:
-        """Adds documents that lie one after another in `tokens`."""
+    def append(
+        self,
+        tokens: npt.NDArray[Any],
+        sizes: npt.NDArray[np.int32],
+        weights: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Adds documents that lie one after another in `tokens`, with weights if it is masked."""
         if self._shard_tokens is None:
-            self.writers[-1].append_documents(tokens, sizes)
+            self.writers[-1].append_documents(tokens, sizes, weights)
             return
         ends = np.cumsum(sizes, dtype=np.int64)
         document = token = 0
@@ -66,7 +82,8 @@ class OutputWriter:
                 continue
             last = max(last, document + 1)
             end = int(ends[last - 1])
-            writer.append_documents(tokens[token:end], sizes[document:last])
+            of_tokens = None if weights is None else weights[token:end]
+            writer.append_documents(tokens[token:end], sizes[document:last], of_tokens)
             document, token = last, end
 
     def shards(self) -> list[Shard]:
@@ -74,7 +91,8 @@ class OutputWriter:
         if self._shard_tokens is None:
             return []
         return [
-            Shard(Path(w.prefix).name, w.tokens, w.documents, w.sha256) for w in self.writers
+            Shard(Path(w.prefix).name, w.tokens, w.documents, w.sha256, w.sha256_mask)
+            for w in self.writers
         ]
 
     def manifest(
@@ -97,6 +115,8 @@ class OutputWriter:
             shards=tuple(shards),
             magic_primes=usual_magic_primes(self.tokens),
             bytes_per_token=bytes_per_token,
+            sha256_mask=joint_mask_sha256(shards) if shards else self.writers[0].sha256_mask,
+            learnt_tokens=sum(w.learnt_tokens for w in self.writers) if self._masked else None,
         )
 
     def abort(self) -> None:
@@ -110,7 +130,7 @@ class OutputWriter:
             self.writers[-1].finish()
         number = len(self.writers)
         name = self.prefix if self._shard_tokens is None else f"{self.prefix}-{number:05d}"
-        self.writers.append(BinidxWriter(name, self.dtype))
+        self.writers.append(BinidxWriter(name, self.dtype, masked=self._masked))
 
 
 def write_outputs(
@@ -118,26 +138,28 @@ def write_outputs(
     dtype: np.dtype[Any],
     shard_tokens: int | None,
     describe: Describe,
+    *,
+    masked: bool = False,
 ) -> dict[str, Manifest]:
     """Writes the documents of each prefix under temporary names, then publishes all of them.
 
-    Only the first prefix is cut into shards. Whatever is raised on the way, files without their
-    final names are removed.
+    Only the first prefix is cut into shards; masked: the batches have weights. Whatever is raised
+    on the way, files without their final names are removed.
     """
     with ExitStack() as cleanup:
         outputs: list[OutputWriter] = []
         for prefix, batches in parts.items():
-            output = OutputWriter(prefix, dtype, None if outputs else shard_tokens)
+            output = OutputWriter(prefix, dtype, None if outputs else shard_tokens, masked=masked)
             cleanup.callback(output.abort)
             outputs.append(output)
-            for tokens, sizes in batches:
-                output.append(tokens, sizes)
+            for tokens, sizes, weights in batches:
+                output.append(tokens, sizes, weights)
         return publish_outputs(outputs, describe, cleanup)
 
 
 def write_empty(prefix: str, dtype: np.dtype[Any], describe: Describe) -> dict[str, Manifest]:
     """Writes only a manifest, which says that there are no documents."""
-    for path in (idx_path(prefix), bin_path(prefix)):
+    for path in (idx_path(prefix), bin_path(prefix), mask_path(prefix)):
         path.unlink(missing_ok=True)
     output = OutputWriter(prefix, dtype)
     manifest = describe(output)
@@ -181,8 +203,8 @@ def _remove_older(output: OutputWriter) -> None:
     kept = {writer.prefix for writer in output.writers}
     for prefix in older_prefixes(output.prefix):
         if prefix not in kept:
-            idx_path(prefix).unlink(missing_ok=True)
-            bin_path(prefix).unlink(missing_ok=True)
+            for path in (idx_path, bin_path, mask_path):
+                path(prefix).unlink(missing_ok=True)
 
 
 def _remove_orphan(output: OutputWriter) -> None:

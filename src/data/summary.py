@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 
 from src.data.binidx import Binidx
-from src.data.binidx_layout import bin_path, idx_path
+from src.data.binidx_layout import bin_path, idx_path, mask_path
 from src.data.convert import Converted
+from src.data.learnt import learnt_line, marked_examples
 from src.data.magic_prime import largest_ctx_len, magic_prime
 from src.data.manifest import Manifest
 from src.data.outputs import pair_digests
@@ -30,7 +31,7 @@ def report(converted: Converted, ctx_len: int) -> str:
         lines.append("join all parts with make_data.py --merge PREFIX.part-*.json -o PREFIX")
         return "\n".join(lines)
     pairs = list(pair_digests(prefix, manifest))
-    lines.append(preview(Binidx(pairs[0]), Binidx(pairs[-1]), converted.tokenizer))
+    lines.append(what_is_inside([Binidx(pair) for pair in pairs], manifest, converted.tokenizer))
     if ctx_len > largest_ctx_len(manifest.tokens):
         lines.append(small_data_advice(manifest.tokens, ctx_len))
     else:
@@ -78,6 +79,13 @@ def small_data_advice(tokens: int, ctx_len: int) -> str:
     )
 
 
+def what_is_inside(pairs: Sequence[Binidx], manifest: Manifest, tokenizer: Tokenizer) -> str:
+    """Some documents; with a loss mask how much is learnt, and which parts of them."""
+    if manifest.sha256_mask is None:
+        return preview(pairs[0], pairs[-1], tokenizer)
+    return "\n".join([learnt_line(manifest), *marked_examples(pairs, tokenizer)])
+
+
 def preview(first: Binidx, last: Binidx, tokenizer: Tokenizer) -> str:
     """Beginning of the first pair's first and of the last pair's last document, a line each."""
     lines = []
@@ -95,7 +103,7 @@ def leftovers(prefix: str, prefixes: Sequence[str]) -> list[str]:
     stale = f"{prefix}_val"
     if stale not in prefixes and bin_path(stale).exists():
         notes.append(f"note: {stale}.bin was held out of other data, not of this")
-    for path in (bin_path(prefix), idx_path(prefix)):
+    for path in (bin_path(prefix), idx_path(prefix), mask_path(prefix)):
         for partial in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
             notes.append(f"note: {partial} is left from an interrupted run; it can be removed")
     return notes

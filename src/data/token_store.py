@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from src.data.binidx import Binidx
-from src.data.binidx_layout import bin_path
+from src.data.binidx_layout import bin_path, mask_path
 from src.errors import DataError
 
 # Tokens read at a time (a longer document makes it more), and document numbers looked at.
@@ -87,6 +88,21 @@ class TokenStore:
             offset += count
 
 
+def read_weighted(
+    tokens: TokenStore, weights: TokenStore | None, numbers: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]]:
+    """As `TokenStore.read`, with the weights of the tokens if there are any.
+
+    weights: the same documents, a byte per token.
+    """
+    if weights is None:
+        yield from ((batch, sizes, None) for batch, sizes in tokens.read(numbers))
+        return
+    # Equal sizes are cut into equal batches.
+    for (batch, sizes), (batch_weights, _) in zip(tokens.read(numbers), weights.read(numbers)):
+        yield batch, sizes, batch_weights
+
+
 class Spool:
     """Collects documents in an unnamed file, which vanishes with the process however that ends."""
 
@@ -145,7 +161,35 @@ def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
 
 def open_bin(pair: Binidx) -> BinaryIO:
     """The .bin for reading without mapping it, which would count as memory in use."""
+    return _open(bin_path(pair.prefix))
+
+
+def open_mask(pair: Binidx) -> BinaryIO:
+    """The .mask in the same way; ones without end when the pair has none."""
+    path = mask_path(pair.prefix)
+    return _open(path) if path.exists() else _Ones()
+
+
+class _Ones(io.RawIOBase):
+    """The weights of data without a mask: every token counts once."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return offset
+
+    def readinto(self, target: Any) -> int:
+        count = len(target)
+        target[:] = b"\1" * count
+        return count
+
+
+def _open(path: Path) -> BinaryIO:
     try:
-        return bin_path(pair.prefix).open("rb", buffering=0)
+        return path.open("rb", buffering=0)
     except OSError as error:
-        raise DataError(f"cannot read {pair.prefix}.bin: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
