@@ -47,6 +47,9 @@ class Field(NamedTuple):
         """`value`, as a YAML file gave it, in the field's type; ValueError if it does not fit."""
         if value is None and self.optional:
             return None
+        if isinstance(value, bool) and "on" in self.choices:
+            # YAML 1.1 reads a bare on and off as truth values.
+            value = "on" if value else "off"
         for choice in self.choices:
             if str(choice) == str(value):
                 return choice

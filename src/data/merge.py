@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from src.data.binidx import Binidx
+from src.data.binidx_layout import mask_path
 from src.data.convert import arrange
 from src.data.encode import DIGEST_BYTES, document_digests
 from src.data.foreign import foreign_manifest
-from src.data.manifest import Manifest, manifest_prefix, read_manifest
+from src.data.manifest import Manifest, file_sha256, manifest_prefix, read_manifest
 from src.data.masks import find_mask
 from src.data.outputs import already_made, anything_there, pair_digests
 from src.data.selection import Arrangement
@@ -165,12 +166,18 @@ def _checked_alike(inputs: Sequence[_Input]) -> Manifest:
 
 def _origin(inputs: Sequence[_Input], shard_tokens: int | None) -> dict[str, Any]:
     origin = {"input_sha256": [given.manifest.sha256_bin for given in inputs]}
-    masks = [given.manifest.sha256_mask for given in inputs]
+    masks = [given.manifest.sha256_mask or _unlisted_mask(given) for given in inputs]
     if any(masks):
         origin |= {"mask_sha256": masks}
     if inputs[0].part:
         origin |= {"parts_of": _without_own(inputs[0])}
     return origin | ({"shard_tokens": shard_tokens} if shard_tokens else {})
+
+
+def _unlisted_mask(given: _Input) -> str | None:
+    """Digest of loss masks that another tool put beside the pairs; None when there are none."""
+    there = [mask_path(pair.prefix) for pair in given.pairs if mask_path(pair.prefix).exists()]
+    return " ".join(file_sha256(path) for path in there) or None
 
 
 def _bytes_per_token(inputs: Sequence[_Input]) -> float | None:

@@ -248,3 +248,10 @@ def test_every_choice_of_a_field_is_accepted_on_the_command_line():
             config = load_config([f"--{entry.name}", str(choice)])
             assert getattr(getattr(config, entry.section), entry.name) == choice
     assert "deepspeed_stage_3_offload" in get_args(Strategy)
+
+
+@pytest.mark.parametrize("written", ["on", "off", "'on'", "auto"])
+def test_on_and_off_in_a_file_are_what_they_look_like(written, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data:\n  loss_mask: {written}\n", encoding="utf-8")
+    assert load_config([f"--config={path}"]).data.loss_mask == written.strip("'")

@@ -13,6 +13,7 @@ from src.config.resolve import resolve
 from src.config.resolve_length import global_batch, tokens_per_step, total_steps
 from src.config.rwkv_lm_flags import FLAGS
 from src.config.windows import windows_per_row
+from src.errors import ConfigError
 from tests.config.resolving import MINIPILE, found
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def recipe(name, *flags):
 
 def test_there_are_recipes():
     assert [path.stem for path in RECIPES] == [
-        "demo-cpu", "finetune", "long-context", "pretrain-12x768"
+        "demo-cpu", "finetune", "long-context", "pretrain-12x768", "sft"
     ]
 
 
@@ -67,6 +68,17 @@ def test_long_context_is_read_in_chunks_and_may_be_truncated():
     assert (tokens_per_step(config), config.train.chunk_len) == (8 * 65536, 4096)
     config, _ = resolve(recipe("long-context", *flags, "--bptt_chunks", "4"), facts)
     assert (tokens_per_step(config), windows_per_row(config)) == (8 * 16384, 4)
+
+
+def test_learning_answers_refuses_data_without_a_mask():
+    base = dataclasses.replace(MINIPILE, best_prime=365759, has_loss_mask=True)
+    flags = ("--data_file", "mine", "--load_model", "base.pth")
+    config, _ = resolve(recipe("sft", *flags), found("weights", path="base.pth", base=base))
+    assert (config.data.loss_mask, config.data.reset_at_documents) == ("on", True)
+    base = dataclasses.replace(base, has_loss_mask=False)
+    unmasked = found("weights", path="base.pth", base=base)
+    with pytest.raises(ConfigError, match=r"--loss_mask on: there is no \.mask beside mine"):
+        resolve(recipe("sft", *flags), unmasked)
 
 
 def test_the_page_on_flags_explains_every_flag_of_rwkv_lm():

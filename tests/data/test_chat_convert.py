@@ -308,3 +308,15 @@ def test_a_mistake_is_one_line(arguments, words, tmp_path, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and all(word in err for word in words), err
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_mask_that_another_tool_put_beside_its_pair_is_joined(tmp_path):
+    with BinidxWriter(tmp_path / "foreign", "uint16") as writer:
+        writer.append([98, 99, 0])
+    (tmp_path / "foreign.mask").write_bytes(b"\0\1\1")
+    names = [str(tmp_path / "foreign")] * 2
+    merge(names, str(tmp_path / "both"), tokenizer="bytes")
+    assert written(tmp_path / "both") == ["a[b0]", "a[b0]"]
+    (tmp_path / "foreign.mask").write_bytes(b"\1\1\1")
+    with pytest.raises(DataError, match=r"something else \(different: mask_sha256\)"):
+        merge(names, str(tmp_path / "both"), tokenizer="bytes")
