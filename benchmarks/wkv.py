@@ -2,12 +2,18 @@
 
     python -m benchmarks.wkv [--ops 4567] [--batch 4 --time 512 --heads 12 --size 64] [--plot FILE]
                              [--dtype fp32|bf16|fp16] [--device cpu|cuda] [--backends a,b]
+                             [--record src/ops/measurements.csv]
+    python -m benchmarks.wkv --lengths 512,8192 --batch 64 --time 512 [--ops 6 --backends native]
 
 Beside them, when it is installed and a GPU is there, the operator of flash-linear-attention. Prints
 medians over alternating repetitions; every ratio is within one run. Floors of the same run: the
 bytes that must be moved against the bandwidth of a copy, and the operations of the token loop
-against the rate of a matrix product. A backend whose outputs or gradients disagree with the fp64
-reference gets no speed, and the exit status is 1.
+against the rate of a matrix product. "kept" is what stays in memory for the backward pass. A
+backend whose outputs or gradients disagree with the fp64 reference gets no speed, and the exit
+status is 1.
+
+--record adds the medians to the table by which backend "auto" chooses. --lengths compares lengths
+at an equal number of tokens, batch x time: what a token costs, relative to the first length.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -32,12 +39,33 @@ from benchmarks.wkv_cases import (
     parity_fault,
     saved_bytes,
 )
+from benchmarks.wkv_plot import plot
+from src.ops import wkv7
+from src.ops.measurements import BOTH, FORWARD, Measurement, card_of, record
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The token loop is a thousand times slower; beyond so many tokens it is left out unless asked for.
 LOOP_TOKENS = 4096
 COPY_BYTES = 256 * 2**20
 MATMUL_SIZE = 2048
+# What `auto` chooses from by its speed: not the operators of others, and not the token loop, which
+# keeps up at a few tokens and is hopeless at some more.
+RECORDED = {backend.name for backend in wkv7.BACKENDS} - {"reference"}
+
+
+class Row(NamedTuple):
+    """A line of the table: the median seconds of a backend."""
+
+    op: str
+    backend: str
+    direction: str
+    shape: Shape
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.shape.batch * self.shape.time / self.seconds
 
 
 def main() -> int:
@@ -45,7 +73,6 @@ def main() -> int:
     options = parse()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    shape = Shape(options.batch, options.time, options.heads, options.size)
     dtype, device = DTYPES[options.dtype], torch.device(options.device)
     copy, product = copy_rate(device), product_rate(device, dtype)
     print(
@@ -53,21 +80,25 @@ def main() -> int:
         f"{options.dtype}; copy {copy / 1e9:.1f} GB/s (read + write), "
         f"matrix product {product / 1e9:.0f} GFLOP/s"
     )
-    faults, rows = [], []
+    if options.lengths is not None:
+        served = [compare_lengths(f"wkv{v}", options) for v in options.ops]
+        return 0 if all(served) else 1
+    shape = shapes_of(options)[0]
+    rows: list[Row] = []
+    complete = True
     for op in (f"wkv{version}" for version in options.ops):
         inputs = make_inputs(op, shape, dtype, device)
-        running = []
-        for contender in chosen(op, options, shape, device):
-            fault = parity_fault(op, contender, inputs, dtype)
-            if fault is None:
-                running.append(contender)
-            else:
-                faults.append(fault)
-                print(f"{op} {contender.name}: NO SPEED, {fault}")
+        running, all_agree = agreeing(op, options, inputs)
+        complete = complete and all_agree
         rows += table(op, shape, inputs, running, options.repeats, copy, product)
     if options.plot is not None:
-        plot(rows, shape, options.plot)
-    return 1 if faults else 0
+        title = f"WKV operators, (B, T, H, N) = {tuple(shape)}, {options.dtype}"
+        plot([(*row[:3], row.rate) for row in rows], title, device_name(device), options.plot)
+    if options.record is not None:
+        found = [as_measurement(row, options) for row in rows if row.backend in RECORDED]
+        record(options.record, found)
+        print(f"\n{len(found)} measurements recorded in {options.record}")
+    return 0 if complete else 1
 
 
 def parse() -> argparse.Namespace:
@@ -82,54 +113,130 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backends", help="names, comma-separated; default: all that can serve")
+    parser.add_argument("--lengths", help="compare these, comma-separated, at equal batch x time")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--plot", type=Path, help="write a bar chart of tokens/s to this file")
-    return parser.parse_args()
+    parser.add_argument("--record", type=Path, help="add the medians to this table of measurements")
+    options = parser.parse_args()
+    if not options.ops or set(options.ops) - set("4567"):
+        parser.error(f"--ops {options.ops}: expected versions among 4567, such as 67")
+    if options.lengths is not None and (options.plot or options.record):
+        parser.error("--lengths prints a table of its own; leave --plot and --record out")
+    for shape in shapes_of(options):
+        if shape.batch * shape.time != options.batch * options.time:
+            parser.error(
+                f"--lengths {shape.time} does not divide the {options.batch * options.time} tokens"
+                f" of --batch {options.batch} --time {options.time}; choose a larger --batch"
+            )
+    return options
 
 
-def chosen(
-    op: str, options: argparse.Namespace, shape: Shape, device: torch.device
-) -> list[Contender]:
-    """The contenders asked for, or all that are not hopeless at this length."""
+def shapes_of(options: argparse.Namespace) -> list[Shape]:
+    """The one shape asked for, or that of every length at an equal number of tokens."""
+    if options.lengths is None:
+        return [Shape(options.batch, options.time, options.heads, options.size)]
+    tokens = options.batch * options.time
+    return [
+        Shape(tokens // length, length, options.heads, options.size)
+        for length in map(int, options.lengths.split(","))
+    ]
+
+
+def agreeing(
+    op: str, options: argparse.Namespace, inputs: Inputs
+) -> tuple[list[Contender], bool]:
+    """The contenders to time, and whether all that serve the call agree with the reference.
+
+    Those asked for, or all that are not hopeless at this length. Says who is left out and why.
+    """
+    device, dtype = inputs.gy.device, inputs.gy.dtype
     wanted = None if options.backends is None else options.backends.split(",")
-    found = contenders(op, device)
-    if wanted is not None:
-        return [contender for contender in found if contender.name in wanted]
-    loop = shape.batch * shape.time <= LOOP_TOKENS
-    return [contender for contender in found if loop or contender.name != "reference"]
+    tokens = inputs.gy.shape[0] * inputs.gy.shape[1]
+    found, all_agree = [], True
+    for contender in contenders(op, device):
+        named = wanted is not None and contender.name in wanted
+        hopeless = contender.name == "reference" and tokens > LOOP_TOKENS
+        if not named and (wanted is not None or hopeless):
+            continue
+        refusal = contender.refusal(op, inputs)
+        fault = refusal or parity_fault(op, contender, inputs, dtype)
+        if fault is None:
+            found.append(contender)
+            continue
+        print(f"{op} {contender.name}: NO SPEED, {fault}")
+        all_agree = all_agree and refusal is not None and not named
+    return found, all_agree
 
 
 def table(
     op: str, shape: Shape, inputs: Inputs, running: list[Contender], repeats: int,
     copy: float, product: float,
-) -> list[tuple[str, str, str, float]]:
-    """Prints the rows of one operator; returns (op, backend, direction, tokens/s) for the plot."""
+) -> list[Row]:
+    """Prints and returns the rows of one operator."""
     case = CASES[op]
     print(f"\n{op}, (B, T, H, N) = {tuple(shape)}")
     print(
-        f"{'backend':<12}{'direction':<20}{'ms':>9}{'tokens/s':>12}{'GB/s':>8}{'of copy':>9}"
+        f"{'backend':<14}{'direction':<20}{'ms':>9}{'tokens/s':>12}{'GB/s':>8}{'of copy':>9}"
         f"{'GFLOP/s':>9}{'of product':>11}{'kept MB':>9}{'x fastest':>11}"
     )
     kept = {contender.name: saved_bytes(contender, inputs) / 1e6 for contender in running}
     rows = []
-    for direction in ("forward", "forward + backward"):
-        both = direction != "forward"
+    for direction in (FORWARD, BOTH):
+        both = direction == BOTH
         seconds = alternate(
             {c.name: work(c, inputs, both) for c in running}, repeats, inputs.gy.device
         )
+        moved = case.bytes_moved(shape, inputs.gy.element_size(), both)
+        operations = case.operations(shape, both)
         for name, duration in seconds.items():
-            moved = case.bytes_moved(shape, inputs.gy.element_size(), both)
-            operations = case.operations(shape, both)
-            rate = shape.batch * shape.time / duration
-            rows.append((op, name, direction, rate))
+            rows.append(Row(op, name, direction, shape, duration))
             print(
-                f"{name:<12}{direction:<20}{duration * 1e3:>9.2f}{rate:>12.0f}"
+                f"{name:<14}{direction:<20}{duration * 1e3:>9.2f}{rows[-1].rate:>12.0f}"
                 f"{moved / duration / 1e9:>8.1f}{moved / duration / copy:>9.1%}"
                 f"{operations / duration / 1e9:>9.1f}{operations / duration / product:>11.1%}"
                 f"{kept[name]:>9.1f}{duration / min(seconds.values()):>10.1f}x"
             )
     return rows
+
+
+def compare_lengths(op: str, options: argparse.Namespace) -> bool:
+    """Prints what a token costs at every length; False if a backend failed its parity check."""
+    dtype, device = DTYPES[options.dtype], torch.device(options.device)
+    shapes = shapes_of(options)
+    problems = {shape: make_inputs(op, shape, dtype, device) for shape in shapes}
+    found = {shape: agreeing(op, options, inputs) for shape, inputs in problems.items()}
+    tokens = options.batch * options.time
+    print(f"\n{op}, {tokens} tokens, {options.heads} x {options.size} channels; ns a token")
+    print(f"{'backend':<14}{'direction':<20}" + "".join(f"{f'T {s.time}':>18}" for s in shapes))
+    for contender in found[shapes[0]][0]:
+        if any(contender.name not in {c.name for c in running} for running, _ in found.values()):
+            continue
+        for direction in (FORWARD, BOTH):
+            works = {
+                str(s): work(contender, problems[s], direction == BOTH) for s in shapes
+            }
+            seconds = list(alternate(works, options.repeats, device).values())
+            print(f"{contender.name:<14}{direction:<20}" + "".join(
+                f"{duration / tokens * 1e9:>10.0f} ({duration / seconds[0]:.2f}x)"
+                for duration in seconds
+            ))
+    return all(all_agree for _, all_agree in found.values())
+
+
+def as_measurement(row: Row, options: argparse.Namespace) -> Measurement:
+    """The row as the table of measurements keeps it."""
+    device = torch.device(options.device)
+    cuda = f"CUDA {torch.version.cuda}" if device.type == "cuda" else ""
+    batch, length, heads, size = row.shape
+    if row.op == "wkv4":
+        heads, size = heads * size, 1
+    return Measurement(
+        row.op, row.direction, card_of(device), device_name(device),
+        str(DTYPES[options.dtype]).removeprefix("torch."), batch, length, heads, size,
+        row.backend, round(row.seconds * 1e3, 4),
+        f"torch {torch.__version__} {cuda or f'{torch.get_num_threads()} threads'}",
+    )
 
 
 def work(contender: Contender, inputs: Inputs, backward: bool) -> Callable[[], object]:
@@ -190,31 +297,6 @@ def device_name(device: torch.device) -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return str(device)
-
-
-def plot(rows: list[tuple[str, str, str, float]], shape: Shape, file: Path) -> None:
-    """Bars of tokens/s, one group per operator and direction."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    groups = sorted({(op, direction) for op, _, direction, _ in rows})
-    names = sorted({name for _, name, _, _ in rows})
-    figure, axes = pyplot.subplots(figsize=(10, 5))
-    for position, name in enumerate(names):
-        heights = {(op, direction): rate for op, n, direction, rate in rows if n == name}
-        places = [index + position / (len(names) + 1) for index in range(len(groups))]
-        axes.bar(
-            places, [heights.get(group, 0) for group in groups], 1 / (len(names) + 1), label=name
-        )
-    axes.set_xticks(range(len(groups)), [f"{op}\n{direction}" for op, direction in groups])
-    axes.set_yscale("log")
-    axes.set_ylabel("tokens/s")
-    axes.set_title(f"WKV operators at (B, T, H, N) = {tuple(shape)}")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(file)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from src.errors import BackendError
 from src.ops import wkv4, wkv5, wkv6, wkv7
+from src.ops.arguments import describe_call
+from src.ops.dispatch import Backend
 
 # Largest relative RMS error against fp64 on the same rounded inputs: 1e-5, or the rounding of
 # results, and for others' operators of intermediate products, to half precision.
@@ -38,10 +40,21 @@ class Inputs(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """Something that computes an operator: y from the inputs by name."""
+    """Something that computes an operator: y from the inputs by name; a backend of ours or not."""
 
     name: str
     run: Callable[[Mapping[str, Tensor]], Tensor]
+    backend: Backend | None = None
+
+    def refusal(self, op: str, inputs: Inputs) -> str | None:
+        """Why it cannot serve the call on this machine, or None."""
+        if self.backend is None:
+            return None
+        leaves = inputs.leaves
+        call = describe_call(
+            op, leaves["v"], tuple(leaves.values()), has_state=False, has_reset=False
+        )
+        return self.backend.refuses(call)
 
 
 class Case(NamedTuple):
@@ -109,13 +122,16 @@ def make_inputs(op: str, shape: Shape, dtype: torch.dtype, device: torch.device)
 
 
 def contenders(op: str, device: torch.device) -> list[Contender]:
-    """Our backends in order of preference, then flash-linear-attention's operator."""
+    """Our backends and their kernels, then flash-linear-attention's operator."""
     function, names = CASES[op].module, CASES[op].names
 
     def ours(backend: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
         return lambda leaves: function(*(leaves[name] for name in names), backend=backend)[0]
 
-    found = [Contender(backend.name, ours(backend.name)) for backend in _BACKENDS[op]]
+    found = [
+        Contender(backend.name, ours(backend.name), backend)
+        for backend in _BACKENDS[op] if device.type == "cuda" or not backend.kernel
+    ]
     if device.type == "cuda" and op in _FLA and importlib.util.find_spec("fla") is not None:
         found.append(Contender("fla", _FLA[op]))
     return found
@@ -124,7 +140,9 @@ def contenders(op: str, device: torch.device) -> list[Contender]:
 def outputs_and_gradients(contender: Contender, inputs: Inputs) -> tuple[Tensor, ...]:
     """y and the gradient of every input."""
     y = contender.run(inputs.leaves)
-    return y, *torch.autograd.grad(y, list(inputs.leaves.values()), inputs.gy)
+    # of a single token some inputs reach the final state only
+    leaves = list(inputs.leaves.values())
+    return y, *torch.autograd.grad(y, leaves, inputs.gy, materialize_grads=True)
 
 
 def parity_fault(

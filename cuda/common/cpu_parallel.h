@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -11,6 +12,11 @@
 #include "cpu_flush.h"
 
 namespace rwkv {
+
+// kernel: which one the caller asks for, 0 for the only one there is here.
+inline void check_cpu_kernel(int64_t kernel) {
+  TORCH_CHECK(kernel == 0, "a CPU has one kernel per operator, number 0; got ", kernel);
+}
 
 // run(begin, end) for pieces of [0, tasks). work: steps per task; a piece below about 100 000 steps
 // is not worth waking a thread.

@@ -38,11 +38,13 @@ inline void check_launch(int code, const char* op, const at::Tensor& like) {
 }
 
 // Runs a launcher on the device of `like`, on torch's current stream there, with its working
-// memory. op: such as "wkv6_forward"; floats, launch: as in <op>_cuda.h.
+// memory. op: such as "wkv6_forward"; kernel: LaunchOptions::split; floats, launch: as in
+// <op>_cuda.h.
 template <typename Params, typename Floats, typename Launch>
-void run_on_cuda(const char* op, const Params& params, const at::Tensor& like, Floats floats,
-                 Launch launch) {
-  const LaunchOptions options;
+void run_on_cuda(const char* op, const Params& params, int64_t kernel, const at::Tensor& like,
+                 Floats floats, Launch launch) {
+  LaunchOptions options;
+  options.split = kernel;
   const c10::cuda::CUDAGuard guard(like.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor memory =

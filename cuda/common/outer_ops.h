@@ -14,7 +14,8 @@ template <bool kDecayPerToken, auto kKernel>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> outer_forward_on_cpu(
     const at::Tensor& r, const at::Tensor& k, const at::Tensor& v, const at::Tensor& w,
     const at::Tensor& u, const std::optional<at::Tensor>& state,
-    const std::optional<at::Tensor>& reset, int64_t keep_every) {
+    const std::optional<at::Tensor>& reset, int64_t keep_every, int64_t kernel) {
+  check_cpu_kernel(kernel);
   const auto call = outer_forward_call<kDecayPerToken>(r, k, v, w, u, state, reset, keep_every);
   share_heads(call.params, kKernel);
   return {call.y, call.final_state, call.checkpoints};
@@ -26,7 +27,8 @@ outer_backward_on_cpu(const at::Tensor& gy, const std::optional<at::Tensor>& gfi
                       const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
                       const at::Tensor& w, const at::Tensor& u,
                       const std::optional<at::Tensor>& reset, const at::Tensor& checkpoints,
-                      int64_t keep_every) {
+                      int64_t keep_every, int64_t kernel) {
+  check_cpu_kernel(kernel);
   const auto call = outer_backward_call<kDecayPerToken>(gy, gfinal_state, r, k, v, w, u, reset,
                                                         checkpoints, keep_every);
   share_heads(call.params, kKernel);

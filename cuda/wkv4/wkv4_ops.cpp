@@ -2,8 +2,9 @@
 // the CPU.
 //
 // w: before both exponentials. keep_every: the forward pass keeps the state at every so many tokens
-// for the backward pass; 0 for none. state, final_state: [B, 3, A], rows aa, bb, pp; checkpoints:
-// [B, kept, 3, A]. The gradient of the final pp is not read; gw and gu are summed over the batch.
+// for the backward pass; 0 for none. kernel: 0 as suits the call, else LaunchOptions::split.
+// state, final_state: [B, 3, A], rows aa, bb, pp; checkpoints: [B, kept, 3, A]. The gradient of the
+// final pp is not read; gw and gu are summed over the batch.
 #include <torch/library.h>
 
 #include "../common/cpu_parallel.h"
@@ -24,7 +25,9 @@ int64_t tasks(const Wkv4Sizes& p) {
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& w, const Tensor& u, const Tensor& k,
                                            const Tensor& v, const optional<Tensor>& state,
-                                           const optional<Tensor>& reset, int64_t keep_every) {
+                                           const optional<Tensor>& reset, int64_t keep_every,
+                                           int64_t kernel) {
+  check_cpu_kernel(kernel);
   const auto call = wkv4_forward_call(w, u, k, v, state, reset, keep_every);
   const Wkv4Forward& p = call.params;
   share_tasks(tasks(p), p.time * kWkv4Channels * kStepsPerChannel,
@@ -35,7 +38,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& w, const Tensor& u, con
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& gy, const optional<Tensor>& gfinal_state, const Tensor& w, const Tensor& u,
     const Tensor& k, const Tensor& v, const optional<Tensor>& reset, const Tensor& checkpoints,
-    int64_t keep_every) {
+    int64_t keep_every, int64_t kernel) {
+  check_cpu_kernel(kernel);
   const auto call =
       wkv4_backward_call(gy, gfinal_state, w, u, k, v, reset, checkpoints, keep_every);
   const Wkv4Backward& p = call.params;
@@ -50,10 +54,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 TORCH_LIBRARY_FRAGMENT(rwkv, m) {
   m.def(
       "wkv4_forward(Tensor w, Tensor u, Tensor k, Tensor v, Tensor? state, Tensor? reset, "
-      "int keep_every) -> (Tensor y, Tensor final_state, Tensor checkpoints)");
+      "int keep_every, int kernel) -> (Tensor y, Tensor final_state, Tensor checkpoints)");
   m.def(
       "wkv4_backward(Tensor gy, Tensor? gfinal_state, Tensor w, Tensor u, Tensor k, Tensor v, "
-      "Tensor? reset, Tensor checkpoints, int keep_every) -> "
+      "Tensor? reset, Tensor checkpoints, int keep_every, int kernel) -> "
       "(Tensor gw, Tensor gu, Tensor gk, Tensor gv, Tensor gstate)");
 }
 

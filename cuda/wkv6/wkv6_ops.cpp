@@ -1,8 +1,9 @@
 // Schema of the WKV-6 operators, the contract with src/ops/wkv6/native.py.
 //
 // w: before the double exponential. keep_every: the forward pass keeps the state at every so many
-// tokens for the backward pass; 0 for none. state, final_state: [B, H, N_value, N_key];
-// checkpoints: [B, H, kept, N_key, N_value]. gu is summed over the batch.
+// tokens for the backward pass; 0 for none. kernel: 0 as suits the call, else LaunchOptions::split.
+// state, final_state: [B, H, N_value, N_key]; checkpoints: [B, H, kept, N_key, N_value].
+// gu is summed over the batch.
 #include <torch/library.h>
 
 #include "../common/outer_ops.h"
@@ -11,10 +12,11 @@
 TORCH_LIBRARY_FRAGMENT(rwkv, m) {
   m.def(
       "wkv6_forward(Tensor r, Tensor k, Tensor v, Tensor w, Tensor u, Tensor? state, "
-      "Tensor? reset, int keep_every) -> (Tensor y, Tensor final_state, Tensor checkpoints)");
+      "Tensor? reset, int keep_every, int kernel) -> "
+      "(Tensor y, Tensor final_state, Tensor checkpoints)");
   m.def(
       "wkv6_backward(Tensor gy, Tensor? gfinal_state, Tensor r, Tensor k, Tensor v, Tensor w, "
-      "Tensor u, Tensor? reset, Tensor checkpoints, int keep_every) -> "
+      "Tensor u, Tensor? reset, Tensor checkpoints, int keep_every, int kernel) -> "
       "(Tensor gr, Tensor gk, Tensor gv, Tensor gw, Tensor gu, Tensor gstate)");
 }
 

@@ -2,8 +2,8 @@
 // the CPU.
 //
 // w: before the sigmoid. keep_every: the forward pass keeps the state at every so many tokens for
-// the backward pass; 0 for none. state, final_state: [B, H, N_value, N_key]; checkpoints:
-// [B, H, kept, N_key, N_value].
+// the backward pass; 0 for none. kernel: 0 as suits the call, else LaunchOptions::split. state,
+// final_state: [B, H, N_value, N_key]; checkpoints: [B, H, kept, N_key, N_value].
 #include <torch/library.h>
 
 #include "../common/cpu_parallel.h"
@@ -18,7 +18,9 @@ using std::optional;
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& r, const Tensor& w, const Tensor& k,
                                            const Tensor& v, const Tensor& a, const Tensor& b,
                                            const optional<Tensor>& state,
-                                           const optional<Tensor>& reset, int64_t keep_every) {
+                                           const optional<Tensor>& reset, int64_t keep_every,
+                                           int64_t kernel) {
+  check_cpu_kernel(kernel);
   const auto call = wkv7_forward_call(r, w, k, v, a, b, state, reset, keep_every);
   share_heads(call.params, wkv7_forward_cpu);
   return {call.y, call.final_state, call.checkpoints};
@@ -27,7 +29,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& r, const Tensor& w, con
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& gy, const optional<Tensor>& gfinal_state, const Tensor& r, const Tensor& w,
     const Tensor& k, const Tensor& v, const Tensor& a, const Tensor& b,
-    const optional<Tensor>& reset, const Tensor& checkpoints, int64_t keep_every) {
+    const optional<Tensor>& reset, const Tensor& checkpoints, int64_t keep_every,
+    int64_t kernel) {
+  check_cpu_kernel(kernel);
   const auto call = wkv7_backward_call(gy, gfinal_state, r, w, k, v, a, b, reset, checkpoints,
                                        keep_every);
   share_heads(call.params, wkv7_backward_cpu);
@@ -40,10 +44,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 TORCH_LIBRARY_FRAGMENT(rwkv, m) {
   m.def(
       "wkv7_forward(Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b, Tensor? state, "
-      "Tensor? reset, int keep_every) -> (Tensor y, Tensor final_state, Tensor checkpoints)");
+      "Tensor? reset, int keep_every, int kernel) -> "
+      "(Tensor y, Tensor final_state, Tensor checkpoints)");
   m.def(
       "wkv7_backward(Tensor gy, Tensor? gfinal_state, Tensor r, Tensor w, Tensor k, Tensor v, "
-      "Tensor a, Tensor b, Tensor? reset, Tensor checkpoints, int keep_every) -> "
+      "Tensor a, Tensor b, Tensor? reset, Tensor checkpoints, int keep_every, int kernel) -> "
       "(Tensor gr, Tensor gw, Tensor gk, Tensor gv, Tensor ga, Tensor gb, Tensor gstate)");
 }
 

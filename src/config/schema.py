@@ -23,7 +23,9 @@ Strategy = Literal[
     "deepspeed_stage_3",
     "deepspeed_stage_3_offload",
 ]
-Backend = Literal["auto", "native", "chunked", "reference"]
+Backend = Literal[
+    "auto", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks"
+]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def build_model(
 ) -> RWKV:
     """A model with all weights zero, fp32, on torch's current default device.
 
-    config: complete (see `complete`).  wkv_backend: auto, native, chunked or reference.
+    config: complete (see `complete`).  wkv_backend: as `--wkv_backend`.
     grad_cp: recompute every block in the backward pass.
     train_states: add att.time_state, the initial state of every layer, used when no state is given.
     chunk_len: tokens that the loss reads at a time; None: all.

@@ -97,12 +97,25 @@ def describe_call(
         op=op,
         device=like.device,
         dtype=like.dtype,
+        batch=_power_of_two(like.shape[0]),
+        time=_power_of_two(like.shape[1]),
         heads=like.shape[2],
         head_size=like.shape[3] if like.dim() == 4 else 1,
         needs_grad=needs_grad,
         has_state=has_state,
         has_reset=has_reset,
     )
+
+
+def _power_of_two(count: int) -> int:
+    """The power of two that is not below `count`.
+
+    By comparisons: torch.compile turns them into a range of counts for which its code serves.
+    """
+    power = 1
+    while power < count:
+        power *= 2
+    return power
 
 
 def _text(value: object) -> str:

@@ -21,6 +21,19 @@ from src.ops.precision import compute_dtype
 # between them again. 64 costs as much memory per token as one more fp32 input of head size 64.
 KEEP_EVERY = 64
 
+# The kernels that may be asked for by name, as cuda/common/launch_options.h numbers them; "" leaves
+# the choice to the launcher's arithmetic. scan: over tokens, a block per head (wkv4: per row of
+# channels); wide: the same in more and smaller blocks; chunks: matrix products on tensor cores.
+KERNELS = {"": 0, "scan": 1, "wide": 2, "chunks": 3}
+# What the CUDA kernels were made for; each test of the launchers has its home in cuda/common.
+CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CUDA_HEAD_SIZES = (32, 64, 128, 256)
+CUDA_CAPABILITY = (8, 0)
+CHUNKS_HEAD_SIZE = 64
+# Shared memory that a block needs: heads of 256 channels, and the chunked kernels.
+LARGE_HEAD_SHARED_BYTES = 170 * 1024
+CHUNKS_SHARED_BYTES = 106 * 1024
+
 # From v's shape and the number of states kept.
 Shape = Callable[[Sequence[int], int], tuple[int, ...]]
 
@@ -46,14 +59,14 @@ def registration(
 ) -> Registration:
     """The registration of an operator whose ops have arguments of this form:
 
-    `(*inputs, state, reset, keep_every) -> (y, final_state, checkpoints)` and
-    `(gy, gfinal_state, *inputs, reset, checkpoints, keep_every) -> (*gradients, gstate)`,
+    `(*inputs, state, reset, keep_every, kernel) -> (y, final_state, checkpoints)` and
+    `(gy, gfinal_state, *inputs, reset, checkpoints, keep_every, kernel) -> (*gradients, gstate)`,
     with a gradient for every input. inputs[v_at] is v, [B, T, ...]. state_shape and
     checkpoint_shape follow from v's shape and the number of states kept.
     """
 
     def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        v, every = arguments[v_at], arguments[-1]
+        v, every = arguments[v_at], arguments[-2]
         dtype = compute_dtype(v.dtype)
         kept = kept_states(v.shape[1], every)
         return (
@@ -63,14 +76,14 @@ def registration(
         )
 
     def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-        _, _, *inputs, _, checkpoints, _ = arguments
+        _, _, *inputs, _, checkpoints, _, _ = arguments
         gradients = (tensor.new_empty(tensor.shape) for tensor in inputs)
         return *gradients, checkpoints.new_empty(state_shape(inputs[v_at].shape, 0))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, state, reset, every = inputs
+        *tensors, state, reset, every, kernel = inputs
         ctx.save_for_backward(*tensors, reset, output[2])
-        ctx.has_state, ctx.every = state is not None, every
+        ctx.has_state, ctx.launch = state is not None, (every, kernel)
         # An unused final state gives None and not a tensor of zeros.
         ctx.set_materialize_grads(False)
 
@@ -80,8 +93,8 @@ def registration(
         *inputs, reset, checkpoints = ctx.saved_tensors
         gy = torch.zeros_like(inputs[v_at]) if gy is None else gy
         run = getattr(torch.ops.rwkv, f"{op}_backward")
-        *gradients, gstate = run(gy, gfinal_state, *inputs, reset, checkpoints, ctx.every)
-        return *gradients, gstate if ctx.has_state else None, None, None
+        *gradients, gstate = run(gy, gfinal_state, *inputs, reset, checkpoints, *ctx.launch)
+        return *gradients, gstate if ctx.has_state else None, None, None, None
 
     return Registration(forward_fake, backward_fake, setup_context, backward)
 
@@ -101,7 +114,10 @@ def matrix_state_registration(op: str, *, v_at: int) -> Registration:
 
 
 def refusal(call: Call, registration: Registration) -> Refusal | None:
-    """None once the op's library for the call's device is built, loaded and registered."""
+    """None once a kernel for the call is built, loaded and registered, else what is in the way."""
+    unserved = _unserved(call)
+    if unserved is not None:
+        return unserved
     key = (call.op, call.device.type)
     if key not in _refusals:
         _refusals[key] = _prepare(*key, registration)
@@ -119,6 +135,45 @@ def keep_every(*tensors: Tensor | None, tokens: int = KEEP_EVERY) -> int:
 def kept_states(time: int, every: int) -> int:
     """How many states a forward pass over `time` tokens keeps per head."""
     return 0 if every == 0 else (time + every - 1) // every
+
+
+def _unserved(call: Call) -> Refusal | None:
+    """Why there is no kernel for such a call on its device, whatever is installed; or None."""
+    if call.device.type != "cuda":
+        if not call.kernel or call.device.type != "cpu":
+            return None
+        return Refusal("a CPU has one native kernel; ask for backend 'native'", news=False)
+    if call.dtype not in CUDA_DTYPES:
+        return Refusal(f"its CUDA kernels serve float32, bfloat16 and float16, not {call.dtype}")
+    if call.op != "wkv4" and call.head_size not in CUDA_HEAD_SIZES:
+        sizes = ", ".join(map(str, CUDA_HEAD_SIZES))
+        return Refusal(f"its CUDA kernels serve head sizes {sizes}, not {call.head_size}")
+    if call.kernel == "chunks" and (
+        call.dtype == torch.float32 or call.head_size != CHUNKS_HEAD_SIZE
+    ):
+        return Refusal(
+            f"the chunked CUDA kernel serves bfloat16 and float16 with head size "
+            f"{CHUNKS_HEAD_SIZE}, not {call.dtype} with {call.head_size}"
+        )
+    return _card_too_small(call)
+
+
+def _card_too_small(call: Call) -> Refusal | None:
+    properties = torch.cuda.get_device_properties(call.device)
+    if (properties.major, properties.minor) < CUDA_CAPABILITY:
+        return Refusal(
+            f"its CUDA kernels need compute capability {CUDA_CAPABILITY[0]}.{CUDA_CAPABILITY[1]}, "
+            f"and {properties.name} has {properties.major}.{properties.minor}"
+        )
+    needed = CHUNKS_SHARED_BYTES if call.kernel == "chunks" else 0
+    if call.op != "wkv4" and call.head_size == max(CUDA_HEAD_SIZES):
+        needed = LARGE_HEAD_SHARED_BYTES
+    if properties.shared_memory_per_block_optin < needed:
+        return Refusal(
+            f"this kernel needs {needed >> 10} KiB of shared memory a block, and "
+            f"{properties.name} has {properties.shared_memory_per_block_optin >> 10} KiB"
+        )
+    return None
 
 
 def _prepare(op: str, device: str, registration: Registration) -> Refusal | None:

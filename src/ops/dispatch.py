@@ -1,7 +1,8 @@
 """Chooses the backend that serves an operator call; the only place that compares backends.
 
-Every operator folder lists its backends in order of preference as a tuple of `Backend`. The module
-behind a backend (`src/ops/<op>/<name>.py`) is imported on first use and exposes two functions:
+Every operator folder lists its backends in order of preference as a tuple of `Backend`. A name
+such as "native:chunks" is one kernel of the backend "native", for who wants that one and no other.
+The module behind a backend (`src/ops/<op>/<name>.py`) is imported on first use and exposes:
 
     refuses(call: Call) -> str | None
         None when the backend can serve this call, else the reason in one sentence without the
@@ -12,7 +13,7 @@ behind a backend (`src/ops/<op>/<name>.py`) is imported on first use and exposes
         shape the backend was not made for). `Refusal(text, kind="compiler")` gives reasons whose
         wording changes from call to call one key, so that they are logged once.
 
-    run(*tensors, state, reset) -> (y, state)
+    run(*tensors, state, reset) -> (y, state)         or, of a kernel, run(..., kernel="chunks")
         The positional arguments of the operator's `reference.run`, in its order, prepared so:
         every argument lies on one device; r, k, v, a, b share `call.dtype` (strides are free); w
         and u, and the state if there is one, are already fp32 (fp64 where `call.dtype` is fp64);
@@ -20,8 +21,10 @@ behind a backend (`src/ops/<op>/<name>.py`) is imported on first use and exposes
         It returns y in `call.dtype` and the final state in fp32 (fp64), both differentiable. (For
         wkv4 a state is the tuple (aa, bb, pp) and the final pp carries no gradient.)
 
-A module that does not exist is "not built in" and no news. `auto` takes the first backend that
-accepts. A backend asked for by name serves the call or raises BackendError with its reason.
+A module that does not exist is "not built in" and no news. `auto` takes, of the backends that
+accept, the one that was fastest at the nearest shape measured on such a machine
+(`measurements.csv`); where nothing was measured, the first listed without a kernel, which then
+picks its kernel by arithmetic. A backend asked for by name serves the call or raises BackendError.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from typing import Any, NamedTuple
 import torch
 
 from src.errors import BackendError
+from src.ops import measurements
 
 AUTO = "auto"
 
@@ -48,19 +52,22 @@ _modules: dict[str, ModuleType | None] = {}
 class Call(NamedTuple):
     """What a backend may look at to accept or refuse; no tensor, no data.
 
-    `heads` and `head_size` are H and N; wkv4 has no heads and gives (A, 1). Batch size and length
-    are left out: every backend serves all of them, and torch.compile need not choose again when
-    they change.
+    `heads` and `head_size` are H and N; wkv4 has no heads and gives (A, 1). `batch` and `time` are
+    rounded up to powers of two: every backend serves all of them, they matter for speed only, and
+    torch.compile need not choose again whenever they change. `kernel`: the kernel asked for, or "".
     """
 
     op: str
     device: torch.device
     dtype: torch.dtype
+    batch: int
+    time: int
     heads: int
     head_size: int
     needs_grad: bool
     has_state: bool
     has_reset: bool
+    kernel: str = ""
 
 
 class Refusal(str):
@@ -85,25 +92,28 @@ class Backend(NamedTuple):
 
     name: str
     module: str
+    kernel: str = ""
 
     def refuses(self, call: Call) -> Refusal | None:
         """The reason why this backend cannot serve `call`, or None."""
         module = _import_once(self.module)
         if module is None:
             return Refusal("it is not built into this copy of the program", news=False)
-        reason = module.refuses(call)
+        reason = module.refuses(call._replace(kernel=self.kernel))
         if reason is None or isinstance(reason, Refusal):
             return reason
         return Refusal(reason)
 
     def run(self, *arguments: Any) -> Any:
         """What the backend's `run` returns; call it only after `refuses` returned None."""
-        return _modules[self.module].run(*arguments)
+        kernel = {"kernel": self.kernel} if self.kernel else {}
+        return _modules[self.module].run(*arguments, **kernel)
 
 
 def backends_of(op: str, *names: str) -> tuple[Backend, ...]:
-    """The backends of src/ops/<op> in order of preference."""
-    return tuple(Backend(name, f"src.ops.{op}.{name}") for name in names)
+    """The backends of src/ops/<op> in order of preference; a kernel's name is "backend:kernel"."""
+    parts = [(name, *name.partition(":")[::2]) for name in names]
+    return tuple(Backend(name, f"src.ops.{op}.{module}", kernel) for name, module, kernel in parts)
 
 
 def dispatch(
@@ -127,7 +137,8 @@ def choose(backends: Sequence[Backend], name: str, call: Call) -> int:
     if name != AUTO:
         return _named(backends, name, call)
     refusals = []
-    for position, backend in enumerate(backends):
+    for position in _order(backends, call):
+        backend = backends[position]
         refusal = backend.refuses(call)
         if refusal is None:
             _announce(refusals, backend, call)
@@ -170,10 +181,24 @@ def _named(backends: Sequence[Backend], name: str, call: Call) -> int:
     raise BackendError(f"{call.op}: unknown backend '{name}'; expected 'auto' or one of {known}")
 
 
+def _order(backends: Sequence[Backend], call: Call) -> list[int]:
+    """The positions that `auto` tries: as measured, then those without a kernel as listed."""
+    direction = measurements.BOTH if call.needs_grad else measurements.FORWARD
+    wanted = measurements.Workload(
+        call.op, direction, measurements.card_of(call.device),
+        str(call.dtype).removeprefix("torch."), call.batch * call.heads, call.time, call.head_size,
+    )
+    places = {backend.name: position for position, backend in enumerate(backends)}
+    measured = [places[name] for name in measurements.ranking(wanted) if name in places]
+    listed = [position for position, backend in enumerate(backends) if not backend.kernel]
+    return measured + [position for position in listed if position not in measured]
+
+
 def _announce(refusals: Sequence[tuple[Backend, Refusal]], taken: Backend, call: Call) -> None:
     """Logs each reason for stepping down that is news, once a process."""
     for backend, refusal in refusals:
-        key = (call.op, backend.name, refusal.kind)
+        # the kernels of a backend that cannot be built share the reason
+        key = (call.op, backend.module, refusal.kind)
         if refusal.news and key not in _announced:
             _announced.add(key)
             _log.warning(

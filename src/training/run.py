@@ -12,6 +12,7 @@ from src.errors import ConfigError
 from src.models.registry import complete
 from src.training.environment import is_rank_zero, prepare_libraries
 from src.training.facts import gather_facts
+from src.training.operators import check_backend
 from src.training.origin import find_origin
 from src.training.samples import open_samples
 from src.training.together import FaultElsewhereError
@@ -28,6 +29,7 @@ def run(config: RunConfig, notices: list[str]) -> int:
     given = config
     config, derived = resolve(config, facts)
     config = replace(config, model=complete(config.model))
+    check_backend(config)
     samples = None if config.train.train_stage == 1 else open_samples(config)
     prepare_libraries(config.hardware.accelerator)
     _make_folder(config.train.proj_dir)

@@ -154,6 +154,17 @@ def test_it_runs_on_the_device_of_its_inputs(op):
 
 
 @every_op
+@pytest.mark.parametrize("backend", ("native:scan", "native:wide", "native:chunks"))
+def test_every_kernel_can_be_asked_for_by_name(op, backend):
+    if op == "wkv4" and backend == "native:chunks":
+        pytest.skip("wkv4 has no kernel by chunks")
+    problem = on_device(make_problem(op, Shape(2, 70, 3, 64), torch.bfloat16))
+    expected = results(in_fp64(problem), "reference")
+    by_chunks = TF32_ERROR if backend == "native:chunks" else 0.0
+    assert_results_match(results(problem, backend), expected, by_chunks)
+
+
+@every_op
 def test_autocast_does_not_change_precision(op):
     problem = on_device(make_problem(op, Shape(2, 40, 2, 64), torch.float32))
     expected = results(problem)
@@ -169,7 +180,7 @@ def test_torch_accepts_the_registration(op):
     arguments = [x.clone().requires_grad_() for x in problem.inputs.values()]
     state = problem.state.clone().requires_grad_()
     forward = getattr(torch.ops.rwkv, f"{op}_forward")
-    torch.library.opcheck(forward, (*arguments, state, problem.reset, 16))
+    torch.library.opcheck(forward, (*arguments, state, problem.reset, 16, 0))
 
 
 @every_op

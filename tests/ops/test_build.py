@@ -204,8 +204,8 @@ def test_auto_goes_on_with_the_next_backend(no_compiler):
 
 def test_a_device_that_it_does_not_know_is_no_news():
     call = Call(
-        op="wkv6", device=torch.device("meta"), dtype=torch.float32, heads=1, head_size=1,
-        needs_grad=False, has_state=False, has_reset=False,
+        op="wkv6", device=torch.device("meta"), dtype=torch.float32, batch=1, time=1, heads=1,
+        head_size=1, needs_grad=False, has_state=False, has_reset=False,
     )
     refusal = custom_ops.refusal(call, custom_ops.matrix_state_registration("wkv6", v_at=2))
     assert refusal is not None

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 
+from src.config import schema
 from src.errors import BackendError
 from src.ops import dispatch
+from src.ops.custom_ops import KERNELS
 from src.ops.dispatch import Backend, Call, Refusal, choose
 from src.ops.wkv4 import wkv4
 from src.ops.wkv6 import BACKENDS, wkv6
@@ -30,8 +33,9 @@ def fresh_memory(monkeypatch):
 
 def a_call(**changes) -> Call:
     facts = {
-        "op": "wkv6", "device": torch.device("cpu"), "dtype": torch.float32, "heads": 2,
-        "head_size": 64, "needs_grad": True, "has_state": False, "has_reset": False,
+        "op": "wkv6", "device": torch.device("cpu"), "dtype": torch.float32, "batch": 1,
+        "time": 4, "heads": 2, "head_size": 64, "needs_grad": True, "has_state": False,
+        "has_reset": False,
     }
     return Call(**(facts | changes))
 
@@ -125,8 +129,20 @@ def test_a_backends_own_failure_is_not_swallowed():
 @pytest.mark.parametrize("op", OPS)
 def test_every_operator_prefers_native_then_chunked_then_reference(op):
     module = __import__(f"src.ops.{op}", fromlist=["BACKENDS"])
-    assert [b.name for b in module.BACKENDS] == ["native", "chunked", "reference"]
-    assert all(b.module == f"src.ops.{op}.{b.name}" for b in module.BACKENDS)
+    whole = [b for b in module.BACKENDS if not b.kernel]
+    assert [b.name for b in whole] == ["native", "chunked", "reference"]
+    assert all(b.module == f"src.ops.{op}.{b.name}" for b in whole)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_kernels_of_native_can_be_asked_for_by_name_and_are_config_values(op):
+    module = __import__(f"src.ops.{op}", fromlist=["BACKENDS"])
+    kernels = {b.name: b for b in module.BACKENDS if b.kernel}
+    expected = {"native:scan", "native:wide"} | ({"native:chunks"} if op != "wkv4" else set())
+    assert set(kernels) == expected
+    assert all(b.module == f"src.ops.{op}.native" for b in kernels.values())
+    assert {b.kernel for b in kernels.values()} <= set(KERNELS)
+    assert {b.name for b in module.BACKENDS} | {"auto"} <= set(get_args(schema.Backend))
 
 
 def test_the_call_says_what_a_backend_may_ask(monkeypatch):
@@ -144,7 +160,7 @@ def test_the_call_says_what_a_backend_may_ask(monkeypatch):
     with pytest.raises(BackendError, match="no backend"):
         wkv6(x, x, x, x, u, reset=torch.zeros(1, 3, dtype=torch.bool))
     assert seen[0] == Call(
-        "wkv6", torch.device("cpu"), torch.bfloat16, 2, 4,
+        "wkv6", torch.device("cpu"), torch.bfloat16, batch=1, time=4, heads=2, head_size=4,
         needs_grad=True, has_state=False, has_reset=True,
     )
     with torch.no_grad(), pytest.raises(BackendError, match="no backend"):

@@ -24,10 +24,10 @@ def op_arguments(op: str, state: bool) -> list[torch.Tensor | int | None]:
     leaves = {name: x.float().requires_grad_() for name, x in case.inputs.items()}
     arguments = [leaves[name] for name in INPUTS[op]]
     if not state:
-        return [*arguments, None, None, 16]
+        return [*arguments, None, None, 16, 0]
     parts = [leaves[name].detach() for name in case.state_names]
     whole = torch.stack(parts, 1) if len(parts) > 1 else parts[0]
-    return [*arguments, whole.requires_grad_(), case.reset, 16]
+    return [*arguments, whole.requires_grad_(), case.reset, 16, 0]
 
 
 @pytest.mark.parametrize("state", [True, False])
@@ -37,12 +37,12 @@ def test_its_forward_op_passes_opcheck(op, state):
 
 
 def test_its_backward_op_passes_opcheck(op):
-    *inputs, state, reset, every = op_arguments(op, state=True)
+    *inputs, state, reset, every, kernel = op_arguments(op, state=True)
     inputs = [x.detach() for x in inputs]
     y, final_state, kept = getattr(torch.ops.rwkv, f"{op}_forward")(
-        *inputs, state.detach(), reset, every
+        *inputs, state.detach(), reset, every, kernel
     )
-    arguments = [torch.randn_like(y), torch.randn_like(final_state), *inputs, reset, kept, every]
+    arguments = [torch.randn_like(y), torch.randn_like(final_state), *inputs, reset, kept, every, 0]
     results = opcheck(getattr(torch.ops.rwkv, f"{op}_backward"), arguments)
     assert set(results.values()) == {"SUCCESS"}
 
@@ -148,7 +148,7 @@ def test_no_state_is_kept_when_no_gradient_is_wanted(op):
     forward = getattr(torch.ops.rwkv, f"{op}_forward")
     with torch.no_grad():
         arguments = op_arguments(op, state=False)
-        kept = forward(*arguments[:-1], 0)[2]
+        kept = forward(*arguments[:-2], 0, 0)[2]
     assert kept.numel() == 0
     y = call(case, {n: x.float() for n, x in case.inputs.items()}, "native")[0]
     assert not y.requires_grad
@@ -157,7 +157,7 @@ def test_no_state_is_kept_when_no_gradient_is_wanted(op):
 def test_the_custom_op_names_the_shape_it_expected():
     require_native("wkv6")
     r = torch.zeros(2, 3, 4, 8)
-    arguments = [r, torch.zeros(2, 3, 32), r, r, torch.zeros(4, 8), None, None, 0]
+    arguments = [r, torch.zeros(2, 3, 32), r, r, torch.zeros(4, 8), None, None, 0, 0]
     with pytest.raises(RuntimeError) as error:
         torch.ops.rwkv.wkv6_forward(*arguments)
     assert "k must be [B, T, H, N] = [2, 3, 4, 8], got [2, 3, 32]" in str(error.value)

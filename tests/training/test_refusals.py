@@ -55,6 +55,9 @@ WRONG = {
     "one device for two processes": (
         ["--strategy", "single_device", "--devices", "2"], ["single_device", "2"]),
     "fp16 on a CPU": (["--precision", "fp16"], ["--precision fp16", "bf16 or fp32"]),
+    "kernel of a GPU on a CPU": (
+        ["--wkv_backend", "native:chunks"], ["wkv6", "'native:chunks'", "CPU", "'native'"]),
+    "kernel that is none": (["--wkv_backend", "native:chunk"], ["--wkv_backend", "native:chunks"]),
     "states of nothing": (
         ["--proj_dir", "{root}/empty", "--train_type", "states"],
         ["--train_type states", "--load_model"]),

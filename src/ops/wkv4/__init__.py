@@ -28,7 +28,9 @@ from src.errors import BackendError
 from src.ops.arguments import check_reset, check_sequences, describe_call, prepare
 from src.ops.dispatch import AUTO, backends_of, dispatch
 
-BACKENDS = backends_of("wkv4", "native", "chunked", "reference")
+BACKENDS = backends_of(
+    "wkv4", "native", "chunked", "reference", "native:scan", "native:wide"
+)
 
 State = tuple[Tensor, Tensor, Tensor]
 

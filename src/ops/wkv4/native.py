@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from src.ops.custom_ops import keep_every, refusal, registration
+from src.ops.custom_ops import KERNELS, keep_every, refusal, registration
 from src.ops.dispatch import Call, Refusal
 
 # A state is three numbers per channel, so that it may be kept often: 0.75 bytes per token and
@@ -44,11 +44,14 @@ def run(
     v: Tensor,
     state: tuple[Tensor, Tensor, Tensor] | None,
     reset: Tensor | None,
+    kernel: str = "",
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Outputs [B, T, A] and final state (aa, bb, pp), each [B, A]; see `src.ops.wkv4.wkv4`."""
     rows = None if state is None else torch.stack(state, 1)  # [B, 3, A]
     every = keep_every(w, u, k, v, rows, tokens=KEEP_EVERY)
-    y, final_rows, _ = torch.ops.rwkv.wkv4_forward(w, u, k, v, rows, reset, every)
+    y, final_rows, _ = torch.ops.rwkv.wkv4_forward(
+        w, u, k, v, rows, reset, every, KERNELS[kernel]
+    )
     aa, bb, pp = final_rows.unbind(1)
     # pp is a scale: gradients of aa and bb are taken with it held constant.
     return y, (aa, bb, pp.detach())

@@ -24,7 +24,9 @@ from torch import Tensor
 from src.ops.arguments import check_reset, check_sequences, describe_call, prepare
 from src.ops.dispatch import AUTO, backends_of, dispatch
 
-BACKENDS = backends_of("wkv5", "native", "chunked", "reference")
+BACKENDS = backends_of(
+    "wkv5", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks"
+)
 
 
 def wkv5(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.ops.custom_ops import keep_every, matrix_state_registration, refusal
+from src.ops.custom_ops import KERNELS, keep_every, matrix_state_registration, refusal
 from src.ops.dispatch import Call, Refusal
 
 _REGISTRATION = matrix_state_registration("wkv6", v_at=2)
@@ -29,8 +29,11 @@ def run(
     u: Tensor,
     state: Tensor | None,
     reset: Tensor | None,
+    kernel: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `src.ops.wkv6.wkv6`."""
     every = keep_every(r, k, v, w, u, state)
-    y, final_state, _ = torch.ops.rwkv.wkv6_forward(r, k, v, w, u, state, reset, every)
+    y, final_state, _ = torch.ops.rwkv.wkv6_forward(
+        r, k, v, w, u, state, reset, every, KERNELS[kernel]
+    )
     return y, final_state

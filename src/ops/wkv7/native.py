@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.ops.custom_ops import keep_every, matrix_state_registration, refusal
+from src.ops.custom_ops import KERNELS, keep_every, matrix_state_registration, refusal
 from src.ops.dispatch import Call, Refusal
 
 _REGISTRATION = matrix_state_registration("wkv7", v_at=3)
@@ -29,8 +29,11 @@ def run(
     b: Tensor,
     state: Tensor | None,
     reset: Tensor | None,
+    kernel: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `src.ops.wkv7.wkv7`."""
     every = keep_every(r, w, k, v, a, b, state)
-    y, final_state, _ = torch.ops.rwkv.wkv7_forward(r, w, k, v, a, b, state, reset, every)
+    y, final_state, _ = torch.ops.rwkv.wkv7_forward(
+        r, w, k, v, a, b, state, reset, every, KERNELS[kernel]
+    )
     return y, final_state
