@@ -1,7 +1,8 @@
 """File names of checkpoints in a project folder: the one place that knows them.
 
 `rwkv-init.pth` holds the initial weights, `rwkv-N.pth` those after mini-epoch N, and
-`rwkv-final.pth` those of a finished run.
+`rwkv-final.pth` those of a finished run. Beside the last two may lie `rwkv-N.lora.safetensors`, an
+adapter, or `rwkv-N.merged.pth`, a model with its trained states.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ def epoch_of(name: str) -> int | None:
         return INIT_EPOCH
     match = _NUMBERED.fullmatch(name)
     return int(match.group(1)) if match else None
+
+
+def merged_path(checkpoint: Path) -> Path:
+    """Where the whole model lies beside a `checkpoint` of trained initial states."""
+    return checkpoint.with_suffix(".merged.pth")
+
+
+def adapter_path(checkpoint: Path) -> Path:
+    """Where the adapter lies that is merged into `checkpoint`."""
+    return checkpoint.with_suffix(".lora.safetensors")
 
 
 def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from src.config.check_adapter import check_adapter
 from src.config.schema import (
     DataConfig,
     LogConfig,
@@ -60,7 +61,7 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
         "n_layer n_embd dim_att dim_ffn vocab_size head_size head_size_divisor rank_mix rank_decay"
         " rank_iclr rank_value rank_gate special_lr_factor ctx_len val_samples micro_bsz"
         " accumulate_grad_batches max_steps epoch_steps val_every devices num_nodes ds_bucket_mb"
-        " head_chunk chunk_len bptt_chunks",
+        " head_chunk chunk_len bptt_chunks lora_r",
     ),
     (
         _Range(0),
@@ -68,8 +69,8 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
         " hold_epochs exit_epoch epoch_count epoch_begin epoch_save random_seed",
     ),
     (_Range(-1), "warmup_steps"),
-    (_Range(0, 1, below=True), "dropout beta1 beta2 muon_momentum"),
-    (_Range(0, above=True), "adam_eps weight_decay_final muon_lr"),
+    (_Range(0, 1, below=True), "dropout beta1 beta2 muon_momentum lora_dropout"),
+    (_Range(0, above=True), "adam_eps weight_decay_final muon_lr lora_alpha"),
     (_Range(2), "magic_prime"),
 )
 
@@ -83,6 +84,7 @@ def check_fields(config: RunConfig) -> None:
     _check_schedule(config.optim, config.train)
     _check_optimizer(config.optim, config.train)
     _check_start(config.train)
+    check_adapter(config.adapter, config.train)
     _check_log(config.log)
     check_windows(config)
 
@@ -204,14 +206,8 @@ def _check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
 
 
 def _check_start(train: TrainConfig) -> None:
-    if train.load_model is None or train.train_stage in (None, 0):
+    if train.load_model is None or train.train_stage in (None, 0, 1):
         return
-    if train.train_stage == 1:
-        raise ConfigError(
-            f"--load_model {train.load_model} with --train_stage 1: blending a model of another"
-            " size into new weights is not supported; to train it, copy it to"
-            f" {train.proj_dir}/rwkv-init.pth or use --train_stage 0"
-        )
     raise ConfigError(
         f"--load_model {train.load_model} is not read at --train_stage {train.train_stage}, which"
         f" goes on from {train.proj_dir}; copy it to {train.proj_dir}/rwkv-init.pth or use"

@@ -22,6 +22,7 @@ class Facts:
     start_path: the file started from; None when fresh.
     start_epoch: the mini-epoch that file was saved after; -1 for initial or given weights.
     start_model: version and sizes read from that file's shapes; None when fresh.
+    donor_model: those of the smaller model that stage 1 makes a larger one of; None without one.
     state_warmup_steps: warmup of the run that wrote the state; None without one.
     state_optimizer: the optimizer whose moments it holds; None without one.
     has_bitsandbytes: whether the library of the 8-bit optimizer is installed.
@@ -38,6 +39,7 @@ class Facts:
     start_path: str | None = None
     start_epoch: int = -1
     start_model: ModelConfig | None = None
+    donor_model: ModelConfig | None = None
     state_warmup_steps: int | None = None
     state_optimizer: str | None = None
     has_bitsandbytes: bool = False

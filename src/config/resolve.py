@@ -61,9 +61,10 @@ def _check_start(config: RunConfig, facts: Facts, lines: list[str]) -> None:
             " holds none; write the initial weights first with --train_stage 1, or copy a base"
             " model there as rwkv-init.pth"
         )
-    if train.train_type == "states" and facts.start == "fresh" and train.train_stage != 1:
+    if train.train_type != "all" and facts.start == "fresh" and train.train_stage != 1:
+        what = {"states": "tunes the initial states of", "lora": "adapts"}[train.train_type]
         raise ConfigError(
-            "--train_type states tunes the initial states of a trained model, but no weights were"
+            f"--train_type {train.train_type} {what} a trained model, but no weights were"
             f" found; give --load_model, or copy them to {train.proj_dir}/rwkv-init.pth"
         )
     if train.load_model is not None and facts.start_path not in (None, train.load_model):

@@ -24,22 +24,20 @@ def resolve_model(config: RunConfig, facts: Facts, lines: list[str]) -> ModelCon
     Raises ConfigError for a flag that contradicts the checkpoint or the data.
     """
     model = _without_unused_head_size(config.model, facts, lines)
+    if facts.donor_model is not None:
+        model = _grown(model, facts.donor_model, str(config.train.load_model), lines)
     if facts.start_model is not None:
         model = _merged(model, facts.start_model, str(facts.start_path), lines)
     if model.rwkv_version is None:
         model = dataclasses.replace(model, rwkv_version=DEFAULT_VERSION)
         lines.append(f"rwkv_version {DEFAULT_VERSION}, since none is given")
     model = dataclasses.replace(model, vocab_size=_vocabulary(model, config, facts, lines))
-    if config.train.train_type == "states" and model.rwkv_version == "4":
-        raise ConfigError(
-            "--train_type states: RWKV-4 has no initial state to train, only RWKV-5, 6 and 7"
-        )
     return model
 
 
 def _without_unused_head_size(model: ModelConfig, facts: Facts, lines: list[str]) -> ModelConfig:
     """RWKV-LM's scripts give a head size of 64 to every version; RWKV-4 has no heads."""
-    found = facts.start_model
+    found = facts.start_model or facts.donor_model
     version = model.rwkv_version or (found.rwkv_version if found else DEFAULT_VERSION)
     if version != "4" or model.head_size != 64:
         return model
@@ -62,6 +60,43 @@ def _merged(given: ModelConfig, found: ModelConfig, path: str, lines: list[str])
     shape = f"RWKV-{found.rwkv_version}, {found.n_layer} layers, width {found.n_embd}"
     lines.append(f"{shape}, vocabulary {found.vocab_size}: read from {path}")
     return dataclasses.replace(given, **taken)
+
+
+def _grown(given: ModelConfig, donor: ModelConfig, path: str, lines: list[str]) -> ModelConfig:
+    """The sizes of a larger model: what is not given is the donor's, or follows from the width."""
+    taken = {}
+    for name in ("rwkv_version", "n_layer", "n_embd", "vocab_size", "head_size"):
+        if getattr(given, name) is None:
+            taken[name] = getattr(donor, name)
+    if given.n_embd in (None, donor.n_embd):
+        same_width = ("dim_att", "dim_ffn", *(n for n in _FROM_SHAPES if n.startswith("rank_")))
+        taken |= {n: getattr(donor, n) for n in same_width if getattr(given, n) is None}
+    if donor.head_qk:
+        taken["head_qk"] = given.head_qk or donor.head_qk
+    model = dataclasses.replace(given, **taken)
+    for name in ("rwkv_version", "head_size"):
+        if getattr(model, name) != getattr(donor, name):
+            raise ConfigError(
+                f"--{name} {getattr(model, name)} differs from {path}, which has"
+                f" {getattr(donor, name)}: a larger model is made of one of the same version and"
+                " head size; leave the flag out"
+            )
+    if model.n_layer == donor.n_layer and model.n_embd == donor.n_embd:
+        raise ConfigError(
+            f"--load_model {path} at --train_stage 1 makes a larger model of a smaller one, and"
+            f" --n_layer {model.n_layer} --n_embd {model.n_embd} are its own sizes; give larger"
+            " ones, or train it as it is with --train_stage 0"
+        )
+    lines.append(
+        f"RWKV-{model.rwkv_version}, {model.n_layer} layers, width {model.n_embd}: made of {path},"
+        f" which has {donor.n_layer} layers, width {donor.n_embd}"
+    )
+    if model.vocab_size != donor.vocab_size:
+        lines.append(
+            f"vocab_size {model.vocab_size}, {path} has {donor.vocab_size}: tokens are matched by"
+            " their id, and further ones get fresh initial values"
+        )
+    return model
 
 
 def _manifest(config: RunConfig) -> str:

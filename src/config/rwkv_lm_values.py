@@ -141,7 +141,9 @@ my_testing: Rule = table(
 
 my_pile_stage: Rule = table({stage: stage for stage in "01234"}, {}, "give 0, 1, 2, 3 or 4")
 
-train_type: Rule = table({"": "all", "all": "all", "states": "states"}, {}, "give all or states")
+train_type: Rule = table(
+    {"": "all", "all": "all", "states": "states", "lora": "lora"}, {}, "give all, states or lora"
+)
 
 data_type: Rule = table(
     {name: name for name in ("binidx", "numpy", "uint16", "utf-8", "utf-16le", "dummy")},

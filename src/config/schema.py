@@ -146,7 +146,8 @@ class TrainConfig:
     proj_dir: str = "out"
     """folder of checkpoints, logs and plots; created when missing"""
     load_model: str | None = None
-    """weights to start from (.pth or .safetensors); None: proj_dir, else fresh ones"""
+    """weights to start from (.pth or .safetensors); None: proj_dir, else fresh ones; at stage 1
+    a smaller model, from which a larger one is made (n_layer, n_embd)"""
     load_partial: bool = False
     """fill tensors that the checkpoint lacks with fresh initial values"""
     train_stage: Literal[0, 1, 2, 3, 4] | None = None
@@ -175,8 +176,8 @@ class TrainConfig:
     """steps between validations; None: at every mini-epoch that is saved"""
     save_fp32: bool = False
     """write checkpoints in fp32 instead of the training precision"""
-    train_type: Literal["all", "states"] = "all"
-    """what learns: all parameters, or only the initial states"""
+    train_type: Literal["all", "states", "lora"] = "all"
+    """what learns: all parameters, only the initial states, or low-rank adapters (flags lora_…)"""
     random_seed: int | None = None
     """seed of initial weights, dropout and random sampling; None: 0"""
     grad_cp: bool = False
@@ -187,6 +188,28 @@ class TrainConfig:
     bptt_chunks: int | None = None
     """truncated backpropagation: an optimizer step per so many chunks of a sample, the state
     carried on without its gradient; None: gradients through the whole sample"""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Low-rank adapters of --train_type lora."""
+
+    lora_r: int = 8
+    """rank of the adapters"""
+    lora_alpha: float = 16.0
+    """their output is multiplied by lora_alpha / lora_r"""
+    lora_dropout: float = 0.0
+    """dropout rate on their input"""
+    lora_targets: str | None = None
+    """matrices that get one, by comma: att.key, or key for att.key and ffn.key, or att;
+    None: all large matrices of the blocks"""
+    lora_init: Literal["lora", "pissa"] = "lora"
+    """lora: starts at zero; pissa: starts as the largest singular directions of each matrix"""
+    lora_dora: bool = False
+    """also learn the length of every row of the adapted matrices (DoRA)"""
+    lora_train: str | None = None
+    """trained fully beside the adapters, by comma: time (mixes, decays and all other small tensors
+    of the blocks), ln (norms), emb, head; None: nothing"""
 
 
 @dataclass(frozen=True)
@@ -233,5 +256,6 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -5,17 +5,25 @@ Every parameter must match exactly one row of the table.
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from src.errors import ConfigError
+from src.models.adapters import is_adapter, learns
 from src.models.backbone import RWKV
 from src.models.registry import version_module
-from src.models.table import Place, Rate, Row
+from src.models.table import (
+    ADAPTER_LENGTHS,
+    ADAPTER_MATRIX,
+    Place,
+    Rate,
+    Row,
+    seeded_generator,
+)
 
 # Learning-rate factors of the groups. RWKV-LM's stage 2 takes one factor for the special ones,
 # to which the mixes then belong.
@@ -39,16 +47,21 @@ class ParameterGroup:
 
 
 @torch.no_grad()
-def initialize(model: RWKV, *, seed: int, lr_init: float) -> None:
+def initialize(
+    model: RWKV, *, seed: int, lr_init: float, only: Collection[str] | None = None
+) -> None:
     """Writes the values of a fresh `rwkv-init.pth` into every parameter of `model`.
 
     A value depends on the seed and the parameter's name alone: not on the global random state,
     nor on which other parameters there are.
     lr_init: RWKV-4 draws its embedding uniformly from ±lr_init.
+    only: names of the parameters to write; None: all.
     """
     rows = _rows_of(model)
     for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(_seed_of(seed, name))
+        if only is not None and name not in only:
+            continue
+        generator = seeded_generator(seed, name)
         place = Place(tuple(parameter.shape), _layer_of(name), model.config, lr_init, generator)
         # The generator is the CPU's, whatever torch's default device is at the moment.
         with torch.device("cpu"):
@@ -64,6 +77,7 @@ def parameter_groups(
     special_lr_factor: float | None = None,
     train_type: str = "all",
     matrices_apart: bool = False,
+    fully: Collection[str] = (),
 ) -> list[ParameterGroup]:
     """Groups for the optimizer in RWKV-LM's order: 1x, 2x, 3x, decayed; empty ones are left out.
 
@@ -71,7 +85,8 @@ def parameter_groups(
     layerwise_lr: False makes every factor 1.
     special_lr_factor: RWKV-LM's stage 2 (5): the factor of a second group, the mixes, and of a
         third, all that otherwise has 2x or 3x.
-    train_type: "states" trains only the initial states.
+    train_type: "states" trains only the initial states, "lora" the adapters and what `fully` says.
+    fully: words of --lora_train.
     matrices_apart: puts the decayed matrices other than emb and head into a last group of their
         own, whatever weight_decay is.
 
@@ -82,7 +97,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if train_type == "states" and not name.endswith(".time_state"):
+        if not learns(name, train_type, fully):
             continue
         key = _group_of(rows[name], weight_decay > 0, layerwise_lr, special_lr_factor)
         if matrices_apart and rows[name].decayed and name not in _OUTER_MATRICES:
@@ -93,7 +108,8 @@ def parameter_groups(
         group.parameters.append(parameter)
     if not groups:
         raise ConfigError(
-            f"--train_type {train_type} leaves nothing to train: the model has no initial states"
+            f"--train_type {train_type} leaves nothing to train: the model has no "
+            f"{'adapters' if train_type == 'lora' else 'initial states'}"
         )
     return [groups[key] for key in sorted(groups)]
 
@@ -124,6 +140,9 @@ def _rows_of(model: RWKV) -> dict[str, Row]:
     patterns = [(_compile(row.pattern), row) for row in table]
     rows = {}
     for name, _ in model.named_parameters():
+        if is_adapter(name):
+            rows[name] = ADAPTER_LENGTHS if name.endswith("magnitude") else ADAPTER_MATRIX
+            continue
         matching = [row for pattern, row in patterns if pattern.fullmatch(name)]
         assert len(matching) == 1, (
             f"{name} matches {len(matching)} rows of the PARAMETERS table of RWKV-"
@@ -139,8 +158,3 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 def _layer_of(name: str) -> int:
     return int(name.split(".")[1]) if name.startswith("blocks.") else 0
-
-
-def _seed_of(seed: int, name: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

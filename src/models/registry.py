@@ -6,7 +6,6 @@ A version module holds:
     TimeMix, ChannelMix             the two halves of a block
     PARAMETERS                      rows: key pattern, initial value, learning-rate group, decay
     RESIDUAL_DROPOUT                whether dropout also acts on the residual stream
-    HAS_TIME_STATE                  whether initial states can be trained
     OPTIONAL_KEYS                   keys a checkpoint may lack
     complete(config)                fills the sizes by the version's rules
     recognises(keys)                whether checkpoint keys are this version's
@@ -64,8 +63,6 @@ def build_model(
     """
     assert config == complete(config), "build_model needs a complete configuration"
     module = version_module(config.rwkv_version)
-    if train_states and not module.HAS_TIME_STATE:
-        raise ConfigError(f"{module.NAME} has no initial state to train; use another rwkv_version")
     return RWKV(
         module, config, wkv_backend=wkv_backend, grad_cp=grad_cp, train_states=train_states,
         chunk_len=chunk_len,

@@ -6,6 +6,7 @@ x is the normalised input, x' the token before it; A = dim_att channels.
     att.time_mix_{k,v,r}               [1, 1, D]   μ_c   share of x against x'
     att.time_decay                     [A]         w     the decay is exp(-exp(w))
     att.time_first                     [A]         u     bonus of the current token
+    att.time_state (option)            [2, A]      v, k  the trained initial state
     att.{key,value,receptance}.weight  [A, D]      k v r
     att.output.weight                  [D, A]      W_o
     ffn.time_mix_{k,r}                 [1, 1, D]   μ_c
@@ -13,6 +14,11 @@ x is the normalised input, x' the token before it; A = dim_att channels.
 
 Time mix:     x_c = μ_c x + (1 - μ_c) x';   W_o( sigmoid(r) wkv4(w, u, k, v) )
 Channel mix:  sigmoid(W_r x_r) W_v relu(W_k x_k)^2
+
+The trained initial state is that of a past of one token: its value v, and its key k as the weight
+exp(k) against later tokens, so that the operator starts from aa = v, bb = 1, pp = k. Such a state
+is as stable as the average itself, whatever is learnt. It begins at v = 0, k = -4, which is nearly
+the empty state (v = 0, k = -infinity) and can still be felt by the gradient.
 
 Source: RWKV paper (2023), architecture section; initial values as RWKV-LM's RWKV-v4neo writes them.
 """
@@ -27,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.config.schema import ModelConfig
-from src.models.layers import Linear, mix, token_shift
+from src.models.layers import Linear, full_precision, mix, token_shift
 from src.models.sizes import Shapes, refuse_fields, with_defaults
 from src.models.table import (
     HEAD,
@@ -44,7 +50,6 @@ from src.ops.wkv4 import wkv4
 
 NAME = "RWKV-4"
 RESIDUAL_DROPOUT = True
-HAS_TIME_STATE = False
 OPTIONAL_KEYS: tuple[str, ...] = ()
 
 
@@ -53,7 +58,6 @@ class TimeMix(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, backend: str, time_state: bool) -> None:
         super().__init__()
-        assert not time_state, "RWKV-4 has no initial state to train"
         D, A = config.n_embd, config.dim_att
         self.backend = backend
         self.time_decay = nn.Parameter(torch.zeros(A))
@@ -61,6 +65,7 @@ class TimeMix(nn.Module):
         self.time_mix_k = nn.Parameter(torch.zeros(1, 1, D))
         self.time_mix_v = nn.Parameter(torch.zeros(1, 1, D))
         self.time_mix_r = nn.Parameter(torch.zeros(1, 1, D))
+        self.time_state = nn.Parameter(torch.zeros(2, A)) if time_state else None
         self.key = Linear(D, A)
         self.value = Linear(D, A)
         self.receptance = Linear(D, A)
@@ -77,9 +82,22 @@ class TimeMix(nn.Module):
         v = self.value(mix(before, delta, self.time_mix_v))
         r = self.receptance(mix(before, delta, self.time_mix_r))
         y, wkv = wkv4(
-            self.time_decay, self.time_first, k, v, wkv, backend=self.backend, reset=reset
+            self.time_decay, self.time_first, k, v, self._start(wkv, len(x)),
+            backend=self.backend, reset=reset,
         )
         return self.output(torch.sigmoid(r) * y), carry, x[:, -1], wkv
+
+
+    def _start(self, given: tuple[Tensor, ...] | None, batch: int) -> tuple[Tensor, ...] | None:
+        """(aa, bb, pp), each [B, A], that a sequence starts from; None: empty."""
+        if given is not None or self.time_state is None:
+            return given
+        value, key = full_precision(self.time_state)
+        scale = key.detach()
+        # The operator takes pp as a constant; this factor of one carries the key's gradient.
+        weight = torch.exp(key - scale)
+        parts = (value * weight, weight, scale)
+        return tuple(part.expand(batch, -1) for part in parts)
 
 
 class ChannelMix(nn.Module):
@@ -110,6 +128,11 @@ def _embedding_at_start(place: Place) -> Tensor:
     return torch.empty(place.shape).uniform_(-limit, limit, generator=place.generator)
 
 
+def _state_at_start(place: Place) -> Tensor:
+    value = torch.zeros(place.shape[1])
+    return torch.stack((value, value - 4))
+
+
 PARAMETERS = (
     Row("emb.weight", _embedding_at_start, decayed=True),
     *NORMS,
@@ -119,6 +142,8 @@ PARAMETERS = (
         lambda place: math.log(0.3) + 0.5 * place.zigzag,
         Rate.THREE,
     ),
+    # Not decayed: zero is no neutral weight.
+    Row("blocks.*.att.time_state", _state_at_start),
     Row("blocks.*.att.time_mix_k", rising(1.0), Rate.MIX),
     Row(
         "blocks.*.att.time_mix_v",

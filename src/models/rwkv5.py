@@ -56,7 +56,6 @@ from src.ops.wkv5 import wkv5
 
 NAME = "RWKV-5"
 RESIDUAL_DROPOUT = True
-HAS_TIME_STATE = True
 OPTIONAL_KEYS: tuple[str, ...] = ()
 
 

@@ -67,7 +67,6 @@ from src.ops.wkv6 import wkv6
 
 NAME = "RWKV-6"
 RESIDUAL_DROPOUT = True
-HAS_TIME_STATE = True
 OPTIONAL_KEYS: tuple[str, ...] = ()
 
 # Order of the mixer's five outputs in time_maa_w1 and time_maa_w2.

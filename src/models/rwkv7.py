@@ -72,7 +72,6 @@ from src.ops.wkv7 import wkv7
 
 NAME = "RWKV-7"
 RESIDUAL_DROPOUT = False
-HAS_TIME_STATE = True
 # Layer 0 has no earlier value to mix in: some files leave its three tensors out.
 OPTIONAL_KEYS = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 

@@ -5,6 +5,7 @@ Notation of the initial values: l layer, L layers, D width (n_embd), j channel o
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +85,12 @@ class Row:
     decayed: bool = False
 
 
+def seeded_generator(seed: int, name: str) -> torch.Generator:
+    """A generator of the CPU for the parameter `name` alone."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
 def constant(value: float) -> Init:
     """All entries are `value`."""
     return lambda place: torch.full(place.shape, value)
@@ -150,3 +157,6 @@ NORMS = (
 )
 HEAD = Row("head.weight", orthogonal(0.5, grows=True), decayed=True)
 TIME_STATE = Row("blocks.*.att.time_state", zeros, decayed=True)
+# Tensors of an adapter, which `adapters` gives their values.
+ADAPTER_MATRIX = Row("blocks.*.*.*.lora_*", zeros, decayed=True)
+ADAPTER_LENGTHS = Row("blocks.*.*.*.lora_magnitude", zeros)

@@ -6,6 +6,7 @@ import importlib.util
 
 import torch
 
+from src.checkpoint.weights import read_shapes
 from src.config.facts import Facts
 from src.config.schema import DataConfig, RunConfig
 from src.data.magic_prime import check_magic_prime, magic_prime
@@ -27,6 +28,8 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
         "start_path": None if origin.path is None else str(origin.path),
         "start_epoch": origin.epoch,
         "start_model": None if origin.shapes is None else config_from_shapes(origin.shapes),
+        "donor_model":
+            None if origin.donor is None else config_from_shapes(read_shapes(origin.donor)),
         "state_warmup_steps": None if state is None else state.get("warmup_steps"),
         "state_optimizer": None if state is None else state["optimizer"],
         "has_bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
+from src.config.check_adapter import listed
 from src.config.conventions import Conventions
 from src.config.load import dump_config
 from src.config.schema import RunConfig
@@ -36,7 +37,7 @@ from src.training.reporting.train_log import TrainLog
 from src.training.reporting.wandb_log import WandbLog
 from src.training.samples import RunSamples
 from src.training.strategy import ZeroStrategy
-from src.training.trainable import freeze_all_but
+from src.training.trainable import describe_trained, freeze_all_but
 from src.training.trainer import build_trainer
 
 # A run without an end still needs a length for the loader.
@@ -64,8 +65,11 @@ def fit(
         model, weight_decay=config.optim.weight_decay, layerwise_lr=config.optim.layerwise_lr,
         special_lr_factor=config.optim.special_lr_factor, train_type=config.train.train_type,
         matrices_apart=config.optim.optimizer == "muon",
+        fully=listed(config.adapter.lora_train),
     )
     freeze_all_but(model, groups)
+    if config.train.train_type != "all":
+        derived = [*derived, describe_trained(model)]
     reporters: list[Reporter] = []
     if is_rank_zero():
         print_header(
@@ -74,7 +78,8 @@ def fit(
         )
     loop = Loop(
         config, plan, make_schedule(config, conventions.warmup_floor), progress,
-        state=origin.state, validation=samples.held_out, reporters=reporters,
+        state=origin.state, base=origin.base_record, validation=samples.held_out,
+        reporters=reporters,
     )
     carried = _carried(origin, config, plan, progress)
     module = TrainingModule(model, groups, config.optim, config.hardware, carried)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from src.checkpoint.names import INIT
-from src.checkpoint.weights import fit_weights, save_weights
+from src.checkpoint.weights import fit_weights, load_weights, save_weights
+from src.config.check_adapter import listed
 from src.config.schema import RunConfig
 from src.errors import CheckpointError, ConfigError
+from src.models.adapters import attach_adapters, is_adapter
 from src.models.backbone import RWKV
 from src.models.parameters import initialize
 from src.models.registry import build_model
+from src.models.transfer import enlarge
 from src.training.environment import is_rank_zero
 from src.training.origin import Origin
+from src.training.publishing import require_same_kind
 from src.training.saving import DTYPES
 
 
@@ -30,21 +35,55 @@ def make_model(config: RunConfig, origin: Origin) -> RWKV:
         train_states=config.train.train_type == "states",
         chunk_len=config.train.chunk_len,
     )
-    if origin.kind == "fresh" or config.train.load_partial:
+    if origin.kind == "fresh":
         initialize(model, seed=config.train.random_seed, lr_init=config.optim.lr_init)
-    if origin.kind != "fresh":
-        found = origin.weights()
-        try:
-            weights, report = fit_weights(
-                model.state_dict(), found,
-                partial=config.train.load_partial, optional=model.optional_keys,
-            )
-        except CheckpointError as error:
-            raise CheckpointError(f"{origin.path}: {error}") from error
-        model.load_state_dict(weights)
-        if is_rank_zero() and str(report):
-            print(f"{origin.path}: {report}")
+        if origin.donor is not None:
+            _take_over(model, origin.donor, config.train.random_seed)
+    else:
+        found = _fit(model, config, origin)
+        if config.train.train_type == "lora":
+            _attach(model, config, found if origin.kind == "state" else None)
     return model
+
+
+def _fit(model: RWKV, config: RunConfig, origin: Origin) -> dict[str, Tensor]:
+    """Loads the weights of `origin`; returns them with those of adapters, which are still to come.
+
+    What is missing, and may be, gets the initial value.
+    """
+    if origin.state is not None:
+        require_same_kind(origin.state, origin.path, config)
+    everything = origin.weights()
+    found = {name: value for name, value in everything.items() if not is_adapter(name)}
+    initialize(
+        model, seed=config.train.random_seed, lr_init=config.optim.lr_init,
+        only=set(model.state_dict()) - set(found),
+    )
+    try:
+        weights, report = fit_weights(
+            model.state_dict(), found,
+            partial=config.train.load_partial, optional=model.optional_keys,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{origin.path}: {error}") from error
+    model.load_state_dict(weights)
+    if is_rank_zero() and str(report):
+        print(f"{origin.path}: {report}")
+    return everything
+
+
+def _attach(model: RWKV, config: RunConfig, values: dict[str, Tensor] | None) -> None:
+    attach_adapters(
+        model, config.adapter, listed(config.adapter.lora_targets),
+        seed=config.train.random_seed, values=values,
+    )
+
+
+def _take_over(model: RWKV, donor: Path, seed: int) -> None:
+    """Initial values from a smaller model, resized; says what was done."""
+    report = enlarge(model, load_weights(donor, torch.float32), seed=seed)
+    if is_rank_zero():
+        print(f"{donor}: {report}")
 
 
 def save_initial_weights(config: RunConfig, origin: Origin) -> tuple[Path, RWKV]:

@@ -42,6 +42,7 @@ class Loop(pl.Callback):
         progress: Progress,
         *,
         state: dict[str, Any] | None,
+        base: dict[str, Any] | None,
         validation: ValidationDataset | None,
         reporters: list[Reporter],
     ) -> None:
@@ -53,7 +54,7 @@ class Loop(pl.Callback):
         self._state = state
         self._validation = validation
         self._reporters = reporters
-        self._saver = Saver(config, plan)
+        self._saver = Saver(config, plan, base)
         self._saved_step: int | None = None
         self._last: StepRecord | None = None
         self._step_began = 0.0

@@ -58,6 +58,9 @@ def restore(
         _create_zero_moments(engine, steps)
     fused = {id(p) for g in optimizer.param_groups if g.get("fused") for p in g["params"]}
     for name, parameter in model.named_parameters():
+        # A frozen base model comes from its own file.
+        if name not in state["weights"]:
+            continue
         _set_weight(parameter, state["weights"][name], engine)
         found = {key: values[name] for key, values in state["moments"].items() if name in values}
         if steps == 0 or not found:

@@ -14,6 +14,7 @@ from src.checkpoint.resume import Candidate, final_state, load_state, resume_can
 from src.checkpoint.weights import load_weights, read_shapes
 from src.config.schema import OptimConfig, TrainConfig
 from src.errors import CheckpointError, ConfigError
+from src.training.base_model import base_record, find_base, require_same_base
 from src.training.progress import Progress
 
 
@@ -25,8 +26,11 @@ class Origin:
     "state" (exact continuation).
     epoch: number of the mini-epoch the file was saved after; -1 for initial weights.
     shapes: of the tensors it starts with; None when fresh.
-    base, states: files whose tensors come before and after those of `path`: the base model of a
-    file of trained initial states, and the states that were supplied for a base model.
+    base, states: files whose tensors come before and after those of `path`: the base model of
+    trained initial states or adapters, and the states that were supplied for a base model.
+    donor: the smaller model from which stage 1 makes a larger one.
+    folder, keeps_base: the project folder, and whether the base model stays as it is in the run.
+    base_record: what the run remembers of the base model; known once `weights` was called.
     notes: what people should know, such as files that were passed over and why.
     """
 
@@ -38,14 +42,26 @@ class Origin:
     notes: list[str] = field(default_factory=list)
     base: Path | None = None
     states: Path | None = None
+    donor: Path | None = None
+    folder: Path = Path()
+    keeps_base: bool = False
+    base_record: dict[str, Any] | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """Tensors by checkpoint key; fp32 master weights when continuing exactly."""
         if self.state is not None:
-            return self.state["weights"]
+            if self.base is None:
+                return self.state["weights"]
+            weights = load_weights(self.base, torch.float32)
+            self.base_record = base_record(self.base, self.folder, weights)
+            require_same_base(self.state["base"], self.base_record, self.base, self.path)
+            return weights | self.state["weights"]
         assert self.path is not None, "fresh weights are initialised, not loaded"
         files = [path for path in (self.base, self.path, self.states) if path is not None]
-        return {k: v for path in files for k, v in load_weights(path, torch.float32).items()}
+        loaded = [load_weights(path, torch.float32) for path in files]
+        if self.keeps_base:
+            self.base_record = base_record(files[0], self.folder, loaded[0])
+        return {name: value for weights in loaded for name, value in weights.items()}
 
 
 def find_origin(train: TrainConfig) -> Origin:
@@ -56,8 +72,10 @@ def find_origin(train: TrainConfig) -> Origin:
     folder = Path(train.proj_dir)
     if train.train_stage in (0, 1):
         _require_unused(folder, train.train_stage)
+        if train.train_stage == 1 and train.load_model is not None:
+            return Origin("fresh", donor=Path(train.load_model))
         return _given_or_fresh(train)
-    found = _newest(folder, train.train_type)
+    found = _newest(folder, train)
     if found is not None:
         return found
     if train.train_stage is not None:
@@ -91,16 +109,14 @@ def change_optimizer(origin: Origin, progress: Progress, optim: OptimConfig) -> 
 def _given_or_fresh(train: TrainConfig) -> Origin:
     if train.load_model is None:
         return Origin("fresh")
-    return _from_weights(
-        Path(train.load_model), -1, Path(train.proj_dir), train.train_type, notes=[]
-    )
+    return _from_weights(Path(train.load_model), -1, train, notes=[])
 
 
-def _newest(folder: Path, train_type: str) -> Origin | None:
+def _newest(folder: Path, train: TrainConfig) -> Origin | None:
     """The newest readable training state, else the newest readable weights, else the initial."""
     notes: list[str] = []
     candidates = resume_candidates(folder)
-    origin = _newest_state(folder, candidates, notes)
+    origin = _newest_state(train, candidates, notes)
     if origin is not None:
         return origin
     # Ours, killed before the final state was written, goes on from the state before.
@@ -116,7 +132,7 @@ def _newest(folder: Path, train_type: str) -> Origin | None:
         if not path.is_file():
             continue
         try:
-            origin = _from_weights(path, epoch, folder, train_type, notes)
+            origin = _from_weights(path, epoch, train, notes)
         except CheckpointError as error:
             notes.append(f"passed over: {error}")
             continue
@@ -131,17 +147,19 @@ def _newest(folder: Path, train_type: str) -> Origin | None:
     return None
 
 
-def _newest_state(folder: Path, candidates: list[Candidate], notes: list[str]) -> Origin | None:
+def _newest_state(
+    train: TrainConfig, candidates: list[Candidate], notes: list[str]
+) -> Origin | None:
     """The final state of a finished run, else the newest numbered one that can be read."""
-    finished = final_state(folder)
+    finished = final_state(Path(train.proj_dir))
     if finished is not None:
-        origin = _from_state(finished, -1, notes)
+        origin = _from_state(finished, -1, train, notes)
         if origin is not None:
             return origin
     for candidate in candidates:
         if candidate.state is None:
             continue
-        origin = _from_state(candidate.state, candidate.epoch, notes)
+        origin = _from_state(candidate.state, candidate.epoch, train, notes)
         if origin is not None:
             skipped = [c.weights for c in candidates if c.epoch > candidate.epoch and c.weights]
             notes.extend(f"{path} has no usable training state: passed over" for path in skipped)
@@ -149,11 +167,13 @@ def _newest_state(folder: Path, candidates: list[Candidate], notes: list[str]) -
     return None
 
 
-def _from_weights(
-    path: Path, epoch: int, folder: Path, train_type: str, notes: list[str]
-) -> Origin:
-    """A file of weights, completed by a base model or by states that lie in `folder`."""
-    origin = Origin("weights", path, epoch, read_shapes(path), notes=notes)
+def _from_weights(path: Path, epoch: int, train: TrainConfig, notes: list[str]) -> Origin:
+    """A file of weights, completed by a base model or by states that lie in the project folder."""
+    folder = Path(train.proj_dir)
+    origin = Origin(
+        "weights", path, epoch, read_shapes(path), notes=notes, folder=folder,
+        keeps_base=train.train_type != "all",
+    )
     if origin.shapes and all(_is_state(name) for name in origin.shapes):
         origin.base = folder / INIT
         if not origin.base.is_file():
@@ -164,12 +184,12 @@ def _from_weights(
         notes.append(f"{path.name} holds the initial states, {INIT} their base model")
     supplied = folder / INIT_STATES
     if supplied.is_file() and not any(_is_state(name) for name in origin.shapes):
-        if train_type == "states":
+        if train.train_type == "states":
             origin.states = supplied
             origin.shapes = origin.shapes | read_shapes(supplied)
             notes.append(f"the initial states are those of {INIT_STATES}")
         else:
-            notes.append(f"{INIT_STATES} is not used: --train_type {train_type}")
+            notes.append(f"{INIT_STATES} is not used: --train_type {train.train_type}")
     return origin
 
 
@@ -177,14 +197,20 @@ def _is_state(name: str) -> bool:
     return name.endswith(".time_state")
 
 
-def _from_state(path: Path, epoch: int, notes: list[str]) -> Origin | None:
+def _from_state(
+    path: Path, epoch: int, train: TrainConfig, notes: list[str]
+) -> Origin | None:
     try:
         state = load_state(path)
     except CheckpointError as error:
         notes.append(f"passed over: {error}")
         return None
     shapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
-    return Origin("state", path, epoch, shapes, state, notes)
+    origin = Origin("state", path, epoch, shapes, state, notes, folder=Path(train.proj_dir))
+    if "base" in state:
+        origin.base = find_base(state["base"], origin.folder, train.load_model, path)
+        origin.shapes = read_shapes(origin.base) | shapes
+    return origin
 
 
 def _require_unused(folder: Path, stage: int) -> None:

@@ -9,13 +9,12 @@ import torch
 
 from src.checkpoint.names import FINAL, numbered
 from src.checkpoint.resume import drop_old_states, save_state, state_path
-from src.checkpoint.weights import save_weights
 from src.config.load import dump_config
 from src.errors import CheckpointError
 from src.training import optimizer_state
+from src.training.publishing import publish, state_beside
 from src.training.strategy import zero_engine
 from src.training.together import gather_objects, raise_together
-from src.training.trainable import published_weights
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -38,9 +37,13 @@ STATES_KEPT = 2
 class Saver:
     """Writes rwkv-N.pth, rwkv-final.pth and their training states into the project folder."""
 
-    def __init__(self, config: RunConfig, plan: Plan) -> None:
+    def __init__(
+        self, config: RunConfig, plan: Plan, base: dict[str, Any] | None = None
+    ) -> None:
+        """base: what the state remembers of a frozen base model, see `base_model`."""
         self._config = config
         self._plan = plan
+        self._base = base
         self._folder = Path(config.train.proj_dir)
         self._dtype = torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
 
@@ -81,8 +84,8 @@ class Saver:
         state["warmup_steps"] = self._config.optim.warmup_steps
         state["optimizer"] = self._config.optim.optimizer
         # Checked first: a model that is not finite must not replace the state either.
-        published = published_weights(state["weights"], self._config.train.train_type)
-        save_weights(path, published, self._dtype)
+        publish(path, state["weights"], self._config, self._dtype, self._base)
+        state.update(state_beside(state["weights"], self._config, self._base))
         save_state(state_path(path), state)
 
 

@@ -1,10 +1,8 @@
-"""What learns, and what of it is written for the world."""
+"""What learns; the rest of the model is frozen."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import Tensor, nn
+from torch import nn
 
 from src.models.parameters import ParameterGroup
 
@@ -16,13 +14,8 @@ def freeze_all_but(model: nn.Module, groups: list[ParameterGroup]) -> None:
         parameter.requires_grad_(id(parameter) in trained)
 
 
-def published_weights(
-    weights: dict[str, Tensor], train_type: Literal["all", "states"]
-) -> dict[str, Tensor]:
-    """What a numbered checkpoint holds: everything, or in state tuning the states alone.
-
-    The `rwkv` package and RWKV-LM expect such a file; the training state keeps the base model.
-    """
-    if train_type == "all":
-        return weights
-    return {name: value for name, value in weights.items() if "time_sta" in name}
+def describe_trained(model: nn.Module) -> str:
+    """How much of the model learns, in one line."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    return f"{trained:,} of {total:,} parameters learn ({trained / total:.2%}); the rest is frozen"
