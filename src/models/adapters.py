@@ -36,7 +36,7 @@ from src.models.layers import Linear, full_precision
 from src.models.table import seeded_generator
 
 # Rounds of subspace iteration for PiSSA; the directions need not be exact, see above.
-_ITERATIONS = 8
+_ITERATIONS = 16
 _OVERSAMPLING = 8
 
 _FULLY = {
@@ -68,6 +68,7 @@ class AdaptedLinear(Linear):
         self.lora_A0 = parameter(r, self.in_features, trained=False) if pissa else None
         self.lora_B0 = parameter(self.out_features, r, trained=False) if pissa else None
         self.lora_magnitude = parameter(self.out_features) if config.lora_dora else None
+        self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""

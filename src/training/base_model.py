@@ -50,7 +50,7 @@ def find_base(record: Mapping[str, Any], folder: Path, given: str | None, state:
             return path
     raise CheckpointError(
         f"{state} was trained beside the base model {remembered}, which is not there; put it back, "
-        f"or say by --load_model where it is now"
+        f"or say by --load_model (without --train_stage) where it is now"
     )
 
 
@@ -61,5 +61,5 @@ def require_same_base(
     if found["checksum"] != remembered["checksum"]:
         raise CheckpointError(
             f"{path} is not the base model that {state} was trained beside: its contents differ; "
-            f"put the original back, or say by --load_model where it is now"
+            f"put the original back, or say by --load_model (without --train_stage) where it is now"
         )

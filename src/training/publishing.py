@@ -69,7 +69,7 @@ def state_beside(
 
 def require_same_kind(state: dict[str, Any], path: Path, config: RunConfig) -> None:
     """ConfigError when a state cannot go on because another part of the model was trained in it."""
-    found, asked = _train_type(state), config.train.train_type
+    found, asked = state["train_type"], config.train.train_type
     if found != asked:
         raise ConfigError(
             f"--train_type {asked}: {path} is of a run with --train_type {found}; go on with that, "
@@ -85,13 +85,6 @@ def require_same_kind(state: dict[str, Any], path: Path, config: RunConfig) -> N
                 f"--{field.name} {now}: the adapters in {path} have {field.name} {before}; go on "
                 f"with that, or begin anew in another --proj_dir with --load_model"
             )
-
-
-def _train_type(state: dict[str, Any]) -> str:
-    """Also of states written before there were adapters: then only moments tell."""
-    names = state["exp_avg"]
-    only_states = bool(names) and all(name.endswith(".time_state") for name in names)
-    return state.get("train_type", "states" if only_states else "all")
 
 
 def _trained(weights: dict[str, Tensor], config: RunConfig) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from src.config.schema import (
     ModelConfig,
 )
 from tests.config.resolving import (
+    MINIPILE,
     config_of,
     fault,
     found,
@@ -39,14 +40,45 @@ def test_two_beginnings_are_refused_but_a_resumed_run_keeps_its_command_line():
     assert any("going on from out/rwkv-3.pth" in line for line in lines)
 
 
-def test_states_are_tuned_only_in_a_trained_model_that_has_them():
+def test_states_are_tuned_and_adapters_trained_only_in_a_trained_model():
     assert "--load_model" in fault("--train_type states --my_testing x060")
     facts = found("weights")
     assert values("--train_type states", "train_type", facts=facts) == "states"
-    v4 = dataclasses.replace(
-        facts, start_model=ModelConfig(rwkv_version="4", n_layer=2, n_embd=64, vocab_size=65536)
-    )
-    assert "RWKV-4" in fault("--train_type states", v4)
+    assert "--load_model" in fault("--train_type lora")
+    assert values("--train_type lora --lora_r 4", "lora_r", facts=facts) == 4
+
+
+DONOR = ModelConfig(
+    rwkv_version="6", n_layer=12, n_embd=768, dim_att=768, dim_ffn=2688, vocab_size=65536,
+    head_size=64, rank_mix=32, rank_decay=64,
+)  # fmt: skip
+LARGER = dataclasses.replace(MINIPILE, donor_model=DONOR)
+STAGE_1 = "--train_stage 1 --load_model small.pth "
+
+
+def test_a_larger_model_takes_what_is_not_given_from_the_smaller_one():
+    names = ("rwkv_version", "n_layer", "n_embd", "dim_ffn", "vocab_size", "head_size")
+    found = values(STAGE_1 + "--n_layer 24 --n_embd 1024", *names, facts=LARGER)
+    # The width of the channel mix follows from the new width.
+    assert found == ("6", 24, 1024, None, 65536, 64)
+    assert values(STAGE_1 + "--n_layer 24", *names, facts=LARGER) == (
+        "6", 24, 768, 2688, 65536, 64)
+
+
+@pytest.mark.parametrize(("flags", "named"), [
+    ("", "--train_stage 0"),
+    ("--n_layer 24 --rwkv_version 7", "--rwkv_version 7"),
+    ("--n_layer 24 --head_size 32", "--head_size 32"),
+])
+def test_a_larger_model_is_larger_and_of_the_same_kind(flags, named):
+    message = fault(STAGE_1 + flags, LARGER)
+    assert named in message and "small.pth" in message
+
+
+def test_another_vocabulary_of_a_larger_model_is_said():
+    facts = dataclasses.replace(LARGER, donor_model=dataclasses.replace(DONOR, vocab_size=50277))
+    _, lines = resolved(STAGE_1 + "--n_layer 24 --vocab_size 65536", facts)
+    assert any("50277" in line and "fresh" in line for line in lines)
 
 
 def test_preparation_needs_no_data_and_no_gpu_precision():

@@ -58,7 +58,11 @@ WRONG = [
     ([*DATA, "--sampling", "random", "--sample_offset", "5"], ["--sample_offset 5", "random"]),
     ([*DATA, "--val_every", "10"], ["--val_every 10", "--val_data_file"]),
     ([*DATA, "--load_model", "x.pth", "--train_stage", "3"], ["--load_model x.pth", "rwkv-init"]),
-    ([*DATA, "--load_model", "x.pth", "--my_pile_stage", "1"], ["--load_model x.pth", "blending"]),
+    ([*DATA, "--lora_r", "4"], ["--lora_r 4", "--train_type lora"]),
+    ([*DATA, "--train_type", "lora", "--lora_r", "0"], ["--lora_r 0", "at least 1"]),
+    ([*DATA, "--train_type", "lora", "--lora_dropout", "1"], ["--lora_dropout 1", "below 1"]),
+    ([*DATA, "--train_type", "lora", "--lora_train", "ln,tim"], ["'tim'", "time, ln, emb, head"]),
+    ([*DATA, "--train_type", "lora", "--lora_targets", ","], ["--lora_targets", "att.key"]),
     ([*DATA, "--my_pile_stage", "2", "--train_stage", "3"], ["--my_pile_stage", "--train_stage"]),
     ([*DATA, "--wandb_mode", "offline"], ["--wandb_mode offline", "--wandb"]),
 ]

@@ -22,7 +22,8 @@ pytest.importorskip("rwkv", reason="the rwkv package is not installed")
 TOKENS = 21
 CUT = 13
 
-# argv: version, folder, layer counts. Reads model-L.pth and job-L.pth, writes result-L.pth.
+# argv: version, folder, names of models. Reads model-NAME.pth and job-NAME.pth, writes
+# result-NAME.pth.
 PACKAGE_RUN = """
 import sys, torch
 version, folder, *counts = sys.argv[1:]
@@ -31,8 +32,9 @@ for count in counts:
     model = RWKV(f"{folder}/model-{count}", "cpu fp32")
     job = torch.load(f"{folder}/job-{count}.pth")
     tokens, cut = job["tokens"].tolist(), job["cut"]
-    at_once, state = model.forward(list(tokens), None, full_output=True)
-    one_by_one, walking = [], None
+    start = lambda: job["start"] and [t.clone() for t in job["start"]]
+    at_once, state = model.forward(list(tokens), start(), full_output=True)
+    one_by_one, walking = [], start()
     for token in tokens:
         logits, walking = model.forward([token], walking)
         one_by_one.append(logits.clone())
@@ -57,11 +59,15 @@ def runs(tmp_path_factory):
 
 def compute(version, folder):
     models = {layers: tiny_model(version, n_layer=layers) for layers in (1, 3)}
+    models["tuned"] = tiny_model(version, options={"train_states": True})
     tokens = random_tokens(1, TOKENS)
     for layers, model in models.items():
         save_weights(folder / f"model-{layers}.pth", model.state_dict(), torch.float32)
         _, state = model(tokens[:, :CUT])
-        job = {"tokens": tokens[0], "cut": CUT, "state": state_to_rwkv_package(state, version)}
+        # RWKV-5 and 6 find trained states in the file, 4 and 7 are given them as a list.
+        given = layers == "tuned" and version in "47"
+        job = {"tokens": tokens[0], "cut": CUT, "state": state_to_rwkv_package(state, version),
+               "start": trained_start(model) if given else None}
         torch.save(job, folder / f"job-{layers}.pth")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RWKV_CUDA_ON": "0",
                    "RWKV_JIT_ON": "0", "RWKV_V7_ON": "1" if version == "7" else "0"}
@@ -72,8 +78,21 @@ def compute(version, folder):
             for layers, model in models.items()}
 
 
+def trained_start(model):
+    """The list that the package starts from."""
+    zero = torch.zeros(64)
+    flat = []
+    for block in model.blocks:
+        learnt = block.att.time_state.detach()
+        is_4 = model.config.rwkv_version == "4"
+        wkv = (learnt[0], torch.ones(64), learnt[1]) if is_4 else (learnt,)
+        flat += [zero.clone(), *(part.clone() for part in wkv), zero.clone()]
+    return flat
+
+
 each_model = pytest.mark.parametrize(
-    ("version", "layers"), [(version, layers) for version in VERSIONS for layers in (1, 3)]
+    ("version", "layers"), [(version, layers) for version in VERSIONS
+                            for layers in (1, 3, "tuned")]
 )
 
 

@@ -9,8 +9,9 @@ import torch
 
 from src.errors import ConfigError
 from src.models.state import LayerState, detach_state, state_to_rwkv_package
+from src.ops.wkv4 import wkv4
 from tests.helpers import assert_close
-from tests.models.tiny import MATRIX_VERSIONS, VERSIONS, random_tokens, tiny_config, tiny_model
+from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 
 every_version = pytest.mark.parametrize("version", VERSIONS)
 
@@ -128,7 +129,22 @@ def test_gradients_flow_through_a_carried_state_until_it_is_detached(version):
     assert expected[only_first_half].abs().max() > 0
 
 
-@pytest.mark.parametrize("version", MATRIX_VERSIONS)
+def starts(model):
+    """Per block what its trained state stands for, the operator's state without the batch."""
+    for block in model.blocks:
+        learnt = block.att.time_state
+        # RWKV-4: the value and the key of one token before the first
+        is_4 = model.config.rwkv_version == "4"
+        yield (learnt[0], torch.ones_like(learnt[0]), learnt[1]) if is_4 else learnt
+
+
+def repeated(wkv, batch):
+    parts = wkv if isinstance(wkv, tuple) else (wkv,)
+    parts = tuple(part.expand(batch, *part.shape) for part in parts)
+    return parts if isinstance(wkv, tuple) else parts[0]
+
+
+@every_version
 def test_a_trained_state_acts_like_the_same_state_given(version):
     model = tiny_model(version, options={"train_states": True}).double()
     tokens = random_tokens(3, 7)
@@ -138,8 +154,8 @@ def test_a_trained_state_acts_like_the_same_state_given(version):
     )
     zero = torch.zeros(3, 64, dtype=torch.float64)
     given = tuple(
-        LayerState(zero, block.att.time_state.expand(3, 2, 32, 32), zero)
-        for block in model.blocks
+        LayerState(zero, repeated(wkv, 3), zero)
+        for wkv in starts(model)
     )
     logits, state = model(tokens)
     expected, expected_state = plain(tokens, given)
@@ -149,7 +165,37 @@ def test_a_trained_state_acts_like_the_same_state_given(version):
     assert_close("logits", model(tokens, given)[0], expected, 1e-12)
 
 
-@pytest.mark.parametrize("version", MATRIX_VERSIONS)
+def test_rwkv4s_trained_state_is_a_token_before_the_first():
+    w, u = torch.tensor([-1.0, 0.5]).double(), torch.tensor([0.3, -0.2]).double()
+    k, v = torch.randn(1, 4, 2).double(), torch.randn(1, 4, 2).double()
+    whole, _ = wkv4(w, u, k, v, backend="reference")
+    first = (v[:, 0], torch.ones(1, 2).double(), k[:, 0])
+    rest, _ = wkv4(w, u, k[:, 1:], v[:, 1:], first, backend="reference")
+    assert_close("outputs", rest, whole[:, 1:], 1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_the_gradient_of_rwkv4s_trained_state_is_that_of_differences(backend):
+    model = tiny_model("4", options={"train_states": True, "wkv_backend": backend}).double()
+    tokens = random_tokens(2, 6)
+    learnt = model.blocks[1].att.time_state
+
+    def loss():
+        return model(tokens)[0].square().mean()
+
+    loss().backward()
+    for place in ((0, 3), (1, 3), (1, 60)):
+        with torch.no_grad():
+            learnt[place] += 1e-5
+            above = loss()
+            learnt[place] -= 2e-5
+            below = loss()
+            learnt[place] += 1e-5
+        assert learnt.grad[place].item() == pytest.approx(
+            ((above - below) / 2e-5).item(), rel=1e-4, abs=1e-10)
+
+
+@every_version
 def test_the_gradient_of_a_trained_state_sums_over_the_batch(version):
     model = tiny_model(version, options={"train_states": True}).double()
     tokens = random_tokens(3, 7)
@@ -189,10 +235,3 @@ def test_the_packages_matrix_state_has_the_key_axis_first_up_to_rwkv6(version, s
     wkv = state[0].wkv[0]
     expected = wkv.transpose(1, 2) if swapped else wkv
     assert torch.equal(state_to_rwkv_package(state, version)[1], expected)
-
-
-def test_rwkv4_has_no_state_to_train():
-    from src.models.registry import build_model
-
-    with pytest.raises(ConfigError, match="RWKV-4 has no initial state"):
-        build_model(tiny_config("4"), train_states=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import train
 from src.checkpoint.resume import load_state
-from src.config.schema import ModelConfig
 from src.inference.generate import prefill
 from src.inference.loading import load_model
 from src.models.parameters import parameter_groups
@@ -24,10 +24,11 @@ STATES = {"blocks.0.att.time_state", "blocks.1.att.time_state"}
 CPU = torch.device("cpu")
 
 
-def base_model(folder: Path) -> dict[str, torch.Tensor]:
+def base_model(folder: Path, version: str = "6") -> dict[str, torch.Tensor]:
     """Writes a base model as rwkv-init.pth, in bf16; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = tiny_model("6", vocab_size=257, head_size=64)
+    heads = {} if version == "4" else {"head_size": 64}
+    model = tiny_model(version, vocab_size=257, **heads)
     base = {name: value.bfloat16() for name, value in model.state_dict().items()}
     torch.save(base, folder / "rwkv-init.pth")
     return base
@@ -38,13 +39,18 @@ def tune(corpus: Path) -> Callable[..., int]:
     """Runs the state-tuning line of RWKV-LM v5 on the small corpus: 9 steps of 2048 tokens."""
 
     def run(folder: Path, **changes: object) -> int:
-        return train.main(changed(RUN["v5"], **{
+        argv = changed(RUN["v5"], **{
             "data_file": corpus, "proj_dir": folder, "my_testing": "x060", "n_layer": 2,
             "n_embd": 64, "vocab_size": 257, "accelerator": "cpu", "ctx_len": 128,
             "my_exit_tokens": 17887, "magic_prime": 137, "wandb": "", "strategy": "auto",
             "train_type": "states", "load_partial": 1, "lr_init": 1, "lr_final": 0.01,
             "warmup_steps": 10, **changes,
-        }))
+        })
+        if "load_model" in changes:
+            # A stage that goes on takes no --load_model.
+            stage = argv.index("--my_pile_stage")
+            argv[stage : stage + 2] = []
+        return train.main(argv)
 
     return run
 
@@ -60,9 +66,11 @@ def test_only_the_states_learn_and_only_they_are_published(
     assert all(value.shape == (1, 64, 64) for value in published.values())
     assert all(value.abs().max() > 0.01 for value in published.values())
     state = load_state(tmp_path / "rwkv-final.state")
-    assert set(state["weights"]) == {*base, *STATES}
-    for name, value in base.items():
-        assert torch.equal(state["weights"][name], value.float()), name
+    assert set(state["weights"]) == STATES
+    merged = weights(tmp_path / "rwkv-final.merged.pth")
+    assert set(merged) == {*base, *STATES}
+    for name, value in {**base, **published}.items():
+        assert torch.equal(merged[name], value), name
     assert {key: set(found) for key, found in state["moments"].items()} == {
         "exp_avg": STATES, "exp_avg_sq": STATES
     }
@@ -125,9 +133,9 @@ def test_states_that_rwkv_lm_left_go_on_from_their_base_model(
     begin = 40320 // 16 if name == "rwkv-0.pth" else 0
     assert tune(tmp_path, my_exit_tokens=(begin + 2) * 2048, lr_init="1e-9", lr_final="1e-9") == 0
     assert loss_steps(tmp_path) == [begin, begin + 1]
-    final = load_state(tmp_path / "rwkv-final.state")["weights"]
+    final = weights(tmp_path / "rwkv-final.merged.pth")
     for key, value in {**base, **states}.items():
-        assert torch.allclose(final[key], value.float(), atol=1e-6), key
+        assert torch.allclose(final[key].float(), value.float(), atol=1e-6), key
 
 
 def test_states_without_a_base_model_are_refused(
@@ -140,11 +148,51 @@ def test_states_without_a_base_model_are_refused(
     assert "rwkv-0.pth" in err and "base model" in err and "rwkv-init.pth" in err
 
 
-def test_a_version_without_states_is_refused(
+@pytest.mark.parametrize(("version", "name", "shape"), [
+    ("4", "", (2, 64)), ("5", "x052", (1, 64, 64)), ("7", "x070", (1, 64, 64)),
+])
+def test_every_version_has_states_to_tune_and_writes_with_them(
+    tune: Callable[..., int], tmp_path: Path, version: str, name: str, shape: tuple[int, ...]
+):
+    base_model(tmp_path, version)
+    assert tune(tmp_path, my_testing=name, precision="fp32", lr_init="0.1", warmup_steps=2) == 0
+    found = list(losses(tmp_path).values())
+    assert found[-1] < found[0]
+    assert {tuple(v.shape) for v in weights(tmp_path / "rwkv-final.pth").values()} == {shape}
+    apart = load_model(tmp_path / "rwkv-init.pth", device=CPU, dtype=torch.float32,
+                       states=tmp_path / "rwkv-final.pth")
+    merged = load_model(tmp_path / "rwkv-final.merged.pth", device=CPU, dtype=torch.float32)
+    bare = load_model(tmp_path / "rwkv-init.pth", device=CPU, dtype=torch.float32)
+    logits = prefill(apart, [1, 2])[0]
+    assert torch.equal(logits, prefill(merged, [1, 2])[0])
+    assert not torch.allclose(logits, prefill(bare, [1, 2])[0])
+
+
+def test_a_base_model_that_changed_is_refused_and_nothing_is_lost(
     tune: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    model = tiny_model("4", vocab_size=257)
-    assert isinstance(model.config, ModelConfig)
-    torch.save(model.state_dict(), tmp_path / "rwkv-init.pth")
-    assert tune(tmp_path, my_testing="") == 2
-    assert "RWKV-4 has no initial state" in capsys.readouterr().err
+    base = base_model(tmp_path)
+    assert tune(tmp_path, max_steps=4) == 0
+    saved = (tmp_path / "rwkv-0.state").read_bytes()
+    torch.save({**base, "head.weight": 2 * base["head.weight"]}, tmp_path / "rwkv-init.pth")
+    assert tune(tmp_path) == 2
+    assert "not the base model" in capsys.readouterr().err
+    (tmp_path / "rwkv-init.pth").unlink()
+    assert tune(tmp_path) == 2
+    assert "not there" in capsys.readouterr().err
+    assert (tmp_path / "rwkv-0.state").read_bytes() == saved
+    # It may have moved, also into another format.
+    save_file(base, tmp_path / "elsewhere.safetensors")
+    assert tune(tmp_path, load_model=tmp_path / "elsewhere.safetensors") == 0
+    assert loss_steps(tmp_path) == list(range(9))
+
+
+def test_a_file_of_states_is_refused_as_base_of_anything_else(
+    tune: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    base = base_model(tmp_path)
+    # a file that lost every time mix, as one does that was filled up from a file of states
+    lost = {k: v for k, v in base.items() if ".att." not in k or ".0.att" in k}
+    torch.save(lost, tmp_path / "rwkv-init.pth")
+    assert tune(tmp_path) == 2
+    assert "whole layers missing" in capsys.readouterr().err
