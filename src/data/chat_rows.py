@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from src.data.jsonl import checked_text, kind_of
+from src.data.jsonl import checked_text, keys_of, kind_of
 from src.data.masks import LARGEST_WEIGHT
 from src.errors import DataError
 
@@ -48,10 +48,9 @@ def row_messages(row: Mapping[str, Any], text_key: str) -> list[Message] | str:
         return _pair(row, prompt, answer)
     if text_key in row:
         return checked_text(row[text_key], text_key)
-    keys = ", ".join(list(row)[:8]) or "none"
     raise DataError(
         "neither messages nor conversations, nor a prompt with a response, nor "
-        f"'{text_key}'; the keys are: {keys}"
+        f"'{text_key}'; the keys are: {keys_of(row)}"
     )
 
 
@@ -77,9 +76,9 @@ def _message(entry: Any, place: str) -> Message:
     entry = {key: value for key, value in entry.items() if value is not None}
     speaker, content = _one_of(entry, _SPEAKERS), _one_of(entry, _CONTENTS)
     if speaker is None or content is None:
-        keys = ", ".join(list(entry)[:8]) or "none"
         raise DataError(
-            f"{place} needs 'role' and 'content' (or 'from' and 'value'); its keys are: {keys}"
+            f"{place} needs 'role' and 'content' (or 'from' and 'value'); its keys are: "
+            f"{keys_of(entry)}"
         )
     for key in (speaker, content):
         if not isinstance(entry[key], str):
@@ -90,7 +89,8 @@ def _message(entry: Any, place: str) -> Message:
         type(weight) not in (int, float) or weight not in range(LARGEST_WEIGHT + 1)
     ):
         raise DataError(
-            f"{place}: 'weight' is {weight!r}; it must be a whole number from 0 to {LARGEST_WEIGHT}"
+            f"{place}: 'weight' is {weight!r:.40}; it must be a whole number from 0 to "
+            f"{LARGEST_WEIGHT}"
         )
     return Message(entry[speaker], entry[content], None if weight is None else int(weight))
 

@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from src.data.chat_rows import Message
+from src.data.jsonl import keys_of
 from src.data.masks import LARGEST_WEIGHT
 from src.errors import DataError
 
@@ -99,8 +100,8 @@ class ChatTemplate:
         role = self.roles.get(message.role) or self.roles.get(_ALIASES.get(message.role, ""))
         if role is None:
             raise DataError(
-                f"message {number}: the chat template has no role '{message.role}', only "
-                f"{', '.join(self.roles)}; give a --chat_template of your own that has it"
+                f"message {number}: the chat template has no role {message.role!r:.60}, only "
+                f"{keys_of(self.roles)}; give a --chat_template of your own that has it"
             )
         if role.first and number > 1:
             raise DataError(f"message {number}: only the first message may be of {message.role}")
@@ -158,7 +159,7 @@ def _parsed(content: Any) -> ChatTemplate:
     roles = values.get("roles")
     if not isinstance(roles, dict) or not roles:
         raise DataError("it has no 'roles'; see docs/data.md for an example")
-    parsed = {str(name): _parsed_role(role, f"role '{name}'") for name, role in roles.items()}
+    parsed = {str(name): _parsed_role(role, f"role {str(name)!r}") for name, role in roles.items()}
     if not any(role.weight for role in parsed.values()):
         raise DataError("no role has a weight above 0, so nothing would be learnt")
     if values.get("blank_lines", "keep") not in ("keep", "single"):
@@ -187,7 +188,7 @@ def _checked(content: Any, known: tuple[str, ...], place: str) -> dict[str, Any]
         raise DataError(f"{place} must be a mapping with some of {', '.join(known)}")
     unknown = [str(name) for name in content if name not in known]
     if unknown:
-        raise DataError(f"{place} has an unknown entry '{unknown[0]}'; known: {', '.join(known)}")
+        raise DataError(f"{place} has an unknown entry {unknown[0]!r}; known: {', '.join(known)}")
     return dict(content)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -15,9 +16,9 @@ def document_text(line: bytes, text_key: str) -> str:
     """The string under `text_key` of the JSON object on a line; DataError with the reason."""
     content = line_object(line, f'{{"{text_key}": "..."}}')
     if text_key not in content:
-        keys = ", ".join(list(content)[:8]) or "none"
         raise DataError(
-            f"there is no key '{text_key}'; the keys are: {keys} (choose with --text_key; "
+            f"there is no key '{text_key}'; the keys are: {keys_of(content)} (choose with "
+            "--text_key; "
             "conversations and prompts with answers need --chat_template)"
         )
     return checked_text(content[text_key], text_key)
@@ -50,6 +51,11 @@ def _reason(line: bytes, error: orjson.JSONDecodeError) -> str:
     if "surrogate" in error.msg:
         return "a lone surrogate (half of a \\ud83d\\ude00 pair), which UTF-8 cannot store"
     return f"not JSON: {error.msg} (column {error.colno})"
+
+
+def keys_of(content: Mapping[str, Any]) -> str:
+    """The first keys of an object on one line, for messages."""
+    return ", ".join(f"{key!r:.60}".strip("'") for key in list(content)[:8]) or "none"
 
 
 def kind_of(value: object) -> str:

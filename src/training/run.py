@@ -14,7 +14,7 @@ from src.training.environment import is_rank_zero, prepare_libraries
 from src.training.facts import gather_facts
 from src.training.operators import check_backend
 from src.training.origin import find_origin
-from src.training.samples import open_samples
+from src.training.samples import mask_notes, open_samples
 from src.training.together import FaultElsewhereError
 
 
@@ -31,6 +31,8 @@ def run(config: RunConfig, notices: list[str]) -> int:
     config = replace(config, model=complete(config.model))
     check_backend(config)
     samples = None if config.train.train_stage == 1 else open_samples(config)
+    if samples is not None:
+        derived += mask_notes(samples)
     prepare_libraries(config.hardware.accelerator)
     _make_folder(config.train.proj_dir)
     if samples is None:

@@ -50,6 +50,18 @@ def open_samples(config: RunConfig) -> RunSamples:
     return RunSamples(training, held_out)
 
 
+def mask_notes(samples: RunSamples) -> list[str]:
+    """What a user may not expect of validation, a line each."""
+    if samples.held_out is None:
+        return []
+    learns, judges = (data.loss_mask is not None for data in (samples.training, samples.held_out))
+    if learns and not judges:
+        return ["the held-out data has no loss mask: validation counts all of its tokens"]
+    if judges and not learns:
+        return ["validation counts what the held-out data's loss mask counts; training has no mask"]
+    return []
+
+
 def _mask(data: DataConfig, data_file: str | None, source: Source) -> LossMask | None:
     pairs = pairs_of(source)
     if data.loss_mask == "off" or not pairs:

@@ -11,9 +11,11 @@ few inputs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,12 @@ import numpy as np
 from src.data.binidx import Binidx, BinidxWriter
 from src.data.blocks import Block
 from src.data.bulk import BulkTokenizer, bulk_tokenizer
+from src.data.chat_rows import Message, row_messages
+from src.data.chat_template import WORLD, load_template
 from src.data.encode import BlockEncoder
 from src.data.examine import inspect, verify
 from src.data.inputs import InputFile, Piece
-from src.data.jsonl import document_text
+from src.data.jsonl import document_text, line_object
 from src.data.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from src.data.sources import open_source
 from src.data.tokenizer import load_tokenizer
@@ -50,6 +54,36 @@ def jsonl_line(content: bytes) -> None:
         return
     assert json.loads(content)["text"] == text
     text.encode()
+
+
+def chat_row(content: bytes) -> None:
+    """A line gives pieces of which some are learnt, in the rows' own words, or a reason."""
+    try:
+        row = row_messages(line_object(content, "{}"), "text")
+        if not isinstance(row, str):
+            pieces = WORLD.pieces(row)
+            assert all(piece.text for piece in pieces)
+            assert any(piece.weight for piece in pieces)
+    except DataError as error:
+        one_line(error)
+
+
+class Template:
+    """Any file: refused, or a template that learns something."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "template.yaml"
+
+    def __call__(self, content: bytes) -> None:
+        self._path.write_bytes(content)
+        try:
+            template = load_template(str(self._path))
+        except DataError as error:
+            one_line(error)
+            return
+        learnt = [name for name, role in template.roles.items() if role.weight]
+        pieces = template.pieces([Message(learnt[0], "words")])
+        assert sum("words" in piece.text and piece.weight > 0 for piece in pieces) == 1
 
 
 class Tokenizing:
@@ -143,6 +177,25 @@ class Bin(_Pair):
             raise AssertionError("wrong tokens were verified")
 
 
+class Mask(_Pair):
+    """A .mask of any content: refused for its size, or else by `verify` for its digest."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._weights = bytes(number % 3 for number in range(len(TOKENS)))
+        digest = hashlib.sha256(self._weights).hexdigest()
+        write_manifest(self.prefix, replace(self.manifest, sha256_mask=digest, learnt_tokens=30))
+
+    def __call__(self, content: bytes) -> None:
+        self.replace("mask", content)
+        try:
+            verify(str(self.prefix), "none")
+        except DataError as error:
+            one_line(error)
+        else:
+            assert content == self._weights, "a wrong mask was verified"
+
+
 class ManifestFile(_Pair):
     """Any manifest: refused, or the tokens are those that were written."""
 
@@ -169,6 +222,9 @@ TARGETS: dict[str, Callable[[Path], Callable[[bytes], None]]] = {
     "index": Index,
     "bin": Bin,
     "manifest": ManifestFile,
+    "mask": Mask,
+    "chat_row": lambda folder: chat_row,
+    "template": Template,
 }
 
 
@@ -178,10 +234,15 @@ def seeds(folder: Path) -> list[bytes]:
     lines = [
         r'{"text": "a\u00e9\ud83d\ude00 \n\u0000"}',
         '{"text": "\u597d\U0001f600", "id": [1e5, {}]}',
+        '{"messages": [{"role": "user", "content": "a", "weight": 0}, '
+        '{"from": "gpt", "value": "b"}]}',
+        '{"system": "s", "instruction": "i", "input": "j", "output": "o"}',
+        'roles: {user: {before: "U:"}, assistant: {before: "A:", lead: " ", weight: 1}}',
         r'{"text": "\ud83d"}', '{"text": null}\n\n{"text": ""}\n[]\n{"body": 1}\n',
     ]
     files = [Path(f"{pair.prefix}{ending}") for ending in (".idx", ".bin", ".manifest.json")]
-    return [line.encode() for line in lines] + [file.read_bytes() for file in files]
+    mask = bytes(number % 3 for number in range(len(TOKENS)))
+    return [line.encode() for line in lines] + [mask] + [file.read_bytes() for file in files]
 
 
 def main(argv: list[str]) -> None:
@@ -196,7 +257,8 @@ def main(argv: list[str]) -> None:
     for number, seed in enumerate(seeds(folder)):
         (corpus / str(number)).write_bytes(seed)
     target = TARGETS[argv[1]](folder)
-    for module in ("jsonl", "binidx", "manifest", "sources", "token_store", "encode"):
+    for module in ("jsonl", "binidx", "manifest", "sources", "token_store", "encode", "masks",
+                   "chat_rows", "chat_template"):
         _instrument(atheris, sys.modules[f"src.data.{module}"])
     atheris.Setup([argv[0], *argv[3:], f"-artifact_prefix={folder}/", str(corpus)], target)
     atheris.Fuzz()

@@ -19,22 +19,28 @@ from pathlib import Path
 
 from src.data.binidx import Binidx
 from src.data.convert import ConvertOptions, convert
+from src.data.manifest import read_manifest
+from src.data.masks import find_mask
 from src.data.selection import Arrangement
-from src.data.sources import open_source
+from src.data.sources import open_source, pairs_of
 from src.errors import DataError
 
 OPERATIONS = [(os, "replace"), (os, "rename"), (os, "unlink"), (os, "fsync"),
               (Path, "replace"), (Path, "unlink")]
-# seed and tokens a shard (None: one pair)
-MADE = {"one": (1, None), "shards": (2, 40), "smaller": (3, 25), "equal": (4, 40)}
+# seed, tokens a shard (None: one pair), and the template of data with a loss mask
+MADE = {
+    "one": (1, None, None), "shards": (2, 40, None), "smaller": (3, 25, None),
+    "equal": (4, 40, None), "masked": (5, None, "world"), "remasked": (6, None, "world"),
+    "masked shards": (7, 60, "world"),
+}
 
 
 def options(made: str, corpus: Path, prefix: Path) -> ConvertOptions:
     """How to make it, from this process alone."""
-    seed, shard_tokens = MADE[made]
+    seed, shard_tokens, chat_template = MADE[made]
     return ConvertOptions(
         [str(corpus)], str(prefix), Arrangement(seed=seed, validation=0.2), tokenizer="bytes",
-        workers=1, shard_tokens=shard_tokens, overwrite=True,
+        workers=1, shard_tokens=shard_tokens, overwrite=True, chat_template=chat_template,
     )
 
 
@@ -74,23 +80,27 @@ def killed_before(wanted: ConvertOptions, number: int) -> None:
 
 
 def readable(prefix: Path) -> list[int] | str:
-    """All tokens, or the message that refuses them."""
+    """All tokens and their weights, or the message that refuses them."""
     try:
         source = open_source(str(prefix), "binidx")
-        return source.get(0, source.tokens).tolist()
+        mask = find_mask(str(prefix), pairs_of(source), read_manifest(prefix))
     except DataError as error:
         return str(error)
+    weights = [] if mask is None else mask.get(0, mask.tokens).tolist()
+    return source.get(0, source.tokens).tolist() + weights
 
 
 def pairs(folder: Path) -> dict[str, list[int]]:
-    """Tokens of every pair that can be opened by itself."""
+    """Tokens and weights of every pair that can be opened by itself."""
     found = {}
     for index in sorted(folder.glob("*.idx")):
         try:
             pair = Binidx(index.with_suffix(""))
+            mask = find_mask(pair.prefix, [pair], None)
         except DataError:
             continue
-        found[index.stem] = pair.get(0, pair.tokens).tolist()
+        weights = [] if mask is None else mask.get(0, mask.tokens).tolist()
+        found[index.stem] = pair.get(0, pair.tokens).tolist() + weights
     return found
 
 
@@ -104,7 +114,9 @@ def main(folder: Path, old: str, new: str) -> None:
     # A kill loses nothing that was written, so waiting for the disk would only take time.
     os.fsync = lambda descriptor: None
     corpus = folder / "in.jsonl"
-    corpus.write_text("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(8)))
+    # Texts, or with a template questions and answers.
+    rows = ({"text": f"document {i}", "prompt": f"{i}", "response": "yes"} for i in range(8))
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, made in (("old", old), ("new", new)):
         convert(options(made, corpus, folder / name / "out"))
     place = folder / "place"

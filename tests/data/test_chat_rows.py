@@ -53,6 +53,7 @@ def test_a_message_may_say_its_weight():
 @pytest.mark.parametrize(("row", "reason"), [
     ({"a": 1, "b": 2}, "nor 'text'; the keys are: a, b"),
     ({}, "the keys are: none"),
+    ({"line\nbreak": 1}, r"the keys are: line\nbreak"),
     ({"prompt": "hi"}, "the keys are: prompt"),
     ({"messages": "hi"}, "'messages' must be a list of messages, found a string"),
     ({"messages": []}, "'messages' is empty"),

@@ -73,6 +73,7 @@ def test_any_string_comes_out_as_json_means_it(text, tmp_path):
         (b"null", "found null"),
         (b'{"Text": "a", "id": 1}', "no key 'text'; the keys are: Text, id .*--text_key"),
         (b"{}", "no key 'text'; the keys are: none"),
+        (rb'{"line\nbreak": 1}', r"the keys are: line\\nbreak .choose"),
         (b'{"text": 5}', "'text' must be a string, found a number"),
         (b'{"text": null}', "must be a string, found null"),
         (b'{"text": true}', "must be a string, found true or false"),

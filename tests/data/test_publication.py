@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 @pytest.mark.parametrize(
     ("old", "new"),
     [("one", "shards"), ("shards", "one"), ("shards", "smaller"), ("shards", "equal"),
-     ("smaller", "shards")],
+     ("smaller", "shards"), ("masked", "remasked"), ("one", "masked"),
+     ("masked shards", "shards")],
 )
 def test_killed_before_any_file_operation_nothing_is_mixed_and_it_runs_again(old, new, tmp_path):
     command = [sys.executable, "-m", "tests.data.kill_points", str(tmp_path), old, new]

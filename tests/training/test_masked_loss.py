@@ -55,12 +55,21 @@ def samples(prefix, numbers):
     """tokens, targets, the targets' weights and the offset of those samples, by hand."""
     pair = Binidx(prefix)
     prime = magic_prime(pair.tokens, T)
-    weights = np.fromfile(f"{prefix}.mask", np.uint8) if Path(f"{prefix}.mask").exists() else None
-    for n in numbers:
-        offset = sample_offset(n, prime, T)
+    return cut_out(prefix, [sample_offset(n, prime, T) for n in numbers])
+
+
+def held_out_samples(prefix, count):
+    """As `samples`, spread evenly from the first token to the last target."""
+    last = Binidx(prefix).tokens - 1 - T
+    return cut_out(prefix, [i * last // (count - 1) for i in range(count)])
+
+
+def cut_out(prefix, offsets):
+    pair, path = Binidx(prefix), Path(f"{prefix}.mask")
+    weights = np.fromfile(path, np.uint8) if path.exists() else np.ones(pair.tokens, np.uint8)
+    for offset in offsets:
         window = torch.from_numpy(pair.get(offset, T + 1))
-        counts = torch.ones(T) if weights is None else torch.from_numpy(
-            weights[offset + 1 : offset + 1 + T].astype(np.float32))
+        counts = torch.from_numpy(weights[offset + 1 : offset + 1 + T].astype(np.float32))
         yield window[:-1], window[1:], counts, offset
 
 
@@ -94,13 +103,9 @@ def test_validation_is_the_weighted_mean_over_all_held_out_samples(
                         val_every=1, save_fp32=1, lr_init=0, lr_final=0, exit_tokens=0,
                         epoch_count=1) == 0
     model = load_model(tmp_path / "out" / "rwkv-init.pth")
-    pair, weights = Binidx(val), np.fromfile(f"{val}.mask", np.uint8)
     total = counted = 0.0
-    for i in range(5):
-        offset = i * (pair.tokens - 1 - T) // 4
-        window = torch.from_numpy(pair.get(offset, T + 1))
-        ce, _ = token_losses(model, window[:-1], window[1:])
-        counts = torch.from_numpy(weights[offset + 1 : offset + 1 + T].astype(np.float32))
+    for tokens, targets, counts, _ in held_out_samples(val, 5):
+        ce, _ = token_losses(model, tokens, targets)
         total += (counts * ce).sum().item()
         counted += counts.sum().item()
     (found,) = {r["val_loss"] for r in read_metrics(tmp_path / "out") if "val_loss" in r}
@@ -204,6 +209,21 @@ def test_a_step_without_a_counted_token_is_said_and_changes_nothing(
     assert "loss_mask on: the loss is the mean over what the data's mask counts" in out
 
 
+@pytest.mark.parametrize(("data", "held_out", "note"), [
+    ("masked", "corpus", "the held-out data has no loss mask: validation counts all"),
+    ("corpus", "masked", "training has no mask"),
+])
+def test_a_mask_on_one_side_only_is_said(
+    masked: Path, corpus: Path, flags: Callable[..., list[str]],
+    capfd: pytest.CaptureFixture[str], data: str, held_out: str, note: str,
+):
+    prefixes = {"masked": masked, "corpus": corpus}
+    line = flags(data_file=prefixes[data], val_data_file=f"{prefixes[held_out]}_val", val_samples=2,
+                 max_steps=1)
+    assert train.main(line) == 0
+    assert note in capfd.readouterr().out
+
+
 def test_a_mask_can_be_left_unused(masked: Path, corpus: Path, tmp_path: Path,
                                    run_training: Callable[..., int]):
     for name, changes in {
@@ -220,14 +240,26 @@ def test_a_reset_row_is_learnt_as_separate_documents(
     masked: Path, tmp_path: Path, run_training: Callable[..., int], version: str
 ):
     head_size = None if version == "4" else 32
+    # Rates of 0: validation after the step meets the same weights.
     assert run_training(data_file=masked, rwkv_version=version, head_size=head_size, max_steps=1,
-                        reset_at_documents=1, save_fp32=1) == 0
+                        reset_at_documents=1, save_fp32=1, val_data_file=f"{masked}_val",
+                        val_samples=5, val_every=1, lr_init=0, lr_final=0, exit_tokens=0,
+                        epoch_count=1) == 0
     model = load_model(tmp_path / "out" / "rwkv-init.pth")
-    pair = Binidx(masked)
+    expected = loss_of_documents(model, masked, samples(masked, range(1, 5)))
+    assert losses(tmp_path / "out")[0] == pytest.approx(expected, rel=1e-5)
+    expected = loss_of_documents(model, f"{masked}_val", held_out_samples(f"{masked}_val", 5))
+    (found,) = {r["val_loss"] for r in read_metrics(tmp_path / "out") if "val_loss" in r}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def loss_of_documents(model, prefix, rows) -> float:
+    """Weighted mean over the rows, every document in them read by itself."""
+    pair = Binidx(prefix)
     begins = (pair.pointers // pair.dtype.itemsize).tolist()
     total = counted = 0.0
     split_rows = 0
-    for tokens, targets, weights, offset in samples(masked, range(1, 5)):
+    for tokens, targets, weights, offset in rows:
         cuts = [0, *(b - offset for b in begins if 0 < b - offset < T), T]
         split_rows += len(cuts) > 2
         for start, end in pairwise(cuts):
@@ -235,7 +267,7 @@ def test_a_reset_row_is_learnt_as_separate_documents(
             total += (weights[start:end] * ce).sum().item()
             counted += weights[start:end].sum().item()
     assert split_rows >= 1
-    assert losses(tmp_path / "out")[0] == pytest.approx(total / counted, rel=1e-5)
+    return total / counted
 
 
 @pytest.mark.parametrize(("changes", "words"), [
