@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.checkpoint.fit import FitReport, fit_weights
+from src.checkpoint.hf_names import checkpoint_keys
 from src.errors import CheckpointError
 from src.files import replacing
 
@@ -37,8 +38,8 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return _clean(path, _guarded(path, _safetensors_shapes))
-    tensors = _clean(path, _tensors_only(path, _guarded(path, _map_pth)))
+        return _clean(path, _guarded(path, _safetensors_shapes), lambda shape: shape[::-1])
+    tensors = _clean(path, _tensors_only(path, _guarded(path, _map_pth)), Tensor.t)
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
@@ -51,9 +52,9 @@ def load_weights(path: str | Path, dtype: torch.dtype | None = None) -> dict[str
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        tensors = _clean(path, _guarded(path, _read_safetensors))
+        tensors = _clean(path, _guarded(path, _read_safetensors), Tensor.t)
     else:
-        tensors = _clean(path, _tensors_only(path, _guarded(path, _read_pth)))
+        tensors = _clean(path, _tensors_only(path, _guarded(path, _read_pth)), Tensor.t)
     _require_finite(tensors, f"{path} is damaged or comes from a run that diverged: it")
     if dtype is None:
         return tensors
@@ -152,8 +153,10 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _clean(path: Path, entries: Mapping[str, T]) -> dict[str, T]:
-    """`entries` without wrapper prefixes and without the masks of RWKV-LM."""
+def _clean(
+    path: Path, entries: Mapping[str, T], transposed: Callable[[T], T]
+) -> dict[str, T]:
+    """`entries` by checkpoint key, without wrapper prefixes and without the masks of RWKV-LM."""
     cleaned: dict[str, T] = {}
     for key, value in entries.items():
         name = _strip_prefixes(key)
@@ -162,7 +165,7 @@ def _clean(path: Path, entries: Mapping[str, T]) -> dict[str, T]:
         if name in cleaned:
             raise CheckpointError(f"{path} holds {name} twice, the second time as {key}")
         cleaned[name] = value
-    return cleaned
+    return checkpoint_keys(path, cleaned, transposed)
 
 
 def _strip_prefixes(key: str) -> str:
