@@ -12,6 +12,7 @@ from src.config.load import load_config
 from src.config.resolve import resolve
 from src.config.resolve_length import global_batch, tokens_per_step, total_steps
 from src.config.rwkv_lm_flags import FLAGS
+from src.config.schema import ModelConfig
 from src.config.windows import windows_per_row
 from src.errors import ConfigError
 from tests.config.resolving import MINIPILE, found
@@ -26,7 +27,8 @@ def recipe(name, *flags):
 
 def test_there_are_recipes():
     assert [path.stem for path in RECIPES] == [
-        "demo-cpu", "finetune", "long-context", "pretrain-12x768", "sft"
+        "demo-cpu", "enlarge", "finetune", "long-context", "lora", "pretrain-12x768", "sft",
+        "states",
     ]
 
 
@@ -79,6 +81,25 @@ def test_learning_answers_refuses_data_without_a_mask():
     unmasked = found("weights", path="base.pth", base=base)
     with pytest.raises(ConfigError, match=r"--loss_mask on: there is no \.mask beside mine"):
         resolve(recipe("sft", *flags), unmasked)
+
+
+@pytest.mark.parametrize("kind", ["lora", "states"])
+def test_frozen_models_are_trained_as_the_recipe_says(kind):
+    flags = ("--data_file", "mine", "--load_model", "base.pth")
+    base = dataclasses.replace(MINIPILE, best_prime=731477)
+    config, _ = resolve(recipe(kind, *flags), found("weights", path="base.pth", base=base))
+    assert (config.train.train_type, config.model.n_layer) == (kind, 24)
+
+
+def test_a_larger_model_is_made_and_then_trained():
+    small = ModelConfig(rwkv_version="7", n_layer=12, n_embd=768, vocab_size=65536, head_size=64)
+    made, _ = resolve(recipe("enlarge", "--load_model", "small.pth"), Facts(donor_model=small))
+    assert (made.model.n_layer, made.model.rwkv_version) == (24, "7")
+    large = dataclasses.replace(small, n_layer=24, n_embd=1024)
+    facts = dataclasses.replace(MINIPILE, start="weights", start_model=large,
+                                start_path="out/enlarged/rwkv-init.pth")
+    flags = ("--train_stage", "3", "--data_file", "data/minipile")
+    assert resolve(recipe("enlarge", *flags), facts)[0].model.n_embd == 1024
 
 
 def test_the_page_on_flags_explains_every_flag_of_rwkv_lm():
