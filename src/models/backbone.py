@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from src.config.schema import ModelConfig
 from src.errors import ConfigError
-from src.models.chunked import chunked_loss
+from src.models.chunked import chunked_loss, chunked_token_losses
 from src.models.layers import Head, Linear
 from src.models.state import LayerState, ModelState
 
@@ -130,10 +130,14 @@ class RWKV(nn.Module):
     def _loss_of_piece(
         self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None, total: float | None,
         state: ModelState | None, reset: Tensor | None, head_rows: int | None,
+        recomputed: bool = False,
     ) -> tuple[Tensor, ModelState]:
         x, new_state = self.features(tokens, state, reset=reset)
         extra = self._copy_logits(x, tokens, state, reset)
-        loss = self.head(x, targets, mask=mask, total=total, extra_logits=extra, rows=head_rows)
+        loss = self.head(
+            x, targets, mask=mask, total=total, extra_logits=extra, rows=head_rows,
+            recomputed=recomputed,
+        )
         return loss, new_state
 
     def token_losses(
@@ -144,6 +148,11 @@ class RWKV(nn.Module):
 
         Arguments as `loss`.
         """
+        if self.chunk_len is not None and tokens.shape[1] > self.chunk_len:
+            return chunked_token_losses(
+                self.token_losses, self.chunk_len, tokens, targets, state, reset=reset,
+                head_rows=head_rows,
+            )
         x, new_state = self.features(tokens, state, reset=reset)
         extra = self._copy_logits(x, tokens, state, reset)
         losses = self.head(x, targets, extra_logits=extra, rows=head_rows, per_token=True)

@@ -11,8 +11,9 @@ What still grows with the row: its tokens, and per chunk one state and its gradi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class LossOfPiece(Protocol):
     def __call__(
         self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None, total: float,
         state: ModelState | None, reset: Tensor | None, head_rows: int | None,
+        recomputed: bool,
     ) -> tuple[Tensor, ModelState]: ...
 
 
@@ -42,11 +44,13 @@ def chunked_loss(
     if total is None:
         total = _weight_of(tokens, mask)
 
-    def chunk(part: slice, state: ModelState | None) -> tuple[Tensor, ModelState]:
+    def chunk(
+        part: slice, state: ModelState | None, recomputed: bool
+    ) -> tuple[Tensor, ModelState]:
         loss, state = loss_of_piece(
             tokens[:, part], targets[:, part], mask=None if mask is None else mask[:, part],
             total=total, state=state, reset=None if reset is None else reset[:, part],
-            head_rows=head_rows,
+            head_rows=head_rows, recomputed=recomputed,
         )
         # A state may be a view of the chunk's activations, and would keep them alive.
         return loss, copy_state(state)
@@ -59,10 +63,39 @@ def chunked_loss(
     return torch.stack(losses).sum(), state
 
 
-def _recomputed(chunk: Any, part: slice, state: ModelState | None) -> tuple[Tensor, ModelState]:
+@torch.no_grad()
+def chunked_token_losses(
+    losses_of_piece: Callable[..., tuple[Tensor, ModelState]], chunk_len: int, tokens: Tensor,
+    targets: Tensor, state: ModelState | None, *, reset: Tensor | None, head_rows: int | None,
+) -> tuple[Tensor, ModelState]:
+    """The cross entropy of every target, [B, T], and the state after the row; no gradients.
+
+    losses_of_piece: `RWKV.token_losses` for pieces of up to `chunk_len` tokens.
+    """
+    losses = []
+    for part in _parts(tokens.shape[1], chunk_len):
+        loss, state = losses_of_piece(
+            tokens[:, part], targets[:, part], state,
+            reset=None if reset is None else reset[:, part], head_rows=head_rows,
+        )
+        state = copy_state(state)
+        losses.append(loss)
+    assert state is not None, "a row has at least one token"
+    return torch.cat(losses, 1), state
+
+
+def _recomputed(
+    chunk: Callable[..., tuple[Tensor, ModelState]], part: slice, state: ModelState | None
+) -> tuple[Tensor, ModelState]:
     if not torch.is_grad_enabled():
-        return chunk(part, state)
-    return checkpoint(chunk, part, state, use_reentrant=False)
+        return chunk(part, state, recomputed=False)
+    calls = count()
+
+    def run() -> tuple[Tensor, ModelState]:
+        # The first call is followed by another one, which the backward pass makes.
+        return chunk(part, state, recomputed=next(calls) == 0)
+
+    return checkpoint(run, use_reentrant=False)
 
 
 def _parts(length: int, chunk_len: int) -> Iterator[slice]:

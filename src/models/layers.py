@@ -41,11 +41,13 @@ class Head(Linear):
         extra_logits: Tensor | None = None,
         rows: int | None = None,
         per_token: bool = False,
+        recomputed: bool = False,
     ) -> Tensor:
         """Logits [B, T, V], or with `targets` [B, T] the loss of `ops.head_loss`.
 
         extra_logits: [B, T, V], added to W x.
         per_token: every token's own loss [B, T], without gradients.
+        recomputed: see `ops.head_loss`.
         """
         if per_token:
             assert targets is not None and mask is None, "losses of all targets"
@@ -56,6 +58,7 @@ class Head(Linear):
             return head_loss(
                 x, self.weight, targets,
                 mask=mask, total=total, extra_logits=extra_logits, rows=rows,
+                recomputed=recomputed,
             )
         logits = super().forward(x)
         return logits if extra_logits is None else logits + extra_logits

@@ -135,6 +135,17 @@ def test_without_gradients_the_loss_is_that_of_the_whole_row(version):
     assert_close("loss", found, expected, 1e-12)
 
 
+@every_version
+def test_the_losses_of_all_tokens_are_those_of_the_whole_row(version):
+    tokens, targets, _, reset = rows()
+    model = tiny_model(version).double()
+    expected, end = model.token_losses(tokens, targets, reset=reset)
+    model.chunk_len = 6
+    found, state = model.token_losses(tokens, targets, reset=reset)
+    assert_close("losses", found, expected, 1e-12)
+    assert_close("state", state[1].att_shift, end[1].att_shift, 1e-12)
+
+
 def test_a_row_without_any_weight_has_loss_0():
     tokens, targets, mask, _ = rows()
     model = tiny_model("6")

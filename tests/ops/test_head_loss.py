@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from src.errors import BackendError
 from src.ops import head_loss as module
-from src.ops.head_loss import head_loss
+from src.ops.head_loss import head_loss, sliced
 from src.ops.head_loss.reference import head_loss_reference
 from tests.helpers import relative_rms
 
@@ -166,6 +166,31 @@ def test_without_gradients_only_the_loss_is_computed():
     with torch.no_grad():
         loss = head_loss(x, weight, targets, rows=3)
     assert not loss.requires_grad and loss.item() == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_call_that_will_be_repeated_computes_the_loss_alone(mask, monkeypatch):
+    x, weight, extra, targets = inputs()
+    given = {"mask": MASKS[mask], "extra_logits": extra, "rows": 3}
+    expected = head_loss(x, weight, targets, **given)
+    saved = []
+
+    def note(tensor):
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        head_loss(x, weight, targets, **given)
+        usual, saved[:] = saved[:], []
+        with monkeypatch.context() as patch:
+            patch.setattr(sliced, "_add_gradients", None)
+            loss = head_loss(x, weight, targets, recomputed=True, **given)
+    assert torch.equal(loss, expected)
+    # what checkpointing compares, in no memory
+    assert [(t.shape, t.dtype) for t in saved] == [(t.shape, t.dtype) for t in usual]
+    assert sum(t.untyped_storage().nbytes() for t in saved) == 4 * 8
+    # never a wrong number in place of a gradient
+    assert all(g.isnan().all() for g in torch.autograd.grad(loss, (x, weight, extra)))
 
 
 def test_a_second_backward_gives_the_same_gradients():

@@ -38,6 +38,7 @@ def head_loss(
     total: float | None = None,
     extra_logits: Tensor | None = None,
     rows: int | None = None,
+    recomputed: bool = False,
 ) -> Tensor:
     """The scalar loss in fp32 (fp64 for fp64 inputs), differentiable once.
 
@@ -49,6 +50,8 @@ def head_loss(
         weights that are all zero the loss is 0.
     extra_logits: [B, T, V] added to the logits, or None; gets a gradient of its own.
     rows: tokens per slice; None takes about 64 MiB of fp32 logits.
+    recomputed: activation checkpointing will make this call again before its backward pass: now
+        only the loss is computed, and a backward pass that comes all the same gives NaN.
 
     Gradients flow to x, weight and extra_logits where they ask for one. Raises BackendError when an
     argument does not fit.
@@ -60,7 +63,7 @@ def head_loss(
         enabled and tensor is not None and tensor.requires_grad
         for tensor in (x, weight, extra_logits)
     )
-    plan = Plan(_rows(x, weight, rows), matmul_dtype, wants, total)
+    plan = Plan(_rows(x, weight, rows), matmul_dtype, wants, total, recomputed)
     with without_autocast(x.device):
         return SlicedHeadLoss.apply(
             x.flatten(0, 1),

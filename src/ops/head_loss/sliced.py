@@ -24,6 +24,8 @@ class Plan(NamedTuple):
     """whether gradients of x, weight and extra logits are needed"""
     total: float | None
     """what the sum over tokens is divided by; None: the sum of the mask"""
+    recomputed: bool = False
+    """the gradients are left to a second call, and only their shapes are saved"""
 
 
 class SlicedHeadLoss(torch.autograd.Function):
@@ -52,6 +54,7 @@ class SlicedHeadLoss(torch.autograd.Function):
             # With nothing to learn from, the loss is 0 and not 0 / 0.
             total = counts.sum()
             total = torch.where(total > 0, total, 1)
+        now = any(plan.wants) and not plan.recomputed
         grads = _empty_gradients(x, weight, extra, plan)
         operand = weight.to(plan.matmul_dtype)
         loss = total.new_zeros(())
@@ -62,8 +65,8 @@ class SlicedHeadLoss(torch.autograd.Function):
             if extra is not None:
                 logits += extra[part]
             count = None if counts is None else counts[part]
-            loss += _to_gradient(logits, targets[part], count, any(plan.wants))
-            if any(plan.wants):
+            loss += _to_gradient(logits, targets[part], count, now)
+            if now:
                 _add_gradients(grads, part, logits, inputs, operand, plan)
         ctx.save_for_backward(total, *grads)
         ctx.dtypes = (x.dtype, weight.dtype, None if extra is None else extra.dtype)
@@ -87,12 +90,23 @@ def _empty_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     wants_x, wants_weight, wants_extra = plan.wants
     dtype = compute_dtype(plan.matmul_dtype)
+    empty, zeros = torch.empty_like, torch.zeros_like
+    if plan.recomputed:
+        empty = zeros = _placeholder
     return (
-        torch.empty_like(x, dtype=plan.matmul_dtype) if wants_x else None,
+        empty(x, dtype=plan.matmul_dtype) if wants_x else None,
         # fp32 whatever the weight's dtype, since the slices are summed in it
-        torch.zeros_like(weight, dtype=dtype) if wants_weight else None,
-        torch.empty_like(extra) if wants_extra and extra is not None else None,
+        zeros(weight, dtype=dtype) if wants_weight else None,
+        empty(extra, dtype=extra.dtype) if wants_extra and extra is not None else None,
     )
+
+
+def _placeholder(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """NaN in the shape of `like`, in the memory of one number.
+
+    Checkpointing compares what both calls save by shape and dtype.
+    """
+    return like.new_full((), torch.nan, dtype=dtype).expand_as(like)
 
 
 def _to_gradient(
