@@ -81,6 +81,7 @@ class WorldTrie:
         """
         data = np.frombuffer(content, np.uint8)
         assert len(ends) == len(checked) == len(sizes) and sizes.sum() == len(ids), "lengths"
+        assert ids.max(initial=0) + 1 < len(self._token_starts), "an id outside the vocabulary"
         text = self._library.first_inexact(
             _address(self._token_bytes), _address(self._token_starts), _address(data),
             _address(ends), _address(checked), len(ends), _address(ids), _address(sizes),
