@@ -29,6 +29,7 @@ from src.data.encode import OnError, Verify
 from src.data.inputs import Piece, default_prefix, find_inputs, pieces, total_bytes
 from src.data.manifest import Manifest
 from src.data.outputs import MadeFrom, already_made, anything_there, made_from
+from src.data.progress import shown_while_written
 from src.data.selection import Arrangement, LeftOut, divide, keep
 from src.data.shards import Batches, Describe, OutputWriter, write_empty, write_outputs
 from src.data.token_store import Spool, TokenStore, read_weighted
@@ -149,6 +150,11 @@ def arrange(
     training: Batches = (
         batch for order in orders for batch in read_weighted(store, weights, order)
     )
+    kept_tokens, held_out_tokens = (
+        int(store.sizes[numbers].sum(dtype=np.int64)) for numbers in (kept, held_out)
+    )
+    total = wanted.repeats * (kept_tokens - held_out_tokens)
+    training = shown_while_written(training, total)
     parts = dict(zip(prefixes, [training, read_weighted(store, weights, held_out)]))
     masked = weights is not None
     return write_outputs(parts, store.dtype, shard_tokens, describe, masked=masked), left_out

@@ -2,8 +2,9 @@
 //
 // The vocabulary is a trie in one array (a "double array" whose second array is the label byte):
 // the child of node s by byte c lies at s.base + c, and is there if that entry is labelled c. This
-// is unambiguous because no two nodes have the same base. 8 bytes an entry, 2 MB in all, so that
-// the walk stays in the processor's second-level cache.
+// is unambiguous because no two nodes have the same base. 8 bytes an entry, 1.1 MB in all, so that
+// the walk stays in the processor's second-level cache. Walking several texts side by side without
+// branches was a third slower (2026-11-20).
 
 #include <algorithm>
 #include <array>
