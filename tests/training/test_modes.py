@@ -1,0 +1,205 @@
+"""Every way to train, for every version, on one process and cut by ZeRO: README's table.
+
+One process trains without interruption; that run is what all cells of a row are held to. A pair of
+processes serves all cells that need two, because starting one takes seconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import train
+from src.data.binidx import Binidx
+from tests.training import modes
+from tests.training.mode_worker import Pair
+from tests.training.modes import EXCLUDED, MODES, STRATEGIES, VERSIONS, Excluded, Mode
+from tests.training.runs import ROOT, assert_same_weights, losses, weights
+
+pytestmark = pytest.mark.slow
+
+# 4 samples a step; the first of two mini-epochs is saved after half of the 4 or more steps.
+SMALL = {
+    "n_layer": 2, "n_embd": 32, "ctx_len": 16, "exit_tokens": 4 * 64, "epoch_steps": 2,
+    "epoch_save": 1, "lr_init": "2e-3", "lr_final": "2e-4", "warmup_steps": 1,
+    "weight_decay": 0.1, "grad_clip": 0.5, "accelerator": "cpu", "precision": "fp32",
+    "num_workers": 0, "plot": 0, "wkv_backend": "chunked", "enable_progress_bar": 0,
+}
+
+
+class Runs:
+    """Runs of the modes in one folder; the runs of one process are kept for their row."""
+
+    def __init__(self, folder: Path, corpus: Path) -> None:
+        self.folder = folder
+        self.pair = Pair(folder)
+        self._corpus = corpus
+        self._bases: dict[str, dict[str, Tensor]] = {}
+        self._whole: dict[tuple[str, str], Path] = {}
+        self._masked: Path | None = None
+
+    def whole(self, mode: Mode, version: str) -> Path:
+        """Folder of the uninterrupted run of one process."""
+        key = (mode.key, version)
+        if key not in self._whole:
+            self._whole[key] = self.trained(mode, version, "1", "whole")
+        return self._whole[key]
+
+    def trained(self, mode: Mode, version: str, strategy: str, name: str) -> Path:
+        """Folder of a new run to its end."""
+        folder = self.folder / f"{mode.key}-{version}-{strategy}-{name}"
+        folder.mkdir()
+        if mode.prepare is not None:
+            mode.prepare(self.base(version), folder)
+        self.train(mode, version, strategy, folder)
+        return folder
+
+    def resumed(self, mode: Mode, version: str, strategy: str, begun: Path) -> Path:
+        """Folder of a run that goes on from the first saved mini-epoch of `begun`."""
+        folder = begun.with_name(f"{begun.name}-resumed")
+        shutil.copytree(begun, folder)
+        for path in folder.glob("rwkv-*"):
+            if path.stem not in ("rwkv-init", "rwkv-0"):
+                path.unlink()
+        (folder / "metrics.jsonl").unlink()
+        self.train(mode, version, strategy, folder)
+        return folder
+
+    def train(self, mode: Mode, version: str, strategy: str, folder: Path) -> None:
+        argv = self.argv(folder, version, {**mode.flags, **self.share(mode, strategy)})
+        if strategy == "1":
+            assert train.main(argv) == 0
+            return
+        statuses, printed = self.pair.run(argv)
+        assert statuses == [0, 0], printed
+
+    @staticmethod
+    def share(mode: Mode, strategy: str) -> dict[str, object]:
+        """The strategy's flags, its micro batch so that a step has 4 samples in every mode."""
+        flags = dict(STRATEGIES[strategy])
+        flags["micro_bsz"] //= mode.flags.get("accumulate_grad_batches", 1)
+        return flags
+
+    def argv(self, folder: Path, version: str, flags: dict[str, object]) -> list[str]:
+        heads = {} if version == "4" else {"head_size": 32}
+        values = {"proj_dir": folder, "data_file": self._corpus, "rwkv_version": version, **SMALL,
+                  **heads, **flags}
+        words = []
+        for key, value in values.items():
+            if isinstance(value, str):
+                masked = self.masked() if "{masked}" in value else None
+                value = value.format(folder=folder, data=self._corpus, masked=masked)
+            words += [f"--{key}", str(value)]
+        return words
+
+    def base(self, version: str) -> dict[str, Tensor]:
+        """Weights of a base model in bf16, as published models are."""
+        if version not in self._bases:
+            folder = self.folder / f"base-{version}"
+            assert train.main(self.argv(folder, version, {"train_stage": 1, "devices": 1})) == 0
+            self._bases[version] = {
+                name: value.bfloat16() for name, value in weights(folder / "rwkv-init.pth").items()
+            }
+        return self._bases[version]
+
+    def masked(self) -> Path:
+        """The corpus with a mask that counts two tokens of three."""
+        if self._masked is None:
+            folder = self.folder / "masked"
+            folder.mkdir()
+            for ending in ("bin", "idx", "manifest.json"):
+                shutil.copy(f"{self._corpus}.{ending}", folder)
+            self._masked = folder / self._corpus.name
+            tokens = Binidx(self._masked).tokens
+            mask = (np.arange(tokens) % 3 > 0).astype(np.uint8)
+            Path(f"{self._masked}.mask").write_bytes(mask.tobytes())
+        return self._masked
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[Runs]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    runs = Runs(tmp_path_factory.mktemp("modes"), corpus)
+    yield runs
+    runs.pair.close()
+    torch.set_num_threads(threads)
+
+
+CELLS = [
+    pytest.param(mode, version, strategy, id=f"{mode.key}-{version}-{strategy}")
+    for mode in MODES for version in VERSIONS for strategy in STRATEGIES
+    if version not in mode.refused
+]
+
+
+@pytest.mark.parametrize(("mode", "version", "strategy"), CELLS)
+def test_cell(runs: Runs, mode: Mode, version: str, strategy: str):
+    whole = runs.whole(mode, version)
+    expected = losses(whole)
+    assert len(expected) >= 4 and all(torch.isfinite(torch.tensor(list(expected.values()))))
+    run = whole if strategy == "1" else runs.trained(mode, version, strategy, "whole")
+    assert losses(run) == pytest.approx(expected, rel=1e-4)
+    begun, final = start_of(whole), weights(whole / "rwkv-final.pth")
+    for name, value in weights(run / "rwkv-final.pth").items():
+        moved = (final[name] - begun.get(name, torch.zeros(()))).norm()
+        assert (value - final[name]).norm() <= mode.rounding * moved + 1e-6 * final[name].norm(), name
+    resumed = runs.resumed(mode, version, strategy, run)
+    later = {step: loss for step, loss in losses(run).items() if step in losses(resumed)}
+    assert losses(resumed) == later and 0 < len(later) < len(expected)
+    assert_same_weights(resumed / "rwkv-final.pth", run / "rwkv-final.pth")
+    assert mode.key != "pretrain" or any(
+        not torch.equal(value, begun[name]) for name, value in final.items()
+    )
+
+
+def start_of(run: Path) -> dict[str, Tensor]:
+    """The weights the run started from, as far as a file has them."""
+    path = run / "rwkv-init.pth"
+    return weights(path) if path.exists() else {}
+
+
+REFUSALS = [
+    pytest.param(mode, version, why, id=f"{mode.key}-{version}")
+    for mode in MODES for version, why in mode.refused.items()
+]
+
+
+@pytest.mark.parametrize(("mode", "version", "why"), REFUSALS)
+def test_a_version_that_cannot_is_refused(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: Mode, version: str,
+    why: str,
+):
+    if mode.prepare is not None:
+        mode.prepare(runs.base(version), tmp_path)
+    before = set(tmp_path.iterdir())
+    capsys.readouterr()
+    assert train.main(runs.argv(tmp_path, version, {**mode.flags, "devices": 1})) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and why in line, line
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("excluded", EXCLUDED, ids=lambda excluded: excluded.name)
+def test_what_excludes_each_other_is_refused(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], excluded: Excluded
+):
+    torch.save(runs.base("6"), tmp_path / "rwkv-init.pth")
+    capsys.readouterr()
+    assert train.main(runs.argv(tmp_path, "6", {**excluded.flags, "devices": 1})) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1, line
+    assert all(word in line for word in excluded.words), line
+    assert [path.name for path in tmp_path.iterdir()] == ["rwkv-init.pth"]
+
+
+def test_the_table_in_the_readme_is_this_list():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert modes.BEGIN in text and modes.END in text
+    assert text == modes.with_table(text), "run python -m tests.training.modes"
