@@ -29,11 +29,12 @@ BEGIN, END = "<!-- modes: python -m tests.training.modes -->\n", "<!-- end of mo
 class Mode:
     """One way to train; its cells are all versions under all strategies.
 
-    name: in the table; key: in the tests' names. shown: the flags in the table, those of `flags`
-    when None. flags: added to a small run; {data} is the corpus, {folder} the run's.
+    name, shown: what the table says; key: in the tests' names.
+    flags: added to a small run; {data}, {masked}: the corpus; {folder}: the run's.
     prepare: writes what the run starts from, given a base model's weights and the run's folder.
-    refused: version -> words of the reason. rounding: by how much of its way a weight may miss
-    that of one process; a last bit of the gradient may show after Muon, which computes in bf16.
+    first: flags of a run before, of one process.
+    rounding: by how much of its way a weight may miss that of one process; a last bit of the
+    gradient may show after Muon, which computes in bf16.
     """
 
     key: str
@@ -41,15 +42,13 @@ class Mode:
     flags: dict[str, object] = field(default_factory=dict)
     shown: str | None = None
     prepare: Callable[[dict[str, Tensor], Path], None] | None = None
-    refused: dict[str, str] = field(default_factory=dict)
+    first: dict[str, object] | None = None
     rounding: float = 5e-3
 
     @property
     def command(self) -> str:
         """The flags as the table shows them."""
-        if self.shown is not None:
-            return self.shown
-        return " ".join(f"--{name} {value}" for name, value in self.flags.items())
+        return "" if self.shown is None else f"`{self.shown}`"
 
 
 @dataclass(frozen=True)
@@ -71,25 +70,37 @@ def _incomplete_safetensors(base: dict[str, Tensor], folder: Path) -> None:
     save_file(kept, folder / "base.safetensors")
 
 
+def _as_small(base: dict[str, Tensor], folder: Path) -> None:
+    torch.save(base, folder / "small.pth")
+
+
 MODES = (
     Mode("pretrain", "Pretrain"),
-    Mode("finetune", "Finetune", prepare=_as_init, shown="`PROJ_DIR/rwkv-init.pth`"),
+    Mode("finetune", "Finetune", prepare=_as_init, shown="PROJ_DIR/rwkv-init.pth"),
     Mode("partial", "Finetune an incomplete file", prepare=_incomplete_safetensors,
          flags={"load_model": "{folder}/base.safetensors", "load_partial": 1},
          shown="--load_model FILE.safetensors --load_partial 1"),
     Mode("states", "Tune initial states", prepare=_as_init,
          flags={"train_type": "states", "load_partial": 1, "lr_init": 1, "lr_final": 0.01},
-         shown="--train_type states --load_partial 1",
-         refused={"4": "RWKV-4 has no initial state"}),
+         shown="--train_type states --load_partial 1"),
+    Mode("lora", "Low-rank adapters", prepare=_as_init,
+         flags={"train_type": "lora", "lora_r": 4, "lora_train": "ln"},
+         shown="--train_type lora --lora_r r"),
+    Mode("transfer", "Start from a smaller model", prepare=_as_small,
+         first={"train_stage": 1, "load_model": "{folder}/small.pth", "n_layer": 3, "n_embd": 64},
+         flags={"n_layer": 3, "n_embd": 64},
+         shown="--train_stage 1 --load_model SMALL.pth, then without"),
     Mode("masks", "Loss masks", flags={"data_file": "{masked}", "loss_mask": "on"},
          shown="--loss_mask on"),
-    Mode("documents", "Reset at documents", flags={"reset_at_documents": 1}),
+    Mode("documents", "Reset at documents", flags={"reset_at_documents": 1},
+         shown="--reset_at_documents 1"),
     Mode("chunks", "Long context in chunks", flags={"chunk_len": 6},
          shown="--chunk_len N"),
     Mode("windows", "Truncated backpropagation",
          flags={"chunk_len": 4, "bptt_chunks": 2, "epoch_steps": 4},
          shown="--chunk_len N --bptt_chunks k"),
-    Mode("muon", "Muon", flags={"optimizer": "muon"}, rounding=3e-2),
+    Mode("muon", "Muon", flags={"optimizer": "muon"},
+         shown="--optimizer muon", rounding=3e-2),
     Mode("recompute", "Activation checkpointing, accumulation",
          flags={"grad_cp": 1, "accumulate_grad_batches": 2},
          shown="--grad_cp 1 --accumulate_grad_batches n"),
@@ -97,6 +108,8 @@ MODES = (
 EXCLUDED = (
     Excluded("states-muon", {"train_type": "states", "optimizer": "muon"}, ("muon", "states"),
              "Muon orthogonalises matrices; initial states are none"),
+    Excluded("lora-muon", {"train_type": "lora", "optimizer": "muon"}, ("muon", "lora"),
+             "Muon orthogonalises whole matrices, which stay as they are"),
     Excluded("states-windows",
              {"train_type": "states", "chunk_len": 4, "bptt_chunks": 2}, ("bptt_chunks", "states"),
              "only the first window of a row starts from the trained state"),
@@ -115,11 +128,8 @@ def table() -> str:
     """README's table, Markdown."""
     columns = [f"RWKV-{version}" for version in VERSIONS]
     lines = [f"| mode | flags | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
-    works = ", ".join(STRATEGIES)
-    for mode in MODES:
-        cells = ["refused" if version in mode.refused else works for version in VERSIONS]
-        flags = mode.command if mode.command.startswith("`") else f"`{mode.command}`"
-        lines.append(f"| {mode.name} | {'' if flags == '``' else flags} | {' | '.join(cells)} |")
+    cells = " | ".join([", ".join(STRATEGIES)] * len(VERSIONS))
+    lines += [f"| {mode.name} | {mode.command} | {cells} |" for mode in MODES]
     lines += [
         "",
         "1: one process; Z2, Z3: two processes under DeepSpeed's ZeRO 2 and 3; all on a CPU. Each"
@@ -129,9 +139,6 @@ def table() -> str:
         "and going on from its middle ends with the same bits. What is refused, with the reason:",
         "",
     ]
-    for mode in MODES:
-        lines += [f"* `{mode.command}` for RWKV-{version}: {why}."
-                  for version, why in mode.refused.items()]
     for excluded in EXCLUDED:
         flags = " ".join(f"--{name} {value}" for name, value in excluded.flags.items())
         lines.append(f"* `{flags}`: {excluded.why}.")
