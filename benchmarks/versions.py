@@ -24,9 +24,10 @@ CTX_LEN = 256
 BATCH = 8
 
 
-def measure(version: str, prefix: Path, folder: Path, options: argparse.Namespace) -> dict:
-    """One run; its figures."""
-    out = folder / f"v{version}"
+def measure(
+    version: str, prefix: Path, out: Path, options: argparse.Namespace, *extra: str
+) -> dict:
+    """One run in the folder `out` with `extra` flags; its figures."""
     began = time.perf_counter()
     status = train.main([
         "--proj_dir", str(out), "--data_file", str(prefix), "--val_data_file", f"{prefix}_val",
@@ -36,7 +37,7 @@ def measure(version: str, prefix: Path, folder: Path, options: argparse.Namespac
         str(max(1, options.steps // 5)), "--epoch_save", "0", "--lr_init", "2e-3", "--lr_final",
         "2e-4", "--warmup_steps", "10", "--weight_decay", "0.001", "--adam_eps", "1e-18",
         "--accelerator", "cpu", "--precision", "fp32", "--random_seed", "1", "--plot", "0",
-        "--enable_progress_bar", "0", "--wkv_backend", options.backend,
+        "--enable_progress_bar", "0", "--wkv_backend", options.backend, *extra,
     ])
     assert status == 0, f"RWKV-{version} ended with status {status}"
     records = read_metrics(out)
@@ -58,22 +59,33 @@ def _size(shape: tuple[int, ...]) -> int:
     return count
 
 
-def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser(description: str) -> argparse.ArgumentParser:
+    """The flags of a comparison: how much text, how large a model, how many steps."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--megabytes", type=float, default=1.0)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--backend", default="auto")
-    options = parser.parse_args()
+    return parser
+
+
+def make_pair(folder: Path, megabytes: float) -> Path:
+    """Prefix of a pair of so many megabytes of text, with its held-out part beside it."""
+    text, prefix = folder / "text.jsonl", folder / "text"
+    make_corpus([str(text), "--max_megabytes", str(megabytes)])
+    make_data([str(text), "1", str(CTX_LEN), "--output", str(prefix), "--tokenizer", "bytes",
+               "--seed", "1", "--validation", "0.05"])
+    return prefix
+
+
+def main() -> None:
+    """See the module's docstring."""
+    options = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text, prefix = folder / "text.jsonl", folder / "text"
-        make_corpus([str(text), "--max_megabytes", str(options.megabytes)])
-        make_data([str(text), "1", str(CTX_LEN), "--output", str(prefix), "--tokenizer", "bytes",
-                   "--seed", "1", "--validation", "0.05"])
-        rows = {v: measure(v, prefix, folder, options) for v in "4567"}
+        prefix = make_pair(folder, options.megabytes)
+        rows = {v: measure(v, prefix, folder / f"v{v}", options) for v in "4567"}
         entropy = unigram_entropy(f"{prefix}_val")
     tokens = options.steps * CTX_LEN * BATCH
     print(f"\n{options.layers} layers, width {options.width}, {tokens:,} byte tokens of "
