@@ -60,7 +60,7 @@ def plain_library(source: Path, cache: Path | None = None) -> Path:
     that is impossible.  Several processes may ask at once: whoever finishes last replaces equals.
     """
     if os.name != "posix":
-        raise BackendError("it is built on Linux and macOS only")
+        raise BackendError(f"{source.name} is built on Linux and macOS only")
     try:
         folder = cache or cache_folder()
         compiler = find_cpp_path()

@@ -44,7 +44,6 @@ class WorldTrie:
         )
         assert used > 0, "the vocabulary does not fit into the trie"
         self._trie = trie[: (used + _LABELS) * _ENTRY_BYTES].copy()
-        self._ids = np.zeros(0, np.uint16)
 
     def encode(
         self, content: bytes, ends: npt.NDArray[np.int64], closed: npt.NDArray[np.bool_]
@@ -56,16 +55,14 @@ class WorldTrie:
         """
         data = np.frombuffer(content, np.uint8)
         assert len(ends) == len(closed) and (ends[-1] if len(ends) else 0) == len(data), "lengths"
-        most = len(data) + len(ends)
-        if len(self._ids) < most:
-            # Kept between calls: fresh memory costs a tenth of the time of filling it.
-            self._ids = np.empty(most, np.uint16)
+        ids = np.empty(len(data) + len(ends), np.uint16)
         sizes = np.empty(len(ends), np.int64)
         total = self._library.encode_texts(
             _address(self._trie), _address(data), _address(ends), _address(closed), len(ends),
-            _address(self._ids), _address(sizes),
+            _address(ids), _address(sizes),
         )
-        return self._ids[:total].copy(), sizes
+        # A copy, because the array is several times as large as what is used of it.
+        return ids[:total].copy(), sizes
 
     def first_inexact(
         self,
