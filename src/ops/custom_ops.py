@@ -30,9 +30,9 @@ CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CUDA_HEAD_SIZES = (32, 64, 128, 256)
 CUDA_CAPABILITY = (8, 0)
 CHUNKS_HEAD_SIZE = 64
-# Shared memory that a block needs: heads of 256 channels, and the chunked kernels.
-LARGE_HEAD_SHARED_BYTES = 170 * 1024
-CHUNKS_SHARED_BYTES = 106 * 1024
+# Shared memory that a block needs, to the KiB: the largest heads, and the chunked kernels.
+LARGE_HEAD_SHARED_BYTES = {"wkv5": 170 << 10, "wkv6": 170 << 10, "wkv7": 171 << 10}
+CHUNKS_SHARED_BYTES = {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 107 << 10}
 
 # From v's shape and the number of states kept.
 Shape = Callable[[Sequence[int], int], tuple[int, ...]]
@@ -165,9 +165,9 @@ def _card_too_small(call: Call) -> Refusal | None:
             f"its CUDA kernels need compute capability {CUDA_CAPABILITY[0]}.{CUDA_CAPABILITY[1]}, "
             f"and {properties.name} has {properties.major}.{properties.minor}"
         )
-    needed = CHUNKS_SHARED_BYTES if call.kernel == "chunks" else 0
+    needed = CHUNKS_SHARED_BYTES[call.op] if call.kernel == "chunks" else 0
     if call.op != "wkv4" and call.head_size == max(CUDA_HEAD_SIZES):
-        needed = LARGE_HEAD_SHARED_BYTES
+        needed = LARGE_HEAD_SHARED_BYTES[call.op]
     if properties.shared_memory_per_block_optin < needed:
         return Refusal(
             f"this kernel needs {needed >> 10} KiB of shared memory a block, and "

@@ -63,6 +63,10 @@ def test_it_equals_the_token_loop_for_several_rows_and_heads(op):
     check(make_case(op, 3, 70, 5, 8, reset=True), limit=1e-11)
 
 
+def test_it_equals_the_token_loop_for_forty_heads(op):
+    check(make_case(op, 4, 17, 10, 32), torch.float32)
+
+
 @pytest.mark.parametrize("time", [1, 65, 130])
 def test_it_is_as_exact_as_fp32_allows(op, time):
     check(make_case(op, 2, time, 2, 64, reset=True), torch.float32)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import TOLERANCE, assert_close, relative_rms
-from tests.ops.native_cases import OPS, Case, call, make_case, require_native, run, sums
+from tests.ops.native_cases import INPUTS, OPS, Case, call, make_case, require_native, run, sums
 
 
 @pytest.fixture(params=OPS)
@@ -188,16 +188,27 @@ def test_documents_packed_with_resets_equal_separate_runs(op):
         assert packed[f"g{name}"].abs().max() == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     op=st.sampled_from(OPS),
     batch=st.integers(1, 3),
-    time=st.integers(1, 30),
+    time=st.integers(1, 70),
     heads=st.integers(1, 3),
     size=st.integers(1, 70),
-    seed=st.integers(0, 2**31),
+    w=st.floats(-40, 120),
+    spread=st.floats(0, 8),
+    scale=st.floats(0.1, 50),
     reset=st.booleans(),
+    dtype=st.sampled_from((torch.float64, torch.float32)),
+    seed=st.integers(0, 2**31),
 )
-def test_it_agrees_on_arbitrary_shapes_and_values(op, batch, time, heads, size, seed, reset):
+def test_it_agrees_on_arbitrary_shapes_and_values(
+    op, batch, time, heads, size, w, spread, scale, reset, dtype, seed
+):
     require_native(op)
-    check(make_case(op, batch, time, heads, size, seed=seed, reset=reset), torch.float64)
+    case = make_case(op, batch, time, heads, size, seed=seed, reset=reset)
+    changes = {"w": w + spread * case.inputs["w"].sigmoid()}
+    changes |= {name: case.inputs[name] * scale for name in INPUTS[op] if name in "rkv"}
+    if op == "wkv4":
+        changes["k"] = case.inputs["k"] * min(scale, 5.0)
+    check(case.with_inputs(**changes), dtype)

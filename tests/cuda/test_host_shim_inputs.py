@@ -1,0 +1,173 @@
+"""The CUDA kernels on the CPU, over the lengths, heads and values that calls may have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from src.ops.custom_ops import CHUNKS_SHARED_BYTES, LARGE_HEAD_SHARED_BYTES
+from src.ops.wkv4 import reference
+from tests.cuda.host_kernels import AUTO, CHUNKS, FULL, WIDE, HostKernels, KernelError
+from tests.cuda.problems import (
+    INTERFACES,
+    MATRIX_OPS,
+    TF32_ERROR,
+    Problem,
+    Shape,
+    assert_results_match,
+    expected_results,
+    kernel_results,
+    make_problem,
+)
+
+# Operators with the kernel, and what its operands bring along; chunks serve half precision alone.
+KERNELS = {
+    "scan": (FULL, tuple(INTERFACES), torch.float32, 0.0),
+    "wide": (WIDE, tuple(INTERFACES), torch.float32, 0.0),
+    "chunks": (CHUNKS, MATRIX_OPS, torch.bfloat16, TF32_ERROR),
+}
+KERNELS_OF_OPS = [(op, name) for name, (_, ops, *_) in KERNELS.items() for op in ops]
+
+every_kernel = pytest.mark.parametrize("op, kernel", KERNELS_OF_OPS)
+
+
+def keep_every(op: str) -> int:
+    """Tokens between kept states, as `src/ops/<op>/native.py` asks."""
+    return 16 if op == "wkv4" else 64
+
+
+def check(kernels: HostKernels, problem: Problem, kernel: str, slack: float = 1.0) -> None:
+    """Fails unless every result of the kernel agrees with the fp64 reference.
+
+    slack: how much more than usual the operands' own error may weigh.
+    """
+    split, _, _, operand_error = KERNELS[kernel]
+    found = kernel_results(kernels, problem, split, keep_every=keep_every(problem.op))
+    assert_results_match(found, expected_results(problem), slack * operand_error)
+
+
+def size_for(kernel: str) -> int:
+    """The smallest head that the kernel serves."""
+    return 64 if kernel == "chunks" else 32
+
+
+@every_kernel
+@pytest.mark.parametrize("time", (16, 63, 64, 65, 500))
+def test_kernels_equal_the_reference_at_long_and_at_even_lengths(host_kernels, op, kernel, time):
+    problem = make_problem(op, Shape(1, time, 1, size_for(kernel)), KERNELS[kernel][2], seed=time)
+    check(host_kernels(op), problem, kernel)
+
+
+@every_kernel
+def test_kernels_equal_the_reference_for_forty_heads(host_kernels, op, kernel):
+    problem = make_problem(op, Shape(4, 5, 10, size_for(kernel)), KERNELS[kernel][2])
+    check(host_kernels(op), problem, kernel)
+
+
+@every_kernel
+@pytest.mark.parametrize("scale", (0.0, 1000.0), ids=("zero", "large"))
+def test_kernels_serve_zero_and_large_inputs(host_kernels, op, kernel, scale):
+    problem = make_problem(op, Shape(1, 40, 1, size_for(kernel)), KERNELS[kernel][2])
+    # wkv4 exponentiates k: 10 sigma is e^30. The recurrences of the others are linear in k and v.
+    problem.inputs["k"].mul_(min(scale, 10.0) if op == "wkv4" else scale)
+    problem.inputs["v"].mul_(scale)
+    check(host_kernels(op), problem, kernel)
+
+
+@every_kernel
+@pytest.mark.parametrize("cut", (1, 16, 37))
+def test_a_sequence_in_two_launches_equals_the_whole(host_kernels, op, kernel, cut):
+    """Forwards the state passes on, backwards its gradient, as autograd does between two calls."""
+    kernels, time = host_kernels(op), 40
+    problem = make_problem(
+        op, Shape(1, time, 1, size_for(kernel)), KERNELS[kernel][2], with_reset=False
+    )
+    split, every = KERNELS[kernel][0], keep_every(op)
+    whole = expected_results(problem)
+    first, second = part_of(problem, 0, cut), part_of(problem, cut, time)
+    state = final_state_of(kernels, first, split, every)
+    later = kernel_results(kernels, second._replace(state=state), split, keep_every=every)
+    first = first._replace(gfinal_state=later["gstate"])
+    earlier = kernel_results(kernels, first, split, keep_every=every)
+    found = {"gstate": earlier["gstate"], "final_state": later["final_state"]}
+    for name in whole.keys() - found.keys():
+        is_sequence = whole[name].shape[:2] == (1, time)
+        pair = (earlier[name], later[name])
+        found[name] = torch.cat(pair, 1) if is_sequence else pair[0] + pair[1]
+    assert_results_match(found, whole, KERNELS[kernel][3])
+
+
+def part_of(problem: Problem, begin: int, end: int) -> Problem:
+    """The problem's tokens [begin, end)."""
+    time = problem.shape.time
+    return problem._replace(
+        shape=problem.shape._replace(time=end - begin),
+        inputs={
+            name: x[:, begin:end].contiguous() if x.shape[:2] == (1, time) else x
+            for name, x in problem.inputs.items()
+        },
+        gy=problem.gy[:, begin:end].contiguous(),
+    )
+
+
+def final_state_of(
+    kernels: HostKernels, problem: Problem, split: int, every: int
+) -> torch.Tensor:
+    """The state that the forward kernel leaves, as it leaves it: wkv4's with its scale."""
+    if problem.op != "wkv4":
+        return kernel_results(kernels, problem, split, keep_every=every)["final_state"]
+    parts = reference.run(
+        *problem.inputs.values(), problem.state.unbind(1), problem.reset
+    )[1]
+    return torch.stack(parts, 1)
+
+
+@settings(
+    max_examples=25, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    op_and_kernel=st.sampled_from(KERNELS_OF_OPS),
+    batch=st.integers(1, 3),
+    time=st.integers(1, 70),
+    heads=st.integers(1, 3),
+    size=st.sampled_from((32, 64, 128)),
+    decay_shift=st.floats(-20, 60),
+    scale=st.floats(0.01, 50),
+    with_state=st.booleans(),
+    with_reset=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_and_any_values_agree(
+    host_kernels, op_and_kernel, batch, time, heads, size, decay_shift, scale, with_state,
+    with_reset, seed,
+):
+    op, kernel = op_and_kernel
+    problem = make_problem(
+        op, Shape(batch, time, heads, 64 if kernel == "chunks" else size), KERNELS[kernel][2],
+        seed=seed, with_state=with_state, with_reset=with_reset, decay_shift=decay_shift,
+    )
+    for name in ("r", "v") if op != "wkv4" else ("v",):
+        problem.inputs[name].mul_(scale)
+    # Where nearly all channels forget at once, wkv5's gw is a small sum of large terms: 3e-3 by
+    # chunks, that is up to 4 times the error of its operands.
+    check(host_kernels(op), problem, kernel, slack=4.0)
+
+
+@pytest.mark.parametrize("op", MATRIX_OPS)
+@pytest.mark.parametrize("kernel", ("large heads", "chunks"))
+def test_the_shared_memory_that_is_asked_for_suffices_and_less_does_not(host_kernels, op, kernel):
+    kernels = host_kernels(op)
+    if kernel == "chunks":
+        needed, split = CHUNKS_SHARED_BYTES[op], CHUNKS
+        problem = make_problem(op, Shape(1, 2, 1, 64), torch.bfloat16)
+    else:
+        needed, split = LARGE_HEAD_SHARED_BYTES[op], AUTO
+        problem = make_problem(op, Shape(1, 2, 1, 256), torch.float32)
+    kernels.set_up(most_shared_bytes=needed)
+    kernel_results(kernels, problem, split)
+    kernels.set_up(most_shared_bytes=needed - 1024)
+    with pytest.raises(KernelError, match="-1"):
+        kernel_results(kernels, problem, split)
