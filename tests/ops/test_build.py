@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from src.errors import BackendError
-from src.ops import build, custom_ops, toolchain
+from src.ops import build, custom_ops, dispatch, toolchain
 from src.ops.build import Target, built_library
-from src.ops.dispatch import Call
-from src.ops.wkv6 import wkv6
+from src.ops.dispatch import Call, choose
+from src.ops.wkv6 import BACKENDS
 from tests.ops.native_cases import require_native
 
 ROOT = Path(__file__).parents[2]
@@ -181,32 +184,63 @@ def test_a_torch_without_cuda_is_named_as_the_reason(monkeypatch):
         toolchain.find_nvcc((9, 0))
 
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-    """A process in which the native backend cannot be built."""
+@pytest.fixture(params=["compiler", "nvcc", "CUDA version", "CUDA build of torch"])
+def missing(request, monkeypatch, tmp_path) -> tuple[Call, str]:
+    """A machine that lacks one thing and has built nothing yet; a call, and the remedy's words."""
+    require_native("wkv6")
+    device, remedy = "cuda", "install the CUDA toolkit 13.0"
     monkeypatch.setattr(custom_ops, "_refusals", {})
-    monkeypatch.setattr(
-        custom_ops.build, "load", lambda op, device: "no C++ compiler is on the PATH"
+    monkeypatch.setattr(dispatch, "_announced", set())
+    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(build, "_outcomes", {("wkv6", "cpu"): None})
+    monkeypatch.setattr(toolchain, "USUAL_NVCC", tmp_path / "nowhere")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(
+        name="Made-up 9000", major=9, minor=0, shared_memory_per_block_optin=227 * 1024
+    ))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("c++", "sh"):
+        (folder / tool).symlink_to(shutil.which(tool) or shutil.which("g++"))
+    if request.param == "compiler":
+        (folder / "c++").unlink()
+        monkeypatch.setattr(build, "_outcomes", {})
+        device, remedy = "cpu", "apt-get install g++"
+    elif request.param == "CUDA version":
+        fake_nvcc(folder, "12.4")
+        remedy = "put the nvcc of a CUDA 13.0 toolkit first on the PATH"
+    elif request.param == "CUDA build of torch":
+        monkeypatch.setattr(torch.version, "cuda", None)
+        remedy = "install a CUDA build of torch"
+    monkeypatch.setenv("PATH", str(folder))
+    return a_call(device), remedy
+
+
+def a_call(device: str) -> Call:
+    """wkv6 in fp32 with heads that every kernel serves."""
+    return Call(
+        op="wkv6", device=torch.device(device), dtype=torch.float32, batch=1, time=1, heads=1,
+        head_size=64, needs_grad=False, has_state=False, has_reset=False,
     )
 
 
-def test_a_native_backend_asked_for_by_name_fails_with_the_reason(no_compiler):
-    r = torch.zeros(1, 2, 1, 4)
-    with pytest.raises(BackendError, match="no C\\+\\+ compiler is on the PATH"):
-        wkv6(r, r, r, r, torch.zeros(1, 4), backend="native")
+def test_a_native_backend_asked_for_by_name_fails_with_the_remedy(missing):
+    call, remedy = missing
+    with pytest.raises(BackendError, match=re.escape(remedy)):
+        choose(BACKENDS, "native", call)
 
 
-def test_auto_goes_on_with_the_next_backend(no_compiler):
-    r = torch.ones(1, 2, 1, 4)
-    y, _ = wkv6(r, r, r, r, torch.zeros(1, 4))
-    assert torch.isfinite(y).all()
+def test_auto_goes_on_with_the_next_backend_and_says_so_once(missing, caplog):
+    call, remedy = missing
+    for _ in range(2):
+        assert BACKENDS[choose(BACKENDS, "auto", call)].name == "chunked"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert remedy in message and "'chunked' serves instead" in message
 
 
 def test_a_device_that_it_does_not_know_is_no_news():
-    call = Call(
-        op="wkv6", device=torch.device("meta"), dtype=torch.float32, batch=1, time=1, heads=1,
-        head_size=1, needs_grad=False, has_state=False, has_reset=False,
-    )
+    call = a_call("meta")
     refusal = custom_ops.refusal(call, custom_ops.matrix_state_registration("wkv6", v_at=2))
     assert refusal is not None
     assert not refusal.news

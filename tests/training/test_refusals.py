@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import make_data
+from src.ops import build, custom_ops, toolchain
 from tests.training.place import Place
 from tests.training.runs import start
 
@@ -78,6 +80,18 @@ def test_a_wrong_command_line_is_refused(
     flags = [flag.format(root=place.root) for flag in flags]
     line = refused(place.command("--proj_dir", place.paused, *flags))
     assert all(word in line for word in words), line
+
+
+def test_kernels_asked_for_by_name_are_refused_where_there_is_no_compiler(
+    place: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(custom_ops, "_refusals", {})
+    monkeypatch.setattr(build, "_outcomes", {})
+    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(toolchain, "find_ninja", lambda: "ninja")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = refused(place.command("--proj_dir", place.paused, "--wkv_backend", "native"))
+    assert "'native'" in line and "apt-get install g++" in line and "'auto'" in line
 
 
 def spoil_text(place: Place) -> None:
