@@ -3,9 +3,10 @@
     python -m benchmarks.step [--layers 12 --width 768 --vocab 65536 --ctx_len 512 --batch 4]
                               [--precision fp32|bf16] [--versions 4567] [--grad_cp]
 
-Prints tokens/s, the share of the step that the WKV operator takes (measured alone on the same
-shapes in the same run), the matrix-product FLOP/s of the step against the rate that a plain product
-reaches here, and on a GPU the peak memory. Medians; ratios are within one run.
+Prints tokens/s, the shares of the step that the WKV operator and that token shift with its mixes
+take (measured alone on the same shapes in the same run), the matrix-product FLOP/s of the step
+against the rate that a plain product reaches here, and on a GPU the peak memory. Medians; ratios
+are within one run.
 """
 
 from __future__ import annotations
@@ -19,12 +20,25 @@ import torch
 from torch import Tensor
 
 from src.config.schema import ModelConfig
+from src.models.backbone import RWKV
+from src.models.layers import mix, token_shift
 from src.models.parameters import initialize, parameter_groups
 from src.models.registry import build_model, complete
 from src.ops.wkv4 import wkv4
 from src.ops.wkv5 import wkv5
 from src.ops.wkv6 import wkv6
 from src.ops.wkv7 import wkv7
+
+# Parameters that mix a token with the one before it, by version: time mix, channel mix.
+MIXES = {
+    "4": (["time_mix_k", "time_mix_v", "time_mix_r"], ["time_mix_k", "time_mix_r"]),
+    "5": (["time_mix_k", "time_mix_v", "time_mix_r", "time_mix_g"], ["time_mix_k", "time_mix_r"]),
+    "6": (
+        [f"time_maa_{name}" for name in ("x", "w", "k", "v", "r", "g")],
+        ["time_maa_k", "time_maa_r"],
+    ),
+    "7": ([f"x_{name}" for name in "rwkvag"], ["x_k"]),
+}
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -90,6 +104,39 @@ def operator_seconds(
     return median_seconds(work, device, options.repeats)
 
 
+def shift_seconds(
+    model: RWKV, version: str, batch: int, time_steps: int, device: torch.device,
+    dtype: torch.dtype, repeats: int,
+) -> float:
+    """Forward and backward of one block's token shifts and mixes, without the products after them.
+
+    What a fused operator would take over: of RWKV-6 also the sums of static and dynamic shares.
+    """
+    block, width = model.blocks[0], model.blocks[0].ln1.weight.shape[0]
+    parts = [
+        [getattr(m, name) for name, _ in m.named_parameters(recurse=False) if name in names]
+        for m, names in ((block.att, MIXES[version][0]), (block.ffn, MIXES[version][1]))
+    ]
+    x = torch.randn(batch, time_steps, width, device=device, dtype=dtype, requires_grad=True)
+    moves = torch.zeros_like(x).requires_grad_() if version == "6" else None
+    gradient = torch.randn_like(x)
+
+    def work() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            for place, shares in enumerate(parts):
+                delta = token_shift(x, None, None) - x
+                # RWKV-6's time mix: all but the first share, of the mixer's own input, move
+                mixed = [
+                    mix(x, delta, share if moves is None or place or not n else share + moves)
+                    for n, share in enumerate(shares)
+                ]
+                torch.autograd.backward(mixed, [gradient.to(m.dtype) for m in mixed])
+
+    seconds = median_seconds(work, device, repeats)
+    model.zero_grad(set_to_none=True)
+    return seconds
+
+
 def measure(version: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Figures of one version."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
@@ -120,10 +167,14 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
     matrices = sum(p.numel() for n, p in model.named_parameters()
                    if p.dim() >= 2 and n != "emb.weight")
     operator = operator_seconds(version, config, options, device, dtype)
+    shifts = shift_seconds(
+        model, version, options.batch, options.ctx_len, device, dtype, options.repeats
+    )
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens/s": count / seconds,
         "wkv share": operator * options.layers / seconds,
+        "shift share": shifts * options.layers / seconds,
         "flop/s": 6 * matrices * count / seconds,
         "GiB": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
     }
@@ -151,11 +202,13 @@ def main() -> None:
           f" D{options.width} V{options.vocab}, {options.batch} x {options.ctx_len}, "
           f"{options.precision}; a plain product reaches {rate / 1e9:.0f} GFLOP/s")
     print(f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"
+          f"{'shift share':>13}"
           f"{'of product rate':>17}{'GiB':>7}")
     for version in options.versions:
         row = measure(version, options, device)
         print(f"RWKV-{version:<4}{row['parameters']:>13,}{row['tokens/s']:>10.0f}"
-              f"{row['wkv share']:>10.1%}{row['flop/s'] / rate:>16.2f}{row['GiB']:>8.1f}",
+              f"{row['wkv share']:>10.1%}"
+              f"{row['shift share']:>12.1%}{row['flop/s'] / rate:>16.2f}{row['GiB']:>8.1f}",
               flush=True)
 
 
