@@ -199,17 +199,8 @@ def _convert(
     if options.part is not None:
         # Every document once; the rest is done to all parts together.
         wanted, shard_tokens = Arrangement(shuffle=False), None
-    template = None if options.chat_template is None else load_template(options.chat_template)
     decides = byte_options(options)
-    corpus = Corpus(
-        mine,
-        tokenizer=options.tokenizer,
-        text_key=options.text_key,
-        on_error=options.on_error,
-        verify=options.verify,
-        hashed=wanted.dedup,
-        template=template,
-    )
+    corpus = _corpus(options, mine, hashed=wanted.dedup)
 
     def describe(output: OutputWriter) -> Manifest:
         origin = made_from(corpus.input_sha256, tokenizer, decides)
@@ -219,7 +210,7 @@ def _convert(
     with ExitStack() as opened:
         spool = opened.enter_context(closing(Spool(folder, token_dtype(tokenizer.vocab_size))))
         weights = None
-        if template is not None:
+        if options.chat_template is not None:
             weights = opened.enter_context(closing(Spool(folder, np.dtype(np.uint8))))
         corpus.tokenize(spool, options.workers or available_cores(), weights)
         if spool.tokens == 0 and options.part is None:
@@ -244,6 +235,19 @@ def _convert(
         note=corpus.note,
         left_out=left_out,
         seconds=corpus.seconds,
+    )
+
+
+def _corpus(options: ConvertOptions, mine: Sequence[Piece], *, hashed: bool) -> Corpus:
+    template = None if options.chat_template is None else load_template(options.chat_template)
+    return Corpus(
+        mine,
+        tokenizer=options.tokenizer,
+        text_key=options.text_key,
+        on_error=options.on_error,
+        verify=options.verify,
+        hashed=hashed,
+        template=template,
     )
 
 

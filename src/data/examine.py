@@ -68,12 +68,24 @@ def verify(name: str, which: Verify = "sample") -> str:
     for pair, digest in pair_digests(prefix, manifest).items():
         if file_sha256(bin_path(pair)) != digest:
             raise DataError(f"{pair}.bin is not what it was when it was made (sha256 differs)")
-    pairs = _pairs(prefix, manifest)
-    masks = _verified_masks(prefix, manifest)
+    mask = _verified_mask(prefix, manifest)
     every = check_every(which, manifest.tokens * np.dtype(manifest.dtype).itemsize)
+    documents, checked = _verify_documents(prefix, manifest, mask, every)
+    _check_documents(prefix, manifest, documents)
+    return (
+        f"{prefix}: {documents} documents, {manifest.tokens} tokens, sha256"
+        f"{', loss mask' if mask is not None else ''} and index are right; {checked} documents "
+        "decoded and encoded again"
+    )
+
+
+def _verify_documents(
+    prefix: str, manifest: Manifest, mask: LossMask | None, every: int
+) -> tuple[int, int]:
+    """Reads all documents; how many there are, and how many of them were encoded again."""
     tokenizer = load_tokenizer(manifest.tokenizer)
     documents = checked = at = 0
-    for pair in pairs:
+    for pair in _pairs(prefix, manifest):
         for first, tokens, sizes in _batches(pair):
             place = f"{pair.prefix}, documents {first} to {first + len(sizes) - 1}"
             _check_batch(tokens, sizes, manifest.vocab_size, place)
@@ -81,22 +93,15 @@ def verify(name: str, which: Verify = "sample") -> str:
             for number in range(-first % every, len(sizes), every) if every else ():
                 start, end = int(ends[number] - sizes[number]), int(ends[number] - 1)
                 where = f"{pair.prefix}, document {first + number}"
-                weights = None
-                if masks is not None:
-                    weights = masks.get(at + start, end - start)
+                weights = None if mask is None else mask.get(at + start, end - start)
                 _check_round_trip(tokens[start:end], tokenizer, where, weights)
                 checked += 1
             documents += len(sizes)
             at += len(tokens)
-    _check_documents(prefix, manifest, documents)
-    return (
-        f"{prefix}: {documents} documents, {manifest.tokens} tokens, sha256"
-        f"{', loss mask' if masks is not None else ''} and index are right; {checked} documents "
-        "decoded and encoded again"
-    )
+    return documents, checked
 
 
-def _verified_masks(prefix: str, manifest: Manifest) -> LossMask | None:
+def _verified_mask(prefix: str, manifest: Manifest) -> LossMask | None:
     """The loss mask the manifest tells of, read and found right; None when it tells of none."""
     digests = mask_digests(prefix, manifest)
     if not digests:
