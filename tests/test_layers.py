@@ -2,7 +2,7 @@
 
 | level | package                     | imports from src                                  |
 |-------|-----------------------------|---------------------------------------------------|
-| 0     | errors, files               | nothing                                           |
+| 0     | errors, files, version      | nothing                                           |
 | 0     | compiler                    | errors, files                                     |
 | 1     | config                      | errors                                            |
 | 1     | ops                         | errors, compiler                                  |
@@ -37,13 +37,14 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "compiler": BASE,
+    "version": set(),
     "config": BASE,
     "ops": {"errors", "compiler"},
     "data": {*BASE, "compiler", "config.schema"},
     "checkpoint": BASE,
     "models": {"errors", "config.schema", "ops"},
     "planning": {"errors", "config"},
-    "training": {*BASE, "config", "ops", "data", "checkpoint", "models", "planning"},
+    "training": {*BASE, "version", "config", "ops", "data", "checkpoint", "models", "planning"},
     "inference": INFERENCE,
     "evaluation": {*INFERENCE, "inference"},
     "export": {*INFERENCE, "inference"},

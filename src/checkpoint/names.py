@@ -2,7 +2,10 @@
 
 `rwkv-init.pth` holds the initial weights, `rwkv-N.pth` those after mini-epoch N, and
 `rwkv-final.pth` those of a finished run. Beside the last two may lie `rwkv-N.lora.safetensors`, an
-adapter, or `rwkv-N.merged.pth`, a model with its trained states.
+adapter, or `rwkv-N.merged.pth`, a model with its trained states. A training state
+has the name of its weights with the suffix .state. One saved between mini-epochs is
+`rwkv-step-S.state`, S the steps done, without weights beside it: RWKV-LM takes the number of every
+rwkv-*.pth for a mini-epoch.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ FINAL = "rwkv-final.pth"
 INIT_STATES = "rwkv-init-state.pth"
 INIT_EPOCH = -1
 
+STATE_SUFFIX = ".state"
+
+_STATE = re.compile(r"rwkv-(final|step-[0-9]+|[0-9]+)\.state")
 _NUMBERED = re.compile(r"rwkv-(0|[1-9][0-9]*)\.pth")
 
 
@@ -24,6 +30,16 @@ def numbered(epoch: int) -> str:
     if epoch < 0:
         raise ValueError(f"mini-epochs count from 0, got {epoch}")
     return f"rwkv-{epoch}.pth"
+
+
+def step_state(step: int) -> str:
+    """Name of the training state saved between mini-epochs after `step` optimizer steps."""
+    return f"rwkv-step-{step}{STATE_SUFFIX}"
+
+
+def is_state(name: str) -> bool:
+    """Whether a file of this name is a training state of ours."""
+    return _STATE.fullmatch(name) is not None
 
 
 def epoch_of(name: str) -> int | None:

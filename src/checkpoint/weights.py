@@ -20,6 +20,7 @@ from torch import Tensor
 
 from src.checkpoint.fit import FitReport, fit_weights
 from src.checkpoint.hf_names import checkpoint_keys
+from src.checkpoint.space import require_space
 from src.errors import CheckpointError
 from src.files import replacing
 
@@ -75,6 +76,7 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
         for key, tensor in state_dict.items()
     }
     _require_finite(tensors, f"{path} was not written: as {_short(dtype)} the model")
+    require_space(path, tensors)
     try:
         with replacing(path) as beside:
             _write(beside, tensors, safetensors=path.suffix == ".safetensors")
@@ -200,6 +202,8 @@ def _write(path: Path, tensors: dict[str, Tensor], *, safetensors: bool) -> None
 
 def _reason(error: Exception) -> str:
     """The first sentence of a message; torch adds advice that does not help here."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
 
 

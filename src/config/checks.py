@@ -17,6 +17,7 @@ from src.config.schema import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    SafetyConfig,
     TrainConfig,
 )
 from src.config.windows import check_windows
@@ -61,12 +62,15 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
         "n_layer n_embd dim_att dim_ffn vocab_size head_size head_size_divisor rank_mix rank_decay"
         " rank_iclr rank_value rank_gate special_lr_factor ctx_len val_samples micro_bsz"
         " accumulate_grad_batches max_steps epoch_steps val_every devices num_nodes ds_bucket_mb"
-        " head_chunk chunk_len bptt_chunks lora_r",
+        " head_chunk chunk_len bptt_chunks lora_r save_every_steps keep_last keep_every"
+        " keep_last_weights",
     ),
     (
         _Range(0),
         "head_qk sample_offset num_workers lr_init lr_final weight_decay grad_clip"
-        " hold_epochs exit_epoch epoch_count epoch_begin epoch_save random_seed",
+        " hold_epochs exit_epoch epoch_count epoch_begin epoch_save random_seed"
+        " save_every_minutes save_retry_seconds bad_steps_before_rollback max_rollbacks"
+        " spike_sigma",
     ),
     (_Range(-1), "warmup_steps"),
     (_Range(0, 1, below=True), "dropout beta1 beta2 muon_momentum lora_dropout"),
@@ -85,6 +89,7 @@ def check_fields(config: RunConfig) -> None:
     _check_optimizer(config.optim, config.train)
     _check_start(config.train)
     check_adapter(config.adapter, config.train)
+    _check_safety(config.safety, config.train)
     _check_log(config.log)
     check_windows(config)
 
@@ -213,6 +218,36 @@ def _check_start(train: TrainConfig) -> None:
         f" goes on from {train.proj_dir}; copy it to {train.proj_dir}/rwkv-init.pth or use"
         " --train_stage 0"
     )
+
+
+def _check_safety(safety: SafetyConfig, train: TrainConfig) -> None:
+    given = _changed(safety)
+    for name in ("bad_steps_before_rollback", "max_rollbacks"):
+        if name in given and safety.on_bad_step == "stop":
+            raise ConfigError(
+                f"--{name} {given[name]} is for steps that are skipped, but --on_bad_step is stop;"
+                " leave one out"
+            )
+    if "max_rollbacks" in given and safety.bad_steps_before_rollback == 0:
+        raise ConfigError(
+            f"--max_rollbacks {given['max_rollbacks']} with --bad_steps_before_rollback 0: the run"
+            " never goes back; leave one out"
+        )
+    if safety.keep_every is None or train.epoch_steps is None:
+        return
+    units = [n for n in (safety.save_every_steps, train.epoch_steps) if n is not None]
+    if all(safety.keep_every % n for n in units):
+        raise ConfigError(
+            f"--keep_every {safety.keep_every} is no multiple of --epoch_steps"
+            f" {train.epoch_steps} nor of --save_every_steps {safety.save_every_steps}: nothing is"
+            f" saved there on purpose; use a multiple, such as {units[0] * 10}"
+        )
+
+
+def _changed(section: object) -> dict[str, object]:
+    """The fields of a section that are not at their defaults."""
+    return {f.name: getattr(section, f.name) for f in dataclasses.fields(section)
+            if getattr(section, f.name) != f.default}
 
 
 def _check_log(log: LogConfig) -> None:

@@ -213,6 +213,34 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class SafetyConfig:
+    """What is saved besides mini-epochs, what is kept, and what happens to a step gone wrong."""
+
+    save_every_steps: int | None = None
+    """save the training state every so many optimizer steps too; None: not by steps"""
+    save_every_minutes: float = 30.0
+    """save the training state when the last save is so many minutes old; 0: not by time"""
+    save_in_background: bool = True
+    """write while training goes on; 0: training waits until the files are on disk"""
+    save_retry_seconds: float = 60.0
+    """seconds between the attempts of a save that failed; the third failure stops the run"""
+    keep_last: int = 2
+    """training states to keep, newest first; rwkv-final.state is kept besides"""
+    keep_every: int | None = None
+    """keep, whatever its age, what was saved at a multiple of so many steps; None: nothing"""
+    keep_last_weights: int | None = None
+    """numbered rwkv-N.pth files to keep, newest first; None: all"""
+    on_bad_step: Literal["skip", "stop"] = "skip"
+    """a step whose loss or gradient is not finite, or a spike: leave it out, or stop the run"""
+    spike_sigma: float = 0.0
+    """a loss so many standard deviations above the last 100 steps' mean is a spike; 0: none is"""
+    bad_steps_before_rollback: int = 3
+    """skipped steps in a row after which the run goes back to an earlier state; 0: never"""
+    max_rollbacks: int = 3
+    """times a run goes back before it stops with the cause"""
+
+
+@dataclass(frozen=True)
 class HardwareConfig:
     """What it runs on."""
 
@@ -257,5 +285,6 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -30,6 +30,8 @@ class CarriedStates:
         self._ctx_len = ctx_len
         # by the sample numbers of a micro batch: tokens read of its rows, and the state after them
         self._states: dict[tuple[int, ...], tuple[int, ModelState]] = {}
+        # what the current step went on from
+        self._before: dict[tuple[int, ...], ModelState] = {}
         self._restored: dict[str, Any] = {"position": 0, "states": {}}
         self._went_on = False
 
@@ -46,6 +48,7 @@ class CarriedStates:
         assert position == batch.position, (
             f"the window at token {batch.position} cannot follow the state of token {position}"
         )
+        self._before[batch.numbers] = state
         return state
 
     def keep(self, batch: Batch, state: ModelState) -> None:
@@ -54,6 +57,21 @@ class CarriedStates:
         end = batch.position + batch.tokens.shape[1]
         if end < self._ctx_len:
             self._states[batch.numbers] = end, copy_state(detach_state(state))
+
+    def begin_step(self) -> None:
+        """What the last step went on from is no longer needed."""
+        self._before.clear()
+
+    def leave_out(self) -> None:
+        """Undoes the current step, which was a bad one: its windows leave no trace in the states.
+
+        At the start of rows that is a state of zeros, which holds nothing of the past.
+        """
+        for numbers, (end, state) in self._states.items():
+            before = self._before.get(numbers)
+            if before is None:
+                before = map_state(torch.zeros_like, state)
+            self._states[numbers] = end, before
 
     def capture(self, strategy: Any) -> dict[str, Any]:
         """What a training state holds of them, from all processes; a collective call.

@@ -16,6 +16,7 @@ from src.config.load import dump_config
 from src.config.schema import RunConfig
 from src.config.windows import window_len
 from src.data.dataset import TokenDataset
+from src.errors import ConfigError
 from src.files import remove_partial_files, write_atomically
 from src.models.parameters import ParameterGroup, parameter_groups
 from src.training.carried import CarriedStates
@@ -85,10 +86,7 @@ def fit(
     module = TrainingModule(model, groups, config.optim, config.hardware, carried)
     trainer = build_trainer(config, [loop])
     if is_rank_zero():
-        remove_partial_files(Path(config.train.proj_dir))
-        _write_config(saved_config)
-        _write_characters(config, samples.training)
-        reporters.extend(_reporters(config, plan, progress, trainer))
+        reporters.extend(_begin_files(config, saved_config, samples, plan, progress, trainer))
         if samples.training.loss_mask is not None:
             reporters.append(EmptySteps(samples.training.step_weight, plan.samples))
     steps = (plan.total_steps or ENDLESS) - progress.step
@@ -155,6 +153,23 @@ def _described(groups: list[ParameterGroup]) -> dict[str, int]:
         + (" by Muon" if group.hidden_matrices else ""): len(group.parameters)
         for group in groups
     }
+
+
+def _begin_files(
+    config: RunConfig, saved_config: RunConfig, samples: RunSamples, plan: Plan,
+    progress: Progress, trainer: pl.Trainer,
+) -> list[Reporter]:
+    """Clears up after a killed run, writes what describes this one, opens its logs."""
+    try:
+        remove_partial_files(Path(config.train.proj_dir))
+        _write_config(saved_config)
+        _write_characters(config, samples.training)
+        return _reporters(config, plan, progress, trainer)
+    except OSError as error:
+        raise ConfigError(
+            f"--proj_dir {config.train.proj_dir} cannot be written ({error.strerror or error}); "
+            "make room there, or choose another folder. Nothing in it was lost"
+        ) from error
 
 
 def _reporters(

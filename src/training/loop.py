@@ -6,20 +6,22 @@ unit for saving, logging and naming.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 
-from src.errors import TrainingError
+from src.training.bad_steps import BadSteps
+from src.training.gate import Flags, Outcome, StepGate
+from src.training.guard import Guard
 from src.training.optim import set_rates
 from src.training.progress import EpochRecord, Progress, StepRecord
-from src.training.saving import Saver, restore_state
+from src.training.reporting.reporter import Reporter, tell
+from src.training.saving import Saver
 from src.training.schedule import Schedule, learning_rate, weight_decay
 from src.training.signals import StopRequest
-from src.training.strategy import zero_engine
+from src.training.state import Part, restore_state
 from src.training.together import gather_objects, raise_together
 from src.training.validation import validation_loss
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from src.data.dataset import ValidationDataset
     from src.training.module import TrainingModule
     from src.training.plan import Plan
-    from src.training.reporting.reporter import Reporter
 
 
 class Loop(pl.Callback):
@@ -50,12 +51,19 @@ class Loop(pl.Callback):
         self._plan = plan
         self._schedule = schedule
         self._progress = progress
+        self._first_step = progress.step
         self._first_epoch = progress.step // plan.epoch_steps
         self._state = state
         self._validation = validation
         self._reporters = reporters
-        self._saver = Saver(config, plan, base)
-        self._saved_step: int | None = None
+        self._guard = Guard(config.safety)
+        # What else the training state holds, by name; the guard goes back in its own way.
+        parts: dict[str, Part] = {}
+        self._parts = {"guard": self._guard, **parts}
+        self._saver = Saver(config, plan, self._parts, base)
+        self._bad_steps = BadSteps(config, plan, self._guard, parts)
+        self._gate: StepGate | None = None
+        self._save_owed = False
         self._last: StepRecord | None = None
         self._step_began = 0.0
         self.stop = StopRequest()
@@ -64,9 +72,12 @@ class Loop(pl.Callback):
         """Seeds dropout, then restores the training state: strategy and optimizer exist now."""
         torch.manual_seed(self._config.train.random_seed + 1 + trainer.global_rank)
         if self._state is not None:
-            restore_state(trainer, pl_module, self._state)
+            restore_state(trainer, pl_module, self._state, self._parts)
             # three times the model's size in fp32
             self._state = None
+        self._gate = StepGate(
+            trainer, pl_module, self._guard, lambda: self._flags(trainer, pl_module)
+        )
         self.stop.listen()
 
     def on_train_batch_start(
@@ -77,6 +88,7 @@ class Loop(pl.Callback):
             return
         if self._step_began == 0.0:
             self._step_began = time.perf_counter()
+        pl_module.begin_step()
         step = self._progress.step
         set_rates(trainer.optimizers[0], self._rate(step), weight_decay(self._schedule, step))
 
@@ -87,30 +99,40 @@ class Loop(pl.Callback):
         """After the last micro batch: records the step, then whatever is due at this step."""
         if (batch_idx + 1) % self._config.train.accumulate_grad_batches:
             return
-        record = self._record(trainer, pl_module)
-        self._last = record
-        for reporter in self._reporters:
-            reporter.on_step(record, self._progress)
+        assert self._gate is not None
+        outcome = self._gate.take_outcome()
+        self._act_together(trainer, pl_module, outcome.flags)
+        if outcome.fault is None:
+            self._count(outcome)
+        else:
+            self._leave_out(trainer, pl_module, outcome)
+        self._report_saves()
         due_epoch = self._progress.step % self._plan.epoch_steps == 0
         saved = due_epoch and self._end_epoch(trainer, pl_module)
+        self._save_owed |= outcome.flags.save_due
+        if self._save_owed and not saved and not self._is_ending(pl_module):
+            self._save_between(trainer, pl_module)
         every = self._config.train.val_every
         if saved if every is None else self._progress.step % every == 0:
             self._validate(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Saves the end of the run, or the unfinished mini-epoch it pauses in."""
-        if self._last is None:
-            return
         progress, plan = self._progress, self._plan
+        if self._gate is None or progress.step == self._first_step:
+            return
         if plan.completes and progress.step == plan.total_steps:
             self._announce_epoch_rest()
-            self._saved(self._saver.save_final(trainer, pl_module, progress))
-        elif self._saved_step != progress.step:
+            self._saver.save_final(trainer, pl_module, progress)
+        elif self._saver.saved_step != progress.step:
             epoch = (progress.step - 1) // plan.epoch_steps
             self._announce_epoch_rest()
-            self._saved(self._saver.save_epoch(trainer, pl_module, progress, epoch))
+            self._saver.save_epoch(trainer, pl_module, progress, epoch, wait=True)
         else:
+            self._saver.finish(trainer)
+            self._report_saves()
             return
+        self._report_saves()
         self._validate(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -124,88 +146,111 @@ class Loop(pl.Callback):
         self._close()
 
     def _close(self) -> None:
+        self._saver.wait(hurry=True)
+        self._report_saves()
         self.stop.release()
-        for reporter in self._reporters:
-            reporter.close()
+        tell(self._reporters, lambda reporter: reporter.close())
         self._reporters = []
 
     def _rate(self, step: int) -> float:
         return learning_rate(self._schedule, step, step - self._progress.ramp_begin)
 
-    def _record(self, trainer: pl.Trainer, module: TrainingModule) -> StepRecord:
+    def _flags(self, trainer: pl.Trainer, module: TrainingModule) -> Flags:
+        """What this rank knows before the optimizer steps."""
+        first = trainer.is_global_zero
+        return Flags(
+            asked_to_stop=self.stop.received is not None,
+            data_fault=module.data_fault() is not None,
+            save_due=first and self._saver.due(self._progress.step + 1),
+            saves_failed=first and self._saver.fault() is not None,
+        )
+
+    def _act_together(self, trainer: pl.Trainer, module: TrainingModule, flags: Flags) -> None:
         # A signal or bad data may reach one rank only; all must leave after the same step.
-        asked, fault = self.stop.received is not None, module.data_fault()
-        own = module.take_step_loss()
-        flags = own.new_tensor([asked, fault is not None])
-        loss, asked, faulty = trainer.strategy.reduce(torch.cat([own[None], flags])).tolist()
-        if faulty:
-            raise_together(trainer.strategy, fault)
-        if asked:
+        if flags.data_fault:
+            raise_together(trainer.strategy, module.data_fault())
+        if flags.saves_failed:
+            raise_together(trainer.strategy, self._saver.fault())
+        if flags.asked_to_stop:
             numbers = gather_objects(trainer.strategy, self.stop.received)
             self.stop.received = max(filter(None, numbers))
             module.stop_requested = True
+
+    def _count(self, outcome: Outcome) -> None:
+        """A step that was taken."""
         step = self._progress.step
-        grad_norm = _grad_norm(trainer, module)
-        self._require_finite(trainer, step, loss, grad_norm)
-        self._progress.add_loss(loss)
+        self._progress.add_loss(outcome.loss)
+        self._guard.good(outcome.loss)
         now = time.perf_counter()
         seconds, self._step_began = now - self._step_began, now
-        return StepRecord(
+        record = StepRecord(
             step=step,
-            loss=loss,
+            loss=outcome.loss,
             lr=self._rate(step),
             weight_decay=weight_decay(self._schedule, step),
-            grad_norm=grad_norm,
+            grad_norm=outcome.grad_norm,
             tokens=(step + 1) * self._plan.tokens_per_step,
             tokens_per_second=self._plan.tokens_per_step / max(seconds, 1e-9),
         )
+        self._last = record
+        tell(self._reporters, lambda reporter: reporter.on_step(record, self._progress))
 
-    def _require_finite(
-        self, trainer: pl.Trainer, step: int, loss: float, grad_norm: float
+    def _leave_out(
+        self, trainer: pl.Trainer, module: TrainingModule, outcome: Outcome
     ) -> None:
-        # With fp16 a step that overflows is skipped and the loss scale lowered: no fault.
-        scaled = self._config.hardware.precision == "fp16"
-        if math.isfinite(loss) and (scaled or math.isfinite(grad_norm)):
-            return
-        first, last = self._plan.samples(step)
-        raise_together(trainer.strategy, TrainingError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}; samples {first} to "
-            f"{last}. Nothing was saved since the last checkpoint, which is good: "
-            "go on from it with a lower --lr_init or a smaller --grad_clip, or look at the data"
-        ))
+        """A step that was left out; after several in a row the run goes back."""
+        record = self._bad_steps.leave_out(trainer, module, outcome, self._progress.step)
+        self._progress.leave_out()
+        tell(self._reporters, lambda reporter: reporter.on_bad_step(record))
+        if self._guard.must_go_back():
+            self._saver.wait(hurry=True)
+            back = self._bad_steps.go_back(trainer, module, self._progress.step, record.skipped)
+            tell(self._reporters, lambda reporter: reporter.on_rollback(back))
+            # What is left out from now on must not be forgotten.
+            self._save_owed = True
+        self._step_began = time.perf_counter()
+
+    def _is_ending(self, module: TrainingModule) -> bool:
+        """Whether the run ends after this step, and `on_train_end` saves it."""
+        return module.stop_requested or self._progress.step == self._plan.total_steps
+
+    def _save_between(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        # A state in the middle of bad steps would be one to go back to.
+        if self._guard.bad_in_a_row == 0:
+            self._saver.save_between(trainer, module, self._progress)
+            self._save_owed = False
+            self._step_began = time.perf_counter()
 
     def _end_epoch(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
         """Reports a finished mini-epoch and saves it if it is due; True if it was saved."""
         progress, plan = self._progress, self._plan
         epoch = progress.step // plan.epoch_steps - 1
-        self._announce(epoch)
+        self._announce_epoch_rest()
         every = self._config.train.epoch_save
         last = plan.total_steps is not None and progress.step == plan.total_steps
         due = (every > 0 and epoch % every == 0) or (last and not plan.completes)
         # The next mini-epoch begins before the state is captured, so that a resumed run agrees.
         progress.begin_epoch()
-        if due and not (last and plan.completes):
-            self._saved(self._saver.save_epoch(trainer, module, progress, epoch))
-        return due and not (last and plan.completes)
+        due = due and not (last and plan.completes)
+        if due:
+            self._saver.save_epoch(trainer, module, progress, epoch, wait=False)
+            self._save_owed = False
+            # Saving is not training: it must not count in the next step's tokens per second.
+            self._step_began = time.perf_counter()
+        return due
 
     def _announce_epoch_rest(self) -> None:
-        """Reports the mini-epoch the run ends in, if it is not finished."""
-        if self._progress.epoch_loss_steps:
-            self._announce((self._progress.step - 1) // self._plan.epoch_steps)
+        """Reports the mini-epoch that ends here, or that the run ends in; not one left out."""
+        if self._progress.epoch_loss_steps and self._last is not None:
+            self._announce((self._progress.step - 1) // self._plan.epoch_steps, self._last)
 
-    def _announce(self, epoch: int) -> None:
-        record = EpochRecord(
-            epoch, epoch - self._first_epoch, self._progress.epoch_loss, self._last
-        )
-        for reporter in self._reporters:
-            reporter.on_epoch(record)
+    def _announce(self, epoch: int, last: StepRecord) -> None:
+        record = EpochRecord(epoch, epoch - self._first_epoch, self._progress.epoch_loss, last)
+        tell(self._reporters, lambda reporter: reporter.on_epoch(record))
 
-    def _saved(self, path: Any) -> None:
-        self._saved_step = self._progress.step
-        for reporter in self._reporters:
-            reporter.on_save(str(path))
-        # Saving is not training: it must not count in the next step's tokens per second.
-        self._step_began = time.perf_counter()
+    def _report_saves(self) -> None:
+        for path in self._saver.take_written():
+            tell(self._reporters, lambda reporter, path=path: reporter.on_save(str(path)))
 
     def _validate(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         if self._validation is None:
@@ -214,12 +259,6 @@ class Loop(pl.Callback):
             trainer, module.model, self._validation, self._config.train.micro_bsz,
             self._config.hardware.head_chunk,
         )
-        for reporter in self._reporters:
-            reporter.on_validation(self._progress.step - 1, loss)
+        step = self._progress.step - 1
+        tell(self._reporters, lambda reporter: reporter.on_validation(step, loss))
         self._step_began = time.perf_counter()
-
-
-def _grad_norm(trainer: pl.Trainer, module: TrainingModule) -> float:
-    engine = zero_engine(trainer.strategy)
-    norm = engine.get_global_grad_norm() if engine is not None else module.last_grad_norm()
-    return float(norm.item() if isinstance(norm, torch.Tensor) else norm or 0.0)

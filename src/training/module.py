@@ -1,7 +1,8 @@
-"""The LightningModule and nothing else: forward, loss, optimizer, gradient norm."""
+"""The LightningModule and nothing else: forward, loss, optimizer, clipping."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,10 +35,13 @@ class TrainingModule(pl.LightningModule):
         self._optim = optim
         self._hardware = hardware
         self.carried = carried
-        self._micro_losses: list[Tensor] = []
-        self._grad_norm: Tensor | None = None
+        # loss and sample numbers of each micro batch of the current step
+        self._micro_batches: list[tuple[Tensor, tuple[int, ...]]] = []
         self._fault: str | None = None
         self.stop_requested = False
+        # Called with the gradient norm before clipping; False leaves the step out. None where
+        # DeepSpeed's engine measures and clips (`gate`).
+        self.allows_step: Callable[[Tensor], bool] | None = None
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> int | None:
         """-1 tells Lightning to end the run here, on every rank."""
@@ -52,7 +56,7 @@ class TrainingModule(pl.LightningModule):
             head_rows=self._hardware.head_chunk,
         )
         self.carried.keep(batch, state)
-        self._micro_losses.append(loss.detach())
+        self._micro_batches.append((loss.detach(), batch.numbers))
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -60,22 +64,34 @@ class TrainingModule(pl.LightningModule):
         return build_optimizer(self._groups, self._optim, self._hardware)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Clips to grad_clip and keeps the norm before it; DeepSpeed's engine does both itself."""
+        """Clips to grad_clip, or drops the gradients of a step that is to be left out.
+
+        Without gradients the optimizers change nothing: no weight, no moment, no step count.
+        DeepSpeed's engine does all this itself.
+        """
+        if self.allows_step is None:
+            return
         limit = self._optim.grad_clip
         trained = [p for group in self._groups for p in group.parameters]
         # with an infinite limit this only measures
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(trained, limit if limit > 0 else torch.inf)
+        norm = torch.nn.utils.clip_grad_norm_(trained, limit if limit > 0 else torch.inf)
+        if not self.allows_step(norm):
+            for parameter in trained:
+                parameter.grad = None
 
-    def take_step_loss(self) -> Tensor:
-        """Mean loss of this rank's micro batches since the last call, on its device."""
-        loss = torch.stack(self._micro_losses).float().mean()
-        self._micro_losses.clear()
-        return loss
+    def step_loss(self) -> Tensor:
+        """Mean loss of this rank's micro batches in the current step, on its device."""
+        return torch.stack([loss for loss, _ in self._micro_batches]).float().mean()
+
+    def micro_batches(self) -> list[tuple[float, tuple[int, ...]]]:
+        """Loss and sample numbers of each of this rank's micro batches in the current step."""
+        return [(loss.item(), numbers) for loss, numbers in self._micro_batches]
+
+    def begin_step(self) -> None:
+        """Forgets what was kept of the step before."""
+        self._micro_batches.clear()
+        self.carried.begin_step()
 
     def data_fault(self) -> DataError | None:
         """Why a sample of this rank could not be read, None if all could."""
         return None if self._fault is None else DataError(self._fault)
-
-    def last_grad_norm(self) -> Tensor | None:
-        """Global gradient norm of the last step before clipping; None under DeepSpeed."""
-        return self._grad_norm

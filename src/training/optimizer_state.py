@@ -52,9 +52,12 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | No
 def restore(
     state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None
 ) -> None:
-    """Writes what `capture` returned into a freshly built model and optimizer, on every rank."""
+    """Writes what `capture` returned into a model and optimizer, fresh or in use, on every rank."""
     steps = state["optimizer_steps"]
-    if engine is not None and steps > 0:
+    # The optimizer of a run that goes back to an earlier state is not fresh.
+    if engine is None:
+        optimizer.state.clear()
+    elif steps > 0 or engine.optimizer.optimizer.state:
         _create_zero_moments(engine, steps)
     fused = {id(p) for g in optimizer.param_groups if g.get("fused") for p in g["params"]}
     for name, parameter in model.named_parameters():

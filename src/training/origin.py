@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from src.checkpoint.names import FINAL, INIT, INIT_STATES
-from src.checkpoint.resume import Candidate, final_state, load_state, resume_candidates
+from src.checkpoint.digest import file_digest
+from src.checkpoint.names import FINAL, INIT, INIT_STATES, epoch_of
+from src.checkpoint.resume import Candidate, StateFile, list_states, load_state, resume_candidates
 from src.checkpoint.weights import load_weights, read_shapes
 from src.config.schema import OptimConfig, TrainConfig
 from src.errors import CheckpointError, ConfigError
@@ -150,20 +151,18 @@ def _newest(folder: Path, train: TrainConfig) -> Origin | None:
 def _newest_state(
     train: TrainConfig, candidates: list[Candidate], notes: list[str]
 ) -> Origin | None:
-    """The final state of a finished run, else the newest numbered one that can be read."""
-    finished = final_state(Path(train.proj_dir))
-    if finished is not None:
-        origin = _from_state(finished, -1, train, notes)
-        if origin is not None:
-            return origin
-    for candidate in candidates:
-        if candidate.state is None:
+    """The verified state that is furthest in the data; notes say what was passed over and why."""
+    # Those whose place is unknown first, so that they are named in any case.
+    files = list_states(Path(train.proj_dir))
+    for file in sorted(files, key=lambda file: file.position is not None):
+        origin = _from_state(file, train, notes)
+        if origin is None:
             continue
-        origin = _from_state(candidate.state, candidate.epoch, train, notes)
-        if origin is not None:
-            skipped = [c.weights for c in candidates if c.epoch > candidate.epoch and c.weights]
-            notes.extend(f"{path} has no usable training state: passed over" for path in skipped)
-            return origin
+        if file.path.stem != Path(FINAL).stem:
+            # A finished run's weights are older than its end, states or not.
+            newer = [c.weights for c in candidates if c.epoch > origin.epoch and c.weights]
+            notes.extend(f"{path} has no usable training state: passed over" for path in newer)
+        return origin
     return None
 
 
@@ -197,15 +196,19 @@ def _is_state(name: str) -> bool:
     return name.endswith(".time_state")
 
 
-def _from_state(
-    path: Path, epoch: int, train: TrainConfig, notes: list[str]
-) -> Origin | None:
+def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> Origin | None:
+    path = file.path
     try:
+        if file.position is None:
+            raise CheckpointError(file.fault)
         state = load_state(path)
     except CheckpointError as error:
         notes.append(f"passed over: {error}")
         return None
     shapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+    in_name = epoch_of(path.with_suffix(".pth").name)
+    epoch = -1 if path.stem == Path(FINAL).stem else state.get("epoch", in_name or 0)
+    notes.extend(_about_weights(path.with_suffix(".pth"), state.get("weights_digest")))
     origin = Origin("state", path, epoch, shapes, state, notes, folder=Path(train.proj_dir))
     if "base" in state:
         origin.base = find_base(state["base"], origin.folder, train.load_model, path)
@@ -213,10 +216,24 @@ def _from_state(
     return origin
 
 
+def _about_weights(path: Path, digest: str | None) -> list[str]:
+    """Says when the weights beside a state are not those that were saved with it."""
+    if digest is None or not path.is_file():
+        return []
+    try:
+        same = file_digest(path) == digest
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror}; the state beside it is complete"]
+    return [] if same else [
+        f"{path} is damaged or from another save than the state beside it, which is complete"
+    ]
+
+
 def _require_unused(folder: Path, stage: int) -> None:
     """Stages 0 and 1 start anew; they must not write over what an earlier run left."""
     names = [c.weights or c.state for c in resume_candidates(folder)]
-    taken = [path.name for path in names if path is not None]
+    names += [state.path for state in list_states(folder)]
+    taken = list(dict.fromkeys(path.name for path in names if path is not None))
     if stage == 1:
         taken += [name for name in (INIT,) if (folder / name).exists()]
     taken += [name for name in (FINAL,) if (folder / name).exists()]

@@ -43,6 +43,10 @@ class Progress:
         self.epoch_loss_sum += loss
         self.epoch_loss_steps += 1
 
+    def leave_out(self) -> None:
+        """Counts a step whose samples were read and which changed nothing."""
+        self.step += 1
+
     @property
     def epoch_loss(self) -> float:
         """Mean loss per step since the mini-epoch began."""
@@ -84,6 +88,34 @@ class StepRecord:
     grad_norm: float
     tokens: int
     tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class BadStepRecord:
+    """A step that was left out, and why; also a line of metrics.jsonl.
+
+    samples: first and last sample number of its batch; suspects: those of the micro batches whose
+    loss was not finite, or largest, when they are not the whole batch.
+    """
+
+    step: int
+    skipped: str
+    samples: list[int]
+    suspects: list[int]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class RollbackRecord:
+    """After `step` the run went back to the state in `rollback`; also a line of metrics.jsonl.
+
+    left_out: first and last sample number between that state and where the run goes on.
+    """
+
+    step: int
+    rollback: str
+    left_out: list[int]
+    tokens: int
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from src.training.environment import is_rank_zero, prepare_libraries
 from src.training.facts import gather_facts
 from src.training.operators import check_backend
 from src.training.origin import find_origin
+from src.training.run_lock import RunLock
 from src.training.samples import mask_notes, open_samples
 from src.training.together import FaultElsewhereError
 
@@ -24,6 +25,12 @@ def run(config: RunConfig, notices: list[str]) -> int:
     notices: lines about translated flags, printed once. Every rank of every node calls this with
     the same configuration. Raises TrainerError.
     """
+    folder = Path(config.train.proj_dir)
+    with RunLock(folder, wanted=is_rank_zero()) as lock:
+        return _run(config, notices, lock)
+
+
+def _run(config: RunConfig, notices: list[str], lock: RunLock) -> int:
     origin = find_origin(config.train)
     facts = gather_facts(config, origin)
     given = config
@@ -35,6 +42,8 @@ def run(config: RunConfig, notices: list[str]) -> int:
         derived += mask_notes(samples)
     prepare_libraries(config.hardware.accelerator)
     _make_folder(config.train.proj_dir)
+    # A new folder; one that was there has been locked before it was read.
+    lock.acquire()
     if samples is None:
         from src.training.initial import write_initial_weights
 

@@ -1,20 +1,31 @@
-"""Checkpoints and the training state beside them: gathered from all ranks, written by one."""
+"""When the training state is saved, under which name, and that it is written safely.
+
+What a save needs is copied from all ranks first; then the first rank writes it, in the background
+if that was asked for, one save at a time. Files appear under their names complete or not at all.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from src.checkpoint.names import FINAL, numbered
-from src.checkpoint.resume import drop_old_states, save_state, state_path
+from src.checkpoint.digest import file_digest
+from src.checkpoint.names import FINAL, STATE_SUFFIX, numbered, step_state
+from src.checkpoint.resume import save_state, state_path
+from src.checkpoint.retention import Retention
 from src.config.load import dump_config
-from src.errors import CheckpointError
-from src.training import optimizer_state
+from src.errors import CheckpointError, TrainingError
 from src.training.publishing import publish, state_beside
-from src.training.strategy import zero_engine
-from src.training.together import gather_objects, raise_together
+from src.training.save_job import ATTEMPTS, NotFiniteError, SaveJob
+from src.training.state import Part, capture_state
+from src.training.together import raise_together
+from src.version import code_version
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -30,98 +41,176 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-# The newest state is the resume point; the one before it serves when that one is damaged.
-STATES_KEPT = 2
 
 
 class Saver:
-    """Writes rwkv-N.pth, rwkv-final.pth and their training states into the project folder."""
+    """Writes rwkv-N.pth, rwkv-final.pth and training states into the project folder.
+
+    parts: what else belongs into the state, by name.
+    base: what the state remembers of a frozen base model, see `base_model`.
+    """
 
     def __init__(
-        self, config: RunConfig, plan: Plan, base: dict[str, Any] | None = None
+        self, config: RunConfig, plan: Plan, parts: Mapping[str, Part],
+        base: dict[str, Any] | None = None,
     ) -> None:
-        """base: what the state remembers of a frozen base model, see `base_model`."""
         self._config = config
         self._plan = plan
+        self._parts = parts
         self._base = base
         self._folder = Path(config.train.proj_dir)
         self._dtype = torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
+        safety = config.safety
+        self._retention = Retention(
+            safety.keep_last, safety.keep_every, safety.keep_last_weights, plan.epoch_steps
+        )
+        self._job: SaveJob | None = None
+        self._written: list[Path] = []
+        self._refused_in_a_row = 0
+        self._begun_at = time.monotonic()
+        self.saved_step: int | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether the state after `step` steps is to be saved between mini-epochs.
+
+        Clocks differ: only the first rank's answer counts.
+        """
+        safety = self._config.safety
+        if safety.save_every_steps is not None and step % safety.save_every_steps == 0:
+            return True
+        seconds = safety.save_every_minutes * 60
+        return seconds > 0 and time.monotonic() - self._begun_at >= seconds
 
     def save_epoch(
-        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, epoch: int
-    ) -> Path:
-        """Saves mini-epoch `epoch`; a collective call. Returns the path of the weights."""
-        path = self._folder / numbered(epoch)
-        self._save(trainer, module, progress, path)
-        if trainer.is_global_zero:
-            drop_old_states(self._folder, STATES_KEPT)
-        return path
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, epoch: int, *,
+        wait: bool,
+    ) -> None:
+        """Saves mini-epoch `epoch`, weights and state; a collective call.
+
+        wait: until it is on disk.
+        """
+        self._save(trainer, module, progress, self._folder / numbered(epoch), wait)
+        self.saved_step = progress.step
+
+    def save_between(
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress
+    ) -> None:
+        """Saves the state alone, within a mini-epoch; a collective call."""
+        path = self._folder / step_state(progress.step)
+        self._save(trainer, module, progress, path, False)
 
     def save_final(
         self, trainer: pl.Trainer, module: TrainingModule, progress: Progress
-    ) -> Path:
-        """Saves the end of the run; a collective call. Returns the path of the weights."""
-        path = self._folder / FINAL
-        self._save(trainer, module, progress, path)
-        return path
+    ) -> None:
+        """Saves the end of the run and waits for it; a collective call."""
+        self._save(trainer, module, progress, self._folder / FINAL, True)
+
+    def fault(self) -> TrainingError | None:
+        """Why the run has to stop: saves that failed, or had nothing finite to write, too often."""
+        self._note_end()
+        return self._error()
+
+    def take_written(self) -> list[Path]:
+        """What was written since the last call."""
+        self._note_end()
+        taken, self._written = self._written, []
+        return taken
+
+    def wait(self, *, hurry: bool = False) -> None:
+        """Returns once nothing is being written; hurry: without pauses between attempts."""
+        if self._job is not None:
+            self._job.wait(hurry=hurry)
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Waits for the save that is under way; a collective call, raises when it has failed."""
+        self.wait()
+        error = self._error()
+        self._note_end()
+        raise_together(trainer.strategy, error)
 
     def _save(
-        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, path: Path
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, path: Path,
+        wait: bool,
     ) -> None:
-        state = capture_state(trainer, module, progress)
-        fault = None
+        # One copy of the state at a time, and saves reach the disk in their order.
+        self.wait(hurry=True)
+        self._note_end()
+        if wait and self._job is not None:
+            # At the end of a run, one file that could not be written is no reason to write none.
+            print(f"WARNING: {self.fault()}", file=sys.stderr, flush=True)
+            self._job = None
+        raise_together(trainer.strategy, self.fault())
+        self._begun_at = time.monotonic()
+        state = capture_state(trainer, module, progress, self._parts)
         if trainer.is_global_zero:
-            try:
-                self._write(path, state)
-            except CheckpointError as error:
-                fault = error
-        raise_together(trainer.strategy, fault)
+            state["epoch"] = (progress.step - 1) // self._plan.epoch_steps
+            retry = self._config.safety.save_retry_seconds
+            self._job = SaveJob(path, lambda: self._write(path, state), retry)
+        if wait:
+            self.finish(trainer)
+        elif not self._config.safety.save_in_background:
+            self.wait()
+            raise_together(trainer.strategy, self.fault())
 
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
-        state["config"] = dump_config(self._config)
-        state["tokens_per_step"] = self._plan.tokens_per_step
-        state["ctx_len"], state["windows"] = self._config.data.ctx_len, self._plan.windows
-        state["warmup_steps"] = self._config.optim.warmup_steps
-        state["optimizer"] = self._config.optim.optimizer
-        # Checked first: a model that is not finite must not replace the state either.
-        publish(path, state["weights"], self._config, self._dtype, self._base)
-        state.update(state_beside(state["weights"], self._config, self._base))
-        save_state(state_path(path), state)
+    def _error(self) -> TrainingError | None:
+        if self._job is None or not self._job.is_finished or self._job.fault is None:
+            return None
+        cause = self._job.fault.in_one_line()
+        if self._job.is_refused:
+            return TrainingError(f"the model cannot be saved: {cause}")
+        return TrainingError(
+            f"saving failed {ATTEMPTS} times in a row: {cause}. The same command goes on from the "
+            "last save once the cause is gone"
+        )
+
+    def _note_end(self) -> None:
+        """Forgets a save that is over, unless it is a fault of the run."""
+        if self._job is None or not self._job.is_finished:
+            return
+        if self._job.fault is None:
+            self._written.append(self._job.path)
+            self._refused_in_a_row = 0
+            self._job = None
+        elif self._job.is_refused and self._refused_in_a_row < ATTEMPTS - 1:
+            # The steps to come are bad then, and the run goes back to good weights.
+            self._refused_in_a_row += 1
+            self._job = None
+
+    def _write(self, path: Path, captured: dict[str, Any]) -> None:
+        # Checked first: a model that is not finite must not replace anything.
+        _require_finite(path, captured)
+        state = {
+            **captured,
+            "config": dump_config(self._config),
+            "tokens_per_step": self._plan.tokens_per_step,
+            "ctx_len": self._config.data.ctx_len,
+            "windows": self._plan.windows,
+            "warmup_steps": self._config.optim.warmup_steps,
+            "optimizer": self._config.optim.optimizer,
+            "code_version": code_version(),
+            **state_beside(captured["weights"], self._config, self._base),
+        }
+        if path.suffix != STATE_SUFFIX:
+            publish(path, captured["weights"], self._config, self._dtype, self._base)
+            state["weights_digest"] = _digest(path)
+        saved = state_path(path)
+        save_state(saved, state)
+        self._retention.apply(self._folder, saved)
 
 
-def capture_state(
-    trainer: pl.Trainer, module: TrainingModule, progress: Progress
-) -> dict[str, Any]:
-    """The full training state of a run; a collective call."""
-    engine = zero_engine(trainer.strategy)
-    state = optimizer_state.capture(module.model, trainer.optimizers[0], engine)
-    state.update(progress.to_dict())
-    state["carried"] = module.carried.capture(trainer.strategy)
-    state["rng"] = gather_objects(trainer.strategy, _random_state(trainer))
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None:
-        state["scaler"] = scaler.state_dict()
-    return state
+def _digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}, just written: {error.strerror}") from error
 
 
-def restore_state(trainer: pl.Trainer, module: TrainingModule, state: dict[str, Any]) -> None:
-    """Puts weights, moments and random states back, on every rank of any number of ranks."""
-    engine = zero_engine(trainer.strategy)
-    optimizer_state.restore(state, module.model, trainer.optimizers[0], engine)
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None and "scaler" in state:
-        scaler.load_state_dict(state["scaler"])
-    random_states = state.get("rng", [])
-    if trainer.global_rank < len(random_states):
-        own = random_states[trainer.global_rank]
-        torch.set_rng_state(own["cpu"])
-        if own["device"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(own["device"])
-
-
-def _random_state(trainer: pl.Trainer) -> dict[str, Any]:
-    cuda = trainer.strategy.root_device.type == "cuda"
-    return {
-        "cpu": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state() if cuda else None,
-    }
+def _require_finite(path: Path, content: Any, name: str = "") -> None:
+    """Raises NotFiniteError when a weight, or a moment of the optimizer, is not finite."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            _require_finite(path, value, f"{name} of {key}" if name else str(key))
+    elif isinstance(content, Tensor) and not bool(content.isfinite().all()):
+        raise NotFiniteError(
+            f"{path} was not written: {name} holds NaN or infinity; the files saved before are good"
+        )

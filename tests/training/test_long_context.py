@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from make_data import main as make_data
-from src.checkpoint.resume import load_state
+from src.checkpoint.resume import load_state, save_state
 from src.training.reporting.metrics_file import read_metrics
 from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
@@ -160,9 +160,7 @@ def test_a_training_state_without_its_carried_states_is_refused(
     path = tmp_path / "out/rwkv-1.state"
     state = load_state(path)
     del state["carried"]["states"][7]
-    # beside it: what is left of the state is still read from the old file
-    torch.save(state, tmp_path / "without")
-    (tmp_path / "without").replace(path)
+    save_state(path, state)
     before = path.read_bytes()
     assert run_training(**RUN) == 2
     assert "lacks the carried state of sample 7" in capsys.readouterr().err

@@ -155,7 +155,9 @@ def test_checkpoints_are_in_the_training_precision_unless_fp32_is_asked_for(
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(
     run_training: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert run_training(lr_init="1e18", lr_final="1e18", warmup_steps=0, grad_clip=0) == 1
+    assert run_training(
+        lr_init="1e18", lr_final="1e18", warmup_steps=0, grad_clip=0, on_bad_step="stop"
+    ) == 1
     message = capsys.readouterr().err
     assert re.search(r"error: step \d+: loss .*samples \d+ to \d+", message)
     assert not (tmp_path / "out" / "rwkv-final.pth").exists()

@@ -6,7 +6,13 @@ import sys
 
 from tqdm import tqdm
 
-from src.training.progress import EpochRecord, Progress, StepRecord
+from src.training.progress import (
+    BadStepRecord,
+    EpochRecord,
+    Progress,
+    RollbackRecord,
+    StepRecord,
+)
 from src.training.reporting.reporter import Reporter
 
 
@@ -44,6 +50,20 @@ class Console(Reporter):
             f"loss {record.mean_loss:.4f}, lr {record.last.lr:.3g}, "
             f"{record.last.tokens:,} tokens, {self._speed / 1000:.2f} kt/s"
         )
+
+    def on_bad_step(self, record: BadStepRecord) -> None:
+        """One line that stays."""
+        first, last = record.samples
+        suspects = ", ".join(map(str, record.suspects))
+        self._bar.update()
+        self._say(f"WARNING: step {record.step} left out: {record.skipped}; samples {first} to "
+                  f"{last}" + (f", suspect: {suspects}" if suspects else ""))
+
+    def on_rollback(self, record: RollbackRecord) -> None:
+        """One line that stays."""
+        first, last = record.left_out
+        self._say(f"WARNING: went back to {record.rollback} after step {record.step}; goes on "
+                  f"behind samples {first} to {last}")
 
     def on_validation(self, step: int, loss: float) -> None:
         """One line that stays."""

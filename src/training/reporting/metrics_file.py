@@ -1,4 +1,4 @@
-"""proj_dir/metrics.jsonl: one JSON object per optimizer step and one per validation."""
+"""proj_dir/metrics.jsonl: one JSON object per optimizer step, validation and mishap."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from src.files import write_atomically
-from src.training.progress import Progress, StepRecord
+from src.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
 from src.training.reporting.reporter import Reporter
 
 NAME = "metrics.jsonl"
@@ -27,6 +27,14 @@ class MetricsFile(Reporter):
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
         """Writes the step's record."""
+        self._write(asdict(record))
+
+    def on_bad_step(self, record: BadStepRecord) -> None:
+        """Writes which step was left out, and why."""
+        self._write(asdict(record))
+
+    def on_rollback(self, record: RollbackRecord) -> None:
+        """Writes where the run went back to."""
         self._write(asdict(record))
 
     def on_validation(self, step: int, loss: float) -> None:

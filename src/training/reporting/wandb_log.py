@@ -7,7 +7,7 @@ from pathlib import Path
 
 from src.config.schema import RunConfig
 from src.errors import ConfigError
-from src.training.progress import Progress, StepRecord
+from src.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
 from src.training.reporting.reporter import Reporter
 
 ID_FILE = "wandb_id.txt"
@@ -54,6 +54,14 @@ class WandbLog(Reporter):
             },
             step=record.step + 1,
         )
+
+    def on_bad_step(self, record: BadStepRecord) -> None:
+        """skipped: 1 at a step that was left out."""
+        self._run.log({"skipped": 1}, step=record.step + 1)
+
+    def on_rollback(self, record: RollbackRecord) -> None:
+        """rollback: 1 at the step after which the run went back."""
+        self._run.log({"rollback": 1}, step=record.step + 1)
 
     def on_validation(self, step: int, loss: float) -> None:
         """val_loss at the step it was measured after."""
