@@ -10,7 +10,7 @@ import torch
 from src.errors import ConfigError
 from src.models.state import LayerState, copy_state, detach_state
 from tests.helpers import assert_close
-from tests.models.tiny import MATRIX_VERSIONS, VERSIONS, random_tokens, tiny_model
+from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 
 T = 23
 every_version = pytest.mark.parametrize("version", VERSIONS)
@@ -80,7 +80,7 @@ def test_gradients_equal_when_a_state_is_given(version):
     check(model, 6, tokens, targets, state=state, head_rows=7)
 
 
-@pytest.mark.parametrize("version", MATRIX_VERSIONS)
+@every_version
 def test_a_trained_initial_state_learns_from_every_chunk(version):
     tokens, targets, _, _ = rows()
     model = tiny_model(version, options={"train_states": True}).double()
