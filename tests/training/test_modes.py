@@ -17,6 +17,7 @@ from torch import Tensor
 
 import train
 from src.data.binidx import Binidx
+from src.training.reporting.metrics_file import read_metrics
 from tests.training import modes
 from tests.training.mode_worker import Pair
 from tests.training.modes import EXCLUDED, MODES, STRATEGIES, VERSIONS, Excluded, Mode
@@ -147,6 +148,11 @@ def test_cell(runs: Runs, mode: Mode, version: str, strategy: str):
     assert len(expected) >= 4 and all(torch.isfinite(torch.tensor(list(expected.values()))))
     run = whole if strategy == "1" else runs.trained(mode, version, strategy, "whole")
     assert losses(run) == pytest.approx(expected, rel=1e-4)
+    for key in ("grad_norm", "val_loss"):
+        found = [r[key] for r in read_metrics(run) if key in r]
+        wanted = [r[key] for r in read_metrics(whole) if key in r]
+        assert found == pytest.approx(wanted, rel=1e-3), key
+        assert wanted or key != "val_loss" or mode.key != "validation"
     begun, final = start_of(whole), weights(whole / "rwkv-final.pth")
     for name, value in weights(run / "rwkv-final.pth").items():
         moved = (final[name] - begun.get(name, torch.zeros(()))).norm()
