@@ -1,4 +1,4 @@
-"""Runs before all tests: one thread a process, and why GPU tests are skipped."""
+"""Runs before all tests: one thread a process, no deadlines, and why GPU tests are skipped."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine makes any example slow; that says nothing about the code.
+settings.register_profile("without_deadline", deadline=None)
+settings.load_profile("without_deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
