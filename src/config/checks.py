@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 from src.config.check_adapter import check_adapter
+from src.config.checks_validation import check_validation
 from src.config.schema import (
     DataConfig,
     LogConfig,
@@ -60,7 +61,8 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
     (
         _Range(1),
         "n_layer n_embd dim_att dim_ffn vocab_size head_size head_size_divisor rank_mix rank_decay"
-        " rank_iclr rank_value rank_gate special_lr_factor ctx_len val_samples micro_bsz"
+        " rank_iclr rank_value rank_gate special_lr_factor ctx_len val_samples val_ctx_len"
+        " micro_bsz"
         " accumulate_grad_batches max_steps epoch_steps val_every devices num_nodes ds_bucket_mb"
         " head_chunk chunk_len bptt_chunks lora_r save_every_steps keep_last keep_every"
         " keep_last_weights",
@@ -74,7 +76,7 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
     ),
     (_Range(-1), "warmup_steps"),
     (_Range(0, 1, below=True), "dropout beta1 beta2 muon_momentum lora_dropout"),
-    (_Range(0, above=True), "adam_eps weight_decay_final muon_lr lora_alpha"),
+    (_Range(0, above=True), "adam_eps weight_decay_final muon_lr lora_alpha val_split"),
     (_Range(2), "magic_prime"),
 )
 
@@ -85,6 +87,7 @@ def check_fields(config: RunConfig) -> None:
     _check_model(config.model)
     _check_data(config.data, config.train)
     _check_what_counts(config.data, config.train)
+    check_validation(config.data, config.train)
     _check_schedule(config.optim, config.train)
     _check_optimizer(config.optim, config.train)
     _check_start(config.train)
@@ -139,10 +142,6 @@ def _check_data(data: DataConfig, train: TrainConfig) -> None:
             f"--sampling permutation needs --data_type binidx, not {data.data_type}; convert the"
             " data with make_data.py or leave --sampling out"
         )
-    if data.val_data_file is None and data.val_samples != DataConfig.val_samples:
-        raise ConfigError(f"--val_samples {data.val_samples} needs --val_data_file")
-    if data.val_data_file is None and train.val_every is not None:
-        raise ConfigError(f"--val_every {train.val_every} needs --val_data_file")
 
 
 def _check_what_counts(data: DataConfig, train: TrainConfig) -> None:

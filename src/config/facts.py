@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from src.config.schema import ModelConfig
@@ -12,8 +13,10 @@ from src.config.schema import ModelConfig
 class Facts:
     """Everything `resolve` may know besides the configuration.
 
-    token_count: tokens in the training data; None only at stage 1 without data.
-    best_prime: largest magic prime for them at the given ctx_len; None where there is none.
+    token_count: tokens in the training data, without the held-out ones; None only at stage 1
+        without data.
+    held_out_tokens: tokens that --val_split keeps from training.
+    best_prime: largest magic prime for token_count at the given ctx_len; None where there is none.
     data_vocab_size: rows the data's ids need (manifest, or characters counted); None if unknown.
     data_tokenizer: the tokenizer the manifest names; None if unknown.
     has_loss_mask: whether there is a mask beside the data; learnt_tokens: those it counts, None if
@@ -26,10 +29,12 @@ class Facts:
     state_warmup_steps: warmup of the run that wrote the state; None without one.
     state_optimizer: the optimizer whose moments it holds; None without one.
     has_bitsandbytes: whether the library of the 8-bit optimizer is installed.
+    state_config: leaf name -> value of the configuration of that run; empty without one.
     gpu_count, gpu_has_bf16: CUDA devices of this machine, and whether all of them compute in bf16.
     """
 
     token_count: int | None = None
+    held_out_tokens: int = 0
     best_prime: int | None = None
     data_vocab_size: int | None = None
     data_tokenizer: str | None = None
@@ -43,5 +48,6 @@ class Facts:
     state_warmup_steps: int | None = None
     state_optimizer: str | None = None
     has_bitsandbytes: bool = False
+    state_config: Mapping[str, object] = field(default_factory=dict)
     gpu_count: int = 0
     gpu_has_bf16: bool = False

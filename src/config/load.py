@@ -89,6 +89,15 @@ def dump_config(config: RunConfig) -> str:
     return "\n".join(parts)
 
 
+def saved_values(text: str) -> dict[str, object]:
+    """Leaf name -> value of a configuration that `dump_config` wrote, also an older version.
+
+    Fields that it lacks are absent; nothing is checked.
+    """
+    content = yaml.safe_load(text)
+    return {name: value for body in content.values() for name, value in body.items()}
+
+
 def _section(path: Path, name: object, body: object) -> object:
     if name not in sections():
         raise ConfigError(f"{path}: unknown section {name!r}{_advice(name)}")

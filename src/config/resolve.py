@@ -15,6 +15,7 @@ from src.config.resolve_hardware import resolve_hardware
 from src.config.resolve_length import resolve_data, resolve_length, resolve_warmup, total_steps
 from src.config.resolve_model import resolve_model
 from src.config.resolve_optimizer import resolve_optimizer
+from src.config.resolve_validation import resolve_validation
 from src.config.schema import HardwareConfig, OptimConfig, RunConfig
 from src.errors import ConfigError
 
@@ -35,6 +36,7 @@ def resolve(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[str]]:
     hardware = resolve_hardware(config, facts, lines)
     config = dataclasses.replace(config, model=model, hardware=hardware)
     config = dataclasses.replace(config, data=resolve_data(config, facts, lines))
+    config = dataclasses.replace(config, data=resolve_validation(config, facts, lines))
     config = dataclasses.replace(config, train=resolve_length(config, facts, lines))
     config = dataclasses.replace(config, optim=resolve_optimizer(config, facts, lines))
     config = dataclasses.replace(config, optim=_resolve_optim(config, facts, lines))

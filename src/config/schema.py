@@ -86,9 +86,15 @@ class DataConfig:
     reset_at_documents: bool = False
     """state and token shift start anew where a document starts inside a sample"""
     val_data_file: str | None = None
-    """held-out binidx prefix for the validation loss; None: no validation"""
+    """held-out binidx prefix for the validation loss; None: no validation, or val_split's"""
+    val_split: float | None = None
+    """slots of ctx_len tokens of data_file that are held out from training and validated on: a
+    share below 1, or their number from 1 on; None: none"""
     val_samples: int = 128
-    """samples of ctx_len tokens per validation, spread evenly over the held-out data"""
+    """samples per validation, spread evenly over the held-out data; at most all of val_split's"""
+    val_ctx_len: int | None = None
+    """tokens per validation sample; beyond ctx_len the state is carried from part to part, so that
+    memory stays that of ctx_len; None: ctx_len"""
     tokenizer: str | None = None
     """world, bytes or the path of a tokenizer.json; None: what the data's manifest says"""
     num_workers: int = 2
@@ -173,7 +179,9 @@ class TrainConfig:
     epoch_save: int = 5
     """save rwkv-N.pth every so many mini-epochs; 0: only the last"""
     val_every: int | None = None
-    """steps between validations; None: at every mini-epoch that is saved"""
+    """steps between validations, besides those at every mini-epoch that is saved; None: no more"""
+    save_best: bool = False
+    """keep the weights of the lowest validation loss so far in rwkv-best.pth"""
     save_fp32: bool = False
     """write checkpoints in fp32 instead of the training precision"""
     train_type: Literal["all", "states", "lora"] = "all"

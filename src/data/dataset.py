@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from src.data.batch import Sample
 from src.data.documents import DocumentStarts
+from src.data.held_out import HeldOut
 from src.data.masks import LossMask
 from src.data.sampler import golden_factor
 from src.data.sources import TokenSource, open_source
@@ -36,6 +37,7 @@ class TokenDataset(Dataset[Sample]):
     """Training samples by global sample number n = 1, 2, ... (`SampleNumbers`), without an end.
 
     sampling "permutation": RWKV-LM's slot order (`sampler.slot`), `shift` tokens later.
+    held_out: the slots it goes around (`held_out`); `prime` then permutes the others.
     sampling "random": a uniform start in [0, tokens - ctx_len), a pure function of (seed, n).
     `len()` is the number of samples in one pass over the data.
     loss_mask: weights of the tokens as targets; `step_samples`, the samples of an optimizer step
@@ -60,6 +62,7 @@ class TokenDataset(Dataset[Sample]):
         step_samples: int | None = None,
         windows: int = 1,
         starts: DocumentStarts | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         _check_one_sample_fits(source.tokens, ctx_len)
         assert loss_mask is None or step_samples, "a mask is scaled by whole steps"
@@ -70,14 +73,18 @@ class TokenDataset(Dataset[Sample]):
         self.windows = windows
         self._step_weights: dict[int, npt.NDArray[np.int64]] = {}
         self.ctx_len = ctx_len
+        self.held_out = held_out
         self.sampling = sampling
         self.seed = seed
         self.vocab_size = vocab_size
         self.shift = shift
         if sampling == "random":
+            assert held_out is None, "random positions would meet held-out slots"
             self.samples_per_pass = (source.tokens - 1) // ctx_len
             return
         assert prime is not None, "permutation sampling needs a prime"
+        if held_out is not None:
+            assert prime <= held_out.rest and shift == 0, (prime, held_out, shift)
         _check_shift(source.tokens, ctx_len, prime, shift)
         self.samples_per_pass = prime
         self._factor = golden_factor(prime)
@@ -89,7 +96,10 @@ class TokenDataset(Dataset[Sample]):
         """Number of the first token of sample n."""
         if self.sampling == "random":
             return _random_below(self.source.tokens - self.ctx_len, self.seed, n)
-        return self._factor * n**3 % self.samples_per_pass * self.ctx_len + self.shift
+        slot = self._factor * n**3 % self.samples_per_pass
+        if self.held_out is not None:
+            slot = self.held_out.training_slot(slot)
+        return slot * self.ctx_len + self.shift
 
     def __getitem__(self, n: int) -> Sample:
         """Sample n, of ctx_len tokens."""
@@ -133,30 +143,28 @@ class TokenDataset(Dataset[Sample]):
 
 
 class ValidationDataset(Dataset[Sample]):
-    """The same `count` samples every time, spread evenly over the data (evenly_spread_samples).
+    """The same samples every time: those that begin with the tokens numbered `offsets`.
 
-    Masks are scaled so that the mean of weight times cross entropy over all samples is the mean
-    over the learnt tokens; raises DataError when there is none of them.
+    Masks hold the weights of the loss mask as they are. Raises DataError when they are all zero.
     """
 
     def __init__(
-        self, source: TokenSource, ctx_len: int, count: int, vocab_size: int | None = None, *,
-        loss_mask: LossMask | None = None, starts: DocumentStarts | None = None,
+        self, source: TokenSource, ctx_len: int, offsets: list[int], vocab_size: int | None = None,
+        *, loss_mask: LossMask | None = None, starts: DocumentStarts | None = None,
     ) -> None:
         self.source = source
         self.ctx_len = ctx_len
         self.vocab_size = vocab_size
-        self.offsets = evenly_spread_samples(source.tokens, ctx_len, count)
+        self.offsets = offsets
         self.loss_mask = loss_mask
         self.starts = starts
-        self._weight = 0
-        if loss_mask is not None:
-            self._weight = sum(_sum(target_weights(loss_mask, o, ctx_len)) for o in self.offsets)
-            if self._weight == 0:
-                raise DataError(
-                    f"none of the {count} samples of {ctx_len} tokens has a token that the loss "
-                    "mask counts; take more with --val_samples, or --loss_mask off"
-                )
+        if loss_mask is None:
+            return
+        if not any(_sum(target_weights(loss_mask, o, ctx_len)) for o in offsets):
+            raise DataError(
+                f"none of the {len(offsets)} samples of {ctx_len} tokens has a token that the loss "
+                "mask counts; take more with --val_samples, or --loss_mask off"
+            )
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -170,7 +178,7 @@ class ValidationDataset(Dataset[Sample]):
         mask = None
         if self.loss_mask is not None:
             weights = target_weights(self.loss_mask, offset, self.ctx_len)
-            mask = _scaled(weights, len(self) * self.ctx_len, self._weight)
+            mask = torch.from_numpy(weights.astype(np.float32))
         reset = _resets(self.starts, offset, self.ctx_len)
         return Sample(tokens[:-1], tokens[1:], mask, reset, number=index)
 

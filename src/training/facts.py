@@ -8,7 +8,9 @@ import torch
 
 from src.checkpoint.weights import read_shapes
 from src.config.facts import Facts
+from src.config.load import saved_values
 from src.config.schema import DataConfig, RunConfig
+from src.data.held_out import HeldOut, hold_out
 from src.data.magic_prime import check_magic_prime, magic_prime
 from src.data.manifest import Manifest, manifest_prefix, read_manifest
 from src.data.masks import find_mask
@@ -33,6 +35,7 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
         "state_warmup_steps": None if state is None else state.get("warmup_steps"),
         "state_optimizer": None if state is None else state["optimizer"],
         "has_bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,
+        "state_config": {} if state is None else saved_values(state.get("config", "{}")),
         "gpu_count": gpus,
         "gpu_has_bf16": gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
     }
@@ -44,25 +47,37 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
         )
     source = open_source(data.data_file, data.data_type)
     manifest = read_manifest(data.data_file) if data.data_type == "binidx" else None
+    held_out = held_out_of(data, source)
+    held_out_tokens = 0 if held_out is None else held_out.tokens
     return Facts(
-        token_count=source.tokens,
+        token_count=source.tokens - held_out_tokens,
+        held_out_tokens=held_out_tokens,
         has_loss_mask=_has_mask(data, source, manifest),
         learnt_tokens=None if manifest is None else manifest.learnt_tokens,
-        best_prime=_prime(data, source),
+        best_prime=_prime(data, source.tokens - held_out_tokens),
         data_vocab_size=manifest.vocab_size if manifest is not None else _vocabulary(source),
         data_tokenizer=None if manifest is None else manifest.tokenizer,
         **common,
     )
 
 
-def _prime(data: DataConfig, source: TokenSource) -> int | None:
-    """The best prime for the data, an explicit one having been checked; None where none exists."""
+def held_out_of(data: DataConfig, source: TokenSource) -> HeldOut | None:
+    """What --val_split holds out of this source; None without it."""
+    if data.val_split is None:
+        return None
+    return hold_out(
+        source.tokens, data.ctx_len, data.val_split, data.val_ctx_len or data.ctx_len
+    )
+
+
+def _prime(data: DataConfig, tokens: int) -> int | None:
+    """The best prime for so many tokens, None where there is none; a given one is checked."""
     if data.sampling == "random" or data.data_type != "binidx":
         return None
     if data.magic_prime is not None:
-        check_magic_prime(data.magic_prime, source.tokens, data.ctx_len)
+        check_magic_prime(data.magic_prime, tokens, data.ctx_len)
     try:
-        return magic_prime(source.tokens, data.ctx_len)
+        return magic_prime(tokens, data.ctx_len)
     except DataError:
         if data.sampling == "permutation":
             raise

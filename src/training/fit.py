@@ -40,6 +40,7 @@ from src.training.samples import RunSamples
 from src.training.strategy import ZeroStrategy
 from src.training.trainable import describe_trained, freeze_all_but
 from src.training.trainer import build_trainer
+from src.training.validation import Validator
 
 # A run without an end still needs a length for the loader.
 ENDLESS = 10**12
@@ -75,12 +76,13 @@ def fit(
     if is_rank_zero():
         print_header(
             config, plan, origin, progress, parameters=sum(p.numel() for p in model.parameters()),
-            data_tokens=samples.training.source.tokens, groups=_described(groups), derived=derived,
+            data_tokens=samples.training.source.tokens, groups=_described(groups),
+            derived=derived + samples.notes, validation=_validation(config, samples),
         )
     loop = Loop(
         config, plan, make_schedule(config, conventions.warmup_floor), progress,
-        state=origin.state, base=origin.base_record, validation=samples.held_out,
-        reporters=reporters,
+        state=origin.state, base=origin.base_record,
+        validator=Validator(config, samples.held_out), reporters=reporters,
     )
     carried = _carried(origin, config, plan, progress)
     module = TrainingModule(model, groups, config.optim, config.hardware, carried)
@@ -102,7 +104,7 @@ def fit(
 def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
     """Counters to go on with; bare weights of mini-epoch N stand for its last step."""
     if origin.state is not None:
-        saved = Progress(**{key: origin.state[key] for key in Progress().to_dict()})
+        saved = Progress.from_dict(origin.state)
         saved = change_optimizer(origin, saved, config.optim)
         now = StepSize(plan.tokens_per_step, config.data.ctx_len, plan.windows)
         before = StepSize(*(origin.state.get(key, value) for key, value in zip(
@@ -172,6 +174,20 @@ def _begin_files(
         ) from error
 
 
+def _validation(config: RunConfig, samples: RunSamples) -> str:
+    """What is validated, on how many samples, and when."""
+    if not samples.held_out:
+        return "none"
+    data, train = config.data, config.train
+    names = ", ".join(
+        f"{len(source.dataset)} x {data.val_ctx_len} tokens of {source.name}"
+        for source in samples.held_out
+    )
+    often = f"every {train.val_every} steps and " if train.val_every else ""
+    best = "; the best is kept" if train.save_best else ""
+    return f"{names}, {often}at every mini-epoch that is saved{best}"
+
+
 def _reporters(
     config: RunConfig, plan: Plan, progress: Progress, trainer: pl.Trainer
 ) -> list[Reporter]:
@@ -189,7 +205,7 @@ def _reporters(
     if config.log.wandb is not None:
         reporters.append(WandbLog(config, f"{name} {timestamp}", progress.step))
     if config.log.plot:
-        reporters.append(LossPlot(folder, _title(config)))
+        reporters.append(LossPlot(folder, _title(config), config.data.ctx_len))
     return reporters
 
 

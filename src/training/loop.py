@@ -23,13 +23,12 @@ from src.training.schedule import Schedule, learning_rate, weight_decay
 from src.training.signals import StopRequest
 from src.training.state import Part, restore_state
 from src.training.together import gather_objects, raise_together
-from src.training.validation import validation_loss
 
 if TYPE_CHECKING:
     from src.config.schema import RunConfig
-    from src.data.dataset import ValidationDataset
     from src.training.module import TrainingModule
     from src.training.plan import Plan
+    from src.training.validation import Validator
 
 
 class Loop(pl.Callback):
@@ -44,7 +43,7 @@ class Loop(pl.Callback):
         *,
         state: dict[str, Any] | None,
         base: dict[str, Any] | None,
-        validation: ValidationDataset | None,
+        validator: Validator,
         reporters: list[Reporter],
     ) -> None:
         self._config = config
@@ -54,7 +53,7 @@ class Loop(pl.Callback):
         self._first_step = progress.step
         self._first_epoch = progress.step // plan.epoch_steps
         self._state = state
-        self._validation = validation
+        self._validator = validator
         self._reporters = reporters
         self._guard = Guard(config.safety)
         # What else the training state holds, by name; the guard goes back in its own way.
@@ -109,12 +108,12 @@ class Loop(pl.Callback):
         self._report_saves()
         due_epoch = self._progress.step % self._plan.epoch_steps == 0
         saved = due_epoch and self._end_epoch(trainer, pl_module)
+        every = self._config.train.val_every
+        if every is not None and self._progress.step % every == 0:
+            self._validate(trainer, pl_module)
         self._save_owed |= outcome.flags.save_due
         if self._save_owed and not saved and not self._is_ending(pl_module):
             self._save_between(trainer, pl_module)
-        every = self._config.train.val_every
-        if saved if every is None else self._progress.step % every == 0:
-            self._validate(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Saves the end of the run, or the unfinished mini-epoch it pauses in."""
@@ -123,17 +122,16 @@ class Loop(pl.Callback):
             return
         if plan.completes and progress.step == plan.total_steps:
             self._announce_epoch_rest()
+            self._validate(trainer, pl_module)
             self._saver.save_final(trainer, pl_module, progress)
         elif self._saver.saved_step != progress.step:
             epoch = (progress.step - 1) // plan.epoch_steps
             self._announce_epoch_rest()
+            self._validate(trainer, pl_module)
             self._saver.save_epoch(trainer, pl_module, progress, epoch, wait=True)
         else:
             self._saver.finish(trainer)
-            self._report_saves()
-            return
         self._report_saves()
-        self._validate(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes files and bars."""
@@ -222,7 +220,7 @@ class Loop(pl.Callback):
             self._step_began = time.perf_counter()
 
     def _end_epoch(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
-        """Reports a finished mini-epoch and saves it if it is due; True if it was saved."""
+        """Reports a finished mini-epoch, validates and saves it if due; True if it was saved."""
         progress, plan = self._progress, self._plan
         epoch = progress.step // plan.epoch_steps - 1
         self._announce_epoch_rest()
@@ -233,6 +231,7 @@ class Loop(pl.Callback):
         progress.begin_epoch()
         due = due and not (last and plan.completes)
         if due:
+            self._validate(trainer, module)
             self._saver.save_epoch(trainer, module, progress, epoch, wait=False)
             self._save_owed = False
             # Saving is not training: it must not count in the next step's tokens per second.
@@ -253,12 +252,8 @@ class Loop(pl.Callback):
             tell(self._reporters, lambda reporter, path=path: reporter.on_save(str(path)))
 
     def _validate(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        if self._validation is None:
+        """Before saving, so that the state knows the best loss; not when asked to leave."""
+        if module.stop_requested:
             return
-        loss = validation_loss(
-            trainer, module.model, self._validation, self._config.train.micro_bsz,
-            self._config.hardware.head_chunk,
-        )
-        step = self._progress.step - 1
-        tell(self._reporters, lambda reporter: reporter.on_validation(step, loss))
+        self._validator.run(trainer, module, self._progress, self._saver, self._reporters)
         self._step_began = time.perf_counter()

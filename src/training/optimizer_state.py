@@ -80,6 +80,12 @@ def restore(
                 _set_zero_value(parameter, value, key)
 
 
+def full_weights(model: nn.Module, engine: Any | None) -> dict[str, Tensor]:
+    """Full fp32 CPU copies of the weights alone, in the order of the state dict; collective."""
+    found = {n: _on_cpu(_full_weight(p, engine)) for n, p in model.named_parameters()}
+    return {name: found[name] for name in model.state_dict()}
+
+
 def _on_cpu(value: Tensor) -> Tensor:
     # what is not a number format of weights, such as 8-bit codes, is kept as it is
     dtype = torch.float32 if value.is_floating_point() else value.dtype

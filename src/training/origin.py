@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.checkpoint.digest import file_digest
-from src.checkpoint.names import FINAL, INIT, INIT_STATES, epoch_of
+from src.checkpoint.names import BEST, FINAL, INIT, INIT_STATES, epoch_of
 from src.checkpoint.resume import Candidate, StateFile, list_states, load_state, resume_candidates
 from src.checkpoint.weights import load_weights, read_shapes
 from src.config.schema import OptimConfig, TrainConfig
@@ -236,7 +236,7 @@ def _require_unused(folder: Path, stage: int) -> None:
     taken = list(dict.fromkeys(path.name for path in names if path is not None))
     if stage == 1:
         taken += [name for name in (INIT,) if (folder / name).exists()]
-    taken += [name for name in (FINAL,) if (folder / name).exists()]
+    taken += [name for name in (FINAL, BEST) if (folder / name).exists()]
     if taken:
         raise ConfigError(
             f"--train_stage {stage} starts anew, but {folder} already holds {', '.join(taken[:4])};"

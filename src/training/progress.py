@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
 
 
 class StepSize(NamedTuple):
@@ -30,12 +32,16 @@ class Progress:
     step: optimizer steps done.
     ramp_begin: step at which Adam's moments were last empty; the warmup ramp starts there.
     epoch_loss_sum, epoch_loss_steps: for the mean loss of the current mini-epoch.
+    best_val_loss: lowest validation loss; best_val_data: on what, since losses on other text
+    cannot be compared.
     """
 
     step: int = 0
     ramp_begin: int = 0
     epoch_loss_sum: float = 0.0
     epoch_loss_steps: int = 0
+    best_val_loss: float = math.inf
+    best_val_data: str = ""
 
     def add_loss(self, loss: float) -> None:
         """Counts one finished optimizer step with this mean loss."""
@@ -68,9 +74,22 @@ class Progress:
         step, ramp = (before.place(n, now) for n in (self.step, self.ramp_begin))
         return replace(self, step=step, ramp_begin=ramp)
 
-    def to_dict(self) -> dict[str, float]:
+    def improves(self, val_loss: float, data: str) -> bool:
+        """Whether a validation loss is the lowest so far on this data; if so it is kept."""
+        known = data == self.best_val_data
+        if not math.isfinite(val_loss) or (known and val_loss >= self.best_val_loss):
+            return False
+        self.best_val_loss, self.best_val_data = val_loss, data
+        return True
+
+    def to_dict(self) -> dict[str, float | str]:
         """Plain values for the training state."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
+        """What `to_dict` gave, among other values; what an older state lacks has its default."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 @dataclass(frozen=True)

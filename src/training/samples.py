@@ -7,68 +7,114 @@ from typing import NamedTuple
 from src.config.resolve_length import global_batch
 from src.config.schema import DataConfig, RunConfig
 from src.config.windows import windows_per_row
-from src.data.dataset import TokenDataset, ValidationDataset
+from src.data.dataset import TokenDataset, ValidationDataset, evenly_spread_samples
 from src.data.documents import DocumentStarts, document_starts
 from src.data.manifest import manifest_prefix, read_manifest
 from src.data.masks import LossMask, find_mask
 from src.data.sources import Source, open_source, pairs_of
+from src.data.tokenizer import load_tokenizer
 from src.errors import DataError
+from src.training.facts import held_out_of
+
+
+class HeldOutSource(NamedTuple):
+    """Held-out samples of one source; bytes_per_token: of its text, None: not known."""
+
+    name: str
+    dataset: ValidationDataset
+    bytes_per_token: float | None
 
 
 class RunSamples(NamedTuple):
-    """Samples to train on, by global number, and held-out ones, None without validation."""
+    """Samples to train on, by global number, and held-out ones, () without validation.
+
+    notes: what people should know of them.
+    """
 
     training: TokenDataset
-    held_out: ValidationDataset | None
+    held_out: tuple[HeldOutSource, ...]
+    notes: list[str]
+
+
+class _Data(NamedTuple):
+    """The tokens of one --data_file or --val_data_file and what lies beside them."""
+
+    name: str | None
+    source: Source
+    mask: LossMask | None
+    starts: DocumentStarts | None
 
 
 def open_samples(config: RunConfig) -> RunSamples:
-    """Both data sets of a resolved configuration; DataError when one cannot be used."""
+    """All data of a resolved configuration; DataError when some of it cannot be used."""
     d = config.data
-    source = open_source(d.data_file, d.data_type)
+    data = _open(d.data_file, d.data_type, d)
+    split = held_out_of(d, data.source)
     training = TokenDataset(
-        source, d.ctx_len, prime=d.magic_prime,
-        shift=d.sample_offset, sampling=d.sampling, seed=config.train.random_seed,
-        vocab_size=config.model.vocab_size,
-        loss_mask=_mask(d, d.data_file, source), step_samples=global_batch(config),
-        windows=windows_per_row(config),
-        starts=_starts(d, source),
+        data.source, d.ctx_len, prime=d.magic_prime, shift=d.sample_offset, sampling=d.sampling,
+        seed=config.train.random_seed, vocab_size=config.model.vocab_size, held_out=split,
+        loss_mask=data.mask, step_samples=global_batch(config), windows=windows_per_row(config),
+        starts=data.starts,
     )
-    if d.val_data_file is None:
-        return RunSamples(training, None)
+    notes: list[str] = []
+    if split is not None:
+        held_out = _held_out(data, split.spread_offsets(d.val_samples), config, notes)
+    elif d.val_data_file is not None:
+        try:
+            data = _open(d.val_data_file, "binidx", d)
+            offsets = evenly_spread_samples(data.source.tokens, d.val_ctx_len, d.val_samples)
+            held_out = _held_out(data, offsets, config, notes)
+        except DataError as error:
+            raise DataError(f"--val_data_file {d.val_data_file}: {error}") from error
+    else:
+        return RunSamples(training, (), notes)
+    return RunSamples(training, (held_out,), notes)
+
+
+def _open(data_file: str | None, data_type: str, data: DataConfig) -> _Data:
+    source = open_source(data_file, data_type)
+    pairs, mask = pairs_of(source), None
+    if data.loss_mask != "off" and pairs:
+        prefix = manifest_prefix(data_file)
+        mask = find_mask(prefix, pairs, read_manifest(prefix))
+    starts = document_starts(source) if data.reset_at_documents else None
+    return _Data(data_file, source, mask, starts)
+
+
+def _held_out(
+    data: _Data, offsets: list[int], config: RunConfig, notes: list[str]
+) -> HeldOutSource:
+    """The samples at these places, read once: bad data should not end a run at a validation."""
+    dataset = ValidationDataset(
+        data.source, config.data.val_ctx_len, offsets, config.model.vocab_size,
+        loss_mask=data.mask, starts=data.starts,
+    )
+    for _ in dataset:
+        continue
+    ratio, why_not = _bytes_per_token(dataset, data.name, config.data.tokenizer)
+    if ratio is None:
+        notes.append(f"validation without bits per byte on {data.name}: {why_not}")
+    return HeldOutSource(data.name, dataset, ratio)
+
+
+def _bytes_per_token(
+    dataset: ValidationDataset, prefix: str, tokenizer: str | None
+) -> tuple[float | None, str]:
+    """UTF-8 bytes of text a target stands for, or None and the reason.
+
+    The manifest's figure, else that of the held-out targets themselves.
+    """
+    if dataset.loss_mask is not None:
+        return None, "its loss mask leaves out a part of the text"
+    manifest = read_manifest(prefix)
+    if manifest is not None and manifest.bytes_per_token:
+        return manifest.bytes_per_token, ""
+    name = tokenizer if manifest is None else manifest.tokenizer
+    if name is None:
+        return None, "it has no manifest; --tokenizer would tell how many bytes a token has"
     try:
-        source = open_source(d.val_data_file, "binidx")
-        held_out = ValidationDataset(
-            source, d.ctx_len, d.val_samples, config.model.vocab_size,
-            loss_mask=_mask(d, d.val_data_file, source), starts=_starts(d, source),
-        )
-        for _ in held_out:
-            # Read once: bad data should not end a run at its first validation.
-            continue
+        decode = load_tokenizer(name).decode_bytes
+        size = sum(len(decode(sample.targets.tolist())) for sample in dataset)
     except DataError as error:
-        raise DataError(f"--val_data_file {d.val_data_file}: {error}") from error
-    return RunSamples(training, held_out)
-
-
-def mask_notes(samples: RunSamples) -> list[str]:
-    """What a user may not expect of validation, a line each."""
-    if samples.held_out is None:
-        return []
-    learns, judges = (data.loss_mask is not None for data in (samples.training, samples.held_out))
-    if learns and not judges:
-        return ["the held-out data has no loss mask: validation counts all of its tokens"]
-    if judges and not learns:
-        return ["validation counts what the held-out data's loss mask counts; training has no mask"]
-    return []
-
-
-def _mask(data: DataConfig, data_file: str | None, source: Source) -> LossMask | None:
-    pairs = pairs_of(source)
-    if data.loss_mask == "off" or not pairs:
-        return None
-    prefix = manifest_prefix(data_file)
-    return find_mask(prefix, pairs, read_manifest(prefix))
-
-
-def _starts(data: DataConfig, source: Source) -> DocumentStarts | None:
-    return document_starts(source) if data.reset_at_documents else None
+        return None, str(error)
+    return size / (len(dataset) * dataset.ctx_len) or None, "its targets decode to nothing"

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from src.checkpoint.digest import file_digest
-from src.checkpoint.names import FINAL, STATE_SUFFIX, numbered, step_state
+from src.checkpoint.names import BEST, FINAL, STATE_SUFFIX, numbered, step_state
 from src.checkpoint.resume import save_state, state_path
 from src.checkpoint.retention import Retention
 from src.config.load import dump_config
 from src.errors import CheckpointError, TrainingError
+from src.training import optimizer_state
 from src.training.publishing import publish, state_beside
 from src.training.save_job import ATTEMPTS, NotFiniteError, SaveJob
 from src.training.state import Part, capture_state
+from src.training.strategy import zero_engine
 from src.training.together import raise_together
 from src.version import code_version
 
@@ -127,6 +129,19 @@ class Saver:
         error = self._error()
         self._note_end()
         raise_together(trainer.strategy, error)
+
+    def save_best(self, trainer: pl.Trainer, module: TrainingModule) -> Path:
+        """Saves the weights alone as rwkv-best.pth; a collective call. Returns the path."""
+        path = self._folder / BEST
+        weights = optimizer_state.full_weights(module.model, zero_engine(trainer.strategy))
+        fault = None
+        if trainer.is_global_zero:
+            try:
+                publish(path, weights, self._config, self._dtype, self._base)
+            except CheckpointError as error:
+                fault = error
+        raise_together(trainer.strategy, fault)
+        return path
 
     def _save(
         self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, path: Path,

@@ -1,49 +1,137 @@
-"""Loss on held-out text: the same evenly spread samples every time, shared out over the ranks."""
+"""Losses on held-out text: the same samples every time, shared out over the ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 
-from src.data.batch import collate
+from src.data.batch import Batch, Sample, collate
+from src.training.reporting.reporter import Reporter, tell
+from src.training.validation_record import ValidationRecord, bucket_count, make_record
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from src.data.dataset import ValidationDataset
+    from src.config.schema import RunConfig
     from src.models.backbone import RWKV
+    from src.training.module import TrainingModule
+    from src.training.progress import Progress
+    from src.training.samples import HeldOutSource
+    from src.training.saving import Saver
 
 
-def validation_loss(
-    trainer: pl.Trainer, model: RWKV, dataset: ValidationDataset, micro_bsz: int,
-    head_rows: int | None,
-) -> float:
-    """Mean cross entropy in nats per token that counts; a collective call, one value for all ranks.
+class Validator:
+    """Validates when the loop asks for it, and keeps the best weights if that is wanted."""
 
-    Every rank makes the same number of forward passes, which ZeRO-3 needs; a rank without samples
-    left repeats the first one with weight zero.
+    def __init__(self, config: RunConfig, sources: Sequence[HeldOutSource]) -> None:
+        self._config = config
+        self._sources = sources
+        data = config.data
+        self._data = (
+            f"{data.val_data_file or data.data_file}, split {data.val_split}, "
+            f"{data.val_samples} x {data.val_ctx_len}"
+        )
+        self._validated_step: int | None = None
+
+    def run(
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, saver: Saver,
+        reporters: Sequence[Reporter],
+    ) -> None:
+        """Validates once after a step, tells the reporters; a collective call."""
+        if not self._sources or self._validated_step == progress.step:
+            return
+        config = self._config
+        record = validate(
+            trainer, module.model, self._sources, progress.step - 1,
+            micro_bsz=config.train.micro_bsz, chunk_len=config.data.ctx_len,
+            head_rows=config.hardware.head_chunk,
+        )
+        self._validated_step = progress.step
+        record = replace(record, is_best=progress.improves(record.loss, self._data))
+        tell(reporters, lambda reporter: reporter.on_validation(record))
+        if record.is_best and config.train.save_best:
+            path = saver.save_best(trainer, module)
+            tell(reporters, lambda reporter: reporter.on_save(str(path)))
+
+
+def validate(
+    trainer: pl.Trainer, model: RWKV, sources: Sequence[HeldOutSource], step: int, *,
+    micro_bsz: int, chunk_len: int, head_rows: int | None,
+) -> ValidationRecord:
+    """The model's losses after optimizer step `step`; a collective call, equal on every rank.
+
+    chunk_len: tokens per forward pass; the state is carried from one to the next. Every rank makes
+    the same number of forward passes, which ZeRO-3 needs; a rank without samples left repeats the
+    first one and leaves it out.
     """
     strategy = trainer.strategy
     rank, ranks = strategy.global_rank, strategy.world_size
-    # [sum of losses x samples, samples]; the sample count does not depend on the world size
-    total = torch.zeros(2, dtype=torch.float64)
+    samples = [(source.dataset, i) for source in sources for i in range(len(source.dataset))]
+    length = sources[0].dataset.ctx_len
+    # One row per sample: each is written by one rank, so that their sum is exact whatever the
+    # number of ranks, and is added up in one order. [sums or weights, samples, buckets]
+    found = torch.zeros(2, len(samples), bucket_count(length), dtype=torch.float64)
     training = model.training
     model.eval()
     with torch.no_grad(), trainer.precision_plugin.val_step_context():
-        for first in range(0, len(dataset), micro_bsz * ranks):
+        for first in range(0, len(samples), micro_bsz * ranks):
             own = range(first + rank * micro_bsz, first + (rank + 1) * micro_bsz)
-            indices = [i for i in own if i < len(dataset)]
-            batch = collate([dataset[i] for i in indices or [0]])
-            batch = move_data_to_device(batch, strategy.root_device)
-            loss = model.loss(
-                batch.tokens, batch.targets, mask=batch.mask, total=batch.tokens.numel(),
-                reset=batch.reset, head_rows=head_rows,
-            )
-            total += torch.tensor([loss.item() * len(indices), len(indices)], dtype=torch.float64)
+            own = range(own.start, min(own.stop, len(samples)))
+            read: list[Sample] = [samples[i][0][samples[i][1]] for i in own or [0]]
+            batch = move_data_to_device(collate(read), strategy.root_device)
+            sums = sums_by_position(model, batch, chunk_len, head_rows)
+            if own:
+                found[:, own.start : own.stop] = sums
     model.train(training)
-    # sums in fp32 would round for large counts; NCCL needs the tensor on its device
-    summed: Tensor = strategy.reduce(total.to(strategy.root_device), reduce_op="sum")
-    return (summed[0] / summed[1]).item()
+    # NCCL needs the tensor on its device
+    found = strategy.reduce(found.to(strategy.root_device), reduce_op="sum").cpu()
+    parts, end = {}, 0
+    for source in sources:
+        parts[source.name] = slice(end, end + len(source.dataset))
+        end += len(source.dataset)
+    sums, weights = found.numpy()
+    return make_record(step, sums, weights, length, parts, [s.bytes_per_token for s in sources])
+
+
+def sums_by_position(
+    model: RWKV, batch: Batch, chunk_len: int, head_rows: int | None
+) -> Tensor:
+    """[2, B, buckets] fp64 on the CPU: weighted losses and weights of every sample, by position.
+
+    The position counts from the last reset (`validation_record`). Holds the activations of
+    chunk_len tokens at a time, whatever the length.
+    """
+    batch_size, length = batch.tokens.shape
+    result = torch.zeros(2, batch_size, bucket_count(length), dtype=torch.float64)
+    buckets = _buckets(batch)
+    state = None
+    for start in range(0, length, chunk_len):
+        part = slice(start, start + chunk_len)
+        reset = None if batch.reset is None else batch.reset[:, part]
+        losses, state = model.token_losses(
+            batch.tokens[:, part], batch.targets[:, part], state, reset=reset, head_rows=head_rows
+        )
+        losses = losses.double().cpu()
+        if batch.mask is None:
+            weights = torch.ones_like(losses)
+        else:
+            weights = batch.mask[:, part].double().cpu()
+        result[0].scatter_add_(1, buckets[:, part], losses * weights)
+        result[1].scatter_add_(1, buckets[:, part], weights)
+    return result
+
+
+def _buckets(batch: Batch) -> Tensor:
+    """[B, T] on the CPU: the bucket of every target, the number of bits of its position."""
+    batch_size, length = batch.tokens.shape
+    position = torch.arange(length).expand(batch_size, length)
+    if batch.reset is not None:
+        starts = torch.where(batch.reset.cpu(), position, 0).cummax(1).values
+        position = position - starts
+    bounds = 2 ** torch.arange(bucket_count(length))  # 1, 2, 4, ...
+    return torch.bucketize(position.contiguous(), bounds, right=True)

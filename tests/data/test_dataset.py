@@ -150,7 +150,7 @@ def test_validation_of_data_shorter_than_a_sample_is_refused():
 
 
 def test_validation_samples_are_the_windows_at_the_spread_offsets():
-    data = ValidationDataset(Counting(100), 9, 4, vocab_size=100)
+    data = ValidationDataset(Counting(100), 9, evenly_spread_samples(100, 9, 4), 100)
     # 90 starts in three equal distances.
     assert [int(sample.tokens[0]) for sample in data] == [0, 30, 60, 90]
     assert torch.equal(data[3][1], torch.arange(91, 100))

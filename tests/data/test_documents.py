@@ -113,6 +113,6 @@ def test_samples_carry_the_starts_of_their_inputs(tmp_path):
     for n in range(1, 6):
         offset = data.offset(n)
         assert data[n].reset.tolist() == [(offset + t) % 5 == 0 for t in range(7)]
-    held_out = ValidationDataset(source, 7, 2, starts=starts)
+    held_out = ValidationDataset(source, 7, [0, 52], starts=starts)
     assert held_out[0].reset.tolist() == [True, *[False] * 4, True, False]
     assert TokenDataset(source, 7, prime=5)[1].reset is None

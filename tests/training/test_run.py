@@ -127,7 +127,7 @@ def test_accumulation_and_micro_batch_only_split_the_work(run_training: Run, tmp
 def test_validation_loss_is_the_mean_over_the_held_out_samples(
     run_training: Run, tmp_path: Path, corpus: Path
 ):
-    from src.data.dataset import ValidationDataset, open_source
+    from src.data.dataset import ValidationDataset, evenly_spread_samples, open_source
     from src.inference.loading import load_model
 
     run_training(val_data_file=f"{corpus}_val", val_samples=7, micro_bsz=4)
@@ -135,7 +135,8 @@ def test_validation_loss_is_the_mean_over_the_held_out_samples(
     found = {r["step"]: r["val_loss"] for r in read_metrics(out) if "val_loss" in r}
     assert list(found) == [4, 9, 11]
     model = load_model(out / "rwkv-final.pth", device=torch.device("cpu"), dtype=torch.float32)
-    samples = ValidationDataset(open_source(f"{corpus}_val", "binidx"), 32, 7)
+    source = open_source(f"{corpus}_val", "binidx")
+    samples = ValidationDataset(source, 32, evenly_spread_samples(source.tokens, 32, 7))
     one_by_one = []
     for tokens, targets, *_ in samples:
         logits, _ = model(tokens[None])

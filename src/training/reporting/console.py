@@ -14,6 +14,7 @@ from src.training.progress import (
     StepRecord,
 )
 from src.training.reporting.reporter import Reporter
+from src.training.validation_record import ValidationRecord
 
 
 class Console(Reporter):
@@ -65,9 +66,19 @@ class Console(Reporter):
         self._say(f"WARNING: went back to {record.rollback} after step {record.step}; goes on "
                   f"behind samples {first} to {last}")
 
-    def on_validation(self, step: int, loss: float) -> None:
-        """One line that stays."""
-        self._say(f"validation after step {step}: loss {loss:.4f}")
+    def on_validation(self, record: ValidationRecord) -> None:
+        """The losses, by position and by source too, on lines that stay."""
+        bits = record.bits_per_byte
+        self._say(
+            f"validation after step {record.step}: loss {record.loss:.4f}, perplexity "
+            f"{record.perplexity:.4g}" + ("" if bits is None else f", {bits:.4f} bits per byte")
+            + (", the best so far" if record.is_best else "")
+        )
+        self._say("  by tokens read before: "
+                  + "  ".join(f"{part.name} {part.loss:.3f}" for part in record.by_position))
+        if record.by_source:
+            self._say("  by source: "
+                      + ", ".join(f"{name} {loss:.4f}" for name, loss in record.by_source.items()))
 
     def on_save(self, path: str) -> None:
         """One line that stays."""

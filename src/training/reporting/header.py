@@ -25,6 +25,7 @@ def print_header(
     data_tokens: int,
     groups: Mapping[str, int],
     derived: list[str],
+    validation: str,
 ) -> None:
     """Prints the run's header; groups: description of each parameter group -> tensor count."""
     m, d, o, t, h = config.model, config.data, config.optim, config.train, config.hardware
@@ -48,6 +49,7 @@ def print_header(
           if plan.total_steps is not None else "no end: stop it when you like")
     _line("mini-epoch", f"{plan.epoch_steps:,} steps; saved every {t.epoch_save}"
           if t.epoch_save else f"{plan.epoch_steps:,} steps; only the last is saved")
+    _line("validation", validation)
     ramp = f"warmup {o.warmup_steps} steps" if o.warmup_steps > 0 else "no warmup"
     decay = f"{o.weight_decay:g}" + (
         f" to {o.weight_decay_final:g}" if o.weight_decay_final is not None else "")

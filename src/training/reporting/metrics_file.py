@@ -10,6 +10,7 @@ from pathlib import Path
 from src.files import write_atomically
 from src.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
 from src.training.reporting.reporter import Reporter
+from src.training.validation_record import ValidationRecord
 
 NAME = "metrics.jsonl"
 
@@ -37,9 +38,9 @@ class MetricsFile(Reporter):
         """Writes where the run went back to."""
         self._write(asdict(record))
 
-    def on_validation(self, step: int, loss: float) -> None:
-        """Writes the validation loss after `step`."""
-        self._write({"step": step, "val_loss": loss})
+    def on_validation(self, record: ValidationRecord) -> None:
+        """Writes the validation's record."""
+        self._write(record.values())
 
     def close(self) -> None:
         """Closes the file."""

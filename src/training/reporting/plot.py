@@ -6,7 +6,9 @@ from pathlib import Path
 
 from src.training.progress import EpochRecord
 from src.training.reporting.metrics_file import read_metrics
+from src.training.reporting.position_plot import draw_positions
 from src.training.reporting.reporter import Reporter
+from src.training.validation_record import ValidationRecord
 
 NAME = "loss.png"
 # Points drawn of a long run; more cost time and show nothing.
@@ -14,19 +16,24 @@ MOST_POINTS = 4000
 
 
 class LossPlot(Reporter):
-    """Redraws loss.png at every mini-epoch, every validation and at the end."""
+    """Redraws loss.png at every mini-epoch, every validation and at the end.
 
-    def __init__(self, folder: Path, title: str) -> None:
+    At validations also loss_by_position.png; ctx_len: of training.
+    """
+
+    def __init__(self, folder: Path, title: str, ctx_len: int) -> None:
         self._folder = folder
         self._title = title
+        self._ctx_len = ctx_len
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Redraws."""
         draw_loss(self._folder, self._title)
 
-    def on_validation(self, step: int, loss: float) -> None:
+    def on_validation(self, record: ValidationRecord) -> None:
         """Redraws."""
         draw_loss(self._folder, self._title)
+        draw_positions(self._folder, self._title, self._ctx_len)
 
 
 def draw_loss(folder: Path, title: str) -> None:

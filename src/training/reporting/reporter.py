@@ -12,6 +12,7 @@ from src.training.progress import (
     RollbackRecord,
     StepRecord,
 )
+from src.training.validation_record import ValidationRecord
 
 
 class Reporter:
@@ -32,8 +33,8 @@ class Reporter:
     def on_epoch(self, record: EpochRecord) -> None:
         """At the end of a mini-epoch, and of the unfinished one a run ends in."""
 
-    def on_validation(self, step: int, loss: float) -> None:
-        """After a validation that followed `step`; loss in nats per token."""
+    def on_validation(self, record: ValidationRecord) -> None:
+        """After a validation."""
 
     def on_save(self, path: str) -> None:
         """After a checkpoint was written to `path`."""

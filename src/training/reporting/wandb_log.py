@@ -9,6 +9,7 @@ from src.config.schema import RunConfig
 from src.errors import ConfigError
 from src.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
 from src.training.reporting.reporter import Reporter
+from src.training.validation_record import ValidationRecord
 
 ID_FILE = "wandb_id.txt"
 
@@ -63,9 +64,15 @@ class WandbLog(Reporter):
         """rollback: 1 at the step after which the run went back."""
         self._run.log({"rollback": 1}, step=record.step + 1)
 
-    def on_validation(self, step: int, loss: float) -> None:
-        """val_loss at the step it was measured after."""
-        self._run.log({"val_loss": loss}, step=step + 1)
+    def on_validation(self, record: ValidationRecord) -> None:
+        """val_loss and its like at the step they were measured after, a curve per position."""
+        curves: dict[str, float] = {}
+        for name, value in record.values().items():
+            if isinstance(value, dict):
+                curves |= {f"{name}/{part}": loss for part, loss in value.items()}
+            elif name.startswith("val_") and name != "val_tokens":
+                curves[name] = value
+        self._run.log(curves, step=record.step + 1)
 
     def close(self) -> None:
         """Uploads the rest."""
