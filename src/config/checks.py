@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 from src.config.check_adapter import check_adapter
-from src.config.checks_validation import check_validation
+from src.config.check_validation import check_validation
 from src.config.schema import (
     DataConfig,
     LogConfig,

@@ -59,6 +59,7 @@ def open_samples(config: RunConfig) -> RunSamples:
     notes: list[str] = []
     if split is not None:
         held_out = _held_out(data, split.spread_offsets(d.val_samples), config, notes)
+        notes += _repeated(d.data_file)
     elif d.val_data_file is not None:
         try:
             data = _open(d.val_data_file, "binidx", d)
@@ -69,6 +70,19 @@ def open_samples(config: RunConfig) -> RunSamples:
     else:
         return RunSamples(training, (), notes)
     return RunSamples(training, (held_out,), notes)
+
+
+def mask_notes(samples: RunSamples) -> list[str]:
+    """What a user may not expect of validation, a line each."""
+    if not samples.held_out:
+        return []
+    learns = samples.training.loss_mask is not None
+    judges = any(source.dataset.loss_mask is not None for source in samples.held_out)
+    if learns and not judges:
+        return ["the held-out data has no loss mask: validation counts all of its tokens"]
+    if judges and not learns:
+        return ["validation counts what the held-out data's loss mask counts; training has no mask"]
+    return []
 
 
 def _open(data_file: str | None, data_type: str, data: DataConfig) -> _Data:
@@ -95,6 +109,18 @@ def _held_out(
     if ratio is None:
         notes.append(f"validation without bits per byte on {data.name}: {why_not}")
     return HeldOutSource(data.name, dataset, ratio)
+
+
+def _repeated(prefix: str) -> list[str]:
+    """Warns of data in which the held-out text occurs again elsewhere."""
+    manifest = read_manifest(prefix)
+    repeats = 1 if manifest is None else manifest.made_from.get("repeats", 1)
+    if repeats == 1:
+        return []
+    return [
+        f"{prefix} holds every document {repeats} times: what --val_split holds out is trained on "
+        "in the other copies, and its loss is too low; use make_data.py --validation instead"
+    ]
 
 
 def _bytes_per_token(

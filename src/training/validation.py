@@ -48,7 +48,8 @@ class Validator:
         config = self._config
         record = validate(
             trainer, module.model, self._sources, progress.step - 1,
-            micro_bsz=config.train.micro_bsz, chunk_len=config.data.ctx_len,
+            micro_bsz=config.train.micro_bsz,
+            chunk_len=config.train.chunk_len or config.data.ctx_len,
             head_rows=config.hardware.head_chunk,
         )
         self._validated_step = progress.step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +14,21 @@ import torch
 from torch.nn import functional as F
 
 import train
+from make_data import main as make_data
 from src.checkpoint.resume import load_state
+from src.config.load import load_config
+from src.config.resolve import resolve
 from src.data.batch import Batch
 from src.data.dataset import ValidationDataset
 from src.data.held_out import hold_out
+from src.data.manifest import manifest_path
 from src.data.sources import open_source
 from src.inference.loading import load_model
+from src.training.facts import gather_facts
+from src.training.origin import Origin
 from src.training.progress import Progress
 from src.training.reporting.metrics_file import read_metrics
-from src.training.samples import HeldOutSource
+from src.training.samples import HeldOutSource, RunSamples, open_samples
 from src.training.validation import sums_by_position, validate
 from src.training.validation_record import bucket_count, make_record
 from tests.data.test_dataset import Counting
@@ -72,7 +79,7 @@ def test_sums_by_position_are_those_of_all_logits(version, chunk_len):
     mask = torch.arange(27).view(3, 9) % 4 / 2
     reset = torch.zeros(3, 9, dtype=torch.bool)
     reset[1, 3] = reset[2, 0] = reset[2, 8] = True
-    batch = Batch(tokens, targets, mask, reset, ("",) * 3, (0, 1, 2))
+    batch = Batch(tokens, targets, mask, reset, ("",) * 3, (0, 1, 2), 0)
     with torch.no_grad():
         found = sums_by_position(model, batch, chunk_len, None)
         logits, _ = model(tokens, reset=reset)
@@ -236,3 +243,43 @@ def test_a_folder_with_a_best_is_not_started_anew_in(whole, corpus, tmp_path, ca
     (tmp_path / "rwkv-best.pth").write_bytes((whole / "rwkv-best.pth").read_bytes())
     assert train.main(command(corpus, tmp_path, train_stage=0)) == 2
     assert "rwkv-best.pth" in capfd.readouterr().err
+
+
+def text_of(folder: Path, repeats: int) -> Path:
+    """A byte-level pair of its own under `folder`, every document several times."""
+    folder.mkdir(exist_ok=True)
+    source = folder / "text.jsonl"
+    source.write_text("".join(json.dumps({"text": f"number {i}, \N{GREEK SMALL LETTER PI}"}) + "\n"
+                              for i in range(60)), encoding="utf-8")
+    assert not make_data([str(source), str(repeats), "32", "--output", str(folder / "text"),
+                          "--tokenizer", "bytes"])
+    return folder / "text"
+
+
+def opened(prefix: Path, *flags: str) -> RunSamples:
+    config = load_config(["--data_file", str(prefix), "--ctx_len", "32", "--vocab_size", "257",
+                          "--accelerator", "cpu", *flags])
+    config, _ = resolve(config, gather_facts(config, Origin("fresh")))
+    return open_samples(config)
+
+
+def test_documents_that_come_again_are_warned_of(tmp_path):
+    for repeats in (1, 3):
+        samples = opened(text_of(tmp_path / str(repeats), repeats), "--val_split", "2")
+        found = [note for note in samples.notes if "3 times" in note and "--validation" in note]
+        assert len(found) == (repeats == 3), samples.notes
+
+
+def test_bytes_per_token_are_counted_where_no_manifest_tells_them(tmp_path):
+    prefix = text_of(tmp_path, 1)
+    (told,) = opened(prefix, "--val_split", "4").held_out
+    manifest = json.loads(manifest_path(prefix).read_text())
+    assert told.bytes_per_token == manifest["bytes_per_token"]
+    manifest_path(prefix).unlink()
+    (counted,) = opened(prefix, "--val_split", "4", "--tokenizer", "bytes").held_out
+    # every id but 0 is one byte
+    ids = torch.stack([sample.targets for sample in counted.dataset])
+    assert counted.bytes_per_token == (ids != 0).float().mean().item()
+    samples = opened(prefix, "--val_split", "4")
+    assert samples.held_out[0].bytes_per_token is None
+    assert any("without bits per byte" in note and "--tokenizer" in note for note in samples.notes)
