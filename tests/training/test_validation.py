@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import train
 from make_data import main as make_data
-from src.checkpoint.resume import load_state
+from src.checkpoint.resume import load_state, save_state
 from src.config.load import load_config
 from src.config.resolve import resolve
 from src.data.batch import Batch
@@ -214,12 +214,11 @@ def test_rwkv_best_holds_the_weights_of_the_lowest_loss(whole, corpus):
 def test_the_best_survives_a_resume_and_is_never_started_from(whole, corpus, tmp_path):
     out = tmp_path / "parts"
     assert train.main(command(corpus, out, max_steps=7)) == 0
-    state = torch.load(out / "rwkv-1.state", weights_only=True)
+    state = load_state(out / "rwkv-1.state")
     assert state["best_val_loss"] == min(r["val_loss"] for r in records(out).values())
     # A best that nothing beats again: the rest of the run must leave the file alone.
     before = (out / "rwkv-best.pth").read_bytes()
-    state["best_val_loss"] = 0.1
-    torch.save(state, out / "rwkv-1.state")
+    save_state(out / "rwkv-1.state", {**state, "best_val_loss": 0.1})
     assert train.main(command(corpus, out)) == 0
     assert (out / "rwkv-best.pth").read_bytes() == before
     assert_same_weights(out / "rwkv-final.pth", whole / "rwkv-final.pth")
