@@ -20,7 +20,7 @@ from src.data.binidx import Binidx
 from src.training.reporting.metrics_file import read_metrics
 from tests.training import modes
 from tests.training.mode_worker import Pair
-from tests.training.modes import EXCLUDED, MODES, STRATEGIES, VERSIONS, Excluded, Mode
+from tests.training.modes import DDP, EXCLUDED, MODES, STRATEGIES, VERSIONS, Excluded, Mode
 from tests.training.runs import ROOT, assert_same_weights, losses, weights
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ class Runs:
     @staticmethod
     def share(mode: Mode, strategy: str) -> dict[str, object]:
         """The strategy's flags, its micro batch so that a step has 4 samples in every mode."""
-        flags = dict(STRATEGIES[strategy])
+        flags = dict(DDP if strategy == "ddp" else STRATEGIES[strategy])
         flags["micro_bsz"] //= mode.flags.get("accumulate_grad_batches", 1)
         return flags
 
@@ -135,9 +135,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[Run
     torch.set_num_threads(threads)
 
 
+WITH_DDP = ("pretrain", "muon")
 CELLS = [
     pytest.param(mode, version, strategy, id=f"{mode.key}-{version}-{strategy}")
-    for mode in MODES for version in VERSIONS for strategy in STRATEGIES
+    for mode in MODES for version in VERSIONS
+    for strategy in (*STRATEGIES, *(["ddp"] if version == "6" and mode.key in WITH_DDP else []))
 ]
 
 
