@@ -19,6 +19,10 @@
 
 namespace rwkv {
 
+// Tokens that a head takes at its turn when no states are kept: whole blocks, so that the results
+// are those with states kept; few enough that at 8192 tokens one costs what it costs at 512.
+constexpr int64_t kTurn = 32 * kBlock;
+
 // Heads [first, first + count) of a batch row; task: row * ceil(heads / most) + group number.
 struct HeadGroup {
   int64_t row, first, count;
@@ -46,7 +50,7 @@ void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* st
     transpose(other, states + n * padded_square, stride, stride);
   }
   const bool* reset = p.reset == nullptr ? nullptr : p.reset + group.row * p.time;
-  const auto segments = cut_sequence(reset, p.time, p.keep_every);
+  const auto segments = cut_sequence(reset, p.time, p.kept > 0 ? p.keep_every : kTurn);
   const auto first_block = [&](size_t index, int64_t n) -> TokenRange {
     if (n == group.count) n = 0, ++index;
     const HeadPlace place(p, first_task + n);

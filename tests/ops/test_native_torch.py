@@ -154,6 +154,15 @@ def test_no_state_is_kept_when_no_gradient_is_wanted(op):
     assert not y.requires_grad
 
 
+def test_keeping_states_changes_no_bit_of_the_outputs(op):
+    # longer than a head's turn when no states are kept, and no multiple of it
+    case = make_case(op, 1, 530, 3, 16, reset=True)
+    leaves = {name: x.float() for name, x in case.inputs.items()}
+    without, _ = call(case, leaves, "native")
+    kept, _ = call(case, {n: x.requires_grad_() for n, x in leaves.items()}, "native")
+    assert kept.requires_grad and torch.equal(without, kept)
+
+
 def test_the_custom_op_names_the_shape_it_expected():
     require_native("wkv6")
     r = torch.zeros(2, 3, 4, 8)
