@@ -143,7 +143,6 @@ def load_adapter(path: Path) -> Adapter:
     """
     if path.is_dir():
         path = path / "adapter_model.safetensors"
-    scale = _read_scale(settings_path(path))
     tensors = {name.removeprefix(_PREFIX): value for name, value in load_weights(path).items()}
     pairs, lengths, whole = {}, {}, {}
     for name, value in tensors.items():
@@ -161,6 +160,7 @@ def load_adapter(path: Path) -> Adapter:
             f"{path} holds no low-rank adapter (no tensor ends in {_A}); give an adapter, such as "
             f"rwkv-final.lora.safetensors"
         )
+    scale = _read_scale(settings_path(path))
     return Adapter(scale, max(len(a) for a, _ in pairs.values()), pairs, lengths, whole)
 
 

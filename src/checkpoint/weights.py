@@ -193,7 +193,11 @@ def _as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _write(path: Path, tensors: dict[str, Tensor], *, safetensors: bool) -> None:
     if safetensors:
+        # safetensors makes files that only their owner can read.
+        path.touch()
+        mode = path.stat().st_mode
         save_file(tensors, path)
+        path.chmod(mode)
         return
     # A handle, because given a path torch writes its name into the file.
     with path.open("wb") as file:

@@ -112,6 +112,14 @@ def test_the_tool_merges_and_overwrites_nothing(tmp_path: Path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+def test_the_tool_says_that_a_whole_model_is_no_adapter(tmp_path: Path, capsys):
+    torch.save(BASE, tmp_path / "base.pth")
+    path = str(tmp_path / "base.pth")
+    assert merge_tool.main([path, path, str(tmp_path / "out.pth")]) == 2
+    err = capsys.readouterr().err
+    assert "base.pth holds no low-rank adapter" in err and err.count("\n") == 1
+
+
 def test_the_tool_puts_states_into_their_model(tmp_path: Path, capsys):
     state = {"blocks.0.att.time_state": torch.ones(1, 2, 2)}
     torch.save(BASE, tmp_path / "base.pth")

@@ -277,3 +277,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, suffix):
             save_weights(folder / f"rwkv-0{suffix}", example(), torch.float32)
         assert str(folder / "rwkv-0") in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_both_formats_can_be_read_by_the_same_people(tmp_path):
+    modes = set()
+    for name in ("a.pth", "a.safetensors"):
+        save_weights(tmp_path / name, {"emb.weight": torch.ones(2, 2)}, torch.float32)
+        modes.add((tmp_path / name).stat().st_mode)
+    assert len(modes) == 1
