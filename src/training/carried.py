@@ -14,7 +14,7 @@ from torch import Tensor
 from src.data.batch import Batch
 from src.errors import CheckpointError
 from src.models.state import LayerState, ModelState, copy_state, detach_state, map_state
-from src.training.together import gather_objects
+from src.training.together import gather_to_first
 
 # Per layer: shift of the time mix, the operator's tensors, shift of the channel mix.
 SampleState = list[list[Tensor]]
@@ -74,7 +74,7 @@ class CarriedStates:
             self._states[numbers] = end, before
 
     def capture(self, strategy: Any) -> dict[str, Any]:
-        """What a training state holds of them, from all processes; a collective call.
+        """What a training state holds of them: rank zero's is complete; a collective call.
 
         {"position": tokens of the rows that were read, "states": sample number -> SampleState}
         """
@@ -83,7 +83,7 @@ class CarriedStates:
         for numbers, (end, state) in self._states.items():
             position = end
             own.update(zip(numbers, _split(state)))
-        gathered = gather_objects(strategy, own)
+        gathered = gather_to_first(strategy, own)
         return {
             "position": position,
             "states": {number: state for part in gathered for number, state in part.items()},

@@ -28,6 +28,19 @@ def gather_objects(strategy: Any, own: Any) -> list[Any]:
     return gathered
 
 
+def gather_to_first(strategy: Any, own: Any) -> list[Any]:
+    """What every rank passes, by rank, on rank zero; [] on the others. A collective call.
+
+    For what is large and needed once.
+    """
+    if strategy.world_size == 1:
+        return [own]
+    first = strategy.is_global_zero
+    gathered: list[Any] | None = [None] * strategy.world_size if first else None
+    torch.distributed.gather_object(own, gathered, dst=0)
+    return gathered or []
+
+
 def raise_together(strategy: Any, fault: TrainerError | None) -> None:
     """Raises the fault of the first rank that has one, on every rank; a collective call.
 

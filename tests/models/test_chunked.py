@@ -163,6 +163,20 @@ def test_a_copied_state_keeps_nothing_else_alive(version):
     assert [s.nbytes() for s in storages] == sizes
 
 
+@every_version
+def test_states_between_chunks_are_no_views_of_activations(version):
+    tokens, targets, _, _ = rows(batch=1)
+    model = tiny_model(version)
+    model.chunk_len = 5
+    states = []
+    model.blocks[1].register_forward_pre_hook(lambda _, inputs: states.append(inputs[2]))
+    model.loss(tokens, targets)
+    assert len(states) == 5 and states[0] is None
+    for state in states[1:]:
+        for part in (state.att_shift, state.ffn_shift, *_wkv(state)):
+            assert part.untyped_storage().nbytes() == part.numel() * part.element_size()
+
+
 def test_activations_of_finished_chunks_are_let_go():
     tokens, targets, _, _ = rows()
     model = tiny_model("6")

@@ -115,11 +115,14 @@ def test_validation_is_the_weighted_mean_over_all_held_out_samples(
 def test_a_window_learns_its_own_counted_tokens_from_the_state_carried_to_it(
     masked: Path, tmp_path: Path, run_training: Callable[..., int]
 ):
+    # fresh weights make no use of the state
+    base = tmp_path / "base" / "rwkv-final.pth"
+    assert run_training(proj_dir=base.parent, data_file=masked, lr_init=1e-2, lr_final=1e-2) == 0
     # a rate of nothing: the weights stay those of the beginning
     assert run_training(data_file=masked, micro_bsz=2, accumulate_grad_batches=2, max_steps=8,
-                        chunk_len=4, bptt_chunks=2, save_fp32=1, lr_init=1e-30, lr_final=1e-30,
+                        chunk_len=4, bptt_chunks=2, load_model=base, lr_init=1e-30, lr_final=1e-30,
                         reset_at_documents=1) == 0
-    model = load_model(tmp_path / "out" / "rwkv-init.pth")
+    model = load_model(base)
     # bytes data: a document starts after every token 0
     text = Binidx(masked)
     begins = np.append(True, text.get(0, text.tokens - 1) == 0)
