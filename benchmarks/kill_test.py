@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -45,10 +46,13 @@ def fork(work: Callable[[], int], log: Path) -> int:
     """Runs `work` in a process group of its own, its output in `log`; returns the process id."""
     process = os.fork()
     if process:
+        # Here too: it may be struck before it has come to its own line.
+        with suppress(OSError):
+            os.setpgid(process, process)
         return process
     status = 70
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -116,7 +120,7 @@ class Disk:
     def close(self) -> None:
         """Unmounts it."""
         if self.is_small:
-            subprocess.run(["umount", str(self.folder)], check=True)
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
 class Attempts:
@@ -133,6 +137,11 @@ class Attempts:
         """Steps in metrics.jsonl."""
         return sum("loss" in record for record in read_metrics(self._run))
 
+    def log_identity(self) -> int | None:
+        """Changes when a run that goes on has dropped the steps it will do again from its log."""
+        path = self._run / "metrics.jsonl"
+        return path.stat().st_ino if path.exists() else None
+
     def newest_state(self) -> int:
         """Steps done in the state furthest on; raises when any state or weights are damaged."""
         steps = [0]
@@ -147,8 +156,9 @@ class Attempts:
         """One attempt, struck at most `reach` steps behind the newest state; how it ended."""
         target = self.newest_state() + self._rng.randint(1, reach)
         limit = self._rng.randint(1, 400) * 1024 if kind == "file limit" else None
+        old_log = self.log_identity()
         process = fork(lambda: self._train(limit), self._log)
-        ended = self._strike(process, kind, target)
+        ended = self._strike(process, kind, target, old_log)
         status = os.waitstatus_to_exitcode(ended) if ended is not None else self._wait(process)
         self._disk.free()
         return {0: "finished"}.get(status, f"status {status}")
@@ -158,7 +168,9 @@ class Attempts:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         return train.main(self._flags)
 
-    def _strike(self, process: int, kind: str, target: int) -> int | None:
+    def _strike(
+        self, process: int, kind: str, target: int, old_log: int | None
+    ) -> int | None:
         """Waits for the moment; the wait status if the process ended before it came."""
         began, delay = time.monotonic(), self._rng.uniform(0, 1.5)
         while True:
@@ -171,7 +183,7 @@ class Attempts:
             elif kind == "file limit":
                 due = False
             else:
-                due = self.steps_logged() >= target
+                due = self.log_identity() != old_log and self.steps_logged() >= target
                 if kind == "kill in a save":
                     due = due and any(self._run.glob("*.partial"))
             if due:
@@ -238,7 +250,8 @@ def _test(folder: Path, kills: int, steps: int, rng: random.Random) -> int:
         for number, kind in enumerate(order, 1):
             ending = attempts.once(kind, reach)
             endings[f"{kind}: {ending}"] += 1
-            print(f"{number:3} {kind:15} {ending:10} newest state: step {attempts.newest_state()}")
+            print(f"{number:3} {kind:15} {ending:10} newest state: step {attempts.newest_state()}",
+                  flush=True)
         undisturbed(command(data, disk.folder / "run", steps), log)
         faults = faults_of(disk.folder / "run", folder / "whole", steps)
         for ending, count in sorted(endings.items()):

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import train
 from src.data.dataset import TokenDataset
 from src.data.magic_prime import magic_prime
 from src.data.sources import open_source
+from src.training.module import TrainingModule
 from tests.training import order
 from tests.training.runs import ROOT, loss_steps, losses
 
@@ -22,11 +24,18 @@ PARTS = [(1, 4, 1, 3), (2, 1, 2, 6), (1, 1, 4, 8), (1, 2, 2, 10)]
 
 @pytest.mark.slow
 def test_the_order_of_the_samples_and_the_losses_are_those_of_one_process(
-    flags: Callable[..., list[str]], tmp_path: Path, corpus: Path
+    flags: Callable[..., list[str]], tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    step = TrainingModule.training_step
+
     def run(name: str, **changes: object) -> Path:
         words = flags(**{"exit_tokens": 10 * 128, "proj_dir": tmp_path / "parts",
                          "weight_decay": 0.1, **changes})
+        if changes.get("devices", 1) == 1:
+            monkeypatch.setattr(TrainingModule, "training_step", step)
+            order.write_down(tmp_path / name)
+            assert train.main(words) == 0
+            return tmp_path / name
         done = subprocess.run(
             [sys.executable, "-m", "tests.training.order", str(tmp_path / name), *words],
             cwd=ROOT, text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from src.config.resolve_length import global_batch
-from src.config.schema import OptimConfig, RunConfig
+from src.config.schema import OptimConfig, RunConfig, SafetyConfig
 from src.config.windows import window_len
 from src.training.origin import Origin
 from src.training.plan import Plan
@@ -50,6 +50,7 @@ def print_header(
     _line("mini-epoch", f"{plan.epoch_steps:,} steps; saved every {t.epoch_save}"
           if t.epoch_save else f"{plan.epoch_steps:,} steps; only the last is saved")
     _line("validation", validation)
+    _line("safety", _safety(config.safety))
     ramp = f"warmup {o.warmup_steps} steps" if o.warmup_steps > 0 else "no warmup"
     decay = f"{o.weight_decay:g}" + (
         f" to {o.weight_decay_final:g}" if o.weight_decay_final is not None else "")
@@ -112,6 +113,22 @@ def _curve(config: RunConfig) -> str:
     shape = "linear" if config.optim.lr_final == 0 else "exponential"
     shape += f" over {config.train.epoch_count} mini-epochs"
     return f"mean of cosine and {shape}" if tokens < 0 else shape
+
+
+def _safety(safety: SafetyConfig) -> str:
+    """When a state is saved between mini-epochs, and what a bad step leads to."""
+    times = []
+    if safety.save_every_steps is not None:
+        times.append(f"{safety.save_every_steps:,} steps")
+    if safety.save_every_minutes > 0:
+        times.append(f"{safety.save_every_minutes:g} minutes")
+    saved = f"state every {' and '.join(times)}" if times else "state at mini-epochs only"
+    spikes = f", spikes above {safety.spike_sigma:g} sigma too" if safety.spike_sigma else ""
+    if safety.on_bad_step == "stop":
+        return f"{saved}; a bad step (not finite{spikes}) ends the run"
+    back = (f", {safety.bad_steps_before_rollback} in a row go back to an earlier state"
+            if safety.bad_steps_before_rollback else "")
+    return f"{saved}; bad steps (not finite{spikes}) are left out{back}"
 
 
 def _start(origin: Origin, progress: Progress) -> str:
