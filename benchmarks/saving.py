@@ -2,9 +2,10 @@
 
     python -m benchmarks.saving [--layers 6] [--width 512] [--saves 6] [--folder DIR]
 
-Trains a model with random data and saves its state at every other step. A pause is what a step with
-a save takes beyond one without, medians of both. Both ways in one run each, on the same machine;
-the ratio is the result. The disk's own speed is part of it: give a folder on the disk you save to.
+Trains a model with random data and saves its state at every fourth step. The pause is the time that
+training spends in a save: the copy, then the writing, or the wait for the save before it. Medians,
+both ways in one run each on the same machine; the ratio is the result. The disk's own speed is part
+of it: give a folder on the disk you save to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import itertools
 import os
 import statistics
 import sys
@@ -23,44 +23,43 @@ from pathlib import Path
 import torch
 
 import train
-from src.training.loop import Loop
+from src.training.reporting.metrics_file import read_metrics
+from src.training.saving import Saver
 
 
 def pauses(background: bool, folder: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """(median seconds of a step without a save, what a save adds to one)."""
+    """Median seconds of (a step without its save, the pause of a save)."""
     data = folder / "tokens.bin"
     if not data.exists():
         tokens = torch.randint(0, options.vocab, (200_000,), dtype=torch.int32).short()
         data.write_bytes(tokens.numpy().tobytes())
-    moments: list[float] = []
-    end = Loop.on_train_batch_end
+    saves: list[float] = []
+    save = Saver.save_between
 
     def timed(*arguments: object) -> None:
-        end(*arguments)
-        moments.append(time.perf_counter())
+        began = time.perf_counter()
+        save(*arguments)
+        saves.append(time.perf_counter() - began)
 
-    steps = 2 * options.saves + 3
+    out = folder / str(background)
     flags = {
-        "proj_dir": folder / str(background), "data_file": data, "data_type": "uint16",
-        "rwkv_version": 7, "vocab_size": options.vocab, "n_layer": options.layers,
-        "n_embd": options.width, "ctx_len": 128, "micro_bsz": 4, "max_steps": steps,
-        "exit_tokens": 10**9, "epoch_steps": 10**6, "save_every_steps": 2, "keep_last": 1,
+        "proj_dir": out, "data_file": data, "data_type": "uint16", "rwkv_version": 7,
+        "vocab_size": options.vocab, "n_layer": options.layers, "n_embd": options.width,
+        "ctx_len": 128, "micro_bsz": 4, "max_steps": 4 * options.saves + 5,
+        "exit_tokens": 10**9, "epoch_steps": 10**6, "save_every_steps": 4, "keep_last": 1,
         "save_in_background": int(background), "accelerator": "cpu", "devices": 1,
         "precision": "fp32", "num_workers": 0, "plot": 0,
     }
-    Loop.on_train_batch_end = timed
+    Saver.save_between = timed
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             status = train.main([w for k, v in flags.items() for w in (f"--{k}", str(v))])
     finally:
-        Loop.on_train_batch_end = end
+        Saver.save_between = save
     assert status == 0, f"the run ended with status {status}"
-    took = [after - before for before, after in itertools.pairwise(moments)]
-    # took[i] is step i + 1, which is followed by a save when i + 2 is even; the first warms up.
-    plain = [seconds for i, seconds in enumerate(took) if i % 2 == 1]
-    saving = [seconds for i, seconds in enumerate(took) if i % 2 == 0 and i > 0]
-    step = statistics.median(plain)
-    return step, statistics.median(saving) - step
+    rates = [r["tokens_per_second"] for r in read_metrics(out) if "loss" in r]
+    # the first save makes the files' folders and the first step allocates
+    return 4 * 128 / statistics.median(rates[1:]), statistics.median(saves[1:])
 
 
 def main(argv: list[str]) -> int:
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> int:
         folder = Path(name)
         rows = [(way, *pauses(way == "in the background", folder, options))
                 for way in ("at once", "in the background")]
-        size = sum(f.stat().st_size for f in folder.rglob("*.state")) / 1e6 / 4
+        size = max(file.stat().st_size for file in folder.rglob("*.state")) / 1e6
     print(f"RWKV-7, {options.layers} layers, width {options.width}; a state is {size:.0f} MB")
     print(f"{'written':18} {'step, s':>8} {'pause, s':>9} {'pause / step':>13}")
     for way, step, pause in rows:
