@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 from src.config.check_adapter import check_adapter
+from src.config.check_mixture import check_mixture
 from src.config.check_validation import check_validation
 from src.config.schema import (
     DataConfig,
@@ -62,7 +63,7 @@ _RANGES: tuple[tuple[_Range, str], ...] = (
         _Range(1),
         "n_layer n_embd dim_att dim_ffn vocab_size head_size head_size_divisor rank_mix rank_decay"
         " rank_iclr rank_value rank_gate special_lr_factor ctx_len val_samples val_ctx_len"
-        " micro_bsz"
+        " mix_tokens micro_bsz"
         " accumulate_grad_batches max_steps epoch_steps val_every devices num_nodes ds_bucket_mb"
         " head_chunk chunk_len bptt_chunks lora_r save_every_steps keep_last keep_every"
         " keep_last_weights",
@@ -88,6 +89,7 @@ def check_fields(config: RunConfig) -> None:
     _check_data(config.data, config.train)
     _check_what_counts(config.data, config.train)
     check_validation(config.data, config.train)
+    check_mixture(config.data)
     _check_schedule(config.optim, config.train)
     _check_optimizer(config.optim, config.train)
     _check_start(config.train)

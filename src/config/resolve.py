@@ -12,7 +12,13 @@ from src.config.checks import check_fields
 from src.config.conventions import CONVENTIONS
 from src.config.facts import Facts
 from src.config.resolve_hardware import resolve_hardware
-from src.config.resolve_length import resolve_data, resolve_length, resolve_warmup, total_steps
+from src.config.resolve_length import (
+    resolve_data,
+    resolve_length,
+    resolve_mixture,
+    resolve_warmup,
+    total_steps,
+)
 from src.config.resolve_model import resolve_model
 from src.config.resolve_optimizer import resolve_optimizer
 from src.config.resolve_validation import resolve_validation
@@ -38,6 +44,7 @@ def resolve(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[str]]:
     config = dataclasses.replace(config, data=resolve_data(config, facts, lines))
     config = dataclasses.replace(config, data=resolve_validation(config, facts, lines))
     config = dataclasses.replace(config, train=resolve_length(config, facts, lines))
+    config = dataclasses.replace(config, data=resolve_mixture(config, facts))
     config = dataclasses.replace(config, optim=resolve_optimizer(config, facts, lines))
     config = dataclasses.replace(config, optim=_resolve_optim(config, facts, lines))
     check_fields(config)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from src.config.conventions import CONVENTIONS
 from src.config.facts import Facts
+from src.config.mixture import parts_of, weights_change
 from src.config.resolve_optimizer import restarts_optimizer
 from src.config.schema import DataConfig, RunConfig, TrainConfig
 from src.config.windows import window_len, windows_per_row
@@ -59,6 +60,8 @@ def resolve_data(config: RunConfig, facts: Facts, lines: list[str]) -> DataConfi
     if sampling == "random":
         _check_random(data, facts.token_count)
         return data
+    if parts_of(data.data_file):
+        return data
     prime = data.magic_prime
     if prime is None:
         prime = _best_prime(data, facts, lines)
@@ -94,6 +97,26 @@ def resolve_length(config: RunConfig, facts: Facts, lines: list[str]) -> TrainCo
     if train.exit_tokens > 0:
         return dataclasses.replace(train, exit_epoch=_exit_epoch(config, lines))
     return dataclasses.replace(train, epoch_count=_epoch_count(config, facts, lines))
+
+
+def resolve_mixture(config: RunConfig, facts: Facts) -> DataConfig:
+    """The data section with mix_tokens, where weights change: a run that goes on keeps its own.
+
+    Raises ConfigError when the run has no end over which they could change.
+    """
+    data = config.data
+    if not weights_change(parts_of(data.data_file)) or data.mix_tokens is not None:
+        return data
+    saved = facts.state_config.get("mix_tokens")
+    if saved is not None and facts.state_config.get("data_file") == data.data_file:
+        return dataclasses.replace(data, mix_tokens=saved)
+    steps = total_steps(config)
+    if steps is None:
+        raise ConfigError(
+            f"--data_file {data.data_file}: its weights change over the run, which has no end; give"
+            " --mix_tokens or --exit_tokens"
+        )
+    return dataclasses.replace(data, mix_tokens=steps * tokens_per_step(config))
 
 
 def resolve_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int | None:
@@ -206,7 +229,9 @@ def _exit_tokens(config: RunConfig, facts: Facts, lines: list[str]) -> int:
         asks = f"--hold_epochs {hold}" if hold else f"--epoch_count {train.epoch_count}"
         lines.append(f"exit_tokens 0: {asks} asks for the step-based schedule")
         return 0
-    lines.append(f"exit_tokens {facts.token_count}: one pass over the data")
+    mixed = parts_of(config.data.data_file)
+    what = "as many as all parts hold" if mixed else "one pass over the data"
+    lines.append(f"exit_tokens {facts.token_count}: {what}")
     return facts.token_count
 
 

@@ -69,7 +69,10 @@ class DataConfig:
     """Where the tokens come from and in which order they are read."""
 
     data_file: str | None = None
-    """binidx prefix without extension; for the other data types a file"""
+    """binidx prefix without extension; for the other data types a file; several binidx prefixes
+    with weights: a:0.7,b:0.3, or a:0.7..0.3,b:0.3..0.7 for weights that change over the run"""
+    mix_tokens: int | None = None
+    """tokens over which the weights of data_file change; None: the run's budget"""
     data_type: Literal["binidx", "numpy", "uint16", "utf-8", "utf-16le", "dummy"] = "binidx"
     """binidx, or one of RWKV-LM's small formats (read at random positions)"""
     ctx_len: int = 1024

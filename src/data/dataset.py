@@ -103,11 +103,9 @@ class TokenDataset(Dataset[Sample]):
 
     def __getitem__(self, n: int) -> Sample:
         """Sample n, of ctx_len tokens."""
-        offset = self.offset(n)
-        tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, f"sample {n}")
+        tokens, weights, reset = self.read(n)
         mask = None
-        if self.loss_mask is not None:
-            weights = target_weights(self.loss_mask, offset, self.ctx_len)
+        if weights is not None:
             positions = self.step_samples * self.ctx_len // self.windows
             mask = torch.cat([
                 _scaled(part, positions, int(weight)) for part, weight in zip(
@@ -115,8 +113,20 @@ class TokenDataset(Dataset[Sample]):
                     self._weights_of((n - 1) // self.step_samples),
                 )
             ])
-        reset = _resets(self.starts, offset, self.ctx_len)
         return Sample(tokens[:-1], tokens[1:], mask, reset, number=n)
+
+    def read(self, n: int) -> tuple[Tensor, npt.NDArray[np.uint8] | None, Tensor | None]:
+        """Sample n as it lies in the data: ctx_len + 1 tokens, `weights`, resets."""
+        offset = self.offset(n)
+        tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, f"sample {n}")
+        weights = None if self.loss_mask is None else self.weights(n)
+        return tokens, weights, _resets(self.starts, offset, self.ctx_len)
+
+    def weights(self, n: int) -> npt.NDArray[np.uint8]:
+        """[ctx_len] weights of sample n's targets in the loss mask; ones without a mask."""
+        if self.loss_mask is None:
+            return np.ones(self.ctx_len, np.uint8)
+        return target_weights(self.loss_mask, self.offset(n), self.ctx_len)
 
     def step_weight(self, step: int) -> int:
         """Sum of the targets' weights over all samples of optimizer step `step`, from 0 on.
@@ -135,8 +145,7 @@ class TokenDataset(Dataset[Sample]):
                 self._step_weights.pop(next(iter(self._step_weights)))
             first = 1 + group * self.step_samples
             self._step_weights[group] = sum(
-                target_weights(self.loss_mask, self.offset(n), self.ctx_len)
-                .reshape(self.windows, -1).sum(1, dtype=np.int64)
+                self.weights(n).reshape(self.windows, -1).sum(1, dtype=np.int64)
                 for n in range(first, first + self.step_samples)
             )
         return self._step_weights[group]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import torch
 
 from src.checkpoint.weights import read_shapes
 from src.config.facts import Facts
 from src.config.load import saved_values
+from src.config.mixture import parts_of
 from src.config.schema import DataConfig, RunConfig
 from src.data.held_out import HeldOut, hold_out
 from src.data.magic_prime import check_magic_prime, magic_prime
@@ -45,6 +47,8 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
         raise ConfigError(
             "--data_file is missing: give the prefix of a .bin/.idx pair made by make_data.py"
         )
+    if parts_of(data.data_file):
+        return Facts(**_mixed(data), **common)
     source = open_source(data.data_file, data.data_type)
     manifest = read_manifest(data.data_file) if data.data_type == "binidx" else None
     held_out = held_out_of(data, source)
@@ -59,6 +63,29 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
         data_tokenizer=None if manifest is None else manifest.tokenizer,
         **common,
     )
+
+
+def _mixed(data: DataConfig) -> dict[str, object]:
+    """What is known of the parts of a mixture together; DataError when they do not fit."""
+    tokens, has_mask, known = 0, False, {}
+    for part in parts_of(data.data_file):
+        own = replace(data, data_file=part.path)
+        source, manifest = open_source(part.path, "binidx"), read_manifest(part.path)
+        tokens += source.tokens
+        has_mask |= _has_mask(own, source, manifest)
+        if manifest is not None:
+            known[part.path] = (manifest.tokenizer, manifest.vocab_size)
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"{path} {name} ({size})" for path, (name, size) in known.items())
+        raise DataError(
+            f"--data_file {data.data_file}: the parts were made with different tokenizers: {told}; "
+            "make them with one"
+        )
+    tokenizer, vocab_size = next(iter(known.values()), (None, None))
+    return {
+        "token_count": tokens, "has_loss_mask": has_mask, "data_tokenizer": tokenizer,
+        "data_vocab_size": vocab_size,
+    }
 
 
 def held_out_of(data: DataConfig, source: TokenSource) -> HeldOut | None:

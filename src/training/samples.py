@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from src.config.resolve_length import global_batch
+from src.config.mixture import Part, parts_of
+from src.config.resolve_length import global_batch, tokens_per_step, total_steps
 from src.config.schema import DataConfig, RunConfig
 from src.config.windows import windows_per_row
 from src.data.dataset import TokenDataset, ValidationDataset, evenly_spread_samples
 from src.data.documents import DocumentStarts, document_starts
+from src.data.held_out import HeldOut
+from src.data.magic_prime import magic_prime
 from src.data.manifest import manifest_prefix, read_manifest
 from src.data.masks import LossMask, find_mask
+from src.data.mixed import MixedDataset
+from src.data.mixture import Mixture
 from src.data.sources import Source, open_source, pairs_of
 from src.data.tokenizer import load_tokenizer
 from src.errors import DataError
@@ -48,15 +53,14 @@ class _Data(NamedTuple):
 def open_samples(config: RunConfig) -> RunSamples:
     """All data of a resolved configuration; DataError when some of it cannot be used."""
     d = config.data
-    data = _open(d.data_file, d.data_type, d)
-    split = held_out_of(d, data.source)
-    training = TokenDataset(
-        data.source, d.ctx_len, prime=d.magic_prime, shift=d.sample_offset, sampling=d.sampling,
-        seed=config.train.random_seed, vocab_size=config.model.vocab_size, held_out=split,
-        loss_mask=data.mask, step_samples=global_batch(config), windows=windows_per_row(config),
-        starts=data.starts,
-    )
     notes: list[str] = []
+    parts = parts_of(d.data_file)
+    if parts:
+        split, training = None, _mixed(config, parts, notes)
+    else:
+        data = _open(d.data_file, d.data_type, d)
+        split = held_out_of(d, data.source)
+        training = _training(config, data, d.magic_prime, split)
     if split is not None:
         held_out = _held_out(data, split.spread_offsets(d.val_samples), config, notes)
         notes += _repeated(d.data_file)
@@ -70,6 +74,48 @@ def open_samples(config: RunConfig) -> RunSamples:
     else:
         return RunSamples(training, (), notes)
     return RunSamples(training, (held_out,), notes)
+
+
+def _training(
+    config: RunConfig, data: _Data, prime: int | None, held_out: HeldOut | None = None
+) -> TokenDataset:
+    d = config.data
+    return TokenDataset(
+        data.source, d.ctx_len, prime=prime, shift=d.sample_offset, sampling=d.sampling,
+        seed=config.train.random_seed, vocab_size=config.model.vocab_size, held_out=held_out,
+        loss_mask=data.mask, step_samples=global_batch(config), windows=windows_per_row(config),
+        starts=data.starts,
+    )
+
+
+def _mixed(config: RunConfig, parts: tuple[Part, ...], notes: list[str]) -> MixedDataset:
+    """The mixture's samples; says in `notes` how often each part is passed over."""
+    d = config.data
+    datasets = []
+    for part in parts:
+        data = _open(part.path, "binidx", d)
+        try:
+            prime = None if d.sampling == "random" else magic_prime(data.source.tokens, d.ctx_len)
+            datasets.append(_training(config, data, prime))
+        except DataError as error:
+            raise DataError(f"--data_file {part.path}: {error}") from error
+    mixture = Mixture(
+        [part.begin for part in parts], [part.end for part in parts],
+        (d.mix_tokens or 0) // d.ctx_len,
+    )
+    steps = total_steps(config)
+    samples = 0 if steps is None else -(-steps * tokens_per_step(config) // d.ctx_len)
+    for part, dataset, count in zip(parts, datasets, mixture.counts(samples)):
+        change = "" if part.begin == part.end else f" to {float(part.end):.4g}"
+        passes = f", {count / len(dataset):.3g} passes" if samples else ""
+        notes.append(
+            f"part {part.path}: share {float(part.begin):.4g}{change}, {dataset.source.tokens:,} "
+            f"tokens{passes}"
+        )
+    return MixedDataset(
+        datasets, [part.path for part in parts], mixture,
+        step_samples=global_batch(config), windows=windows_per_row(config),
+    )
 
 
 def mask_notes(samples: RunSamples) -> list[str]:

@@ -27,8 +27,8 @@ def recipe(name, *flags):
 
 def test_there_are_recipes():
     assert [path.stem for path in RECIPES] == [
-        "demo-cpu", "enlarge", "finetune", "long-context", "lora", "pretrain-12x768", "sft",
-        "states",
+        "demo-cpu", "enlarge", "finetune", "long-context", "lora", "mixture",
+        "pretrain-12x768", "sft", "states",
     ]
 
 

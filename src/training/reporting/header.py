@@ -36,8 +36,8 @@ def print_header(
                    f"{m.vocab_size}, {parameters / 1e6:.1f} M parameters"
                    + (", activation checkpointing" if t.grad_cp else ""))
     _line("data", f"{d.data_file} ({d.data_type}), {data_tokens:,} tokens, context {d.ctx_len}, "
-                  + (f"magic prime {d.magic_prime}" if d.sampling == "permutation"
-                     else "random positions")
+                  + ("random positions" if d.sampling != "permutation" else "mixed by weights"
+                     if d.magic_prime is None else f"magic prime {d.magic_prime}")
                   + (", reset at document starts" if d.reset_at_documents else ""))
     accumulated = t.accumulate_grad_batches
     _line("batch", f"{global_batch(config)} samples ({ranks} x {t.micro_bsz}"
