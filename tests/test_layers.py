@@ -63,7 +63,7 @@ ONLY_IN = {
     "torch": (
         "src/ops/", "src/checkpoint/", "src/models/", "src/training/", "src/inference/",
         "src/evaluation/", "src/export/", "src/data/batch.py", "src/data/dataset.py",
-        "src/data/sampler.py", "src/data/windows.py",
+        "src/data/sampler.py", "src/data/mixed.py", "src/data/windows.py",
     ),
     "tyro": ("src/config/",),
     # A chat template of the user's own is YAML too.
