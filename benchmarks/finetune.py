@@ -1,6 +1,7 @@
 """State tuning and LoRA on a frozen base model: what they learn of a new domain, what they cost.
 
     python -m benchmarks.finetune --text FILE [--versions 4567] [--steps 300] [--base_steps 600]
+                                  [--modes states,lora] [--only learning|memory]
 
 A tiny base model of every version learns Python's standard library as bytes; then its initial
 states, or adapters beside it, learn FILE (any text; its last tenth is held out). Printed: the
@@ -185,7 +186,8 @@ def learning(
     argv = flags(base, python, options.base_steps, **shape_of(version, SHAPE), **FULL)
     assert train.main(argv) == 0
     before = held_out_loss(base / "rwkv-final.pth", new)
-    for kind, more in MODES.items():
+    for kind in options.modes.split(","):
+        more = MODES[kind]
         out = folder / f"{kind}{version}"
         argv = flags(out, new, options.steps, **more, load_model=base / "rwkv-final.pth")
         assert train.main(argv) == 0
@@ -209,6 +211,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--megabytes", type=float, default=2.0)
     parser.add_argument("--grad_cp", type=int, default=0)
+    parser.add_argument("--modes", default="states,lora", help="what learns, by comma")
     parser.add_argument("--only", choices=("learning", "memory"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
