@@ -72,7 +72,9 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
     "data_type": Taken("data_type", values.data_type),
     "vocab_size": Taken("vocab_size", values.none_if_not_positive),
     "magic_prime": Taken("magic_prime", values.none_if_not_positive),
-    "my_pile_version": Refused("mixing several data sets is not supported; join them", ("1",)),
+    "my_pile_version": Refused(
+        "its list of data sets is not read; mix them by --data_file a:0.7,b:0.3", ("1",)
+    ),
     "my_pile_shift": Taken("sample_offset", values.zero_if_negative),
     "my_sample_len": Refused("uint16 files are read at random positions, not in rows", ("0",)),
     "my_qa_mask": Refused(
