@@ -1,8 +1,9 @@
 """File names of checkpoints in a project folder: the one place that knows them.
 
 `rwkv-init.pth` holds the initial weights, `rwkv-N.pth` those after mini-epoch N,
-`rwkv-final.pth` those of a finished run and `rwkv-best.pth` those of the lowest validation loss; no
-run goes on from the last one. Beside all but the first may lie `rwkv-N.lora.safetensors`, an
+`rwkv-final.pth` those of a finished run and `best.pth` those of the lowest validation loss; no
+run goes on from the last one, whose name does not begin with rwkv- because RWKV-LM expects a number
+there. Beside all but the first may lie `rwkv-N.lora.safetensors`, an
 adapter, or `rwkv-N.merged.pth`, a model with its trained states. A training
 state has the name of its weights with the suffix .state. One saved between mini-epochs is
 `rwkv-step-S.state`, S the steps done, without weights beside it: RWKV-LM takes the number of every
@@ -16,7 +17,7 @@ from pathlib import Path
 
 INIT = "rwkv-init.pth"
 FINAL = "rwkv-final.pth"
-BEST = "rwkv-best.pth"
+BEST = "best.pth"
 # Initial states that people supply for state tuning, as in RWKV-LM v5.
 INIT_STATES = "rwkv-init-state.pth"
 INIT_EPOCH = -1

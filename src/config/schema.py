@@ -184,7 +184,7 @@ class TrainConfig:
     val_every: int | None = None
     """steps between validations, besides those at every mini-epoch that is saved; None: no more"""
     save_best: bool = False
-    """keep the weights of the lowest validation loss so far in rwkv-best.pth"""
+    """keep the weights of the lowest validation loss so far in best.pth"""
     save_fp32: bool = False
     """write checkpoints in fp32 instead of the training precision"""
     train_type: Literal["all", "states", "lora"] = "all"

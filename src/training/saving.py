@@ -131,7 +131,7 @@ class Saver:
         raise_together(trainer.strategy, error)
 
     def save_best(self, trainer: pl.Trainer, module: TrainingModule) -> Path:
-        """Saves the weights alone as rwkv-best.pth; a collective call. Returns the path."""
+        """Saves the weights alone as best.pth; a collective call. Returns the path."""
         path = self._folder / BEST
         weights = optimizer_state.full_weights(module.model, zero_engine(trainer.strategy))
         fault = None

@@ -206,9 +206,9 @@ def test_rwkv_best_holds_the_weights_of_the_lowest_loss(whole, corpus):
     best = min(found, key=lambda step: found[step]["val_loss"])
     state = load_state(whole / "rwkv-final.state")
     assert state["best_val_loss"] == found[best]["val_loss"]
-    losses = held_out_losses(corpus, whole / "rwkv-best.pth")
+    losses = held_out_losses(corpus, whole / "best.pth")
     assert losses.mean().item() == pytest.approx(found[best]["val_loss"], rel=1e-5)
-    assert list(weights(whole / "rwkv-best.pth")) == list(weights(whole / "rwkv-final.pth"))
+    assert list(weights(whole / "best.pth")) == list(weights(whole / "rwkv-final.pth"))
 
 
 def test_the_best_survives_a_resume_and_is_never_started_from(whole, corpus, tmp_path):
@@ -217,10 +217,10 @@ def test_the_best_survives_a_resume_and_is_never_started_from(whole, corpus, tmp
     state = load_state(out / "rwkv-1.state")
     assert state["best_val_loss"] == min(r["val_loss"] for r in records(out).values())
     # A best that nothing beats again: the rest of the run must leave the file alone.
-    before = (out / "rwkv-best.pth").read_bytes()
+    before = (out / "best.pth").read_bytes()
     save_state(out / "rwkv-1.state", {**state, "best_val_loss": 0.1})
     assert train.main(command(corpus, out)) == 0
-    assert (out / "rwkv-best.pth").read_bytes() == before
+    assert (out / "best.pth").read_bytes() == before
     assert_same_weights(out / "rwkv-final.pth", whole / "rwkv-final.pth")
     assert records(out)[11] == records(whole)[11]
 
@@ -239,9 +239,9 @@ def test_going_on_with_other_held_out_slots_is_refused(whole, corpus, capfd, cha
 
 
 def test_a_folder_with_a_best_is_not_started_anew_in(whole, corpus, tmp_path, capfd):
-    (tmp_path / "rwkv-best.pth").write_bytes((whole / "rwkv-best.pth").read_bytes())
+    (tmp_path / "best.pth").write_bytes((whole / "best.pth").read_bytes())
     assert train.main(command(corpus, tmp_path, train_stage=0)) == 2
-    assert "rwkv-best.pth" in capfd.readouterr().err
+    assert "best.pth" in capfd.readouterr().err
 
 
 def text_of(folder: Path, repeats: int) -> Path:
