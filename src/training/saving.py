@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,24 +130,33 @@ class Saver:
         self._note_end()
         raise_together(trainer.strategy, error)
 
-    def save_best(self, trainer: pl.Trainer, module: TrainingModule) -> Path:
-        """Saves the weights alone as best.pth; a collective call. Returns the path."""
-        path = self._folder / BEST
+    def save_best(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Saves the weights alone as best.pth; a collective call.
+
+        It is on disk before the next training state, which remembers how good they are.
+        """
+        self._make_way(trainer, wait=False)
         weights = optimizer_state.full_weights(module.model, zero_engine(trainer.strategy))
-        fault = None
-        if trainer.is_global_zero:
-            try:
-                publish(path, weights, self._config, self._dtype, self._base)
-            except CheckpointError as error:
-                fault = error
-        raise_together(trainer.strategy, fault)
-        return path
+        path = self._folder / BEST
+
+        def write() -> None:
+            _require_finite(path, weights)
+            publish(path, weights, self._config, self._dtype, self._base)
+
+        self._begin(trainer, path, write, wait=False)
 
     def _save(
         self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, path: Path,
         wait: bool,
     ) -> None:
-        # One copy of the state at a time, and saves reach the disk in their order.
+        self._make_way(trainer, wait)
+        self._begun_at = time.monotonic()
+        state = capture_state(trainer, module, progress, self._parts)
+        state["epoch"] = (progress.step - 1) // self._plan.epoch_steps
+        self._begin(trainer, path, lambda: self._write(path, state), wait)
+
+    def _make_way(self, trainer: pl.Trainer, wait: bool) -> None:
+        """One copy of the weights at a time, and saves reach the disk in their order."""
         self.wait(hurry=True)
         self._note_end()
         if wait and self._job is not None:
@@ -155,12 +164,12 @@ class Saver:
             print(f"WARNING: {self.fault()}", file=sys.stderr, flush=True)
             self._job = None
         raise_together(trainer.strategy, self.fault())
-        self._begun_at = time.monotonic()
-        state = capture_state(trainer, module, progress, self._parts)
+
+    def _begin(
+        self, trainer: pl.Trainer, path: Path, write: Callable[[], None], wait: bool
+    ) -> None:
         if trainer.is_global_zero:
-            state["epoch"] = (progress.step - 1) // self._plan.epoch_steps
-            retry = self._config.safety.save_retry_seconds
-            self._job = SaveJob(path, lambda: self._write(path, state), retry)
+            self._job = SaveJob(path, write, self._config.safety.save_retry_seconds)
         if wait:
             self.finish(trainer)
         elif not self._config.safety.save_in_background:

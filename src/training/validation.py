@@ -56,8 +56,7 @@ class Validator:
         record = replace(record, is_best=progress.improves(record.loss, self._data))
         tell(reporters, lambda reporter: reporter.on_validation(record))
         if record.is_best and config.train.save_best:
-            path = saver.save_best(trainer, module)
-            tell(reporters, lambda reporter: reporter.on_save(str(path)))
+            saver.save_best(trainer, module)
 
 
 def validate(
