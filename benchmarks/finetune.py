@@ -28,7 +28,7 @@ import torch
 import train
 from make_data import main as make_data
 from src.checkpoint.names import merged_path
-from src.data.dataset import ValidationDataset
+from src.data.dataset import ValidationDataset, evenly_spread_samples
 from src.data.demo_corpus import main as make_corpus
 from src.data.sources import open_source
 from src.inference.loading import load_model
@@ -110,7 +110,8 @@ def corpora(folder: Path, text: Path, megabytes: float) -> tuple[Path, Path]:
 def held_out_loss(path: Path, prefix: Path) -> float:
     """Nats per byte of a model on 64 samples of the held-out text."""
     model = load_model(path, device=torch.device("cpu"), dtype=torch.float32)
-    data = ValidationDataset(open_source(f"{prefix}_val", "binidx"), CTX_LEN, 64)
+    source = open_source(f"{prefix}_val", "binidx")
+    data = ValidationDataset(source, CTX_LEN, evenly_spread_samples(source.tokens, CTX_LEN, 64))
     losses = [model.loss(s.tokens[None], s.targets[None]).item() for s in data]
     return sum(losses) / len(losses)
 

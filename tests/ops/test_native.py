@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import TOLERANCE, assert_close, relative_rms
@@ -33,7 +33,13 @@ def check(case: Case, dtype: torch.dtype = torch.float32) -> None:
     actual = sums(run(case, "native", dtype))
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
-        assert_close(f"{case.op} {name}", value, expected[name], TOLERANCE[dtype])
+        right = flushed(expected[name], value.dtype)
+        assert_close(f"{case.op} {name}", flushed(value, value.dtype), right, TOLERANCE[dtype])
+
+
+def flushed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x with 0 for what is too small to be a normal number of `dtype`, as the kernels have it."""
+    return torch.where(x.abs() < torch.finfo(dtype).tiny, 0.0, x)
 
 
 @pytest.mark.parametrize("time", [1, 2, 15, 16, 17, 63, 64, 65, 500])
@@ -189,6 +195,10 @@ def test_documents_packed_with_resets_equal_separate_runs(op):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
+@example(  # a gradient of 9e-39
+    op="wkv7", batch=1, time=1, heads=1, size=1, w=81.0, spread=6.0, scale=1.0, reset=False,
+    dtype=torch.float32, seed=2,
+)
 @given(
     op=st.sampled_from(OPS),
     batch=st.integers(1, 3),
