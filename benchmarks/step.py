@@ -4,7 +4,8 @@
                               [--precision fp32|bf16] [--versions 4567] [--grad_cp]
 
 Prints tokens/s, the shares of the step that the WKV operator and that token shift with its mixes
-take (measured alone on the same shapes in the same run), the matrix-product FLOP/s of the step
+take (measured alone on the same shapes in the same run; by torch: what the latter would take
+without a fused operator, against the same step), the matrix-product FLOP/s of the step
 against the rate that a plain product reaches here, and on a GPU the peak memory. Medians; ratios
 are within one run.
 """
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from src.config.schema import ModelConfig
 from src.models.backbone import RWKV
-from src.models.layers import mix, token_shift
 from src.models.parameters import initialize, parameter_groups
 from src.models.registry import build_model, complete
+from src.ops.token_shift import token_shift
 from src.ops.wkv4 import wkv4
 from src.ops.wkv5 import wkv5
 from src.ops.wkv6 import wkv6
@@ -105,34 +106,34 @@ def operator_seconds(
 
 
 def shift_seconds(
-    model: RWKV, version: str, batch: int, time_steps: int, device: torch.device,
-    dtype: torch.dtype, repeats: int,
+    model: RWKV, version: str, options: argparse.Namespace, device: torch.device,
+    dtype: torch.dtype, backend: str,
 ) -> float:
     """Forward and backward of one block's token shifts and mixes, without the products after them.
 
-    What a fused operator would take over: of RWKV-6 also the sums of static and dynamic shares.
+    As in the step itself: a mixed-precision step has x in fp32, results and moves in `dtype`.
     """
     block, width = model.blocks[0], model.blocks[0].ln1.weight.shape[0]
-    parts = [
+    places = [
         [getattr(m, name) for name, _ in m.named_parameters(recurse=False) if name in names]
         for m, names in ((block.att, MIXES[version][0]), (block.ffn, MIXES[version][1]))
     ]
-    x = torch.randn(batch, time_steps, width, device=device, dtype=dtype, requires_grad=True)
-    moves = torch.zeros_like(x).requires_grad_() if version == "6" else None
-    gradient = torch.randn_like(x)
+    if version == "6":
+        # the mixer's own input comes first, then the five that move
+        places[0:1] = [places[0][:1], places[0][1:]]
+    shape = (options.batch, options.ctx_len, width)
+    x = torch.randn(shape, device=device, requires_grad=True)
+    gradient = torch.randn(shape, device=device, dtype=dtype)
+    moves = torch.zeros(5, *shape, device=device, dtype=dtype, requires_grad=True)
 
     def work() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for place, shares in enumerate(parts):
-                delta = token_shift(x, None, None) - x
-                # RWKV-6's time mix: all but the first share, of the mixer's own input, move
-                mixed = [
-                    mix(x, delta, share if moves is None or place or not n else share + moves)
-                    for n, share in enumerate(shares)
-                ]
-                torch.autograd.backward(mixed, [gradient.to(m.dtype) for m in mixed])
+        for place, shares in enumerate(places):
+            mixes = torch.stack([share.flatten() for share in shares])
+            moved = moves if version == "6" and place == 1 else None
+            mixed = token_shift(x, mixes, moves=moved, dtype=dtype, backend=backend)
+            torch.autograd.backward(mixed, [gradient] * len(mixed))
 
-    seconds = median_seconds(work, device, repeats)
+    seconds = median_seconds(work, device, options.repeats)
     model.zero_grad(set_to_none=True)
     return seconds
 
@@ -167,14 +168,16 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
     matrices = sum(p.numel() for n, p in model.named_parameters()
                    if p.dim() >= 2 and n != "emb.weight")
     operator = operator_seconds(version, config, options, device, dtype)
-    shifts = shift_seconds(
-        model, version, options.batch, options.ctx_len, device, dtype, options.repeats
+    shifts, plain_shifts = (
+        shift_seconds(model, version, options, device, dtype, backend)
+        for backend in ("auto", "reference")
     )
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens/s": count / seconds,
         "wkv share": operator * options.layers / seconds,
         "shift share": shifts * options.layers / seconds,
+        "plain shift share": plain_shifts * options.layers / seconds,
         "flop/s": 6 * matrices * count / seconds,
         "GiB": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
     }
@@ -202,13 +205,14 @@ def main() -> None:
           f" D{options.width} V{options.vocab}, {options.batch} x {options.ctx_len}, "
           f"{options.precision}; a plain product reaches {rate / 1e9:.0f} GFLOP/s")
     print(f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"
-          f"{'shift share':>13}"
+          f"{'shift share':>13}{'(by torch)':>12}"
           f"{'of product rate':>17}{'GiB':>7}")
     for version in options.versions:
         row = measure(version, options, device)
         print(f"RWKV-{version:<4}{row['parameters']:>13,}{row['tokens/s']:>10.0f}"
               f"{row['wkv share']:>10.1%}"
-              f"{row['shift share']:>12.1%}{row['flop/s'] / rate:>16.2f}{row['GiB']:>8.1f}",
+              f"{row['shift share']:>12.1%}{row['plain shift share']:>12.1%}"
+              f"{row['flop/s'] / rate:>17.2f}{row['GiB']:>7.1f}",
               flush=True)
 
 

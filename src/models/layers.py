@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from src.ops.dispatch import without_autocast
 from src.ops.head_loss import head_loss, head_token_losses
+from src.ops.token_shift import token_shift
 
 
 class Linear(nn.Linear):
@@ -86,23 +87,36 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def token_shift(x: Tensor, last: Tensor | None, reset: Tensor | None) -> Tensor:
-    """What every token sees as its predecessor, [B, T, C].
+def shift_and_mix(
+    x: Tensor,
+    last: Tensor | None,
+    reset: Tensor | None,
+    *shares: Tensor,
+    moves: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """x + (x' - x) share for every share, each [B, T, C], x' the token before: `ops.token_shift`.
 
     x: [B, T, C].  last: [B, C], the token before x[:, 0]; None: zero.
     reset: [B, T] bool; True where a document starts, which has no predecessor (zero).
+    shares: each [1, 1, C].  moves: [n, B, T, C], added to the n shares.
+
+    Under autocast the results have its dtype, to which the matrix products that read them would
+    round them next.
     """
-    first = torch.zeros_like(x[:, :1]) if last is None else last.to(x.dtype).unsqueeze(1)
-    previous = first if x.shape[1] == 1 else torch.cat((first, x[:, :-1]), dim=1)
-    return previous if reset is None else previous.masked_fill(reset.unsqueeze(-1), 0)
+    mixes = torch.stack([full_precision(share).flatten() for share in shares])      # [n, C]
+    return token_shift(x, mixes, last, moves=moves, dtype=_product_dtype(x), reset=reset)
 
 
-def mix(x: Tensor, delta: Tensor, share: Tensor) -> Tensor:
-    """x + delta share: a token mixed with its neighbour in time, per channel.
+def share_of_previous(share: Tensor) -> Tensor:
+    """1 - share: what RWKV-4 and 5 leave to the token before, in fp32 (fp64 for fp64 models)."""
+    return 1 - full_precision(share)
 
-    x, delta: [B, T, C].  share: broadcastable to them, such as [1, 1, C].
-    """
-    return torch.addcmul(x, delta, share)
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which matrix products read `x`."""
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast and x.dtype != torch.float64 else x.dtype
 
 
 def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.config.schema import ModelConfig
-from src.models.layers import Linear, full_precision, mix, token_shift
+from src.models.layers import Linear, full_precision, share_of_previous, shift_and_mix
 from src.models.sizes import Shapes, refuse_fields, with_defaults
 from src.models.table import (
     HEAD,
@@ -76,11 +76,9 @@ class TimeMix(nn.Module):
         wkv: tuple[Tensor, ...] | None, reset: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
         """Output [B, T, D], the carry as it came, new shift and operator state."""
-        before = token_shift(x, shift, reset)
-        delta = x - before
-        k = self.key(mix(before, delta, self.time_mix_k))                           # [B, T, A]
-        v = self.value(mix(before, delta, self.time_mix_v))
-        r = self.receptance(mix(before, delta, self.time_mix_r))
+        mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
+        xk, xv, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
+        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)                 # [B, T, A]
         y, wkv = wkv4(
             self.time_decay, self.time_first, k, v, self._start(wkv, len(x)),
             backend=self.backend, reset=reset,
@@ -116,10 +114,10 @@ class ChannelMix(nn.Module):
         self, x: Tensor, shift: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Output [B, T, D] and the new shift."""
-        before = token_shift(x, shift, reset)
-        delta = x - before
-        k = F.relu(self.key(mix(before, delta, self.time_mix_k))).square()
-        r = torch.sigmoid(self.receptance(mix(before, delta, self.time_mix_r)))
+        mixes = (self.time_mix_k, self.time_mix_r)
+        xk, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
+        k = F.relu(self.key(xk)).square()
+        r = torch.sigmoid(self.receptance(xr))
         return r * self.value(k), x[:, -1]
 
 

@@ -30,7 +30,14 @@ from torch.nn import functional as F
 from src.config.schema import ModelConfig
 from src.errors import ConfigError
 from src.models import rwkv4
-from src.models.layers import HeadNorm, Linear, mix, split_heads, starting_state, token_shift
+from src.models.layers import (
+    HeadNorm,
+    Linear,
+    share_of_previous,
+    shift_and_mix,
+    split_heads,
+    starting_state,
+)
 from src.models.sizes import (
     Shapes,
     refuse_fields,
@@ -87,12 +94,10 @@ class TimeMix(nn.Module):
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Output [B, T, D], the carry as it came, new shift and operator state."""
-        before = token_shift(x, shift, reset)
-        delta = x - before
-        r = self.receptance(mix(before, delta, self.time_mix_r))                    # [B, T, A]
-        k = self.key(mix(before, delta, self.time_mix_k))
-        v = self.value(mix(before, delta, self.time_mix_v))
-        g = F.silu(self.gate(mix(before, delta, self.time_mix_g)))
+        mixes = (self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g)
+        xr, xk, xv, xg = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
+        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)                 # [B, T, A]
+        g = F.silu(self.gate(xg))
         r, k, v = (split_heads(z, self.head_size) for z in (r, k, v))           # [B, T, H, N]
         y, wkv = wkv5(
             r, k, v, self.time_decay, self.time_faaaa,

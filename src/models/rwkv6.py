@@ -35,10 +35,9 @@ from src.models.layers import (
     HeadNorm,
     Linear,
     decay_logits,
-    mix,
+    shift_and_mix,
     split_heads,
     starting_state,
-    token_shift,
 )
 from src.models.sizes import (
     Shapes,
@@ -102,7 +101,7 @@ class TimeMix(nn.Module):
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Output [B, T, D], the carry as it came, new shift and operator state."""
-        xw, xk, xv, xr, xg = self._mix(x, token_shift(x, shift, reset) - x)
+        xw, xk, xv, xr, xg = self._mix(x, shift, reset)
         w = decay_logits(self.time_decay, xw, self.time_decay_w1, self.time_decay_w2)
         r, k, v, w = (
             split_heads(z, self.head_size)
@@ -115,16 +114,17 @@ class TimeMix(nn.Module):
         out = self.output(self.ln_x(y) * F.silu(self.gate(xg)))
         return out, carry, x[:, -1], wkv
 
-    def _mix(self, x: Tensor, delta: Tensor) -> list[Tensor]:
+    def _mix(
+        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """The inputs of decay, key, value, receptance and gate, each [B, T, D]."""
         B, T, _ = x.shape
-        low = torch.tanh(mix(x, delta, self.time_maa_x) @ self.time_maa_w1)
+        (mixed,) = shift_and_mix(x, shift, reset, self.time_maa_x)
+        low = torch.tanh(mixed @ self.time_maa_w1)
         low = low.view(B * T, len(MIXES), -1).transpose(0, 1)                   # [5, B T, R]
         moves = torch.bmm(low, self.time_maa_w2).view(len(MIXES), B, T, -1)     # [5, B, T, D]
-        return [
-            mix(x, delta, getattr(self, f"time_maa_{name}") + move)
-            for name, move in zip(MIXES, moves)
-        ]
+        shares = (getattr(self, f"time_maa_{name}") for name in MIXES)
+        return shift_and_mix(x, shift, reset, *shares, moves=moves)
 
 
 class ChannelMix(nn.Module):
@@ -143,9 +143,9 @@ class ChannelMix(nn.Module):
         self, x: Tensor, shift: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Output [B, T, D] and the new shift."""
-        delta = token_shift(x, shift, reset) - x
-        k = F.relu(self.key(mix(x, delta, self.time_maa_k))).square()
-        r = torch.sigmoid(self.receptance(mix(x, delta, self.time_maa_r)))
+        xk, xr = shift_and_mix(x, shift, reset, self.time_maa_k, self.time_maa_r)
+        k = F.relu(self.key(xk)).square()
+        r = torch.sigmoid(self.receptance(xr))
         return r * self.value(k), x[:, -1]
 
 

@@ -41,10 +41,9 @@ from src.models.layers import (
     Linear,
     decay_logits,
     full_precision,
-    mix,
+    shift_and_mix,
     split_heads,
     starting_state,
-    token_shift,
 )
 from src.models.sizes import (
     WIDTH_UNIT,
@@ -114,8 +113,8 @@ class TimeMix(nn.Module):
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output [B, T, D], the first layer's value [B, T, D], new shift and operator state."""
-        delta = token_shift(x, shift, reset) - x
-        xr, xw, xk, xv, xa, xg = (mix(x, delta, getattr(self, f"x_{name}")) for name in "rwkvag")
+        mixes = (getattr(self, f"x_{name}") for name in "rwkvag")
+        xr, xw, xk, xv, xa, xg = shift_and_mix(x, shift, reset, *mixes)
         w = decay_logits(self.w0, xw, self.w1, self.w2)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)             # [B, T, D]
         if carry is None:
@@ -166,8 +165,8 @@ class ChannelMix(nn.Module):
         self, x: Tensor, shift: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Output [B, T, D] and the new shift."""
-        k = self.key(mix(x, token_shift(x, shift, reset) - x, self.x_k))
-        return self.value(F.relu(k).square()), x[:, -1]
+        (xk,) = shift_and_mix(x, shift, reset, self.x_k)
+        return self.value(F.relu(self.key(xk)).square()), x[:, -1]
 
 
 def _in_head(place: Place) -> Tensor:

@@ -5,26 +5,33 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.models.layers import HeadNorm, decay_logits, mix, token_shift
+from src.models.layers import HeadNorm, decay_logits, share_of_previous, shift_and_mix
 from src.models.table import Place, orthogonal
 from tests.helpers import assert_close
 from tests.models.tiny import tiny_config, tiny_model
 
 
-def test_every_token_sees_the_one_before_it():
-    x = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
-    assert token_shift(x, None, None).flatten().tolist() == [0, 1, 2, 0, 4, 5]
-    last = torch.tensor([[7.0], [8.0]])
-    assert token_shift(x, last, None).flatten().tolist() == [7, 1, 2, 8, 4, 5]
-    reset = torch.tensor([[False, True, False], [True, False, True]])
-    assert token_shift(x, last, reset).flatten().tolist() == [7, 0, 2, 0, 4, 0]
-    assert token_shift(x[:, :1], last, None).flatten().tolist() == [7, 8]
-    assert token_shift(x[:, :1], last, reset[:, :1]).flatten().tolist() == [7, 0]
+def test_a_token_and_the_one_before_it_are_mixed_by_shares():
+    x, last = torch.tensor([[[1.0, 2.0], [11.0, 102.0]]]), torch.tensor([[21.0, 0.0]])
+    share = torch.tensor([[[0.5, 0.25]]])
+    one, other = shift_and_mix(x, last, None, share, share_of_previous(share))
+    assert one.flatten().tolist() == [11, 1.5, 6, 77]
+    assert other.flatten().tolist() == [11, 0.5, 6, 27]
+    moves = torch.ones(1, 1, 2, 2)
+    (moved,) = shift_and_mix(x, last, None, share, moves=moves)
+    assert moved.flatten().tolist() == [31, -0.5, -4, -23]
 
 
-def test_a_mix_moves_by_a_share_of_the_difference():
-    x, delta = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[10.0, 100.0]]])
-    assert mix(x, delta, torch.tensor([[[0.5, 0.0]]])).flatten().tolist() == [6, 2]
+@pytest.mark.parametrize("wide", [False, True])
+def test_under_autocast_mixes_are_rounded_once_to_what_the_products_read(wide):
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    share = torch.full((1, 1, 8), 0.3)
+    if wide:
+        x, share = x.double(), share.double()
+    (plain,) = shift_and_mix(x, None, None, share)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (mixed,) = shift_and_mix(x, None, None, share)
+    assert torch.equal(mixed, plain if wide else plain.bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/cpu_flush.h"
+#include "token_shift/token_shift.h"
 #include "wkv4/wkv4.h"
 #include "wkv5/wkv5.h"
 #include "wkv6/wkv6.h"
@@ -105,6 +106,33 @@ template <typename T> void run_channels(int64_t time, int64_t width, bool with_o
   wkv4_backward_cpu(g, 0, tasks);
 }
 
+template <typename T> void run_shifts(int64_t time, int64_t width, bool with_options) {
+  const int64_t B = 2, blocks = (time + kTokenShiftTokens - 1) / kTokenShiftTokens;
+  Tensors<T> rows(time, width);
+  for (int64_t count : {int64_t{1}, int64_t{kMostMixes}}) {
+    Data<T> data;
+    const int64_t n = B * time * width;
+    std::vector<T> x = data.normal(n, 1), mixes = data.normal(count * width, 1);
+    std::vector<T> last = data.normal(B * width, 1), moves = data.normal(count * n, 1), gx(n);
+    std::vector<T> gmixes(B * blocks * count * width), glast(B * width), gmoves(count * n);
+    std::vector<std::vector<T>> y(count, std::vector<T>(n));
+    const DType type = kDTypeOf<T>;
+    TokenShiftForward f{};
+    static_cast<TokenShiftSizes&>(f) = {B, time, width, count, type, type, type};
+    f.x = x.data(), f.mixes = mixes.data();
+    f.last = with_options ? last.data() : nullptr, f.moves = with_options ? moves.data() : nullptr;
+    f.reset = with_options ? reinterpret_cast<const bool*>(rows.reset.data()) : nullptr;
+    TokenShiftBackward g{};
+    static_cast<TokenShiftSizes&>(g) = f;
+    g.x = f.x, g.mixes = f.mixes, g.last = f.last, g.moves = f.moves, g.reset = f.reset;
+    for (int64_t i = 0; i < count; ++i) f.y[i] = y[i].data(), g.gy[i] = y[i].data();
+    g.gx = gx.data(), g.gmixes = gmixes.data(), g.glast = glast.data();
+    g.gmoves = with_options ? gmoves.data() : nullptr;
+    token_shift_forward_cpu(f, 0, B * blocks);
+    token_shift_backward_cpu(g, 0, B * blocks);
+  }
+}
+
 template <typename T> void run_all() {
   const FlushDenormals flush;
   for (int64_t size : {1, 5, 33}) {
@@ -112,6 +140,7 @@ template <typename T> void run_all() {
       for (bool with_options : {false, true}) {
         run_heads<T>(time, size, with_options);
         run_channels<T>(time, size + 60, with_options);
+        run_shifts<T>(time, size + 230, with_options);
       }
     }
   }
