@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from src.errors import BackendError
 from src.ops import build, toolchain
-from src.ops.token_shift import token_shift
+from src.ops.dispatch import Call
+from src.ops.token_shift import narrow, reference, token_shift
 from tests.helpers import TOLERANCE, assert_close, relative_rms
 
 WIDE = ("mixes",)
@@ -356,3 +357,31 @@ def test_a_wrong_argument_is_named_with_what_was_expected(changed, message):
     with pytest.raises(BackendError) as error:
         token_shift(**arguments)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("moves", [False, True])
+def test_what_serves_gpus_agrees_within_the_rounding_of_its_dtype(dtype, moves):
+    case = make_case(2, 9, 8, 3, moves=moves)
+    inputs = {name: value.to(dtype) for name, value in case.inputs.items()}
+    results, gradients = [], []
+    for backend in (narrow, reference):
+        leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+        y = torch.stack(backend.run(
+            leaves["x"], leaves["mixes"], leaves["last"], leaves.get("moves"), case.reset, dtype
+        ))
+        y.backward(case.gy.to(dtype))
+        results.append(y)
+        gradients.append({name: leaf.grad for name, leaf in leaves.items()})
+    # three roundings instead of one, sums over tokens in 16 bit
+    limit = 2e-2 if dtype == torch.bfloat16 else TOLERANCE[dtype]
+    assert_close("y", results[0], results[1], limit)
+    for name, right in gradients[1].items():
+        assert_close(f"g{name}", gradients[0][name], right, limit)
+
+
+def test_a_cpu_never_gets_it_by_itself_and_a_gpu_does():
+    call = Call("token_shift", torch.device("cuda"), torch.bfloat16, 1, 1, 8, 1, True, False, False)
+    assert narrow.refuses(call) is None
+    refusal = narrow.refuses(call._replace(device=torch.device("cpu")))
+    assert refusal is not None and not refusal.news

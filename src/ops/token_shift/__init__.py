@@ -9,9 +9,10 @@ mixes are parameters, one share per channel; moves, if given, add to them token 
 | backend     | serves                                | memory kept for backward            |
 |-------------|---------------------------------------|-------------------------------------|
 | `native`    | C++ on the CPU; needs a compiler      | the arguments                       |
+| `narrow`    | GPUs, torch operators in x's dtype    | x' - x, and every share of a token  |
 | `reference` | any device, torch operators one by one| x' - x, and every share of a token  |
 
-On a GPU `reference` serves: there is no CUDA kernel yet.
+On a GPU `narrow` serves: there is no CUDA kernel yet. For bf16 and fp16 it rounds x' - x too.
 
 Source: RWKV papers, "token shift"; with moves: RWKV-6 paper (Finch), data-dependent token shift.
 """
@@ -26,7 +27,7 @@ from src.ops.arguments import FLOAT_DTYPES, check_reset, check_sequences, descri
 from src.ops.dispatch import AUTO, backends_of, dispatch
 from src.ops.precision import compute_dtype
 
-BACKENDS = backends_of("token_shift", "native", "reference")
+BACKENDS = backends_of("token_shift", "native", "narrow", "reference")
 # The n of the kernels' parameters, cuda/token_shift/token_shift.h.
 MOST_MIXES = 8
 
@@ -41,7 +42,8 @@ def token_shift(
     backend: str = AUTO,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The n mixed sequences y_i, each [B, T, C]; computed in fp32 (fp64 for fp64) and rounded once.
+    """The n mixed sequences y_i, each [B, T, C]; computed in fp32 (fp64 for fp64) and rounded once
+    (`narrow`: in the dtype of x).
 
     x: [B, T, C], one of fp32, bf16, fp16, fp64.
     mixes: [n, C], any float dtype, n from 1 to 8.
