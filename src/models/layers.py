@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.ops.dispatch import without_autocast
+from src.ops.dispatch import autocast_dtype, without_autocast
 from src.ops.head_loss import head_loss, head_token_losses
 from src.ops.token_shift import token_shift
 
@@ -104,19 +104,13 @@ def shift_and_mix(
     round them next.
     """
     mixes = torch.stack([full_precision(share).flatten() for share in shares])      # [n, C]
-    return token_shift(x, mixes, last, moves=moves, dtype=_product_dtype(x), reset=reset)
+    dtype = autocast_dtype(x) or x.dtype
+    return token_shift(x, mixes, last, moves=moves, dtype=dtype, reset=reset)
 
 
 def share_of_previous(share: Tensor) -> Tensor:
     """1 - share: what RWKV-4 and 5 leave to the token before, in fp32 (fp64 for fp64 models)."""
     return 1 - full_precision(share)
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which matrix products read `x`."""
-    kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if autocast and x.dtype != torch.float64 else x.dtype
 
 
 def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:

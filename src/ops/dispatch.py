@@ -155,6 +155,17 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """The dtype to which torch.autocast rounds `x` for a matrix product; None: it does not.
+
+    It leaves fp64 alone.
+    """
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def _choose_once(backends: Sequence[Backend], name: str, *facts: Any) -> int:
     # torch.compile hands over plain values only, hence the facts of the call one by one.
     return choose(backends, name, Call(*facts))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.checkpoint.resume import list_states, load_state
 from src.errors import CheckpointError, TrainingError
+from src.training.optimizer_state import without_moments
 from src.training.progress import BadStepRecord, RollbackRecord
 from src.training.state import Part, restore_state
 from src.training.together import gather_objects, raise_together
@@ -122,7 +123,7 @@ class BadSteps:
         assert state is not None
         if state["optimizer"] != self._config.optim.optimizer:
             # Saved before the optimizer was changed.
-            state = {**state, "moments": {}, "optimizer_steps": 0}
+            state = without_moments(state)
         restore_state(trainer, module, state, self._parts)
         return state
 

@@ -80,6 +80,11 @@ def restore(
                 _set_zero_value(parameter, value, key)
 
 
+def without_moments(state: dict[str, Any]) -> dict[str, Any]:
+    """A training state from which an optimizer starts empty: the moments were another one's."""
+    return {**state, "moments": {}, "optimizer_steps": 0}
+
+
 def full_weights(model: nn.Module, engine: Any | None) -> dict[str, Tensor]:
     """Full fp32 CPU copies of the weights alone, in the order of the state dict; collective."""
     found = {n: _on_cpu(_full_weight(p, engine)) for n, p in model.named_parameters()}

@@ -16,6 +16,7 @@ from src.checkpoint.weights import load_weights, read_shapes
 from src.config.schema import OptimConfig, TrainConfig
 from src.errors import CheckpointError, ConfigError
 from src.training.base_model import base_record, find_base, require_same_base
+from src.training.optimizer_state import without_moments
 from src.training.progress import Progress
 
 
@@ -97,7 +98,7 @@ def change_optimizer(origin: Origin, progress: Progress, optim: OptimConfig) -> 
     before = origin.state["optimizer"]
     if before == optim.optimizer:
         return progress
-    origin.state = {**origin.state, "moments": {}, "optimizer_steps": 0}
+    origin.state = without_moments(origin.state)
     ramp = (f"the warmup of {optim.warmup_steps} steps is repeated" if optim.warmup_steps > 0
             else "there is no warmup: --warmup_steps 10 would give one")
     origin.notes.append(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from src.errors import BackendError
 from src.ops.arguments import FLOAT_DTYPES
-from src.ops.dispatch import without_autocast
+from src.ops.dispatch import autocast_dtype, without_autocast
 from src.ops.head_loss.per_token import sliced_token_losses
 from src.ops.head_loss.sliced import Plan, SlicedHeadLoss
 
@@ -112,14 +112,9 @@ def _matmul_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
                 f"head_loss: {name} has dtype {tensor.dtype}, expected one of float32, bfloat16, "
                 f"float16, float64"
             )
-    kind = x.device.type
-    # Autocast leaves fp64 alone, as it does in torch's own operators.
-    if (
-        x.dtype != torch.float64
-        and torch.amp.is_autocast_available(kind)
-        and torch.is_autocast_enabled(kind)
-    ):
-        return torch.get_autocast_dtype(kind)
+    autocast = autocast_dtype(x)
+    if autocast is not None:
+        return autocast
     if x.dtype != weight.dtype:
         raise BackendError(
             f"head_loss: x is {x.dtype} and weight is {weight.dtype}, expected one dtype; cast one "
