@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from src.data.background import BackgroundSha256
 from src.data.binidx_layout import (
     HEADER,
     MAGIC,
@@ -51,8 +51,8 @@ class BinidxWriter:
         self.items = 0
         # Items that continue a document; usually none, so that no list of documents is kept.
         self._continued: list[int] = []
-        self._sha256 = hashlib.sha256()
-        self._sha256_mask = hashlib.sha256()
+        self._sha256 = BackgroundSha256()
+        self._sha256_mask = BackgroundSha256()
         paths = [bin_path(prefix), idx_path(prefix), *([mask_path(prefix)] if masked else [])]
         self._paths = {path: partial_path(path) for path in paths}
         self._published: list[Path] = []

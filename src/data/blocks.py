@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from src.data.background import BackgroundSha256
 from src.data.inputs import STANDARD_INPUT, Piece
 from src.data.manifest import file_sha256
 from src.errors import DataError
@@ -24,10 +25,9 @@ class Block(NamedTuple):
     """Some documents, still as they stand in the file."""
 
     piece: Piece
-    first: int
-    """number of the first line or row, counted from 1 at the beginning of the piece"""
-    content: bytes | list[Any]
-    """lines of a jsonl; the whole of a txt; values of a parquet column, or rows of several"""
+    content: Any
+    """bytes: lines of a jsonl, the whole of a txt; a list: values of a parquet column, or rows of
+    several; in between what a `Desk` made of it"""
     bytes_read: int
     """bytes on disk read since the block before"""
 
@@ -64,13 +64,13 @@ class BlockReader:
 
     def _stream_blocks(self, piece: Piece) -> Iterator[Block]:
         cut = _line_blocks if piece.file.kind == "jsonl" else _whole
-        first, reported = 1, 0
+        reported = 0
         with _opened(piece) as raw:
             for number, content in enumerate(cut(_unpacked(raw, piece))):
                 if number == 0 and piece.start == 0:
                     content = content.removeprefix(_BYTE_ORDER_MARK)
-                yield Block(piece, first, content, raw.count - reported)
-                first, reported = first + content.count(b"\n"), raw.count
+                yield Block(piece, content, raw.count - reported)
+                reported = raw.count
             self._digests.append(raw.sha256.hexdigest())
 
 
@@ -105,7 +105,7 @@ class _Counted:
         self._file = file
         self._left = left
         self.count = 0
-        self.sha256 = hashlib.sha256()
+        self.sha256 = BackgroundSha256()
 
     def read(self, size: int) -> bytes:
         if self._left is not None:
@@ -189,12 +189,10 @@ def _parquet_blocks(
                     f"{', '.join(columns)} (choose with --text_key)"
                 )
             rows = max(table.metadata.num_rows, 1)
-            first = 1
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
                 share = (piece.file.size or 0) * batch.num_rows // rows
                 content = batch.to_pylist() if row_keys else batch.column(0).to_pylist()
-                yield Block(piece, first, content, share)
-                first += batch.num_rows
+                yield Block(piece, content, share)
     except pyarrow.ArrowException as error:
         raise DataError(f"{piece.file.path} is not a readable parquet file: {error}") from error
 

@@ -12,7 +12,7 @@ longest line), and some 60 bytes per document (120 with dedup), however much tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from src.data.background import read_ahead
 from src.data.blocks import digest
 from src.data.bulk import token_dtype
 from src.data.chat_template import load_template
@@ -32,7 +33,8 @@ from src.data.outputs import MadeFrom, already_made, anything_there, made_from
 from src.data.progress import shown_while_written
 from src.data.selection import Arrangement, LeftOut, divide, keep
 from src.data.shards import Batches, Describe, OutputWriter, write_empty, write_outputs
-from src.data.token_store import Spool, TokenStore, read_weighted
+from src.data.spool import Spool
+from src.data.token_store import TokenStore, read_weighted
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.data.workers import available_cores
 from src.errors import DataError
@@ -147,7 +149,7 @@ def arrange(
             f"{left_out.too_long} longer than --max_tokens"
         )
     orders, held_out = divide(kept, wanted)
-    training: Batches = (
+    training: Batches = read_ahead(
         batch for order in orders for batch in read_weighted(store, weights, order)
     )
     kept_tokens, held_out_tokens = (
@@ -207,12 +209,9 @@ def _convert(
         return output.manifest(tokenizer.name, tokenizer.vocab_size, origin, bytes_per_token)
 
     folder = Path(prefixes[0]).parent
-    with ExitStack() as opened:
-        spool = opened.enter_context(closing(Spool(folder, token_dtype(tokenizer.vocab_size))))
-        weights = None
-        if options.chat_template is not None:
-            weights = opened.enter_context(closing(Spool(folder, np.dtype(np.uint8))))
-        corpus.tokenize(spool, options.workers or available_cores(), weights)
+    dtype, weighted = token_dtype(tokenizer.vocab_size), options.chat_template is not None
+    with closing(Spool(folder, dtype, weighted=weighted)) as spool:
+        corpus.tokenize(spool, options.workers or available_cores(), folder)
         if spool.tokens == 0 and options.part is None:
             raise DataError(_nothing(options.inputs, corpus))
         bytes_per_token = corpus.text_bytes / max(spool.tokens, 1)
@@ -222,8 +221,7 @@ def _convert(
         else:
             digests = corpus.digests if wanted.dedup else None
             manifests, left_out = arrange(
-                spool.store(), None if weights is None else weights.store(), digests, wanted,
-                prefixes, shard_tokens, describe,
+                spool.store(), spool.weights(), digests, wanted, prefixes, shard_tokens, describe
             )
         corpus.seconds["arrange"] = perf_counter() - began
     return Converted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from src.data.binidx_layout import MAX_ITEM_TOKENS
 from src.data.blocks import Block, lines_before
 from src.data.bulk import BulkEncoder, BulkTokenizer, EncodedTexts, Flags
+from src.data.inputs import Piece
 from src.data.jsonl import checked_text, document_text
 from src.errors import DataError
 
@@ -30,7 +31,7 @@ class Fault(NamedTuple):
     """A document that cannot be used."""
 
     line: int
-    """line or row within the piece, counted from 1"""
+    """line or row within the block, counted from 1"""
     reason: str
 
 
@@ -47,11 +48,13 @@ class EncodedBlock:
     """a 128-bit hash of each document's tokens; empty unless asked for"""
     text_bytes: int
     """UTF-8 bytes of the documents' texts"""
+    lines: int
+    """lines or rows that end in the block"""
     faults: list[Fault]
     normalized: int = 0
     """of the documents checked, those changed by the tokenizer's own normalization"""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """parse, tokenize, verify, convert"""
+    seconds: Counter[str] = field(default_factory=Counter)
+    """parse, tokenize, verify, convert; in the end also spool"""
     weights: npt.NDArray[np.uint8] | None = None
     """of the tokens in the loss; None: there is no mask"""
 
@@ -87,7 +90,8 @@ class BlockEncoder:
             self._encode = self._tokenizer.load()
         faults: list[Fault] = []
         began = perf_counter()
-        numbered = list(self._documents(block, faults))
+        rows, lines = block_rows(block)
+        numbered = list(self._documents(block, rows, faults))
         seconds = Counter(parse=perf_counter() - began)
         documents = [document for _, document in numbered]
         encoded, weights = self._encoded(documents, self._checked(len(numbered)))
@@ -104,6 +108,7 @@ class BlockEncoder:
             sizes=sizes,
             digests=digests,
             text_bytes=int(encoded.text_bytes.sum()),
+            lines=lines,
             faults=sorted(faults),
             normalized=encoded.normalized,
             seconds=seconds,
@@ -121,9 +126,11 @@ class BlockEncoder:
             return np.zeros(documents, bool)
         return np.arange(documents) % self._check_every == 0
 
-    def _documents(self, block: Block, faults: list[Fault]) -> Iterator[tuple[int, Any]]:
+    def _documents(
+        self, block: Block, rows: Iterable[tuple[int, Any]], faults: list[Fault]
+    ) -> Iterator[tuple[int, Any]]:
         """Line numbers and contents of the usable documents."""
-        for line, value in block_values(block):
+        for line, value in rows:
             try:
                 document = self._document(block, value)
             except DataError as error:
@@ -182,21 +189,24 @@ def document_digests(
     return np.frombuffer(content, f"V{DIGEST_BYTES}")
 
 
-def place(block: Block, fault: Fault) -> str:
-    """File and line of a fault, for messages; reads the file before the piece, if there is any."""
-    path, kind = block.piece.file.path, block.piece.file.kind
+def place(piece: Piece, line: int) -> str:
+    """File and line of the piece's `line`, from 1, for messages; reads the file before the piece,
+    if there is any."""
+    path, kind = piece.file.path, piece.file.kind
     if kind == "txt":
         return path
     word = "row" if kind == "parquet" else "line"
     name = "standard input" if path == "-" else path
-    return f"{name}, {word} {lines_before(block.piece) + fault.line}"
+    return f"{name}, {word} {lines_before(piece) + line}"
 
 
-def block_values(block: Block) -> Iterator[tuple[int, Any]]:
-    """Numbers and raw contents of a block's documents; blank lines are no documents."""
+def block_rows(block: Block) -> tuple[Iterable[tuple[int, Any]], int]:
+    """Numbers, from 1, and raw contents of a block's documents, and how many lines or rows end in
+    it; blank lines are no documents."""
     if block.piece.file.kind == "txt":
-        return iter([(1, block.content)])
-    if isinstance(block.content, bytes):
-        lines = enumerate(block.content.split(b"\n"), block.first)
-        return ((number, line) for number, line in lines if line and not line.isspace())
-    return enumerate(block.content, block.first)
+        return [(1, block.content)], 0
+    if not isinstance(block.content, bytes):
+        return enumerate(block.content, 1), len(block.content)
+    lines = block.content.split(b"\n")
+    numbered = enumerate(lines, 1)
+    return ((n, line) for n, line in numbered if line and not line.isspace()), len(lines) - 1

@@ -10,7 +10,7 @@ have made.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -204,7 +204,7 @@ def _weights(
     masks = [find_mask(given.prefix, given.pairs, given.manifest) for given in inputs]
     if not any(masks):
         return None
-    opened = [files.enter_context(open_mask(pair)) for pair in pairs]
+    opened = [files.enter_context(open_mask(pair) or nullcontext()) for pair in pairs]
     return TokenStore(np.dtype(np.uint8), opened, [pair.tokens for pair in pairs], store.sizes)
 
 

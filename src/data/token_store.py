@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import tempfile
+import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,24 +22,30 @@ _BATCH_DOCUMENTS = 1 << 16
 
 
 class TokenStore:
-    """Documents lying one after another in some files.
+    """Documents lying in some files.
 
     dtype   stored type of the tokens
     sizes   [documents] int32, tokens per document, the final 0 included
+    starts  [documents] int64, where each starts, in tokens from the first file's beginning; None:
+            one lies after another
+    files   None stands for one that holds nothing but ones
     """
 
     def __init__(
         self,
         dtype: np.dtype[Any],
-        files: Sequence[BinaryIO],
+        files: Sequence[BinaryIO | None],
         file_tokens: Sequence[int],
         sizes: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.dtype = dtype
         self.sizes = sizes
         self._files = files
-        self._file_starts = np.cumsum([0, *file_tokens], dtype=np.int64)
-        self._ends = np.cumsum(sizes, dtype=np.int64)
+        # In bytes, the end of the last one behind them.
+        ends = np.cumsum([0, *file_tokens], dtype=np.int64) * dtype.itemsize
+        self._file_starts: list[int] = ends.tolist()
+        self._starts = np.cumsum(sizes, dtype=np.int64) - sizes if starts is None else starts
 
     def read(
         self, numbers: npt.NDArray[np.int64]
@@ -54,38 +60,41 @@ class TokenStore:
                 yield self._tokens(chosen[start:end]), sizes[start:end]
 
     def _tokens(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        ends = self._ends[numbers]
-        starts = ends - self.sizes[numbers]
+        starts = self._starts[numbers]
+        ends = starts + self.sizes[numbers]
         # Neighbours in the store that are wanted one after another are read at once.
         breaks = np.flatnonzero(starts[1:] != ends[:-1])
-        run_starts = starts[np.concatenate(([0], breaks + 1))].tolist()
-        run_ends = ends[np.concatenate((breaks, [len(ends) - 1]))].tolist()
+        width = self.dtype.itemsize
+        run_starts = (starts[np.concatenate(([0], breaks + 1))] * width).tolist()
+        run_ends = (ends[np.concatenate((breaks, [len(ends) - 1]))] * width).tolist()
         tokens = np.empty(int((ends - starts).sum()), self.dtype)
-        target, at, width = memoryview(tokens.view(np.uint8)), 0, self.dtype.itemsize
+        target, at = memoryview(tokens.view(np.uint8)), 0
         for start, end in zip(run_starts, run_ends):
-            length = (end - start) * width
-            self._fill(target[at : at + length], start)
-            at += length
+            self._fill(target[at : at + end - start], start)
+            at += end - start
         return tokens
 
-    def _fill(self, target: memoryview, token: int) -> None:
-        """Reads the bytes from that token on, over the borders of files."""
-        number = 0
-        if len(self._files) > 1:
-            number = int(np.searchsorted(self._file_starts, token, "right")) - 1
-        offset = (token - int(self._file_starts[number])) * self.dtype.itemsize
+    def _fill(self, target: memoryview, offset: int) -> None:
+        """Reads what lies from that byte on, over the borders of files."""
+        number = bisect_right(self._file_starts, offset) - 1
         while len(target):
-            in_file = self._file_starts[number + 1] - self._file_starts[number]
-            left = int(in_file) * self.dtype.itemsize - offset
-            if left == 0:
-                number, offset = number + 1, 0
-                continue
-            self._files[number].seek(offset)
-            count = self._files[number].readinto(target[:left])
-            if not count:
-                raise DataError("tokens disappeared from disk while they were read")
-            target = target[count:]
-            offset += count
+            part = target[: self._file_starts[number + 1] - offset]
+            if len(part):
+                count = self._read(number, part, offset - self._file_starts[number])
+                target, offset = target[count:], offset + count
+            else:
+                number += 1
+
+    def _read(self, number: int, target: memoryview, offset: int) -> int:
+        """Reads from one file as much as comes at once; returns the number of bytes."""
+        file = self._files[number]
+        if file is None:
+            target[:] = b"\1" * len(target)
+            return len(target)
+        count = os.preadv(file.fileno(), [target], offset)
+        if not count:
+            raise DataError("tokens disappeared from disk while they were read")
+        return count
 
 
 def read_weighted(
@@ -101,36 +110,6 @@ def read_weighted(
     # Equal sizes are cut into equal batches.
     for (batch, sizes), (batch_weights, _) in zip(tokens.read(numbers), weights.read(numbers)):
         yield batch, sizes, batch_weights
-
-
-class Spool:
-    """Collects documents in an unnamed file, which vanishes with the process however that ends."""
-
-    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.dtype = dtype
-        # Closed by close(), or by the end of the process.
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        self._sizes: list[npt.NDArray[np.int32]] = []
-        self.tokens = 0
-
-    def append(self, tokens: npt.NDArray[Any], sizes: npt.NDArray[np.int32]) -> None:
-        """Adds documents."""
-        content = memoryview(tokens).cast("B")
-        while len(content):
-            content = content[self._file.write(content) :]
-        self._sizes.append(sizes)
-        self.tokens += tokens.size
-
-    def store(self) -> TokenStore:
-        """All that was appended, for reading."""
-        sizes = np.concatenate([np.zeros(0, np.int32), *self._sizes])
-        self._sizes = [sizes]
-        return TokenStore(self.dtype, [self._file], [self.tokens], sizes)
-
-    def close(self) -> None:
-        """Frees the disk space."""
-        self._file.close()
 
 
 def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
@@ -164,28 +143,10 @@ def open_bin(pair: Binidx) -> BinaryIO:
     return _open(bin_path(pair.prefix))
 
 
-def open_mask(pair: Binidx) -> BinaryIO:
-    """The .mask in the same way; ones without end when the pair has none."""
+def open_mask(pair: Binidx) -> BinaryIO | None:
+    """The .mask in the same way; None when the pair has none, so that every token counts once."""
     path = mask_path(pair.prefix)
-    return _open(path) if path.exists() else _Ones()
-
-
-class _Ones(io.RawIOBase):
-    """The weights of data without a mask: every token counts once."""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return offset
-
-    def readinto(self, target: Any) -> int:
-        count = len(target)
-        target[:] = b"\1" * count
-        return count
+    return _open(path) if path.exists() else None
 
 
 def _open(path: Path) -> BinaryIO:

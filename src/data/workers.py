@@ -19,8 +19,8 @@ from src.errors import DataError
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-# Blocks per worker that are on their way or done but not yet taken.
-_IN_FLIGHT = 3
+# Values per worker that are on their way or done but not yet taken, the newest included.
+IN_FLIGHT = 3
 _function: Callable[[Any], Any] | None = None
 
 
@@ -36,9 +36,9 @@ def map_in_order(
 ) -> Iterator[Out]:
     """Yields function(value) for all values, in their order.
 
-    With one worker, or no second value, everything happens in this process. Memory is bounded by a
-    few values and results per worker. Raises what the function raises, and DataError when a worker
-    dies.
+    With one worker, or no second value, everything happens in this process. At most IN_FLIGHT
+    values per worker are taken whose result is not there, so memory is bounded. Raises what the
+    function raises, and DataError when a worker dies.
     """
     rest = iter(values)
     begin = list(islice(rest, 2))
@@ -52,7 +52,7 @@ def map_in_order(
     try:
         for value in chain(begin, rest):
             waiting.append(executor.submit(_call, value))
-            if len(waiting) >= _IN_FLIGHT * workers:
+            if len(waiting) >= IN_FLIGHT * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -99,7 +99,7 @@ class Tokenizing:
         self(b'{"text": "a"}')
 
     def __call__(self, content: bytes) -> None:
-        block = Block(self._piece, 1, content, len(content))
+        block = Block(self._piece, content, len(content))
         fast, slow = (encode(block) for encode in self._encoders)
         assert fast.tokens.tolist() == slow.tokens.tolist()
         assert fast.sizes.tolist() == slow.sizes.tolist()

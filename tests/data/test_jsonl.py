@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from src.data import blocks
 from src.data.blocks import BlockReader
-from src.data.encode import Fault, block_values, place
+from src.data.encode import block_rows, place
 from src.data.inputs import find_inputs, pieces
 from src.data.jsonl import document_text
 from src.errors import DataError
@@ -20,13 +20,15 @@ GOOD = b'{"text": "fine"}\n'
 
 def rows(path, text_key="text"):
     """Line numbers and texts of a file's documents, or a DataError with the place."""
-    found = []
+    found, before = [], 0
     for block in BlockReader(pieces(find_inputs([str(path)])), text_key):
-        for line, content in block_values(block):
+        numbered, lines = block_rows(block)
+        for line, content in numbered:
             try:
-                found.append((line, document_text(content, text_key)))
+                found.append((before + line, document_text(content, text_key)))
             except DataError as error:
-                raise DataError(f"{place(block, Fault(line, str(error)))}: {error}") from error
+                raise DataError(f"{place(block.piece, before + line)}: {error}") from error
+        before += lines
     return found
 
 

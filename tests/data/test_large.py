@@ -63,10 +63,10 @@ def test_tokens_beyond_2_to_the_32_are_read_where_they_are(folder):
     sizes = document_sizes(pair)
     assert sizes.sum(dtype=np.int64) == tokens
     with open_bin(pair) as file:
-        store = TokenStore(pair.dtype, [file], [tokens], sizes)
-        target = np.zeros(3, "<u2")
-        store._fill(memoryview(target).cast("B"), far - 1)
-    assert target.tolist() == [0, 43, 0]
+        lengths, starts = np.array([3, 2], np.int32), np.array([far - 1, 2**36])
+        store = TokenStore(pair.dtype, [file], [tokens], lengths, starts)
+        ((found, _),) = store.read(np.arange(2))
+    assert found.tolist() == [0, 43, 0, 42, 0]
 
 
 def test_samples_of_a_hundred_billion_tokens_are_addressed_exactly(folder):

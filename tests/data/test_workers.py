@@ -53,7 +53,7 @@ def test_no_more_values_are_taken_than_are_in_flight():
     results = map_in_order(slow_when_even, taken, 2)
     assert [next(results) for _ in range(5)] == [0, 10, 20, 30, 40]
     results.close()
-    assert next(taken) <= 5 + 2 * workers._IN_FLIGHT
+    assert next(taken) <= 5 + 2 * workers.IN_FLIGHT
 
 
 def test_a_fault_in_a_worker_is_raised_here_in_its_turn():

@@ -1,0 +1,49 @@
+"""An unnamed file that the main process and its workers use together."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class SharedFile:
+    """Bytes on disk without a name; they vanish with the last process that uses them.
+
+    Worker processes get it as an argument of theirs: it can be pickled while one is started.
+    Reading and writing say where, so that no process moves another's position.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Closed by close(), or by the end of the process.
+        self.file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+
+    def __reduce__(self) -> tuple[Callable[..., SharedFile], tuple[Any]]:
+        return _reopened, (DupFd(self.file.fileno()),)
+
+    def write(self, content: Any, offset: int) -> None:
+        """Puts bytes there; raises OSError when they cannot be written."""
+        left = memoryview(content).cast("B")
+        while len(left):
+            count = os.pwrite(self.file.fileno(), left, offset)
+            left, offset = left[count:], offset + count
+
+    def read(self, length: int, offset: int) -> bytes:
+        """The bytes there, all of which were written before."""
+        content = os.pread(self.file.fileno(), length, offset)
+        assert len(content) == length, "reading what was never written"
+        return content
+
+    def close(self) -> None:
+        """Frees the disk space once no other process has it open."""
+        self.file.close()
+
+
+def _reopened(descriptor: Any) -> SharedFile:
+    shared = SharedFile.__new__(SharedFile)
+    shared.file = os.fdopen(descriptor.detach(), "r+b", buffering=0)
+    return shared
