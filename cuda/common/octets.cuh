@@ -46,10 +46,8 @@ template <typename To, typename From> __device__ inline To bit_cast_to(const Fro
   return to;
 }
 
-// base[index .. index + 8), index a multiple of 8
-__device__ inline Octet load_octet(const void* base, int64_t index, DType dtype) {
-  if (dtype == DType::kFloat) return load_floats(static_cast<const float*>(base) + index);
-  const uint4 packed = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(base) + index);
+// Eight elements of a two-byte type.
+__device__ inline Octet widen_octet(const uint4& packed, DType dtype) {
   const unsigned words[4] = {packed.x, packed.y, packed.z, packed.w};
   Octet o;
 #pragma unroll
@@ -64,6 +62,13 @@ __device__ inline Octet load_octet(const void* base, int64_t index, DType dtype)
     }
   }
   return o;
+}
+
+// base[index .. index + 8), index a multiple of 8
+__device__ inline Octet load_octet(const void* base, int64_t index, DType dtype) {
+  if (dtype == DType::kFloat) return load_floats(static_cast<const float*>(base) + index);
+  return widen_octet(
+      *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(base) + index), dtype);
 }
 
 // Two elements of a two-byte type; index even.
@@ -86,15 +91,35 @@ __device__ inline void store_pair(void* base, int64_t index, DType dtype, float 
       packed_pair(low, high, dtype);
 }
 
-__device__ inline void store_octet(void* base, int64_t index, DType dtype, const Octet& x) {
-  if (dtype == DType::kFloat) return store_floats(static_cast<float*>(base) + index, x);
+__device__ inline uint4 pack_octet(const Octet& x, DType dtype) {
   unsigned words[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    words[i] = packed_pair(x.at[2 * i], x.at[2 * i + 1], dtype);
+  for (int i = 0; i < 4; ++i) words[i] = packed_pair(x.at[2 * i], x.at[2 * i + 1], dtype);
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+__device__ inline void store_octet(void* base, int64_t index, DType dtype, const Octet& x) {
+  if (dtype == DType::kFloat) return store_floats(static_cast<float*>(base) + index, x);
+  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + index) = pack_octet(x, dtype);
+}
+
+// One element, of a type known at compile time.
+template <DType kType> __device__ float load_element(const void* base, int64_t index) {
+  if constexpr (kType == DType::kFloat) return static_cast<const float*>(base)[index];
+  const unsigned bits = static_cast<const uint16_t*>(base)[index];
+  if constexpr (kType == DType::kBFloat16) return __uint_as_float(bits << 16);
+  else return __half22float2(bit_cast_to<__half2>(bits)).x;
+}
+
+template <DType kType> __device__ void store_element(void* base, int64_t index, float x) {
+  if constexpr (kType == DType::kFloat) {
+    static_cast<float*>(base)[index] = x;
+  } else {
+    const unsigned bits = kType == DType::kBFloat16
+                              ? bit_cast_to<unsigned>(__floats2bfloat162_rn(x, x))
+                              : bit_cast_to<unsigned>(__floats2half2_rn(x, x));
+    static_cast<uint16_t*>(base)[index] = static_cast<uint16_t>(bits & 0xffffu);
   }
-  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + index) =
-      make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 }  // namespace rwkv

@@ -24,24 +24,6 @@ __device__ inline float wkv4_log_decay(float w) {
   return -expf(w > kWkv4LargestLogRate ? kWkv4LargestLogRate : w);
 }
 
-template <DType kType> __device__ float load_element(const void* base, int64_t index) {
-  if constexpr (kType == DType::kFloat) return static_cast<const float*>(base)[index];
-  const unsigned bits = static_cast<const uint16_t*>(base)[index];
-  if constexpr (kType == DType::kBFloat16) return __uint_as_float(bits << 16);
-  else return __half22float2(bit_cast_to<__half2>(bits)).x;
-}
-
-template <DType kType> __device__ void store_element(void* base, int64_t index, float x) {
-  if constexpr (kType == DType::kFloat) {
-    static_cast<float*>(base)[index] = x;
-  } else {
-    const unsigned bits = kType == DType::kBFloat16
-                              ? bit_cast_to<unsigned>(__floats2bfloat162_rn(x, x))
-                              : bit_cast_to<unsigned>(__floats2half2_rn(x, x));
-    static_cast<uint16_t*>(base)[index] = static_cast<uint16_t>(bits & 0xffffu);
-  }
-}
-
 // A stretch of tokens as the sums of it alone, and the exponent by which it decays earlier sums
 // (kEmptyScale if a document starts in it). An adjoint stretch has A, B, R for aa, bb, pp.
 struct Stretch {
