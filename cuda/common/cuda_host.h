@@ -27,14 +27,18 @@ inline std::optional<at::Tensor> aligned(const std::optional<at::Tensor>& x) {
 // The kernels take w in fp32 alone.
 inline at::Tensor aligned_fp32(const at::Tensor& w) { return aligned(w.to(at::kFloat)); }
 
-// op: such as "wkv6_forward"
+// code: what a launcher returned, or CUDA itself; op: such as "wkv6_forward"
+inline void check_launch(int code, const char* op) {
+  TORCH_CHECK(code == 0, op, ": the CUDA launch failed: ",
+              cudaGetErrorString(static_cast<cudaError_t>(code)));
+}
+
 inline void check_launch(int code, const char* op, const at::Tensor& like) {
   TORCH_CHECK(code != kUnsupported, op, ": the CUDA kernels serve float32, bfloat16 and float16, ",
               "head sizes 32, 64, 128 and (on cards with enough shared memory) 256, and states kept "
               "every multiple of 16 tokens (wkv4: every 16); got ",
               like.scalar_type(), " ", like.sizes());
-  TORCH_CHECK(code == 0, op, ": the CUDA launch failed: ",
-              cudaGetErrorString(static_cast<cudaError_t>(code)));
+  check_launch(code, op);
 }
 
 // Runs a launcher on the device of `like`, on torch's current stream there, with its working

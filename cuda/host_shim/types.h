@@ -30,6 +30,8 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
+template <typename T> void __stwb(T* to, T x) { *to = x; }
+
 struct alignas(4) __nv_bfloat162 {
   uint16_t x, y;
 };

@@ -8,8 +8,8 @@
 namespace rwkv {
 
 constexpr int kMostMixes = 8;
-// Tokens of one task. Sums over tokens are taken inside a task and then over tasks in their order,
-// so this constant fixes their result, whatever the number of threads.
+// Tokens of one task of the CPU kernels. Sums over tokens are taken inside a task and then over
+// tasks in their order, so this constant fixes their result, whatever the number of threads.
 constexpr int64_t kTokenShiftTokens = 32;
 
 // Tensors are contiguous; null stands for one that is absent. "T" is the computing type: double if

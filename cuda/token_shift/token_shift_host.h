@@ -31,8 +31,9 @@ struct TokenShiftBackwardCall {
   TokenShiftBackward params;
 };
 
-inline int64_t token_shift_tasks(const TokenShiftSizes& p) {
-  return p.batch * ((p.time + kTokenShiftTokens - 1) / kTokenShiftTokens);
+// tokens: of a task
+inline int64_t token_shift_tasks(const TokenShiftSizes& p, int64_t tokens) {
+  return p.batch * ((p.time + tokens - 1) / tokens);
 }
 
 inline TokenShiftInputs token_shift_inputs(const at::Tensor& x, const at::Tensor& mixes,
@@ -93,11 +94,13 @@ inline TokenShiftForwardCall token_shift_forward_call(const at::Tensor& x, const
   return c;
 }
 
+// tokens: of a task
 inline TokenShiftBackwardCall token_shift_backward_call(
     at::TensorList gy, const at::Tensor& x, const at::Tensor& mixes,
     const std::optional<at::Tensor>& last, const std::optional<at::Tensor>& moves,
-    const std::optional<at::Tensor>& reset) {
-  TokenShiftBackwardCall c{token_shift_inputs(x, mixes, last, moves, reset), {}, {}, {}, {}, {}, {}};
+    const std::optional<at::Tensor>& reset, int64_t tokens) {
+  TokenShiftBackwardCall c{
+      token_shift_inputs(x, mixes, last, moves, reset), {}, {}, {}, {}, {}, {}};
   const int64_t n = mixes.size(0), B = x.size(0), T = x.size(1), C = x.size(2);
   TORCH_CHECK(static_cast<int64_t>(gy.size()) == n, "gy must be ", n, " tensors, got ", gy.size());
   for (int64_t i = 0; i < n; ++i) {
@@ -109,7 +112,7 @@ inline TokenShiftBackwardCall token_shift_backward_call(
   TokenShiftBackward& p = c.params;
   fill_token_shift(p, c.inputs, c.gy[0]);
   c.gx = at::empty(x.sizes(), x.options());
-  c.gmixes = at::empty({token_shift_tasks(p), n, C}, mixes.options());
+  c.gmixes = at::empty({token_shift_tasks(p, tokens), n, C}, mixes.options());
   c.glast = at::empty({B, C}, x.options());
   c.gmoves = moves.has_value() ? at::empty(moves->sizes(), moves->options())
                                : at::empty({0}, x.options());

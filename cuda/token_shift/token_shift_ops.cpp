@@ -21,7 +21,7 @@ std::vector<Tensor> forward(const Tensor& x, const Tensor& mixes, const optional
                             at::ScalarType dtype) {
   const auto call = token_shift_forward_call(x, mixes, last, moves, reset, dtype);
   const TokenShiftForward& p = call.params;
-  share_tasks(token_shift_tasks(p), work(p),
+  share_tasks(token_shift_tasks(p, kTokenShiftTokens), work(p),
               [&](int64_t begin, int64_t end) { token_shift_forward_cpu(p, begin, end); });
   return call.y;
 }
@@ -31,9 +31,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(at::TensorList gy, const Ten
                                                     const optional<Tensor>& last,
                                                     const optional<Tensor>& moves,
                                                     const optional<Tensor>& reset) {
-  const auto call = token_shift_backward_call(gy, x, mixes, last, moves, reset);
+  const auto call =
+      token_shift_backward_call(gy, x, mixes, last, moves, reset, kTokenShiftTokens);
   const TokenShiftBackward& p = call.params;
-  share_tasks(token_shift_tasks(p), 2 * work(p),
+  share_tasks(token_shift_tasks(p, kTokenShiftTokens), 2 * work(p),
               [&](int64_t begin, int64_t end) { token_shift_backward_cpu(p, begin, end); });
   return {call.gx, sum_over_batch(call.gmixes), call.glast, call.gmoves};
 }

@@ -10,6 +10,10 @@ import pytest
 
 from tests.cuda.host_kernels import COMPILER, HostKernels
 from tests.cuda.problems import INTERFACES
+from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
+
+# Of everything that has CUDA kernels.
+ALL_INTERFACES = {**INTERFACES, SHIFT_INTERFACE.op: SHIFT_INTERFACE}
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +32,7 @@ def host_kernels(build_folder: Path) -> Callable[[str], HostKernels]:
     def kernels_of(op: str) -> HostKernels:
         if op not in loaded:
             try:
-                loaded[op] = HostKernels(INTERFACES[op], build_folder)
+                loaded[op] = HostKernels(ALL_INTERFACES[op], build_folder)
             except AssertionError as error:
                 loaded[op] = str(error)
         kernels = loaded[op]

@@ -33,7 +33,8 @@ DEFAULT_OPTIONS = (AUTO, 64 << 20)
 class Interface(NamedTuple):
     """The names by which an operator's launchers know their parameters.
 
-    sizes: integer fields; pointers: of the forward and of the backward parameters.
+    sizes: integer fields; pointers: of the forward and of the backward parameters. with_options:
+    whether the launchers take LaunchOptions and working memory.
     """
 
     op: str
@@ -42,6 +43,7 @@ class Interface(NamedTuple):
     sizes: tuple[str, ...]
     forward: tuple[str, ...]
     backward: tuple[str, ...]
+    with_options: bool = True
 
 
 class KernelError(Exception):
@@ -172,29 +174,37 @@ def _built(interface: Interface, folder: Path) -> Path:
 
 def _wrapper(interface: Interface) -> str:
     op = interface.op
-    arguments = "const int64_t* sizes, void* const* pointers, const int64_t* options"
+    unused = "[[maybe_unused]]"
+    arguments = (
+        f"{unused} const int64_t* sizes, {unused} void* const* pointers, "
+        f"{unused} const int64_t* options"
+    )
+    options, memory = ("chosen(options), ", "memory, ") if interface.with_options else ("", "")
 
     def functions(which: str, struct: str, names: Sequence[str]) -> str:
         fills = [
-            f"  p.{field} = (decltype(p.{field})){source}[{i}];"
+            f"  p.{field} = (std::remove_reference_t<decltype(p.{field})>){source}[{i}];"
             for fields, source in ((interface.sizes, "sizes"), (names, "pointers"))
             for i, field in enumerate(fields)
         ]
+        params = f"{which}_params(sizes, pointers)"
+        floats = f"rwkv_{op}_{which}_floats({params}, chosen(options))"
         return "\n".join([
             f"static rwkv::{struct} {which}_params(const int64_t* sizes, void* const* pointers) {{",
             f"  rwkv::{struct} p{{}};", *fills, "  return p;", "}",
             f'extern "C" int64_t {which}_floats({arguments}) {{',
-            f"  return rwkv_{op}_{which}_floats({which}_params(sizes, pointers), chosen(options));",
+            f"  return {floats if interface.with_options else 0};",
             "}",
-            f'extern "C" int {which}({arguments}, float* memory) {{',
-            f"  return rwkv_{op}_{which}_cuda({which}_params(sizes, pointers), chosen(options), "
-            "memory, nullptr);",
+            f'extern "C" int {which}({arguments}, {unused} float* memory) {{',
+            f"  return rwkv_{op}_{which}_cuda({params}, {options}{memory}nullptr);",
             "}",
         ])
 
     return f"""
 #include "{SOURCES / op / (op + "_cuda.cu")}"
-static rwkv::LaunchOptions chosen(const int64_t* options) {{ return {{options[0], options[1]}}; }}
+{unused} static rwkv::LaunchOptions chosen(const int64_t* options) {{
+  return {{options[0], options[1]}};
+}}
 {functions("forward", interface.forward_struct, interface.forward)}
 {functions("backward", interface.backward_struct, interface.backward)}
 """

@@ -13,6 +13,7 @@ import torch
 
 from tests.cuda.host_kernels import COMPILER, SOURCES, source_hash
 from tests.cuda.problems import INTERFACES
+from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 ARCHITECTURES = ("80", "90")
 FLAGS = (
@@ -21,6 +22,7 @@ FLAGS = (
     *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES),
 )
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
+OPERATORS = (*INTERFACES, SHIFT_INTERFACE.op)
 REPORT = "registers.txt"
 
 
@@ -80,7 +82,7 @@ def readable(mangled: str) -> str:
     return f"{name}<{', '.join(numbers)}>"
 
 
-@pytest.mark.parametrize("op", INTERFACES)
+@pytest.mark.parametrize("op", OPERATORS)
 def test_every_kernel_keeps_its_values_in_registers(op, build_folder):
     kernels = kernels_of(compiled(op, build_folder))
     assert {kernel.architecture for kernel in kernels} == set(ARCHITECTURES)
@@ -91,7 +93,7 @@ def test_every_kernel_keeps_its_values_in_registers(op, build_folder):
 
 def test_the_register_counts_are_written_down(build_folder):
     lines = []
-    for op in INTERFACES:
+    for op in OPERATORS:
         table: dict[str, dict[str, int]] = {}
         for kernel in kernels_of(compiled(op, build_folder)):
             table.setdefault(readable(kernel.name), {})[kernel.architecture] = kernel.registers
@@ -103,7 +105,7 @@ def test_the_register_counts_are_written_down(build_folder):
     assert any("backward_kernel" in line for line in lines)
 
 
-@pytest.mark.parametrize("op", INTERFACES)
+@pytest.mark.parametrize("op", OPERATORS)
 def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
     """Checks types and names only; a torch built for CPUs has the headers but not the library."""
     toolkit = Path(nvcc_or_skip()).resolve().parent.parent / "include"

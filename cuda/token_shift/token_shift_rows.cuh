@@ -1,0 +1,88 @@
+// Tokens as the kernels of the token shift hold them: a thread's channels of one token in fp32
+// registers, and on their way there in shared memory.
+#pragma once
+
+#include <type_traits>
+
+#include "../common/copy_async.cuh"
+#include "../common/octets.cuh"
+
+namespace rwkv {
+
+constexpr int kShiftThreads = 128;
+
+struct Single {
+  float at[1];
+};
+
+// A thread's channels, neighbours: 8, or 1 where not all rows of a tensor start at multiples of 16
+// bytes.
+template <int kChannels>
+using Channels = std::conditional_t<kChannels == kOctet, Octet, Single>;
+
+template <class Row> constexpr int kChannelsOf = static_cast<int>(sizeof(Row) / sizeof(float));
+
+// base[index .. index + the channels of a Row)
+template <class Row>
+__device__ __forceinline__ Row load_row(const void* base, int64_t index, DType dtype) {
+  if constexpr (kChannelsOf<Row> == kOctet) {
+    return load_octet(base, index, dtype);
+  } else {
+    if (dtype == DType::kFloat) return {{load_element<DType::kFloat>(base, index)}};
+    if (dtype == DType::kHalf) return {{load_element<DType::kHalf>(base, index)}};
+    return {{load_element<DType::kBFloat16>(base, index)}};
+  }
+}
+
+// To global memory. nvcc takes plain stores of 16 bytes apart here, hence __stwb.
+__device__ __forceinline__ void store_row(void* base, int64_t index, DType dtype, const Octet& x) {
+  if (dtype == DType::kFloat) {
+    auto* const to = reinterpret_cast<float4*>(static_cast<float*>(base) + index);
+    __stwb(to, make_float4(x.at[0], x.at[1], x.at[2], x.at[3]));
+    __stwb(to + 1, make_float4(x.at[4], x.at[5], x.at[6], x.at[7]));
+  } else {
+    auto* const to = reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + index);
+    __stwb(to, pack_octet(x, dtype));
+  }
+}
+
+__device__ __forceinline__ void store_row(void* base, int64_t index, DType dtype, const Single& x) {
+  if (dtype == DType::kFloat) return store_element<DType::kFloat>(base, index, x.at[0]);
+  if (dtype == DType::kHalf) return store_element<DType::kHalf>(base, index, x.at[0]);
+  store_element<DType::kBFloat16>(base, index, x.at[0]);
+}
+
+// Rows of one tensor in shared memory, in its own element type: [row][thread] channels. A thread
+// reads only what it fetched itself, so that no barrier is needed.
+template <class Row> class RowBuffer {
+ public:
+  __host__ __device__ RowBuffer(Pieces& pieces, int rows, DType dtype)
+      : base_(pieces.bytes(rows * kShiftThreads * bytes_of(dtype))), dtype_(dtype) {}
+
+  // Copies the Row at from[index] into row k; it is there after wait_for_copies.
+  __device__ __forceinline__ void fetch(int k, const void* from, int64_t index) const {
+    const auto* const source =
+        static_cast<const unsigned char*>(from) + index * element_bytes(dtype_);
+    unsigned char* const to = base_ + own(k) * bytes_of(dtype_);
+    if constexpr (kChannelsOf<Row> == kOctet) {
+      copy_16_async(to, source);
+      if (dtype_ == DType::kFloat) copy_16_async(to + 16, source + 16);
+    } else {
+      store_row(to, 0, dtype_, load_row<Row>(source, 0, dtype_));
+    }
+  }
+  __device__ __forceinline__ Row load(int k) const {
+    return load_row<Row>(base_, own(k) * kChannelsOf<Row>, dtype_);
+  }
+
+ private:
+  __host__ __device__ static int bytes_of(DType dtype) {
+    return kChannelsOf<Row> * element_bytes(dtype);
+  }
+  __device__ static int own(int k) { return k * kShiftThreads + static_cast<int>(threadIdx.x); }
+
+  unsigned char* base_;
+  DType dtype_;
+};
+
+}  // namespace rwkv
