@@ -28,6 +28,8 @@ KERNELS = {"": 0, "scan": 1, "wide": 2, "chunks": 3}
 # What the CUDA kernels were made for; each test of the launchers has its home in cuda/common.
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CUDA_HEAD_SIZES = (32, 64, 128, 256)
+# Operators over channels, of any number: they have no heads.
+CHANNEL_OPS = ("token_shift", "wkv4")
 CUDA_CAPABILITY = (8, 0)
 CHUNKS_HEAD_SIZE = 64
 # Shared memory that a block needs, to the KiB: the largest heads, and the chunked kernels.
@@ -145,7 +147,7 @@ def _unserved(call: Call) -> Refusal | None:
         return Refusal("a CPU has one native kernel; ask for backend 'native'", news=False)
     if call.dtype not in CUDA_DTYPES:
         return Refusal(f"its CUDA kernels serve float32, bfloat16 and float16, not {call.dtype}")
-    if call.op != "wkv4" and call.head_size not in CUDA_HEAD_SIZES:
+    if call.op not in CHANNEL_OPS and call.head_size not in CUDA_HEAD_SIZES:
         sizes = ", ".join(map(str, CUDA_HEAD_SIZES))
         return Refusal(f"its CUDA kernels serve head sizes {sizes}, not {call.head_size}")
     if call.kernel == "chunks" and (
@@ -166,7 +168,7 @@ def _card_too_small(call: Call) -> Refusal | None:
             f"and {properties.name} has {properties.major}.{properties.minor}"
         )
     needed = CHUNKS_SHARED_BYTES[call.op] if call.kernel == "chunks" else 0
-    if call.op != "wkv4" and call.head_size == max(CUDA_HEAD_SIZES):
+    if call.op not in CHANNEL_OPS and call.head_size == max(CUDA_HEAD_SIZES):
         needed = LARGE_HEAD_SHARED_BYTES[call.op]
     if properties.shared_memory_per_block_optin < needed:
         return Refusal(

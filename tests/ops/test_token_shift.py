@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +12,9 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from src.errors import BackendError
-from src.ops import build, toolchain
+from src.ops import build, custom_ops, dispatch, toolchain
 from src.ops.dispatch import Call
-from src.ops.token_shift import narrow, reference, token_shift
+from src.ops.token_shift import BACKENDS, token_shift
 from tests.helpers import TOLERANCE, assert_close, relative_rms
 from tests.ops.shift_cases import WIDE, Case, make_case, run
 
@@ -282,29 +284,38 @@ def test_a_wrong_argument_is_named_with_what_was_expected(changed, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("moves", [False, True])
-def test_what_serves_gpus_agrees_within_the_rounding_of_its_dtype(dtype, moves):
-    case = make_case(2, 9, 8, 3, moves=moves)
-    inputs = {name: value.to(dtype) for name, value in case.inputs.items()}
-    results, gradients = [], []
-    for backend in (narrow, reference):
-        leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-        y = torch.stack(backend.run(
-            leaves["x"], leaves["mixes"], leaves["last"], leaves.get("moves"), case.reset, dtype
-        ))
-        y.backward(case.gy.to(dtype))
-        results.append(y)
-        gradients.append({name: leaf.grad for name, leaf in leaves.items()})
-    # three roundings instead of one, sums over tokens in 16 bit
-    limit = 2e-2 if dtype == torch.bfloat16 else TOLERANCE[dtype]
-    assert_close("y", results[0], results[1], limit)
-    for name, right in gradients[1].items():
-        assert_close(f"g{name}", gradients[0][name], right, limit)
+@pytest.fixture
+def a_gpu_call(monkeypatch) -> Call:
+    """A call on a made-up card, by a process that has refused nothing yet."""
+    require_native()
+    monkeypatch.setattr(custom_ops, "_refusals", {})
+    monkeypatch.setattr(dispatch, "_announced", set())
+    monkeypatch.setattr(build, "_outcomes", {("token_shift", "cuda"): "nvcc is missing"})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(
+        name="Made-up 9000", major=9, minor=0, shared_memory_per_block_optin=227 * 1024
+    ))
+    return Call(
+        op="token_shift", device=torch.device("cuda"), dtype=torch.bfloat16, batch=1, time=1,
+        heads=48, head_size=1, needs_grad=True, has_state=False, has_reset=False,
+    )
 
 
-def test_a_cpu_never_gets_it_by_itself_and_a_gpu_does():
-    call = Call("token_shift", torch.device("cuda"), torch.bfloat16, 1, 1, 8, 1, True, False, False)
-    assert narrow.refuses(call) is None
-    refusal = narrow.refuses(call._replace(device=torch.device("cpu")))
-    assert refusal is not None and not refusal.news
+@pytest.mark.parametrize(
+    "dtype, reason", [(torch.bfloat16, "nvcc is missing"), (torch.float64, "not torch.float64")]
+)
+def test_a_gpu_that_its_kernels_cannot_serve_gets_the_reference_and_is_told_once(
+    a_gpu_call, caplog, dtype, reason
+):
+    call = a_gpu_call._replace(dtype=dtype)
+    for _ in range(2):
+        assert BACKENDS[dispatch.choose(BACKENDS, "auto", call)].name == "reference"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert reason in message and "'reference' serves instead" in message
+    with pytest.raises(BackendError, match=reason):
+        dispatch.choose(BACKENDS, "native", call)
+
+
+def test_a_gpu_gets_its_kernels_for_any_width(a_gpu_call, monkeypatch):
+    monkeypatch.setattr(build, "_outcomes", {("token_shift", "cuda"): None})
+    call = a_gpu_call._replace(heads=7)
+    assert BACKENDS[dispatch.choose(BACKENDS, "auto", call)].name == "native"

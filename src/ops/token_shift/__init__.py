@@ -6,13 +6,14 @@ With x' the token before x (zero at the start, and where a document starts), the
 
 mixes are parameters, one share per channel; moves, if given, add to them token by token (RWKV-6).
 
-| backend     | serves                                | memory kept for backward            |
-|-------------|---------------------------------------|-------------------------------------|
-| `native`    | C++ on the CPU; needs a compiler      | the arguments                       |
-| `narrow`    | GPUs, torch operators in x's dtype    | x' - x, and every share of a token  |
-| `reference` | any device, torch operators one by one| x' - x, and every share of a token  |
+| backend     | serves                                            | memory kept for backward     |
+|-------------|---------------------------------------------------|------------------------------|
+| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler | the arguments                |
+| `reference` | any device, torch operators one by one            | x' - x, every token's shares |
 
-On a GPU `narrow` serves: there is no CUDA kernel yet. For bf16 and fp16 it rounds x' - x too.
+On a GPU without nvcc, and for fp64 there, `reference` serves, and the log says so once. It moves
+the tokens of 16-bit models in fp32. Operators in their own dtype would move half as much but round
+x' - x as well, and without nvcc the WKV operators lack their kernels too, which costs far more.
 
 Source: RWKV papers, "token shift"; with moves: RWKV-6 paper (Finch), data-dependent token shift.
 """
@@ -27,7 +28,7 @@ from src.ops.arguments import FLOAT_DTYPES, check_reset, check_sequences, descri
 from src.ops.dispatch import AUTO, backends_of, dispatch
 from src.ops.precision import compute_dtype
 
-BACKENDS = backends_of("token_shift", "native", "narrow", "reference")
+BACKENDS = backends_of("token_shift", "native", "reference")
 # The n of the kernels' parameters, cuda/token_shift/token_shift.h.
 MOST_MIXES = 8
 
@@ -42,8 +43,7 @@ def token_shift(
     backend: str = AUTO,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The n mixed sequences y_i, each [B, T, C]; computed in fp32 (fp64 for fp64) and rounded once
-    (`narrow`: in the dtype of x).
+    """The n mixed sequences y_i, each [B, T, C]; computed in fp32 (fp64 for fp64) and rounded once.
 
     x: [B, T, C], one of fp32, bf16, fp16, fp64.
     mixes: [n, C], any float dtype, n from 1 to 8.

@@ -1,4 +1,4 @@
-"""The token shift by the project's own kernel: C++ on a CPU (`cuda/token_shift`).
+"""The token shift by the project's own kernels: C++ on a CPU, CUDA on a GPU (`cuda/token_shift`).
 
 Kept for the backward pass: the arguments, and nothing else.
 """
@@ -54,9 +54,7 @@ _REGISTRATION = Registration(_forward_fake, _backward_fake, _setup_context, _bac
 
 
 def refuses(call: Call) -> Refusal | None:
-    """None once the kernel is built and loaded, else what stands in the way."""
-    if call.device.type == "cuda":
-        return Refusal("it has no CUDA kernel", news=False)
+    """None once the kernels are built and loaded, else what stands in the way."""
     return refusal(call, _REGISTRATION)
 
 

@@ -28,15 +28,9 @@ def run(
     """
     wide = x.to(compute_dtype(x.dtype))
     first = torch.zeros_like(wide[:, 0]) if last is None else last.to(wide.dtype)
-    delta = previous(wide, first, reset) - wide
+    previous = torch.cat((first.unsqueeze(1), wide[:, :-1]), dim=1)
+    if reset is not None:
+        previous = previous.masked_fill(reset.unsqueeze(-1), 0)
+    delta = previous - wide
     shares = mixes if moves is None else mixes[:, None, None] + moves
     return [torch.addcmul(wide, delta, share).to(dtype) for share in shares]
-
-
-def previous(x: Tensor, first: Tensor, reset: Tensor | None) -> Tensor:
-    """The token before every token, [B, T, C]; 0 before a document's first.
-
-    first: [B, C], the one before x[:, 0].
-    """
-    before = torch.cat((first.unsqueeze(1), x[:, :-1]), dim=1)
-    return before if reset is None else before.masked_fill(reset.unsqueeze(-1), 0)
