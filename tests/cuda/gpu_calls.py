@@ -13,6 +13,8 @@ from src.ops.wkv5 import wkv5
 from src.ops.wkv6 import wkv6
 from src.ops.wkv7 import wkv7
 from tests.cuda.problems import INTERFACES, Problem, Shape, make_problem
+from tests.ops.shift_cases import Case, make_case
+from tests.ops.shift_cases import run as run_shift
 
 DEVICE = "cuda"
 OPERATORS = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
@@ -75,6 +77,22 @@ def main() -> None:
                     results(on_device(make_problem(op, Shape(1, time, heads, size), dtype)))
         torch.cuda.synchronize()
         print(f"{op}: every kernel has run", flush=True)
+    run_shifts()
+    torch.cuda.synchronize()
+    print("token_shift: every kernel has run", flush=True)
+
+
+def run_shifts() -> None:
+    """The token shift: widths of both kinds, all options and none, one dtype and mixed ones."""
+    for width in (33, 264):
+        for options in (True, False):
+            case = make_case(2, 37, width, 6, last=options, moves=options, reset=options)
+            inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
+            reset = None if case.reset is None else case.reset.to(DEVICE)
+            moved = Case(inputs, reset, case.gy.to(DEVICE))
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                run_shift(moved, "native", dtype)
+            run_shift(moved, "native", torch.float32, torch.bfloat16)
 
 
 if __name__ == "__main__":
