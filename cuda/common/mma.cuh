@@ -4,9 +4,10 @@
 // A lane's place in a fragment is (g, t) = (lane / 4, lane % 4). Accumulators hold rows g and g +
 // 8, columns 2t and 2t + 1. The instruction wants of the left operand columns t and t + 4, of the
 // right one rows t and t + 4; but the order in which the inner dimension is summed is ours to
-// choose, so everywhere here inner index 2t takes the place of t and 2t + 1 that of t + 4. Then
-// accumulators can serve as operands of the next product as they are, and rows in memory are read
-// in pairs.
+// choose, as long as both operands have the same. In pairs: inner index 2t takes the place of t and
+// 2t + 1 that of t + 4; then accumulators can serve as operands of the next product as they are.
+// Straight: t and t + 4 themselves; then one instruction fetches a whole operand whose inner index
+// runs along the rows. What is not called straight is in pairs.
 #pragma once
 
 #include "octets.cuh"
@@ -48,6 +49,23 @@ __device__ __forceinline__ void multiply_add(Accumulator& sum, const LeftOperand
 #endif
 }
 
+// Of four matrices of 8 rows of 4 elements: element t of row g of each. Lanes 8 i .. 8 i + 7 give
+// where the rows of matrix i begin, multiples of 16 bytes in shared memory.
+__device__ __forceinline__ void load_matrices(float (&x)[4], const float* row) {
+#if defined(RWKV_HOST_SHIM)
+  rwkv_shim::load_matrices(x, row);
+#else
+  const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  unsigned bits[4];
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+               : "r"(shared)
+               : "memory");
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = __uint_as_float(bits[i]);
+#endif
+}
+
 // A matrix in shared memory whose elements are rounded to tf32 already, or are rounded when read.
 template <int kStride, bool kRounded = true> struct Matrix {
   static constexpr int stride = kStride;
@@ -79,6 +97,26 @@ template <int kStride, bool kRounded = true> struct Matrix {
     const int g = lane / 4, t = lane % 4;
     const float2 pair = *reinterpret_cast<const float2*>(at(g, 2 * t));
     return {{bits(pair.x), bits(pair.y)}};
+  }
+
+  // Straight: as `left`.
+  __device__ __forceinline__ LeftOperand straight_left(int lane) const {
+    float x[4];
+    load_matrices(x, at(lane % 16, lane / 16 * 4));
+    return {{bits(x[0]), bits(x[1]), bits(x[2]), bits(x[3])}};
+  }
+  // Straight: as `right`.
+  __device__ __forceinline__ RightOperand straight_right(int lane) const {
+    const int g = lane / 4, t = lane % 4;
+    return {{bits(*at(t, g)), bits(*at(t + 4, g))}};
+  }
+  // Straight: as `right_transposed`, of rows 0 .. 8 and of rows 8 .. 16.
+  __device__ __forceinline__ void straight_rights_transposed(RightOperand (&x)[2],
+                                                             int lane) const {
+    float y[4];
+    load_matrices(y, at(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 4));
+    x[0] = {{bits(y[0]), bits(y[1])}};
+    x[1] = {{bits(y[2]), bits(y[3])}};
   }
 
  private:

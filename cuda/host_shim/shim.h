@@ -43,14 +43,25 @@
 #define __shfl_sync(mask, value, source) \
   ::rwkv_shim::runner.shuffle(value, source, RWKV_SHIM_PLACE("__shfl_sync"))
 
+#define __ballot_sync(mask, predicate) \
+  ::rwkv_shim::ballot(predicate, RWKV_SHIM_PLACE("__ballot_sync"))
+
 #define LAUNCH(kernel, grid, block, bytes, stream, ...) \
   ((void)(stream), ::rwkv_shim::runner.launch(grid, block, bytes, [&] { kernel(__VA_ARGS__); }))
 #define DYNAMIC_SHARED(name) unsigned char* const name = ::rwkv_shim::runner.shared
 
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 namespace rwkv_shim {
+
+inline unsigned ballot(bool mine, const Place& place) {
+  const auto* slots = runner.gather(mine, place);
+  unsigned all = 0;
+  for (int lane = 0; lane < kWarpSize; ++lane) all |= unsigned{slots[lane].bytes[0] != 0} << lane;
+  return all;
+}
 
 inline void copy_async(void* to, const void* from, size_t bytes) {
   std::memset(to, kPoison, bytes);
@@ -68,6 +79,22 @@ inline void wait_for_copies(size_t pending) {
   while (groups.size() > pending) {
     for (const PendingCopy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
     groups.erase(groups.begin());
+  }
+}
+
+// ldmatrix of four matrices of 8 x 4 elements of 32 bits; a lane gives the row number lane % 8 of
+// matrix lane / 8.
+inline void load_matrices(float (&x)[4], const float* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0 && runner.error.empty()) {
+    runner.error = "ldmatrix: a row does not begin at a multiple of 16 bytes";
+  }
+  struct Row {
+    float at[4];
+  } mine{{row[0], row[1], row[2], row[3]}};
+  const auto* slots = runner.gather(mine, RWKV_SHIM_PLACE("ldmatrix"));
+  for (int i = 0; i < 4; ++i) {
+    std::memcpy(&mine, slots[i * 8 + runner.current->lane / 4].bytes, sizeof(Row));
+    x[i] = mine.at[runner.current->lane % 4];
   }
 }
 

@@ -12,6 +12,7 @@ from tests.cuda.host_kernels import SOURCES, compile_for_host, source_hash
 
 KERNELS = r"""
 #include "common/copy_async.cuh"
+#include "common/mma.cuh"
 #include "common/octets.cuh"
 #include "common/warp_sums.cuh"
 using namespace rwkv;
@@ -68,6 +69,23 @@ __global__ void sums(float* out) {
   out[64 + threadIdx.x] = static_cast<float>(first_sum_kept<8, 16, 2>(lane_number()));
   out[128 + threadIdx.x] = writes_sum<8, 16, 2>(lane_number()) ? 1.0f : 0.0f;
 }
+// out[lane]: how many of the lanes up to it are odd.
+__global__ void votes(float* out) {
+  const int lane = lane_number();
+  const unsigned odd = __ballot_sync(kAllLanes, lane % 2 == 1);
+  out[threadIdx.x] = static_cast<float>(__popc(odd & ((2u << lane) - 1)));
+}
+// The matrices are rows 0 to 8, 8 to 16, and these again, of 16 rows of 4 elements.
+template <int kShift> __global__ void matrices(float* out) {
+  DYNAMIC_SHARED(base);
+  auto* shared = reinterpret_cast<float*>(base);
+  shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  float x[4];
+  load_matrices(x, shared + threadIdx.x % 16 * 4 - kShift);
+  for (int i = 0; i < 4; ++i) out[i * 32 + threadIdx.x] = x[i];
+}
 
 #define RUN(name) \
   extern "C" int run_##name(float* out) { return launch(name, 1, 64, 256, nullptr, out); }
@@ -80,6 +98,9 @@ RUN(reads_unwritten)
 RUN(races)
 RUN(reads_before_its_copy_arrives)
 RUN(sums)
+RUN(votes)
+extern "C" int run_matrices(float* out) { return launch(matrices<0>, 1, 64, 256, nullptr, out); }
+extern "C" int run_shifted(float* out) { return launch(matrices<1>, 1, 64, 256, nullptr, out); }
 __global__ void nothing(float*) {}
 extern "C" int run_greedy(float* out) { return launch(nothing, 1, 64, 300 << 10, nullptr, out); }
 extern "C" void round_all(const float* from, uint16_t* to, int64_t count, int dtype) {
@@ -169,6 +190,25 @@ def test_shared_sums_are_the_sums_and_each_is_written_once_per_group(library):
         assert out[lane] == values[members, which].sum()
         written[group, which] += int(out[128 + lane])
     assert (written == 1).all()
+
+
+def test_a_vote_reaches_every_lane(library):
+    message, out = run(library, "votes")
+    assert message == ""
+    assert (out[:64] == np.tile((np.arange(32) + 1) // 2, 2)).all()
+
+
+def test_matrices_are_dealt_out_an_element_of_each_to_a_lane(library):
+    message, out = run(library, "matrices")
+    assert message == ""
+    lane = np.arange(32)
+    for i in range(4):
+        assert (out[i * 32 : (i + 1) * 32] == (i % 2 * 8 + lane // 4) * 4 + lane % 4).all()
+
+
+def test_a_matrix_whose_rows_do_not_begin_at_16_bytes_is_reported(library):
+    message, _ = run(library, "shifted")
+    assert "multiple of 16 bytes" in message
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
