@@ -18,20 +18,22 @@ struct ChunkDocuments {
       : number(reinterpret_cast<int*>(pieces.floats(kChunkTokens))),
         first(pieces.floats(kChunkTokens)), last(pieces.floats(kChunkTokens)) {}
 
-  // By the block's first threads; reset: as in the call, or null.
+  // By the block's first warp; reset: as in the call, or null.
   template <class Place>
   __device__ void find(const bool* reset, const Place& place, int64_t t, int tokens) const {
-    const int own = static_cast<int>(threadIdx.x);
+    if (warp_number() != 0) return;
+    const int own = lane_number();
+    const bool mine = own < tokens && place.starts(reset, t + own);
+    const unsigned starts = __ballot_sync(kAllLanes, mine);
     if (own >= kChunkTokens) return;
-    int before = 0, all = 0;
-    for (int n = 0; n < tokens; ++n) {
-      const int start = place.starts(reset, t + n) ? 1 : 0;
-      all += start;
-      if (n <= own) before += start;
-    }
+    const int before = __popc(starts & ((2u << own) - 1)), all = __popc(starts);
     number[own] = before;
     first[own] = before == 0 ? 1.0f : 0.0f;
     last[own] = before == all ? 1.0f : 0.0f;
+  }
+  // Whether a document starts at a token of the chunk.
+  __device__ bool starts_at(int token) const {
+    return number[token] != (token == 0 ? 0 : number[token - 1]);
   }
   // Whether the state after the chunk has nothing of the one before it.
   __device__ bool cut() const { return number[kChunkTokens - 1] != 0; }

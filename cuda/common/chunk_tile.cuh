@@ -14,6 +14,7 @@ namespace rwkv {
 struct ChunkTile {
   static constexpr int kN = 64, kRows = kN, kChunk = kChunkTokens, kSlices = 1;
   static constexpr int kWarps = 4, kThreads = kWarps * kWarp;
+  static_assert(kThreads * kOctet == kChunk * kN);  // a thread has eight elements of a chunk's rows
   static constexpr int kKeyTiles = kN / 8;  // accumulators of a thread
 
   using State = Accumulator[kKeyTiles];
@@ -43,12 +44,12 @@ struct ChunkTile {
   __device__ static void store_state(const State& S, float* to, int stride = kN) {
     store_rows<kRounded>(S, to + warp_number() * 16 * stride, stride);
   }
-  // Sixteen rows of 64 columns.
-  template <bool kRounded = false>
-  __device__ static void store_rows(const State& x, float* to, int stride) {
+  // Sixteen rows of kTiles * 8 columns.
+  template <bool kRounded = false, int kTiles>
+  __device__ static void store_rows(const Accumulator (&x)[kTiles], float* to, int stride) {
     const int lane = lane_number();
 #pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
+    for (int n = 0; n < kTiles; ++n) {
       float* const low = to + lane / 4 * stride + n * 8 + lane % 4 * 2;
       store_two<kRounded>(low, x[n][0], x[n][1]);
       store_two<kRounded>(low + 8 * stride, x[n][2], x[n][3]);
@@ -72,6 +73,17 @@ struct PairOfKeys {
       : key((warp_number() * 8 + lane_number() % 8) * 2), quarter(lane_number() / 8),
         first_token(quarter * kTokens) {}
 
+  // Where the keys of the quarter's token i lie in rows of 64 elements that are kept apart: the
+  // quarters, which a warp meets together, in different banks.
+  __device__ int apart(int i) const {
+    return (first_token + i) * ChunkTile::kN + apart_key(quarter);
+  }
+  // Of the token behind it; row 16 lies as row 0 does.
+  __device__ int apart_behind(int i) const {
+    return i + 1 < kTokens ? apart(i + 1)
+                           : (first_token + kTokens) * ChunkTile::kN + apart_key(quarter + 1);
+  }
+
   // What the thread of each quarter with these keys gives.
   __device__ static void gather(float2 (&all)[kQuarters], const float2& mine) {
 #pragma unroll
@@ -91,6 +103,9 @@ struct PairOfKeys {
     }
     return before;
   }
+
+ private:
+  __device__ int apart_key(int number) const { return key ^ number % kQuarters * 16; }
 };
 
 __device__ inline float2 load_two(const float* from) {
@@ -104,14 +119,10 @@ __device__ inline void store_two(float* to, float x, float y) {
 // zero.
 template <class To>
 __device__ void widen_values(const To& to, const unsigned char* values, DType dtype, int tokens) {
-  constexpr int kN = ChunkTile::kN;
-  for (int n = static_cast<int>(threadIdx.x); n < ChunkTile::kChunk * kN / kOctet;
-       n += ChunkTile::kThreads) {
-    const OctetOf<kN> octet(n);
-    const bool present = octet.token < tokens;
-    store_floats(to.at(octet.token, octet.at),
-                 present ? load_octet(values, n * kOctet, dtype) : Octet::of(0.0f));
-  }
+  const int own = static_cast<int>(threadIdx.x);
+  const OctetOf<ChunkTile::kN> octet(own);
+  const Octet x = load_octet(values, own * kOctet, dtype);
+  store_floats(to.at(octet.token, octet.at), octet.token < tokens ? x : Octet::of(0.0f));
 }
 
 // x = left right^T, both [16][64].
@@ -121,11 +132,11 @@ __device__ __forceinline__ void multiply_rows(Accumulator (&x)[2], const Left& l
   clear(x[0]), clear(x[1]);
 #pragma unroll
   for (int i = 0; i < ChunkTile::kN; i += 8) {
-    const LeftOperand operand = left.from(0, i).left(lane);
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      multiply_add(x[n], operand, right.from(n * 8, i).right_transposed(lane));
-    }
+    const LeftOperand operand = left.from(0, i).straight_left(lane);
+    RightOperand rights[2];
+    right.from(0, i).straight_rights_transposed(rights, lane);
+    multiply_add(x[0], operand, rights[0]);
+    multiply_add(x[1], operand, rights[1]);
   }
 }
 
@@ -150,7 +161,7 @@ __device__ __forceinline__ void multiply_state(Accumulator (&x)[2], const ChunkT
 }
 
 // x = rows state, of kTiles key tiles from tile `first` on, for the tokens with factor 1, else 0.
-// rows: [tokens][values], state: [values][keys]
+// rows: [tokens][values], state: [values][keys]. In pairs, for states with the stride of ByColumns.
 template <int kTiles, class Rows, class State>
 __device__ __forceinline__ void multiply_rows_by_state(Accumulator (&x)[kTiles], const Rows& rows,
                                                        const State& state, int first,
@@ -169,6 +180,36 @@ __device__ __forceinline__ void multiply_rows_by_state(Accumulator (&x)[kTiles],
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
     x[i][0] *= low, x[i][1] *= low, x[i][2] *= high, x[i][3] *= high;
+  }
+}
+
+// x[m] = rows state likewise, of two matrices of rows. Straight, for states with the stride of
+// ByRows and rows with that of ByColumns.
+template <int kTiles, class Rows, class State>
+__device__ __forceinline__ void multiply_both_by_state(Accumulator (&x)[2][kTiles],
+                                                       const Rows& rows, const Rows& others,
+                                                       const State& state, int first,
+                                                       const float* factors, int lane) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) clear(x[0][i]), clear(x[1][i]);
+#pragma unroll
+  for (int n = 0; n < ChunkTile::kN; n += 8) {
+    const LeftOperand left = rows.from(0, n).straight_left(lane);
+    const LeftOperand other = others.from(0, n).straight_left(lane);
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      const RightOperand right = state.from(n, (first + i) * 8).straight_right(lane);
+      multiply_add(x[0][i], left, right);
+      multiply_add(x[1][i], other, right);
+    }
+  }
+  const float low = factors[lane / 4], high = factors[lane / 4 + 8];
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      x[m][i][0] *= low, x[m][i][1] *= low, x[m][i][2] *= high, x[m][i][3] *= high;
+    }
   }
 }
 
@@ -223,12 +264,10 @@ __device__ __forceinline__ void keep_tokens(LeftOperand (&x)[2], const float* fa
 template <class Rows, class Place>
 __device__ void write_rows(void* to, const Rows& rows, const Place& place, DType dtype, int64_t t,
                            int tokens) {
-  constexpr int kN = ChunkTile::kN;
-  for (int n = static_cast<int>(threadIdx.x); n < tokens * kN / kOctet; n += ChunkTile::kThreads) {
-    const OctetOf<kN> octet(n);
-    store_octet(to, place.token(t + octet.token) + octet.at, dtype,
-                load_floats(rows.at(octet.token, octet.at)));
-  }
+  const OctetOf<ChunkTile::kN> octet(static_cast<int>(threadIdx.x));
+  if (octet.token >= tokens) return;
+  store_octet(to, place.token(t + octet.token) + octet.at, dtype,
+              load_floats(rows.at(octet.token, octet.at)));
 }
 
 }  // namespace rwkv

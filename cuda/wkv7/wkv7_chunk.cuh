@@ -12,7 +12,7 @@
 // products of Householder-like matrices.
 #pragma once
 
-#include "../common/chunk_tile.cuh"
+#include "../common/chunk_fetch.cuh"
 #include "wkv7.h"
 #include "wkv7_decay.cuh"
 
@@ -22,7 +22,7 @@ namespace rwkv {
 template <class Queries, class Keys> struct Wkv7ChunkShared {
   static constexpr int kN = ChunkTile::kN, kChunk = ChunkTile::kChunk;
   static constexpr int kSquare = ChunkTile::kSquare;
-  using Values = ChunkTile::ByRows;
+  using Values = ChunkTile::ByColumns;
   using Square = ChunkTile::Square;
 
   Queries a, r;   // A~, R~ [kChunk][kN]
@@ -30,7 +30,7 @@ template <class Queries, class Keys> struct Wkv7ChunkShared {
   Values v;       // [kChunk][kN]
   float* squares;  // A_ab (in full precision), A_ak, A_rb, A_rk, one behind the other
   Square inverse;
-  float* growth;  // [kChunk + 1][kN]: exp(c_{t-1}), so row 0 is 1 and the last exp(c_16)
+  float* growth;  // [kChunk + 1][kN], apart: exp(c_{t-1}), so row 0 is 1 and the last exp(c_16)
   ChunkDocuments documents;
   unsigned char *raw_r, *raw_k, *raw_a, *raw_b, *raw_v, *raw_w;
 
@@ -46,47 +46,47 @@ template <class Queries, class Keys> struct Wkv7ChunkShared {
     raw_w = pieces.bytes(kChunk * kN * 4);
   }
 
-  // p: Wkv7Forward or Wkv7Backward; the copies are not closed as a group.
-  template <class Params, class Place>
-  __device__ void fetch(const Params& p, const Place& place, int64_t t, int tokens) const {
-    place.fetch_keys(raw_r, p.r, p.dtype, t, tokens);
-    place.fetch_keys(raw_k, p.k, p.dtype, t, tokens);
-    place.fetch_keys(raw_a, p.a, p.dtype, t, tokens);
-    place.fetch_keys(raw_b, p.b, p.dtype, t, tokens);
-    place.fetch_values(raw_v, p.v, p.dtype, t, tokens);
-    place.fetch_keys(raw_w, p.w, DType::kFloat, t, tokens);
+  // p: Wkv7Forward or Wkv7Backward; the copies are not closed as a group. Without kWithQueries r is
+  // left out.
+  template <bool kWithQueries, class Params>
+  __device__ void fetch(const Params& p, const ChunkFetch& chunk) const {
+    if constexpr (kWithQueries) chunk.copy<2, true>(raw_r, p.r);
+    chunk.copy<2, true>(raw_k, p.k);
+    chunk.copy<2, true>(raw_a, p.a);
+    chunk.copy<2, true>(raw_b, p.b);
+    chunk.copy<2, false>(raw_v, p.v);
+    chunk.copy<4, true>(raw_w, p.w);
   }
 
   // Forms A~, R~, K-, B-, V and exp(c) from what was fetched, and finds the documents. slope: null,
-  // or where to leave the decays' logarithm's derivative by w, [kChunk][kN]. Tokens beyond the end
-  // become zeros that do not decay.
-  template <class Place>
+  // or where to leave the decays' logarithm's derivative by w, [kChunk][kN], apart. Tokens beyond
+  // the end become zeros that do not decay.
+  template <bool kWithQueries, class Place>
   __device__ __forceinline__ void form_operands(const bool* reset, const Place& place, DType dtype,
                                                 int64_t t, int tokens, float* slope) const {
     documents.find(reset, place, t, tokens);
     widen_values(v, raw_v, dtype, tokens);
     const PairOfKeys own;
-    float2 sum = make_float2(0.0f, 0.0f);
+    // Of the decays, to base 2.
+    float2 logs[PairOfKeys::kTokens], sum = make_float2(0.0f, 0.0f);
 #pragma unroll
-    for (int token = own.first_token; token < own.first_token + PairOfKeys::kTokens; ++token) {
-      const int at = token * kN + own.key;
-      float2 log = make_float2(0.0f, 0.0f), derivative = log;
-      if (token < tokens) {
-        const float2 w = load_two(reinterpret_cast<const float*>(raw_w) + at);
-        log = make_float2(wkv7_log_decay(w.x), wkv7_log_decay(w.y));
-        derivative = make_float2(log.x * wkv7_rest(w.x), log.y * wkv7_rest(w.y));
-      }
-      if (slope != nullptr) store_two(slope + at, derivative.x, derivative.y);
-      // Kept there until scale_token, in this thread, puts the growth in its place.
-      store_two(growth + at, log.x, log.y);
-      sum.x += log.x;
-      sum.y += log.y;
+    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
+      const int at = own.apart(i);
+      const float2 w = load_two(reinterpret_cast<const float*>(raw_w) + at);
+      const Wkv7TensorDecay x(w.x), y(w.y);
+      const bool present = own.first_token + i < tokens;
+      logs[i] = present ? make_float2(x.log2, y.log2) : make_float2(0.0f, 0.0f);
+      if (slope != nullptr) store_two(slope + at, x.slope, y.slope);
+      sum.x += logs[i].x;
+      sum.y += logs[i].y;
     }
     float2 c = own.sum_before(sum);
-    float2 grown = make_float2(expf(c.x), expf(c.y));
+    float2 grown = make_float2(fast_exp2(c.x), fast_exp2(c.y));
 #pragma unroll
-    for (int token = own.first_token; token < own.first_token + PairOfKeys::kTokens; ++token) {
-      scale_token(token, own.key, tokens, dtype, c, grown);
+    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
+      c.x += logs[i].x;
+      c.y += logs[i].y;
+      scale_token<kWithQueries>(own, i, tokens, dtype, c, grown);
     }
   }
 
@@ -94,9 +94,11 @@ template <class Queries, class Keys> struct Wkv7ChunkShared {
   __device__ Square rb() const { return {squares + 2 * kSquare}; }
   __device__ Square rk() const { return {squares + 3 * kSquare}; }
 
-  // The warps form one of A_ab, A_ak, A_rb, A_rk each, and the first one the inverse.
-  __device__ __forceinline__ void form_squares() const {
+  // The warps form one of A_ab, A_ak, A_rb, A_rk each, without kWithQueries only the first two, and
+  // the first warp the inverse.
+  template <bool kWithQueries> __device__ __forceinline__ void form_squares() const {
     const int lane = lane_number(), warp = warp_number();
+    if (!kWithQueries && warp >= 2) return;
     Accumulator x[2];
     multiply_rows(x, Queries{(warp & 2) != 0 ? r.base : a.base},
                   Keys{(warp & 1) != 0 ? k.base : b.base}, lane);
@@ -110,41 +112,49 @@ template <class Queries, class Keys> struct Wkv7ChunkShared {
   // Keeps elements below the diagonal (and on it) whose tokens are in the same document.
   __device__ __forceinline__ void store_square(const Accumulator (&x)[2], float* to, bool diagonal,
                                                bool rounds, int lane) const {
+    const int t = lane / 4, last = diagonal ? 0 : 1;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
+      const int s = n * 8 + lane % 4 * 2;
+      const int of_s[2] = {documents.number[s], documents.number[s + 1]};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + i / 2 * 8, column = n * 8 + lane % 4 * 2 + i % 2;
-        const bool keeps = (column < row || (diagonal && column == row)) &&
-                           documents.number[column] == documents.number[row];
-        const float kept = keeps ? x[n][i] : 0.0f;
-        to[row * Square::stride + column] = rounds ? round_tf32(kept) : kept;
+      for (int i = 0; i < 2; ++i) {
+        const int row = t + i * 8, of_row = documents.number[row];
+        float kept[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          // No shortcut: a branch costs more than what it saves.
+          const bool keeps = (s + j + last <= row) & (of_s[j] == of_row);
+          kept[j] = keeps ? x[n][2 * i + j] : 0.0f;
+        }
+        store_two(to + row * Square::stride + s, rounds ? round_tf32(kept[0]) : kept[0],
+                  rounds ? round_tf32(kept[1]) : kept[1]);
       }
     }
   }
 
  private:
-  // c: before the token on entry, with it on return; grown: exp(c).
-  __device__ __forceinline__ void scale_token(int token, int key, int tokens, DType dtype,
-                                              float2& c, float2& grown) const {
-    const int at = token * kN + key;
-    const float2 log = load_two(growth + at);
-    c.x += log.x;
-    c.y += log.y;
+  // c: with the token, to base 2; grown: exp(c) before the token on entry, with it on return.
+  template <bool kWithQueries>
+  __device__ __forceinline__ void scale_token(const PairOfKeys& own, int i, int tokens,
+                                              DType dtype, const float2& c,
+                                              float2& grown) const {
+    const int token = own.first_token + i, key = own.key, at = own.apart(i);
     float2 zero = make_float2(0.0f, 0.0f), pair_r = zero, pair_k = zero, pair_a = zero,
            pair_b = zero;
     if (token < tokens) {
-      pair_r = load_pair(raw_r, at, dtype), pair_k = load_pair(raw_k, at, dtype);
+      if constexpr (kWithQueries) pair_r = load_pair(raw_r, at, dtype);
+      pair_k = load_pair(raw_k, at, dtype);
       pair_a = load_pair(raw_a, at, dtype), pair_b = load_pair(raw_b, at, dtype);
     }
     store_two(growth + at, grown.x, grown.y);
     store_scaled(a.at(token, key), pair_a, grown);
-    grown = make_float2(expf(c.x), expf(c.y));
-    const float2 shrunk = make_float2(expf(-c.x), expf(-c.y));
-    store_scaled(r.at(token, key), pair_r, grown);
+    grown = make_float2(fast_exp2(c.x), fast_exp2(c.y));
+    const float2 shrunk = make_float2(fast_inverse(grown.x), fast_inverse(grown.y));
+    if constexpr (kWithQueries) store_scaled(r.at(token, key), pair_r, grown);
     store_scaled(k.at(token, key), pair_k, shrunk);
     store_scaled(b.at(token, key), pair_b, shrunk);
-    if (token == kChunk - 1) store_two(growth + at + kN, grown.x, grown.y);
+    if (token == kChunk - 1) store_two(growth + own.apart_behind(i), grown.x, grown.y);
   }
 
   __device__ static void store_scaled(float* to, const float2& x, const float2& factor) {

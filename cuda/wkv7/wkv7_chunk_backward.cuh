@@ -21,14 +21,15 @@
 namespace rwkv {
 
 struct Wkv7ChunkBackwardShared : Wkv7ChunkShared<ChunkTile::ByColumns, ChunkTile::ByRows> {
-  using State = Matrix<kN + 4, false>;
+  using State = Matrix<kN + 8, false>;
+  using Gradient = ChunkTile::ByRows;
   using Rows = ChunkTile::ByColumns;
 
   Values gy, u, gz;   // [kChunk][kN]: dY, U, dZ
   float* gsquares;    // dA_ab, dA_ak, dA_rb, dA_rk, as squares
   State before;       // S0 [kN values][kN keys]
-  Rows after;         // D, likewise
-  float* slope;       // [kChunk][kN]: the derivative of the decay's logarithm by w
+  Gradient after;     // D, likewise
+  float* slope;       // [kChunk][kN], apart: the derivative of the decay's logarithm by w
   float* state_sums;  // [kWarps][kN]: rowsum(S0 dS0) over the values of a warp
   unsigned char* raw_gy;
   int bytes;
@@ -41,14 +42,14 @@ struct Wkv7ChunkBackwardShared : Wkv7ChunkShared<ChunkTile::ByColumns, ChunkTile
   __device__ Rows result(int number) const {
     return {before.base + number * kChunk * Rows::stride};
   }
-  __device__ Rows gv() const { return after; }
+  __device__ Rows gv() const { return {after.base}; }
 
  private:
   __host__ __device__ explicit Wkv7ChunkBackwardShared(Pieces pieces)
       : Wkv7ChunkShared(pieces), gy{pieces.floats(kChunk * Values::stride)},
         u{pieces.floats(kChunk * Values::stride)}, gz{pieces.floats(kChunk * Values::stride)},
         gsquares(pieces.floats(4 * kSquare)), before{pieces.floats(kN * State::stride)},
-        after{pieces.floats(kN * Rows::stride)}, slope(pieces.floats(kChunk * kN)),
+        after{pieces.floats(kN * Gradient::stride)}, slope(pieces.floats(kChunk * kN)),
         state_sums(pieces.floats(ChunkTile::kWarps * kN)),
         raw_gy(pieces.bytes(kChunk * kN * 2)), bytes(pieces.used()) {}
 };
@@ -56,7 +57,7 @@ struct Wkv7ChunkBackwardShared : Wkv7ChunkShared<ChunkTile::ByColumns, ChunkTile
 struct Wkv7ChunkBackwardBlock {
   using Tile = ChunkTile;
   using Shared = Wkv7ChunkBackwardShared;
-  static constexpr int kN = Tile::kN, kChunk = Tile::kChunk;
+  static constexpr int kN = Tile::kN, kChunk = Tile::kChunk, kHalf = Tile::kKeyTiles / 2;
 
   const Wkv7Backward& p;
   const TokenRange range;
@@ -74,19 +75,21 @@ struct Wkv7ChunkBackwardBlock {
   // G: the gradient of the state after the range on entry, of the one before it on return.
   __device__ __forceinline__ void scan(Tile::State& G) const {
     const int64_t chunks = ceil_div(range.end - range.begin, kChunk);
+    const float* const first_state = states.of(place, range.begin);
     fetch_tokens(range.begin + (chunks - 1) * kChunk);
     for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
       const int64_t t = range.begin + chunk * kChunk;
       const int tokens = range.tokens_from<kChunk>(t);
       wait_for_copies();
       __syncthreads();
-      fetch_state(t);
-      shared.form_operands(p.reset, place, p.dtype, t, tokens, shared.slope);
+      fetch_state(shared.before, first_state + chunk * kN * kN);
+      commit_copies();
+      shared.form_operands<true>(p.reset, place, p.dtype, t, tokens, shared.slope);
       widen_values(shared.gy, shared.raw_gy, p.dtype, tokens);
       wait_for_copies();
       __syncthreads();
       if (chunk > 0) fetch_tokens(t - kChunk);
-      shared.form_squares();
+      shared.form_squares<true>();
       __syncthreads();
       Accumulator gv[2];
       step_back(G, gv);
@@ -102,17 +105,9 @@ struct Wkv7ChunkBackwardBlock {
 
  private:
   __device__ void fetch_tokens(int64_t t) const {
-    const int tokens = range.tokens_from<kChunk>(t);
-    shared.fetch(p, place, t, tokens);
-    place.fetch_values(shared.raw_gy, p.gy, p.dtype, t, tokens);
-    commit_copies();
-  }
-
-  __device__ void fetch_state(int64_t t) const {
-    const float* const from = states.of(place, t);
-    for (int i = static_cast<int>(threadIdx.x) * 4; i < kN * kN; i += Tile::kThreads * 4) {
-      copy_16_async(shared.before.at(i / kN, i % kN), from + i);
-    }
+    const ChunkFetch chunk(place, t, range.tokens_from<kChunk>(t));
+    shared.fetch<true>(p, chunk);
+    chunk.copy<2, false>(shared.raw_gy, p.gy);
     commit_copies();
   }
 
@@ -120,7 +115,7 @@ struct Wkv7ChunkBackwardBlock {
   // becomes the gradient of the state before the chunk.
   __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2]) const {
     scale_keys(G);
-    Tile::store_state<true>(G, shared.after.base, Shared::Rows::stride);
+    Tile::store_state<true>(G, shared.after.base, Shared::Gradient::stride);
     place_used();
     LeftOperand gy[2], gz[2];
     find_gradients(G, gv, gy, gz);
@@ -162,11 +157,11 @@ struct Wkv7ChunkBackwardBlock {
     for (int n = 0; n < 2; ++n) clear(z[n]), clear(u[n]);
 #pragma unroll
     for (int i = 0; i < Tile::kKeyTiles; ++i) {
-      const LeftOperand state = shared.before.from(warp * 16, i * 8).left(lane);
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        multiply_add(z[n], state, shared.a.from(n * 8, i * 8).right_transposed(lane));
-      }
+      const LeftOperand state = shared.before.from(warp * 16, i * 8).straight_left(lane);
+      RightOperand queries[2];
+      shared.a.from(0, i * 8).straight_rights_transposed(queries, lane);
+      multiply_add(z[0], state, queries[0]);
+      multiply_add(z[1], state, queries[1]);
     }
     scale_tokens(z, shared.documents.first);
     LeftOperand left[2];
@@ -213,44 +208,60 @@ struct Wkv7ChunkBackwardBlock {
     shared.store_square(x, shared.gsquares + warp * Shared::kSquare, (warp & 2) != 0, true, lane);
   }
 
-  // The warps find one of dA~, dR~, dB-, dK- each, and put it where S0 was, and dV where D was.
+  // Two warps find dA~ and dR~, two dB- and dK-, each for half the keys; they are put where S0 was,
+  // and dV where D was.
   __device__ __forceinline__ void write_results(const Accumulator (&gv)[2]) const {
-    Accumulator x[Tile::kKeyTiles];
-    if (warp < 2) find_query_gradient(x);
-    else find_key_gradient(x);
+    const int first = warp % 2 * kHalf;
+    Accumulator x[2][kHalf];
+    if (warp < 2) find_query_gradients(x, first);
+    else find_key_gradients(x, first);
     __syncthreads();
-    Tile::store_rows(x, shared.result(warp).base, Shared::Rows::stride);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      float* const to = shared.result(warp / 2 * 2 + m).at(0, first * 8);
+      Tile::store_rows(x[m], to, Shared::Rows::stride);
+    }
     place_own_values<false>(gv, shared.gv(), lane);
   }
 
-  // x = dA~ (warp 0) or dR~ (warp 1)
-  __device__ __forceinline__ void find_query_gradient(Accumulator (&x)[Tile::kKeyTiles]) const {
-    const Shared::Values rows{warp == 0 ? shared.gz.base : shared.gy.base};
-    multiply_rows_by_state(x, rows, shared.before, 0, shared.documents.first, lane);
+  // dA~ and dR~ of the key tiles from `first` on.
+  __device__ __forceinline__ void find_query_gradients(Accumulator (&x)[2][kHalf],
+                                                       int first) const {
+    multiply_both_by_state(x, shared.gz, shared.gy, shared.before, first, shared.documents.first,
+                           lane);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const LeftOperand by_b = shared.gsquare(2 * warp).from(0, n * 8).left(lane);
-      const LeftOperand by_k = shared.gsquare(2 * warp + 1).from(0, n * 8).left(lane);
+      LeftOperand by[4];
 #pragma unroll
-      for (int i = 0; i < Tile::kKeyTiles; ++i) {
-        multiply_add(x[i], by_b, shared.b.from(n * 8, i * 8).right(lane));
-        multiply_add(x[i], by_k, shared.k.from(n * 8, i * 8).right(lane));
+      for (int m = 0; m < 4; ++m) by[m] = shared.gsquare(m).from(0, n * 8).straight_left(lane);
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) {
+        const RightOperand b = shared.b.from(n * 8, (first + i) * 8).straight_right(lane);
+        const RightOperand k = shared.k.from(n * 8, (first + i) * 8).straight_right(lane);
+        multiply_add(x[0][i], by[0], b);
+        multiply_add(x[1][i], by[2], b);
+        multiply_add(x[0][i], by[1], k);
+        multiply_add(x[1][i], by[3], k);
       }
     }
   }
 
-  // x = dB- (warp 2) or dK- (warp 3)
-  __device__ __forceinline__ void find_key_gradient(Accumulator (&x)[Tile::kKeyTiles]) const {
-    const Shared::Values rows{warp == 2 ? shared.u.base : shared.v.base};
-    multiply_rows_by_state(x, rows, shared.after, 0, shared.documents.last, lane);
+  // dB- and dK- of the key tiles from `first` on.
+  __device__ __forceinline__ void find_key_gradients(Accumulator (&x)[2][kHalf], int first) const {
+    multiply_both_by_state(x, shared.u, shared.v, shared.after, first, shared.documents.last, lane);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const LeftOperand by_a = shared.gsquare(warp - 2).from(n * 8, 0).left_transposed(lane);
-      const LeftOperand by_r = shared.gsquare(warp).from(n * 8, 0).left_transposed(lane);
+      LeftOperand by[4];
 #pragma unroll
-      for (int i = 0; i < Tile::kKeyTiles; ++i) {
-        multiply_add(x[i], by_a, shared.a.from(n * 8, i * 8).right(lane));
-        multiply_add(x[i], by_r, shared.r.from(n * 8, i * 8).right(lane));
+      for (int m = 0; m < 4; ++m) by[m] = shared.gsquare(m).from(n * 8, 0).left_transposed(lane);
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) {
+        const RightOperand a = shared.a.from(n * 8, (first + i) * 8).right(lane);
+        const RightOperand r = shared.r.from(n * 8, (first + i) * 8).right(lane);
+        multiply_add(x[0][i], by[0], a);
+        multiply_add(x[1][i], by[1], a);
+        multiply_add(x[0][i], by[2], r);
+        multiply_add(x[1][i], by[3], r);
       }
     }
   }
@@ -258,14 +269,15 @@ struct Wkv7ChunkBackwardBlock {
   // gr, gk, ga, gb and gw of the thread's two keys and four tokens.
   __device__ __forceinline__ void write_pairs(int64_t t, int tokens) const {
     const PairOfKeys own;
-    float2 sum = make_float2(0.0f, 0.0f);
+    Token found[PairOfKeys::kTokens];
+    float2 sum = make_float2(0.0f, 0.0f), gradient = sum;
+#pragma unroll
     for (int i = 0; i < PairOfKeys::kTokens; ++i) {
-      const float2 x = sum_without_a(own.first_token + i, own.key);
-      const float2 y = product(shared.a, 0, own.first_token + i, own.key);
-      sum.x += x.x + y.x;
-      sum.y += x.y + y.y;
+      found[i] = results_at(own.first_token + i, own.key);
+      sum.x += found[i].without_a.x + found[i].of_a.x;
+      sum.y += found[i].without_a.y + found[i].of_a.y;
     }
-    float2 gradient = make_float2(0.0f, 0.0f);
+#pragma unroll
     for (int n = 0; n < Tile::kWarps; ++n) {
       const float2 part = load_two(shared.state_sums + n * kN + own.key);
       gradient.x += part.x;
@@ -274,50 +286,52 @@ struct Wkv7ChunkBackwardBlock {
     const float2 before = own.sum_before(sum);
     gradient.x -= before.x;
     gradient.y -= before.y;
+    const bool cut = shared.documents.cut();
+#pragma unroll
     for (int i = 0; i < PairOfKeys::kTokens; ++i) {
       const int n = own.first_token + i;
-      const float2 y = product(shared.a, 0, n, own.key), x = sum_without_a(n, own.key);
-      gradient.x -= y.x;
-      gradient.y -= y.y;
-      if (n < tokens) write_token(t, n, own.key, gradient);
-      gradient.x -= x.x;
-      gradient.y -= x.y;
+      gradient.x -= found[i].of_a.x;
+      gradient.y -= found[i].of_a.y;
+      const bool starts = cut && shared.documents.starts_at(n);
+      if (n < tokens) write_token(t, own, i, found[i], gradient, starts);
+      gradient.x -= found[i].without_a.x;
+      gradient.y -= found[i].without_a.y;
     }
   }
 
-  // (R~ dR~ - B- dB- - K- dK-) at a token
-  __device__ __forceinline__ float2 sum_without_a(int token, int key) const {
-    const float2 r = product(shared.r, 1, token, key), b = product(shared.b, 2, token, key);
-    const float2 k = product(shared.k, 3, token, key);
-    return make_float2(r.x - b.x - k.x, r.y - b.y - k.y);
-  }
-
-  template <class Operand>
-  __device__ __forceinline__ float2 product(const Operand& operand, int result, int token,
-                                            int key) const {
-    const float2 x = load_two(operand.at(token, key));
-    const float2 y = load_two(shared.result(result).at(token, key));
-    return make_float2(x.x * y.x, x.y * y.y);
+  // Of a token: dA~, dR~, dB-, dK-, and the products A~ dA~ and R~ dR~ - B- dB- - K- dK-.
+  struct Token {
+    float2 a, r, b, k, of_a, without_a;
+  };
+  __device__ __forceinline__ Token results_at(int token, int key) const {
+    const float2 a = load_two(shared.a.at(token, key)), r = load_two(shared.r.at(token, key));
+    const float2 b = load_two(shared.b.at(token, key)), k = load_two(shared.k.at(token, key));
+    Token found;
+    found.a = load_two(shared.result(0).at(token, key));
+    found.r = load_two(shared.result(1).at(token, key));
+    found.b = load_two(shared.result(2).at(token, key));
+    found.k = load_two(shared.result(3).at(token, key));
+    found.of_a = make_float2(a.x * found.a.x, a.y * found.a.y);
+    found.without_a = make_float2(r.x * found.r.x - b.x * found.b.x - k.x * found.k.x,
+                                  r.y * found.r.y - b.y * found.b.y - k.y * found.k.y);
+    return found;
   }
 
   // log_gradient: of the decay's logarithm
-  __device__ __forceinline__ void write_token(int64_t t, int n, int key,
-                                              const float2& log_gradient) const {
-    const int64_t to = place.token(t + n) + key;
-    const float* const growth = shared.growth + n * kN + key;
-    const float2 before = load_two(growth), grown = load_two(growth + kN);
-    const float2 slope = load_two(shared.slope + n * kN + key);
-    const float kept = place.starts(p.reset, t + n) ? 0.0f : 1.0f;
-    const float2 a = load_two(shared.result(0).at(n, key));
-    const float2 r = load_two(shared.result(1).at(n, key));
-    const float2 b = load_two(shared.result(2).at(n, key));
-    const float2 k = load_two(shared.result(3).at(n, key));
-    store_pair(p.ga, to, p.dtype, a.x * before.x, a.y * before.y);
-    store_pair(p.gr, to, p.dtype, r.x * grown.x, r.y * grown.y);
-    store_pair(p.gb, to, p.dtype, b.x / grown.x, b.y / grown.y);
-    store_pair(p.gk, to, p.dtype, k.x / grown.x, k.y / grown.y);
-    store_two(static_cast<float*>(p.gw) + to, kept * slope.x * log_gradient.x,
-              kept * slope.y * log_gradient.y);
+  __device__ __forceinline__ void write_token(int64_t t, const PairOfKeys& own, int i,
+                                              const Token& found, const float2& log_gradient,
+                                              bool starts) const {
+    const int64_t to = place.token(t + own.first_token + i) + own.key;
+    const float2 before = load_two(shared.growth + own.apart(i));
+    const float2 grown = load_two(shared.growth + own.apart_behind(i));
+    const float2 shrunk = make_float2(fast_inverse(grown.x), fast_inverse(grown.y));
+    const float2 slope = load_two(shared.slope + own.apart(i));
+    store_pair(p.ga, to, p.dtype, found.a.x * before.x, found.a.y * before.y);
+    store_pair(p.gr, to, p.dtype, found.r.x * grown.x, found.r.y * grown.y);
+    store_pair(p.gb, to, p.dtype, found.b.x * shrunk.x, found.b.y * shrunk.y);
+    store_pair(p.gk, to, p.dtype, found.k.x * shrunk.x, found.k.y * shrunk.y);
+    store_two(static_cast<float*>(p.gw) + to, starts ? 0.0f : slope.x * log_gradient.x,
+              starts ? 0.0f : slope.y * log_gradient.y);
   }
 };
 

@@ -29,19 +29,25 @@ template <bool kWithOutput> struct Wkv7ChunkForwardBlock {
   __device__ Wkv7ChunkForwardBlock(const Wkv7Forward& p, int64_t block, unsigned char* base)
       : p(p), place(p, block), shared(base), lane(lane_number()) {}
 
-  // S: the state before the range on entry, after it on return. keep: where states are to be kept.
+  // S: the state before the range on entry, after it on return. keep: where states are to be kept,
+  // the first one that before the range.
   __device__ __forceinline__ void scan(Tile::State& S, const TokenRange& range,
                                        const StatesAt<float*>& keep) const {
+    float* kept = keep.base == nullptr ? nullptr : keep.of(place, range.begin);
+    int64_t next_kept = kept == nullptr ? range.end : range.begin;
     fetch(range, range.begin);
     for (int64_t t = range.begin; t < range.end; t += kChunk) {
       const int tokens = range.tokens_from<kChunk>(t);
-      if (keep.has(t)) Tile::store_state(S, keep.of(place, t));
+      if (t == next_kept) {
+        Tile::store_state(S, kept);
+        kept += kN * kN, next_kept += keep.every;
+      }
       wait_for_copies();
       __syncthreads();
-      shared.form_operands(p.reset, place, p.dtype, t, tokens, nullptr);
+      shared.template form_operands<kWithOutput>(p.reset, place, p.dtype, t, tokens, nullptr);
       __syncthreads();
       if (t + kChunk < range.end) fetch(range, t + kChunk);
-      shared.form_squares();
+      shared.template form_squares<kWithOutput>();
       __syncthreads();
       advance(S);
       if constexpr (kWithOutput) {
@@ -53,7 +59,8 @@ template <bool kWithOutput> struct Wkv7ChunkForwardBlock {
 
  private:
   __device__ void fetch(const TokenRange& range, int64_t t) const {
-    shared.fetch(p, place, t, range.tokens_from<kChunk>(t));
+    const ChunkFetch chunk(place, t, range.tokens_from<kChunk>(t));
+    shared.template fetch<kWithOutput>(p, chunk);
     commit_copies();
   }
 

@@ -43,7 +43,7 @@ class Wkv7ChunkBackwardPass {
              const StatesAt<float*>& to, void* stream) const {
     Wkv7Forward forward{};
     static_cast<HeadSizes&>(forward) = p_;
-    forward.r = p_.r, forward.k = p_.k, forward.v = p_.v, forward.a = p_.a, forward.b = p_.b;
+    forward.k = p_.k, forward.v = p_.v, forward.a = p_.a, forward.b = p_.b;
     forward.w = p_.w, forward.reset = p_.reset;
     const int64_t segments = ceil_div(range.end - range.begin, from.every);
     return launch(wkv7_chunk_replay_kernel, p_.batch * p_.heads * segments,

@@ -1,6 +1,7 @@
 // The decay of RWKV-7, exp(-exp(-1/2) sigmoid(w)).
 #pragma once
 
+#include "../common/fast_math.cuh"
 #include "../common/octets.cuh"
 
 namespace rwkv {
@@ -9,6 +10,22 @@ constexpr float kLargestRate = 0.6065306597126334f;  // exp(-1/2)
 
 // The decay's logarithm.
 __device__ inline float wkv7_log_decay(float w) { return -kLargestRate / (1.0f + expf(-w)); }
+
+// For products in tf32: the decay's logarithm to base 2, and the derivative by w of the natural
+// one, both to about 1e-6.
+struct Wkv7TensorDecay {
+  float log2, slope;
+
+  __device__ __forceinline__ explicit Wkv7TensorDecay(float w) {
+    constexpr float kLog2OfE = 1.4426950408889634f;
+    // Beyond it 1 - sigmoid(w) is 1, though in this form infinity times zero. Written so that NaN
+    // stays NaN.
+    const float falling = fast_exp2(kLog2OfE * (w < -80.0f ? 80.0f : -w));
+    const float sigmoid = fast_inverse(1.0f + falling);
+    log2 = -kLargestRate * kLog2OfE * sigmoid;
+    slope = -kLargestRate * sigmoid * (falling * sigmoid);
+  }
+};
 
 // 1 - sigmoid(w), from its own exponential: for large w the difference would lose its digits. The
 // logarithm's derivative by w is the logarithm times this.
