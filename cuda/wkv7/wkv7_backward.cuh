@@ -147,30 +147,36 @@ template <class TileType> struct Wkv7BackwardBlock {
   // Finds u of every token and the states before the bursts; `before_last` is that of burst `last`.
   // S: the state before the chunk, used up.
   __device__ __forceinline__ void sweep(State& before_last, State& S, int last) const {
-    for (int n = 0; n < (last + 1) * kBurst; ++n) {
-      if (n == last * kBurst) {
+    for (int burst = 0; burst <= last; ++burst) {
+      if (burst == last) {
 #pragma unroll
         for (int i = 0; i < kR; ++i) {
 #pragma unroll
           for (int c = 0; c < kC; ++c) before_last[i][c] = S[i][c];
         }
-      } else if (n > 0 && n % kBurst == 0) {
-        tile.park_state(S, parked(n / kBurst));
+      } else if (burst > 0) {
+        tile.park_state(S, parked(burst));
       }
-      Keys a;
-      Values sums = {}, u;
-      tile.load_keys(a, shared.a + n * kN);
-#pragma unroll
-      for (int i = 0; i < kR; ++i) {
-#pragma unroll
-        for (int c = 0; c < kC; ++c) sums[i] += S[i][c] * a[c];
-      }
-      tile.store_row_sums(sums, shared.u + n * kRows);
-      give_sums<kR, kKeyLanes>(u, sums[0], tile.lane);
-      advance(S, S, u, n);
+#pragma unroll 1
+      for (int n = burst * kBurst; n < (burst + 1) * kBurst; ++n) sweep_token(S, n);
     }
     // A warp reads back its own values' u only.
     __syncwarp();
+  }
+
+  // S: the state before token n of the chunk on entry, after it on return.
+  __device__ __forceinline__ void sweep_token(State& S, int n) const {
+    Keys a;
+    Values sums = {}, u;
+    tile.load_keys(a, shared.a + n * kN);
+#pragma unroll
+    for (int i = 0; i < kR; ++i) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) sums[i] += S[i][c] * a[c];
+    }
+    tile.store_row_sums(sums, shared.u + n * kRows);
+    give_sums<kR, kKeyLanes>(u, sums[0], tile.lane);
+    advance(S, S, u, n);
   }
 
   // to: the state after token n of the chunk, from: the one before it
