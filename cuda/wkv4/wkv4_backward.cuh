@@ -55,7 +55,8 @@ template <DType kType, bool kWithResults> struct Wkv4BackwardThread {
       __syncthreads();
       // The other buffer was read before that barrier.
       if (t > place.begin) fetch(t - kWkv4Chunk, buffer ^ 1);
-      if (place.exists) run_chunk(t, buffer);
+      const unsigned starts = document_starts(p.reset, p, place, t, tokens_at(t));
+      if (place.exists) run_chunk(t, buffer, starts);
     }
   }
 
@@ -69,15 +70,14 @@ template <DType kType, bool kWithResults> struct Wkv4BackwardThread {
     shared.gy.fetch(buffer, p.gy, p, place, t, tokens_at(t));
     commit_copies();
   }
-  __device__ bool starts(int64_t t) const {
-    return p.reset != nullptr && p.reset[place.row * p.time + t];
-  }
 
-  __device__ __forceinline__ void run_chunk(int64_t t, int buffer) {
+  // starts: the tokens of the chunk that begin a document, a bit each
+  __device__ __forceinline__ void run_chunk(int64_t t, int buffer, unsigned starts) {
     const int own = static_cast<int>(threadIdx.x), tokens = tokens_at(t);
     Stretch sums = kept.load(place.row, t / kWkv4Chunk, place.channel);
+#pragma unroll 4
     for (int n = 0; n < tokens; ++n) {
-      if (starts(t + n)) sums.forget();
+      if ((starts >> n & 1) != 0) sums.forget();
       float* const saved = shared.sums + n * 3 * kWkv4Threads + own;
       // Within a chunk the rest is so small that exp(rest) is 1 + rest.
       saved[0] = sums.aa + sums.aa * sums.rest, saved[kWkv4Threads] = sums.bb + sums.bb * sums.rest;
@@ -85,7 +85,12 @@ template <DType kType, bool kWithResults> struct Wkv4BackwardThread {
       sums.add(step, shared.k.own(buffer, n), shared.v.own(buffer, n), 1.0f);
     }
     if (t + tokens == p.time) start_from_final_state(sums);
-    for (int n = tokens - 1; n >= 0; --n) step_back(t + n, n, buffer);
+    int64_t at = place.token(p, t + tokens - 1);
+#pragma unroll 2
+    for (int n = tokens - 1; n >= 0; --n, at -= p.width) {
+      step_back(at, n, buffer);
+      if ((starts >> n & 1) != 0) adjoint.forget();
+    }
   }
 
   // The adjoints of the final state; its pp counts as a constant.
@@ -97,8 +102,8 @@ template <DType kType, bool kWithResults> struct Wkv4BackwardThread {
     adjoint.rest = 0.0f;
   }
 
-  // Token t, number n of the chunk.
-  __device__ __forceinline__ void step_back(int64_t t, int n, int buffer) {
+  // Token n of the chunk, the channel's index in tensors [B, T, A] being `at`.
+  __device__ __forceinline__ void step_back(int64_t at, int n, int buffer) {
     const float k = shared.k.own(buffer, n), v = shared.v.own(buffer, n);
     const float gy = shared.gy.own(buffer, n);
     const float* const saved = shared.sums + n * 3 * kWkv4Threads + threadIdx.x;
@@ -110,14 +115,12 @@ template <DType kType, bool kWithResults> struct Wkv4BackwardThread {
     if constexpr (kWithResults) {
       const float through = expf(k + adjoint.pp + adjoint.rest);
       const float own_v = q * weights.now, own_k = own_v * (v - y);
-      store_element<kType>(p.gv, place.token(p, t), own_v + through * adjoint.aa);
-      store_element<kType>(p.gk, place.token(p, t),
-                           own_k + through * (adjoint.aa * v + adjoint.bb));
+      store_element<kType>(p.gv, at, own_v + through * adjoint.aa);
+      store_element<kType>(p.gk, at, own_k + through * (adjoint.aa * v + adjoint.bb));
       gu += own_k;
       gw += expf(step + adjoint.pp + pp + adjoint.rest) * (adjoint.aa * aa + adjoint.bb * bb);
     }
     adjoint.add(step, -scale, q, -q * y);
-    if (starts(t)) adjoint.forget();
   }
 };
 

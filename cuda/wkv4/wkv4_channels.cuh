@@ -102,6 +102,15 @@ struct Wkv4Place {
   }
 };
 
+// Which of the tokens from t on begin a document, a bit each; all lanes of a warp take part. reset:
+// as in the call, or null.
+__device__ inline unsigned document_starts(const bool* reset, const Wkv4Sizes& p,
+                                           const Wkv4Place& place, int64_t t, int tokens) {
+  if (reset == nullptr) return 0;
+  const int own = lane_number();
+  return __ballot_sync(kAllLanes, own < tokens && reset[place.row * p.time + t + own]);
+}
+
 // [count][rows][width] floats per batch row, of which a thread reads and writes its channel.
 struct ChannelRows {
   float* base;

@@ -7,14 +7,18 @@
 namespace rwkv {
 namespace {
 
-// Threads that a multiprocessor should have to hide the time that its loads take.
+// Threads of a multiprocessor from which on a second reading of the tokens, which cutting them
+// takes, costs more than the waiting that it would fill.
+constexpr int64_t kThreadsEnough = 96;
+// Threads that it should have where they are cut, to hide the time that loads take.
 constexpr int64_t kThreadsWanted = 512;
 // Fewer tokens in a segment cost more than they gain.
 constexpr int64_t kShortestSegment = 64;
 
 Segments choose_segments(const Wkv4Sizes& p, const LaunchOptions& options) {
-  if (options.split == kSplitFull) return {1, p.time};
   const bool wide = options.split == kSplitWide;
+  const bool enough = p.batch * p.width >= multiprocessors() * kThreadsEnough;
+  if (options.split == kSplitFull || (enough && !wide)) return {1, p.time};
   const int64_t shortest = wide ? kWkv4Chunk : kShortestSegment;
   int64_t count = ceil_div(p.time, shortest);
   if (!wide) {

@@ -19,19 +19,19 @@ template <DType kType> struct Wkv4ForwardShared {
   }
 };
 
-// Calls visit(t, k, v) for the tokens of the thread's segment, in order; chunk(t) before the first
-// of every kWkv4Chunk.
+// Calls visit(at, starts, k, v) for the tokens of the thread's segment, in order: the channel's
+// index in tensors [B, T, A], and whether a document starts; chunk(t) before the first of every
+// kWkv4Chunk.
 template <DType kType, typename Chunk, typename Visit>
-__device__ __forceinline__ void walk_tokens(const Wkv4Sizes& p, const void* k, const void* v,
-                                            const Wkv4Place& place, unsigned char* base,
-                                            Chunk chunk, Visit visit) {
+__device__ __forceinline__ void walk_tokens(const Wkv4Forward& p, const Wkv4Place& place,
+                                            unsigned char* base, Chunk chunk, Visit visit) {
   const Wkv4ForwardShared<kType> shared(base);
   const auto tokens_at = [&](int64_t t) {
     return static_cast<int>(place.end - t < kWkv4Chunk ? place.end - t : kWkv4Chunk);
   };
   const auto fetch = [&](int64_t t, int buffer) {
-    shared.k.fetch(buffer, k, p, place, t, tokens_at(t));
-    shared.v.fetch(buffer, v, p, place, t, tokens_at(t));
+    shared.k.fetch(buffer, p.k, p, place, t, tokens_at(t));
+    shared.v.fetch(buffer, p.v, p, place, t, tokens_at(t));
     commit_copies();
   };
   fetch(place.begin, 0);
@@ -41,10 +41,14 @@ __device__ __forceinline__ void walk_tokens(const Wkv4Sizes& p, const void* k, c
     __syncthreads();
     // The other buffer was read before that barrier.
     if (t + kWkv4Chunk < place.end) fetch(t + kWkv4Chunk, buffer ^ 1);
+    const int tokens = tokens_at(t);
+    const unsigned starts = document_starts(p.reset, p, place, t, tokens);
     if (!place.exists) continue;
     chunk(t);
-    for (int n = 0; n < tokens_at(t); ++n) {
-      visit(t + n, shared.k.own(buffer, n), shared.v.own(buffer, n));
+    int64_t at = place.token(p, t);
+#pragma unroll 4
+    for (int n = 0; n < tokens; ++n, at += p.width) {
+      visit(at, (starts >> n & 1) != 0, shared.k.own(buffer, n), shared.v.own(buffer, n));
     }
   }
 }
@@ -63,9 +67,9 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
       place.exists ? wkv4_log_decay(static_cast<const float*>(p.w)[place.channel]) : 0.0f;
   Stretch sums = Stretch::empty();
   walk_tokens<kType>(
-      p, p.k, p.v, place, base, [](int64_t) {},
-      [&](int64_t t, float k, float v) {
-        if (p.reset != nullptr && p.reset[place.row * p.time + t]) sums.forget();
+      p, place, base, [](int64_t) {},
+      [&](int64_t, bool starts, float k, float v) {
+        if (starts) sums.forget();
         sums.add(step, k, v, 1.0f);
       });
   sums.decay += step * static_cast<float>(place.end - place.begin);
@@ -109,18 +113,18 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
     if (starts.base != nullptr) sums = starts.load(place.row, place.segment, place.channel);
   }
   walk_tokens<kType>(
-      p, p.k, p.v, place, base,
+      p, place, base,
       [&](int64_t t) {
         sums.fold();
         if (kept.base == nullptr || t % p.keep_every != 0) return;
         kept.store(place.row, t / p.keep_every, place.channel, sums);
       },
-      [&](int64_t t, float k, float v) {
-        if (p.reset != nullptr && p.reset[place.row * p.time + t]) sums.forget();
+      [&](int64_t at, bool starts, float k, float v) {
+        if (starts) sums.forget();
         const Weights weights(u + k - sums.pp - sums.rest);
         const float y = (weights.before * sums.aa + weights.now * v) /
                         (weights.before * sums.bb + weights.now);
-        store_element<kType>(p.y, place.token(p, t), y);
+        store_element<kType>(p.y, at, y);
         sums.add(step, k, v, 1.0f);
       });
   if (place.exists && place.end == p.time) {
