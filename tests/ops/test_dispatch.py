@@ -177,14 +177,15 @@ def test_importing_an_operator_imports_neither_backends_nor_compilers():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-@pytest.mark.parametrize("op", ["wkv4", "wkv6"])
+@pytest.mark.parametrize("op", OPS)
 def test_torch_compile_traces_the_call_without_a_break_at_several_lengths(op):
     torch.compiler.reset()
     compiled = torch.compile(
         lambda case, leaves: call(case, leaves, "chunked"), backend="eager", fullgraph=True
     )
     for time in (3, 5):
-        case = make_case(op, 1, time, 1, 4)
+        # several rows and heads, so that no part of a tensor is contiguous by chance
+        case = make_case(op, 2, time, 2, 4, reset=True)
         leaves = {name: value.clone().requires_grad_() for name, value in case.inputs.items()}
         y, _ = compiled(case, leaves)
         expected, _ = call(case, case.inputs, "reference")

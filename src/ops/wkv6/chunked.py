@@ -125,7 +125,8 @@ def _forward_group(inputs: _Inputs, states: Tensor) -> Tensor:
     inner.matrix.diagonal(0, 2, 3).copy_((r * inputs.u * k).sum(-1))
     added = v.mT @ inner.writes
     for m in range(added.shape[1]):
-        torch.addcmul(added[:, m], states[:, m], inner.whole[:, m, None], out=states[:, m + 1])
+        # no out=: torch.compile does not take one with gaps between its rows
+        states[:, m + 1] = torch.addcmul(added[:, m], states[:, m], inner.whole[:, m, None])
     return inner.reads @ states[:, :-1].mT + inner.matrix @ v
 
 
@@ -145,7 +146,7 @@ def _backward_group(
     grad_states[:, -1] = grad_final
     for m in reversed(range(1, added.shape[1])):
         whole = inner.whole[:, m, None]
-        torch.addcmul(added[:, m], grad_states[:, m], whole, out=grad_states[:, m - 1])
+        grad_states[:, m - 1] = torch.addcmul(added[:, m], grad_states[:, m], whole)
     grad_first = torch.addcmul(added[:, 0], grad_states[:, 0], inner.whole[:, 0, None])
 
     grad_v = inner.matrix.mT @ gy + inner.writes @ grad_states.mT

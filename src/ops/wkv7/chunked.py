@@ -272,11 +272,11 @@ def _segments(marks: Tensor) -> _Segments:
 
 
 def _stacked_products(p: Tensor, x: Tensor, q: Tensor, y: Tensor) -> Tensor:
-    """p * x over q * y, stacked along the token axis without a copy."""
-    length = x.shape[2]
-    out = x.new_empty(*x.shape[:2], 2 * length, x.shape[3])
-    torch.mul(p, x, out=out[:, :, :length])
-    torch.mul(q, y, out=out[:, :, length:])
+    """p * x over q * y, stacked along the token axis."""
+    # no out=: torch.compile does not take one with gaps between its rows
+    out = torch.cat((x, y), 2)
+    out[:, :, : x.shape[2]] *= p
+    out[:, :, x.shape[2] :] *= q
     return out
 
 
