@@ -11,8 +11,10 @@ import torch
 VECTORS = Path(__file__).parent / "vectors"
 
 # Largest relative RMS error of a faster path against the fp64 reference.
-# bf16 results carry the rounding of one bf16 store (2^-9), hence the last line.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 6e-3}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+# A result in 16 bit may err as much as the exact one stored once, and this factor: what fp32 sums
+# err by moves a result across a rounding boundary now and then (measured: 1.00006 in fp16).
+STORED_ONCE = 1.001
 
 
 def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -22,6 +24,16 @@ def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
     difference = (actual - expected).square().mean().sqrt().item()
     scale = expected.square().mean().sqrt().item()
     return difference / scale if scale > 0 else difference
+
+
+def allowed_error(exact: torch.Tensor, dtype: torch.dtype) -> float:
+    """The largest relative RMS error of a result in `dtype` whose exact value is `exact`.
+
+    In 16 bit: that of `exact` stored once, and fp32's for the sums before.
+    """
+    if dtype in TOLERANCE:
+        return TOLERANCE[dtype]
+    return STORED_ONCE * relative_rms(exact.to(dtype), exact) + TOLERANCE[torch.float32]
 
 
 def assert_close(name: str, actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
