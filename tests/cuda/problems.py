@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.cuda.host_kernels import DTYPES, Guarded, HostKernels, Interface
-from tests.helpers import relative_rms
+from tests.helpers import STORED_ONCE, TOLERANCE, relative_rms
 
 _HEAD_SIZES = (
     "batch", "time", "heads", "size", "keep_every", "kept", "dtype", "w_dtype",
@@ -185,7 +185,7 @@ def assert_results_match(
     for name, exact in expected.items():
         error = relative_rms(found[name], exact)
         rounding = relative_rms(exact.to(found[name].dtype), exact)
-        limit = 1e-5 + 1.05 * math.hypot(rounding, operand_error)
+        limit = TOLERANCE[torch.float32] + STORED_ONCE * math.hypot(rounding, operand_error)
         assert error <= limit, f"{name}: relative RMS error {error:.2e} > {limit:.2e}"
 
 

@@ -77,10 +77,12 @@ def test_little_working_memory_means_more_ranges_and_the_same_results(host_kerne
 
 
 @every_op
-@pytest.mark.parametrize("decay_shift", (-9.0, 6.0, 60.0), ids=("kept", "forgotten", "overflowing"))
-def test_any_decay_is_served_to_fp32_accuracy(host_kernels, op, decay_shift):
-    problem = make_problem(op, Shape(1, 70, 2, 64), torch.float32, decay_shift=decay_shift)
-    found = kernel_results(host_kernels(op), problem, keep_every=keep_every(op, 64))
+@both_splits
+@pytest.mark.parametrize("decay_shift", (-1000.0, -9.0, 6.0, 60.0, 1000.0))
+def test_any_decay_is_served_to_fp32_accuracy(host_kernels, op, split, decay_shift):
+    """Kept for ever, kept, forgotten, forgotten at once, with exp(w) beyond fp32."""
+    problem = make_problem(op, Shape(1, 70, 1, 64), torch.float32, decay_shift=decay_shift)
+    found = kernel_results(host_kernels(op), problem, split, keep_every=keep_every(op, 64))
     assert_results_match(found, expected_results(problem))
 
 
