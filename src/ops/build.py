@@ -147,12 +147,12 @@ def _make_plan(target: Target) -> Plan:
 def _source_hash(target: Target) -> str:
     """Of what the library is made from and for, apart from the compilers."""
     digest = hashlib.sha256(f"{torch.__version__}\n{toolchain.machine_flags()}\n".encode())
-    for file in sorted(_with_includes(target.files())):
+    for file in sorted(with_includes(target.files())):
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _with_includes(files: list[Path]) -> set[Path]:
+def with_includes(files: list[Path]) -> set[Path]:
     """`files` and all that they include by a quoted path, directly or not."""
     found: set[Path] = set()
     left = [file.resolve() for file in files]

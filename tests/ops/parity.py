@@ -44,7 +44,14 @@ def compare(case: Case, expected: dict[str, Tensor], backend: str, dtype: torch.
 
     case: as `rounded` gives it; expected: its `expected_results`.
     """
-    actual = sums(run(case, backend, dtype))
+    compare_results(case, expected, run(case, backend, dtype), f"{backend} in {dtype}")
+
+
+def compare_results(
+    case: Case, expected: dict[str, Tensor], actual: dict[str, Tensor], who: str
+) -> None:
+    """As `compare`, for results that `who` has computed already; by the names that `run` gives."""
+    actual, wide = sums(actual), compute_dtype(actual["y"].dtype)
     assert actual.keys() == expected.keys()
     if "gpp" in expected:
         # The sum of aa gaa and bb gbb, which may cancel down to their rounding in any fp32
@@ -52,10 +59,9 @@ def compare(case: Case, expected: dict[str, Tensor], backend: str, dtype: torch.
         first = case.inputs["aa"] * expected["gaa"]
         actual |= {"gpp": actual["gpp"].double() - first}
         expected = expected | {"gpp": expected["gpp"] - first}
-    wide = compute_dtype(dtype)
     for name, value in actual.items():
         value, exact = flushed(value, wide), flushed(expected[name], wide)
-        label = f"{case.op} {name} of {backend} in {dtype}"
+        label = f"{case.op} {name} of {who}"
         if not exact.any():
             assert not value.any(), f"{label}: expected zeros"
         # wkv4's sums, products of two results, are in fp64
