@@ -1,6 +1,6 @@
 """How long it takes to build the native operators, and to load them once they are built.
 
-    python -m benchmarks.build [--ops 4567] [--device cpu|cuda] [--repeats 3]
+    python -m benchmarks.build [--ops 4567s] [--device cpu|cuda] [--repeats 3]
 
 Cold: a new process with an empty cache folder compiles and loads one operator. Warm: another new
 process loads it from that folder. The import of torch, which every program pays, is not counted.
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 COLD_LIMIT_S, WARM_LIMIT_S = 60.0, 0.2
+OPS = {"4": "wkv4", "5": "wkv5", "6": "wkv6", "7": "wkv7", "s": "token_shift"}
 
 # Run in a process of its own: imports torch, then times from the first use to the registered op.
 _LOAD = """
@@ -37,16 +38,16 @@ def main() -> int:
     """Prints a line per operator; 1 if one exceeds a limit, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.build", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--ops", default="4567", help="versions, such as 67")
+    parser.add_argument("--ops", default="".join(OPS), help="versions, and s for the token shift")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="warm loads per operator")
     options = parser.parse_args()
-    if not options.ops or set(options.ops) - set("4567"):
-        parser.error(f"--ops {options.ops}: expected versions among 4567, such as 67")
+    if not options.ops or set(options.ops) - set(OPS):
+        parser.error(f"--ops {options.ops}: expected letters among {''.join(OPS)}, such as 67")
     print(f"{os.cpu_count()} cores; limits: cold {COLD_LIMIT_S:.0f} s, warm {WARM_LIMIT_S} s")
-    print(f"{'op':<8}{'cold build, s':>15}{'warm load, s':>15}")
+    print(f"{'op':<12}{'cold build, s':>15}{'warm load, s':>15}")
     slow = False
-    for op in (f"wkv{version}" for version in options.ops):
+    for op in (OPS[letter] for letter in options.ops):
         with tempfile.TemporaryDirectory() as home:
             cold = seconds_to_load(op, options.device, Path(home))
             warm = statistics.median(
@@ -55,7 +56,7 @@ def main() -> int:
         within = cold <= COLD_LIMIT_S and warm <= WARM_LIMIT_S
         slow = slow or not within
         verdict = "" if within else "   over the limit"
-        print(f"{op:<8}{cold:>15.1f}{warm:>15.3f}{verdict}", flush=True)
+        print(f"{op:<12}{cold:>15.1f}{warm:>15.3f}{verdict}", flush=True)
     return 1 if slow else 0
 
 

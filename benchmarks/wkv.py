@@ -19,10 +19,8 @@ at an equal number of tokens, batch x time: what a token costs, relative to the 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,14 +38,13 @@ from benchmarks.wkv_cases import (
     saved_bytes,
 )
 from benchmarks.wkv_plot import plot
+from benchmarks.wkv_timing import alternate, copy_rate, product_rate
 from src.ops import wkv7
 from src.ops.measurements import BOTH, FORWARD, Measurement, card_of, record
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The token loop is a thousand times slower; beyond so many tokens it is left out unless asked for.
 LOOP_TOKENS = 4096
-COPY_BYTES = 256 * 2**20
-MATMUL_SIZE = 2048
 # What `auto` chooses from by its speed: not the operators of others, and not the token loop, which
 # keeps up at a few tokens and is hopeless at some more.
 RECORDED = {backend.name for backend in wkv7.BACKENDS} - {"reference"}
@@ -106,30 +103,58 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wkv", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--ops", default="4567", help="versions, such as 67")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--time", type=int, default=512)
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--size", type=int, default=64, help="channels per head")
+    parser.add_argument("--batch", type=positive, default=4)
+    parser.add_argument("--time", type=positive, default=512)
+    parser.add_argument("--heads", type=positive, default=12)
+    parser.add_argument("--size", type=positive, default=64, help="channels per head")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--device", choices=devices, default=devices[-1])
     parser.add_argument("--backends", help="names, comma-separated; default: all that can serve")
-    parser.add_argument("--lengths", help="compare these, comma-separated, at equal batch x time")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument(
+        "--lengths", type=lambda text: [positive(word) for word in text.split(",")],
+        metavar="T,T", help="compare these, comma-separated, at equal batch x time",
+    )
+    parser.add_argument("--repeats", type=positive, default=9)
+    parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's")
     parser.add_argument("--plot", type=Path, help="write a bar chart of tokens/s to this file")
     parser.add_argument("--record", type=Path, help="add the medians to this table of measurements")
     options = parser.parse_args()
-    if not options.ops or set(options.ops) - set("4567"):
-        parser.error(f"--ops {options.ops}: expected versions among 4567, such as 67")
+    fault = fault_of(options)
+    if fault is not None:
+        parser.error(fault)
+    return options
+
+
+def positive(text: str) -> int:
+    """The number, for argparse; it must be above zero."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number above 0")
+    return int(text)
+
+
+def fault_of(options: argparse.Namespace) -> str | None:
+    """What is wrong with the command line beyond single values, or None."""
+    if not options.ops or sorted(set(options.ops) & set("4567")) != sorted(options.ops):
+        return f"--ops {options.ops}: expected versions among 4567, such as 67"
+    device = torch.device(options.device)
+    known = {c.name: None for v in options.ops for c in contenders(f"wkv{v}", device)}
+    unknown = [] if options.backends is None else set(options.backends.split(",")) - set(known)
+    if unknown:
+        return f"--backends {options.backends}: there are {', '.join(known)} on this device"
     if options.lengths is not None and (options.plot or options.record):
-        parser.error("--lengths prints a table of its own; leave --plot and --record out")
+        return "--lengths prints a table of its own; leave --plot and --record out"
+    for flag in ("plot", "record"):
+        file = getattr(options, flag)
+        if file is not None and not file.parent.is_dir():
+            return f"--{flag} {file}: {file.parent} is no folder; make it first"
     for shape in shapes_of(options):
         if shape.batch * shape.time != options.batch * options.time:
-            parser.error(
+            return (
                 f"--lengths {shape.time} does not divide the {options.batch * options.time} tokens"
                 f" of --batch {options.batch} --time {options.time}; choose a larger --batch"
             )
-    return options
+    return None
 
 
 def shapes_of(options: argparse.Namespace) -> list[Shape]:
@@ -139,7 +164,7 @@ def shapes_of(options: argparse.Namespace) -> list[Shape]:
     tokens = options.batch * options.time
     return [
         Shape(tokens // length, length, options.heads, options.size)
-        for length in map(int, options.lengths.split(","))
+        for length in options.lengths
     ]
 
 
@@ -249,44 +274,6 @@ def work(contender: Contender, inputs: Inputs, backward: bool) -> Callable[[], o
             return contender.run(inputs.leaves)
 
     return forward
-
-
-def alternate(
-    works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each work; all take turns, so that a disturbance meets them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for attempt in range(repeats + 1):
-        for name, run in works.items():
-            wait(device)
-            began = time.perf_counter()
-            run()
-            wait(device)
-            # the first turn warms up
-            if attempt:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def wait(device: torch.device) -> None:
-    """Returns when the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes read and written per second by a copy far larger than the caches."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = alternate({"copy": lambda: target.copy_(source)}, 5, device)["copy"]
-    return 2 * COPY_BYTES / seconds
-
-
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product."""
-    a = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device).to(dtype)
-    seconds = alternate({"product": lambda: a @ a}, 5, device)["product"]
-    return 2 * MATMUL_SIZE**3 / seconds
 
 
 def device_name(device: torch.device) -> str:

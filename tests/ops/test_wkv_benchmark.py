@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from benchmarks import wkv, wkv_cases
+from benchmarks import wkv, wkv_cases, wkv_timing
 from benchmarks.wkv_cases import CASES, Contender, Shape, make_inputs, parity_fault
 from src.ops.measurements import BOTH, FORWARD, read
 from tests.ops.native_cases import OPS
 
-ROOT = Path(__file__).parents[2]
 SHAPE = Shape(1, 9, 2, 64)
 
 
@@ -80,8 +77,8 @@ def test_a_contender_with_a_wrong_result_has_a_parity_fault(op):
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["wkv", *arguments])
-    monkeypatch.setattr(wkv, "COPY_BYTES", 1 << 12)
-    monkeypatch.setattr(wkv, "MATMUL_SIZE", 8)
+    monkeypatch.setattr(wkv_timing, "COPY_BYTES", 1 << 12)
+    monkeypatch.setattr(wkv_timing, "MATMUL_SIZE", 8)
     status = wkv.main()
     return status, capsys.readouterr().out
 
@@ -116,6 +113,14 @@ def test_it_prints_no_speed_for_a_wrong_result_and_fails(monkeypatch, capsys):
     assert "chunked       forward" not in out
 
 
+def test_the_floor_of_16_bit_is_fp32_where_that_is_faster(monkeypatch):
+    rates = {torch.float32: 60e9, torch.bfloat16: 5e8, torch.float16: 9e10}
+    monkeypatch.setattr(wkv_timing, "square_product_rate", lambda _, dtype, size: rates[dtype])
+    cpu = torch.device("cpu")
+    assert wkv_timing.product_rate(cpu, torch.bfloat16) == 60e9
+    assert wkv_timing.product_rate(cpu, torch.float16) == 9e10
+
+
 def test_it_compares_lengths_at_an_equal_number_of_tokens(monkeypatch, capsys):
     status, out = run(
         monkeypatch, capsys, "--lengths", "4,8", "--ops", "6", "--device", "cpu", "--batch", "4",
@@ -129,12 +134,20 @@ def test_it_compares_lengths_at_an_equal_number_of_tokens(monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (("--lengths", "512,8192"), "--lengths 8192 does not divide the 2048 tokens"),
+    (("--lengths", "512,many"), "'many': expected a whole number above 0"),
+    (("--batch", "0"), "'0': expected a whole number above 0"),
     (("--ops", "3"), "--ops 3: expected versions among 4567"),
+    (("--ops", "66"), "--ops 66: expected versions among 4567"),
+    (("--backends", "natve"), "--backends natve: there are native, chunked, reference"),
+    (("--device", "cpu", "--backends", "native:wide"), "--backends native:wide: there are native"),
+    (("--plot", "nowhere/x.png"), "nowhere is no folder"),
     (("--lengths", "512", "--plot", "x.png"), "leave --plot and --record out"),
 ])
-def test_a_wrong_command_line_is_answered_before_anything_is_measured(arguments, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.wkv", *arguments], cwd=ROOT, capture_output=True,
-        text=True, check=False,
-    )
-    assert done.returncode == 2 and message in done.stderr
+def test_a_wrong_command_line_is_answered_before_anything_is_measured(
+    monkeypatch, capsys, arguments, message
+):
+    monkeypatch.setattr(sys, "argv", ["wkv", *arguments])
+    monkeypatch.setattr(wkv, "copy_rate", None)
+    with pytest.raises(SystemExit) as stop:
+        wkv.main()
+    assert stop.value.code == 2 and message in capsys.readouterr().err
