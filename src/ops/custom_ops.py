@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from src.errors import BackendError
 from src.ops import build
 from src.ops.dispatch import Call, Refusal
 from src.ops.precision import compute_dtype
@@ -199,3 +200,12 @@ def _register(op: str, registration: Registration) -> None:
     torch.library.register_autograd(
         forward, registration.backward, setup_context=registration.setup_context
     )
+
+    def refuse(*_: Any) -> None:
+        raise BackendError(
+            f"{op}: backend 'native' gives gradients once, and gradients of gradients were asked "
+            f"for; use backend 'reference' for those"
+        )
+
+    # without it torch warns and goes on with zeros
+    torch.library.register_autograd(backward, refuse)

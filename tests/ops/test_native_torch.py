@@ -8,6 +8,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
+from src.errors import BackendError
+from src.ops.token_shift import token_shift
 from src.ops.wkv6 import wkv6
 from tests.ops.native_cases import INPUTS, OPS, call, make_case, require_native, run
 
@@ -36,24 +38,27 @@ def test_its_forward_op_passes_opcheck(op, state):
     assert set(results.values()) == {"SUCCESS"}
 
 
-def test_its_backward_op_passes_opcheck(op):
+@pytest.mark.parametrize("given", [True, False])
+def test_its_backward_op_passes_opcheck(op, given):
     *inputs, state, reset, every, kernel = op_arguments(op, state=True)
     inputs = [x.detach() for x in inputs]
     y, final_state, kept = getattr(torch.ops.rwkv, f"{op}_forward")(
         *inputs, state.detach(), reset, every, kernel
     )
-    arguments = [torch.randn_like(y), torch.randn_like(final_state), *inputs, reset, kept, every, 0]
+    gfinal_state, marks = (torch.randn_like(final_state), reset) if given else (None, None)
+    arguments = [torch.randn_like(y), gfinal_state, *inputs, marks, kept, every, 0]
     results = opcheck(getattr(torch.ops.rwkv, f"{op}_backward"), arguments)
     assert set(results.values()) == {"SUCCESS"}
 
 
-def test_it_compiles_into_one_graph_with_equal_results(op):
-    case = make_case(op, 1, 20, 2, 8)
+@pytest.mark.parametrize("backend", ["native", "auto"])
+def test_it_compiles_into_one_graph_with_equal_results(op, backend):
+    case = make_case(op, 2, 20, 2, 8, reset=True)
     expected = run(case, "native", torch.float32)
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def loss(leaves):
-        y, state = call(case, leaves, "native")
+        y, state = call(case, leaves, backend)
         parts = state if isinstance(state, tuple) else (state,)
         total = (y.double() * case.gy).sum()
         return total + sum((p.double() * g).sum() for p, g in zip(parts, case.gstate))
@@ -80,14 +85,32 @@ def test_activation_checkpointing_changes_no_gradient(op):
         assert torch.equal(plain, recomputed)
 
 
-def test_autocast_does_not_touch_its_arithmetic(op):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_touch_its_arithmetic(op, dtype):
     case = make_case(op, 1, 20, 2, 8)
-    leaves = {name: x.float() for name, x in case.inputs.items()}
-    plain = call(case, leaves, "native")[0]
+    plain = run(case, "native", dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = call(case, leaves, "native")[0]
-    assert mixed.dtype == torch.float32
-    assert torch.equal(plain, mixed)
+        mixed = run(case, "native", dtype)
+    for name, value in mixed.items():
+        assert value.dtype == plain[name].dtype and torch.equal(value, plain[name]), name
+
+
+def test_gradients_of_gradients_are_refused_and_not_zero(op):
+    case = make_case(op, 1, 5, 1, 4)
+    leaves = {name: x.float().requires_grad_() for name, x in case.inputs.items()}
+    y, _ = call(case, leaves, "native")
+    (once,) = torch.autograd.grad(y.square().sum(), leaves["k"], create_graph=True)
+    with pytest.raises(BackendError, match=rf"{op}: .* gradients once, .* 'reference'"):
+        torch.autograd.grad(once.sum(), leaves["v"])
+
+
+def test_gradients_of_gradients_of_the_token_shift_are_refused_too():
+    require_native("wkv6")
+    x, mixes = torch.ones(1, 3, 2, requires_grad=True), torch.ones(2, 2, requires_grad=True)
+    first, second = token_shift(x, mixes, backend="native")
+    (once,) = torch.autograd.grad((first * second).sum(), x, create_graph=True)
+    with pytest.raises(BackendError, match=r"token_shift: .* gradients once, .* 'reference'"):
+        torch.autograd.grad(once.sum(), mixes)
 
 
 def test_the_number_of_threads_changes_no_bit(op):

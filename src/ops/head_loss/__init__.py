@@ -107,6 +107,7 @@ def _rows(x: Tensor, weight: Tensor, given: int | None) -> int:
 
 def _matmul_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     for name, tensor in (("x", x), ("weight", weight)):
+        _check_tensor(name, tensor)
         if tensor.dtype not in FLOAT_DTYPES:
             raise BackendError(
                 f"head_loss: {name} has dtype {tensor.dtype}, expected one of float32, bfloat16, "
@@ -138,6 +139,7 @@ def _check(
         raise BackendError(
             f"head_loss: weight has shape {list(weight.shape)}, expected [V, C = {x.shape[2]}]"
         )
+    _check_tensor("targets", targets)
     if targets.dtype != torch.int64:
         raise BackendError(f"head_loss: targets are {targets.dtype}, expected int64 token ids")
     if rows is not None and rows < 1:
@@ -153,9 +155,29 @@ def _check(
     for name, (tensor, shape) in expected.items():
         if tensor is None:
             continue
+        _check_tensor(name, tensor)
         if tensor.shape != shape:
             raise BackendError(
                 f"head_loss: {name} has shape {list(tensor.shape)}, expected {list(shape)}"
             )
         if tensor.device != x.device:
             raise BackendError(f"head_loss: {name} is on {tensor.device}, expected {x.device}")
+    _check_range(targets, weight.shape[0])
+
+
+def _check_tensor(name: str, given: object) -> None:
+    if not isinstance(given, Tensor):
+        raise BackendError(f"head_loss: {name} is {type(given).__name__}, expected a tensor")
+
+
+def _check_range(targets: Tensor, vocabulary: int) -> None:
+    """Names a target that is no token; on a CPU, since a GPU would have to be waited for."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    least, largest = targets.aminmax()
+    if least < 0 or largest >= vocabulary:
+        wrong = int(least if least < 0 else largest)
+        raise BackendError(
+            f"head_loss: targets hold {wrong}, expected 0 .. {vocabulary - 1}, the rows of weight; "
+            f"give tokens that are not to count any of these and weight 0 in `mask`"
+        )
