@@ -266,7 +266,10 @@ def test_strides_do_not_matter(backend):
     "changed, message",
     [
         ({"mixes": torch.ones(2, 4)}, "mixes has shape [2, 4], expected [2, 3]"),
-        ({"mixes": torch.ones(9, 3)}, "9 mixes, expected 1 to 8"),
+        ({"mixes": torch.ones(9, 3)}, "mixes has shape [9, 3], expected [n, 3] with n from 1 to 8"),
+        ({"mixes": torch.ones(0, 3)}, "mixes has shape [0, 3], expected [n, 3] with n from 1 to 8"),
+        ({"mixes": torch.ones(3)}, "mixes has shape [3], expected [n, 3] with n from 1 to 8"),
+        ({"mixes": None}, "mixes is NoneType, expected [n, 3] with n from 1 to 8"),
         ({"last": torch.ones(3)}, "last has shape [3], expected [2, 3]"),
         ({"moves": torch.ones(1, 2, 5, 3)}, "moves has shape [1, 2, 5, 3], expected [2, 2, 5, 3]"),
         ({"dtype": torch.float64}, "dtype is torch.float64, expected float32"),

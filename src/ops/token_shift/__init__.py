@@ -57,9 +57,15 @@ def token_shift(
     """
     like = check_sequences("token_shift", {"x": x}, "[B, T, C]")
     batch, time, width = like.shape
-    count = mixes.shape[0] if isinstance(mixes, Tensor) and mixes.dim() == 2 else 1
-    if count > MOST_MIXES:
-        raise BackendError(f"token_shift: {count} mixes, expected 1 to {MOST_MIXES}; use two calls")
+    count = mixes.shape[0] if isinstance(mixes, Tensor) and mixes.dim() == 2 else 0
+    if not 1 <= count <= MOST_MIXES:
+        got = f"has shape {list(mixes.shape)}" if isinstance(mixes, Tensor) else (
+            f"is {type(mixes).__name__}"
+        )
+        raise BackendError(
+            f"token_shift: mixes {got}, expected [n, {width}] with n from 1 to {MOST_MIXES}; make "
+            f"two calls for more"
+        )
     mixes = prepare("token_shift", "mixes", mixes, (count, width), like)
     if last is not None:
         last = prepare("token_shift", "last", last, (batch, width), like).to(like.dtype)
