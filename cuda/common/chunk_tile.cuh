@@ -39,27 +39,21 @@ struct ChunkTile {
       S[n][0] = low.x, S[n][1] = low.y, S[n][2] = high.x, S[n][3] = high.y;
     }
   }
-  // stride: between rows of `to`
-  template <bool kRounded = false>
-  __device__ static void store_state(const State& S, float* to, int stride = kN) {
-    store_rows<kRounded>(S, to + warp_number() * 16 * stride, stride);
+  __device__ static void store_state(const State& S, float* to) {
+    store_state(S, Matrix<kN, Held::kFp32>{to});
+  }
+  template <class To> __device__ static void store_state(const State& S, const To& to) {
+    store_rows(S, to.from(warp_number() * 16, 0));
   }
   // Sixteen rows of kTiles * 8 columns.
-  template <bool kRounded = false, int kTiles>
-  __device__ static void store_rows(const Accumulator (&x)[kTiles], float* to, int stride) {
-    const int lane = lane_number();
+  template <int kTiles, class To>
+  __device__ static void store_rows(const Accumulator (&x)[kTiles], const To& to) {
+    const To own = to.from(lane_number() / 4, lane_number() % 4 * 2);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      float* const low = to + lane / 4 * stride + n * 8 + lane % 4 * 2;
-      store_two<kRounded>(low, x[n][0], x[n][1]);
-      store_two<kRounded>(low + 8 * stride, x[n][2], x[n][3]);
+      own.set_two(0, n * 8, make_float2(x[n][0], x[n][1]));
+      own.set_two(8, n * 8, make_float2(x[n][2], x[n][3]));
     }
-  }
-
- private:
-  template <bool kRounded> __device__ static void store_two(float* to, float x, float y) {
-    *reinterpret_cast<float2*>(to) =
-        kRounded ? make_float2(round_tf32(x), round_tf32(y)) : make_float2(x, y);
   }
 };
 

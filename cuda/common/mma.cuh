@@ -21,6 +21,10 @@ struct LeftOperand {
 struct RightOperand {
   unsigned bits[2];
 };
+// An operand of twice as many digits: numbers cut to tf32, and what was cut off.
+template <class Operand> struct Split {
+  Operand head, tail;
+};
 
 // To the nearest; without it the hardware cuts the last 13 bits off.
 __device__ __forceinline__ unsigned tf32_bits(float x) {
@@ -36,6 +40,13 @@ __device__ __forceinline__ unsigned tf32_bits(float x) {
 }
 __device__ __forceinline__ float round_tf32(float x) { return __uint_as_float(tf32_bits(x)); }
 
+// The first 10 bits behind the point, and the bits behind those; cutting is cheaper than rounding,
+// and what the hardware cuts off the rest is below 2^-21 of x.
+__device__ __forceinline__ unsigned cut_bits(float x) { return __float_as_uint(x) & 0xffffe000u; }
+__device__ __forceinline__ unsigned rest_bits(float x) {
+  return __float_as_uint(x - __uint_as_float(cut_bits(x)));
+}
+
 __device__ __forceinline__ void multiply_add(Accumulator& sum, const LeftOperand& a,
                                              const RightOperand& b) {
 #if defined(RWKV_HOST_SHIM)
@@ -47,6 +58,18 @@ __device__ __forceinline__ void multiply_add(Accumulator& sum, const LeftOperand
       : "r"(a.bits[0]), "r"(a.bits[1]), "r"(a.bits[2]), "r"(a.bits[3]), "r"(b.bits[0]),
         "r"(b.bits[1]));
 #endif
+}
+
+__device__ __forceinline__ void multiply_add(Accumulator& sum, const LeftOperand& a,
+                                             const Split<RightOperand>& b) {
+  multiply_add(sum, a, b.tail);
+  multiply_add(sum, a, b.head);
+}
+// The product of the tails is below what sums in fp32 keep.
+__device__ __forceinline__ void multiply_add(Accumulator& sum, const Split<LeftOperand>& a,
+                                             const Split<RightOperand>& b) {
+  multiply_add(sum, a.tail, b.head);
+  multiply_add(sum, a.head, b);
 }
 
 // Of four matrices of 8 rows of 4 elements: element t of row g of each. Lanes 8 i .. 8 i + 7 give
@@ -66,61 +89,85 @@ __device__ __forceinline__ void load_matrices(float (&x)[4], const float* row) {
 #endif
 }
 
-// A matrix in shared memory whose elements are rounded to tf32 already, or are rounded when read.
-template <int kStride, bool kRounded = true> struct Matrix {
+// What a matrix holds: numbers in tf32, or in fp32, which are rounded to tf32 or else split in two
+// when they are read as operands.
+enum class Held { kTf32, kFp32, kSplit };
+
+// A matrix in memory, as a rule in shared memory.
+template <int kStride, Held kHeld = Held::kTf32> struct Matrix {
   static constexpr int stride = kStride;
+  static constexpr bool rounded = kHeld == Held::kTf32;
+  template <Held kOther> using With = Matrix<kStride, kOther>;
   float* base;
 
   __device__ float* at(int row, int column) const { return base + row * kStride + column; }
   __device__ Matrix from(int row, int column) const { return {at(row, column)}; }
+  __device__ void set(int row, int column, float x) const { *at(row, column) = held(x); }
+  __device__ void set_two(int row, int column, const float2& x) const {
+    *reinterpret_cast<float2*>(at(row, column)) = make_float2(held(x.x), held(x.y));
+  }
+  // The same numbers, rounded when read instead of split.
+  __device__ auto heads() const {
+    return With<rounded ? Held::kTf32 : Held::kFp32>{base};
+  }
 
   // Rows 0 .. 16 of it as the left operand, inner index along the row.
-  __device__ __forceinline__ LeftOperand left(int lane) const {
+  __device__ __forceinline__ auto left(int lane) const {
     const int g = lane / 4, t = lane % 4;
     const float2 low = *reinterpret_cast<const float2*>(at(g, 2 * t));
     const float2 high = *reinterpret_cast<const float2*>(at(g + 8, 2 * t));
-    return {{bits(low.x), bits(high.x), bits(low.y), bits(high.y)}};
+    return operand<LeftOperand>(low.x, high.x, low.y, high.y);
   }
   // Columns 0 .. 16 of it as the rows of the left operand, inner index down the column.
-  __device__ __forceinline__ LeftOperand left_transposed(int lane) const {
+  __device__ __forceinline__ auto left_transposed(int lane) const {
     const int g = lane / 4, t = lane % 4;
-    return {{bits(*at(2 * t, g)), bits(*at(2 * t, g + 8)), bits(*at(2 * t + 1, g)),
-             bits(*at(2 * t + 1, g + 8))}};
+    return operand<LeftOperand>(*at(2 * t, g), *at(2 * t, g + 8), *at(2 * t + 1, g),
+                                *at(2 * t + 1, g + 8));
   }
   // The right operand, inner index down the column.
-  __device__ __forceinline__ RightOperand right(int lane) const {
+  __device__ __forceinline__ auto right(int lane) const {
     const int g = lane / 4, t = lane % 4;
-    return {{bits(*at(2 * t, g)), bits(*at(2 * t + 1, g))}};
+    return operand<RightOperand>(*at(2 * t, g), *at(2 * t + 1, g));
   }
   // Rows 0 .. 8 of it as the columns of the right operand, inner index along the row.
-  __device__ __forceinline__ RightOperand right_transposed(int lane) const {
+  __device__ __forceinline__ auto right_transposed(int lane) const {
     const int g = lane / 4, t = lane % 4;
     const float2 pair = *reinterpret_cast<const float2*>(at(g, 2 * t));
-    return {{bits(pair.x), bits(pair.y)}};
+    return operand<RightOperand>(pair.x, pair.y);
   }
 
   // Straight: as `left`.
-  __device__ __forceinline__ LeftOperand straight_left(int lane) const {
+  __device__ __forceinline__ auto straight_left(int lane) const {
     float x[4];
     load_matrices(x, at(lane % 16, lane / 16 * 4));
-    return {{bits(x[0]), bits(x[1]), bits(x[2]), bits(x[3])}};
+    return operand<LeftOperand>(x[0], x[1], x[2], x[3]);
   }
   // Straight: as `right`.
-  __device__ __forceinline__ RightOperand straight_right(int lane) const {
+  __device__ __forceinline__ auto straight_right(int lane) const {
     const int g = lane / 4, t = lane % 4;
-    return {{bits(*at(t, g)), bits(*at(t + 4, g))}};
+    return operand<RightOperand>(*at(t, g), *at(t + 4, g));
   }
   // Straight: as `right_transposed`, of rows 0 .. 8 and of rows 8 .. 16.
   __device__ __forceinline__ void straight_rights_transposed(RightOperand (&x)[2],
                                                              int lane) const {
     float y[4];
     load_matrices(y, at(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 4));
-    x[0] = {{bits(y[0]), bits(y[1])}};
-    x[1] = {{bits(y[2]), bits(y[3])}};
+    x[0] = operand<RightOperand>(y[0], y[1]);
+    x[1] = operand<RightOperand>(y[2], y[3]);
   }
 
  private:
-  __device__ static unsigned bits(float x) { return kRounded ? __float_as_uint(x) : tf32_bits(x); }
+  __device__ static float held(float x) { return rounded ? round_tf32(x) : x; }
+  __device__ static unsigned bits(float x) { return rounded ? __float_as_uint(x) : tf32_bits(x); }
+
+  template <class Operand, typename... Elements>
+  __device__ __forceinline__ static auto operand(Elements... x) {
+    if constexpr (kHeld == Held::kSplit) {
+      return Split<Operand>{{{cut_bits(x)...}}, {{rest_bits(x)...}}};
+    } else {
+      return Operand{{bits(x)...}};
+    }
+  }
 };
 
 // Accumulators as the left operand of the next product.

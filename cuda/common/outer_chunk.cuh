@@ -152,9 +152,9 @@ template <class Queries, class Keys, class Levels> struct OuterChunkShared {
         key = load_pair(raw_k, at, p.dtype);
         if constexpr (kWithQueries) query = load_pair(raw_r, at, p.dtype);
       }
-      store_rounded(k.at(token, own.key), times(key, decays.to_end(i)));
+      k.set_two(token, own.key, times(key, decays.to_end(i)));
       if constexpr (kWithQueries) {
-        store_rounded(r.at(token, own.key), times(query, decays.from_start(i)));
+        r.set_two(token, own.key, times(query, decays.from_start(i)));
         form_levels(decays, i, token, own.key, query, key);
         form_bonus(token, query.x * u.x * key.x + query.y * u.y * key.y);
       }
@@ -165,7 +165,7 @@ template <class Queries, class Keys, class Levels> struct OuterChunkShared {
   __device__ __forceinline__ void form_square() const {
     const int lane = lane_number(), warp = warp_number();
     Accumulator x[2];
-    multiply_rows(x, level(warp), level(warp), lane);
+    multiply_rows(x, level(warp).heads(), level(warp).heads(), lane);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -197,7 +197,7 @@ template <class Queries, class Keys, class Levels> struct OuterChunkShared {
 #pragma unroll
     for (int n = 0; n < kLevels; ++n) {
       const float2 x = decays.in_second_half(n, i) ? query : written;
-      store_rounded(level(n).at(token, key), times(x, decays.factor(n, i)));
+      level(n).set_two(token, key, times(x, decays.factor(n, i)));
     }
   }
 
@@ -205,10 +205,6 @@ template <class Queries, class Keys, class Levels> struct OuterChunkShared {
   __device__ __forceinline__ void form_bonus(int token, float part) const {
     const float sum = sum_over_lanes<8>(part);
     if (lane_number() % 8 == 0) bonus[warp_number() * kChunk + token] = sum;
-  }
-
-  __device__ static void store_rounded(float* to, const float2& x) {
-    store_two(to, round_tf32(x.x), round_tf32(x.y));
   }
 };
 

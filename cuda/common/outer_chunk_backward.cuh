@@ -101,7 +101,7 @@ template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
   __device__ __forceinline__ void form_pairs() const {
     Accumulator x[2];
     multiply_rows(x, shared.gy, shared.v, lane);
-    const Shared::Square to = shared.pair(warp);
+    const Shared::Pairs to = shared.pair(warp);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -111,9 +111,9 @@ template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
           *to.at(t, s) = 0.0f;
           if (t == s && warp == 0) shared.delta[t] = x[n][i];
         } else if (s < t) {
-          const float kept = shared.sees(t, s) ? round_tf32(x[n][i]) : 0.0f;
-          *to.at(t, s) = kept;
-          *to.at(s, t) = kept;
+          const float kept = shared.sees(t, s) ? x[n][i] : 0.0f;
+          to.set(t, s, kept);
+          to.set(s, t, kept);
         }
       }
     }
@@ -122,7 +122,7 @@ template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
   // Per warp, for its own values: dV (values in rows) to gv, and G becomes the gradient of the
   // state before the chunk.
   __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2]) const {
-    Tile::store_state<true>(G, shared.after.base, Shared::Rows::stride);
+    Tile::store_state(G, shared.after);
     sum_state_products(G);
     LeftOperand gy[2];
     load_own_values(gy, shared.gy, lane);
@@ -172,14 +172,14 @@ template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
     for (int i = 0; i < Tile::kKeyTiles; ++i) clear(x[i]);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const LeftOperand pairs = shared.pair(warp).from(0, n * 8).left(lane);
+      const auto pairs = shared.pair(warp).from(0, n * 8).left(lane);
 #pragma unroll
       for (int i = 0; i < Tile::kKeyTiles; ++i) {
         multiply_add(x[i], pairs, shared.level(warp).from(n * 8, i * 8).right(lane));
       }
     }
     __syncthreads();
-    Tile::store_rows(x, shared.result(warp).base, Shared::Rows::stride);
+    Tile::store_rows(x, shared.result(warp));
     const Shared::Rows to = warp < 2 ? shared.gqueries() : shared.gkeys();
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
@@ -207,7 +207,7 @@ template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
 // and gw) per batch row.
 // What a thread owns: 32 numbers of the gradient of one head's state, a warp 16 values and all
 // keys.
-// What it gave up: fp32 operands, and head sizes other than 64.
+// What it gave up: fp32 operands of gv, and head sizes other than 64.
 template <bool kDecayPerToken>
 __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
     outer_chunk_backward_kernel(const __grid_constant__ OuterBackward p, TokenRange range,

@@ -6,8 +6,10 @@
 
 namespace rwkv {
 
+// K^ is split for the sake of the decay's gradient, which rests on the states.
 struct OuterChunkForwardShared
-    : OuterChunkShared<ChunkTile::ByRows, ChunkTile::ByColumns, ChunkTile::ByRows> {
+    : OuterChunkShared<ChunkTile::ByRows, ChunkTile::ByColumns::With<Held::kSplit>,
+                       ChunkTile::ByRows> {
   int bytes;
 
   __host__ __device__ explicit OuterChunkForwardShared(unsigned char* base)
@@ -90,7 +92,7 @@ template <bool kDecayPerToken, bool kWithOutput> struct OuterChunkForwardBlock {
 
 // What it computes: y, the final state and, for the backward pass, the state at every keep_every-th
 // token. What a thread owns: 32 numbers of one head's state, a warp 16 values and all keys.
-// What it gave up: fp32 operands (tf32 has 10 bits behind the point), and head sizes other than 64.
+// What it gave up: fp32 operands of y (tf32 has 10 bits behind the point), and other head sizes.
 template <bool kDecayPerToken>
 __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
     outer_chunk_forward_kernel(const __grid_constant__ OuterForward p) {

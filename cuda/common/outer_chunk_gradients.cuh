@@ -6,16 +6,20 @@
 
 namespace rwkv {
 
+// Split are the operands on which the decay's gradient rests, in RWKV-5 a sum over all tokens:
+// where few channels remember, what it leaves may be a small part of its terms.
 struct OuterChunkBackwardShared
-    : OuterChunkShared<ChunkTile::ByColumns, ChunkTile::ByRows, ChunkTile::ByColumns> {
-  using State = Matrix<kN + 4, false>;
-  using Rows = ChunkTile::ByColumns;
+    : OuterChunkShared<ChunkTile::ByColumns::With<Held::kSplit>, ChunkTile::ByRows,
+                       ChunkTile::ByColumns::With<Held::kSplit>> {
+  using State = ChunkTile::ByColumns::With<Held::kSplit>;
+  using Pairs = Square::With<Held::kSplit>;
+  using Rows = ChunkTile::ByColumns::With<Held::kFp32>;
 
   Values gy;          // [kChunk][kN]: dY
   float* pairs;       // M of every level, as squares
   float* delta;       // [kChunk]
   State before;       // S0 [kN values][kN keys]
-  Rows after;         // D, likewise
+  State after;        // D, likewise
   float* logs;        // [kChunk][kN]: the decays' logarithms
   float* state_sums;  // [kWarps][kN]: rowsum(S0 D) over the values of a warp
   unsigned char* raw_gy;
@@ -25,7 +29,7 @@ struct OuterChunkBackwardShared
   __host__ __device__ explicit OuterChunkBackwardShared(unsigned char* base)
       : OuterChunkBackwardShared(Pieces(base)) {}
 
-  __device__ Square pair(int level) const { return {pairs + level * ChunkTile::kSquare}; }
+  __device__ Pairs pair(int level) const { return {pairs + level * ChunkTile::kSquare}; }
   // What was before and after the chunk gives its place to the results: dX of every level, dR~, dK^
   // and dV.
   __device__ Rows result(int number) const {
@@ -40,7 +44,7 @@ struct OuterChunkBackwardShared
   __host__ __device__ explicit OuterChunkBackwardShared(Pieces pieces)
       : OuterChunkShared(pieces), gy{pieces.floats(kChunk * Values::stride)},
         pairs(pieces.floats(kLevels * ChunkTile::kSquare)), delta(pieces.floats(kChunk)),
-        before{pieces.floats(kN * State::stride)}, after{pieces.floats(kN * Rows::stride)},
+        before{pieces.floats(kN * State::stride)}, after{pieces.floats(kN * State::stride)},
         logs(pieces.floats(kChunk * kN)), state_sums(pieces.floats(ChunkTile::kWarps * kN)),
         raw_gy(pieces.bytes(kChunk * kN * 2)), kept_r(pieces.bytes(kChunk * kN * 2)),
         kept_k(pieces.bytes(kChunk * kN * 2)), bytes(pieces.used()) {}

@@ -21,9 +21,9 @@
 namespace rwkv {
 
 struct Wkv7ChunkBackwardShared : Wkv7ChunkShared<ChunkTile::ByColumns, ChunkTile::ByRows> {
-  using State = Matrix<kN + 8, false>;
+  using State = ChunkTile::ByRows::With<Held::kFp32>;
   using Gradient = ChunkTile::ByRows;
-  using Rows = ChunkTile::ByColumns;
+  using Rows = ChunkTile::ByColumns::With<Held::kFp32>;
 
   Values gy, u, gz;   // [kChunk][kN]: dY, U, dZ
   float* gsquares;    // dA_ab, dA_ak, dA_rb, dA_rk, as squares
@@ -115,7 +115,7 @@ struct Wkv7ChunkBackwardBlock {
   // becomes the gradient of the state before the chunk.
   __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2]) const {
     scale_keys(G);
-    Tile::store_state<true>(G, shared.after.base, Shared::Gradient::stride);
+    Tile::store_state(G, shared.after);
     place_used();
     LeftOperand gy[2], gz[2];
     find_gradients(G, gv, gy, gz);
@@ -218,8 +218,7 @@ struct Wkv7ChunkBackwardBlock {
     __syncthreads();
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      float* const to = shared.result(warp / 2 * 2 + m).at(0, first * 8);
-      Tile::store_rows(x[m], to, Shared::Rows::stride);
+      Tile::store_rows(x[m], shared.result(warp / 2 * 2 + m).from(0, first * 8));
     }
     place_own_values<false>(gv, shared.gv(), lane);
   }

@@ -151,9 +151,8 @@ def test_any_shape_and_any_values_agree(
     )
     for name in ("r", "v") if op != "wkv4" else ("v",):
         problem.inputs[name].mul_(scale)
-    # Where nearly all channels forget at once, wkv5's gw is a small sum of large terms: 3e-3 by
-    # chunks, that is up to 4 times the error of its operands.
-    check(host_kernels(op), problem, kernel, slack=4.0)
+    # What a few tokens leave in wkv7 may be small sums of large terms, 3e-3 off.
+    check(host_kernels(op), problem, kernel, slack=4.0 if op == "wkv7" else 1.0)
 
 
 @pytest.mark.parametrize("op", MATRIX_OPS)
