@@ -14,77 +14,41 @@
 //   over those tokens of j's half that lie behind j in a second half, before j in a first half
 #pragma once
 
+#include "chunk_walk.cuh"
 #include "outer_chunk_gradients.cuh"
-#include "slices.cuh"
 
 namespace rwkv {
 
-template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
-  using Tile = ChunkTile;
-  using Shared = OuterChunkBackwardShared;
-  static constexpr int kN = Tile::kN, kChunk = Tile::kChunk;
+template <bool kDecayPerToken>
+struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardShared> {
+  using ChunkBlock::ChunkBlock;
 
-  const OuterBackward& p;
-  const TokenRange range;
-  const StatesAt<const float*> states;  // before every chunk
-  const HeadPlace<Tile> place;
-  const Shared shared;
-  const int lane, warp;
-
-  __device__ OuterChunkBackwardBlock(const OuterBackward& p, const TokenRange& range,
-                                     const StatesAt<const float*>& states, int64_t block,
-                                     unsigned char* base)
-      : p(p), range(range), states(states), place(p, block), shared(base), lane(lane_number()),
-        warp(warp_number()) {}
-
-  // G: the gradient of the state after the range on entry, of the one before it on return.
-  __device__ __forceinline__ void scan(Tile::State& G) const {
-    float2 gu = make_float2(0.0f, 0.0f), gw = gu;  // over the thread's keys and tokens
-    const int64_t chunks = ceil_div(range.end - range.begin, kChunk);
-    fetch_tokens(range.begin + (chunks - 1) * kChunk);
-    for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-      const int64_t t = range.begin + chunk * kChunk;
-      const int tokens = range.tokens_from<kChunk>(t);
-      wait_for_copies();
-      __syncthreads();
-      fetch_state(t);
-      shared.template form_operands<kDecayPerToken, true>(p, place, t, tokens, shared.logs);
-      widen_values(shared.gy, shared.raw_gy, p.dtype, tokens);
-      keep_raw(tokens);
-      wait_for_copies();
-      __syncthreads();
-      if (chunk > 0) fetch_tokens(t - kChunk);
-      shared.form_square();
-      form_pairs();
-      __syncthreads();
-      Accumulator gv[2];
-      step_back(G, gv);
-      __syncthreads();
-      place_results(gv);
-      __syncthreads();
-      OuterChunkGradients<kDecayPerToken>(p, place, shared).write(t, tokens, gu, gw);
-      write_rows(p.gv, shared.gv(), place, p.dtype, t, tokens);
-    }
-    write_total(p.gu, gu);
-    if constexpr (!kDecayPerToken) write_total(p.gw, gw);
+  __device__ void fetch(int64_t t, int tokens) const {
+    shared.template fetch<kDecayPerToken, true>(p, place, t, tokens);
+    place.fetch_values(shared.raw_gy, p.gy, p.dtype, t, tokens);
+  }
+  __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
+    shared.template form_operands<kDecayPerToken, true>(p, place, t, tokens, shared.logs);
+    keep_raw(tokens);
+  }
+  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens) {
+    shared.form_square();
+    form_pairs();
+    __syncthreads();
+    Accumulator gv[2];
+    step_back(G, gv);
+    __syncthreads();
+    place_results(gv);
+    __syncthreads();
+    OuterChunkGradients<kDecayPerToken>(p, place, shared).write(t, tokens, gu_, gw_);
+  }
+  // adds: to what is there.
+  __device__ void write_totals(bool adds) const {
+    write_total(p.gu, gu_, adds);
+    if constexpr (!kDecayPerToken) write_total(p.gw, gw_, adds);
   }
 
  private:
-  __device__ void fetch_tokens(int64_t t) const {
-    const int tokens = range.tokens_from<kChunk>(t);
-    shared.template fetch<kDecayPerToken, true>(p, place, t, tokens);
-    place.fetch_values(shared.raw_gy, p.gy, p.dtype, t, tokens);
-    commit_copies();
-  }
-
-  __device__ void fetch_state(int64_t t) const {
-    const float* const from = states.of(place, t);
-    for (int i = static_cast<int>(threadIdx.x) * 4; i < kN * kN; i += Tile::kThreads * 4) {
-      copy_16_async(shared.before.at(i / kN, i % kN), from + i);
-    }
-    commit_copies();
-  }
-
   // Tokens beyond the end become zeros.
   __device__ void keep_raw(int tokens) const {
     for (int n = static_cast<int>(threadIdx.x); n < kChunk * kN / kOctet; n += Tile::kThreads) {
@@ -123,7 +87,7 @@ template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
   // state before the chunk.
   __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2]) const {
     Tile::store_state(G, shared.after);
-    sum_state_products(G);
+    sum_state_products(G, shared.before, shared.state_sums);
     LeftOperand gy[2];
     load_own_values(gy, shared.gy, lane);
     multiply_state(gv, G, shared.k, shared.documents.last, lane);
@@ -140,21 +104,6 @@ template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
         multiply_add(G[i], gy[n], shared.r.from(n * 8, i * 8).right(lane));
       }
     }
-  }
-
-  __device__ __forceinline__ void sum_state_products(const Tile::State& G) const {
-    const int column = lane % 4 * 2;
-    float sums[2 * Tile::kKeyTiles];  // over this thread's values, by own key
-#pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; ++i) {
-      const float* const S = shared.before.at(warp * 16 + lane / 4, i * 8 + column);
-      const float2 low = load_two(S), high = load_two(S + 8 * Shared::State::stride);
-      sums[2 * i] = low.x * G[i][0] + high.x * G[i][2];
-      sums[2 * i + 1] = low.y * G[i][1] + high.y * G[i][3];
-    }
-    share_sums<2 * Tile::kKeyTiles, 8, 4>(sums, lane);
-    const int kept = first_sum_kept<2 * Tile::kKeyTiles, 8, 4>(lane);
-    store_two(shared.state_sums + warp * kN + kept / 2 * 8 + column, sums[0], sums[1]);
   }
 
   // Every warp finds the dX of its level and half the keys of dR~ or dK^; they are put where S0 and
@@ -190,37 +139,20 @@ template <bool kDecayPerToken> struct OuterChunkBackwardBlock {
     place_own_values<false>(gv, shared.gv(), lane);
   }
 
-  // Adds the quarters' sums to the head's row of a total, or sets it in the first range met.
-  __device__ void write_total(void* total, const float2& mine) const {
+  // The quarters' sums, to the head's row of a total.
+  __device__ void write_total(void* total, const float2& mine, bool adds) const {
     const PairOfKeys own;
     float2 all[PairOfKeys::kQuarters], sum = make_float2(0.0f, 0.0f);
     PairOfKeys::gather(all, mine);
     for (const float2& part : all) add_to(sum, part);
     if (own.quarter != 0) return;
     float* const to = static_cast<float*>(total) + place.task * kN + own.key;
-    if (range.end != p.time) add_to(sum, load_two(to));
+    if (adds) add_to(sum, load_two(to));
     store_two(to, sum.x, sum.y);
   }
-};
 
-// What it computes: for a range of tokens every gradient of outer_chunk_forward_kernel, gu (RWKV-5:
-// and gw) per batch row.
-// What a thread owns: 32 numbers of the gradient of one head's state, a warp 16 values and all
-// keys.
-// What it gave up: fp32 operands of gv, and head sizes other than 64.
-template <bool kDecayPerToken>
-__global__ void __launch_bounds__(ChunkTile::kThreads, 2)
-    outer_chunk_backward_kernel(const __grid_constant__ OuterBackward p, TokenRange range,
-                                StatesAt<const float*> states) {
-  DYNAMIC_SHARED(base);
-  const OuterChunkBackwardBlock<kDecayPerToken> block(p, range, states, blockIdx.x, base);
-  // Between ranges gstate carries the gradient on.
-  const auto* after = static_cast<const float*>(range.end == p.time ? p.gfinal_state : p.gstate);
-  const int64_t at = block.place.state();
-  ChunkTile::State G;
-  ChunkTile::load_state(G, after == nullptr ? nullptr : after + at);
-  block.scan(G);
-  ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
-}
+  // Over the thread's keys and tokens.
+  float2 gu_ = make_float2(0.0f, 0.0f), gw_ = make_float2(0.0f, 0.0f);
+};
 
 }  // namespace rwkv

@@ -1,12 +1,11 @@
 // Host side of the CUDA kernels of RWKV-5 and 6: picks a tile, launches, reports. No torch.
 #pragma once
 
-#include "chunk_choice.cuh"
+#include "chunk_launch.cuh"
 #include "outer_backward.cuh"
 #include "outer_chunk_backward.cuh"
 #include "outer_chunk_forward.cuh"
 #include "outer_forward.cuh"
-#include "ranges.cuh"
 #include "tile_choice.cuh"
 
 namespace rwkv {
@@ -15,10 +14,9 @@ constexpr int kOuterWarps = 8;
 
 template <bool kDecayPerToken>
 int launch_outer_forward(const OuterForward& p, const LaunchOptions& options, void* stream) {
-  const int chunk_bytes = OuterChunkForwardShared(nullptr).bytes;
-  if (takes_chunks(p, options.split, chunk_bytes)) {
-    return launch(outer_chunk_forward_kernel<kDecayPerToken>, p.batch * p.heads,
-                  ChunkTile::kThreads, chunk_bytes, stream, p);
+  using ByChunks = OuterChunkForwardBlock<kDecayPerToken, true>;
+  if (takes_chunks(p, options.split, chunk_shared_bytes<ByChunks>())) {
+    return launch_chunk_forward<ByChunks>(p, stream);
   }
   if (options.split == kSplitChunks) return kUnsupported;
   const auto run = [&]<class TileType>() {
@@ -31,7 +29,7 @@ int launch_outer_forward(const OuterForward& p, const LaunchOptions& options, vo
 }
 
 // What the replay kernels need of a backward pass.
-inline OuterForward outer_replay_params(const OuterBackward& p) {
+inline OuterForward replay_params(const OuterBackward& p) {
   OuterForward forward{};
   static_cast<HeadSizes&>(forward) = p;
   forward.k = p.k, forward.v = p.v, forward.w = p.w, forward.reset = p.reset;
@@ -47,9 +45,9 @@ template <class TileType, bool kDecayPerToken> class OuterBackwardPass {
   int64_t floats() const { return memory_.floats(); }
 
   int run(float* memory, void* stream) const {
-    if (p_.kept > 1 && p_.keep_every % TileType::kChunk != 0) return kUnsupported;
-    const int error = memory_.for_ranges(
-        [&](const TokenRange& range) { return run_range(range, memory, stream); });
+    const auto replay = [&](const auto&... states) { return replay_range(states..., stream); };
+    const auto run = [&](const auto&... states) { return run_range(states..., memory, stream); };
+    const int error = memory_.for_ranges(p_.checkpoints, memory, replay, run);
     void* const totals[] = {p_.gu, p_.gw};
     return error != 0 ? error : memory_.add_totals(memory, totals, stream);
   }
@@ -58,14 +56,9 @@ template <class TileType, bool kDecayPerToken> class OuterBackwardPass {
   using ReplayTile = FullTile<TileType::kN, kOuterWarps>;
   static_assert(ReplayTile::kChunk == TileType::kChunk);
 
-  int run_range(const TokenRange& range, float* memory, void* stream) const {
-    StatesAt<const float*> states = memory_.kept_states(p_.checkpoints);
-    if (memory_.replays()) {
-      const StatesAt<float*> to = memory_.chunk_states(memory, range);
-      const int error = replay(range, states, to, stream);
-      if (error != 0) return error;
-      states = {to.base, to.every, to.count, to.first};
-    }
+  // states: before every chunk
+  int run_range(const TokenRange& range, const StatesAt<const float*>& states, float* memory,
+                void* stream) const {
     const OuterBackwardShared<TileType> shared(nullptr, p_.dtype);
     const int error = launch(outer_backward_kernel<TileType, kDecayPerToken>,
                              p_.batch * p_.heads * TileType::kSlices, TileType::kThreads,
@@ -74,53 +67,22 @@ template <class TileType, bool kDecayPerToken> class OuterBackwardPass {
     return error != 0 ? error : memory_.add_results(range, memory, results, kSumD, stream);
   }
 
-  int replay(const TokenRange& range, const StatesAt<const float*>& from,
-             const StatesAt<float*>& to, void* stream) const {
+  int replay_range(const TokenRange& range, const StatesAt<const float*>& from,
+                   const StatesAt<float*>& to, void* stream) const {
     const int64_t segments = ceil_div(range.end - range.begin, from.every);
     const OuterForwardShared<ReplayTile> shared(nullptr, p_.dtype);
     return launch(outer_replay_kernel<ReplayTile, kDecayPerToken>,
                   p_.batch * p_.heads * ReplayTile::kSlices * segments, ReplayTile::kThreads,
-                  shared.bytes, stream, outer_replay_params(p_), range, from, to);
+                  shared.bytes, stream, replay_params(p_), range, from, to);
   }
 
   const OuterBackward& p_;
   const BackwardMemory<TileType> memory_;
 };
 
-// A backward pass of RWKV-5 or 6 by chunks.
-template <bool kDecayPerToken> class OuterChunkBackwardPass {
- public:
-  OuterChunkBackwardPass(const OuterBackward& p, const LaunchOptions& options)
-      : p_(p), memory_(p, options, 0, 0) {}
-
-  int64_t floats() const { return memory_.floats(); }
-
-  int run(float* memory, void* stream) const {
-    if (p_.kept > 1 && p_.keep_every % ChunkTile::kChunk != 0) return kUnsupported;
-    return memory_.for_ranges(
-        [&](const TokenRange& range) { return run_range(range, memory, stream); });
-  }
-
- private:
-  int run_range(const TokenRange& range, float* memory, void* stream) const {
-    StatesAt<const float*> states = memory_.kept_states(p_.checkpoints);
-    const int64_t heads = p_.batch * p_.heads;
-    if (memory_.replays()) {
-      const StatesAt<float*> to = memory_.chunk_states(memory, range);
-      const int64_t segments = ceil_div(range.end - range.begin, states.every);
-      const int error = launch(outer_chunk_replay_kernel<kDecayPerToken>, heads * segments,
-                               ChunkTile::kThreads, OuterChunkForwardShared(nullptr).bytes, stream,
-                               outer_replay_params(p_), range, states, to);
-      if (error != 0) return error;
-      states = {to.base, to.every, to.count, to.first};
-    }
-    return launch(outer_chunk_backward_kernel<kDecayPerToken>, heads, ChunkTile::kThreads,
-                  OuterChunkBackwardShared(nullptr).bytes, stream, p_, range, states);
-  }
-
-  const OuterBackward& p_;
-  const BackwardMemory<ChunkTile> memory_;
-};
+template <bool kDecayPerToken>
+using OuterChunkBackwardPass = ChunkBackwardPass<OuterChunkBackwardBlock<kDecayPerToken>,
+                                                 OuterChunkForwardBlock<kDecayPerToken, false>>;
 
 // run.template operator()<Pass>() with the class of the backward pass that serves the call.
 template <bool kDecayPerToken, typename Result, typename Run>

@@ -20,28 +20,32 @@ template <class TileType> class BackwardMemory {
     tokens_ = fitting >= periods ? p.time : (fitting > 1 ? fitting : 1) * period;
   }
 
-  // Whether the states before every chunk are not those that the forward pass kept.
-  bool replays() const { return replays_; }
   int64_t floats() const { return floats_of(tokens_); }
 
-  // Ranges from the last to the first; run(range) returns 0 or an error's number.
-  template <typename Run> int for_ranges(Run run) const {
+  // Goes through ranges from the last to the first: run(range, states) with the states before every
+  // chunk, which are those that the forward pass kept or what replay(range, from, to) makes of them
+  // in `memory`. Both return 0 or an error's number. States that were kept elsewhere than before
+  // chunks cannot be served.
+  template <typename Replay, typename Run>
+  int for_ranges(const void* checkpoints, float* memory, Replay replay, Run run) const {
+    if (p_.kept > 1 && p_.keep_every % TileType::kChunk != 0) return kUnsupported;
     for (int64_t n = ceil_div(p_.time, tokens_) - 1; n >= 0; --n) {
       const int64_t begin = n * tokens_;
-      const int64_t end = begin + tokens_ < p_.time ? begin + tokens_ : p_.time;
-      const int error = run(TokenRange{begin, end});
+      const TokenRange range{begin, begin + tokens_ < p_.time ? begin + tokens_ : p_.time};
+      StatesAt<const float*> states{static_cast<const float*>(checkpoints), p_.keep_every,
+                                    p_.kept, 0};
+      if (replays_) {
+        const StatesAt<float*> to = chunk_states(memory, range);
+        const int error = replay(range, states, to);
+        if (error != 0) return error;
+        states = {to.base, to.every, to.count, to.first};
+      }
+      const int error = run(range, states);
       if (error != 0) return error;
     }
     return 0;
   }
 
-  StatesAt<const float*> kept_states(const void* checkpoints) const {
-    return {static_cast<const float*>(checkpoints), p_.keep_every, p_.kept, 0};
-  }
-  StatesAt<float*> chunk_states(float* memory, const TokenRange& range) const {
-    return {memory, TileType::kChunk, ceil_div(range.end - range.begin, TileType::kChunk),
-            range.begin};
-  }
   float* slices(float* memory) const { return memory + states_of(tokens_); }
 
   // sums[i]: result number i of the kernels, [B, T, H, N], of which the range's tokens are written;
@@ -71,6 +75,10 @@ template <class TileType> class BackwardMemory {
   }
 
  private:
+  StatesAt<float*> chunk_states(float* memory, const TokenRange& range) const {
+    return {memory, TileType::kChunk, ceil_div(range.end - range.begin, TileType::kChunk),
+            range.begin};
+  }
   SliceLayout layout_of(int64_t tokens) const {
     return SliceLayout(p_, tokens, TileType::kSlices, results_, totals_);
   }
@@ -88,7 +96,7 @@ template <class TileType> class BackwardMemory {
 
   const HeadSizes p_;
   const int64_t results_, totals_;
-  const bool replays_;
+  const bool replays_;  // the states before every chunk are not those that the forward pass kept
   int64_t tokens_;  // per range
 };
 

@@ -15,7 +15,7 @@
 // Within 16 tokens these sums do not grow beyond what they are subtracted from.
 #pragma once
 
-#include "../common/slices.cuh"
+#include "../common/chunk_walk.cuh"
 #include "wkv7_chunk.cuh"
 
 namespace rwkv {
@@ -54,63 +54,33 @@ struct Wkv7ChunkBackwardShared : Wkv7ChunkShared<ChunkTile::ByColumns, ChunkTile
         raw_gy(pieces.bytes(kChunk * kN * 2)), bytes(pieces.used()) {}
 };
 
-struct Wkv7ChunkBackwardBlock {
-  using Tile = ChunkTile;
-  using Shared = Wkv7ChunkBackwardShared;
-  static constexpr int kN = Tile::kN, kChunk = Tile::kChunk, kHalf = Tile::kKeyTiles / 2;
+struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared> {
+  using ChunkBlock::ChunkBlock;
+  static constexpr int kHalf = Tile::kKeyTiles / 2;
 
-  const Wkv7Backward& p;
-  const TokenRange range;
-  const StatesAt<const float*> states;  // before every chunk
-  const HeadPlace<Tile> place;
-  const Shared shared;
-  const int lane, warp;
-
-  __device__ Wkv7ChunkBackwardBlock(const Wkv7Backward& p, const TokenRange& range,
-                                    const StatesAt<const float*>& states, int64_t block,
-                                    unsigned char* base)
-      : p(p), range(range), states(states), place(p, block), shared(base), lane(lane_number()),
-        warp(warp_number()) {}
-
-  // G: the gradient of the state after the range on entry, of the one before it on return.
-  __device__ __forceinline__ void scan(Tile::State& G) const {
-    const int64_t chunks = ceil_div(range.end - range.begin, kChunk);
-    const float* const first_state = states.of(place, range.begin);
-    fetch_tokens(range.begin + (chunks - 1) * kChunk);
-    for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-      const int64_t t = range.begin + chunk * kChunk;
-      const int tokens = range.tokens_from<kChunk>(t);
-      wait_for_copies();
-      __syncthreads();
-      fetch_state(shared.before, first_state + chunk * kN * kN);
-      commit_copies();
-      shared.form_operands<true>(p.reset, place, p.dtype, t, tokens, shared.slope);
-      widen_values(shared.gy, shared.raw_gy, p.dtype, tokens);
-      wait_for_copies();
-      __syncthreads();
-      if (chunk > 0) fetch_tokens(t - kChunk);
-      shared.form_squares<true>();
-      __syncthreads();
-      Accumulator gv[2];
-      step_back(G, gv);
-      __syncthreads();
-      form_square_gradients();
-      __syncthreads();
-      write_results(gv);
-      __syncthreads();
-      write_pairs(t, tokens);
-      write_rows(p.gv, shared.gv(), place, p.dtype, t, tokens);
-    }
-  }
-
- private:
-  __device__ void fetch_tokens(int64_t t) const {
-    const ChunkFetch chunk(place, t, range.tokens_from<kChunk>(t));
+  __device__ void fetch(int64_t t, int tokens) const {
+    const ChunkFetch chunk(place, t, tokens);
     shared.fetch<true>(p, chunk);
     chunk.copy<2, false>(shared.raw_gy, p.gy);
-    commit_copies();
   }
+  __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
+    shared.form_operands<true>(p.reset, place, p.dtype, t, tokens, shared.slope);
+  }
+  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens) const {
+    shared.form_squares<true>();
+    __syncthreads();
+    Accumulator gv[2];
+    step_back(G, gv);
+    __syncthreads();
+    form_square_gradients();
+    __syncthreads();
+    write_results(gv);
+    __syncthreads();
+    write_pairs(t, tokens);
+  }
+  __device__ void write_totals(bool) const {}
 
+ private:
   // Per warp, for its own values: U and dZ to shared memory, dV (values in rows) to gv, and G
   // becomes the gradient of the state before the chunk.
   __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2]) const {
@@ -122,8 +92,6 @@ struct Wkv7ChunkBackwardBlock {
     keep_tokens(gy, shared.documents.first, lane);
     keep_tokens(gz, shared.documents.first, lane);
     const bool cut = shared.documents.cut();
-    const int column = lane % 4 * 2;
-    float sums[2 * Tile::kKeyTiles];  // over this thread's values of S0 dS0, by own key
 #pragma unroll
     for (int i = 0; i < Tile::kKeyTiles; ++i) {
       if (cut) clear(G[i]);
@@ -132,14 +100,8 @@ struct Wkv7ChunkBackwardBlock {
         multiply_add(G[i], gy[n], shared.r.from(n * 8, i * 8).right(lane));
         multiply_add(G[i], gz[n], shared.a.from(n * 8, i * 8).right(lane));
       }
-      const float* const S = shared.before.at(warp * 16 + lane / 4, i * 8 + column);
-      const float2 low = load_two(S), high = load_two(S + 8 * Shared::State::stride);
-      sums[2 * i] = low.x * G[i][0] + high.x * G[i][2];
-      sums[2 * i + 1] = low.y * G[i][1] + high.y * G[i][3];
     }
-    share_sums<2 * Tile::kKeyTiles, 8, 4>(sums, lane);
-    const int kept = first_sum_kept<2 * Tile::kKeyTiles, 8, 4>(lane);
-    store_two(shared.state_sums + warp * kN + kept / 2 * 8 + column, sums[0], sums[1]);
+    sum_state_products(G, shared.before, shared.state_sums);
   }
 
   __device__ __forceinline__ void scale_keys(Tile::State& G) const {
@@ -333,23 +295,5 @@ struct Wkv7ChunkBackwardBlock {
               starts ? 0.0f : slope.y * log_gradient.y);
   }
 };
-
-// What it computes: for a range of tokens every gradient of wkv7_chunk_forward_kernel.
-// What a thread owns: 32 numbers of the gradient of one head's state, a warp 16 values and all
-// keys.
-// What it gave up: fp32 operands, and head sizes other than 64.
-static __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
-    wkv7_chunk_backward_kernel(const __grid_constant__ Wkv7Backward p, TokenRange range,
-                               StatesAt<const float*> states) {
-  DYNAMIC_SHARED(base);
-  const Wkv7ChunkBackwardBlock block(p, range, states, blockIdx.x, base);
-  // Between ranges gstate carries the gradient on.
-  const auto* after = static_cast<const float*>(range.end == p.time ? p.gfinal_state : p.gstate);
-  const int64_t at = block.place.state();
-  ChunkTile::State G;
-  ChunkTile::load_state(G, after == nullptr ? nullptr : after + at);
-  block.scan(G);
-  ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
-}
 
 }  // namespace rwkv

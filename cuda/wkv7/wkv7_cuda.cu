@@ -1,12 +1,24 @@
 // CUDA kernels of WKV-7: picks a tile, launches, reports.
 #include "wkv7_cuda.h"
 
+#include "../common/chunk_launch.cuh"
 #include "../common/tile_choice.cuh"
 #include "wkv7_backward.cuh"
-#include "wkv7_chunk_launch.cuh"
+#include "wkv7_chunk_backward.cuh"
+#include "wkv7_chunk_forward.cuh"
 #include "wkv7_forward.cuh"
 
 namespace rwkv {
+
+// What the replay kernels need of a backward pass.
+inline Wkv7Forward replay_params(const Wkv7Backward& p) {
+  Wkv7Forward forward{};
+  static_cast<HeadSizes&>(forward) = p;
+  forward.k = p.k, forward.v = p.v, forward.a = p.a, forward.b = p.b;
+  forward.w = p.w, forward.reset = p.reset;
+  return forward;
+}
+
 namespace {
 
 // Five sums over values per token leave shared memory for no more.
@@ -21,23 +33,18 @@ template <class TileType> class Wkv7BackwardPass {
   int64_t floats() const { return memory_.floats(); }
 
   int run(float* memory, void* stream) const {
-    if (p_.kept > 1 && p_.keep_every % TileType::kChunk != 0) return kUnsupported;
-    return memory_.for_ranges(
-        [&](const TokenRange& range) { return run_range(range, memory, stream); });
+    const auto replay = [&](const auto&... states) { return replay_range(states..., stream); };
+    const auto run = [&](const auto&... states) { return run_range(states..., memory, stream); };
+    return memory_.for_ranges(p_.checkpoints, memory, replay, run);
   }
 
  private:
   using ReplayTile = FullTile<TileType::kN, kWkv7Warps>;
   static_assert(ReplayTile::kChunk == TileType::kChunk);
 
-  int run_range(const TokenRange& range, float* memory, void* stream) const {
-    StatesAt<const float*> states = memory_.kept_states(p_.checkpoints);
-    if (memory_.replays()) {
-      const StatesAt<float*> to = memory_.chunk_states(memory, range);
-      const int error = replay(range, states, to, stream);
-      if (error != 0) return error;
-      states = {to.base, to.every, to.count, to.first};
-    }
+  // states: before every chunk
+  int run_range(const TokenRange& range, const StatesAt<const float*>& states, float* memory,
+                void* stream) const {
     const Wkv7BackwardShared<TileType> shared(nullptr, p_.dtype);
     const int error =
         launch(wkv7_backward_kernel<TileType>, p_.batch * p_.heads * TileType::kSlices,
@@ -46,17 +53,13 @@ template <class TileType> class Wkv7BackwardPass {
     return error != 0 ? error : memory_.add_results(range, memory, results, kWkv7SumW, stream);
   }
 
-  int replay(const TokenRange& range, const StatesAt<const float*>& from,
-             const StatesAt<float*>& to, void* stream) const {
-    Wkv7Forward forward{};
-    static_cast<HeadSizes&>(forward) = p_;
-    forward.k = p_.k, forward.v = p_.v, forward.a = p_.a, forward.b = p_.b;
-    forward.w = p_.w, forward.reset = p_.reset;
+  int replay_range(const TokenRange& range, const StatesAt<const float*>& from,
+                   const StatesAt<float*>& to, void* stream) const {
     const int64_t segments = ceil_div(range.end - range.begin, from.every);
     const Wkv7ForwardShared<ReplayTile> shared(nullptr, p_.dtype);
     return launch(wkv7_replay_kernel<ReplayTile>,
                   p_.batch * p_.heads * ReplayTile::kSlices * segments, ReplayTile::kThreads,
-                  shared.bytes, stream, forward, range, from, to);
+                  shared.bytes, stream, replay_params(p_), range, from, to);
   }
 
   const Wkv7Backward& p_;
@@ -67,8 +70,9 @@ template <class TileType> class Wkv7BackwardPass {
 template <typename Result, typename Run>
 Result with_backward_pass(const Wkv7Backward& p, const LaunchOptions& options, Run run,
                           Result otherwise) {
-  if (takes_chunks(p, options.split, Wkv7ChunkBackwardShared(nullptr).bytes)) {
-    return run.template operator()<Wkv7ChunkBackwardPass>();
+  if (takes_chunks(p, options.split, chunk_shared_bytes<Wkv7ChunkBackwardBlock>())) {
+    return run.template operator()<
+        ChunkBackwardPass<Wkv7ChunkBackwardBlock, Wkv7ChunkForwardBlock<false>>>();
   }
   if (options.split == kSplitChunks) return otherwise;
   const auto scan = [&]<class TileType>() -> Result {
@@ -102,9 +106,9 @@ int64_t rwkv_wkv7_backward_floats(const rwkv::Wkv7Backward& params,
 
 int rwkv_wkv7_forward_cuda(const rwkv::Wkv7Forward& params, const rwkv::LaunchOptions& options,
                            float*, void* stream) {
-  const int bytes = rwkv::Wkv7ChunkForwardShared(nullptr).bytes;
-  if (rwkv::takes_chunks(params, options.split, bytes)) {
-    return rwkv::launch_wkv7_chunk_forward(params, stream);
+  using ByChunks = rwkv::Wkv7ChunkForwardBlock<true>;
+  if (rwkv::takes_chunks(params, options.split, rwkv::chunk_shared_bytes<ByChunks>())) {
+    return rwkv::launch_chunk_forward<ByChunks>(params, stream);
   }
   if (options.split == rwkv::kSplitChunks) return rwkv::kUnsupported;
   return rwkv::launch_forward_scan(params, options, stream);
