@@ -15,8 +15,8 @@ template <class Row> struct ShiftForwardShared {
 
 // What it computes: all n results.
 // What a thread owns: 8 channels (1 where the width is no multiple of 8) of 16 tokens.
-// What it gave up: x is read twice at every 16th token, lanes idle where the width is no multiple of
-// 256 (of 32), and few tokens leave a large card idle: one grid serves every card.
+// What it gave up: x is read twice at every 16th token, lanes idle where the width is no multiple
+// of 256 (of 32), and few tokens leave a large card idle: one grid serves every card.
 template <int kChannels, bool kMoves>
 __global__ void __launch_bounds__(kShiftThreads, 4)
     token_shift_forward_kernel(const __grid_constant__ TokenShiftForward p) {

@@ -127,14 +127,17 @@ def test_little_working_memory_means_more_ranges_and_the_same_results(host_kerne
 
 
 @every_op
-def test_bf16_is_served_by_chunks_of_its_own_accord_and_other_types_are_not(host_kernels, op):
+def test_bf16_is_served_by_chunks_of_its_own_accord_but_no_other_type_and_no_short_call(
+    host_kernels, op
+):
     kernels = host_kernels(op)
-    for dtype, chosen in ((torch.bfloat16, True), (torch.float16, False)):
-        problem = make_problem(op, Shape(1, 20, 1, 64), dtype, with_reset=False)
+    bf16 = torch.bfloat16
+    for dtype, time, chosen in ((bf16, 65, True), (bf16, 64, False), (torch.float16, 65, False)):
+        problem = make_problem(op, Shape(1, time, 1, 64), dtype, with_reset=False)
         found = kernel_results(kernels, problem, AUTO)
         by_chunks = kernel_results(kernels, problem, CHUNKS)
         same = all(torch.equal(found[name], x) for name, x in by_chunks.items())
-        assert same == chosen, f"{dtype}: chunks {'not ' if chosen else ''}chosen"
+        assert same == chosen, f"{dtype}, {time}: chunks {'not ' if chosen else ''}chosen"
     problem = make_problem(op, Shape(1, 20, 1, 64), torch.float32, with_reset=False)
     found = kernel_results(kernels, problem, AUTO)
     assert_results_match(found, expected_results(problem))
