@@ -222,13 +222,12 @@ def _megabytes(texts: list[str]) -> float:
 
 
 def _print_shares(seconds: dict, wall: float) -> None:
-    stages = ("parse", "tokenize", "verify", "convert")
+    stages = ("parse", "tokenize", "verify", "convert", "spool")
     total = sum(seconds[stage] for stage in stages)
     shares = ", ".join(f"{stage} {seconds[stage] / total:.1%}" for stage in stages)
     print(f"  in the workers: {shares}")
-    print(f"  of {wall:.1f} s: reading and tokenizing {seconds['first stage']:.1f} s (of which "
-          f"spooling {seconds['spool']:.2f} s), shuffling, hashing and writing "
-          f"{seconds['arrange']:.1f} s")
+    print(f"  of {wall:.1f} s: reading and tokenizing {seconds['first stage']:.1f} s, shuffling, "
+          f"hashing and writing {seconds['arrange']:.1f} s")
 
 
 def measure_memory(sizes: list[float], folder: Path | None) -> None:
