@@ -1,8 +1,8 @@
 // Host side of the kernels that go by chunks of tokens.
 #pragma once
 
-#include "chunk_choice.cuh"
 #include "chunk_walk.cuh"
+#include "chunk_choice.cuh"
 #include "ranges.cuh"
 
 namespace rwkv {

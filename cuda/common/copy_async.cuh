@@ -17,6 +17,20 @@ __device__ inline void copy_16_async(void* to, const void* from) {
 #endif
 }
 
+// The same, or 16 zeros where there is nothing to copy; from must be valid all the same.
+__device__ inline void copy_16_or_zeros_async(void* to, const void* from, bool present) {
+#if defined(RWKV_HOST_SHIM)
+  rwkv_shim::copy_async(to, present ? from : nullptr, 16);
+#elif __CUDA_ARCH__ >= 800
+  const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from),
+               "r"(present ? 16 : 0)
+               : "memory");
+#else
+  *static_cast<uint4*>(to) = present ? *static_cast<const uint4*>(from) : uint4{};
+#endif
+}
+
 // Closes the group of copies issued since the last call.
 __device__ inline void commit_copies() {
 #if defined(RWKV_HOST_SHIM)

@@ -11,9 +11,11 @@ namespace rwkv {
 // head: first the states before every chunk of a range, then the slices' parts.
 template <class TileType> class BackwardMemory {
  public:
-  BackwardMemory(const HeadSizes& p, const LaunchOptions& options, int64_t results, int64_t totals)
+  // always_replays: the states that the forward pass kept do not serve as they are.
+  BackwardMemory(const HeadSizes& p, const LaunchOptions& options, int64_t results, int64_t totals,
+                 bool always_replays = false)
       : p_(p), results_(results), totals_(totals),
-        replays_(ceil_div(p.time, TileType::kChunk) != p.kept) {
+        replays_(always_replays || ceil_div(p.time, TileType::kChunk) != p.kept) {
     const int64_t period = p.kept == 1 ? p.time : p.keep_every;
     const int64_t fitting = options.most_floats / (floats_of(period) + 1);
     const int64_t periods = ceil_div(p.time, period);

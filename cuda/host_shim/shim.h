@@ -63,6 +63,7 @@ inline unsigned ballot(bool mine, const Place& place) {
   return all;
 }
 
+// from: null for zeros.
 inline void copy_async(void* to, const void* from, size_t bytes) {
   std::memset(to, kPoison, bytes);
   runner.current->copies.push_back({to, from, bytes});
@@ -77,7 +78,10 @@ inline void commit_copies() {
 inline void wait_for_copies(size_t pending) {
   auto& groups = runner.current->copy_groups;
   while (groups.size() > pending) {
-    for (const PendingCopy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+    for (const PendingCopy& copy : groups.front()) {
+      if (copy.from != nullptr) std::memcpy(copy.to, copy.from, copy.bytes);
+      else std::memset(copy.to, 0, copy.bytes);
+    }
     groups.erase(groups.begin());
   }
 }
@@ -118,6 +122,69 @@ inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
       const float right = value(of_lane((column + j) * 4 + k % 4).b[k / 4]);
       d[j] += value(left.a[k / 4 * 2]) * right;
       d[2 + j] += value(left.a[k / 4 * 2 + 1]) * right;
+    }
+  }
+}
+
+// ldmatrix of four matrices of 8 x 8 elements of 16 bits; a lane gives row lane % 8 of matrix lane /
+// 8 and receives two elements of each: of a row, or transposed of a column.
+inline void load_matrices(uint32_t (&x)[4], const uint16_t* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0 && runner.error.empty()) {
+    runner.error = "ldmatrix: a row does not begin at a multiple of 16 bytes";
+  }
+  struct Row {
+    uint16_t at[8];
+  } mine;
+  std::memcpy(&mine, row, sizeof(Row));
+  const auto* slots = runner.gather(mine, RWKV_SHIM_PLACE("ldmatrix"));
+  const int g = runner.current->lane / 4, t = runner.current->lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    uint32_t pair[2];
+    for (int j = 0; j < 2; ++j) {
+      const int of_row = transposed ? 2 * t + j : g, of_column = transposed ? g : 2 * t + j;
+      std::memcpy(&mine, slots[i * 8 + of_row].bytes, sizeof(Row));
+      pair[j] = mine.at[of_column];
+    }
+    x[i] = pair[0] | pair[1] << 16;
+  }
+}
+
+// movmatrix: an 8 x 8 matrix of 16 bits, two elements of row lane / 4 a lane, transposed.
+inline uint32_t transpose_matrix(uint32_t x) {
+  const auto* slots = runner.gather(x, RWKV_SHIM_PLACE("movmatrix"));
+  const int g = runner.current->lane / 4, t = runner.current->lane % 4;
+  uint32_t pair[2];
+  for (int j = 0; j < 2; ++j) {
+    uint16_t of_row[2];
+    std::memcpy(of_row, slots[(2 * t + j) * 4 + g / 2].bytes, sizeof of_row);
+    pair[j] = of_row[g % 2];
+  }
+  return pair[0] | pair[1] << 16;
+}
+
+// mma.sync m16n8k16 of bf16: D = A B + D, every lane holding its fragments as the hardware has
+// them.
+inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Fragments {
+    uint32_t a[4], b[2];
+  } mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const auto* slots = runner.gather(mine, RWKV_SHIM_PLACE("mma.sync"));
+  const auto of_lane = [&](int lane) {
+    Fragments fragments;
+    std::memcpy(&fragments, slots[lane].bytes, sizeof(Fragments));
+    return fragments;
+  };
+  const auto value = [](uint32_t pair, int odd) {
+    return float_of(odd ? pair & 0xffff0000u : pair << 16);
+  };
+  const int row = runner.current->lane / 4, column = runner.current->lane % 4 * 2;
+  for (int k = 0; k < 16; ++k) {
+    const int half = k / 8, lane = k % 8 / 2, odd = k % 2;
+    const Fragments left = of_lane(row * 4 + lane);
+    for (int j = 0; j < 2; ++j) {
+      const float right = value(of_lane((column + j) * 4 + lane).b[half], odd);
+      d[j] += value(left.a[half * 2], odd) * right;
+      d[2 + j] += value(left.a[half * 2 + 1], odd) * right;
     }
   }
 }

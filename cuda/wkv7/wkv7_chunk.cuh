@@ -12,123 +12,135 @@
 // products of Householder-like matrices.
 #pragma once
 
-#include "../common/chunk_fetch.cuh"
+#include "../common/split_fetch.cuh"
 #include "wkv7.h"
 #include "wkv7_decay.cuh"
 
 namespace rwkv {
 
-// Queries, Keys: ChunkTile::ByRows or ByColumns, by the way in which they are read more often.
-template <class Queries, class Keys> struct Wkv7ChunkShared {
+struct Wkv7ChunkShared {
   static constexpr int kN = ChunkTile::kN, kChunk = ChunkTile::kChunk;
-  static constexpr int kSquare = ChunkTile::kSquare;
-  using Values = ChunkTile::ByColumns;
+  static constexpr int kFloatStride = ChunkTile::kFloatStride;
+  using Rows = ChunkTile::Rows;
+  using ExactRows = ChunkTile::ExactRows;
   using Square = ChunkTile::Square;
+  // Of A_ab in fp32.
+  static constexpr int kMixStride = kChunk + 4;
 
-  Queries a, r;   // A~, R~ [kChunk][kN]
-  Keys k, b;      // K-, B- [kChunk][kN]
-  Values v;       // [kChunk][kN]
-  float* squares;  // A_ab (in full precision), A_ak, A_rb, A_rk, one behind the other
-  Square inverse;
-  float* growth;  // [kChunk + 1][kN], apart: exp(c_{t-1}), so row 0 is 1 and the last exp(c_16)
+  Rows a, r, k, b;   // A~, R~, K-, B-
+  Square ak, rb, rk;  // A_ak, A_rb, A_rk
+  Square inverse;    // T
+  float* mix;        // A_ab
+  float* growth;     // [kChunk + 1][kFloatStride]: exp(c_{t-1}); row 0 is 1, the last exp(c_16)
   ChunkDocuments documents;
-  unsigned char *raw_r, *raw_k, *raw_a, *raw_b, *raw_v, *raw_w;
+  ExactRows raw_r, raw_k, raw_a, raw_b;  // as fetched
+  float* raw_w;                          // [kChunk][kFloatStride]
+  InTurn<ExactRows> values;
 
   __host__ __device__ explicit Wkv7ChunkShared(Pieces& pieces)
-      : a{pieces.floats(kChunk * Queries::stride)}, r{pieces.floats(kChunk * Queries::stride)},
-        k{pieces.floats(kChunk * Keys::stride)}, b{pieces.floats(kChunk * Keys::stride)},
-        v{pieces.floats(kChunk * Values::stride)}, squares(pieces.floats(4 * kSquare)),
-        inverse{pieces.floats(kSquare)}, growth(pieces.floats((kChunk + 1) * kN)),
-        documents(pieces) {
-    for (unsigned char** raw : {&raw_r, &raw_k, &raw_a, &raw_b, &raw_v}) {
-      *raw = pieces.bytes(kChunk * kN * 2);
-    }
-    raw_w = pieces.bytes(kChunk * kN * 4);
-  }
+      : a(pieces), r(pieces), k(pieces), b(pieces), ak(pieces), rb(pieces), rk(pieces),
+        inverse(pieces), mix(pieces.floats(kChunk * kMixStride)),
+        growth(pieces.floats((kChunk + 1) * kFloatStride)), documents(pieces), raw_r(pieces),
+        raw_k(pieces), raw_a(pieces), raw_b(pieces),
+        raw_w(pieces.floats(kChunk * kFloatStride)), values(pieces) {}
+
+  __device__ ExactRows v(int turn) const { return values.of(turn); }
 
   // p: Wkv7Forward or Wkv7Backward; the copies are not closed as a group. Without kWithQueries r is
   // left out.
   template <bool kWithQueries, class Params>
-  __device__ void fetch(const Params& p, const ChunkFetch& chunk) const {
-    if constexpr (kWithQueries) chunk.copy<2, true>(raw_r, p.r);
-    chunk.copy<2, true>(raw_k, p.k);
-    chunk.copy<2, true>(raw_a, p.a);
-    chunk.copy<2, true>(raw_b, p.b);
-    chunk.copy<2, false>(raw_v, p.v);
-    chunk.copy<4, true>(raw_w, p.w);
+  __device__ void fetch(const Params& p, const ChunkFetch& chunk, int turn) const {
+    if constexpr (kWithQueries) chunk.copy(raw_r, p.r);
+    chunk.copy(raw_k, p.k);
+    chunk.copy(raw_a, p.a);
+    chunk.copy(raw_b, p.b);
+    chunk.copy(v(turn), p.v);
+    chunk.copy(raw_w, p.w);
   }
 
-  // Forms A~, R~, K-, B-, V and exp(c) from what was fetched, and finds the documents. slope: null,
-  // or where to leave the decays' logarithm's derivative by w, [kChunk][kN], apart. Tokens beyond
-  // the end become zeros that do not decay.
+  // Forms A~, R~, K-, B- and exp(c) from what was fetched, and finds the documents. slope: null, or
+  // where to leave the decays' logarithm's derivative by w, [kChunk][kFloatStride]. Tokens beyond
+  // the end are zeros that do not decay.
   template <bool kWithQueries, class Place>
-  __device__ __forceinline__ void form_operands(const bool* reset, const Place& place, DType dtype,
-                                                int64_t t, int tokens, float* slope) const {
+  __device__ __forceinline__ void form_operands(const bool* reset, const Place& place, int64_t t,
+                                                int tokens, float* slope) const {
     documents.find(reset, place, t, tokens);
-    widen_values(v, raw_v, dtype, tokens);
-    const PairOfKeys own;
+    const FourKeys own;
     // Of the decays, to base 2.
-    float2 logs[PairOfKeys::kTokens], sum = make_float2(0.0f, 0.0f);
+    float4 logs[FourKeys::kTokens], sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
-      const int at = own.apart(i);
-      const float2 w = load_two(reinterpret_cast<const float*>(raw_w) + at);
-      const Wkv7TensorDecay x(w.x), y(w.y);
-      const bool present = own.first_token + i < tokens;
-      logs[i] = present ? make_float2(x.log2, y.log2) : make_float2(0.0f, 0.0f);
-      if (slope != nullptr) store_two(slope + at, x.slope, y.slope);
-      sum.x += logs[i].x;
-      sum.y += logs[i].y;
+    for (int i = 0; i < FourKeys::kTokens; ++i) {
+      const int token = own.first_token + i, at = token * kFloatStride + own.key;
+      const float4 w = load_four(raw_w + at);
+      const Wkv7TensorDecay d[4] = {Wkv7TensorDecay(w.x), Wkv7TensorDecay(w.y),
+                                    Wkv7TensorDecay(w.z), Wkv7TensorDecay(w.w)};
+      const bool present = token < tokens;
+      logs[i] = present ? make_float4(d[0].log2, d[1].log2, d[2].log2, d[3].log2)
+                        : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (slope != nullptr) {
+        store_four(slope + at, make_float4(d[0].slope, d[1].slope, d[2].slope, d[3].slope));
+      }
+      FourKeys::add_to(sum, logs[i]);
     }
-    float2 c = own.sum_before(sum);
-    float2 grown = make_float2(fast_exp2(c.x), fast_exp2(c.y));
+    float4 c = own.sum_before(sum);
+    float4 grown = exp2_of(c);
 #pragma unroll
-    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
-      c.x += logs[i].x;
-      c.y += logs[i].y;
-      scale_token<kWithQueries>(own, i, tokens, dtype, c, grown);
+    for (int i = 0; i < FourKeys::kTokens; ++i) {
+      FourKeys::add_to(c, logs[i]);
+      scale_token<kWithQueries>(own.first_token + i, own.key, c, grown);
     }
   }
-
-  __device__ Square ak() const { return {squares + kSquare}; }
-  __device__ Square rb() const { return {squares + 2 * kSquare}; }
-  __device__ Square rk() const { return {squares + 3 * kSquare}; }
 
   // The warps form one of A_ab, A_ak, A_rb, A_rk each, without kWithQueries only the first two, and
   // the first warp the inverse.
   template <bool kWithQueries> __device__ __forceinline__ void form_squares() const {
     const int lane = lane_number(), warp = warp_number();
     if (!kWithQueries && warp >= 2) return;
+    const Rows queries((warp & 2) != 0 ? r.base : a.base);
+    const Rows keys((warp & 1) != 0 ? k.base : b.base);
     Accumulator x[2];
-    multiply_rows(x, Queries{(warp & 2) != 0 ? r.base : a.base},
-                  Keys{(warp & 1) != 0 ? k.base : b.base}, lane);
-    store_square(x, squares + warp * kSquare, (warp & 2) != 0, warp != 0, lane);
+    clear(x[0]), clear(x[1]);
+#pragma unroll
+    for (int i = 0; i < kN; i += 16) add_keys(x, queries.left(0, i, lane), keys, i, lane);
+    keep_same_document(x, (warp & 2) != 0, lane);
     if (warp == 0) {
+      store_mix(x, lane);
       __syncwarp();
       invert(lane);
+    } else {
+      const Square to(warp == 1 ? ak.base : warp == 2 ? rb.base : rk.base);
+      to.store(split_left(x[0], x[1]), 0, 0, lane);
     }
   }
 
-  // Keeps elements below the diagonal (and on it) whose tokens are in the same document.
-  __device__ __forceinline__ void store_square(const Accumulator (&x)[2], float* to, bool diagonal,
-                                               bool rounds, int lane) const {
-    const int t = lane / 4, last = diagonal ? 0 : 1;
+  // Multiplies two key tiles of a state, or of its gradient, by the decays of the whole chunk.
+  __device__ __forceinline__ void scale_keys(ChunkTile::State& S, int tile, int lane) const {
+    const float* const whole = growth + kChunk * kFloatStride + tile * 8 + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const float2 grown = load_two(whole + n * 8);
+      scale_columns(S[tile + n], grown.x, grown.y);
+    }
+  }
+
+  // Of a square, clears what is above the diagonal (or on it) and the pairs of tokens that are in
+  // different documents.
+  __device__ __forceinline__ void keep_same_document(Accumulator (&x)[2], bool diagonal,
+                                                     int lane) const {
+    const int last = diagonal ? 0 : 1;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const int s = n * 8 + lane % 4 * 2;
       const int of_s[2] = {documents.number[s], documents.number[s + 1]};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int row = t + i * 8, of_row = documents.number[row];
-        float kept[2];
+        const int row = lane / 4 + i * 8, of_row = documents.number[row];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           // No shortcut: a branch costs more than what it saves.
           const bool keeps = (s + j + last <= row) & (of_s[j] == of_row);
-          kept[j] = keeps ? x[n][2 * i + j] : 0.0f;
+          x[n][2 * i + j] = keeps ? x[n][2 * i + j] : 0.0f;
         }
-        store_two(to + row * Square::stride + s, rounds ? round_tf32(kept[0]) : kept[0],
-                  rounds ? round_tf32(kept[1]) : kept[1]);
       }
     }
   }
@@ -136,42 +148,53 @@ template <class Queries, class Keys> struct Wkv7ChunkShared {
  private:
   // c: with the token, to base 2; grown: exp(c) before the token on entry, with it on return.
   template <bool kWithQueries>
-  __device__ __forceinline__ void scale_token(const PairOfKeys& own, int i, int tokens,
-                                              DType dtype, const float2& c,
-                                              float2& grown) const {
-    const int token = own.first_token + i, key = own.key, at = own.apart(i);
-    float2 zero = make_float2(0.0f, 0.0f), pair_r = zero, pair_k = zero, pair_a = zero,
-           pair_b = zero;
-    if (token < tokens) {
-      if constexpr (kWithQueries) pair_r = load_pair(raw_r, at, dtype);
-      pair_k = load_pair(raw_k, at, dtype);
-      pair_a = load_pair(raw_a, at, dtype), pair_b = load_pair(raw_b, at, dtype);
+  __device__ __forceinline__ void scale_token(int token, int key, const float4& c,
+                                              float4& grown) const {
+    float* const growth_at = growth + token * kFloatStride + key;
+    store_four(growth_at, grown);
+    set_scaled(a, token, key, raw_a, grown);
+    grown = exp2_of(c);
+    const float4 shrunk = make_float4(fast_inverse(grown.x), fast_inverse(grown.y),
+                                      fast_inverse(grown.z), fast_inverse(grown.w));
+    if constexpr (kWithQueries) set_scaled(r, token, key, raw_r, grown);
+    set_scaled(k, token, key, raw_k, shrunk);
+    set_scaled(b, token, key, raw_b, shrunk);
+    if (token == kChunk - 1) store_four(growth_at + kFloatStride, grown);
+  }
+
+  __device__ static void set_scaled(const Rows& to, int token, int key, const ExactRows& raw,
+                                    const float4& factor) {
+    const float4 x = widen_four(raw.at(token, key));
+    to.set_four(token, key,
+                make_float4(x.x * factor.x, x.y * factor.y, x.z * factor.z, x.w * factor.w));
+  }
+
+  __device__ static float4 exp2_of(const float4& x) {
+    return make_float4(fast_exp2(x.x), fast_exp2(x.y), fast_exp2(x.z), fast_exp2(x.w));
+  }
+
+  __device__ __forceinline__ void store_mix(const Accumulator (&x)[2], int lane) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float* const to = mix + (lane / 4 + i * 8) * kMixStride + n * 8 + lane % 4 * 2;
+        *reinterpret_cast<float2*>(to) = make_float2(x[n][2 * i], x[n][2 * i + 1]);
+      }
     }
-    store_two(growth + at, grown.x, grown.y);
-    store_scaled(a.at(token, key), pair_a, grown);
-    grown = make_float2(fast_exp2(c.x), fast_exp2(c.y));
-    const float2 shrunk = make_float2(fast_inverse(grown.x), fast_inverse(grown.y));
-    if constexpr (kWithQueries) store_scaled(r.at(token, key), pair_r, grown);
-    store_scaled(k.at(token, key), pair_k, shrunk);
-    store_scaled(b.at(token, key), pair_b, shrunk);
-    if (token == kChunk - 1) store_two(growth + own.apart_behind(i), grown.x, grown.y);
   }
 
-  __device__ static void store_scaled(float* to, const float2& x, const float2& factor) {
-    store_two(to, round_tf32(x.x * factor.x), round_tf32(x.y * factor.y));
-  }
-
-  // (I - A_ab)^-1 by forward substitution; a lane finds a column.
+  // (I - A_ab)^-1 by forward substitution; a lane finds a column, and lanes in pairs store two.
   __device__ __forceinline__ void invert(int lane) const {
-    if (lane >= kChunk) return;
     float column[kChunk];
 #pragma unroll
     for (int row = 0; row < kChunk; ++row) {
-      float sum = row == lane ? 1.0f : 0.0f;
+      float sum = row == lane % kChunk ? 1.0f : 0.0f;
 #pragma unroll
-      for (int i = 0; i < row; ++i) sum += squares[row * Square::stride + i] * column[i];
+      for (int i = 0; i < row; ++i) sum += mix[row * kMixStride + i] * column[i];
       column[row] = sum;
-      *inverse.at(row, lane) = round_tf32(sum);
+      const float next = __shfl_xor_sync(kAllLanes, sum, 1);
+      if (lane < kChunk && lane % 2 == 0) inverse.set_two(row, lane, sum, next);
     }
   }
 };

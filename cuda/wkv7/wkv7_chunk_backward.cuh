@@ -15,284 +15,302 @@
 // Within 16 tokens these sums do not grow beyond what they are subtracted from.
 #pragma once
 
-#include "../common/chunk_walk.cuh"
+#include "../common/split_walk.cuh"
 #include "wkv7_chunk.cuh"
 
 namespace rwkv {
 
-struct Wkv7ChunkBackwardShared : Wkv7ChunkShared<ChunkTile::ByColumns, ChunkTile::ByRows> {
-  using State = ChunkTile::ByRows::With<Held::kFp32>;
-  using Gradient = ChunkTile::ByRows;
-  using Rows = ChunkTile::ByColumns::With<Held::kFp32>;
+struct Wkv7ChunkBackwardShared : Wkv7ChunkShared {
+  using Columns = ChunkTile::Columns;
+  using State = ChunkTile::HeadState;
 
-  Values gy, u, gz;   // [kChunk][kN]: dY, U, dZ
-  float* gsquares;    // dA_ab, dA_ak, dA_rb, dA_rk, as squares
-  State before;       // S0 [kN values][kN keys]
-  Gradient after;     // D, likewise
-  float* slope;       // [kChunk][kN], apart: the derivative of the decay's logarithm by w
+  InTurn<ExactRows> gys;  // dY
+  Columns u, gz;      // U, dZ
+  State before;       // S0
+  State after;        // D
+  float* slope;       // [kChunk][kFloatStride]: the derivative of the decay's logarithm by w
   float* state_sums;  // [kWarps][kN]: rowsum(S0 dS0) over the values of a warp
-  unsigned char* raw_gy;
   int bytes;
 
   __host__ __device__ explicit Wkv7ChunkBackwardShared(unsigned char* base)
       : Wkv7ChunkBackwardShared(Pieces(base)) {}
 
-  __device__ Square gsquare(int number) const { return {gsquares + number * kSquare}; }
-  // What was before and after the chunk gives its place to the results: dA~, dR~, dB-, dK-, and dV.
-  __device__ Rows result(int number) const {
-    return {before.base + number * kChunk * Rows::stride};
+  __device__ ExactRows gy(int turn) const { return gys.of(turn); }
+  // dA_ab, dA_ak, dA_rb, dA_rk take the places of T, A_ak, A_rb, A_rk.
+  __device__ Square gab() const { return inverse; }
+  __device__ Square gak() const { return ak; }
+  __device__ Square grb() const { return rb; }
+  __device__ Square grk() const { return rk; }
+  // dA~, dR~, dB-, dK- that of S0, in fp32 with rows of kFloatStride.
+  __device__ float* results(int number) const {
+    return reinterpret_cast<float*>(before.base) + number * kChunk * kFloatStride;
   }
-  __device__ Rows gv() const { return {after.base}; }
+  static_assert(4 * kChunk * kFloatStride * sizeof(float) == State::elements * sizeof(uint16_t));
+  // dV that of U.
+  __device__ ExactRows gv() const { return ExactRows(u.base); }
+  static_assert(ExactRows::elements <= Columns::elements);
 
  private:
   __host__ __device__ explicit Wkv7ChunkBackwardShared(Pieces pieces)
-      : Wkv7ChunkShared(pieces), gy{pieces.floats(kChunk * Values::stride)},
-        u{pieces.floats(kChunk * Values::stride)}, gz{pieces.floats(kChunk * Values::stride)},
-        gsquares(pieces.floats(4 * kSquare)), before{pieces.floats(kN * State::stride)},
-        after{pieces.floats(kN * Gradient::stride)}, slope(pieces.floats(kChunk * kN)),
-        state_sums(pieces.floats(ChunkTile::kWarps * kN)),
-        raw_gy(pieces.bytes(kChunk * kN * 2)), bytes(pieces.used()) {}
+      : Wkv7ChunkShared(pieces), gys(pieces), u(pieces), gz(pieces), before(pieces), after(pieces), slope(pieces.floats(kChunk * kFloatStride)),
+        state_sums(pieces.floats(ChunkTile::kWarps * kN)), bytes(pieces.used()) {}
 };
 
 struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared> {
   using ChunkBlock::ChunkBlock;
+  // Key tiles of a warp in the products for the gradients of keys.
   static constexpr int kHalf = Tile::kKeyTiles / 2;
 
-  __device__ void fetch(int64_t t, int tokens) const {
+  __device__ void fetch(int64_t t, int tokens, int turn) const {
     const ChunkFetch chunk(place, t, tokens);
-    shared.fetch<true>(p, chunk);
-    chunk.copy<2, false>(shared.raw_gy, p.gy);
+    shared.fetch<true>(p, chunk, turn);
+    chunk.copy(shared.gy(turn), p.gy);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.form_operands<true>(p.reset, place, p.dtype, t, tokens, shared.slope);
+    shared.form_operands<true>(p.reset, place, t, tokens, shared.slope);
   }
-  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens) const {
+  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) const {
     shared.form_squares<true>();
     __syncthreads();
     Accumulator gv[2];
-    step_back(G, gv);
+    step_back(G, gv, turn);
     __syncthreads();
-    form_square_gradients();
+    form_square_gradients(turn);
     __syncthreads();
-    write_results(gv);
+    find_results(turn);
+    place_own_values(gv, shared.gv(), lane);
     __syncthreads();
-    write_pairs(t, tokens);
+    write_gradients(t, tokens);
   }
   __device__ void write_totals(bool) const {}
 
  private:
   // Per warp, for its own values: U and dZ to shared memory, dV (values in rows) to gv, and G
   // becomes the gradient of the state before the chunk.
-  __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2]) const {
-    scale_keys(G);
-    Tile::store_state(G, shared.after);
-    place_used();
-    LeftOperand gy[2], gz[2];
-    find_gradients(G, gv, gy, gz);
-    keep_tokens(gy, shared.documents.first, lane);
-    keep_tokens(gz, shared.documents.first, lane);
-    const bool cut = shared.documents.cut();
+  __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2], int turn) const {
+    place_used(turn);
+    LeftOperand gy = shared.gy(turn).left_transposed(0, warp * 16, lane);
+    Split<LeftOperand> gz = find_gradients(G, gv, gy);
+    if (shared.documents.cut()) {
+      const InnerMask kept = mask_of(shared.documents.first, lane);
+      keep_inner(gy, kept);
+      keep_inner(gz, kept);
 #pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; ++i) {
-      if (cut) clear(G[i]);
+      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(G[i]);
+    }
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        multiply_add(G[i], gy[n], shared.r.from(n * 8, i * 8).right(lane));
-        multiply_add(G[i], gz[n], shared.a.from(n * 8, i * 8).right(lane));
-      }
+    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
+      add_tokens(G, i, gy, shared.r, lane);
+      add_tokens(G, i, gz, shared.a, lane);
     }
     sum_state_products(G, shared.before, shared.state_sums);
   }
 
-  __device__ __forceinline__ void scale_keys(Tile::State& G) const {
-#pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; ++i) {
-      const float2 grown = load_two(shared.growth + kChunk * kN + i * 8 + lane % 4 * 2);
-      scale_columns(G[i], grown.x, grown.y);
-    }
-  }
-
   // U of this warp's values, as in the forward pass.
-  __device__ __forceinline__ void place_used() const {
+  __device__ __forceinline__ void place_used(int turn) const {
     Accumulator z[2], u[2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) clear(z[n]), clear(u[n]);
 #pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; ++i) {
-      const LeftOperand state = shared.before.from(warp * 16, i * 8).straight_left(lane);
-      RightOperand queries[2];
-      shared.a.from(0, i * 8).straight_rights_transposed(queries, lane);
-      multiply_add(z[0], state, queries[0]);
-      multiply_add(z[1], state, queries[1]);
+    for (int i = 0; i < kN; i += 16) {
+      add_keys(z, shared.before.left(warp * 16, i, lane), shared.a, i, lane);
     }
-    scale_tokens(z, shared.documents.first);
-    LeftOperand left[2];
-    load_own_values(left, shared.v, lane);
-    add_lower(z, left, shared.ak(), lane);
-    left[0] = as_left(z[0]), left[1] = as_left(z[1]);
-    add_lower(u, left, shared.inverse, lane);
-    place_own_values<true>(u, shared.u, lane);
+    scale_tokens(z, shared.documents.first, lane);
+    add_lower(z, shared.v(turn).left_transposed(0, warp * 16, lane), shared.ak, lane);
+    add_lower(u, split_left(z[0], z[1]), shared.inverse, lane);
+    shared.u.store(split_left(u[0], u[1]), warp * 16, 0, lane);
   }
 
-  // dV to gv; dY and dZ as operands, dZ to shared memory too.
-  __device__ __forceinline__ void find_gradients(const Tile::State& G, Accumulator (&gv)[2],
-                                                 LeftOperand (&gy)[2],
-                                                 LeftOperand (&gz)[2]) const {
+  // dV to gv; dZ as an operand and to shared memory. G becomes D.
+  __device__ __forceinline__ Split<LeftOperand> find_gradients(Tile::State& G,
+                                                               Accumulator (&gv)[2],
+                                                               const LeftOperand& gy) const {
     Accumulator gu[2], z[2];
-    multiply_state(gu, G, shared.b, shared.documents.last, lane);
-    multiply_state(gv, G, shared.k, shared.documents.last, lane);
-    load_own_values(gy, shared.gy, lane);
-    add_upper(gu, gy, shared.rb(), lane);
-    add_upper(gv, gy, shared.rk(), lane);
-    LeftOperand left[2];
-    left[0] = as_left(gu[0]), left[1] = as_left(gu[1]);
-    clear(z[0]), clear(z[1]);
-    add_upper(z, left, shared.inverse, lane);
-    gz[0] = as_left(z[0]), gz[1] = as_left(z[1]);
-    add_upper(gv, gz, shared.ak(), lane);
-    place_own_values<true>(z, shared.gz, lane);
-  }
-
-  // Columns of x are tokens.
-  __device__ __forceinline__ void scale_tokens(Accumulator (&x)[2], const float* factors) const {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const float2 factor = load_two(factors + n * 8 + lane % 4 * 2);
-      scale_columns(x[n], factor.x, factor.y);
+    for (int n = 0; n < 2; ++n) clear(gu[n]), clear(gv[n]), clear(z[n]);
+#pragma unroll
+    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
+      shared.scale_keys(G, i, lane);
+      const Split<LeftOperand> after = split_left(G[i], G[i + 1]);
+      shared.after.store(after, warp * 16, i * 8, lane);
+      add_keys(gu, after, shared.b, i * 8, lane);
+      add_keys(gv, after, shared.k, i * 8, lane);
     }
+    scale_tokens(gu, shared.documents.last, lane);
+    scale_tokens(gv, shared.documents.last, lane);
+    add_upper(gu, gy, shared.rb, lane);
+    add_upper(gv, gy, shared.rk, lane);
+    add_upper(z, split_left(gu[0], gu[1]), shared.inverse, lane);
+    const Split<LeftOperand> gz = split_left(z[0], z[1]);
+    add_upper(gv, gz, shared.ak, lane);
+    shared.gz.store(gz, warp * 16, 0, lane);
+    return gz;
   }
 
   // The warps form one of dA_ab, dA_ak, dA_rb, dA_rk each.
-  __device__ __forceinline__ void form_square_gradients() const {
+  __device__ __forceinline__ void form_square_gradients(int turn) const {
+    const Shared::ExactRows gy = shared.gy(turn), v = shared.v(turn);
     Accumulator x[2];
-    multiply_rows(x, Shared::Values{(warp & 2) != 0 ? shared.gy.base : shared.gz.base},
-                  Shared::Values{(warp & 1) != 0 ? shared.v.base : shared.u.base}, lane);
-    shared.store_square(x, shared.gsquares + warp * Shared::kSquare, (warp & 2) != 0, true, lane);
+    clear(x[0]), clear(x[1]);
+#pragma unroll
+    for (int i = 0; i < kN; i += 16) {
+      Split<RightOperand> used[2];
+      RightOperand written[2];
+      if (warp % 2 == 0) shared.u.rights(used, i, 0, lane);
+      else v.rights_transposed(written, 0, i, lane);
+      if (warp < 2) {
+        const Split<LeftOperand> left = shared.gz.left_transposed(i, 0, lane);
+        if (warp == 0) multiply_add_two(x, left, used);
+        else multiply_add_two(x, left, written);
+      } else {
+        const LeftOperand left = gy.left(0, i, lane);
+        if (warp == 2) multiply_add_two(x, left, used);
+        else multiply_add_two(x, left, written);
+      }
+    }
+    shared.keep_same_document(x, warp >= 2, lane);
+    const Shared::Square to(warp == 0   ? shared.gab().base
+                            : warp == 1 ? shared.gak().base
+                            : warp == 2 ? shared.grb().base
+                                        : shared.grk().base);
+    to.store(split_left(x[0], x[1]), 0, 0, lane);
   }
 
-  // Two warps find dA~ and dR~, two dB- and dK-, each for half the keys; they are put where S0 was,
-  // and dV where D was.
-  __device__ __forceinline__ void write_results(const Accumulator (&gv)[2]) const {
-    const int first = warp % 2 * kHalf;
+  // Two warps find dA~ and dR~, two dB- and dK-, each for half the keys; they are put where S0
+  // was.
+  __device__ __forceinline__ void find_results(int turn) const {
+    const int key = warp % 2 * kHalf * 8;
     Accumulator x[2][kHalf];
-    if (warp < 2) find_query_gradients(x, first);
-    else find_key_gradients(x, first);
+    if (warp < 2) {
+      multiply_by_state(x, shared.gz, shared.gy(turn), shared.before, key,
+                        shared.documents.first);
+      add_pairs(x, shared.b, key, shared.gab().left(0, 0, lane), shared.grb().left(0, 0, lane));
+      add_pairs(x, shared.k, key, shared.gak().left(0, 0, lane), shared.grk().left(0, 0, lane));
+    } else {
+      multiply_by_state(x, shared.u, shared.v(turn), shared.after, key, shared.documents.last);
+      add_pairs(x, shared.a, key, shared.gab().left_transposed(0, 0, lane),
+                shared.gak().left_transposed(0, 0, lane));
+      add_pairs(x, shared.r, key, shared.grb().left_transposed(0, 0, lane),
+                shared.grk().left_transposed(0, 0, lane));
+    }
     __syncthreads();
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      Tile::store_rows(x[m], shared.result(warp / 2 * 2 + m).from(0, first * 8));
+      store_rows(x[m], shared.results(warp / 2 * 2 + m) + key, lane);
     }
-    place_own_values<false>(gv, shared.gv(), lane);
   }
 
-  // dA~ and dR~ of the key tiles from `first` on.
-  __device__ __forceinline__ void find_query_gradients(Accumulator (&x)[2][kHalf],
-                                                       int first) const {
-    multiply_both_by_state(x, shared.gz, shared.gy, shared.before, first, shared.documents.first,
-                           lane);
+  // x[0] = columns^T state, x[1] = rows state, of the keys from `key` on, for the tokens with
+  // factor 1, else 0.
+  __device__ __forceinline__ void multiply_by_state(Accumulator (&x)[2][kHalf],
+                                                    const Shared::Columns& columns,
+                                                    const Shared::ExactRows& rows,
+                                                    const Shared::State& state, int key,
+                                                    const float* factors) const {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      LeftOperand by[4];
+    for (int i = 0; i < kHalf; ++i) clear(x[0][i]), clear(x[1][i]);
 #pragma unroll
-      for (int m = 0; m < 4; ++m) by[m] = shared.gsquare(m).from(0, n * 8).straight_left(lane);
+    for (int value = 0; value < kN; value += 16) {
+      const Split<LeftOperand> split = columns.left_transposed(value, 0, lane);
+      const LeftOperand exact = rows.left(0, value, lane);
+#pragma unroll
+      for (int i = 0; i < kHalf; i += 2) {
+        Split<RightOperand> right[2];
+        state.rights(right, value, key + i * 8, lane);
+        multiply_add_two(&x[0][i], split, right);
+        multiply_add_two(&x[1][i], exact, right);
+      }
+    }
+    const float low = factors[lane / 4], high = factors[lane / 4 + 8];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int i = 0; i < kHalf; ++i) {
-        const RightOperand b = shared.b.from(n * 8, (first + i) * 8).straight_right(lane);
-        const RightOperand k = shared.k.from(n * 8, (first + i) * 8).straight_right(lane);
-        multiply_add(x[0][i], by[0], b);
-        multiply_add(x[1][i], by[2], b);
-        multiply_add(x[0][i], by[1], k);
-        multiply_add(x[1][i], by[3], k);
+        x[m][i][0] *= low, x[m][i][1] *= low, x[m][i][2] *= high, x[m][i][3] *= high;
       }
     }
   }
 
-  // dB- and dK- of the key tiles from `first` on.
-  __device__ __forceinline__ void find_key_gradients(Accumulator (&x)[2][kHalf], int first) const {
-    multiply_both_by_state(x, shared.u, shared.v, shared.after, first, shared.documents.last, lane);
+  // x[m] += by_m rows, of the keys from `key` on.
+  __device__ __forceinline__ void add_pairs(Accumulator (&x)[2][kHalf], const Shared::Rows& rows,
+                                            int key, const Split<LeftOperand>& by_0,
+                                            const Split<LeftOperand>& by_1) const {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      LeftOperand by[4];
-#pragma unroll
-      for (int m = 0; m < 4; ++m) by[m] = shared.gsquare(m).from(n * 8, 0).left_transposed(lane);
-#pragma unroll
-      for (int i = 0; i < kHalf; ++i) {
-        const RightOperand a = shared.a.from(n * 8, (first + i) * 8).right(lane);
-        const RightOperand r = shared.r.from(n * 8, (first + i) * 8).right(lane);
-        multiply_add(x[0][i], by[0], a);
-        multiply_add(x[1][i], by[1], a);
-        multiply_add(x[0][i], by[2], r);
-        multiply_add(x[1][i], by[3], r);
-      }
+    for (int i = 0; i < kHalf; i += 2) {
+      Split<RightOperand> right[2];
+      rows.rights(right, 0, key + i * 8, lane);
+      multiply_add_two(&x[0][i], by_0, right);
+      multiply_add_two(&x[1][i], by_1, right);
     }
   }
 
-  // gr, gk, ga, gb and gw of the thread's two keys and four tokens.
-  __device__ __forceinline__ void write_pairs(int64_t t, int tokens) const {
-    const PairOfKeys own;
-    Token found[PairOfKeys::kTokens];
-    float2 sum = make_float2(0.0f, 0.0f), gradient = sum;
+  // gr, gk, ga, gb and gw of the thread's four keys and two tokens.
+  __device__ __forceinline__ void write_gradients(int64_t t, int tokens) const {
+    const FourKeys own;
+    Token found[FourKeys::kTokens];
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f), gradient = sum;
 #pragma unroll
-    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
+    for (int i = 0; i < FourKeys::kTokens; ++i) {
       found[i] = results_at(own.first_token + i, own.key);
-      sum.x += found[i].without_a.x + found[i].of_a.x;
-      sum.y += found[i].without_a.y + found[i].of_a.y;
+      FourKeys::add_to(sum, found[i].without_a);
+      FourKeys::add_to(sum, found[i].of_a);
     }
 #pragma unroll
     for (int n = 0; n < Tile::kWarps; ++n) {
-      const float2 part = load_two(shared.state_sums + n * kN + own.key);
-      gradient.x += part.x;
-      gradient.y += part.y;
+      FourKeys::add_to(gradient, load_four(shared.state_sums + n * kN + own.key));
     }
-    const float2 before = own.sum_before(sum);
-    gradient.x -= before.x;
-    gradient.y -= before.y;
+    take_from(gradient, own.sum_before(sum));
     const bool cut = shared.documents.cut();
 #pragma unroll
-    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
+    for (int i = 0; i < FourKeys::kTokens; ++i) {
       const int n = own.first_token + i;
-      gradient.x -= found[i].of_a.x;
-      gradient.y -= found[i].of_a.y;
+      take_from(gradient, found[i].of_a);
       const bool starts = cut && shared.documents.starts_at(n);
-      if (n < tokens) write_token(t, own, i, found[i], gradient, starts);
-      gradient.x -= found[i].without_a.x;
-      gradient.y -= found[i].without_a.y;
+      if (n < tokens) write_token(t, n, own.key, found[i], gradient, starts);
+      take_from(gradient, found[i].without_a);
     }
   }
 
   // Of a token: dA~, dR~, dB-, dK-, and the products A~ dA~ and R~ dR~ - B- dB- - K- dK-.
   struct Token {
-    float2 a, r, b, k, of_a, without_a;
+    float4 a, r, b, k, of_a, without_a;
   };
   __device__ __forceinline__ Token results_at(int token, int key) const {
-    const float2 a = load_two(shared.a.at(token, key)), r = load_two(shared.r.at(token, key));
-    const float2 b = load_two(shared.b.at(token, key)), k = load_two(shared.k.at(token, key));
+    const int at = token * Shared::kFloatStride + key;
     Token found;
-    found.a = load_two(shared.result(0).at(token, key));
-    found.r = load_two(shared.result(1).at(token, key));
-    found.b = load_two(shared.result(2).at(token, key));
-    found.k = load_two(shared.result(3).at(token, key));
-    found.of_a = make_float2(a.x * found.a.x, a.y * found.a.y);
-    found.without_a = make_float2(r.x * found.r.x - b.x * found.b.x - k.x * found.k.x,
-                                  r.y * found.r.y - b.y * found.b.y - k.y * found.k.y);
+    found.a = load_four(shared.results(0) + at);
+    found.r = load_four(shared.results(1) + at);
+    found.b = load_four(shared.results(2) + at);
+    found.k = load_four(shared.results(3) + at);
+    found.of_a = times(shared.a.four(token, key), found.a);
+    found.without_a = times(shared.r.four(token, key), found.r);
+    take_from(found.without_a, times(shared.b.four(token, key), found.b));
+    take_from(found.without_a, times(shared.k.four(token, key), found.k));
     return found;
   }
 
-  // log_gradient: of the decay's logarithm
-  __device__ __forceinline__ void write_token(int64_t t, const PairOfKeys& own, int i,
-                                              const Token& found, const float2& log_gradient,
-                                              bool starts) const {
-    const int64_t to = place.token(t + own.first_token + i) + own.key;
-    const float2 before = load_two(shared.growth + own.apart(i));
-    const float2 grown = load_two(shared.growth + own.apart_behind(i));
-    const float2 shrunk = make_float2(fast_inverse(grown.x), fast_inverse(grown.y));
-    const float2 slope = load_two(shared.slope + own.apart(i));
-    store_pair(p.ga, to, p.dtype, found.a.x * before.x, found.a.y * before.y);
-    store_pair(p.gr, to, p.dtype, found.r.x * grown.x, found.r.y * grown.y);
-    store_pair(p.gb, to, p.dtype, found.b.x * shrunk.x, found.b.y * shrunk.y);
-    store_pair(p.gk, to, p.dtype, found.k.x * shrunk.x, found.k.y * shrunk.y);
-    store_two(static_cast<float*>(p.gw) + to, starts ? 0.0f : slope.x * log_gradient.x,
-              starts ? 0.0f : slope.y * log_gradient.y);
+  // n: the token's number in the chunk; log_gradient: of the decay's logarithm
+  __device__ __forceinline__ void write_token(int64_t t, int n, int key, const Token& found,
+                                              const float4& log_gradient, bool starts) const {
+    const int64_t to = place.token(t + n) + key;
+    const float* const growth = shared.growth + n * Shared::kFloatStride + key;
+    const float4 before = load_four(growth), grown = load_four(growth + Shared::kFloatStride);
+    const float4 shrunk = make_float4(fast_inverse(grown.x), fast_inverse(grown.y),
+                                      fast_inverse(grown.z), fast_inverse(grown.w));
+    const float4 slope = load_four(shared.slope + n * Shared::kFloatStride + key);
+    narrow_four(static_cast<uint16_t*>(p.ga) + to, times(found.a, before));
+    narrow_four(static_cast<uint16_t*>(p.gr) + to, times(found.r, grown));
+    narrow_four(static_cast<uint16_t*>(p.gb) + to, times(found.b, shrunk));
+    narrow_four(static_cast<uint16_t*>(p.gk) + to, times(found.k, shrunk));
+    const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    store_four(static_cast<float*>(p.gw) + to, starts ? zero : times(slope, log_gradient));
+  }
+
+  __device__ static float4 times(const float4& x, const float4& y) {
+    return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w);
+  }
+  __device__ static void take_from(float4& sum, const float4& x) {
+    sum.x -= x.x, sum.y -= x.y, sum.z -= x.z, sum.w -= x.w;
   }
 };
 
