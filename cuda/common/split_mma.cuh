@@ -74,6 +74,13 @@ __device__ __forceinline__ void multiply_add(Accumulator& sum, const Split<LeftO
   multiply_add(sum, a.head, b);
 }
 
+// With the product of the tails, for sums that are to cancel against others to the last digits.
+__device__ __forceinline__ void multiply_add_whole(Accumulator& sum, const Split<LeftOperand>& a,
+                                                   const Split<RightOperand>& b) {
+  multiply_add(sum, a.tail, b);
+  multiply_add(sum, a.head, b);
+}
+
 // Of four matrices of 8 x 8 bf16: elements 2t and 2t + 1 of row g of each; transposed: of column
 // g. Lanes 8 i .. 8 i + 7 give where the rows of matrix i begin, multiples of 16 bytes in shared
 // memory.

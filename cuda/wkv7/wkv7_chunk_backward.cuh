@@ -231,7 +231,8 @@ struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared
     }
   }
 
-  // x[m] += by_m rows, of the keys from `key` on.
+  // x[m] += by_m rows, of the keys from `key` on. What a pair of tokens adds here to A~ dA~ or R~
+  // dR~ it adds to B- dB- or K- dK- too, and the decay's gradient is the difference.
   __device__ __forceinline__ void add_pairs(Accumulator (&x)[2][kHalf], const Shared::Rows& rows,
                                             int key, const Split<LeftOperand>& by_0,
                                             const Split<LeftOperand>& by_1) const {
@@ -239,8 +240,11 @@ struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared
     for (int i = 0; i < kHalf; i += 2) {
       Split<RightOperand> right[2];
       rows.rights(right, 0, key + i * 8, lane);
-      multiply_add_two(&x[0][i], by_0, right);
-      multiply_add_two(&x[1][i], by_1, right);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        multiply_add_whole(x[0][i + n], by_0, right[n]);
+        multiply_add_whole(x[1][i + n], by_1, right[n]);
+      }
     }
   }
 
