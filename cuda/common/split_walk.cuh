@@ -6,7 +6,7 @@
 //   fetch(t, tokens, turn)     starts copies of all that the chunk at token t needs
 //   form_operands(t, tokens)   from what was fetched
 // and forwards
-//   kWithSquares, form_squares()
+//   kWithSquares, form_squares(t)
 //   kWithOutput, advance(S, turn)    S goes on by the chunk; y takes the place of v
 // or, with before (the state before the chunk) and gv() in shared memory, backwards
 //   go_back(G, t, tokens, turn)      G becomes the gradient of the state before the chunk; writes
@@ -75,7 +75,7 @@ __device__ __forceinline__ void walk_forward(const Block& block, ChunkTile::Stat
     __syncthreads();
     if (t + kChunk < range.end) fetch(t + kChunk, turn ^ 1);
     if constexpr (Block::kWithSquares) {
-      block.form_squares();
+      block.form_squares(t);
       __syncthreads();
     }
     block.advance(S, turn);

@@ -92,23 +92,24 @@ struct Wkv7ChunkShared {
   }
 
   // The warps form one of A_ab, A_ak, A_rb, A_rk each, without kWithQueries only the first two, and
-  // the first warp the inverse.
-  template <bool kWithQueries> __device__ __forceinline__ void form_squares() const {
-    const int lane = lane_number(), warp = warp_number();
-    if (!kWithQueries && warp >= 2) return;
-    const Rows queries((warp & 2) != 0 ? r.base : a.base);
-    const Rows keys((warp & 1) != 0 ? k.base : b.base);
+  // who has A_ab the inverse. They take turns, so that no quarter of a multiprocessor has it always.
+  template <bool kWithQueries> __device__ __forceinline__ void form_squares(int64_t t) const {
+    const int lane = lane_number();
+    const int square = (warp_number() + static_cast<int>(t / kChunk)) % ChunkTile::kWarps;
+    if (!kWithQueries && square >= 2) return;
+    const Rows queries((square & 2) != 0 ? r.base : a.base);
+    const Rows keys((square & 1) != 0 ? k.base : b.base);
     Accumulator x[2];
     clear(x[0]), clear(x[1]);
 #pragma unroll
     for (int i = 0; i < kN; i += 16) add_keys(x, queries.left(0, i, lane), keys, i, lane);
-    keep_same_document(x, (warp & 2) != 0, lane);
-    if (warp == 0) {
+    keep_same_document(x, (square & 2) != 0, lane);
+    if (square == 0) {
       store_mix(x, lane);
       __syncwarp();
       invert(lane);
     } else {
-      const Square to(warp == 1 ? ak.base : warp == 2 ? rb.base : rk.base);
+      const Square to(square == 1 ? ak.base : square == 2 ? rb.base : rk.base);
       to.store(split_left(x[0], x[1]), 0, 0, lane);
     }
   }
@@ -184,17 +185,62 @@ struct Wkv7ChunkShared {
     }
   }
 
-  // (I - A_ab)^-1 by forward substitution; a lane finds a column, and lanes in pairs store two.
+  // T = (I - A_ab)^-1 by a warp, in blocks of 8 x 8: T_00 and T_11 by forward substitution, a lane
+  // a column, and T_10 = T_11 A_10 T_00.
   __device__ __forceinline__ void invert(int lane) const {
-    float column[kChunk];
+    constexpr int kHalf = kChunk / 2;
+    const int block = lane / kHalf % 2 * kHalf, column = lane % kHalf, rows = lane / kHalf * 2;
+    float own[kHalf];  // of T_00 or T_11
 #pragma unroll
-    for (int row = 0; row < kChunk; ++row) {
-      float sum = row == lane % kChunk ? 1.0f : 0.0f;
+    for (int row = 0; row < kHalf; ++row) {
+      float sum = row == column ? 1.0f : 0.0f;
+      const float* const of_row = mix + (block + row) * kMixStride + block;
 #pragma unroll
-      for (int i = 0; i < row; ++i) sum += mix[row * kMixStride + i] * column[i];
-      column[row] = sum;
-      const float next = __shfl_xor_sync(kAllLanes, sum, 1);
-      if (lane < kChunk && lane % 2 == 0) inverse.set_two(row, lane, sum, next);
+      for (int i = 0; i < row; ++i) sum += of_row[i] * own[i];
+      own[row] = sum;
+    }
+    float first[kHalf], product[2];  // the column of T_00; two rows' of A_10 T_00, then of T_10
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) first[i] = __shfl_sync(kAllLanes, own[i], column);
+    multiply_two_rows(product, mix + (kHalf + rows) * kMixStride, first);
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      first[i] = __shfl_sync(kAllLanes, product[i % 2], i / 2 * kHalf + column);
+    }
+    __syncwarp();
+    if (lane / kHalf == 1) {
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) mix[(kHalf + i) * kMixStride + kHalf + column] = own[i];
+    }
+    __syncwarp();
+    multiply_two_rows(product, mix + (kHalf + rows) * kMixStride + kHalf, first);
+    // Neighbouring lanes have neighbouring columns.
+    float next[kHalf], next_product[2];
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) next[i] = __shfl_xor_sync(kAllLanes, own[i], 1);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) next_product[i] = __shfl_xor_sync(kAllLanes, product[i], 1);
+    if (column % 2 != 0) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      inverse.set_two(kHalf + rows + i, column, product[i], next_product[i]);
+      inverse.set_two(rows + i, kHalf + column, 0.0f, 0.0f);
+    }
+    if (lane >= kChunk) return;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) inverse.set_two(block + i, block + column, own[i], next[i]);
+  }
+
+  // Of two rows of 8, one behind the other in A_ab, and a column.
+  __device__ static void multiply_two_rows(float (&product)[2], const float* rows,
+                                           const float (&column)[kChunk / 2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 low = load_four(rows + i * kMixStride);
+      const float4 high = load_four(rows + i * kMixStride + 4);
+      product[i] = low.x * column[0] + low.y * column[1] + low.z * column[2] + low.w * column[3] +
+                   high.x * column[4] + high.y * column[5] + high.z * column[6] +
+                   high.w * column[7];
     }
   }
 };

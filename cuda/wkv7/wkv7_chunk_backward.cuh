@@ -70,7 +70,7 @@ struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared
     shared.form_operands<true>(p.reset, place, t, tokens, shared.slope);
   }
   __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) const {
-    shared.form_squares<true>();
+    shared.form_squares<true>(t);
     __syncthreads();
     Accumulator gv[2];
     step_back(G, gv, turn);

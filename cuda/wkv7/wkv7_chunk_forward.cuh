@@ -20,8 +20,8 @@ struct Wkv7ChunkForwardBlock : ChunkBlock<Wkv7Forward, Wkv7ChunkForwardShared> {
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
     shared.template form_operands<kWithOutput>(p.reset, place, t, tokens, nullptr);
   }
-  __device__ __forceinline__ void form_squares() const {
-    shared.template form_squares<kWithOutput>();
+  __device__ __forceinline__ void form_squares(int64_t t) const {
+    shared.template form_squares<kWithOutput>(t);
   }
 
   __device__ __forceinline__ void advance(Tile::State& S, int turn) const {
