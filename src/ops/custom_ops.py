@@ -35,7 +35,7 @@ CUDA_CAPABILITY = (8, 0)
 CHUNKS_HEAD_SIZE = 64
 # Shared memory that a block needs, to the KiB: the largest heads, and the chunked kernels.
 LARGE_HEAD_SHARED_BYTES = {"wkv5": 170 << 10, "wkv6": 170 << 10, "wkv7": 171 << 10}
-CHUNKS_SHARED_BYTES = {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 108 << 10}
+CHUNKS_SHARED_BYTES = {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 107 << 10}
 
 # From v's shape and the number of states kept.
 Shape = Callable[[Sequence[int], int], tuple[int, ...]]
@@ -152,11 +152,11 @@ def _unserved(call: Call) -> Refusal | None:
         sizes = ", ".join(map(str, CUDA_HEAD_SIZES))
         return Refusal(f"its CUDA kernels serve head sizes {sizes}, not {call.head_size}")
     if call.kernel == "chunks" and (
-        call.dtype == torch.float32 or call.head_size != CHUNKS_HEAD_SIZE
+        call.dtype != torch.bfloat16 or call.head_size != CHUNKS_HEAD_SIZE
     ):
         return Refusal(
-            f"the chunked CUDA kernel serves bfloat16 and float16 with head size "
-            f"{CHUNKS_HEAD_SIZE}, not {call.dtype} with {call.head_size}"
+            f"the chunked CUDA kernel serves bfloat16 with head size {CHUNKS_HEAD_SIZE}, not "
+            f"{call.dtype} with {call.head_size}"
         )
     return _card_too_small(call)
 

@@ -10,7 +10,6 @@ from tests.cuda.gpu_calls import DEVICE, OPERATORS, in_fp64, on_device, results
 from tests.cuda.problems import (
     INTERFACES,
     MATRIX_OPS,
-    TF32_ERROR,
     Problem,
     Shape,
     assert_results_match,
@@ -18,9 +17,6 @@ from tests.cuda.problems import (
 )
 
 pytestmark = pytest.mark.gpu
-
-# Operators that take bf16 calls by chunks, with operands in tf32.
-CHUNK_OPS = ("wkv5", "wkv6", "wkv7")
 
 every_op = pytest.mark.parametrize("op", INTERFACES)
 every_matrix_op = pytest.mark.parametrize("op", MATRIX_OPS)
@@ -32,13 +28,7 @@ def check(problem: Problem) -> None:
     """Fails unless the native backend is as exact as fp32 sums, rounded once, can be."""
     problem = on_device(problem)
     expected = results(in_fp64(problem), "reference")
-    assert_results_match(results(problem), expected, operand_error(problem))
-
-
-def operand_error(problem: Problem) -> float:
-    """What the operands of the kernels that serve the call on a GPU bring along."""
-    by_chunks = problem.op in CHUNK_OPS and problem.shape.size == 64
-    return TF32_ERROR if by_chunks and problem.gy.dtype == torch.bfloat16 else 0.0
+    assert_results_match(results(problem), expected)
 
 
 @every_op
@@ -160,8 +150,7 @@ def test_every_kernel_can_be_asked_for_by_name(op, backend):
         pytest.skip("wkv4 has no kernel by chunks")
     problem = on_device(make_problem(op, Shape(2, 70, 3, 64), torch.bfloat16))
     expected = results(in_fp64(problem), "reference")
-    by_chunks = TF32_ERROR if backend == "native:chunks" else 0.0
-    assert_results_match(results(problem, backend), expected, by_chunks)
+    assert_results_match(results(problem, backend), expected)
 
 
 @every_op
