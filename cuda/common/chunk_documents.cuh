@@ -5,7 +5,7 @@
 
 namespace rwkv {
 
-constexpr int kChunkTokens = 16;
+constexpr int kChunkTokens = 16, kChunkWarps = 4;
 
 // In shared memory. Tokens of different documents do not see each other; the state before the chunk
 // is seen by its first document, and the state after it sees its last.
@@ -18,10 +18,10 @@ struct ChunkDocuments {
       : number(reinterpret_cast<int*>(pieces.floats(kChunkTokens))),
         first(pieces.floats(kChunkTokens)), last(pieces.floats(kChunkTokens)) {}
 
-  // By the block's first warp; reset: as in the call, or null.
+  // By the first of the chunk's warps; reset: as in the call, or null.
   template <class Place>
   __device__ void find(const bool* reset, const Place& place, int64_t t, int tokens) const {
-    if (warp_number() != 0) return;
+    if (warp_number() % kChunkWarps != 0) return;
     const int own = lane_number();
     const bool mine = own < tokens && place.starts(reset, t + own);
     const unsigned starts = __ballot_sync(kAllLanes, mine);

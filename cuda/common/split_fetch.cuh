@@ -16,8 +16,8 @@ class ChunkFetch {
   // Rows of bf16; tokens beyond the end become zeros.
   __device__ __forceinline__ void copy(const ChunkTile::ExactRows& to, const void* from) const {
     constexpr int kPerRow = ChunkTile::kN / 8;
-    const int token = static_cast<int>(threadIdx.x) / kPerRow;
-    const int column = static_cast<int>(threadIdx.x) % kPerRow * 8;
+    const int token = ChunkTile::thread() / kPerRow;
+    const int column = ChunkTile::thread() % kPerRow * 8;
     const bool present = token < tokens_;
     const auto* const source =
         static_cast<const uint16_t*>(from) + from_ + (present ? token : 0) * stride_ + column;
@@ -26,8 +26,8 @@ class ChunkFetch {
   // Rows of fp32; tokens beyond the end are left out.
   __device__ __forceinline__ void copy(float* to, const void* from) const {
     constexpr int kPerRow = ChunkTile::kN / 4, kRows = ChunkTile::kThreads / kPerRow;
-    const int first = static_cast<int>(threadIdx.x) / kPerRow;
-    const int column = static_cast<int>(threadIdx.x) % kPerRow * 4;
+    const int first = ChunkTile::thread() / kPerRow;
+    const int column = ChunkTile::thread() % kPerRow * 4;
     const auto* const source = static_cast<const float*>(from) + from_ + first * stride_ + column;
 #pragma unroll
     for (int row = 0; row < ChunkTile::kChunk; row += kRows) {
@@ -46,7 +46,7 @@ __device__ inline void fetch_split_state(const ChunkTile::HeadState& to, const f
   constexpr int kN = ChunkTile::kN, kPieces = kN * kN / 8, kThreads = ChunkTile::kThreads;
   static_assert(kPieces % kThreads == 0 && kThreads % kN == 0);
   const auto* const source = reinterpret_cast<const uint16_t*>(from);
-  const int own = static_cast<int>(threadIdx.x);
+  const int own = ChunkTile::thread();
   // A row of matrices has kN pieces, a matrix eight.
   const int row = own / kN * 8 + own % 8, column = own % kN / 8 * 8;
 #pragma unroll

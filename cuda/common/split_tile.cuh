@@ -14,7 +14,7 @@ namespace rwkv {
 
 struct ChunkTile {
   static constexpr int kN = 64, kRows = kN, kChunk = kChunkTokens, kSlices = 1;
-  static constexpr int kWarps = 4, kThreads = kWarps * kWarp;
+  static constexpr int kWarps = kChunkWarps, kThreads = kWarps * kWarp;
   static_assert(kThreads * kOctet == kChunk * kN);  // a thread has eight elements of a chunk's rows
   static constexpr int kKeyTiles = kN / 8;  // accumulators of a thread
   static constexpr int kKeyBlocks = kN / 16;  // operands of a thread
@@ -29,9 +29,13 @@ struct ChunkTile {
   // Of fp32 numbers, [token][key]: threads that read four keys meet in different banks.
   static constexpr int kFloatStride = kN + 8;
 
+  // Of the kThreads that work together on a chunk; a block may have several times as many.
+  __device__ static int thread() { return static_cast<int>(threadIdx.x) % kThreads; }
+  __device__ static int warp() { return warp_number() % kWarps; }
+
   // The thread's part of a state in memory, [values][keys]; null stands for zero.
   __device__ static void load_state(State& S, const float* from) {
-    const int lane = lane_number(), row = warp_number() * 16 + lane / 4;
+    const int lane = lane_number(), row = ChunkTile::warp() * 16 + lane / 4;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
       const int column = n * 8 + lane % 4 * 2;
@@ -45,7 +49,7 @@ struct ChunkTile {
   }
   __device__ static void store_state(const State& S, float* to) {
     const int lane = lane_number();
-    float* const own = to + (warp_number() * 16 + lane / 4) * kN + lane % 4 * 2;
+    float* const own = to + (ChunkTile::warp() * 16 + lane / 4) * kN + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
       *reinterpret_cast<float2*>(own + n * 8) = make_float2(S[n][0], S[n][1]);
@@ -55,7 +59,7 @@ struct ChunkTile {
   // Split, for fetch_split_state: in matrices of 8 x 8 elements one behind the other, first the
   // heads, then the tails; of the same size as in fp32.
   __device__ static void store_split_state(const State& S, float* to) {
-    const int lane = lane_number(), first = warp_number() * 2;
+    const int lane = lane_number(), first = ChunkTile::warp() * 2;
     auto* const own = reinterpret_cast<unsigned*>(to) + lane;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
@@ -77,7 +81,7 @@ struct FourKeys {
   int key, pair, first_token;
 
   __device__ FourKeys()
-      : key((warp_number() * 4 + lane_number() % 4) * 4), pair(lane_number() / 4),
+      : key((ChunkTile::warp() * 4 + lane_number() % 4) * 4), pair(lane_number() / 4),
         first_token(pair * kTokens) {}
 
   // Of the thread that has these keys and the pair of tokens pair ^ bit.
@@ -194,7 +198,7 @@ __device__ __forceinline__ void place_own_values(const Accumulator (&x)[2],
     for (int half = 0; half < 2; ++half) {
       const unsigned pair =
           bit_cast_to<unsigned>(__floats2bfloat162_rn(x[n][2 * half], x[n][2 * half + 1]));
-      to.pair(n * 8 + lane / 4, warp_number() * 16 + half * 8 + lane % 4 * 2) =
+      to.pair(n * 8 + lane / 4, ChunkTile::warp() * 16 + half * 8 + lane % 4 * 2) =
           transpose_matrix(pair);
     }
   }
@@ -216,7 +220,7 @@ __device__ __forceinline__ void store_rows(const Accumulator (&x)[kTiles], float
 template <class Place>
 __device__ void write_rows(void* to, const ChunkTile::ExactRows& rows, const Place& place,
                            int64_t t, int tokens) {
-  const OctetOf<ChunkTile::kN> octet(static_cast<int>(threadIdx.x));
+  const OctetOf<ChunkTile::kN> octet(ChunkTile::thread());
   if (octet.token >= tokens) return;
   *reinterpret_cast<uint4*>(static_cast<uint16_t*>(to) + place.token(t + octet.token) + octet.at) =
       *reinterpret_cast<const uint4*>(rows.at(octet.token, octet.at));

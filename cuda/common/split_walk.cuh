@@ -32,7 +32,7 @@ template <class ParamsType, class SharedType> struct ChunkBlock {
   const int lane, warp;
 
   __device__ ChunkBlock(const Params& p, int64_t block, unsigned char* base)
-      : p(p), place(p, block), shared(base), lane(lane_number()), warp(warp_number()) {}
+      : p(p), place(p, block), shared(base), lane(lane_number()), warp(ChunkTile::warp()) {}
 };
 
 // Shared memory of a kernel that needs the operands alone.
@@ -91,7 +91,7 @@ __device__ __forceinline__ void sum_state_products(const ChunkTile::State& G,
                                                    const ChunkTile::HeadState& before,
                                                    float* sums) {
   constexpr int kCount = 2 * ChunkTile::kKeyTiles;
-  const int lane = lane_number(), warp = warp_number();
+  const int lane = lane_number(), warp = ChunkTile::warp();
   float own[kCount];  // over this thread's values, by own key
 #pragma unroll
   for (int i = 0; i < ChunkTile::kKeyTiles; i += 2) {

@@ -46,22 +46,22 @@ struct Wkv7ChunkShared {
 
   __device__ ExactRows v(int turn) const { return values.of(turn); }
 
-  // p: Wkv7Forward or Wkv7Backward; the copies are not closed as a group. Without kWithQueries r is
-  // left out.
-  template <bool kWithQueries, class Params>
+  // p: Wkv7Forward or Wkv7Backward; the copies are not closed as a group. Without kWithR or kWithK r
+  // or k is left out, here and below.
+  template <bool kWithR, bool kWithK, class Params>
   __device__ void fetch(const Params& p, const ChunkFetch& chunk, int turn) const {
-    if constexpr (kWithQueries) chunk.copy(raw_r, p.r);
-    chunk.copy(raw_k, p.k);
+    if constexpr (kWithR) chunk.copy(raw_r, p.r);
+    if constexpr (kWithK) chunk.copy(raw_k, p.k);
     chunk.copy(raw_a, p.a);
     chunk.copy(raw_b, p.b);
-    chunk.copy(v(turn), p.v);
+    if constexpr (kWithK) chunk.copy(v(turn), p.v);
     chunk.copy(raw_w, p.w);
   }
 
   // Forms A~, R~, K-, B- and exp(c) from what was fetched, and finds the documents. slope: null, or
   // where to leave the decays' logarithm's derivative by w, [kChunk][kFloatStride]. Tokens beyond
   // the end are zeros that do not decay.
-  template <bool kWithQueries, class Place>
+  template <bool kWithR, bool kWithK, class Place>
   __device__ __forceinline__ void form_operands(const bool* reset, const Place& place, int64_t t,
                                                 int tokens, float* slope) const {
     documents.find(reset, place, t, tokens);
@@ -87,16 +87,16 @@ struct Wkv7ChunkShared {
 #pragma unroll
     for (int i = 0; i < FourKeys::kTokens; ++i) {
       FourKeys::add_to(c, logs[i]);
-      scale_token<kWithQueries>(own.first_token + i, own.key, c, grown);
+      scale_token<kWithR, kWithK>(own.first_token + i, own.key, c, grown);
     }
   }
 
-  // The warps form one of A_ab, A_ak, A_rb, A_rk each, without kWithQueries only the first two, and
-  // who has A_ab the inverse. They take turns, so that no quarter of a multiprocessor has it always.
-  template <bool kWithQueries> __device__ __forceinline__ void form_squares(int64_t t) const {
+  // The warps form one of A_ab, A_ak, A_rb, A_rk each, and who has A_ab the inverse. They take
+  // turns, so that no quarter of a multiprocessor has it always.
+  template <bool kWithR, bool kWithK> __device__ __forceinline__ void form_squares(int64_t t) const {
     const int lane = lane_number();
-    const int square = (warp_number() + static_cast<int>(t / kChunk)) % ChunkTile::kWarps;
-    if (!kWithQueries && square >= 2) return;
+    const int square = (ChunkTile::warp() + static_cast<int>(t / kChunk)) % ChunkTile::kWarps;
+    if ((!kWithR && (square & 2) != 0) || (!kWithK && (square & 1) != 0)) return;
     const Rows queries((square & 2) != 0 ? r.base : a.base);
     const Rows keys((square & 1) != 0 ? k.base : b.base);
     Accumulator x[2];
@@ -148,7 +148,7 @@ struct Wkv7ChunkShared {
 
  private:
   // c: with the token, to base 2; grown: exp(c) before the token on entry, with it on return.
-  template <bool kWithQueries>
+  template <bool kWithR, bool kWithK>
   __device__ __forceinline__ void scale_token(int token, int key, const float4& c,
                                               float4& grown) const {
     float* const growth_at = growth + token * kFloatStride + key;
@@ -157,8 +157,8 @@ struct Wkv7ChunkShared {
     grown = exp2_of(c);
     const float4 shrunk = make_float4(fast_inverse(grown.x), fast_inverse(grown.y),
                                       fast_inverse(grown.z), fast_inverse(grown.w));
-    if constexpr (kWithQueries) set_scaled(r, token, key, raw_r, grown);
-    set_scaled(k, token, key, raw_k, shrunk);
+    if constexpr (kWithR) set_scaled(r, token, key, raw_r, grown);
+    if constexpr (kWithK) set_scaled(k, token, key, raw_k, shrunk);
     set_scaled(b, token, key, raw_b, shrunk);
     if (token == kChunk - 1) store_four(growth_at + kFloatStride, grown);
   }

@@ -20,11 +20,21 @@
 
 namespace rwkv {
 
-struct Wkv7ChunkBackwardShared : Wkv7ChunkShared {
+// Shared memory of what carries the state's gradient through a chunk.
+struct Wkv7ChunkGradientOperands : Wkv7ChunkShared {
+  InTurn<ExactRows> gys;  // dY
+
+  __host__ __device__ explicit Wkv7ChunkGradientOperands(Pieces& pieces)
+      : Wkv7ChunkShared(pieces), gys(pieces) {}
+
+  __device__ ExactRows gy(int turn) const { return gys.of(turn); }
+};
+using Wkv7ChunkChainShared = ChunkForwardShared<Wkv7ChunkGradientOperands>;
+
+struct Wkv7ChunkBackwardShared : Wkv7ChunkGradientOperands {
   using Columns = ChunkTile::Columns;
   using State = ChunkTile::HeadState;
 
-  InTurn<ExactRows> gys;  // dY
   Columns u, gz;      // U, dZ
   State before;       // S0
   State after;        // D
@@ -35,7 +45,6 @@ struct Wkv7ChunkBackwardShared : Wkv7ChunkShared {
   __host__ __device__ explicit Wkv7ChunkBackwardShared(unsigned char* base)
       : Wkv7ChunkBackwardShared(Pieces(base)) {}
 
-  __device__ ExactRows gy(int turn) const { return gys.of(turn); }
   // dA_ab, dA_ak, dA_rb, dA_rk take the places of T, A_ak, A_rb, A_rk.
   __device__ Square gab() const { return inverse; }
   __device__ Square gak() const { return ak; }
@@ -52,25 +61,94 @@ struct Wkv7ChunkBackwardShared : Wkv7ChunkShared {
 
  private:
   __host__ __device__ explicit Wkv7ChunkBackwardShared(Pieces pieces)
-      : Wkv7ChunkShared(pieces), gys(pieces), u(pieces), gz(pieces), before(pieces), after(pieces), slope(pieces.floats(kChunk * kFloatStride)),
+      : Wkv7ChunkGradientOperands(pieces), u(pieces), gz(pieces), before(pieces), after(pieces), slope(pieces.floats(kChunk * kFloatStride)),
         state_sums(pieces.floats(ChunkTile::kWarps * kN)), bytes(pieces.used()) {}
 };
 
-struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared> {
-  using ChunkBlock::ChunkBlock;
+// How the state's gradient passes a chunk.
+template <class SharedType> struct Wkv7ChunkGradientBlock : ChunkBlock<Wkv7Backward, SharedType> {
+  using Base = ChunkBlock<Wkv7Backward, SharedType>;
+  using Base::Base, Base::lane, Base::p, Base::place, Base::shared, Base::warp;
+  using typename Base::Tile;
+
+  template <bool kWithK>
+  __device__ __forceinline__ void fetch_rows(int64_t t, int tokens, int turn) const {
+    const ChunkFetch chunk(place, t, tokens);
+    shared.template fetch<true, kWithK>(p, chunk, turn);
+    chunk.copy(shared.gy(turn), p.gy);
+  }
+  __device__ __forceinline__ LeftOperand own_gy(int turn) const {
+    return shared.gy(turn).left_transposed(0, warp * 16, lane);
+  }
+
+  // dZ of the warp's values, from dU less what reads D: gu is B- D^T.
+  __device__ __forceinline__ Split<LeftOperand> find_gz(Accumulator (&gu)[2],
+                                                        const LeftOperand& gy) const {
+    Accumulator z[2];
+    clear(z[0]), clear(z[1]);
+    scale_tokens(gu, shared.documents.last, lane);
+    add_upper(gu, gy, shared.rb, lane);
+    add_upper(z, split_left(gu[0], gu[1]), shared.inverse, lane);
+    return split_left(z[0], z[1]);
+  }
+
+  // G, so far D, becomes dS0.
+  __device__ __forceinline__ void pass_gradient(Tile::State& G, LeftOperand gy,
+                                                Split<LeftOperand> gz) const {
+    if (shared.documents.cut()) {
+      const InnerMask kept = mask_of(shared.documents.first, lane);
+      keep_inner(gy, kept);
+      keep_inner(gz, kept);
+#pragma unroll
+      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(G[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
+      add_tokens(G, i, gy, shared.r, lane);
+      add_tokens(G, i, gz, shared.a, lane);
+    }
+  }
+};
+
+// Of the chain kernel: the state's gradient alone.
+struct Wkv7ChunkChainBlock : Wkv7ChunkGradientBlock<Wkv7ChunkChainShared> {
+  using Wkv7ChunkGradientBlock::Wkv7ChunkGradientBlock;
+
+  __device__ void fetch(int64_t t, int tokens, int turn) const {
+    fetch_rows<false>(t, tokens, turn);
+  }
+  __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
+    shared.form_operands<true, false>(p.reset, place, t, tokens, nullptr);
+  }
+  __device__ __forceinline__ void form_squares(int64_t t) const {
+    shared.form_squares<true, false>(t);
+  }
+  __device__ __forceinline__ void advance(Tile::State& G, int turn) const {
+    Accumulator gu[2];
+    clear(gu[0]), clear(gu[1]);
+#pragma unroll
+    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
+      shared.scale_keys(G, i, lane);
+      add_keys(gu, split_left(G[i], G[i + 1]), shared.b, i * 8, lane);
+    }
+    const LeftOperand gy = own_gy(turn);
+    pass_gradient(G, gy, find_gz(gu, gy));
+  }
+};
+
+struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> {
+  using Wkv7ChunkGradientBlock::Wkv7ChunkGradientBlock;
   // Key tiles of a warp in the products for the gradients of keys.
   static constexpr int kHalf = Tile::kKeyTiles / 2;
 
   __device__ void fetch(int64_t t, int tokens, int turn) const {
-    const ChunkFetch chunk(place, t, tokens);
-    shared.fetch<true>(p, chunk, turn);
-    chunk.copy(shared.gy(turn), p.gy);
+    fetch_rows<true>(t, tokens, turn);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.form_operands<true>(p.reset, place, t, tokens, shared.slope);
+    shared.form_operands<true, true>(p.reset, place, t, tokens, shared.slope);
   }
   __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) const {
-    shared.form_squares<true>(t);
+    shared.form_squares<true, true>(t);
     __syncthreads();
     Accumulator gv[2];
     step_back(G, gv, turn);
@@ -89,20 +167,15 @@ struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared
   // becomes the gradient of the state before the chunk.
   __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2], int turn) const {
     place_used(turn);
-    LeftOperand gy = shared.gy(turn).left_transposed(0, warp * 16, lane);
-    Split<LeftOperand> gz = find_gradients(G, gv, gy);
-    if (shared.documents.cut()) {
-      const InnerMask kept = mask_of(shared.documents.first, lane);
-      keep_inner(gy, kept);
-      keep_inner(gz, kept);
-#pragma unroll
-      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(G[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
-      add_tokens(G, i, gy, shared.r, lane);
-      add_tokens(G, i, gz, shared.a, lane);
-    }
+    Accumulator gu[2];
+    multiply_after(G, gu, gv);
+    const LeftOperand gy = own_gy(turn);
+    const Split<LeftOperand> gz = find_gz(gu, gy);
+    scale_tokens(gv, shared.documents.last, lane);
+    add_upper(gv, gy, shared.rk, lane);
+    add_upper(gv, gz, shared.ak, lane);
+    shared.gz.store(gz, warp * 16, 0, lane);
+    pass_gradient(G, gy, gz);
     sum_state_products(G, shared.before, shared.state_sums);
   }
 
@@ -121,13 +194,11 @@ struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared
     shared.u.store(split_left(u[0], u[1]), warp * 16, 0, lane);
   }
 
-  // dV to gv; dZ as an operand and to shared memory. G becomes D.
-  __device__ __forceinline__ Split<LeftOperand> find_gradients(Tile::State& G,
-                                                               Accumulator (&gv)[2],
-                                                               const LeftOperand& gy) const {
-    Accumulator gu[2], z[2];
+  // G becomes D, in shared memory too; gu = B- D^T, gv = K- D^T.
+  __device__ __forceinline__ void multiply_after(Tile::State& G, Accumulator (&gu)[2],
+                                                 Accumulator (&gv)[2]) const {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) clear(gu[n]), clear(gv[n]), clear(z[n]);
+    for (int n = 0; n < 2; ++n) clear(gu[n]), clear(gv[n]);
 #pragma unroll
     for (int i = 0; i < Tile::kKeyTiles; i += 2) {
       shared.scale_keys(G, i, lane);
@@ -136,15 +207,6 @@ struct Wkv7ChunkBackwardBlock : ChunkBlock<Wkv7Backward, Wkv7ChunkBackwardShared
       add_keys(gu, after, shared.b, i * 8, lane);
       add_keys(gv, after, shared.k, i * 8, lane);
     }
-    scale_tokens(gu, shared.documents.last, lane);
-    scale_tokens(gv, shared.documents.last, lane);
-    add_upper(gu, gy, shared.rb, lane);
-    add_upper(gv, gy, shared.rk, lane);
-    add_upper(z, split_left(gu[0], gu[1]), shared.inverse, lane);
-    const Split<LeftOperand> gz = split_left(z[0], z[1]);
-    add_upper(gv, gz, shared.ak, lane);
-    shared.gz.store(gz, warp * 16, 0, lane);
-    return gz;
   }
 
   // The warps form one of dA_ab, dA_ak, dA_rb, dA_rk each.

@@ -8,20 +8,20 @@ namespace rwkv {
 
 using Wkv7ChunkForwardShared = ChunkForwardShared<Wkv7ChunkShared>;
 
-// Of the forward or of the replay kernel; kOutput false leaves out y.
+// kOutput false leaves out y.
 template <bool kOutput>
 struct Wkv7ChunkForwardBlock : ChunkBlock<Wkv7Forward, Wkv7ChunkForwardShared> {
   static constexpr bool kWithOutput = kOutput, kWithSquares = true;
   using ChunkBlock::ChunkBlock;
 
   __device__ void fetch(int64_t t, int tokens, int turn) const {
-    shared.template fetch<kWithOutput>(p, ChunkFetch(place, t, tokens), turn);
+    shared.template fetch<kWithOutput, true>(p, ChunkFetch(place, t, tokens), turn);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.template form_operands<kWithOutput>(p.reset, place, t, tokens, nullptr);
+    shared.template form_operands<kWithOutput, true>(p.reset, place, t, tokens, nullptr);
   }
   __device__ __forceinline__ void form_squares(int64_t t) const {
-    shared.template form_squares<kWithOutput>(t);
+    shared.template form_squares<kWithOutput, true>(t);
   }
 
   __device__ __forceinline__ void advance(Tile::State& S, int turn) const {
