@@ -6,12 +6,19 @@
 namespace rwkv {
 
 // How the work is split: as suits the call, in scans over tokens with few large blocks or with many
-// small ones, in chunks of tokens on tensor cores (operands in tf32).
-enum { kSplitAuto = 0, kSplitFull = 1, kSplitWide = 2, kSplitChunks = 3 };
+// small ones, in chunks of tokens on tensor cores, or in such chunks with segments of the time axis
+// side by side.
+enum {
+  kSplitAuto = 0,
+  kSplitFull = 1,
+  kSplitWide = 2,
+  kSplitChunks = 3,
+  kSplitSegments = 4,
+};
 
 struct LaunchOptions {
   int64_t split = kSplitAuto;
-  // Working memory of the backward pass: it takes the tokens in as many ranges as it needs to stay
+  // Working memory of a backward pass: it takes the tokens in as many ranges as it needs to stay
   // below, but no fewer tokens at a time than lie between two kept states. 256 MiB keep a large
   // card busy.
   int64_t most_floats = int64_t{64} << 20;

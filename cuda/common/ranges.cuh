@@ -11,10 +11,11 @@ namespace rwkv {
 // head: first the states before every chunk of a range, then the slices' parts.
 template <class TileType> class BackwardMemory {
  public:
-  // always_replays: the states that the forward pass kept do not serve as they are.
+  // always_replays: the states that the forward pass kept do not serve as they are. with_gradients:
+  // there is room for the gradients of the states after each segment of keep_every tokens.
   BackwardMemory(const HeadSizes& p, const LaunchOptions& options, int64_t results, int64_t totals,
-                 bool always_replays = false)
-      : p_(p), results_(results), totals_(totals),
+                 bool always_replays = false, bool with_gradients = false)
+      : p_(p), results_(results), totals_(totals), with_gradients_(with_gradients),
         replays_(always_replays || ceil_div(p.time, TileType::kChunk) != p.kept) {
     const int64_t period = p.kept == 1 ? p.time : p.keep_every;
     const int64_t fitting = options.most_floats / (floats_of(period) + 1);
@@ -49,6 +50,11 @@ template <class TileType> class BackwardMemory {
   }
 
   float* slices(float* memory) const { return memory + states_of(tokens_); }
+  // By the segment's first token.
+  StatesAt<float*> gradients(float* memory, const TokenRange& range) const {
+    return {slices(memory) + layout_of(tokens_).floats(), p_.keep_every,
+            ceil_div(range.end - range.begin, p_.keep_every), range.begin};
+  }
 
   // sums[i]: result number i of the kernels, [B, T, H, N], of which the range's tokens are written;
   // result number `fp32` is fp32, the others are of the call's type.
@@ -88,7 +94,13 @@ template <class TileType> class BackwardMemory {
     const int64_t chunks = ceil_div(tokens, TileType::kChunk);
     return replays_ ? p_.batch * p_.heads * chunks * p_.size * p_.size : 0;
   }
-  int64_t floats_of(int64_t tokens) const { return states_of(tokens) + layout_of(tokens).floats(); }
+  int64_t gradients_of(int64_t tokens) const {
+    const int64_t segments = with_gradients_ ? ceil_div(tokens, p_.keep_every) : 0;
+    return p_.batch * p_.heads * segments * p_.size * p_.size;
+  }
+  int64_t floats_of(int64_t tokens) const {
+    return states_of(tokens) + layout_of(tokens).floats() + gradients_of(tokens);
+  }
 
   static int add(const float* parts, const PartOfRows& at, void* sum, DType dtype, void* stream) {
     return TileType::kSlices == 1
@@ -98,6 +110,7 @@ template <class TileType> class BackwardMemory {
 
   const HeadSizes p_;
   const int64_t results_, totals_;
+  const bool with_gradients_;
   const bool replays_;  // the states before every chunk are not those that the forward pass kept
   int64_t tokens_;  // per range
 };

@@ -31,8 +31,12 @@ template <class ParamsType, class SharedType> struct ChunkBlock {
   const Shared shared;
   const int lane, warp;
 
-  __device__ ChunkBlock(const Params& p, int64_t block, unsigned char* base)
-      : p(p), place(p, block), shared(base), lane(lane_number()), warp(ChunkTile::warp()) {}
+  // head: batch row * H + head
+  __device__ ChunkBlock(const Params& p, int64_t head, unsigned char* base)
+      : p(p), place(p, head), shared(base), lane(lane_number()), warp(ChunkTile::warp()) {}
+  // The same head's, in other shared memory.
+  __device__ ChunkBlock(const ChunkBlock& other, unsigned char* base)
+      : p(other.p), place(other.place), shared(base), lane(other.lane), warp(other.warp) {}
 };
 
 // Shared memory of a kernel that needs the operands alone.
@@ -47,9 +51,12 @@ template <class Operands> struct ChunkForwardShared : Operands {
       : Operands(pieces), bytes(pieces.used()) {}
 };
 
+// The states that a walk leaves in memory: none, some as they are, or split for fetch_split_state.
+enum class Keeps { kNothing, kStates, kSplitStates };
+
 // S: the state before the range on entry, after it on return. keep: where states are to be kept,
-// the first one that before the range; kKeepSplit: for fetch_split_state.
-template <bool kKeepSplit, class Block>
+// the first one that before the range.
+template <Keeps kKeeps, class Block>
 __device__ __forceinline__ void walk_forward(const Block& block, ChunkTile::State& S,
                                              const TokenRange& range,
                                              const StatesAt<float*>& keep) {
@@ -58,14 +65,15 @@ __device__ __forceinline__ void walk_forward(const Block& block, ChunkTile::Stat
     block.fetch(t, range.tokens_from<kChunk>(t), turn);
     commit_copies();
   };
-  float* kept = keep.base == nullptr ? nullptr : keep.of(block.place, range.begin);
-  int64_t next_kept = kept == nullptr ? range.end : range.begin;
+  const bool keeps = kKeeps != Keeps::kNothing && keep.base != nullptr;
+  float* kept = keeps ? keep.of(block.place, range.begin) : nullptr;
+  int64_t next_kept = keeps ? range.begin : range.end;
   int turn = 0;
   fetch(range.begin, turn);
   for (int64_t t = range.begin; t < range.end; t += kChunk, turn ^= 1) {
     const int tokens = range.tokens_from<kChunk>(t);
-    if (t == next_kept) {
-      if constexpr (kKeepSplit) ChunkTile::store_split_state(S, kept);
+    if (kKeeps != Keeps::kNothing && t == next_kept) {
+      if constexpr (kKeeps == Keeps::kSplitStates) ChunkTile::store_split_state(S, kept);
       else ChunkTile::store_state(S, kept);
       kept += kN * kN, next_kept += keep.every;
     }
@@ -140,6 +148,20 @@ __device__ __forceinline__ void walk_back(Block& block, ChunkTile::State& G,
   }
 }
 
+// What a thread block works on where the segments of a range, each `every` tokens long, go side by
+// side.
+struct SegmentOfBlock {
+  int64_t head;  // batch row * H + head
+  TokenRange range;
+
+  __device__ SegmentOfBlock(const TokenRange& whole, int64_t every) {
+    const int64_t segments = ceil_div(whole.end - whole.begin, every);
+    head = blockIdx.x / segments;
+    range.begin = whole.begin + blockIdx.x % segments * every;
+    range.end = range.begin + every < whole.end ? range.begin + every : whole.end;
+  }
+};
+
 // What it computes: y, the final state and, for the backward pass, the state at every keep_every-th
 // token. What a thread owns: 32 numbers of one head's state, a warp 16 values and all keys.
 // What it gave up: inputs other than bf16, and other head sizes.
@@ -147,31 +169,31 @@ template <class Block>
 __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
     chunk_forward_kernel(const __grid_constant__ typename Block::Params p) {
   DYNAMIC_SHARED(base);
-  const Block block(p, blockIdx.x, base);
+  const Block block(p, static_cast<int64_t>(blockIdx.x), base);
   const int64_t at = block.place.state();
   const auto* state = static_cast<const float*>(p.state);
   ChunkTile::State S;
   ChunkTile::load_state(S, state == nullptr ? nullptr : state + at);
-  walk_forward<false>(block, S, {0, p.time},
-                      {static_cast<float*>(p.checkpoints), p.keep_every, p.kept, 0});
+  walk_forward<Keeps::kStates>(
+      block, S, {0, p.time}, {static_cast<float*>(p.checkpoints), p.keep_every, p.kept, 0});
   ChunkTile::store_state(S, static_cast<float*>(p.final_state) + at);
 }
 
-// What it computes: the states before every chunk of the range, split, from those that the forward
-// pass kept. What a thread owns: as in the forward kernel, for the tokens between two kept states.
-// What it gave up: nothing but memory; all kept states of the range are started from at once.
+// What it computes: from states that were kept, `from`, all that the chunks up to the next kept one
+// make: y, or without it the states before every chunk, split, to `to`. What a thread owns: as in the forward
+// kernel. What it gave up: nothing but memory; all kept states of the range are started from at
+// once.
 template <class Block>
 __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
     chunk_replay_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                         StatesAt<const float*> from, StatesAt<float*> to) {
   DYNAMIC_SHARED(base);
-  const int64_t segments = ceil_div(range.end - range.begin, from.every);
-  const int64_t begin = range.begin + blockIdx.x % segments * from.every;
-  const int64_t end = begin + from.every < range.end ? begin + from.every : range.end;
-  const Block block(p, blockIdx.x / segments, base);
+  const SegmentOfBlock segment(range, from.every);
+  const Block block(p, segment.head, base);
   ChunkTile::State S;
-  ChunkTile::load_state(S, from.of(block.place, begin));
-  walk_forward<true>(block, S, {begin, end}, to);
+  ChunkTile::load_state(S, from.of(block.place, segment.range.begin));
+  constexpr Keeps kKeeps = Block::kWithOutput ? Keeps::kNothing : Keeps::kSplitStates;
+  walk_forward<kKeeps>(block, S, segment.range, to);
 }
 
 // What it computes: for a range of tokens every gradient of chunk_forward_kernel; sums over all
@@ -183,7 +205,7 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
     chunk_backward_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                           StatesAt<const float*> states) {
   DYNAMIC_SHARED(base);
-  Block block(p, blockIdx.x, base);
+  Block block(p, static_cast<int64_t>(blockIdx.x), base);
   // Between ranges gstate carries the gradient on.
   const bool is_first = range.end == p.time;
   const auto* after = static_cast<const float*>(is_first ? p.gfinal_state : p.gstate);
@@ -193,6 +215,22 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
   walk_back(block, G, range, states);
   block.write_totals(!is_first);
   ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
+}
+
+// What it computes: as chunk_backward_kernel, but for gstate. What a thread owns: the same, of one
+// of the range's segments; `after` has the gradients of the states after each of them.
+// What it gave up: the same.
+template <class Block>
+__global__ void __launch_bounds__(ChunkTile::kThreads, 2)
+    chunk_segment_backward_kernel(const __grid_constant__ typename Block::Params p,
+                                  TokenRange range, StatesAt<const float*> states,
+                                  StatesAt<const float*> after) {
+  DYNAMIC_SHARED(base);
+  const SegmentOfBlock segment(range, after.every);
+  Block block(p, segment.head, base);
+  ChunkTile::State G;
+  ChunkTile::load_state(G, after.of(block.place, segment.range.begin));
+  walk_back(block, G, segment.range, states);
 }
 
 }  // namespace rwkv

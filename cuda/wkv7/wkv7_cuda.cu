@@ -21,6 +21,13 @@ inline Wkv7Forward replay_params(const Wkv7Backward& p) {
 
 namespace {
 
+struct Wkv7ChunkBlocks {
+  using Forward = Wkv7ChunkForwardBlock<true>;
+  using States = Wkv7ChunkForwardBlock<false>;
+  using Backward = Wkv7ChunkBackwardBlock;
+  using Gradients = Wkv7ChunkChainBlock;
+};
+
 // Five sums over values per token leave shared memory for no more.
 constexpr int kWkv7Warps = 4;
 
@@ -70,11 +77,9 @@ template <class TileType> class Wkv7BackwardPass {
 template <typename Result, typename Run>
 Result with_backward_pass(const Wkv7Backward& p, const LaunchOptions& options, Run run,
                           Result otherwise) {
-  if (takes_chunks(p, options.split, chunk_shared_bytes<Wkv7ChunkBackwardBlock>())) {
-    return run.template operator()<
-        ChunkBackwardPass<Wkv7ChunkBackwardBlock, Wkv7ChunkForwardBlock<false>>>();
-  }
-  if (options.split == kSplitChunks) return otherwise;
+  using ByChunks = ChunkBackwardPass<Wkv7ChunkBlocks>;
+  if (ByChunks::serves(p, options)) return run.template operator()<ByChunks>();
+  if (by_chunks_alone(options.split)) return otherwise;
   const auto scan = [&]<class TileType>() -> Result {
     return run.template operator()<Wkv7BackwardPass<TileType>>();
   };
@@ -94,8 +99,9 @@ int launch_forward_scan(const Wkv7Forward& p, const LaunchOptions& options, void
 }  // namespace
 }  // namespace rwkv
 
-int64_t rwkv_wkv7_forward_floats(const rwkv::Wkv7Forward&, const rwkv::LaunchOptions&) {
-  return 0;
+int64_t rwkv_wkv7_forward_floats(const rwkv::Wkv7Forward& params,
+                                 const rwkv::LaunchOptions& options) {
+  return rwkv::ChunkForwardPass<rwkv::Wkv7ChunkBlocks>(params, options).floats();
 }
 
 int64_t rwkv_wkv7_backward_floats(const rwkv::Wkv7Backward& params,
@@ -105,12 +111,10 @@ int64_t rwkv_wkv7_backward_floats(const rwkv::Wkv7Backward& params,
 }
 
 int rwkv_wkv7_forward_cuda(const rwkv::Wkv7Forward& params, const rwkv::LaunchOptions& options,
-                           float*, void* stream) {
-  using ByChunks = rwkv::Wkv7ChunkForwardBlock<true>;
-  if (rwkv::takes_chunks(params, options.split, rwkv::chunk_shared_bytes<ByChunks>())) {
-    return rwkv::launch_chunk_forward<ByChunks>(params, stream);
-  }
-  if (options.split == rwkv::kSplitChunks) return rwkv::kUnsupported;
+                           float* memory, void* stream) {
+  const rwkv::ChunkForwardPass<rwkv::Wkv7ChunkBlocks> by_chunks(params, options);
+  if (by_chunks.serves()) return by_chunks.run(memory, stream);
+  if (rwkv::by_chunks_alone(options.split)) return rwkv::kUnsupported;
   return rwkv::launch_forward_scan(params, options, stream);
 }
 
