@@ -7,7 +7,8 @@ from pathlib import Path
 
 COLOURS = {
     "native": "#0b6e4f", "native:scan": "#3a9d7a", "native:wide": "#7cc4a8",
-    "native:chunks": "#b9dfcf", "chunked": "#2f6fb0", "reference": "#9a9a9a", "fla": "#d17a22",
+    "native:chunks": "#b9dfcf", "native:segments": "#dcefe7", "chunked": "#2f6fb0",
+    "reference": "#9a9a9a", "fla": "#d17a22",
 }
 
 

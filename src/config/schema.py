@@ -24,7 +24,8 @@ Strategy = Literal[
     "deepspeed_stage_3_offload",
 ]
 Backend = Literal[
-    "auto", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks"
+    "auto", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks",
+    "native:segments",
 ]
 
 

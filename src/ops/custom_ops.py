@@ -24,8 +24,9 @@ KEEP_EVERY = 64
 
 # The kernels that may be asked for by name, as cuda/common/launch_options.h numbers them; "" leaves
 # the choice to the launcher's arithmetic. scan: over tokens, a block per head (wkv4: per row of
-# channels); wide: the same in more and smaller blocks; chunks: matrix products on tensor cores.
-KERNELS = {"": 0, "scan": 1, "wide": 2, "chunks": 3}
+# channels); wide: the same in more and smaller blocks; chunks: matrix products on tensor cores;
+# segments: these in two passes, segments of the time axis side by side.
+KERNELS = {"": 0, "scan": 1, "wide": 2, "chunks": 3, "segments": 4}
 # What the CUDA kernels were made for; each test of the launchers has its home in cuda/common.
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CUDA_HEAD_SIZES = (32, 64, 128, 256)
@@ -35,7 +36,10 @@ CUDA_CAPABILITY = (8, 0)
 CHUNKS_HEAD_SIZE = 64
 # Shared memory that a block needs, to the KiB: the largest heads, and the chunked kernels.
 LARGE_HEAD_SHARED_BYTES = {"wkv5": 170 << 10, "wkv6": 170 << 10, "wkv7": 171 << 10}
-CHUNKS_SHARED_BYTES = {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 107 << 10}
+CHUNKS_SHARED_BYTES = {
+    "chunks": {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 107 << 10},
+    "segments": {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 159 << 10},
+}
 
 # From v's shape and the number of states kept.
 Shape = Callable[[Sequence[int], int], tuple[int, ...]]
@@ -151,7 +155,7 @@ def _unserved(call: Call) -> Refusal | None:
     if call.op not in CHANNEL_OPS and call.head_size not in CUDA_HEAD_SIZES:
         sizes = ", ".join(map(str, CUDA_HEAD_SIZES))
         return Refusal(f"its CUDA kernels serve head sizes {sizes}, not {call.head_size}")
-    if call.kernel == "chunks" and (
+    if call.kernel in CHUNKS_SHARED_BYTES and (
         call.dtype != torch.bfloat16 or call.head_size != CHUNKS_HEAD_SIZE
     ):
         return Refusal(
@@ -168,7 +172,7 @@ def _card_too_small(call: Call) -> Refusal | None:
             f"its CUDA kernels need compute capability {CUDA_CAPABILITY[0]}.{CUDA_CAPABILITY[1]}, "
             f"and {properties.name} has {properties.major}.{properties.minor}"
         )
-    needed = CHUNKS_SHARED_BYTES[call.op] if call.kernel == "chunks" else 0
+    needed = CHUNKS_SHARED_BYTES.get(call.kernel, {}).get(call.op, 0)
     if call.op not in CHANNEL_OPS and call.head_size == max(CUDA_HEAD_SIZES):
         needed = LARGE_HEAD_SHARED_BYTES[call.op]
     if properties.shared_memory_per_block_optin < needed:

@@ -26,7 +26,7 @@ FLAGS = (
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 GUARD_BYTES = 256
 GUARD = 0xA5
-AUTO, FULL, WIDE, CHUNKS = 0, 1, 2, 3
+AUTO, FULL, WIDE, CHUNKS, SEGMENTS = range(5)
 DEFAULT_OPTIONS = (AUTO, 64 << 20)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda.host_kernels import AUTO, CHUNKS, KernelError
+from tests.cuda.host_kernels import AUTO, CHUNKS, DTYPES, SEGMENTS, Guarded, KernelError
 from tests.cuda.problems import (
     TF32_ERROR,
     Problem,
@@ -25,6 +25,9 @@ CHUNK_OPS = ("wkv5", "wkv6", "wkv7")
 # What operands in tf32 bring along: relative RMS error of results in bf16, and in fp32.
 OPERAND_ERROR = {"wkv5": TF32_ERROR, "wkv6": TF32_ERROR, "wkv7": 0.0}
 FP32_ERROR = {"wkv5": 5e-5, "wkv6": 5e-5}
+
+# Those that have them with segments side by side, too.
+SEGMENT_OPS = ("wkv7",)
 
 every_op = pytest.mark.parametrize("op", CHUNK_OPS)
 
@@ -125,6 +128,75 @@ def test_little_working_memory_means_more_ranges_and_the_same_results(host_kerne
     pieces = kernel_results(host_kernels(op), problem, CHUNKS, 1, keep_every=64)
     for name, x in whole.items():
         assert relative_rms(pieces[name], x) <= 1e-6, name
+
+
+every_segment_op = pytest.mark.parametrize("op", SEGMENT_OPS)
+
+
+@every_segment_op
+@pytest.mark.parametrize("descending", (False, True))
+@pytest.mark.parametrize(
+    "time, keep_every, memory",
+    ((1, 16, ()), (17, 16, ()), (100, 48, ()), (300, 64, ()), (333, 64, (1,)), (70, 128, ())),
+)
+def test_segments_side_by_side_give_the_bits_of_one_after_another(
+    host_kernels, op, time, keep_every, memory, descending
+):
+    """memory: how much there may be, so that the backward pass takes ranges of segments."""
+    kernels = host_kernels(op)
+    kernels.set_up(descending=descending)
+    for seed, with_reset in enumerate((True, False)):
+        problem = make_problem(
+            op, Shape(1 + seed, time, 2, 64), torch.bfloat16, seed=seed, with_reset=with_reset,
+            with_state=seed == 0,
+        )
+        found = kernel_results(kernels, problem, SEGMENTS, *memory, keep_every=keep_every)
+        expected = kernel_results(kernels, problem, CHUNKS, *memory, keep_every=keep_every)
+        for name, x in expected.items():
+            assert torch.equal(found[name], x), name
+
+
+@every_segment_op
+@pytest.mark.parametrize("time, segments", ((40, 1), (300, 5), (4100, 52)))
+def test_segments_need_no_states_that_are_kept_for_a_backward_pass(
+    host_kernels, op, time, segments
+):
+    """Of 64 tokens; where there would be more than 64, of 16 tokens more."""
+    problem = make_problem(op, Shape(1, time, 1, 64), torch.bfloat16)
+    kernels = host_kernels(op)
+    sizes = (*problem.shape, 0, 0, DTYPES[torch.bfloat16], DTYPES[torch.float32])
+    results = []
+    for split in (CHUNKS, SEGMENTS):
+        y = Guarded(problem.gy.shape, torch.bfloat16)
+        final_state = Guarded(problem.state.shape, torch.float32)
+        tensors = {"y": y.tensor, "final_state": final_state.tensor, "checkpoints": None}
+        given = {**problem.inputs, "state": problem.state, "reset": problem.reset}
+        kernels.forward(sizes, {**given, **tensors}, split)
+        for name, buffer in {"y": y, "final_state": final_state}.items():
+            buffer.check(name)
+        results.append((y.tensor, final_state.tensor, kernels.last_floats))
+    (y, final_state, floats), (y_side, final_side, floats_side) = results
+    assert torch.equal(y, y_side) and torch.equal(final_state, final_side)
+    assert floats == 0
+    assert floats_side == segments * 64 * 64
+
+
+@every_segment_op
+def test_few_heads_take_segments_of_their_own_accord(host_kernels, op):
+    """The memory that a backward pass asks for tells which kernels serve it."""
+    kernels = host_kernels(op)
+
+    def floats(split: int, time: int, multiprocessors: int) -> int:
+        kernels.set_up(multiprocessors=multiprocessors)
+        problem = make_problem(op, Shape(1, time, 2, 64), torch.bfloat16)
+        kernel_results(kernels, problem, split, keep_every=64)
+        return kernels.last_floats
+
+    chunks, segments = floats(CHUNKS, 256, 2), floats(SEGMENTS, 256, 2)
+    assert segments == chunks + 2 * 4 * 64 * 64
+    assert floats(AUTO, 256, 2) == segments
+    assert floats(AUTO, 256, 1) == chunks
+    assert floats(AUTO, 240, 2) == floats(CHUNKS, 240, 2)
 
 
 @every_op

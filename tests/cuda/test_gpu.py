@@ -20,6 +20,7 @@ pytestmark = pytest.mark.gpu
 
 every_op = pytest.mark.parametrize("op", INTERFACES)
 every_matrix_op = pytest.mark.parametrize("op", MATRIX_OPS)
+KERNEL_NAMES = ("native:scan", "native:wide", "native:chunks", "native:segments")
 BOTH = (torch.float32, torch.bfloat16)
 ALL = (*BOTH, torch.float16)
 
@@ -144,10 +145,10 @@ def test_it_runs_on_the_device_of_its_inputs(op):
 
 
 @every_op
-@pytest.mark.parametrize("backend", ("native:scan", "native:wide", "native:chunks"))
+@pytest.mark.parametrize("backend", KERNEL_NAMES)
 def test_every_kernel_can_be_asked_for_by_name(op, backend):
-    if op == "wkv4" and backend == "native:chunks":
-        pytest.skip("wkv4 has no kernel by chunks")
+    if op == "wkv4" and backend in ("native:chunks", "native:segments"):
+        pytest.skip("wkv4 has no kernels by chunks")
     problem = on_device(make_problem(op, Shape(2, 70, 3, 64), torch.bfloat16))
     expected = results(in_fp64(problem), "reference")
     assert_results_match(results(problem, backend), expected)

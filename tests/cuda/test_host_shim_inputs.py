@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from src.ops.custom_ops import CHUNKS_SHARED_BYTES, LARGE_HEAD_SHARED_BYTES
 from src.ops.wkv4 import reference
-from tests.cuda.host_kernels import AUTO, CHUNKS, FULL, WIDE, HostKernels, KernelError
+from tests.cuda.host_kernels import (
+    AUTO,
+    CHUNKS,
+    FULL,
+    SEGMENTS,
+    WIDE,
+    HostKernels,
+    KernelError,
+)
 from tests.cuda.problems import (
     INTERFACES,
     MATRIX_OPS,
@@ -27,7 +35,9 @@ KERNELS = {
     "scan": (FULL, tuple(INTERFACES), torch.float32, 0.0),
     "wide": (WIDE, tuple(INTERFACES), torch.float32, 0.0),
     "chunks": (CHUNKS, MATRIX_OPS, torch.bfloat16, TF32_ERROR),
+    "segments": (SEGMENTS, ("wkv7",), torch.bfloat16, 0.0),
 }
+BY_CHUNKS = ("chunks", "segments")
 KERNELS_OF_OPS = [(op, name) for name, (_, ops, *_) in KERNELS.items() for op in ops]
 
 every_kernel = pytest.mark.parametrize("op, kernel", KERNELS_OF_OPS)
@@ -50,7 +60,7 @@ def check(kernels: HostKernels, problem: Problem, kernel: str, slack: float = 1.
 
 def size_for(kernel: str) -> int:
     """The smallest head that the kernel serves."""
-    return 64 if kernel == "chunks" else 32
+    return 64 if kernel in BY_CHUNKS else 32
 
 
 @every_kernel
@@ -146,7 +156,7 @@ def test_any_shape_and_any_values_agree(
 ):
     op, kernel = op_and_kernel
     problem = make_problem(
-        op, Shape(batch, time, heads, 64 if kernel == "chunks" else size), KERNELS[kernel][2],
+        op, Shape(batch, time, heads, 64 if kernel in BY_CHUNKS else size), KERNELS[kernel][2],
         seed=seed, with_state=with_state, with_reset=with_reset, decay_shift=decay_shift,
     )
     for name in ("r", "v") if op != "wkv4" else ("v",):
@@ -156,11 +166,11 @@ def test_any_shape_and_any_values_agree(
 
 
 @pytest.mark.parametrize("op", MATRIX_OPS)
-@pytest.mark.parametrize("kernel", ("large heads", "chunks"))
+@pytest.mark.parametrize("kernel", ("large heads", *BY_CHUNKS))
 def test_the_shared_memory_that_is_asked_for_suffices_and_less_does_not(host_kernels, op, kernel):
     kernels = host_kernels(op)
-    if kernel == "chunks":
-        needed, split = CHUNKS_SHARED_BYTES[op], CHUNKS
+    if kernel in BY_CHUNKS:
+        needed, split = CHUNKS_SHARED_BYTES[kernel][op], KERNELS[kernel][0]
         problem = make_problem(op, Shape(1, 2, 1, 64), torch.bfloat16)
     else:
         needed, split = LARGE_HEAD_SHARED_BYTES[op], AUTO

@@ -138,7 +138,9 @@ def test_every_operator_prefers_native_then_chunked_then_reference(op):
 def test_the_kernels_of_native_can_be_asked_for_by_name_and_are_config_values(op):
     module = __import__(f"src.ops.{op}", fromlist=["BACKENDS"])
     kernels = {b.name: b for b in module.BACKENDS if b.kernel}
-    expected = {"native:scan", "native:wide"} | ({"native:chunks"} if op != "wkv4" else set())
+    expected = {"native:scan", "native:wide"}
+    if op != "wkv4":
+        expected |= {"native:chunks", "native:segments"}
     assert set(kernels) == expected
     assert all(b.module == f"src.ops.{op}.native" for b in kernels.values())
     assert {b.kernel for b in kernels.values()} <= set(KERNELS)

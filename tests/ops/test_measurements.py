@@ -13,7 +13,7 @@ from src.ops.custom_ops import KERNELS, matrix_state_registration
 from src.ops.dispatch import Call, backends_of, choose
 from src.ops.measurements import BOTH, FORWARD, Measurement, Workload, rank, read, record
 from src.ops.wkv6 import BACKENDS, wkv6
-from tests.cuda.host_kernels import CHUNKS, FULL, WIDE
+from tests.cuda.host_kernels import CHUNKS, FULL, SEGMENTS, WIDE
 
 WANTED = Workload("wkv7", BOTH, "sm_90", "bfloat16", 512, 4096, 64)
 
@@ -158,7 +158,9 @@ def test_a_call_counts_batch_and_length_up_to_the_next_power_of_two(monkeypatch)
 
 
 def test_kernels_have_the_launchers_numbers():
-    assert KERNELS == {"": 0, "scan": FULL, "wide": WIDE, "chunks": CHUNKS}
+    assert KERNELS == {
+        "": 0, "scan": FULL, "wide": WIDE, "chunks": CHUNKS, "segments": SEGMENTS
+    }
 
 
 @pytest.fixture

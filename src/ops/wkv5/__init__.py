@@ -25,7 +25,8 @@ from src.ops.arguments import check_reset, check_sequences, describe_call, prepa
 from src.ops.dispatch import AUTO, backends_of, dispatch
 
 BACKENDS = backends_of(
-    "wkv5", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks"
+    "wkv5", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks",
+    "native:segments",
 )
 
 
