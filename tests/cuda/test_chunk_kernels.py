@@ -217,7 +217,9 @@ def test_bf16_is_served_by_chunks_of_its_own_accord_but_no_other_type_and_no_sho
 
 
 @every_op
-@pytest.mark.parametrize("dtype, size", ((torch.float32, 64), (torch.float16, 64), (torch.bfloat16, 128)))
+@pytest.mark.parametrize(
+    "dtype, size", ((torch.float32, 64), (torch.float16, 64), (torch.bfloat16, 128))
+)
 def test_a_call_that_chunks_cannot_serve_is_refused(host_kernels, op, dtype, size):
     problem = make_problem(op, Shape(1, 20, 1, size), dtype)
     with pytest.raises(KernelError, match="-1"):
