@@ -12,7 +12,7 @@ from src.ops.wkv4 import wkv4
 from src.ops.wkv5 import wkv5
 from src.ops.wkv6 import wkv6
 from src.ops.wkv7 import wkv7
-from tests.cuda.problems import INTERFACES, Problem, Shape, make_problem
+from tests.cuda.problems import INTERFACES, MATRIX_OPS, Problem, Shape, make_problem
 from tests.ops.shift_cases import Case, make_case
 from tests.ops.shift_cases import run as run_shift
 
@@ -75,11 +75,24 @@ def main() -> None:
             for heads, time in ((2, 37), (2 * cores, 18)):
                 for dtype in (torch.float32, torch.bfloat16, torch.float16):
                     results(on_device(make_problem(op, Shape(1, time, heads, size), dtype)))
+        if op in MATRIX_OPS:
+            run_by_chunks(op)
         torch.cuda.synchronize()
         print(f"{op}: every kernel has run", flush=True)
     run_shifts()
     torch.cuda.synchronize()
     print("token_shift: every kernel has run", flush=True)
+
+
+def run_by_chunks(op: str) -> None:
+    """The kernels on tensor cores, in one pass and in two, with a backward pass and without."""
+    for backend in ("native:chunks", "native:segments"):
+        for heads, time in ((2, 37), (3, 150)):
+            problem = on_device(make_problem(op, Shape(1, time, heads, 64), torch.bfloat16))
+            results(problem, backend)
+            OPERATORS[op](
+                *problem.inputs.values(), problem.state, backend=backend, reset=problem.reset
+            )
 
 
 def run_shifts() -> None:
