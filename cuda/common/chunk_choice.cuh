@@ -43,12 +43,4 @@ inline bool by_chunks_alone(int64_t split) {
   return split == kSplitChunks || split == kSplitSegments;
 }
 
-// For kernels that know no segments.
-inline bool takes_chunks(const HeadSizes& p, int64_t split, int shared_bytes) {
-  LaunchOptions options;
-  options.split = split;
-  return split != kSplitSegments &&
-         split_in_chunks(p, options, Direction::kForward, shared_bytes, shared_bytes) > 0;
-}
-
 }  // namespace rwkv

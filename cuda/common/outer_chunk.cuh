@@ -10,201 +10,276 @@
 // t in the second half of a block has the factors p_t = prod_{j in second half, j<t} d_j and q_s =
 // prod_{j in first half, j>s} d_j, all at most 1. Every pair s < t is met at one h. As a token is
 // in one half only, a level needs one matrix: X_t = r_t p_t or k_t q_t, and A is X X^T where it
-// counts.
+// counts. At h = 1 the factors are 1, and a thread has both tokens: it finds its part of the sum.
 #pragma once
 
-#include "chunk_tile.cuh"
 #include "outer_decay.cuh"
 #include "outer_params.h"
+#include "split_fetch.cuh"
+#include "warp_sums.cuh"
 
 namespace rwkv {
 
-constexpr int kLevels = 4;  // h = 8, 4, 2, 1
+constexpr int kLevels = 3;  // h = 8, 4, 2
 
 // The level at which tokens t != s are in different halves of the same block.
 __device__ inline int level_of(int t, int s) { return __clz(t ^ s) - 28; }
 
-__device__ inline float2 times(const float2& x, const float2& y) {
-  return make_float2(x.x * y.x, x.y * y.y);
+__device__ inline float4 times(const float4& x, const float4& y) {
+  return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w);
 }
-__device__ inline void add_to(float2& sum, const float2& x) { sum.x += x.x, sum.y += x.y; }
+__device__ inline float4 times(float x, const float4& y) {
+  return make_float4(x * y.x, x * y.y, x * y.z, x * y.w);
+}
+// By values: a choice between places would put both into memory.
+__device__ inline float4 choose(bool first, const float4& x, const float4& y) {
+  return make_float4(first ? x.x : y.x, first ? x.y : y.y, first ? x.z : y.z, first ? x.w : y.w);
+}
+__device__ inline float sum_of(const float4& x) { return (x.x + x.y) + (x.z + x.w); }
 
-// The products of decays that a thread's two keys and four tokens, a quarter of the chunk, need.
-struct QuarterDecays {
-  static constexpr int kTokens = PairOfKeys::kTokens;
+// The products of decays that a thread's four keys and two tokens need. Threads that have the same
+// keys tell each other their products by a butterfly over the pairs of tokens.
+struct PairDecays {
+  int pair;
+  float4 d[FourKeys::kTokens];
+  float4 of_pair, of_two, of_four;  // of the pair pair ^ 1, of the block of two pairs beside its
+                                    // own, and of the chunk's other half
 
-  int quarter;
-  float2 prefix[kTokens];  // inside the quarter, before the token
-  float2 suffix[kTokens];  // inside the quarter, behind the token
-  float2 before, behind, whole;  // of earlier and of later quarters, and of all
-  float2 between;                // of the quarter between this one and the chunk's middle
-  float2 second, third;          // d of the quarter's tokens 1 and 2
-
-  __device__ __forceinline__ QuarterDecays(const PairOfKeys& own, const float2 (&d)[kTokens])
-      : quarter(own.quarter), second(d[1]), third(d[2]) {
-    const float2 one = make_float2(1.0f, 1.0f);
-    prefix[0] = suffix[kTokens - 1] = before = behind = whole = one;
-#pragma unroll
-    for (int i = 1; i < kTokens; ++i) {
-      prefix[i] = times(prefix[i - 1], d[i - 1]);
-      suffix[kTokens - 1 - i] = times(suffix[kTokens - i], d[kTokens - i]);
-    }
-    float2 all[PairOfKeys::kQuarters];
-    PairOfKeys::gather(all, times(prefix[kTokens - 1], d[kTokens - 1]));
-#pragma unroll
-    for (int n = 0; n < PairOfKeys::kQuarters; ++n) {
-      if (n < quarter) before = times(before, all[n]);
-      if (n > quarter) behind = times(behind, all[n]);
-      whole = times(whole, all[n]);
-    }
-    between = quarter == 0 ? all[1] : quarter == 3 ? all[2] : one;
+  __device__ __forceinline__ void find(const FourKeys& own) {
+    pair = own.pair;
+    float4 whole = times(d[0], d[1]);
+    of_pair = FourKeys::of_pair(whole, 1);
+    whole = times(whole, of_pair);
+    of_two = FourKeys::of_pair(whole, 2);
+    whole = times(whole, of_two);
+    of_four = FourKeys::of_pair(whole, 4);
   }
 
-  // Whether token i of the quarter is in the second half of its block.
-  __device__ bool in_second_half(int level, int i) const {
-    return level == 0 ? quarter >= 2 : level == 1 ? quarter % 2 == 1 : level == 2 ? i >= 2 : i % 2;
+  __device__ float4 whole() const {
+    return times(times(times(d[0], d[1]), of_pair), times(of_two, of_four));
   }
-  // p or q of token i.
-  __device__ float2 factor(int level, int i) const {
-    const float2 one = make_float2(1.0f, 1.0f);
-    if (level == 0) return times(between, in_second_half(0, i) ? prefix[i] : suffix[i]);
-    if (level == 1) return in_second_half(1, i) ? prefix[i] : suffix[i];
-    return level == 2 && i == 0 ? second : level == 2 && i == kTokens - 1 ? third : one;
+  // Whether the pair is in the second half of its block.
+  __device__ bool in_second_half(int level) const { return (pair & 4 >> level) != 0; }
+  // P and Q of both tokens.
+  __device__ __forceinline__ void from_start(float4 (&factors)[FourKeys::kTokens]) const {
+    factors[0] = beside(true, true, true, true);
+    factors[1] = times(factors[0], d[0]);
   }
-  __device__ float2 from_start(int i) const { return times(before, prefix[i]); }  // P
-  __device__ float2 to_end(int i) const { return times(behind, suffix[i]); }      // Q
+  __device__ __forceinline__ void to_end(float4 (&factors)[FourKeys::kTokens]) const {
+    factors[1] = beside(false, true, true, true);
+    factors[0] = times(factors[1], d[1]);
+  }
+  // p or q of both tokens.
+  __device__ __forceinline__ void of_level(int level, float4 (&factors)[FourKeys::kTokens]) const {
+    const bool second = in_second_half(level);
+    const float4 near = beside(second, level < 2, level < 1, false);
+    const float4 far = times(near, choose(second, d[0], d[1]));
+    factors[0] = choose(second, near, far);
+    factors[1] = choose(second, far, near);
+  }
+
+ private:
+  // The product over the pairs of tokens before this one, or behind it, as far as they are in the
+  // blocks named.
+  __device__ __forceinline__ float4 beside(bool before, bool pairs, bool twos, bool fours) const {
+    float4 product = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    if (pairs && ((pair & 1) != 0) == before) product = of_pair;
+    if (twos && ((pair & 2) != 0) == before) product = times(product, of_two);
+    if (fours && ((pair & 4) != 0) == before) product = times(product, of_four);
+    return product;
+  }
 };
 
-// Queries, Keys, Levels: ChunkTile::ByRows or ByColumns, by the way they are read more often.
-template <class Queries, class Keys, class Levels> struct OuterChunkShared {
+// What a thread has of a chunk: its four keys and two tokens.
+struct OuterPair {
+  uint2 r[FourKeys::kTokens], k[FourKeys::kTokens];  // bf16
+  float4 logs[FourKeys::kTokens];                    // of the decays, to base 2
+  PairDecays decays;
+};
+
+struct OuterChunkShared {
   static constexpr int kN = ChunkTile::kN, kChunk = ChunkTile::kChunk;
-  using Values = ChunkTile::ByRows;
+  static constexpr int kFloatStride = ChunkTile::kFloatStride, kTokens = FourKeys::kTokens;
+  using Rows = ChunkTile::Rows;
+  using ExactRows = ChunkTile::ExactRows;
   using Square = ChunkTile::Square;
 
-  Queries r;              // R~ [kChunk][kN]
-  Keys k;                 // K^
-  float* levels;          // X [kLevels][kChunk][kN]
-  Values v;               // [kChunk][kN]
-  Square square;          // A
-  float* whole;           // [kN]: e
-  float* bonus;           // [kWarps][kChunk]: sum r u k over the keys of a warp
+  Rows r, k;         // R~, K^
+  uint16_t* levels;  // X of every level, as Rows
+  Square square;     // A
+  float* whole;      // [kN]: e
+  // [kWarps][kPairs][4]: sums over the keys of a warp, of a pair of tokens r u k of both, r of the
+  // second k of the first, and 0
+  float* sums;
   ChunkDocuments documents;
-  unsigned char *raw_r, *raw_k, *raw_v, *raw_w;
+  ExactRows raw_r, raw_k;  // as fetched
+  float* raw_w;            // [kChunk][kFloatStride]
+  InTurn<ExactRows> values;
 
   __host__ __device__ explicit OuterChunkShared(Pieces& pieces)
-      : r{pieces.floats(kChunk * Queries::stride)}, k{pieces.floats(kChunk * Keys::stride)},
-        levels(pieces.floats(kLevels * kChunk * Levels::stride)),
-        v{pieces.floats(kChunk * Values::stride)}, square{pieces.floats(ChunkTile::kSquare)},
-        whole(pieces.floats(kN)), bonus(pieces.floats(ChunkTile::kWarps * kChunk)),
-        documents(pieces) {
-    for (unsigned char** raw : {&raw_r, &raw_k, &raw_v}) *raw = pieces.bytes(kChunk * kN * 2);
-    raw_w = pieces.bytes(kChunk * kN * 4);
-  }
+      : r(pieces), k(pieces),
+        levels(reinterpret_cast<uint16_t*>(pieces.bytes(kLevels * Rows::elements * 2))),
+        square(pieces), whole(pieces.floats(kN)),
+        sums(pieces.floats(ChunkTile::kWarps * kWarp)), documents(pieces), raw_r(pieces),
+        raw_k(pieces), raw_w(pieces.floats(kChunk * kFloatStride)), values(pieces) {}
 
-  __device__ Levels level(int number) const { return {levels + number * kChunk * Levels::stride}; }
+  __device__ ExactRows v(int turn) const { return values.of(turn); }
+  __device__ Rows level(int number) const { return Rows(levels + number * Rows::elements); }
 
   // p: OuterForward or OuterBackward; the copies are not closed as a group.
-  template <bool kDecayPerToken, bool kWithQueries, class Params, class Place>
-  __device__ void fetch(const Params& p, const Place& place, int64_t t, int tokens) const {
-    if constexpr (kWithQueries) place.fetch_keys(raw_r, p.r, p.dtype, t, tokens);
-    place.fetch_keys(raw_k, p.k, p.dtype, t, tokens);
-    place.fetch_values(raw_v, p.v, p.dtype, t, tokens);
-    if constexpr (kDecayPerToken) place.fetch_keys(raw_w, p.w, DType::kFloat, t, tokens);
+  template <bool kDecayPerToken, bool kWithQueries, class Params>
+  __device__ void fetch(const Params& p, const ChunkFetch& chunk, int turn) const {
+    if constexpr (kWithQueries) chunk.copy(raw_r, p.r);
+    chunk.copy(raw_k, p.k);
+    chunk.copy(v(turn), p.v);
+    if constexpr (kDecayPerToken) chunk.copy(raw_w, p.w);
   }
 
-  // The logarithm of the decay of token `token` of the chunk, 0 beyond the end.
-  template <bool kDecayPerToken, class Params, class Place>
-  __device__ float2 log_decay(const Params& p, const Place& place, int token, int key,
-                              int tokens) const {
-    if (token >= tokens) return make_float2(0.0f, 0.0f);
-    const float* const w =
-        kDecayPerToken ? reinterpret_cast<const float*>(raw_w) + token * kN + key
-                       : static_cast<const float*>(p.w) + place.head * kN + key;
-    return make_float2(outer_log_decay(w[0]), outer_log_decay(w[1]));
-  }
-
-  // Forms R~, K^, X, V, e and the bonus from what was fetched (without kWithQueries only K^, V, e),
-  // and finds the documents. logs: null, or where to leave the decays' logarithms, [kChunk][kN].
+  // Forms R~, K^, X, e and the sums from what was fetched (without kWithQueries only K^ and e), and
+  // finds the documents. Tokens beyond the end are zeros that do not decay.
   template <bool kDecayPerToken, bool kWithQueries, class Params, class Place>
-  __device__ __forceinline__ void form_operands(const Params& p, const Place& place, int64_t t,
-                                                int tokens, float* logs) const {
+  __device__ __forceinline__ OuterPair form_operands(const Params& p, const Place& place,
+                                                     int64_t t, int tokens) const {
     documents.find(p.reset, place, t, tokens);
-    widen_values(v, raw_v, p.dtype, tokens);
-    const PairOfKeys own;
-    float2 d[PairOfKeys::kTokens];
+    const FourKeys own;
+    OuterPair mine;
 #pragma unroll
-    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
+    for (int i = 0; i < kTokens; ++i) {
       const int token = own.first_token + i;
-      const float2 log = log_decay<kDecayPerToken>(p, place, token, own.key, tokens);
-      if (logs != nullptr) store_two(logs + token * kN + own.key, log.x, log.y);
-      d[i] = make_float2(expf(log.x), expf(log.y));
-    }
-    const QuarterDecays decays(own, d);
-    if (own.quarter == 0) store_two(whole + own.key, decays.whole.x, decays.whole.y);
-    const float2 u = kWithQueries
-                         ? load_two(static_cast<const float*>(p.u) + place.head * kN + own.key)
-                         : make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int i = 0; i < PairOfKeys::kTokens; ++i) {
-      const int token = own.first_token + i, at = token * kN + own.key;
-      float2 key = make_float2(0.0f, 0.0f), query = key;
-      if (token < tokens) {
-        key = load_pair(raw_k, at, p.dtype);
-        if constexpr (kWithQueries) query = load_pair(raw_r, at, p.dtype);
-      }
-      k.set_two(token, own.key, times(key, decays.to_end(i)));
+      mine.k[i] = *reinterpret_cast<const uint2*>(raw_k.at(token, own.key));
       if constexpr (kWithQueries) {
-        r.set_two(token, own.key, times(query, decays.from_start(i)));
-        form_levels(decays, i, token, own.key, query, key);
-        form_bonus(token, query.x * u.x * key.x + query.y * u.y * key.y);
+        mine.r[i] = *reinterpret_cast<const uint2*>(raw_r.at(token, own.key));
+      }
+      mine.logs[i] = log_decays<kDecayPerToken>(p, place, token, own.key, tokens);
+      mine.decays.d[i] = make_float4(fast_exp2(mine.logs[i].x), fast_exp2(mine.logs[i].y),
+                                     fast_exp2(mine.logs[i].z), fast_exp2(mine.logs[i].w));
+    }
+    mine.decays.find(own);
+    if (own.pair == 0) store_four(whole + own.key, mine.decays.whole());
+    const float4 keys[kTokens] = {widen_four(mine.k[0]), widen_four(mine.k[1])};
+    float4 factors[kTokens];
+    mine.decays.to_end(factors);
+    set_pair(k, own, keys, factors);
+    if constexpr (kWithQueries) {
+      const float4 queries[kTokens] = {widen_four(mine.r[0]), widen_four(mine.r[1])};
+      form_sums(load_four(static_cast<const float*>(p.u) + place.head * kN + own.key), queries,
+                keys);
+      mine.decays.from_start(factors);
+      set_pair(r, own, queries, factors);
+#pragma unroll
+      for (int n = 0; n < kLevels; ++n) {
+        mine.decays.of_level(n, factors);
+        const bool second = mine.decays.in_second_half(n);
+        const float4 x[kTokens] = {choose(second, queries[0], keys[0]),
+                                   choose(second, queries[1], keys[1])};
+        set_pair(level(n), own, x, factors);
       }
     }
+    return mine;
   }
 
-  // A: the warps form the pairs of one level each, and the first one the diagonal.
+  // A: a warp forms the pairs of each level, the fourth one the diagonal and what is beside it. By
+  // words of two neighbours: in a square of 8 x 8 tokens a lane has row g and columns s and s + 1,
+  // which are at the same level, or on the diagonal and beside it.
   __device__ __forceinline__ void form_square() const {
-    const int lane = lane_number(), warp = warp_number();
-    Accumulator x[2];
-    multiply_rows(x, level(warp).heads(), level(warp).heads(), lane);
+    const int lane = lane_number(), warp = ChunkTile::warp(), g = lane / 4, s = lane % 4 * 2;
+    if (warp == kLevels) return form_diagonal(lane, g, s);
+    Accumulator x;
+    clear(x);
+    // The columns are the first halves of tokens 0 .. 7, and the second halves of tokens 8 .. 15.
+    const bool other = (g & 8 >> warp) != 0;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int i = 0; i < kN; i += 16) {
+      const Split<LeftOperand> rows = level(warp).left(0, i, lane);
+      multiply_add(x, rows, Split<RightOperand>{columns_of(rows.head, other),
+                                                columns_of(rows.tail, other)});
+    }
+    const SplitPair low = SplitPair::of(x[0], x[1]), high = SplitPair::of(x[2], x[3]);
+    if (warp == 0) return square.set_pair(g + 8, s, kept(high, seen(g + 8, s)));
+    const SplitPair turned = transposed(high);
+    if (s > g || level_of(g, s) != warp) return;
+    square.set_pair(g, s, kept(low, seen(g, s)));
+    square.set_pair(g + 8, s + 8, kept(turned, seen(g + 8, s + 8)));
+  }
+
+  // Multiplies two key tiles of a state, or of its gradient, by the decays of the whole chunk.
+  __device__ __forceinline__ void scale_keys(ChunkTile::State& S, int tile, int lane) const {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int t = lane / 4 + i / 2 * 8, s = n * 8 + lane % 4 * 2 + i % 2;
-        if (t == s) {
-          if (warp == 0) *square.at(t, t) = round_tf32(bonus_of(t));
-        } else if (level_of(t, s) == warp) {
-          *square.at(t, s) = sees(t, s) ? round_tf32(x[n][i]) : 0.0f;
-        }
-      }
+    for (int n = tile; n < tile + 2; ++n) {
+      const float2 factor = load_two(whole + n * 8 + lane % 4 * 2);
+      scale_columns(S[n], factor.x, factor.y);
     }
   }
 
   // Whether token t reads what token s wrote.
   __device__ bool sees(int t, int s) const {
-    return s < t && documents.number[s] == documents.number[t];
+    return (s < t) & (documents.number[s] == documents.number[t]);
   }
-  __device__ float bonus_of(int t) const {
-    float sum = bonus[t];
-    for (int n = 1; n < ChunkTile::kWarps; ++n) sum += bonus[n * kChunk + t];
-    return sum;
+  // Of tokens s and s + 1, as a word; s even.
+  __device__ __forceinline__ unsigned seen(int t, int s) const {
+    return (sees(t, s) ? 0xffffu : 0u) | (sees(t, s + 1) ? 0xffff0000u : 0u);
+  }
+  __device__ static SplitPair kept(const SplitPair& pair, unsigned mask) {
+    return {pair.head & mask, pair.tail & mask};
+  }
+  __device__ static SplitPair transposed(const SplitPair& pair) {
+    return {transpose_matrix(pair.head), transpose_matrix(pair.tail)};
+  }
+  // Rows 0 .. 7 of a left operand as the columns of a right one, or rows 8 .. 15.
+  __device__ static RightOperand columns_of(const LeftOperand& rows, bool other) {
+    return {{other ? rows.bits[1] : rows.bits[0], other ? rows.bits[3] : rows.bits[2]}};
   }
 
  private:
-  __device__ __forceinline__ void form_levels(const QuarterDecays& decays, int i, int token,
-                                              int key, const float2& query,
-                                              const float2& written) const {
+  // The logarithms to base 2 of the decays of token `token` of the chunk, 0 beyond the end.
+  template <bool kDecayPerToken, class Params, class Place>
+  __device__ __forceinline__ float4 log_decays(const Params& p, const Place& place, int token,
+                                               int key, int tokens) const {
+    const float* const w = kDecayPerToken ? raw_w + token * kFloatStride + key
+                                          : static_cast<const float*>(p.w) + place.head * kN + key;
+    const float4 x = load_four(w);
+    return token < tokens ? make_float4(outer_log2_decay(x.x), outer_log2_decay(x.y),
+                                        outer_log2_decay(x.z), outer_log2_decay(x.w))
+                          : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+
+  __device__ __forceinline__ static void set_pair(const Rows& to, const FourKeys& own,
+                                                  const float4 (&x)[kTokens],
+                                                  const float4 (&factors)[kTokens]) {
 #pragma unroll
-    for (int n = 0; n < kLevels; ++n) {
-      const float2 x = decays.in_second_half(n, i) ? query : written;
-      level(n).set_two(token, key, times(x, decays.factor(n, i)));
+    for (int i = 0; i < kTokens; ++i) {
+      to.set_four(own.first_token + i, own.key, times(x[i], factors[i]));
     }
   }
 
-  // part: over the thread's keys.
-  __device__ __forceinline__ void form_bonus(int token, float part) const {
-    const float sum = sum_over_lanes<8>(part);
-    if (lane_number() % 8 == 0) bonus[warp_number() * kChunk + token] = sum;
+  __device__ __forceinline__ void form_sums(const float4& u, const float4 (&queries)[kTokens],
+                                            const float4 (&keys)[kTokens]) const {
+    float mine[4] = {sum_of(times(times(queries[0], u), keys[0])),
+                     sum_of(times(times(queries[1], u), keys[1])),
+                     sum_of(times(queries[1], keys[0])), 0.0f};
+    share_sums<4, 4, 1>(mine, lane_number());
+    sums[ChunkTile::thread()] = mine[0];
+  }
+
+  // And zeros above.
+  __device__ __forceinline__ void form_diagonal(int lane, int g, int s) const {
+    float sum = sums[lane];
+#pragma unroll
+    for (int n = 1; n < ChunkTile::kWarps; ++n) sum += sums[n * kWarp + lane];
+    const bool odd = g % 2 != 0;
+    square.set_pair(g, s + 8, {0, 0});
+#pragma unroll
+    for (int first = 0; first < kChunk; first += 8) {
+      // Lanes 4 n .. have the sums of pair n.
+      const int from = (first + s) / 2 * 4, t = first + g;
+      const float left = __shfl_sync(kAllLanes, sum, odd ? from + 2 : from);
+      const float right = __shfl_sync(kAllLanes, sum, from + 1);
+      SplitPair pair = {0, 0};
+      if (g / 2 == s / 2) {
+        pair = odd ? SplitPair::of(sees(t, t - 1) ? left : 0.0f, right) : SplitPair::of(left, 0.0f);
+      }
+      if (s + 1 >= g) square.set_pair(t, first + s, pair);
+    }
   }
 };
 

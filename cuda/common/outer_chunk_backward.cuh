@@ -7,15 +7,11 @@
 //   gr = P dR~ + p dX (tokens of second halves) + delta u k        gu += delta r k
 //   gk = Q dK^ + q dX (tokens of first halves) + delta u r
 //
-// The gradient of the decay's logarithm at token j is a sum of what passes through it, without a
-// subtraction:
-//
-//   e rowsum(S0 D) + sum_{t>j} (R~ dR~)_t + sum_{s<j} (K^ dK^)_s + per level the sum of (X dX)_t
-//   over those tokens of j's half that lie behind j in a second half, before j in a first half
+// The gradients of the decays: outer_chunk_gradients.cuh.
 #pragma once
 
-#include "chunk_walk.cuh"
 #include "outer_chunk_gradients.cuh"
+#include "split_walk.cuh"
 
 namespace rwkv {
 
@@ -23,24 +19,25 @@ template <bool kDecayPerToken>
 struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardShared> {
   using ChunkBlock::ChunkBlock;
 
-  __device__ void fetch(int64_t t, int tokens) const {
-    shared.template fetch<kDecayPerToken, true>(p, place, t, tokens);
-    place.fetch_values(shared.raw_gy, p.gy, p.dtype, t, tokens);
+  __device__ void fetch(int64_t t, int tokens, int turn) const {
+    const ChunkFetch chunk(place, t, tokens);
+    shared.template fetch<kDecayPerToken, true>(p, chunk, turn);
+    chunk.copy(shared.gy(turn), p.gy);
   }
-  __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.template form_operands<kDecayPerToken, true>(p, place, t, tokens, shared.logs);
-    keep_raw(tokens);
+  __device__ __forceinline__ void form_operands(int64_t t, int tokens) {
+    mine_ = shared.template form_operands<kDecayPerToken, true>(p, place, t, tokens);
   }
-  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens) {
-    shared.form_square();
-    form_pairs();
-    __syncthreads();
+  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) {
+    const LeftOperand gy = shared.gy(turn).left_transposed(0, warp * 16, lane);
     Accumulator gv[2];
-    step_back(G, gv);
+    shared.form_square();
+    step_back(G, gv, gy);
     __syncthreads();
-    place_results(gv);
-    __syncthreads();
-    OuterChunkGradients<kDecayPerToken>(p, place, shared).write(t, tokens, gu_, gw_);
+    add_upper(gv, gy, shared.square, lane);
+    place_own_values(gv, shared.gv(), lane);
+    const PairOfGradients pair = find_results(turn);
+    __syncwarp();
+    write_gradients(t, tokens, pair);
   }
   // adds: to what is there.
   __device__ void write_totals(bool adds) const {
@@ -49,110 +46,138 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
   }
 
  private:
-  // Tokens beyond the end become zeros.
-  __device__ void keep_raw(int tokens) const {
-    for (int n = static_cast<int>(threadIdx.x); n < kChunk * kN / kOctet; n += Tile::kThreads) {
-      const bool present = OctetOf<kN>(n).token < tokens;
-      const uint4 zero = make_uint4(0, 0, 0, 0);
-      const auto *r = reinterpret_cast<const uint4*>(shared.raw_r),
-                 *k = reinterpret_cast<const uint4*>(shared.raw_k);
-      reinterpret_cast<uint4*>(shared.kept_r)[n] = present ? r[n] : zero;
-      reinterpret_cast<uint4*>(shared.kept_k)[n] = present ? k[n] : zero;
-    }
-  }
-
-  // Every warp finds dA and keeps of it the pairs of its level, the first warp delta.
-  __device__ __forceinline__ void form_pairs() const {
-    Accumulator x[2];
-    multiply_rows(x, shared.gy, shared.v, lane);
-    const Shared::Pairs to = shared.pair(warp);
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int t = lane / 4 + i / 2 * 8, s = n * 8 + lane % 4 * 2 + i % 2;
-        if (t == s || level_of(t, s) != warp) {
-          *to.at(t, s) = 0.0f;
-          if (t == s && warp == 0) shared.delta[t] = x[n][i];
-        } else if (s < t) {
-          const float kept = shared.sees(t, s) ? x[n][i] : 0.0f;
-          to.set(t, s, kept);
-          to.set(s, t, kept);
-        }
-      }
-    }
-  }
-
-  // Per warp, for its own values: dV (values in rows) to gv, and G becomes the gradient of the
-  // state before the chunk.
-  __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2]) const {
-    Tile::store_state(G, shared.after);
+  // Per warp, for its own values: K^ D^T to gv (values in rows), D to shared memory, and G becomes
+  // the gradient of the state before the chunk.
+  __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2],
+                                            LeftOperand gy) const {
     sum_state_products(G, shared.before, shared.state_sums);
-    LeftOperand gy[2];
-    load_own_values(gy, shared.gy, lane);
-    multiply_state(gv, G, shared.k, shared.documents.last, lane);
-    add_upper(gv, gy, shared.square, lane);
-    keep_tokens(gy, shared.documents.first, lane);
-    const bool cut = shared.documents.cut();
+    clear(gv[0]), clear(gv[1]);
 #pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; ++i) {
-      const float2 whole = load_two(shared.whole + i * 8 + lane % 4 * 2);
-      if (cut) clear(G[i]);
-      else scale_columns(G[i], whole.x, whole.y);
+    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
+      const Split<LeftOperand> after = split_left(G[i], G[i + 1]);
+      shared.after.store(after, warp * 16, i * 8, lane);
+      add_keys(gv, after, shared.k, i * 8, lane);
+    }
+    scale_tokens(gv, shared.documents.last, lane);
+    if (shared.documents.cut()) {
+      keep_inner(gy, mask_of(shared.documents.first, lane));
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        multiply_add(G[i], gy[n], shared.r.from(n * 8, i * 8).right(lane));
-      }
+      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(G[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
+      shared.scale_keys(G, i, lane);
+      add_tokens(G, i, gy, shared.r, lane);
     }
   }
 
-  // Every warp finds the dX of its level and half the keys of dR~ or dK^; they are put where S0 and
-  // D were, and dV with them.
-  __device__ __forceinline__ void place_results(const Accumulator (&gv)[2]) const {
-    constexpr int kHalf = Tile::kKeyTiles / 2;
-    const int first = warp % 2 * kHalf;
-    Accumulator half[kHalf], x[Tile::kKeyTiles];
-    if (warp < 2) {
-      multiply_rows_by_state(half, shared.gy, shared.before, first, shared.documents.first, lane);
-    } else {
-      multiply_rows_by_state(half, shared.v, shared.after, first, shared.documents.last, lane);
-    }
+  // Every warp, for sixteen keys: dR~, dK^ and dX.
+  __device__ __forceinline__ PairOfGradients find_results(int turn) const {
+    const Shared::ExactRows gy = shared.gy(turn), v = shared.v(turn);
+    Accumulator queries[2], keys[2], pairs[2];
 #pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; ++i) clear(x[i]);
+    for (int n = 0; n < 2; ++n) clear(queries[n]), clear(keys[n]), clear(pairs[n]);
+#pragma unroll 2
+    for (int value = 0; value < kN; value += 16) {
+      const LeftOperand read = gy.left(0, value, lane), written = v.left(0, value, lane);
+      const RightOperand tokens[2] = {Shared::columns_of(written, false),
+                                      Shared::columns_of(written, true)};
+      multiply_add_two(pairs, read, tokens);
+      Split<RightOperand> state[2];
+      shared.before.rights(state, value, warp * 16, lane);
+      multiply_add_two(queries, read, state);
+      shared.after.rights(state, value, warp * 16, lane);
+      multiply_add_two(keys, written, state);
+    }
+    const float *const first = shared.documents.first, *const last = shared.documents.last;
+    place_result(queries, shared.gqueries(), first[lane / 4], first[lane / 4 + 8]);
+    place_result(keys, shared.gkeys(), last[lane / 4], last[lane / 4 + 8]);
+    find_level_results(pairs);
+    return PairOfGradients(pairs, lane);
+  }
+
+  // pairs: dA. In words as in form_square; the squares of 8 x 8 tokens at the diagonal have levels
+  // 1 and 2, the others level 0.
+  __device__ __forceinline__ void find_level_results(const Accumulator (&pairs)[2]) const {
+    const int g = lane / 4, s = lane % 4 * 2;
+    const SplitPair below =
+        Shared::kept(SplitPair::of(pairs[0][2], pairs[0][3]), shared.seen(g + 8, s));
+    const SplitPair above = Shared::transposed(below);
+    find_level_result(0, {{{0, below.head, above.head, 0}}, {{0, below.tail, above.tail, 0}}});
+    const bool inside = s + 1 < g;
+    const SplitPair low = symmetric(pairs[0][0], pairs[0][1], inside ? shared.seen(g, s) : 0);
+    const SplitPair high =
+        symmetric(pairs[1][2], pairs[1][3], inside ? shared.seen(g + 8, s + 8) : 0);
+#pragma unroll
+    for (int n = 1; n < kLevels; ++n) {
+      const unsigned mask = (level_of(g, s) == 1) == (n == 1) ? ~0u : 0u;
+      find_level_result(n, {{{low.head & mask, 0, 0, high.head & mask}},
+                            {{low.tail & mask, 0, 0, high.tail & mask}}});
+    }
+  }
+  __device__ __forceinline__ static SplitPair symmetric(float x, float y, unsigned mask) {
+    const SplitPair below = Shared::kept(SplitPair::of(x, y), mask);
+    const SplitPair above = Shared::transposed(below);
+    return {below.head | above.head, below.tail | above.tail};
+  }
+  __device__ __forceinline__ void find_level_result(int level, const Split<LeftOperand>& M) const {
+    Split<RightOperand> right[2];
+    shared.level(level).rights(right, 0, warp * 16, lane);
+    Accumulator x[2];
+    clear(x[0]), clear(x[1]);
+    multiply_add_two(x, M, right);
+    place_result(x, shared.glevel(level), 1.0f, 1.0f);
+  }
+
+  // low, high: factors of the thread's two rows
+  __device__ __forceinline__ void place_result(const Accumulator (&x)[2], const Shared::Rows& to,
+                                               float low, float high) const {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const auto pairs = shared.pair(warp).from(0, n * 8).left(lane);
-#pragma unroll
-      for (int i = 0; i < Tile::kKeyTiles; ++i) {
-        multiply_add(x[i], pairs, shared.level(warp).from(n * 8, i * 8).right(lane));
-      }
+      const int key = warp * 16 + n * 8 + lane % 4 * 2;
+      to.set_two_floats(lane / 4, key, low * x[n][0], low * x[n][1]);
+      to.set_two_floats(lane / 4 + 8, key, high * x[n][2], high * x[n][3]);
     }
-    __syncthreads();
-    Tile::store_rows(x, shared.result(warp));
-    const Shared::Rows to = warp < 2 ? shared.gqueries() : shared.gkeys();
-#pragma unroll
-    for (int i = 0; i < kHalf; ++i) {
-      float* const low = to.at(lane / 4, (first + i) * 8 + lane % 4 * 2);
-      store_two(low, half[i][0], half[i][1]);
-      store_two(low + 8 * Shared::Rows::stride, half[i][2], half[i][3]);
-    }
-    place_own_values<false>(gv, shared.gv(), lane);
   }
 
-  // The quarters' sums, to the head's row of a total.
-  __device__ void write_total(void* total, const float2& mine, bool adds) const {
-    const PairOfKeys own;
-    float2 all[PairOfKeys::kQuarters], sum = make_float2(0.0f, 0.0f);
-    PairOfKeys::gather(all, mine);
-    for (const float2& part : all) add_to(sum, part);
-    if (own.quarter != 0) return;
+  // gr, gk and (for RWKV-6) gw of the thread's pair of tokens; adds to gu and (for RWKV-5) gw.
+  __device__ __forceinline__ void write_gradients(int64_t t, int tokens,
+                                                  const PairOfGradients& pair) {
+    OuterChunkGradients found(mine_);
+    const FourKeys& own = found.own;
+    found.find(shared);
+    found.add_pair(pair, load_four(static_cast<const float*>(p.u) + place.head * kN + own.key),
+                   shared.sees(own.first_token + 1, own.first_token), gu_);
+#pragma unroll
+    for (int i = 0; i < FourKeys::kTokens; ++i) {
+      const int n = own.first_token + i;
+      if (n >= tokens) continue;
+      const int64_t to = place.token(t + n) + own.key;
+      narrow_four(static_cast<uint16_t*>(p.gr) + to, found.gr[i]);
+      narrow_four(static_cast<uint16_t*>(p.gk) + to, found.gk[i]);
+      const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      const float4 gw = shared.documents.starts_at(n) ? zero : found.of_decay(i);
+      if constexpr (kDecayPerToken) store_four(static_cast<float*>(p.gw) + to, gw);
+      else FourKeys::add_to(gw_, gw);
+    }
+  }
+
+  // The pairs' sums, to the head's row of a total.
+  __device__ void write_total(void* total, float4 sum, bool adds) const {
+    const FourKeys own;
+#pragma unroll
+    for (int bit = 1; bit < FourKeys::kPairs; bit *= 2) {
+      FourKeys::add_to(sum, FourKeys::of_pair(sum, bit));
+    }
+    if (own.pair != 0) return;
     float* const to = static_cast<float*>(total) + place.task * kN + own.key;
-    if (adds) add_to(sum, load_two(to));
-    store_two(to, sum.x, sum.y);
+    if (adds) FourKeys::add_to(sum, load_four(to));
+    store_four(to, sum);
   }
 
+  OuterPair mine_;
   // Over the thread's keys and tokens.
-  float2 gu_ = make_float2(0.0f, 0.0f), gw_ = make_float2(0.0f, 0.0f);
+  float4 gu_ = make_float4(0.0f, 0.0f, 0.0f, 0.0f), gw_ = gu_;
 };
 
 }  // namespace rwkv

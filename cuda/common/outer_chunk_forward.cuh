@@ -2,51 +2,56 @@
 // outer_chunk.cuh.
 #pragma once
 
-#include "chunk_walk.cuh"
 #include "outer_chunk.cuh"
+#include "split_walk.cuh"
 
 namespace rwkv {
 
-// K^ is split for the sake of the decay's gradient, which rests on the states.
-using OuterChunkForwardShared = ChunkForwardShared<OuterChunkShared<
-    ChunkTile::ByRows, ChunkTile::ByColumns::With<Held::kSplit>, ChunkTile::ByRows>>;
+using OuterChunkForwardShared = ChunkForwardShared<OuterChunkShared>;
 
 // Of the forward or of the replay kernel; kOutput false leaves out y.
 template <bool kDecayPerToken, bool kOutput>
 struct OuterChunkForwardBlock : ChunkBlock<OuterForward, OuterChunkForwardShared> {
-  static constexpr bool kWithOutput = kOutput, kWithSquares = kOutput;
+  // The square is formed while advancing, by warps that go on before it is needed.
+  static constexpr bool kWithOutput = kOutput, kWithSquares = false;
   using ChunkBlock::ChunkBlock;
 
-  __device__ void fetch(int64_t t, int tokens) const {
-    shared.template fetch<kDecayPerToken, kWithOutput>(p, place, t, tokens);
+  __device__ void fetch(int64_t t, int tokens, int turn) const {
+    shared.template fetch<kDecayPerToken, kWithOutput>(p, ChunkFetch(place, t, tokens), turn);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.template form_operands<kDecayPerToken, kWithOutput>(p, place, t, tokens, nullptr);
+    shared.template form_operands<kDecayPerToken, kWithOutput>(p, place, t, tokens);
   }
-  __device__ __forceinline__ void form_squares() const { shared.form_square(); }
+  // Of the chain kernel, which has no y.
+  __device__ void form_squares(int64_t) const {}
 
-  __device__ __forceinline__ void advance(Tile::State& S) const {
-    LeftOperand v[2];
-    load_own_values(v, shared.v, lane);
+  __device__ __forceinline__ void advance(Tile::State& S, int turn) const {
+    Accumulator y[2];
     if constexpr (kWithOutput) {
-      Accumulator y[2];
-      multiply_state(y, S, shared.r, shared.documents.first, lane);
+      shared.form_square();
+      clear(y[0]), clear(y[1]);
+#pragma unroll
+      for (int i = 0; i < Tile::kKeyTiles; i += 2) {
+        add_keys(y, split_left(S[i], S[i + 1]), shared.r, i * 8, lane);
+      }
+      scale_tokens(y, shared.documents.first, lane);
+      __syncthreads();
+    }
+    LeftOperand v = shared.v(turn).left_transposed(0, warp * 16, lane);
+    if constexpr (kWithOutput) {
       add_lower(y, v, shared.square, lane);
       // Every warp reads its own values only, and all its lanes have done so.
-      __syncwarp();
-      place_own_values<false>(y, shared.v, lane);
+      place_own_values(y, shared.v(turn), lane);
     }
-    keep_tokens(v, shared.documents.last, lane);
-    const bool cut = shared.documents.cut();
+    if (shared.documents.cut()) {
+      keep_inner(v, mask_of(shared.documents.last, lane));
 #pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; ++i) {
-      const float2 whole = load_two(shared.whole + i * 8 + lane % 4 * 2);
-      if (cut) clear(S[i]);
-      else scale_columns(S[i], whole.x, whole.y);
+      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(S[i]);
+    }
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        multiply_add(S[i], v[n], shared.k.from(n * 8, i * 8).right(lane));
-      }
+    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
+      shared.scale_keys(S, i, lane);
+      add_tokens(S, i, v, shared.k, lane);
     }
   }
 };

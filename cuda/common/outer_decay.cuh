@@ -1,6 +1,7 @@
 // The decay of RWKV-5 and 6, exp(-exp(w)).
 #pragma once
 
+#include "fast_math.cuh"
 #include "octets.cuh"
 
 namespace rwkv {
@@ -13,6 +14,14 @@ constexpr float kLargestLogRate = 5.0f;
 __device__ inline float outer_log_decay(float w) {
   // Written so that NaN stays NaN.
   return -expf(w > kLargestLogRate ? kLargestLogRate : w);
+}
+
+// To base 2, within about 1e-6 of it: the decay is then 2 to that power, and the natural logarithm
+// this times kLn2.
+constexpr float kLn2 = 0.6931471805599453f;
+__device__ __forceinline__ float outer_log2_decay(float w) {
+  constexpr float kLog2OfE = 1.4426950408889634f, kLog2OfThat = 0.5287663729448977f;
+  return -fast_exp2((w > kLargestLogRate ? kLargestLogRate : w) * kLog2OfE + kLog2OfThat);
 }
 
 struct OuterDecay {

@@ -1,24 +1,38 @@
 // Host side of the CUDA kernels of RWKV-5 and 6: picks a tile, launches, reports. No torch.
 #pragma once
 
-#include "chunk_launch.cuh"
 #include "outer_backward.cuh"
 #include "outer_chunk_backward.cuh"
 #include "outer_chunk_forward.cuh"
 #include "outer_forward.cuh"
+#include "split_launch.cuh"
 #include "tile_choice.cuh"
 
 namespace rwkv {
 
 constexpr int kOuterWarps = 8;
 
+// The blocks of the kernels by chunks; the backward pass, whose totals are over all tokens, knows no
+// segments.
+template <bool kDecayPerToken> struct OuterChunkBlocks {
+  using Forward = OuterChunkForwardBlock<kDecayPerToken, true>;
+  using States = OuterChunkForwardBlock<kDecayPerToken, false>;
+  using Backward = OuterChunkBackwardBlock<kDecayPerToken>;
+  using Gradients = void;
+};
+
+// Floats of memory that launch_outer_forward works in; 0 if it needs none.
 template <bool kDecayPerToken>
-int launch_outer_forward(const OuterForward& p, const LaunchOptions& options, void* stream) {
-  using ByChunks = OuterChunkForwardBlock<kDecayPerToken, true>;
-  if (takes_chunks(p, options.split, chunk_shared_bytes<ByChunks>())) {
-    return launch_chunk_forward<ByChunks>(p, stream);
-  }
-  if (options.split == kSplitChunks) return kUnsupported;
+int64_t outer_forward_floats(const OuterForward& p, const LaunchOptions& options) {
+  return ChunkForwardPass<OuterChunkBlocks<kDecayPerToken>>(p, options).floats();
+}
+
+template <bool kDecayPerToken>
+int launch_outer_forward(const OuterForward& p, const LaunchOptions& options, float* memory,
+                         void* stream) {
+  const ChunkForwardPass<OuterChunkBlocks<kDecayPerToken>> by_chunks(p, options);
+  if (by_chunks.serves()) return by_chunks.run(memory, stream);
+  if (by_chunks_alone(options.split)) return kUnsupported;
   const auto run = [&]<class TileType>() {
     const int64_t blocks = p.batch * p.heads * TileType::kSlices;
     const OuterForwardShared<TileType> shared(nullptr, p.dtype);
@@ -80,18 +94,13 @@ template <class TileType, bool kDecayPerToken> class OuterBackwardPass {
   const BackwardMemory<TileType> memory_;
 };
 
-template <bool kDecayPerToken>
-using OuterChunkBackwardPass = ChunkBackwardPass<OuterChunkBackwardBlock<kDecayPerToken>,
-                                                 OuterChunkForwardBlock<kDecayPerToken, false>>;
-
 // run.template operator()<Pass>() with the class of the backward pass that serves the call.
 template <bool kDecayPerToken, typename Result, typename Run>
 Result with_outer_backward_pass(const OuterBackward& p, const LaunchOptions& options, Run run,
                                 Result otherwise) {
-  if (takes_chunks(p, options.split, OuterChunkBackwardShared(nullptr).bytes)) {
-    return run.template operator()<OuterChunkBackwardPass<kDecayPerToken>>();
-  }
-  if (options.split == kSplitChunks) return otherwise;
+  using ByChunks = ChunkBackwardPass<OuterChunkBlocks<kDecayPerToken>>;
+  if (ByChunks::serves(p, options)) return run.template operator()<ByChunks>();
+  if (by_chunks_alone(options.split)) return otherwise;
   const auto scan = [&]<class TileType>() -> Result {
     return run.template operator()<OuterBackwardPass<TileType, kDecayPerToken>>();
   };

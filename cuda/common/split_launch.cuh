@@ -1,6 +1,10 @@
 // Host side of the kernels that go by chunks of tokens. An operator names its blocks in a class:
-// Forward, States (Forward without y), Backward, and Gradients (of the gradients' chain).
+// Forward, States (Forward without y), Backward, and Gradients (of the gradients' chain; void where
+// the backward pass knows no segments).
 #pragma once
+
+#include <limits>
+#include <type_traits>
 
 #include "split_chain.cuh"
 #include "chunk_choice.cuh"
@@ -12,7 +16,8 @@ template <class Block> int chunk_shared_bytes() {
   return typename Block::Shared(nullptr).bytes;
 }
 template <class Block> int chain_shared_bytes() {
-  return kChainStages * chunk_shared_bytes<Block>();
+  if constexpr (std::is_void_v<Block>) return std::numeric_limits<int>::max();
+  else return kChainStages * chunk_shared_bytes<Block>();
 }
 
 // A forward pass.
@@ -93,8 +98,10 @@ template <class Blocks> class ChunkBackwardPass {
                     chunk_shared_bytes<States>(), stream, replay_params(p_), range, from, to);
     };
     const auto run_range = [&](const TokenRange& range, const StatesAt<const float*>& states) {
-      return split_ == kSplitChunks ? go_back(range, states, stream)
-                                    : go_back_in_segments(range, states, memory, stream);
+      if constexpr (!std::is_void_v<Gradients>) {
+        if (split_ == kSplitSegments) return go_back_in_segments(range, states, memory, stream);
+      }
+      return go_back(range, states, stream);
     };
     return memory_.for_ranges(p_.checkpoints, memory, replay, run_range);
   }

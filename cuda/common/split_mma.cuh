@@ -190,16 +190,28 @@ template <int kRows, int kColumns> struct SplitMatrix {
   __device__ Part tails() const { return Part(base + Part::elements); }
 
   // Two neighbours; column even.
-  __device__ __forceinline__ void set_two(int row, int column, float x, float y) const {
-    const SplitPair pair = SplitPair::of(x, y);
+  __device__ __forceinline__ void set_pair(int row, int column, const SplitPair& pair) const {
     heads().pair(row, column) = pair.head;
     tails().pair(row, column) = pair.tail;
+  }
+  __device__ __forceinline__ void set_two(int row, int column, float x, float y) const {
+    set_pair(row, column, SplitPair::of(x, y));
   }
   // Four neighbours; column a multiple of four.
   __device__ __forceinline__ void set_four(int row, int column, const float4& x) const {
     const SplitPair low = SplitPair::of(x.x, x.y), high = SplitPair::of(x.z, x.w);
     *reinterpret_cast<uint2*>(heads().at(row, column)) = {low.head, high.head};
     *reinterpret_cast<uint2*>(tails().at(row, column)) = {low.tail, high.tail};
+  }
+  // As many numbers in fp32, which take the place of both parts.
+  __device__ __forceinline__ void set_two_floats(int row, int column, float x, float y) const {
+    set_pair(row, column, {__float_as_uint(x), __float_as_uint(y)});
+  }
+  __device__ __forceinline__ float4 four_floats(int row, int column) const {
+    const uint2 even = *reinterpret_cast<const uint2*>(heads().at(row, column));
+    const uint2 odd = *reinterpret_cast<const uint2*>(tails().at(row, column));
+    return make_float4(__uint_as_float(even.x), __uint_as_float(odd.x), __uint_as_float(even.y),
+                       __uint_as_float(odd.y));
   }
   __device__ __forceinline__ float4 four(int row, int column) const {
     const uint2 head = *reinterpret_cast<const uint2*>(heads().at(row, column));

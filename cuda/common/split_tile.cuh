@@ -118,10 +118,12 @@ __device__ inline void store_four(float* to, const float4& x) {
   *reinterpret_cast<float4*>(to) = x;
 }
 // Of bf16.
-__device__ inline float4 widen_four(const uint16_t* from) {
-  const uint2 x = *reinterpret_cast<const uint2*>(from);
+__device__ inline float4 widen_four(const uint2& x) {
   return make_float4(__uint_as_float(x.x << 16), __uint_as_float(x.x & 0xffff0000u),
                      __uint_as_float(x.y << 16), __uint_as_float(x.y & 0xffff0000u));
+}
+__device__ inline float4 widen_four(const uint16_t* from) {
+  return widen_four(*reinterpret_cast<const uint2*>(from));
 }
 __device__ inline void narrow_four(uint16_t* to, const float4& x) {
   *reinterpret_cast<uint2*>(to) = {bit_cast_to<unsigned>(__floats2bfloat162_rn(x.x, x.y)),
@@ -216,14 +218,15 @@ __device__ __forceinline__ void store_rows(const Accumulator (&x)[kTiles], float
   }
 }
 
-// bf16 rows in shared memory to rows of tokens in a tensor [B, T, H, 64].
+// The warp's own values of bf16 rows in shared memory to rows of tokens in a tensor [B, T, H, 64].
+// Eight lanes that read together have the same column.
 template <class Place>
-__device__ void write_rows(void* to, const ChunkTile::ExactRows& rows, const Place& place,
-                           int64_t t, int tokens) {
-  const OctetOf<ChunkTile::kN> octet(ChunkTile::thread());
-  if (octet.token >= tokens) return;
-  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(to) + place.token(t + octet.token) + octet.at) =
-      *reinterpret_cast<const uint4*>(rows.at(octet.token, octet.at));
+__device__ void write_own_values(void* to, const ChunkTile::ExactRows& rows, const Place& place,
+                                 int64_t t, int tokens) {
+  const int token = lane_number() % 16, at = ChunkTile::warp() * 16 + lane_number() / 16 * kOctet;
+  if (token >= tokens) return;
+  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(to) + place.token(t + token) + at) =
+      *reinterpret_cast<const uint4*>(rows.at(token, at));
 }
 
 }  // namespace rwkv

@@ -88,8 +88,8 @@ __device__ __forceinline__ void walk_forward(const Block& block, ChunkTile::Stat
     }
     block.advance(S, turn);
     if constexpr (Block::kWithOutput) {
-      __syncthreads();
-      write_rows(block.p.y, block.shared.v(turn), block.place, t, tokens);
+      __syncwarp();
+      write_own_values(block.p.y, block.shared.v(turn), block.place, t, tokens);
     }
   }
 }
@@ -144,7 +144,7 @@ __device__ __forceinline__ void walk_back(Block& block, ChunkTile::State& G,
     __syncthreads();
     if (chunk > 0) fetch(t - kChunk, turn ^ 1);
     block.go_back(G, t, tokens, turn);
-    write_rows(block.p.gv, block.shared.gv(), block.place, t, tokens);
+    write_own_values(block.p.gv, block.shared.gv(), block.place, t, tokens);
   }
 }
 

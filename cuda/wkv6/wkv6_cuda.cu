@@ -3,8 +3,9 @@
 
 #include "../common/outer_launch.cuh"
 
-int64_t rwkv_wkv6_forward_floats(const rwkv::OuterForward&, const rwkv::LaunchOptions&) {
-  return 0;
+int64_t rwkv_wkv6_forward_floats(const rwkv::OuterForward& params,
+                                 const rwkv::LaunchOptions& options) {
+  return rwkv::outer_forward_floats<true>(params, options);
 }
 
 int64_t rwkv_wkv6_backward_floats(const rwkv::OuterBackward& params,
@@ -13,8 +14,8 @@ int64_t rwkv_wkv6_backward_floats(const rwkv::OuterBackward& params,
 }
 
 int rwkv_wkv6_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
-                           float*, void* stream) {
-  return rwkv::launch_outer_forward<true>(params, options, stream);
+                           float* memory, void* stream) {
+  return rwkv::launch_outer_forward<true>(params, options, memory, stream);
 }
 
 int rwkv_wkv6_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,

@@ -37,7 +37,7 @@ CHUNKS_HEAD_SIZE = 64
 # Shared memory that a block needs, to the KiB: the largest heads, and the chunked kernels.
 LARGE_HEAD_SHARED_BYTES = {"wkv5": 170 << 10, "wkv6": 170 << 10, "wkv7": 171 << 10}
 CHUNKS_SHARED_BYTES = {
-    "chunks": {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 107 << 10},
+    "chunks": {"wkv5": 83 << 10, "wkv6": 83 << 10, "wkv7": 107 << 10},
     "segments": {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 159 << 10},
 }
 

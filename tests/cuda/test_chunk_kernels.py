@@ -1,16 +1,12 @@
-"""The kernels by chunks on tensor cores, executed on the CPU: as exact as their operands."""
+"""The kernels by chunks on tensor cores, executed on the CPU: as exact as one rounding."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
-from torch import Tensor
 
 from tests.cuda.host_kernels import AUTO, CHUNKS, DTYPES, SEGMENTS, Guarded, KernelError
 from tests.cuda.problems import (
-    TF32_ERROR,
     Problem,
     Shape,
     assert_results_match,
@@ -22,10 +18,9 @@ from tests.helpers import relative_rms
 
 # Operators that have such kernels.
 CHUNK_OPS = ("wkv5", "wkv6", "wkv7")
-# What operands in tf32 bring along: relative RMS error of results in bf16, and in fp32.
-OPERAND_ERROR = {"wkv5": TF32_ERROR, "wkv6": TF32_ERROR, "wkv7": 0.0}
-FP32_ERROR = {"wkv5": 5e-5, "wkv6": 5e-5}
-
+# Largest relative RMS errors of sums of which little is left. wkv5's gw is one sum over all tokens
+# and values a channel (measured, where a single channel remembers: 3.2e-5).
+CANCELLED_SUM_ERRORS = {"wkv5": {"gw": 5e-5}}
 # Those that have them with segments side by side, too.
 SEGMENT_OPS = ("wkv7",)
 
@@ -42,7 +37,7 @@ def test_chunks_equal_the_reference(host_kernels, op, time, with_reset):
             with_reset=with_reset,
         )
         found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=(16, 48)[seed])
-        assert_results_match(found, expected_results(problem), OPERAND_ERROR[op])
+        assert_results_match(found, expected_results(problem))
 
 
 @every_op
@@ -50,7 +45,7 @@ def test_chunks_equal_the_reference(host_kernels, op, time, with_reset):
 def test_chunks_serve_every_decay(host_kernels, op, decay_shift):
     problem = make_problem(op, Shape(1, 90, 2, 64), torch.bfloat16, decay_shift=decay_shift)
     found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=64)
-    assert_results_match(found, expected_results(problem), OPERAND_ERROR[op])
+    assert_results_match(found, expected_results(problem))
 
 
 @every_op
@@ -68,7 +63,9 @@ def test_no_result_is_worse_than_one_rounding_where_few_channels_remember(
         )
         remember(problem, channels, w, seed)
         found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=64)
-        assert_within_one_rounding(op, found, expected_results(problem))
+        assert_results_match(
+            found, expected_results(problem), CANCELLED_SUM_ERRORS.get(op)
+        )
 
 
 @every_op
@@ -87,7 +84,7 @@ def test_no_result_is_worse_than_one_rounding_where_extreme_decays_and_inputs_mi
         for name in ("k", "v"):
             problem.inputs[name].mul_(torch.where(scaled, scale, 1.0))
         found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=64)
-        assert_within_one_rounding(op, found, expected_results(problem))
+        assert_results_match(found, expected_results(problem))
 
 
 def remember(problem: Problem, channels: int, w: float, seed: int) -> None:
@@ -96,19 +93,6 @@ def remember(problem: Problem, channels: int, w: float, seed: int) -> None:
     some = torch.randperm(problem.shape.size, generator=generator)[:channels]
     problem.inputs["w"].fill_(20.0)
     problem.inputs["w"][..., some] = w + 0.1 * torch.randn(channels, generator=generator)
-
-
-def assert_within_one_rounding(
-    op: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> None:
-    """Fails where a result errs more than FP32_ERROR, or in bf16 a tenth more than its rounding."""
-    if op not in FP32_ERROR:
-        return assert_results_match(found, expected)
-    for name, exact in expected.items():
-        error = relative_rms(found[name], exact)
-        narrow = found[name].dtype == torch.bfloat16
-        limit = 1.1 * relative_rms(exact.bfloat16(), exact) if narrow else FP32_ERROR[op]
-        assert error <= limit, f"{name}: relative RMS error {error:.2e} > {limit:.2e}"
 
 
 @every_op
