@@ -97,7 +97,14 @@ struct OuterPair {
   PairDecays decays;
 };
 
-struct OuterChunkShared {
+// What a kernel needs of a chunk: all, or the operands alone with which the state, or its gradient,
+// passes it.
+enum class OuterParts { kAll, kStates, kGradients };
+
+template <OuterParts kParts> struct OuterChunkShared {
+  static constexpr bool kWithKeys = kParts != OuterParts::kGradients;
+  static constexpr bool kWithQueries = kParts != OuterParts::kStates;
+  static constexpr bool kWithPairs = kParts == OuterParts::kAll;
   static constexpr int kN = ChunkTile::kN, kChunk = ChunkTile::kChunk;
   static constexpr int kFloatStride = ChunkTile::kFloatStride, kTokens = FourKeys::kTokens;
   using Rows = ChunkTile::Rows;
@@ -117,27 +124,25 @@ struct OuterChunkShared {
   InTurn<ExactRows> values;
 
   __host__ __device__ explicit OuterChunkShared(Pieces& pieces)
-      : r(pieces), k(pieces),
-        levels(reinterpret_cast<uint16_t*>(pieces.bytes(kLevels * Rows::elements * 2))),
-        square(pieces), whole(pieces.floats(kN)),
-        sums(pieces.floats(ChunkTile::kWarps * kWarp)), documents(pieces), raw_r(pieces),
-        raw_k(pieces), raw_w(pieces.floats(kChunk * kFloatStride)), values(pieces) {}
+      : OuterChunkShared(pieces, Pieces(nullptr)) {}
 
   __device__ ExactRows v(int turn) const { return values.of(turn); }
   __device__ Rows level(int number) const { return Rows(levels + number * Rows::elements); }
 
   // p: OuterForward or OuterBackward; the copies are not closed as a group.
-  template <bool kDecayPerToken, bool kWithQueries, class Params>
+  template <bool kDecayPerToken, class Params>
   __device__ void fetch(const Params& p, const ChunkFetch& chunk, int turn) const {
     if constexpr (kWithQueries) chunk.copy(raw_r, p.r);
-    chunk.copy(raw_k, p.k);
-    chunk.copy(v(turn), p.v);
+    if constexpr (kWithKeys) {
+      chunk.copy(raw_k, p.k);
+      chunk.copy(v(turn), p.v);
+    }
     if constexpr (kDecayPerToken) chunk.copy(raw_w, p.w);
   }
 
-  // Forms R~, K^, X, e and the sums from what was fetched (without kWithQueries only K^ and e), and
-  // finds the documents. Tokens beyond the end are zeros that do not decay.
-  template <bool kDecayPerToken, bool kWithQueries, class Params, class Place>
+  // Forms R~, K^, X, e and the sums from what was fetched, as far as they are needed, and finds the
+  // documents. Tokens beyond the end are zeros that do not decay.
+  template <bool kDecayPerToken, class Params, class Place>
   __device__ __forceinline__ OuterPair form_operands(const Params& p, const Place& place,
                                                      int64_t t, int tokens) const {
     documents.find(p.reset, place, t, tokens);
@@ -146,7 +151,9 @@ struct OuterChunkShared {
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
       const int token = own.first_token + i;
-      mine.k[i] = *reinterpret_cast<const uint2*>(raw_k.at(token, own.key));
+      if constexpr (kWithKeys) {
+        mine.k[i] = *reinterpret_cast<const uint2*>(raw_k.at(token, own.key));
+      }
       if constexpr (kWithQueries) {
         mine.r[i] = *reinterpret_cast<const uint2*>(raw_r.at(token, own.key));
       }
@@ -156,25 +163,24 @@ struct OuterChunkShared {
     }
     mine.decays.find(own);
     if (own.pair == 0) store_four(whole + own.key, mine.decays.whole());
-    const float4 keys[kTokens] = {widen_four(mine.k[0]), widen_four(mine.k[1])};
-    float4 factors[kTokens];
-    mine.decays.to_end(factors);
-    set_pair(k, own, keys, factors);
+    float4 keys[kTokens], queries[kTokens], factors[kTokens];
+    if constexpr (kWithKeys) {
+      for (int i = 0; i < kTokens; ++i) keys[i] = widen_four(mine.k[i]);
+      mine.decays.to_end(factors);
+      set_pair(k, own, keys, factors);
+    }
     if constexpr (kWithQueries) {
-      const float4 queries[kTokens] = {widen_four(mine.r[0]), widen_four(mine.r[1])};
+      for (int i = 0; i < kTokens; ++i) queries[i] = widen_four(mine.r[i]);
+    }
+    if constexpr (kWithPairs) {
       form_sums(load_four(static_cast<const float*>(p.u) + place.head * kN + own.key), queries,
                 keys);
+    }
+    if constexpr (kWithQueries) {
       mine.decays.from_start(factors);
       set_pair(r, own, queries, factors);
-#pragma unroll
-      for (int n = 0; n < kLevels; ++n) {
-        mine.decays.of_level(n, factors);
-        const bool second = mine.decays.in_second_half(n);
-        const float4 x[kTokens] = {choose(second, queries[0], keys[0]),
-                                   choose(second, queries[1], keys[1])};
-        set_pair(level(n), own, x, factors);
-      }
     }
+    if constexpr (kWithPairs) form_levels(mine.decays, own, queries, keys);
     return mine;
   }
 
@@ -231,6 +237,16 @@ struct OuterChunkShared {
   }
 
  private:
+  __host__ __device__ OuterChunkShared(Pieces& pieces, Pieces unneeded)
+      : r(kWithQueries ? pieces : unneeded), k(kWithKeys ? pieces : unneeded),
+        levels(reinterpret_cast<uint16_t*>(
+            (kWithPairs ? pieces : unneeded).bytes(kLevels * Rows::elements * 2))),
+        square(kWithPairs ? pieces : unneeded), whole(pieces.floats(kN)),
+        sums((kWithPairs ? pieces : unneeded).floats(ChunkTile::kWarps * kWarp)),
+        documents(pieces), raw_r(kWithQueries ? pieces : unneeded),
+        raw_k(kWithKeys ? pieces : unneeded), raw_w(pieces.floats(kChunk * kFloatStride)),
+        values(kWithKeys ? pieces : unneeded) {}
+
   // The logarithms to base 2 of the decays of token `token` of the chunk, 0 beyond the end.
   template <bool kDecayPerToken, class Params, class Place>
   __device__ __forceinline__ float4 log_decays(const Params& p, const Place& place, int token,
@@ -249,6 +265,20 @@ struct OuterChunkShared {
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
       to.set_four(own.first_token + i, own.key, times(x[i], factors[i]));
+    }
+  }
+
+  __device__ __forceinline__ void form_levels(const PairDecays& decays, const FourKeys& own,
+                                              const float4 (&queries)[kTokens],
+                                              const float4 (&keys)[kTokens]) const {
+#pragma unroll
+    for (int n = 0; n < kLevels; ++n) {
+      const bool second = decays.in_second_half(n);
+      const float4 x[kTokens] = {choose(second, queries[0], keys[0]),
+                                 choose(second, queries[1], keys[1])};
+      float4 factors[kTokens];
+      decays.of_level(n, factors);
+      set_pair(level(n), own, x, factors);
     }
   }
 

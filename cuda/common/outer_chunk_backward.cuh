@@ -15,17 +15,71 @@
 
 namespace rwkv {
 
+// G, so far D, becomes dS0. gy: of the warp's values
+template <class Shared>
+__device__ __forceinline__ void pass_gradient(ChunkTile::State& G, LeftOperand gy,
+                                              const Shared& shared, int lane) {
+  if (shared.documents.cut()) {
+    keep_inner(gy, mask_of(shared.documents.first, lane));
+#pragma unroll
+    for (int i = 0; i < ChunkTile::kKeyTiles; ++i) clear(G[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < ChunkTile::kKeyTiles; i += 2) {
+    shared.scale_keys(G, i, lane);
+    add_tokens(G, i, gy, shared.r, lane);
+  }
+}
+
+struct OuterChunkChainShared : OuterChunkShared<OuterParts::kGradients> {
+  InTurn<ExactRows> gys;  // dY
+  int bytes;
+
+  __host__ __device__ explicit OuterChunkChainShared(unsigned char* base)
+      : OuterChunkChainShared(Pieces(base)) {}
+
+ private:
+  __host__ __device__ explicit OuterChunkChainShared(Pieces pieces)
+      : OuterChunkShared(pieces), gys(pieces), bytes(pieces.used()) {}
+};
+
+// Of the chain kernel: the state's gradient alone.
 template <bool kDecayPerToken>
-struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardShared> {
+struct OuterChunkChainBlock : ChunkBlock<OuterBackward, OuterChunkChainShared> {
   using ChunkBlock::ChunkBlock;
 
   __device__ void fetch(int64_t t, int tokens, int turn) const {
     const ChunkFetch chunk(place, t, tokens);
-    shared.template fetch<kDecayPerToken, true>(p, chunk, turn);
+    shared.template fetch<kDecayPerToken>(p, chunk, turn);
+    chunk.copy(shared.gys.of(turn), p.gy);
+  }
+  __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
+    shared.template form_operands<kDecayPerToken>(p, place, t, tokens);
+  }
+  __device__ void form_squares(int64_t) const {}
+  __device__ __forceinline__ void advance(Tile::State& G, int turn) const {
+    pass_gradient(G, shared.gys.of(turn).left_transposed(0, warp * 16, lane), shared, lane);
+  }
+};
+
+template <bool kDecayPerToken>
+struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardShared> {
+  using ChunkBlock::ChunkBlock;
+  // gu, and for RWKV-5 gw.
+  static constexpr int kTotals = kDecayPerToken ? 1 : 2;
+  __host__ __device__ static ChunkTotals<kTotals> totals(const OuterBackward& p) {
+    ChunkTotals<kTotals> totals{{static_cast<float*>(p.gu)}};
+    if constexpr (kTotals == 2) totals.at[1] = static_cast<float*>(p.gw);
+    return totals;
+  }
+
+  __device__ void fetch(int64_t t, int tokens, int turn) const {
+    const ChunkFetch chunk(place, t, tokens);
+    shared.template fetch<kDecayPerToken>(p, chunk, turn);
     chunk.copy(shared.gy(turn), p.gy);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) {
-    mine_ = shared.template form_operands<kDecayPerToken, true>(p, place, t, tokens);
+    mine_ = shared.template form_operands<kDecayPerToken>(p, place, t, tokens);
   }
   __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) {
     const LeftOperand gy = shared.gy(turn).left_transposed(0, warp * 16, lane);
@@ -41,15 +95,21 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
   }
   // adds: to what is there.
   __device__ void write_totals(bool adds) const {
-    write_total(p.gu, gu_, adds);
-    if constexpr (!kDecayPerToken) write_total(p.gw, gw_, adds);
+    const ChunkTotals<kTotals> to = totals(p);
+    write_total(to.at[0] + place.task * kN, gu_, adds);
+    if constexpr (kTotals == 2) write_total(to.at[1] + place.task * kN, gw_, adds);
+  }
+  // to: [kTotals][kN]
+  __device__ void leave_totals(float* to) const {
+    write_total(to, gu_, false);
+    if constexpr (kTotals == 2) write_total(to + kN, gw_, false);
   }
 
  private:
   // Per warp, for its own values: K^ D^T to gv (values in rows), D to shared memory, and G becomes
   // the gradient of the state before the chunk.
   __device__ __forceinline__ void step_back(Tile::State& G, Accumulator (&gv)[2],
-                                            LeftOperand gy) const {
+                                            const LeftOperand& gy) const {
     sum_state_products(G, shared.before, shared.state_sums);
     clear(gv[0]), clear(gv[1]);
 #pragma unroll
@@ -59,16 +119,7 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
       add_keys(gv, after, shared.k, i * 8, lane);
     }
     scale_tokens(gv, shared.documents.last, lane);
-    if (shared.documents.cut()) {
-      keep_inner(gy, mask_of(shared.documents.first, lane));
-#pragma unroll
-      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(G[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < Tile::kKeyTiles; i += 2) {
-      shared.scale_keys(G, i, lane);
-      add_tokens(G, i, gy, shared.r, lane);
-    }
+    pass_gradient(G, gy, shared, lane);
   }
 
   // Every warp, for sixteen keys: dR~, dK^ and dX.
@@ -162,17 +213,16 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
     }
   }
 
-  // The pairs' sums, to the head's row of a total.
-  __device__ void write_total(void* total, float4 sum, bool adds) const {
+  // The pairs' sums, to a row of kN.
+  __device__ void write_total(float* row, float4 sum, bool adds) const {
     const FourKeys own;
 #pragma unroll
     for (int bit = 1; bit < FourKeys::kPairs; bit *= 2) {
       FourKeys::add_to(sum, FourKeys::of_pair(sum, bit));
     }
     if (own.pair != 0) return;
-    float* const to = static_cast<float*>(total) + place.task * kN + own.key;
-    if (adds) FourKeys::add_to(sum, load_four(to));
-    store_four(to, sum);
+    if (adds) FourKeys::add_to(sum, load_four(row + own.key));
+    store_four(row + own.key, sum);
   }
 
   OuterPair mine_;

@@ -7,20 +7,24 @@
 
 namespace rwkv {
 
-using OuterChunkForwardShared = ChunkForwardShared<OuterChunkShared>;
+template <bool kOutput>
+using OuterChunkForwardShared =
+    ChunkForwardShared<OuterChunkShared<kOutput ? OuterParts::kAll : OuterParts::kStates>>;
 
 // Of the forward or of the replay kernel; kOutput false leaves out y.
 template <bool kDecayPerToken, bool kOutput>
-struct OuterChunkForwardBlock : ChunkBlock<OuterForward, OuterChunkForwardShared> {
+struct OuterChunkForwardBlock : ChunkBlock<OuterForward, OuterChunkForwardShared<kOutput>> {
+  using Base = ChunkBlock<OuterForward, OuterChunkForwardShared<kOutput>>;
+  using Base::Base, Base::lane, Base::p, Base::place, Base::shared, Base::warp;
+  using typename Base::Tile;
   // The square is formed while advancing, by warps that go on before it is needed.
   static constexpr bool kWithOutput = kOutput, kWithSquares = false;
-  using ChunkBlock::ChunkBlock;
 
   __device__ void fetch(int64_t t, int tokens, int turn) const {
-    shared.template fetch<kDecayPerToken, kWithOutput>(p, ChunkFetch(place, t, tokens), turn);
+    shared.template fetch<kDecayPerToken>(p, ChunkFetch(place, t, tokens), turn);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.template form_operands<kDecayPerToken, kWithOutput>(p, place, t, tokens);
+    shared.template form_operands<kDecayPerToken>(p, place, t, tokens);
   }
   // Of the chain kernel, which has no y.
   __device__ void form_squares(int64_t) const {}

@@ -13,7 +13,7 @@
 
 namespace rwkv {
 
-struct OuterChunkBackwardShared : OuterChunkShared {
+struct OuterChunkBackwardShared : OuterChunkShared<OuterParts::kAll> {
   using State = ChunkTile::HeadState;
 
   InTurn<ExactRows> gys;  // dY

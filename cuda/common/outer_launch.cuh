@@ -12,13 +12,12 @@ namespace rwkv {
 
 constexpr int kOuterWarps = 8;
 
-// The blocks of the kernels by chunks; the backward pass, whose totals are over all tokens, knows no
-// segments.
+// The blocks of the kernels by chunks.
 template <bool kDecayPerToken> struct OuterChunkBlocks {
   using Forward = OuterChunkForwardBlock<kDecayPerToken, true>;
   using States = OuterChunkForwardBlock<kDecayPerToken, false>;
   using Backward = OuterChunkBackwardBlock<kDecayPerToken>;
-  using Gradients = void;
+  using Gradients = OuterChunkChainBlock<kDecayPerToken>;
 };
 
 // Floats of memory that launch_outer_forward works in; 0 if it needs none.

@@ -1,10 +1,6 @@
 // Host side of the kernels that go by chunks of tokens. An operator names its blocks in a class:
-// Forward, States (Forward without y), Backward, and Gradients (of the gradients' chain; void where
-// the backward pass knows no segments).
+// Forward, States (Forward without y), Backward, and Gradients (of the gradients' chain).
 #pragma once
-
-#include <limits>
-#include <type_traits>
 
 #include "split_chain.cuh"
 #include "chunk_choice.cuh"
@@ -16,8 +12,7 @@ template <class Block> int chunk_shared_bytes() {
   return typename Block::Shared(nullptr).bytes;
 }
 template <class Block> int chain_shared_bytes() {
-  if constexpr (std::is_void_v<Block>) return std::numeric_limits<int>::max();
-  else return kChainStages * chunk_shared_bytes<Block>();
+  return kChainStages * chunk_shared_bytes<Block>();
 }
 
 // A forward pass.
@@ -98,10 +93,8 @@ template <class Blocks> class ChunkBackwardPass {
                     chunk_shared_bytes<States>(), stream, replay_params(p_), range, from, to);
     };
     const auto run_range = [&](const TokenRange& range, const StatesAt<const float*>& states) {
-      if constexpr (!std::is_void_v<Gradients>) {
-        if (split_ == kSplitSegments) return go_back_in_segments(range, states, memory, stream);
-      }
-      return go_back(range, states, stream);
+      return split_ == kSplitChunks ? go_back(range, states, stream)
+                                    : go_back_in_segments(range, states, memory, stream);
     };
     return memory_.for_ranges(p_.checkpoints, memory, replay, run_range);
   }
@@ -123,13 +116,19 @@ template <class Blocks> class ChunkBackwardPass {
   int go_back_in_segments(const TokenRange& range, const StatesAt<const float*>& states,
                           float* memory, void* stream) const {
     const StatesAt<float*> to = memory_.gradients(memory, range);
-    const int error = launch(chunk_gradient_chain_kernel<Gradients>, p_.batch * p_.heads,
-                             kChainThreads, chain_shared_bytes<Gradients>(), stream, p_, range, to);
+    int error = launch(chunk_gradient_chain_kernel<Gradients>, p_.batch * p_.heads, kChainThreads,
+                       chain_shared_bytes<Gradients>(), stream, p_, range, to);
     if (error != 0) return error;
-    const StatesAt<const float*> after{to.base, to.every, to.count, to.first};
-    return launch(chunk_segment_backward_kernel<Backward>, blocks(range, to.every),
-                  ChunkTile::kThreads, chunk_shared_bytes<Backward>(), stream, p_, range, states,
-                  after);
+    error = launch(chunk_segment_backward_kernel<Backward>, blocks(range, to.every),
+                   ChunkTile::kThreads, chunk_shared_bytes<Backward>(), stream, p_, range, states,
+                   to);
+    if constexpr (Backward::kTotals > 0) {
+      if (error != 0) return error;
+      const StatesAt<const float*> parts{to.base, to.every, to.count, to.first};
+      return launch(chunk_add_totals_kernel<Backward::kTotals>, p_.batch * p_.heads, ChunkTile::kN,
+                    0, stream, parts, Backward::totals(p_), range.end != p_.time);
+    }
+    return error;
   }
 
   const Params& p_;

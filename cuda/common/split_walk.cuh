@@ -11,7 +11,9 @@
 // or, with before (the state before the chunk) and gv() in shared memory, backwards
 //   go_back(G, t, tokens, turn)      G becomes the gradient of the state before the chunk; writes
 //                                    the other gradients, gv to shared memory
-//   write_totals(adds)               at the end, gradients that are sums over the range
+//   write_totals(adds)               at the end, gradients that are sums over the range, kTotals
+//                                    rows of a head: to where they are wanted
+//   leave_totals(to)                 to working memory
 #pragma once
 
 #include "split_fetch.cuh"
@@ -218,19 +220,45 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
 }
 
 // What it computes: as chunk_backward_kernel, but for gstate. What a thread owns: the same, of one
-// of the range's segments; `after` has the gradients of the states after each of them.
+// of the range's segments; `after` has the gradients of the states after each of them, and is where
+// sums over the segment are left.
 // What it gave up: the same.
 template <class Block>
 __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
     chunk_segment_backward_kernel(const __grid_constant__ typename Block::Params p,
                                   TokenRange range, StatesAt<const float*> states,
-                                  StatesAt<const float*> after) {
+                                  StatesAt<float*> after) {
   DYNAMIC_SHARED(base);
   const SegmentOfBlock segment(range, after.every);
   Block block(p, segment.head, base);
   ChunkTile::State G;
-  ChunkTile::load_state(G, after.of(block.place, segment.range.begin));
+  float* const own = after.of(block.place, segment.range.begin);
+  ChunkTile::load_state(G, own);
   walk_back(block, G, segment.range, states);
+  block.leave_totals(own);
+}
+
+// [kTotals] of [B, H, N].
+template <int kTotals> struct ChunkTotals {
+  float* at[kTotals];
+};
+
+// What it computes: the sums over a range's segments of what chunk_segment_backward_kernel leaves of
+// each; adds: to what is there. What a thread owns: an element of a head. What it gave up: nothing.
+template <int kTotals>
+__global__ void __launch_bounds__(ChunkTile::kN)
+    chunk_add_totals_kernel(StatesAt<const float*> parts, ChunkTotals<kTotals> totals, bool adds) {
+  constexpr int64_t kN = ChunkTile::kN;
+  const int64_t head = blockIdx.x, own = threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kTotals; ++i) {
+    float sum = 0.0f;
+    for (int64_t n = parts.count - 1; n >= 0; --n) {
+      sum += parts.base[(head * parts.count + n) * kN * kN + i * kN + own];
+    }
+    float* const to = totals.at[i] + head * kN + own;
+    *to = adds ? *to + sum : sum;
+  }
 }
 
 }  // namespace rwkv

@@ -160,7 +160,9 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     __syncthreads();
     write_gradients(t, tokens);
   }
+  static constexpr int kTotals = 0;
   __device__ void write_totals(bool) const {}
+  __device__ void leave_totals(float*) const {}
 
  private:
   // Per warp, for its own values: U and dZ to shared memory, dV (values in rows) to gv, and G

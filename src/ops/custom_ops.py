@@ -38,7 +38,7 @@ CHUNKS_HEAD_SIZE = 64
 LARGE_HEAD_SHARED_BYTES = {"wkv5": 170 << 10, "wkv6": 170 << 10, "wkv7": 171 << 10}
 CHUNKS_SHARED_BYTES = {
     "chunks": {"wkv5": 83 << 10, "wkv6": 83 << 10, "wkv7": 107 << 10},
-    "segments": {"wkv5": 97 << 10, "wkv6": 97 << 10, "wkv7": 159 << 10},
+    "segments": {"wkv5": 83 << 10, "wkv6": 83 << 10, "wkv7": 159 << 10},
 }
 
 # From v's shape and the number of states kept.

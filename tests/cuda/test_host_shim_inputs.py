@@ -34,7 +34,7 @@ KERNELS = {
     "scan": (FULL, tuple(INTERFACES), torch.float32),
     "wide": (WIDE, tuple(INTERFACES), torch.float32),
     "chunks": (CHUNKS, MATRIX_OPS, torch.bfloat16),
-    "segments": (SEGMENTS, ("wkv7",), torch.bfloat16),
+    "segments": (SEGMENTS, MATRIX_OPS, torch.bfloat16),
 }
 BY_CHUNKS = ("chunks", "segments")
 KERNELS_OF_OPS = [(op, name) for name, (_, ops, _) in KERNELS.items() for op in ops]
