@@ -1,5 +1,6 @@
 // Functions of one instruction each, within two units in the last place; arguments and results too
-// small to be normal count as zero. For values that are rounded to tf32 afterwards.
+// small to be normal count as zero. For values that become operands in two bf16 parts afterwards,
+// within 2^-17.
 #pragma once
 
 #include "device.cuh"

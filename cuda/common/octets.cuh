@@ -71,24 +71,9 @@ __device__ inline Octet load_octet(const void* base, int64_t index, DType dtype)
       *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(base) + index), dtype);
 }
 
-// Two elements of a two-byte type; index even.
-__device__ inline float2 load_pair(const void* base, int64_t index, DType dtype) {
-  const unsigned word =
-      *reinterpret_cast<const unsigned*>(static_cast<const uint16_t*>(base) + index);
-  if (dtype == DType::kBFloat16) {
-    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
-  }
-  return __half22float2(bit_cast_to<__half2>(word));
-}
-
 __device__ inline unsigned packed_pair(float low, float high, DType dtype) {
   return dtype == DType::kBFloat16 ? bit_cast_to<unsigned>(__floats2bfloat162_rn(low, high))
                                    : bit_cast_to<unsigned>(__floats2half2_rn(low, high));
-}
-
-__device__ inline void store_pair(void* base, int64_t index, DType dtype, float low, float high) {
-  *reinterpret_cast<unsigned*>(static_cast<uint16_t*>(base) + index) =
-      packed_pair(low, high, dtype);
 }
 
 __device__ inline uint4 pack_octet(const Octet& x, DType dtype) {

@@ -86,46 +86,6 @@ inline void wait_for_copies(size_t pending) {
   }
 }
 
-// ldmatrix of four matrices of 8 x 4 elements of 32 bits; a lane gives the row number lane % 8 of
-// matrix lane / 8.
-inline void load_matrices(float (&x)[4], const float* row) {
-  if (reinterpret_cast<uintptr_t>(row) % 16 != 0 && runner.error.empty()) {
-    runner.error = "ldmatrix: a row does not begin at a multiple of 16 bytes";
-  }
-  struct Row {
-    float at[4];
-  } mine{{row[0], row[1], row[2], row[3]}};
-  const auto* slots = runner.gather(mine, RWKV_SHIM_PLACE("ldmatrix"));
-  for (int i = 0; i < 4; ++i) {
-    std::memcpy(&mine, slots[i * 8 + runner.current->lane / 4].bytes, sizeof(Row));
-    x[i] = mine.at[runner.current->lane % 4];
-  }
-}
-
-// mma.sync m16n8k8 of tf32: D = A B + D, every lane holding its fragments as the hardware has them.
-// The 13 lowest bits of the operands do not count.
-inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  struct Fragments {
-    uint32_t a[4], b[2];
-  } mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const auto* slots = runner.gather(mine, RWKV_SHIM_PLACE("mma.sync"));
-  const auto of_lane = [&](int lane) {
-    Fragments fragments;
-    std::memcpy(&fragments, slots[lane].bytes, sizeof(Fragments));
-    return fragments;
-  };
-  const auto value = [](uint32_t bits) { return float_of(bits & 0xffffe000u); };
-  const int row = runner.current->lane / 4, column = runner.current->lane % 4 * 2;
-  for (int k = 0; k < 8; ++k) {
-    const Fragments left = of_lane(row * 4 + k % 4);
-    for (int j = 0; j < 2; ++j) {
-      const float right = value(of_lane((column + j) * 4 + k % 4).b[k / 4]);
-      d[j] += value(left.a[k / 4 * 2]) * right;
-      d[2 + j] += value(left.a[k / 4 * 2 + 1]) * right;
-    }
-  }
-}
-
 // ldmatrix of four matrices of 8 x 8 elements of 16 bits; a lane gives row lane % 8 of matrix lane /
 // 8 and receives two elements of each: of a row, or transposed of a column.
 inline void load_matrices(uint32_t (&x)[4], const uint16_t* row, bool transposed) {

@@ -12,7 +12,7 @@ from tests.cuda.host_kernels import SOURCES, compile_for_host, source_hash
 
 KERNELS = r"""
 #include "common/copy_async.cuh"
-#include "common/mma.cuh"
+#include "common/split_mma.cuh"
 #include "common/octets.cuh"
 #include "common/warp_sums.cuh"
 using namespace rwkv;
@@ -75,16 +75,23 @@ __global__ void votes(float* out) {
   const unsigned odd = __ballot_sync(kAllLanes, lane % 2 == 1);
   out[threadIdx.x] = static_cast<float>(__popc(odd & ((2u << lane) - 1)));
 }
-// The matrices are rows 0 to 8, 8 to 16, and these again, of 16 rows of 4 elements.
-template <int kShift> __global__ void matrices(float* out) {
+// The matrices are rows 0 to 8, 8 to 16, and these again, of 16 rows of 8 elements, numbered.
+template <bool kTransposed, int kShift> __global__ void matrices(float* out) {
   DYNAMIC_SHARED(base);
-  auto* shared = reinterpret_cast<float*>(base);
-  shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+  auto* shared = reinterpret_cast<uint16_t*>(base);
+  reinterpret_cast<unsigned*>(base)[threadIdx.x] = 2 * threadIdx.x | (2 * threadIdx.x + 1) << 16;
   __syncthreads();
   if (threadIdx.x >= 32) return;
-  float x[4];
-  load_matrices(x, shared + threadIdx.x % 16 * 4 - kShift);
-  for (int i = 0; i < 4; ++i) out[i * 32 + threadIdx.x] = x[i];
+  unsigned x[4];
+  load_matrices<kTransposed>(x, shared + threadIdx.x % 16 * 8 - kShift);
+  // Both elements exactly in one float.
+  for (int i = 0; i < 4; ++i) out[i * 32 + threadIdx.x] = (x[i] & 0xffffu) * 1000.0f + (x[i] >> 16);
+}
+// Of the numbers 0 to 63.
+__global__ void turned(float* out) {
+  if (threadIdx.x >= 32) return;
+  const unsigned x = transpose_matrix(2 * threadIdx.x | (2 * threadIdx.x + 1) << 16);
+  out[threadIdx.x] = (x & 0xffffu) * 1000.0f + (x >> 16);
 }
 
 #define RUN(name) \
@@ -99,8 +106,14 @@ RUN(races)
 RUN(reads_before_its_copy_arrives)
 RUN(sums)
 RUN(votes)
-extern "C" int run_matrices(float* out) { return launch(matrices<0>, 1, 64, 256, nullptr, out); }
-extern "C" int run_shifted(float* out) { return launch(matrices<1>, 1, 64, 256, nullptr, out); }
+RUN(turned)
+#define RUN_MATRICES(name, transposed, shift)                                     \
+  extern "C" int run_##name(float* out) {                                         \
+    return launch(matrices<transposed, shift>, 1, 64, 256, nullptr, out);         \
+  }
+RUN_MATRICES(matrices, false, 0)
+RUN_MATRICES(matrices_transposed, true, 0)
+RUN_MATRICES(shifted, false, 1)
 __global__ void nothing(float*) {}
 extern "C" int run_greedy(float* out) { return launch(nothing, 1, 64, 300 << 10, nullptr, out); }
 extern "C" void round_all(const float* from, uint16_t* to, int64_t count, int dtype) {
@@ -198,12 +211,21 @@ def test_a_vote_reaches_every_lane(library):
     assert (out[:64] == np.tile((np.arange(32) + 1) // 2, 2)).all()
 
 
-def test_matrices_are_dealt_out_an_element_of_each_to_a_lane(library):
-    message, out = run(library, "matrices")
+def test_matrices_are_dealt_out_two_elements_of_each_to_a_lane(library):
+    numbers = np.arange(128).reshape(2, 8, 8)
+    for name, given in (("matrices", numbers), ("matrices_transposed", numbers.swapaxes(1, 2))):
+        message, out = run(library, name)
+        assert message == ""
+        pairs = given.reshape(2, 32, 2)
+        dealt = pairs[..., 0] * 1000 + pairs[..., 1]
+        assert (out[:128].reshape(2, 2, 32) == dealt).all()
+
+
+def test_a_matrix_in_registers_is_transposed(library):
+    message, out = run(library, "turned")
     assert message == ""
-    lane = np.arange(32)
-    for i in range(4):
-        assert (out[i * 32 : (i + 1) * 32] == (i % 2 * 8 + lane // 4) * 4 + lane % 4).all()
+    pairs = np.arange(64).reshape(8, 8).T.reshape(32, 2)
+    assert (out[:32] == pairs[:, 0] * 1000 + pairs[:, 1]).all()
 
 
 def test_a_matrix_whose_rows_do_not_begin_at_16_bytes_is_reported(library):
