@@ -1,7 +1,7 @@
 // Which calls the kernels that go by chunks of tokens serve.
 #pragma once
 
-
+#include "chunk_tile.cuh"
 #include "device.cuh"
 #include "head_params.h"
 #include "launch_options.h"

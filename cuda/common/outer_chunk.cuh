@@ -13,9 +13,9 @@
 // counts. At h = 1 the factors are 1, and a thread has both tokens: it finds its part of the sum.
 #pragma once
 
+#include "chunk_fetch.cuh"
 #include "outer_decay.cuh"
 #include "outer_params.h"
-#include "split_fetch.cuh"
 #include "warp_sums.cuh"
 
 namespace rwkv {

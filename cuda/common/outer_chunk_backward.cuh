@@ -10,8 +10,8 @@
 // The gradients of the decays: outer_chunk_gradients.cuh.
 #pragma once
 
+#include "chunk_walk.cuh"
 #include "outer_chunk_gradients.cuh"
-#include "split_walk.cuh"
 
 namespace rwkv {
 

@@ -2,8 +2,8 @@
 // outer_chunk.cuh.
 #pragma once
 
+#include "chunk_walk.cuh"
 #include "outer_chunk.cuh"
-#include "split_walk.cuh"
 
 namespace rwkv {
 

@@ -1,11 +1,11 @@
 // Host side of the CUDA kernels of RWKV-5 and 6: picks a tile, launches, reports. No torch.
 #pragma once
 
+#include "chunk_launch.cuh"
 #include "outer_backward.cuh"
 #include "outer_chunk_backward.cuh"
 #include "outer_chunk_forward.cuh"
 #include "outer_forward.cuh"
-#include "split_launch.cuh"
 #include "tile_choice.cuh"
 
 namespace rwkv {

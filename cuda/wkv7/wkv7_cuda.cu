@@ -1,7 +1,7 @@
 // CUDA kernels of WKV-7: picks a tile, launches, reports.
 #include "wkv7_cuda.h"
 
-#include "../common/split_launch.cuh"
+#include "../common/chunk_launch.cuh"
 #include "../common/tile_choice.cuh"
 #include "wkv7_backward.cuh"
 #include "wkv7_chunk_backward.cuh"

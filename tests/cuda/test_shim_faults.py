@@ -12,7 +12,7 @@ from tests.cuda.host_kernels import SOURCES, compile_for_host, source_hash
 
 KERNELS = r"""
 #include "common/copy_async.cuh"
-#include "common/split_mma.cuh"
+#include "common/mma.cuh"
 #include "common/octets.cuh"
 #include "common/warp_sums.cuh"
 using namespace rwkv;

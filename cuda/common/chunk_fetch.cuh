@@ -1,7 +1,7 @@
 // How the kernels that go by chunks fetch a chunk's rows and a head's state into shared memory.
 #pragma once
 
-#include "split_tile.cuh"
+#include "chunk_tile.cuh"
 
 namespace rwkv {
 

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "chunk_documents.cuh"
-#include "split_mma.cuh"
+#include "mma.cuh"
 
 namespace rwkv {
 

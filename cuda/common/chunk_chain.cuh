@@ -8,7 +8,7 @@
 // first one the operands of the one after that. Each stage has a chunk's memory to itself, in turn.
 #pragma once
 
-#include "split_walk.cuh"
+#include "chunk_walk.cuh"
 
 namespace rwkv {
 

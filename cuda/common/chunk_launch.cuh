@@ -2,7 +2,7 @@
 // Forward, States (Forward without y), Backward, and Gradients (of the gradients' chain).
 #pragma once
 
-#include "split_chain.cuh"
+#include "chunk_chain.cuh"
 #include "chunk_choice.cuh"
 #include "ranges.cuh"
 

@@ -16,7 +16,7 @@
 //   leave_totals(to)                 to working memory
 #pragma once
 
-#include "split_fetch.cuh"
+#include "chunk_fetch.cuh"
 #include "warp_sums.cuh"
 
 namespace rwkv {
