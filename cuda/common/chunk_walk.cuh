@@ -243,8 +243,9 @@ template <int kTotals> struct ChunkTotals {
   float* at[kTotals];
 };
 
-// What it computes: the sums over a range's segments of what chunk_segment_backward_kernel leaves of
-// each; adds: to what is there. What a thread owns: an element of a head. What it gave up: nothing.
+// What it computes: the sums over a range's segments of what chunk_segment_backward_kernel leaves
+// of each; adds: to what is there. What a thread owns: an element of a head. What it gave up:
+// nothing.
 template <int kTotals>
 __global__ void __launch_bounds__(ChunkTile::kN)
     chunk_add_totals_kernel(StatesAt<const float*> parts, ChunkTotals<kTotals> totals, bool adds) {

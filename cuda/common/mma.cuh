@@ -110,7 +110,8 @@ __device__ __forceinline__ unsigned transpose_matrix(unsigned x) {
   return rwkv_shim::transpose_matrix(x);
 #else
   unsigned y;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  // Volatile: not to be moved to where only some lanes need it.
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 #endif
 }

@@ -14,81 +14,12 @@
 #pragma once
 
 #include "chunk_fetch.cuh"
+#include "outer_chunk_decays.cuh"
 #include "outer_decay.cuh"
 #include "outer_params.h"
 #include "warp_sums.cuh"
 
 namespace rwkv {
-
-constexpr int kLevels = 3;  // h = 8, 4, 2
-
-// The level at which tokens t != s are in different halves of the same block.
-__device__ inline int level_of(int t, int s) { return __clz(t ^ s) - 28; }
-
-__device__ inline float4 times(const float4& x, const float4& y) {
-  return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w);
-}
-__device__ inline float4 times(float x, const float4& y) {
-  return make_float4(x * y.x, x * y.y, x * y.z, x * y.w);
-}
-// By values: a choice between places would put both into memory.
-__device__ inline float4 choose(bool first, const float4& x, const float4& y) {
-  return make_float4(first ? x.x : y.x, first ? x.y : y.y, first ? x.z : y.z, first ? x.w : y.w);
-}
-__device__ inline float sum_of(const float4& x) { return (x.x + x.y) + (x.z + x.w); }
-
-// The products of decays that a thread's four keys and two tokens need. Threads that have the same
-// keys tell each other their products by a butterfly over the pairs of tokens.
-struct PairDecays {
-  int pair;
-  float4 d[FourKeys::kTokens];
-  float4 of_pair, of_two, of_four;  // of the pair pair ^ 1, of the block of two pairs beside its
-                                    // own, and of the chunk's other half
-
-  __device__ __forceinline__ void find(const FourKeys& own) {
-    pair = own.pair;
-    float4 whole = times(d[0], d[1]);
-    of_pair = FourKeys::of_pair(whole, 1);
-    whole = times(whole, of_pair);
-    of_two = FourKeys::of_pair(whole, 2);
-    whole = times(whole, of_two);
-    of_four = FourKeys::of_pair(whole, 4);
-  }
-
-  __device__ float4 whole() const {
-    return times(times(times(d[0], d[1]), of_pair), times(of_two, of_four));
-  }
-  // Whether the pair is in the second half of its block.
-  __device__ bool in_second_half(int level) const { return (pair & 4 >> level) != 0; }
-  // P and Q of both tokens.
-  __device__ __forceinline__ void from_start(float4 (&factors)[FourKeys::kTokens]) const {
-    factors[0] = beside(true, true, true, true);
-    factors[1] = times(factors[0], d[0]);
-  }
-  __device__ __forceinline__ void to_end(float4 (&factors)[FourKeys::kTokens]) const {
-    factors[1] = beside(false, true, true, true);
-    factors[0] = times(factors[1], d[1]);
-  }
-  // p or q of both tokens.
-  __device__ __forceinline__ void of_level(int level, float4 (&factors)[FourKeys::kTokens]) const {
-    const bool second = in_second_half(level);
-    const float4 near = beside(second, level < 2, level < 1, false);
-    const float4 far = times(near, choose(second, d[0], d[1]));
-    factors[0] = choose(second, near, far);
-    factors[1] = choose(second, far, near);
-  }
-
- private:
-  // The product over the pairs of tokens before this one, or behind it, as far as they are in the
-  // blocks named.
-  __device__ __forceinline__ float4 beside(bool before, bool pairs, bool twos, bool fours) const {
-    float4 product = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-    if (pairs && ((pair & 1) != 0) == before) product = of_pair;
-    if (twos && ((pair & 2) != 0) == before) product = times(product, of_two);
-    if (fours && ((pair & 4) != 0) == before) product = times(product, of_four);
-    return product;
-  }
-};
 
 // What a thread has of a chunk: its four keys and two tokens.
 struct OuterPair {
@@ -165,11 +96,13 @@ template <OuterParts kParts> struct OuterChunkShared {
     if (own.pair == 0) store_four(whole + own.key, mine.decays.whole());
     float4 keys[kTokens], queries[kTokens], factors[kTokens];
     if constexpr (kWithKeys) {
+#pragma unroll
       for (int i = 0; i < kTokens; ++i) keys[i] = widen_four(mine.k[i]);
       mine.decays.to_end(factors);
       set_pair(k, own, keys, factors);
     }
     if constexpr (kWithQueries) {
+#pragma unroll
       for (int i = 0; i < kTokens; ++i) queries[i] = widen_four(mine.r[i]);
     }
     if constexpr (kWithPairs) {
@@ -184,15 +117,16 @@ template <OuterParts kParts> struct OuterChunkShared {
     return mine;
   }
 
-  // A: a warp forms the pairs of each level, the fourth one the diagonal and what is beside it. By
-  // words of two neighbours: in a square of 8 x 8 tokens a lane has row g and columns s and s + 1,
-  // which are at the same level, or on the diagonal and beside it.
+  // A: three warps form the pairs of a level each, the fourth one the diagonal and what is beside
+  // it. By words of two neighbours: in a square of 8 x 8 tokens a lane has row g and columns s and
+  // s + 1, which are at the same level, or on the diagonal and beside it.
   __device__ __forceinline__ void form_square() const {
     const int lane = lane_number(), warp = ChunkTile::warp(), g = lane / 4, s = lane % 4 * 2;
     if (warp == kLevels) return form_diagonal(lane, g, s);
     Accumulator x;
     clear(x);
-    // The columns are the first halves of tokens 0 .. 7, and the second halves of tokens 8 .. 15.
+    // Of X X^T, which is symmetric, eight columns have all pairs: the tokens of first halves among
+    // 0 .. 7, as s, and those of second halves among 8 .. 15, as t.
     const bool other = (g & 8 >> warp) != 0;
 #pragma unroll
     for (int i = 0; i < kN; i += 16) {
@@ -291,7 +225,7 @@ template <OuterParts kParts> struct OuterChunkShared {
     sums[ChunkTile::thread()] = mine[0];
   }
 
-  // And zeros above.
+  // The words on the diagonal, and zeros for those above it.
   __device__ __forceinline__ void form_diagonal(int lane, int g, int s) const {
     float sum = sums[lane];
 #pragma unroll

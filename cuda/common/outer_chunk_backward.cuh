@@ -7,7 +7,9 @@
 //   gr = P dR~ + p dX (tokens of second halves) + delta u k        gu += delta r k
 //   gk = Q dK^ + q dX (tokens of first halves) + delta u r
 //
-// The gradients of the decays: outer_chunk_gradients.cuh.
+// The gradients of the decays: outer_chunk_gradients.cuh. What belongs to values is a warp's, as
+// forwards; of keys every warp finds sixteen, the same that its threads have in the elementwise
+// work, so that results pass on without a barrier.
 #pragma once
 
 #include "chunk_walk.cuh"
@@ -128,6 +130,7 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
     Accumulator queries[2], keys[2], pairs[2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) clear(queries[n]), clear(keys[n]), clear(pairs[n]);
+    // No further: the operands under way would not fit into the registers.
 #pragma unroll 2
     for (int value = 0; value < kN; value += 16) {
       const LeftOperand read = gy.left(0, value, lane), written = v.left(0, value, lane);

@@ -11,8 +11,8 @@ constexpr float kLargestRate = 0.6065306597126334f;  // exp(-1/2)
 // The decay's logarithm.
 __device__ inline float wkv7_log_decay(float w) { return -kLargestRate / (1.0f + expf(-w)); }
 
-// For the kernels by chunks: the decay's logarithm to base 2, and the derivative by w of the natural
-// one, both to about 1e-6.
+// For the kernels by chunks: the decay's logarithm to base 2, and the derivative by w of the
+// natural one, both to about 1e-6.
 struct Wkv7TensorDecay {
   float log2, slope;
 

@@ -1,0 +1,78 @@
+// The products of decays inside a chunk of RWKV-5 and 6, as outer_chunk.cuh cuts it by halves.
+#pragma once
+
+#include "chunk_tile.cuh"
+
+namespace rwkv {
+
+constexpr int kLevels = 3;  // h = 8, 4, 2
+
+// The level at which tokens t != s are in different halves of the same block.
+__device__ inline int level_of(int t, int s) { return __clz(t ^ s) - 28; }
+
+__device__ inline float4 times(const float4& x, const float4& y) {
+  return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w);
+}
+__device__ inline float4 times(float x, const float4& y) {
+  return make_float4(x * y.x, x * y.y, x * y.z, x * y.w);
+}
+// By values: a choice between places would put both into memory.
+__device__ inline float4 choose(bool first, const float4& x, const float4& y) {
+  return make_float4(first ? x.x : y.x, first ? x.y : y.y, first ? x.z : y.z, first ? x.w : y.w);
+}
+__device__ inline float sum_of(const float4& x) { return (x.x + x.y) + (x.z + x.w); }
+
+// The products of decays that a thread's four keys and two tokens need. Threads that have the same
+// keys tell each other their products by a butterfly over the pairs of tokens.
+struct PairDecays {
+  int pair;
+  float4 d[FourKeys::kTokens];
+  float4 of_pair, of_two, of_four;  // of the pair pair ^ 1, of the block of two pairs beside its
+                                    // own, and of the chunk's other half
+
+  __device__ __forceinline__ void find(const FourKeys& own) {
+    pair = own.pair;
+    float4 whole = times(d[0], d[1]);
+    of_pair = FourKeys::of_pair(whole, 1);
+    whole = times(whole, of_pair);
+    of_two = FourKeys::of_pair(whole, 2);
+    whole = times(whole, of_two);
+    of_four = FourKeys::of_pair(whole, 4);
+  }
+
+  __device__ float4 whole() const {
+    return times(times(times(d[0], d[1]), of_pair), times(of_two, of_four));
+  }
+  // Whether the pair is in the second half of its block.
+  __device__ bool in_second_half(int level) const { return (pair & 4 >> level) != 0; }
+  // P and Q of both tokens.
+  __device__ __forceinline__ void from_start(float4 (&factors)[FourKeys::kTokens]) const {
+    factors[0] = beside(true, true, true, true);
+    factors[1] = times(factors[0], d[0]);
+  }
+  __device__ __forceinline__ void to_end(float4 (&factors)[FourKeys::kTokens]) const {
+    factors[1] = beside(false, true, true, true);
+    factors[0] = times(factors[1], d[1]);
+  }
+  // p or q of both tokens.
+  __device__ __forceinline__ void of_level(int level, float4 (&factors)[FourKeys::kTokens]) const {
+    const bool second = in_second_half(level);
+    const float4 near = beside(second, level < 2, level < 1, false);
+    const float4 far = times(near, choose(second, d[0], d[1]));
+    factors[0] = choose(second, near, far);
+    factors[1] = choose(second, far, near);
+  }
+
+ private:
+  // The product over the pairs of tokens before this one, or behind it, as far as they are in the
+  // blocks named.
+  __device__ __forceinline__ float4 beside(bool before, bool pairs, bool twos, bool fours) const {
+    float4 product = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    if (pairs && ((pair & 1) != 0) == before) product = of_pair;
+    if (twos && ((pair & 2) != 0) == before) product = times(product, of_two);
+    if (fours && ((pair & 4) != 0) == before) product = times(product, of_four);
+    return product;
+  }
+};
+
+}  // namespace rwkv
