@@ -1,6 +1,6 @@
-// Where there are few heads, most of a card waits for the chunks of each, one after another. Then the
-// states alone are carried from chunk to chunk, as fast as that goes, and kept at the ends of
-// segments; all else is computed from those, segments side by side. The same backwards, with the
+// Where there are few heads, most of a card waits for the chunks of each, one after another. Then
+// the states alone are carried from chunk to chunk, as fast as that goes, and kept where segments
+// begin; all else is computed from those, segments side by side. The same backwards, with the
 // states' gradients.
 //
 // A block of the chain has three times the usual threads, each third a stage: while the last one

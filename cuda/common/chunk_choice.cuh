@@ -12,8 +12,8 @@ namespace rwkv {
 constexpr int64_t kChunksFromTokens = 65;
 
 // A card that is not filled by a block for each head takes segments of the time axis side by side.
-// By arithmetic the two passes that this needs pay forwards up to half a block a multiprocessor, and
-// backwards up to one.
+// By arithmetic the two passes that this needs pay forwards up to half a block for each
+// multiprocessor, and backwards up to one.
 enum class Direction { kForward, kBackward };
 constexpr int64_t kSegmentsFromTokens = 256;
 
@@ -22,8 +22,8 @@ inline bool pays_in_segments(const HeadSizes& p, Direction direction) {
   return p.time >= kSegmentsFromTokens && blocks <= multiprocessors();
 }
 
-// How the kernels by chunks serve a call that asks for `split` and whose kernels need so much shared
-// memory: kSplitChunks, kSplitSegments, or kUnsupported.
+// How the kernels by chunks serve a call, if they need so much shared memory: kSplitChunks,
+// kSplitSegments, or kUnsupported.
 inline int64_t split_in_chunks(const HeadSizes& p, const LaunchOptions& options,
                                Direction direction, int chunk_bytes, int chain_bytes) {
   const int64_t split = options.split;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "chunk_documents.cuh"
+#include "fours.cuh"
 #include "mma.cuh"
 
 namespace rwkv {
@@ -102,33 +103,7 @@ struct FourKeys {
     }
     return before;
   }
-
-  __device__ static void add_to(float4& sum, const float4& x) {
-    sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
-  }
 };
-
-__device__ inline float2 load_two(const float* from) {
-  return *reinterpret_cast<const float2*>(from);
-}
-__device__ inline float4 load_four(const float* from) {
-  return *reinterpret_cast<const float4*>(from);
-}
-__device__ inline void store_four(float* to, const float4& x) {
-  *reinterpret_cast<float4*>(to) = x;
-}
-// Of bf16.
-__device__ inline float4 widen_four(const uint2& x) {
-  return make_float4(__uint_as_float(x.x << 16), __uint_as_float(x.x & 0xffff0000u),
-                     __uint_as_float(x.y << 16), __uint_as_float(x.y & 0xffff0000u));
-}
-__device__ inline float4 widen_four(const uint16_t* from) {
-  return widen_four(*reinterpret_cast<const uint2*>(from));
-}
-__device__ inline void narrow_four(uint16_t* to, const float4& x) {
-  *reinterpret_cast<uint2*>(to) = {bit_cast_to<unsigned>(__floats2bfloat162_rn(x.x, x.y)),
-                                   bit_cast_to<unsigned>(__floats2bfloat162_rn(x.z, x.w))};
-}
 
 // The tokens with factor 1, inner index of the operands.
 __device__ __forceinline__ InnerMask mask_of(const float* factors, int lane) {

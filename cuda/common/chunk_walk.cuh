@@ -182,9 +182,9 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
 }
 
 // What it computes: from states that were kept, `from`, all that the chunks up to the next kept one
-// make: y, or without it the states before every chunk, split, to `to`. What a thread owns: as in the forward
-// kernel. What it gave up: nothing but memory; all kept states of the range are started from at
-// once.
+// make: y, or without it the states before every chunk, split, to `to`. What a thread owns: as in
+// the forward kernel. What it gave up: nothing but memory; all kept states of the range are started
+// from at once.
 template <class Block>
 __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
     chunk_replay_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,

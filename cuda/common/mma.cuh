@@ -257,7 +257,10 @@ __device__ __forceinline__ Split<LeftOperand> split_left(const Accumulator& x,
                               SplitPair::of(y[0], y[1]), SplitPair::of(y[2], y[3])};
   Split<LeftOperand> split;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) split.head.bits[i] = pairs[i].head, split.tail.bits[i] = pairs[i].tail;
+  for (int i = 0; i < 4; ++i) {
+    split.head.bits[i] = pairs[i].head;
+    split.tail.bits[i] = pairs[i].tail;
+  }
   return split;
 }
 

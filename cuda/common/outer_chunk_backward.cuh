@@ -212,7 +212,7 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
       const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       const float4 gw = shared.documents.starts_at(n) ? zero : found.of_decay(i);
       if constexpr (kDecayPerToken) store_four(static_cast<float*>(p.gw) + to, gw);
-      else FourKeys::add_to(gw_, gw);
+      else add_to(gw_, gw);
     }
   }
 
@@ -221,10 +221,10 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
     const FourKeys own;
 #pragma unroll
     for (int bit = 1; bit < FourKeys::kPairs; bit *= 2) {
-      FourKeys::add_to(sum, FourKeys::of_pair(sum, bit));
+      add_to(sum, FourKeys::of_pair(sum, bit));
     }
     if (own.pair != 0) return;
-    if (adds) FourKeys::add_to(sum, load_four(row + own.key));
+    if (adds) add_to(sum, load_four(row + own.key));
     store_four(row + own.key, sum);
   }
 

@@ -10,18 +10,6 @@ constexpr int kLevels = 3;  // h = 8, 4, 2
 // The level at which tokens t != s are in different halves of the same block.
 __device__ inline int level_of(int t, int s) { return __clz(t ^ s) - 28; }
 
-__device__ inline float4 times(const float4& x, const float4& y) {
-  return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w);
-}
-__device__ inline float4 times(float x, const float4& y) {
-  return make_float4(x * y.x, x * y.y, x * y.z, x * y.w);
-}
-// By values: a choice between places would put both into memory.
-__device__ inline float4 choose(bool first, const float4& x, const float4& y) {
-  return make_float4(first ? x.x : y.x, first ? x.y : y.y, first ? x.z : y.z, first ? x.w : y.w);
-}
-__device__ inline float sum_of(const float4& x) { return (x.x + x.y) + (x.z + x.w); }
-
 // The products of decays that a thread's four keys and two tokens need. Threads that have the same
 // keys tell each other their products by a butterfly over the pairs of tokens.
 struct PairDecays {

@@ -86,7 +86,7 @@ struct OuterChunkGradients {
       float4 given = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
       for (int i = 0; i < kTokens; ++i) {
-        FourKeys::add_to(given, times(choose(second, r[i], k[i]), choose(second, gr[i], gk[i])));
+        add_to(given, times(choose(second, r[i], k[i]), choose(second, gr[i], gk[i])));
       }
       pass(given, 4 >> level);
       float4 factors[kTokens];
@@ -95,8 +95,8 @@ struct OuterChunkGradients {
       for (int i = 0; i < kTokens; ++i) {
         const float4 x = times(factors[i], at(shared.glevel(level), i));
         const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        FourKeys::add_to(gr[i], choose(second, x, zero));
-        FourKeys::add_to(gk[i], choose(second, zero, x));
+        add_to(gr[i], choose(second, x, zero));
+        add_to(gk[i], choose(second, zero, x));
       }
     }
     further[0] = times(r[1], gr[1]);
@@ -108,19 +108,19 @@ struct OuterChunkGradients {
                                            float4& gu) {
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
-      FourKeys::add_to(gr[i], times(pair.diagonal[i], times(u, k[i])));
-      FourKeys::add_to(gk[i], times(pair.diagonal[i], times(u, r[i])));
-      FourKeys::add_to(gu, times(pair.diagonal[i], times(r[i], k[i])));
+      add_to(gr[i], times(pair.diagonal[i], times(u, k[i])));
+      add_to(gk[i], times(pair.diagonal[i], times(u, r[i])));
+      add_to(gu, times(pair.diagonal[i], times(r[i], k[i])));
     }
     const float beside = sees ? pair.beside : 0.0f;
-    FourKeys::add_to(gr[1], times(beside, k[0]));
-    FourKeys::add_to(gk[0], times(beside, r[1]));
+    add_to(gr[1], times(beside, k[0]));
+    add_to(gk[0], times(beside, r[1]));
   }
 
   // Of the decay's value before both exponentials, at token i.
   __device__ __forceinline__ float4 of_decay(int i) const {
     float4 sum = through;
-    FourKeys::add_to(sum, further[i]);
+    add_to(sum, further[i]);
     return times(kLn2, times(sum, mine.logs[i]));
   }
 
@@ -142,7 +142,7 @@ struct OuterChunkGradients {
     if (shared.documents.cut()) return;
 #pragma unroll
     for (int n = 0; n < ChunkTile::kWarps; ++n) {
-      FourKeys::add_to(through, load_four(shared.state_sums + n * kN + own.key));
+      add_to(through, load_four(shared.state_sums + n * kN + own.key));
     }
     through = times(through, mine.decays.whole());
   }
@@ -150,8 +150,8 @@ struct OuterChunkGradients {
   // Adds what the pairs of the half beside give; x: what this pair gives.
   __device__ __forceinline__ void pass(float4 x, int half) {
 #pragma unroll
-    for (int bit = 1; bit < half; bit *= 2) FourKeys::add_to(x, FourKeys::of_pair(x, bit));
-    FourKeys::add_to(through, FourKeys::of_pair(x, half));
+    for (int bit = 1; bit < half; bit *= 2) add_to(x, FourKeys::of_pair(x, bit));
+    add_to(through, FourKeys::of_pair(x, half));
   }
 };
 

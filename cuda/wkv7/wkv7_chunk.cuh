@@ -46,8 +46,8 @@ struct Wkv7ChunkShared {
 
   __device__ ExactRows v(int turn) const { return values.of(turn); }
 
-  // p: Wkv7Forward or Wkv7Backward; the copies are not closed as a group. Without kWithR or kWithK r
-  // or k is left out, here and below.
+  // p: Wkv7Forward or Wkv7Backward; the copies are not closed as a group. Without kWithR or kWithK
+  // what needs r or k is left out, here and below.
   template <bool kWithR, bool kWithK, class Params>
   __device__ void fetch(const Params& p, const ChunkFetch& chunk, int turn) const {
     if constexpr (kWithR) chunk.copy(raw_r, p.r);
@@ -80,20 +80,21 @@ struct Wkv7ChunkShared {
       if (slope != nullptr) {
         store_four(slope + at, make_float4(d[0].slope, d[1].slope, d[2].slope, d[3].slope));
       }
-      FourKeys::add_to(sum, logs[i]);
+      add_to(sum, logs[i]);
     }
     float4 c = own.sum_before(sum);
     float4 grown = exp2_of(c);
 #pragma unroll
     for (int i = 0; i < FourKeys::kTokens; ++i) {
-      FourKeys::add_to(c, logs[i]);
+      add_to(c, logs[i]);
       scale_token<kWithR, kWithK>(own.first_token + i, own.key, c, grown);
     }
   }
 
   // The warps form one of A_ab, A_ak, A_rb, A_rk each, and who has A_ab the inverse. They take
   // turns, so that no quarter of a multiprocessor has it always.
-  template <bool kWithR, bool kWithK> __device__ __forceinline__ void form_squares(int64_t t) const {
+  template <bool kWithR, bool kWithK>
+  __device__ __forceinline__ void form_squares(int64_t t) const {
     const int lane = lane_number();
     const int square = (ChunkTile::warp() + static_cast<int>(t / kChunk)) % ChunkTile::kWarps;
     if ((!kWithR && (square & 2) != 0) || (!kWithK && (square & 1) != 0)) return;

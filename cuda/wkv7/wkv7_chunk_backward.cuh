@@ -61,7 +61,8 @@ struct Wkv7ChunkBackwardShared : Wkv7ChunkGradientOperands {
 
  private:
   __host__ __device__ explicit Wkv7ChunkBackwardShared(Pieces pieces)
-      : Wkv7ChunkGradientOperands(pieces), u(pieces), gz(pieces), before(pieces), after(pieces), slope(pieces.floats(kChunk * kFloatStride)),
+      : Wkv7ChunkGradientOperands(pieces), u(pieces), gz(pieces), before(pieces), after(pieces),
+        slope(pieces.floats(kChunk * kFloatStride)),
         state_sums(pieces.floats(ChunkTile::kWarps * kN)), bytes(pieces.used()) {}
 };
 
@@ -320,12 +321,12 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
 #pragma unroll
     for (int i = 0; i < FourKeys::kTokens; ++i) {
       found[i] = results_at(own.first_token + i, own.key);
-      FourKeys::add_to(sum, found[i].without_a);
-      FourKeys::add_to(sum, found[i].of_a);
+      add_to(sum, found[i].without_a);
+      add_to(sum, found[i].of_a);
     }
 #pragma unroll
     for (int n = 0; n < Tile::kWarps; ++n) {
-      FourKeys::add_to(gradient, load_four(shared.state_sums + n * kN + own.key));
+      add_to(gradient, load_four(shared.state_sums + n * kN + own.key));
     }
     take_from(gradient, own.sum_before(sum));
     const bool cut = shared.documents.cut();
@@ -372,13 +373,6 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     narrow_four(static_cast<uint16_t*>(p.gk) + to, times(found.k, shrunk));
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     store_four(static_cast<float*>(p.gw) + to, starts ? zero : times(slope, log_gradient));
-  }
-
-  __device__ static float4 times(const float4& x, const float4& y) {
-    return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w);
-  }
-  __device__ static void take_from(float4& sum, const float4& x) {
-    sum.x -= x.x, sum.y -= x.y, sum.z -= x.z, sum.w -= x.w;
   }
 };
 
