@@ -3,7 +3,7 @@
 // Stands in for the CUDA headers and nvcc's keywords, as far as our kernels use them. It checks
 // what a GPU does not: every thread of a block must wait at the same barrier, shared memory starts
 // as NaN, writes outside it are found, a copy by cp.async arrives only when the thread waits for
-// it.
+// it, and ldmatrix must meet no conflict of banks.
 #pragma once
 
 #include <algorithm>
@@ -87,16 +87,29 @@ inline void wait_for_copies(size_t pending) {
 }
 
 // ldmatrix of four matrices of 8 x 8 elements of 16 bits; a lane gives row lane % 8 of matrix
-// lane / 8 and receives two elements of each: of a row, or transposed of a column.
+// lane / 8 and receives two elements of each: of a row, or transposed of a column. The eight rows of
+// a matrix must lie in different banks: right it would be otherwise too, but slow, and unnoticed.
 inline void load_matrices(uint32_t (&x)[4], const uint16_t* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0 && runner.error.empty()) {
     runner.error = "ldmatrix: a row does not begin at a multiple of 16 bytes";
   }
   struct Row {
     uint16_t at[8];
+    unsigned banks;  // which four of the 32
   } mine;
-  std::memcpy(&mine, row, sizeof(Row));
+  std::memcpy(mine.at, row, sizeof mine.at);
+  mine.banks = reinterpret_cast<uintptr_t>(row) / 16 % 8;
   const auto* slots = runner.gather(mine, RWKV_SHIM_PLACE("ldmatrix"));
+  for (int i = 0; i < 4; ++i) {
+    unsigned met = 0;
+    for (int lane = i * 8; lane < i * 8 + 8; ++lane) {
+      std::memcpy(&mine, slots[lane].bytes, sizeof(Row));
+      met |= 1u << mine.banks;
+    }
+    if (met != 0xffu && runner.error.empty()) {
+      runner.error = "ldmatrix: rows of a matrix lie in the same banks";
+    }
+  }
   const int g = runner.current->lane / 4, t = runner.current->lane % 4;
   for (int i = 0; i < 4; ++i) {
     uint32_t pair[2];

@@ -87,6 +87,14 @@ template <bool kTransposed, int kShift> __global__ void matrices(float* out) {
   // Both elements exactly in one float.
   for (int i = 0; i < 4; ++i) out[i * 32 + threadIdx.x] = (x[i] & 0xffffu) * 1000.0f + (x[i] >> 16);
 }
+// Rows of 128 bytes: all of them begin in bank 0.
+__global__ void crowded(float* out) {
+  DYNAMIC_SHARED(base);
+  if (threadIdx.x >= 32) return;
+  unsigned x[4];
+  load_matrices<false>(x, reinterpret_cast<uint16_t*>(base) + threadIdx.x % 16 * 64);
+  out[threadIdx.x] = static_cast<float>(x[0]);
+}
 // Of the numbers 0 to 63.
 __global__ void turned(float* out) {
   if (threadIdx.x >= 32) return;
@@ -114,6 +122,7 @@ RUN(turned)
 RUN_MATRICES(matrices, false, 0)
 RUN_MATRICES(matrices_transposed, true, 0)
 RUN_MATRICES(shifted, false, 1)
+extern "C" int run_crowded(float* out) { return launch(crowded, 1, 64, 2048, nullptr, out); }
 __global__ void nothing(float*) {}
 extern "C" int run_greedy(float* out) { return launch(nothing, 1, 64, 300 << 10, nullptr, out); }
 extern "C" void round_all(const float* from, uint16_t* to, int64_t count, int dtype) {
@@ -231,6 +240,11 @@ def test_a_matrix_in_registers_is_transposed(library):
 def test_a_matrix_whose_rows_do_not_begin_at_16_bytes_is_reported(library):
     message, _ = run(library, "shifted")
     assert "multiple of 16 bytes" in message
+
+
+def test_a_matrix_whose_rows_meet_in_the_same_banks_is_reported(library):
+    message, _ = run(library, "crowded")
+    assert message == "ldmatrix: rows of a matrix lie in the same banks"
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
