@@ -114,6 +114,19 @@ __device__ __forceinline__ InnerMask mask_of(const float* factors, int lane) {
   return {word(low), word(high)};
 }
 
+// Where documents start in the chunk, lets only the tokens with factor 1 act on the state, which
+// has nothing of what it was at the chunk's other end. operands: tokens are their inner index.
+template <class... Operands>
+__device__ __forceinline__ void cut_documents(ChunkTile::State& S, const ChunkDocuments& documents,
+                                              const float* factors, int lane,
+                                              Operands&... operands) {
+  if (!documents.cut()) return;
+  const InnerMask kept = mask_of(factors, lane);
+  (keep_inner(operands, kept), ...);
+#pragma unroll
+  for (int i = 0; i < ChunkTile::kKeyTiles; ++i) clear(S[i]);
+}
+
 // Tokens in columns: those with factor 1, else 0.
 __device__ __forceinline__ void scale_tokens(Accumulator (&x)[2], const float* factors, int lane) {
 #pragma unroll

@@ -21,11 +21,7 @@ namespace rwkv {
 template <class Shared>
 __device__ __forceinline__ void pass_gradient(ChunkTile::State& G, LeftOperand gy,
                                               const Shared& shared, int lane) {
-  if (shared.documents.cut()) {
-    keep_inner(gy, mask_of(shared.documents.first, lane));
-#pragma unroll
-    for (int i = 0; i < ChunkTile::kKeyTiles; ++i) clear(G[i]);
-  }
+  cut_documents(G, shared.documents, shared.documents.first, lane, gy);
 #pragma unroll
   for (int i = 0; i < ChunkTile::kKeyTiles; i += 2) {
     shared.scale_keys(G, i, lane);

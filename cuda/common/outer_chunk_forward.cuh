@@ -47,11 +47,7 @@ struct OuterChunkForwardBlock : ChunkBlock<OuterForward, OuterChunkForwardShared
       // Every warp reads its own values only, and all its lanes have done so.
       place_own_values(y, shared.v(turn), lane);
     }
-    if (shared.documents.cut()) {
-      keep_inner(v, mask_of(shared.documents.last, lane));
-#pragma unroll
-      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(S[i]);
-    }
+    cut_documents(S, shared.documents, shared.documents.last, lane, v);
 #pragma unroll
     for (int i = 0; i < Tile::kKeyTiles; i += 2) {
       shared.scale_keys(S, i, lane);

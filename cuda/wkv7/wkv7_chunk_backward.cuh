@@ -96,13 +96,7 @@ template <class SharedType> struct Wkv7ChunkGradientBlock : ChunkBlock<Wkv7Backw
   // G, so far D, becomes dS0.
   __device__ __forceinline__ void pass_gradient(Tile::State& G, LeftOperand gy,
                                                 Split<LeftOperand> gz) const {
-    if (shared.documents.cut()) {
-      const InnerMask kept = mask_of(shared.documents.first, lane);
-      keep_inner(gy, kept);
-      keep_inner(gz, kept);
-#pragma unroll
-      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(G[i]);
-    }
+    cut_documents(G, shared.documents, shared.documents.first, lane, gy, gz);
 #pragma unroll
     for (int i = 0; i < Tile::kKeyTiles; i += 2) {
       add_tokens(G, i, gy, shared.r, lane);

@@ -48,13 +48,7 @@ struct Wkv7ChunkForwardBlock : ChunkBlock<Wkv7Forward, Wkv7ChunkForwardShared> {
       __syncwarp();
       place_own_values(y, shared.v(turn), lane);
     }
-    if (documents.cut()) {
-      const InnerMask kept = mask_of(documents.last, lane);
-      keep_inner(v, kept);
-      keep_inner(used, kept);
-#pragma unroll
-      for (int i = 0; i < Tile::kKeyTiles; ++i) clear(S[i]);
-    }
+    cut_documents(S, documents, documents.last, lane, v, used);
 #pragma unroll
     for (int i = 0; i < Tile::kKeyTiles; i += 2) {
       add_tokens(S, i, v, shared.k, lane);
