@@ -146,12 +146,25 @@ def test_it_runs_on_the_device_of_its_inputs(op):
 
 @every_op
 @pytest.mark.parametrize("backend", KERNEL_NAMES)
-def test_every_kernel_can_be_asked_for_by_name(op, backend):
+@pytest.mark.parametrize("time", (1, 17, 70, 500))
+def test_every_kernel_can_be_asked_for_by_name(op, backend, time):
     if op == "wkv4" and backend in ("native:chunks", "native:segments"):
         pytest.skip("wkv4 has no kernels by chunks")
-    problem = on_device(make_problem(op, Shape(2, 70, 3, 64), torch.bfloat16))
+    problem = on_device(make_problem(op, Shape(2, time, 3, 64), torch.bfloat16))
     expected = results(in_fp64(problem), "reference")
     assert_results_match(results(problem, backend), expected)
+
+
+@every_matrix_op
+def test_segments_side_by_side_give_the_bits_of_one_after_another(op):
+    problem = on_device(make_problem(op, Shape(2, 500, 3, 64), torch.bfloat16))
+    found, expected = (results(problem, f"native:{name}") for name in ("segments", "chunks"))
+    for name, x in expected.items():
+        # Sums over all tokens are joined in another order.
+        is_sum = name == "gu" or (op, name) == ("wkv5", "gw")
+        assert torch.allclose(found[name], x, rtol=1e-4, atol=1e-4) if is_sum else torch.equal(
+            found[name], x
+        ), name
 
 
 @every_op
