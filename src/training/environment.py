@@ -27,6 +27,9 @@ def prepare_libraries(accelerator: str) -> None:
     # DeepSpeed calls collectives by names that torch is about to rename.
     warnings.filterwarnings("ignore", message=r".*`torch\.distributed\.\w+` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*")
+    if _local_rank() != 0:
+        # Which kernels cannot be built is a matter of the machine; its first process tells.
+        logging.getLogger("src.ops").setLevel(logging.ERROR)
 
 
 def is_rank_zero() -> bool:
@@ -35,8 +38,11 @@ def is_rank_zero() -> bool:
     Needed before Lightning knows its ranks; these variables are set by Lightning's own launcher,
     torchrun and SLURM.
     """
-    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     group = os.environ.get("GROUP_RANK", os.environ.get("SLURM_NODEID", "0"))
     node = os.environ.get("NODE_RANK", group)
     rank = os.environ.get("RANK")
-    return int(rank) == 0 if rank is not None else int(local) == 0 and int(node) == 0
+    return int(rank) == 0 if rank is not None else _local_rank() == 0 and int(node) == 0
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))

@@ -68,12 +68,12 @@ def two_processes(command: Callable[..., list[str]]) -> Callable[..., Ended]:
     """Runs train.py with two processes as a user would."""
 
     def run(folder: Path, strategy: str, **changes: object) -> Ended:
-        launcher = changes.pop("launcher", [])
+        launcher, environment = changes.pop("launcher", []), changes.pop("environment", {})
         flags = {"devices": 2, "micro_bsz": 2, "strategy": strategy, **changes}
         done = subprocess.run(
             [sys.executable, *launcher, "train.py", *command(folder, **flags)], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
         return Ended(done.returncode, done.stdout, folder)
 
@@ -275,3 +275,16 @@ def test_a_checkpoint_that_cannot_be_written_ends_both_with_one_line(
     assert len(lines) == 1
     assert "rwkv-0.pth" in lines[0]
     assert not list(run.folder.glob("*.partial")) and not list(run.folder.glob("*.state"))
+
+
+def test_the_first_process_alone_says_that_there_is_no_compiler(two_processes, folder, tmp_path):
+    nothing = {"PATH": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    ended = two_processes(
+        folder / "no_compiler", "ddp", environment=nothing, wkv_backend="auto", exit_tokens=256
+    )
+    assert ended.status == 0, ended.printed
+    for op, backend in (("wkv6", "chunked"), ("token_shift", "reference")):
+        lines = [line for line in ended.printed.splitlines() if line.startswith(f"{op}: ")]
+        assert len(lines) == 1, ended.printed
+        assert "'native' is not used: no C++ compiler" in lines[0]
+        assert lines[0].endswith(f"; '{backend}' serves instead")
