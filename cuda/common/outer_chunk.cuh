@@ -89,11 +89,9 @@ template <OuterParts kParts> struct OuterChunkShared {
         mine.r[i] = *reinterpret_cast<const uint2*>(raw_r.at(token, own.key));
       }
       mine.logs[i] = log_decays<kDecayPerToken>(p, place, token, own.key, tokens);
-      mine.decays.d[i] = make_float4(fast_exp2(mine.logs[i].x), fast_exp2(mine.logs[i].y),
-                                     fast_exp2(mine.logs[i].z), fast_exp2(mine.logs[i].w));
     }
-    mine.decays.find(own);
-    if (own.pair == 0) store_four(whole + own.key, mine.decays.whole());
+    const float4 product = mine.decays.find(own, mine.logs);
+    if (own.pair == 0) store_four(whole + own.key, product);
     float4 keys[kTokens], queries[kTokens], factors[kTokens];
     if constexpr (kWithKeys) {
 #pragma unroll

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chunk_tile.cuh"
+#include "fast_math.cuh"
 
 namespace rwkv {
 
@@ -11,26 +12,28 @@ constexpr int kLevels = 3;  // h = 8, 4, 2
 __device__ inline int level_of(int t, int s) { return __clz(t ^ s) - 28; }
 
 // The products of decays that a thread's four keys and two tokens need. Threads that have the same
-// keys tell each other their products by a butterfly over the pairs of tokens.
+// keys tell each other their sums of logarithms by a butterfly over the pairs of tokens.
 struct PairDecays {
   int pair;
   float4 d[FourKeys::kTokens];
   float4 of_pair, of_two, of_four;  // of the pair pair ^ 1, of the block of two pairs beside its
                                     // own, and of the chunk's other half
 
-  __device__ __forceinline__ void find(const FourKeys& own) {
+  // Returns the product over the chunk. logs: of the decays, to base 2. Their sums are exact to more
+  // digits than products: what a state loses in a chunk it loses again in every one.
+  __device__ __forceinline__ float4 find(const FourKeys& own,
+                                         const float4 (&logs)[FourKeys::kTokens]) {
     pair = own.pair;
-    float4 whole = times(d[0], d[1]);
-    of_pair = FourKeys::of_pair(whole, 1);
-    whole = times(whole, of_pair);
-    of_two = FourKeys::of_pair(whole, 2);
-    whole = times(whole, of_two);
-    of_four = FourKeys::of_pair(whole, 4);
+    float4 sum = logs[0];
+    add_to(sum, logs[1]);
+    of_pair = of_others(sum, 1);
+    of_two = of_others(sum, 2);
+    of_four = of_others(sum, 4);
+#pragma unroll
+    for (int i = 0; i < FourKeys::kTokens; ++i) d[i] = fast_exp2(logs[i]);
+    return fast_exp2(sum);
   }
 
-  __device__ float4 whole() const {
-    return times(times(times(d[0], d[1]), of_pair), times(of_two, of_four));
-  }
   // Whether the pair is in the second half of its block.
   __device__ bool in_second_half(int level) const { return (pair & 4 >> level) != 0; }
   // P and Q of both tokens.
@@ -52,6 +55,13 @@ struct PairDecays {
   }
 
  private:
+  // The product that pair ^ bit has so far; adds its logarithm to the sum.
+  __device__ __forceinline__ static float4 of_others(float4& sum, int bit) {
+    const float4 other = FourKeys::of_pair(sum, bit);
+    add_to(sum, other);
+    return fast_exp2(other);
+  }
+
   // The product over the pairs of tokens before this one, or behind it, as far as they are in the
   // blocks named.
   __device__ __forceinline__ float4 beside(bool before, bool pairs, bool twos, bool fours) const {

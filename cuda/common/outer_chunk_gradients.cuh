@@ -144,7 +144,7 @@ struct OuterChunkGradients {
     for (int n = 0; n < ChunkTile::kWarps; ++n) {
       add_to(through, load_four(shared.state_sums + n * kN + own.key));
     }
-    through = times(through, mine.decays.whole());
+    through = times(through, load_four(shared.whole + own.key));
   }
 
   // Adds what the pairs of the half beside give; x: what this pair gives.

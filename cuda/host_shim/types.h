@@ -53,6 +53,15 @@ inline float float_of(uint32_t bits) {
   return x;
 }
 
+// A function's result as an instruction may give it that is exact to so many units in the last
+// place: off by up to that many, as an arbitrary number made of the argument has it.
+inline float with_error(float result, float argument, uint32_t units) {
+  const uint32_t bits = bits_of(result), exponent = bits & 0x7f800000;
+  if (exponent == 0 || exponent == 0x7f800000) return result;
+  const uint32_t arbitrary = bits_of(argument) * 2654435761u >> 16;
+  return float_of(bits - units + arbitrary % (2 * units + 1));
+}
+
 // To the nearest, ties to even, as the hardware does.
 inline uint16_t bfloat16_bits(float x) {
   const uint32_t bits = bits_of(x);

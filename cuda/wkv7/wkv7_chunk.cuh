@@ -83,7 +83,7 @@ struct Wkv7ChunkShared {
       add_to(sum, logs[i]);
     }
     float4 c = own.sum_before(sum);
-    float4 grown = exp2_of(c);
+    float4 grown = fast_exp2(c);
 #pragma unroll
     for (int i = 0; i < FourKeys::kTokens; ++i) {
       add_to(c, logs[i]);
@@ -155,9 +155,8 @@ struct Wkv7ChunkShared {
     float* const growth_at = growth + token * kFloatStride + key;
     store_four(growth_at, grown);
     set_scaled(a, token, key, raw_a, grown);
-    grown = exp2_of(c);
-    const float4 shrunk = make_float4(fast_inverse(grown.x), fast_inverse(grown.y),
-                                      fast_inverse(grown.z), fast_inverse(grown.w));
+    grown = fast_exp2(c);
+    const float4 shrunk = fast_inverse(grown);
     if constexpr (kWithR) set_scaled(r, token, key, raw_r, grown);
     if constexpr (kWithK) set_scaled(k, token, key, raw_k, shrunk);
     set_scaled(b, token, key, raw_b, shrunk);
@@ -166,13 +165,7 @@ struct Wkv7ChunkShared {
 
   __device__ static void set_scaled(const Rows& to, int token, int key, const ExactRows& raw,
                                     const float4& factor) {
-    const float4 x = widen_four(raw.at(token, key));
-    to.set_four(token, key,
-                make_float4(x.x * factor.x, x.y * factor.y, x.z * factor.z, x.w * factor.w));
-  }
-
-  __device__ static float4 exp2_of(const float4& x) {
-    return make_float4(fast_exp2(x.x), fast_exp2(x.y), fast_exp2(x.z), fast_exp2(x.w));
+    to.set_four(token, key, times(widen_four(raw.at(token, key)), factor));
   }
 
   __device__ __forceinline__ void store_mix(const Accumulator (&x)[2], int lane) const {

@@ -358,8 +358,7 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     const int64_t to = place.token(t + n) + key;
     const float* const growth = shared.growth + n * Shared::kFloatStride + key;
     const float4 before = load_four(growth), grown = load_four(growth + Shared::kFloatStride);
-    const float4 shrunk = make_float4(fast_inverse(grown.x), fast_inverse(grown.y),
-                                      fast_inverse(grown.z), fast_inverse(grown.w));
+    const float4 shrunk = fast_inverse(grown);
     const float4 slope = load_four(shared.slope + n * Shared::kFloatStride + key);
     narrow_four(static_cast<uint16_t*>(p.ga) + to, times(found.a, before));
     narrow_four(static_cast<uint16_t*>(p.gr) + to, times(found.r, grown));
