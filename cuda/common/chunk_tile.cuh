@@ -18,7 +18,6 @@ struct ChunkTile {
   static constexpr int kWarps = kChunkWarps, kThreads = kWarps * kWarp;
   static_assert(kThreads * kOctet == kChunk * kN);  // a thread has eight elements of a chunk's rows
   static constexpr int kKeyTiles = kN / 8;  // accumulators of a thread
-  static constexpr int kKeyBlocks = kN / 16;  // operands of a thread
 
   using State = Accumulator[kKeyTiles];
   // Matrices of a chunk in shared memory, of numbers that are split or that are exact in bf16.
