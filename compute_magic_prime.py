@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from src.data.manifest import read_manifest
-from src.data.sources import open_source
-from src.data.summary import flag_line
-from src.errors import TrainerError
+# Works in a bare checkout: this copy's package comes before an installed one.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from rwkv_train.data.binidx.manifest import read_manifest
+from rwkv_train.data.inspect.summary import flag_line
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.errors import TrainerError
 
 
 def main(argv: list[str]) -> int:

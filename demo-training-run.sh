@@ -79,7 +79,7 @@ PROJ_DIR=${PROJ_DIR:-out/L$N_LAYER-D$N_EMBD-v$VERSION-$(basename "$DATA")}
 mkdir -p data
 
 if [ "$CORPUS" = data/python.jsonl ] && [ ! -e "$CORPUS" ]; then
-    "$PYTHON" -m src.data.demo_corpus "$CORPUS"
+    "$PYTHON" -m rwkv_train.data.text.demo_corpus "$CORPUS"
 fi
 if [ ! -e "$DATA.idx" ]; then
     "$PYTHON" make_data.py "$CORPUS" "$REPEATS" "$CTX_LEN" --output "$DATA" \
@@ -106,11 +106,11 @@ fi
 
 # What it has learned
 echo
-"$PYTHON" -m src.data.statistics "${DATA}_val"
-"$PYTHON" -m src.inference --load_model "$PROJ_DIR/rwkv-final.pth" --samples 3 --max_tokens 200 \
+"$PYTHON" -m rwkv_train.data.inspect.statistics "${DATA}_val"
+"$PYTHON" generate.py --load_model "$PROJ_DIR/rwkv-final.pth" --samples 3 --max_tokens 200 \
     --seed "$SEED" $'\ndef '
 echo
 echo "Loss curve: $PROJ_DIR/loss.png   Log: $PROJ_DIR/train_log.txt   Weights: $PROJ_DIR/rwkv-final.pth"
 echo "Try next:   VERSION=7 ./demo-training-run.sh      another architecture"
 echo "            ./demo-training-run.sh my.jsonl       your own text"
-echo "            $PYTHON -m src.inference --load_model $PROJ_DIR/rwkv-final.pth 'import '"
+echo "            $PYTHON generate.py --load_model $PROJ_DIR/rwkv-final.pth 'import '"

@@ -44,3 +44,5 @@ set_up_environment() {
 }
 
 set_up_environment "$1" || exit $?
+# `python -m rwkv_train...` finds this copy of the package, installed or not.
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"

@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from pathlib import Path
 
-from src.config.checks import check_fields
-from src.config.load import load_config
-from src.config.rwkv_lm_flags import translate
-from src.errors import TrainerError, TrainingError
+# Works in a bare checkout: this copy's package comes before an installed one.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-
-def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training itself
-    cannot go on, 130 for Ctrl-C.
-
-    A fault is one line on stderr.  torch and its companions are imported only once the flags are
-    known to be right, so that --help and a typing error answer at once.
-    """
-    try:
-        arguments, notices = translate(argv)
-        config = load_config(arguments)
-        check_fields(config)
-        from src.training.run import run
-
-        return run(config, notices)
-    except TrainerError as error:
-        print(f"error: {error.in_one_line()}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130
-
+from rwkv_train.training.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -27,7 +27,7 @@ import torch
 if sys.argv[2] == "cuda":
     torch.cuda.init()
 began = time.perf_counter()
-from src.ops import build
+from rwkv_train.ops.native import build
 reason = build.load(sys.argv[1], sys.argv[2])
 print(time.perf_counter() - began)
 sys.exit(reason)

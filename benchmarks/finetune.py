@@ -27,12 +27,12 @@ import torch
 
 import train
 from make_data import main as make_data
-from src.checkpoint.names import merged_path
-from src.data.dataset import ValidationDataset, evenly_spread_samples
-from src.data.demo_corpus import main as make_corpus
-from src.data.sources import open_source
-from src.inference.loading import load_model
-from src.models.backbone import RWKV
+from rwkv_train.checkpoint.names import merged_path
+from rwkv_train.data.samples.dataset import ValidationDataset, evenly_spread_samples
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.text.demo_corpus import main as make_corpus
+from rwkv_train.inference.loading import load_model
+from rwkv_train.models.backbone import RWKV
 
 CTX_LEN = 128
 BATCH = 8
@@ -61,7 +61,7 @@ torch.save(logits, out)
 MEMORY_RUN = """
 import json, resource, sys
 import torch, train
-import src.training.run, src.training.fit
+import rwkv_train.training.run, rwkv_train.training.fit
 def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()

@@ -30,11 +30,11 @@ from pathlib import Path
 import torch
 
 import train
-from src.checkpoint.names import is_state
-from src.checkpoint.resume import load_state
-from src.checkpoint.weights import load_weights
-from src.training import fit
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.checkpoint.names import is_state
+from rwkv_train.checkpoint.resume import load_state
+from rwkv_train.checkpoint.weights import load_weights
+from rwkv_train.training import fit
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 KINDS = ("kill at a step", "kill at a time", "kill in a save", "SIGTERM", "disk full", "file limit")
 # Longest that one attempt may take before the test itself is called broken.

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from src.config.schema import ModelConfig
-from src.models.backbone import RWKV
-from src.models.parameters import initialize
-from src.models.registry import build_model, complete
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.parameters import initialize
+from rwkv_train.models.registry import build_model, complete
 
 
 def make_model(version: str, options: argparse.Namespace, device: torch.device) -> RWKV:

@@ -32,17 +32,17 @@ import numpy as np
 import orjson
 import psutil
 
-from src.data.bulk import bulk_tokenizer
-from src.data.demo_corpus import documents, standard_library
-from src.data.tokenizer import load_tokenizer
-from src.data.workers import available_cores
+from rwkv_train.data.convert.workers import available_cores
+from rwkv_train.data.text.demo_corpus import documents, standard_library
+from rwkv_train.data.tokenize.bulk_encoder import bulk_tokenizer
+from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 
 _POOL_BYTES = 3_000_000
 _ALONE_BYTES = 24_000_000
 _PYTHON_BYTES = 3_000_000
 _CONVERT = """
 import json, resource, sys
-from src.data.convert import ConvertOptions, convert
+from rwkv_train.data.convert.pipeline import ConvertOptions, convert
 made = convert(ConvertOptions([sys.argv[1]], sys.argv[2], verify="sample"))
 (manifest,) = made.manifests.values()
 usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

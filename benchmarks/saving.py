@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 import train
-from src.training.reporting.metrics_file import read_metrics
-from src.training.saving import Saver
+from rwkv_train.training.checkpointing.saver import Saver
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 
 def pauses(background: bool, folder: Path, options: argparse.Namespace) -> tuple[float, float]:

@@ -20,15 +20,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from src.config.schema import ModelConfig
-from src.models.backbone import RWKV
-from src.models.parameters import initialize, parameter_groups
-from src.models.registry import build_model, complete
-from src.ops.token_shift import token_shift
-from src.ops.wkv4 import wkv4
-from src.ops.wkv5 import wkv5
-from src.ops.wkv6 import wkv6
-from src.ops.wkv7 import wkv7
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.parameters import initialize, parameter_groups
+from rwkv_train.models.registry import build_model, complete
+from rwkv_train.ops.token_shift import token_shift
+from rwkv_train.ops.wkv4 import wkv4
+from rwkv_train.ops.wkv5 import wkv5
+from rwkv_train.ops.wkv6 import wkv6
+from rwkv_train.ops.wkv7 import wkv7
 
 # Parameters that mix a token with the one before it, by version: time mix, channel mix.
 MIXES = {

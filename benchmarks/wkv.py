@@ -2,7 +2,7 @@
 
     python -m benchmarks.wkv [--ops 4567] [--batch 4 --time 512 --heads 12 --size 64] [--plot FILE]
                              [--dtype fp32|bf16|fp16] [--device cpu|cuda] [--backends a,b]
-                             [--record src/ops/measurements.csv]
+                             [--record src/rwkv_train/ops/backends/measurements.csv]
     python -m benchmarks.wkv --lengths 512,8192 --batch 64 --time 512 [--ops 6 --backends native]
 
 Beside them, when it is installed and a GPU is there, the operator of flash-linear-attention. Prints
@@ -39,8 +39,8 @@ from benchmarks.wkv_cases import (
 )
 from benchmarks.wkv_plot import plot
 from benchmarks.wkv_timing import alternate, copy_rate, product_rate
-from src.ops import wkv7
-from src.ops.measurements import BOTH, FORWARD, Measurement, card_of, record
+from rwkv_train.ops import wkv7
+from rwkv_train.ops.backends.measurements import BOTH, FORWARD, Measurement, card_of, record
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The token loop is a thousand times slower; beyond so many tokens it is left out unless asked for.

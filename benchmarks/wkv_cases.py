@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from src.errors import BackendError
-from src.ops import wkv4, wkv5, wkv6, wkv7
-from src.ops.arguments import describe_call
-from src.ops.dispatch import Backend
+from rwkv_train.errors import BackendError
+from rwkv_train.ops import wkv4, wkv5, wkv6, wkv7
+from rwkv_train.ops.arguments import describe_call
+from rwkv_train.ops.backends.dispatch import Backend
 
 # Largest relative RMS error against fp64 on the same rounded inputs: 1e-5, or the rounding of
 # results, and for others' operators of intermediate products, to half precision.

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from src import compiler
-from src.errors import BackendError
+from rwkv_train import compiler
+from rwkv_train.errors import BackendError
 
 if os.name != "posix":
     pytest.skip("libraries are built on Linux and macOS only", allow_module_level=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.version import code_version
+from rwkv_train.version import code_version
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

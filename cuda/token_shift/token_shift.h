@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../common/dtypes.h"
+#include "../common/params/dtypes.h"
 
 namespace rwkv {
 

@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "../common/cpu_rows.h"
+#include "../common/cpu/rows.h"
 
 namespace rwkv {
 namespace {

@@ -3,7 +3,7 @@
 // multiples of 16 bytes.
 #pragma once
 
-#include "../common/launch_options.h"
+#include "../common/params/launch_options.h"
 #include "token_shift.h"
 
 namespace rwkv {

@@ -4,7 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/cuda_host.h"
+#include "../common/torch/cuda_host.h"
 #include "token_shift_cuda.h"
 #include "token_shift_host.h"
 

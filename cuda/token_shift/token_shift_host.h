@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "../common/check.h"
+#include "../common/torch/check.h"
 #include "token_shift.h"
 
 namespace rwkv {

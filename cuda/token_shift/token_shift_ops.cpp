@@ -1,11 +1,11 @@
-// Schema of the token shift operators (the contract with src/ops/token_shift/native.py) and their
+// Schema of the token shift operators (the contract with src/rwkv_train/ops/token_shift/native.py) and their
 // host code for the CPU.
 //
 // mixes: [n, C] in the computing type; moves: [n, B, T, C]; dtype: of the n results [B, T, C].
 // gmoves is empty without moves.
 #include <torch/library.h>
 
-#include "../common/cpu_parallel.h"
+#include "../common/cpu/parallel.h"
 #include "token_shift_host.h"
 
 namespace rwkv {

@@ -4,8 +4,8 @@
 
 #include <type_traits>
 
-#include "../common/copy_async.cuh"
-#include "../common/octets.cuh"
+#include "../common/gpu/copy_async.cuh"
+#include "../common/gpu/vec8.cuh"
 
 namespace rwkv {
 

@@ -7,8 +7,8 @@
 // state it really starts with.
 #pragma once
 
-#include "../common/copy_async.cuh"
-#include "../common/octets.cuh"
+#include "../common/gpu/copy_async.cuh"
+#include "../common/gpu/vec8.cuh"
 #include "wkv4.h"
 
 namespace rwkv {

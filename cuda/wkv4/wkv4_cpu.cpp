@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../common/cpu_row_math.h"
-#include "../common/cpu_rows.h"
-#include "../common/cpu_scratch.h"
-#include "../common/cpu_segments.h"
+#include "../common/cpu/row_math.h"
+#include "../common/cpu/rows.h"
+#include "../common/cpu/scratch.h"
+#include "../common/cpu/segments.h"
 #include "wkv4_cpu_exponent.h"
 
 namespace rwkv {

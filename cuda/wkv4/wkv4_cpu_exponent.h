@@ -8,8 +8,8 @@
 
 #include <cstdint>
 
-#include "../common/cpu_math.h"
-#include "../common/cpu_vector.h"
+#include "../common/cpu/exp.h"
+#include "../common/cpu/vector.h"
 
 namespace rwkv {
 

@@ -1,8 +1,8 @@
-// The CUDA launchers of WKV-4; no torch. What they return: common/launch_options.h. Any width;
+// The CUDA launchers of WKV-4; no torch. What they return: common/params/launch_options.h. Any width;
 // states for the backward pass are kept every 16 tokens.
 #pragma once
 
-#include "../common/launch_options.h"
+#include "../common/params/launch_options.h"
 #include "wkv4.h"
 
 extern "C" {

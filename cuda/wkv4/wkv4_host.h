@@ -7,7 +7,7 @@
 
 #include <optional>
 
-#include "../common/check.h"
+#include "../common/torch/check.h"
 #include "wkv4.h"
 
 namespace rwkv {

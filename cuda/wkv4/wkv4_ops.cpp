@@ -1,4 +1,4 @@
-// Schema of the WKV-4 operators (the contract with src/ops/wkv4/native.py) and their host code for
+// Schema of the WKV-4 operators (the contract with src/rwkv_train/ops/wkv4/native.py) and their host code for
 // the CPU.
 //
 // w: before both exponentials. keep_every: the forward pass keeps the state at every so many tokens
@@ -7,7 +7,7 @@
 // final pp is not read; gw and gu are summed over the batch.
 #include <torch/library.h>
 
-#include "../common/cpu_parallel.h"
+#include "../common/cpu/parallel.h"
 #include "wkv4_host.h"
 
 namespace rwkv {

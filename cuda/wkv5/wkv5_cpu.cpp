@@ -1,7 +1,7 @@
 // CPU kernels of WKV-5: the recurrence that RWKV-5 and 6 share, with one decay per channel.
 #include "wkv5.h"
 
-#include "../common/cpu_outer_heads.h"
+#include "../wkv5_6/wkv5_6_cpu_heads.h"
 
 namespace rwkv {
 

@@ -1,7 +1,7 @@
 // CUDA kernels of WKV-5: the recurrence that RWKV-5 and 6 share, with one decay per channel.
 #include "wkv5_cuda.h"
 
-#include "../common/outer_launch.cuh"
+#include "../wkv5_6/wkv5_6_launch.cuh"
 
 int64_t rwkv_wkv5_forward_floats(const rwkv::OuterForward& params,
                                  const rwkv::LaunchOptions& options) {

@@ -1,7 +1,7 @@
 // Gives the CUDA kernels of WKV-5 to the operators that wkv5_ops.cpp defines.
 #include <torch/library.h>
 
-#include "../common/outer_cuda_host.h"
+#include "../wkv5_6/wkv5_6_cuda_host.h"
 #include "wkv5_cuda.h"
 
 TORCH_LIBRARY_IMPL(rwkv, CUDA, m) {

@@ -1,7 +1,7 @@
 // The kernels behind rwkv::wkv6_forward and wkv6_backward; plain C++, no torch.
 #pragma once
 
-#include "../common/outer_params.h"
+#include "../wkv5_6/wkv5_6_params.h"
 
 namespace rwkv {
 

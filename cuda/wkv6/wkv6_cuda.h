@@ -1,8 +1,8 @@
-// The CUDA launchers of WKV-6; no torch. What they return: common/launch_options.h.
+// The CUDA launchers of WKV-6; no torch. What they return: common/params/launch_options.h.
 #pragma once
 
-#include "../common/launch_options.h"
-#include "../common/outer_params.h"
+#include "../common/params/launch_options.h"
+#include "../wkv5_6/wkv5_6_params.h"
 
 extern "C" {
 // Floats of memory that each pass works in.

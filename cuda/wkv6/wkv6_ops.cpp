@@ -1,4 +1,4 @@
-// Schema of the WKV-6 operators, the contract with src/ops/wkv6/native.py.
+// Schema of the WKV-6 operators, the contract with src/rwkv_train/ops/wkv6/native.py.
 //
 // w: before the double exponential. keep_every: the forward pass keeps the state at every so many
 // tokens for the backward pass; 0 for none. kernel: 0 as suits the call, else LaunchOptions::split.
@@ -6,7 +6,7 @@
 // gu is summed over the batch.
 #include <torch/library.h>
 
-#include "../common/outer_ops.h"
+#include "../wkv5_6/wkv5_6_ops.h"
 #include "wkv6.h"
 
 TORCH_LIBRARY_FRAGMENT(rwkv, m) {

@@ -1,7 +1,7 @@
 // The kernels behind rwkv::wkv7_forward and wkv7_backward; plain C++, no torch.
 #pragma once
 
-#include "../common/head_params.h"
+#include "../common/params/head_params.h"
 
 namespace rwkv {
 

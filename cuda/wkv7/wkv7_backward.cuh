@@ -12,7 +12,7 @@
 // At a document start a and d are staged as zero: G passes nothing on; ga is cleared when written.
 #pragma once
 
-#include "../common/slices.cuh"
+#include "../common/gpu_scan/slices.cuh"
 #include "wkv7.h"
 #include "wkv7_decay.cuh"
 

@@ -12,7 +12,7 @@
 // products of Householder-like matrices.
 #pragma once
 
-#include "../common/chunk_fetch.cuh"
+#include "../common/gpu_chunks/fetch.cuh"
 #include "wkv7.h"
 #include "wkv7_decay.cuh"
 

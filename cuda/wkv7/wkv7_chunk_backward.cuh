@@ -15,7 +15,7 @@
 // Within 16 tokens these sums do not grow beyond what they are subtracted from.
 #pragma once
 
-#include "../common/chunk_walk.cuh"
+#include "../common/gpu_chunks/walk.cuh"
 #include "wkv7_chunk.cuh"
 
 namespace rwkv {

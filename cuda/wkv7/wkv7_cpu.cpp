@@ -5,12 +5,12 @@
 
 #include <algorithm>
 
-#include "../common/cpu_ahead.h"
-#include "../common/cpu_head_rows.h"
-#include "../common/cpu_math.h"
-#include "../common/cpu_row_math.h"
-#include "../common/cpu_scratch.h"
-#include "../common/cpu_walk.h"
+#include "../common/cpu/prefetch.h"
+#include "../common/cpu/head_rows.h"
+#include "../common/cpu/exp.h"
+#include "../common/cpu/row_math.h"
+#include "../common/cpu/scratch.h"
+#include "../common/cpu/walk.h"
 #include "wkv7_cpu_tiles.h"
 
 namespace rwkv {

@@ -14,9 +14,9 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../common/cpu_ahead.h"
-#include "../common/cpu_tiles.h"
-#include "../common/cpu_vector.h"
+#include "../common/cpu/prefetch.h"
+#include "../common/cpu/tiles.h"
+#include "../common/cpu/vector.h"
 
 namespace rwkv {
 

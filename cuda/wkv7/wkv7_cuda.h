@@ -1,7 +1,7 @@
-// The CUDA launchers of WKV-7; no torch. What they return: common/launch_options.h.
+// The CUDA launchers of WKV-7; no torch. What they return: common/params/launch_options.h.
 #pragma once
 
-#include "../common/launch_options.h"
+#include "../common/params/launch_options.h"
 #include "wkv7.h"
 
 extern "C" {

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../common/cuda_host.h"
+#include "../common/torch/cuda_host.h"
 #include "wkv7_cuda.h"
 #include "wkv7_host.h"
 

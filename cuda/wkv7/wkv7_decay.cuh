@@ -1,8 +1,8 @@
 // The decay of RWKV-7, exp(-exp(-1/2) sigmoid(w)).
 #pragma once
 
-#include "../common/fast_math.cuh"
-#include "../common/octets.cuh"
+#include "../common/gpu/fast_math.cuh"
+#include "../common/gpu/vec8.cuh"
 
 namespace rwkv {
 

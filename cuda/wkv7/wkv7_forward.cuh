@@ -7,7 +7,7 @@
 // of the old state remains. (An infinite old state would still spread.)
 #pragma once
 
-#include "../common/head_place.cuh"
+#include "../common/gpu_scan/head_place.cuh"
 #include "wkv7.h"
 #include "wkv7_decay.cuh"
 

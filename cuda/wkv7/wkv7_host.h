@@ -7,7 +7,7 @@
 
 #include <optional>
 
-#include "../common/head_host.h"
+#include "../common/torch/head_host.h"
 #include "wkv7.h"
 
 namespace rwkv {

@@ -1,4 +1,4 @@
-// Schema of the WKV-7 operators (the contract with src/ops/wkv7/native.py) and their host code for
+// Schema of the WKV-7 operators (the contract with src/rwkv_train/ops/wkv7/native.py) and their host code for
 // the CPU.
 //
 // w: before the sigmoid. keep_every: the forward pass keeps the state at every so many tokens for
@@ -6,7 +6,7 @@
 // final_state: [B, H, N_value, N_key]; checkpoints: [B, H, kept, N_key, N_value].
 #include <torch/library.h>
 
-#include "../common/cpu_parallel.h"
+#include "../common/cpu/parallel.h"
 #include "wkv7_host.h"
 
 namespace rwkv {

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.checkpoint.weights import load_weights, read_shapes
-from src.errors import CheckpointError
-from src.inference.loading import load_model
+from rwkv_train.checkpoint.weights import load_weights, read_shapes
+from rwkv_train.errors import CheckpointError
+from rwkv_train.inference.loading import load_model
 from tests.models.tiny import random_tokens, tiny_model
 
 CPU = torch.device("cpu")

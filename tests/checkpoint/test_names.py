@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.checkpoint.names import FINAL, INIT, epoch_of, list_checkpoints, numbered
+from rwkv_train.checkpoint.names import FINAL, INIT, epoch_of, list_checkpoints, numbered
 
 
 def test_names_and_numbers_belong_together():

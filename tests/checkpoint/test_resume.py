@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoint import space
-from src.checkpoint.digest import content_digest, file_digest
-from src.checkpoint.resume import list_states, load_state, save_state
-from src.checkpoint.retention import Retention
-from src.checkpoint.weights import save_weights
-from src.errors import CheckpointError
+from rwkv_train.checkpoint import space
+from rwkv_train.checkpoint.digest import content_digest, file_digest
+from rwkv_train.checkpoint.resume import list_states, load_state, save_state
+from rwkv_train.checkpoint.retention import Retention
+from rwkv_train.checkpoint.weights import save_weights
+from rwkv_train.errors import CheckpointError
 
 
 def state(step: int, **more: object) -> dict:

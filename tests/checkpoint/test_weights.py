@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.checkpoint.weights import load_weights, read_shapes, save_weights
-from src.errors import CheckpointError
+from rwkv_train.checkpoint.weights import load_weights, read_shapes, save_weights
+from rwkv_train.errors import CheckpointError
 
 both_formats = pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 

@@ -7,13 +7,13 @@ import shlex
 
 import pytest
 
-from src.config.facts import Facts
-from src.config.fields import fields
-from src.config.load import load_config
-from src.config.resolve import resolve
-from src.config.rwkv_lm_flags import translate
-from src.config.schema import ModelConfig
-from src.errors import ConfigError
+from rwkv_train.config.command_line.fields import fields
+from rwkv_train.config.discovered import Facts
+from rwkv_train.config.load import load_config
+from rwkv_train.config.resolve.resolve import resolve
+from rwkv_train.config.rwkv_lm.flags import translate
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.errors import ConfigError
 
 # RWKV-LM's demo: 1498226207 tokens are 2926223 slots of 512, the prime below is 2926181.
 MINIPILE = Facts(

@@ -6,10 +6,10 @@ import shlex
 
 import pytest
 
-from src.config.checks import check_fields
-from src.config.fields import fields
-from src.config.load import load_config
-from src.config.rwkv_lm_flags import translate
+from rwkv_train.config.check.field_rules import check_fields
+from rwkv_train.config.command_line.fields import fields
+from rwkv_train.config.load import load_config
+from rwkv_train.config.rwkv_lm.flags import translate
 
 DEMO = (
     "--data_file data/minipile --data_type binidx --vocab_size 65536 --ctx_len 512"

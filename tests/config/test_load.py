@@ -11,11 +11,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.config.arguments import read_arguments, write_arguments
-from src.config.fields import fields, sections
-from src.config.load import dump_config, load_config, read_config
-from src.config.schema import RunConfig, Strategy
-from src.errors import ConfigError
+from rwkv_train.config.command_line.argv import read_arguments, write_arguments
+from rwkv_train.config.command_line.fields import fields, sections
+from rwkv_train.config.load import dump_config, load_config, read_config
+from rwkv_train.config.schema import RunConfig, Strategy
+from rwkv_train.errors import ConfigError
 
 
 def fault(argv):

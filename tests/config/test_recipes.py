@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from src.config.facts import Facts
-from src.config.load import load_config
-from src.config.resolve import resolve
-from src.config.resolve_length import global_batch, tokens_per_step, total_steps
-from src.config.rwkv_lm_flags import FLAGS
-from src.config.schema import ModelConfig
-from src.config.windows import windows_per_row
-from src.errors import ConfigError
+from rwkv_train.config.discovered import Facts
+from rwkv_train.config.load import load_config
+from rwkv_train.config.resolve.length import global_batch, tokens_per_step, total_steps
+from rwkv_train.config.resolve.resolve import resolve
+from rwkv_train.config.run_length import windows_per_row
+from rwkv_train.config.rwkv_lm.flags import FLAGS
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.errors import ConfigError
 from tests.config.resolving import MINIPILE, found
 
 ROOT = Path(__file__).parents[2]

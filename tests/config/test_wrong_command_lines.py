@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import train
-from src.errors import ConfigError, TrainingError
+from rwkv_train.errors import ConfigError, TrainingError
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "deepspeed", "wandb", "numpy")
@@ -78,11 +78,11 @@ WRONG = [
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Stands in for src.training.run and keeps what it is called with."""
+    """Stands in for rwkv_train.training.run and keeps what it is called with."""
     calls = []
-    module = types.ModuleType("src.training.run")
+    module = types.ModuleType("rwkv_train.training.run")
     module.run = lambda config, notices: calls.append((config, notices)) or 0
-    monkeypatch.setitem(sys.modules, "src.training.run", module)
+    monkeypatch.setitem(sys.modules, "rwkv_train.training.run", module)
     return calls
 
 
@@ -116,7 +116,7 @@ def test_what_the_run_raises_becomes_status_and_line(raised, status, message, ru
     def run(config, notices):
         raise raised
 
-    sys.modules["src.training.run"].run = run
+    sys.modules["rwkv_train.training.run"].run = run
     assert train.main(DATA) == status
     err = capsys.readouterr().err
     assert err.startswith(message) and err.count("\n") == 1
@@ -145,7 +145,7 @@ def test_help_names_every_flag_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("heavy: []\n")
-    from src.config.fields import fields
+    from rwkv_train.config.command_line.fields import fields
 
     assert all(f"--{name} " in done.stdout for name in (*fields(), "config"))
 

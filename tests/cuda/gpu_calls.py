@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.ops.wkv4 import wkv4
-from src.ops.wkv5 import wkv5
-from src.ops.wkv6 import wkv6
-from src.ops.wkv7 import wkv7
+from rwkv_train.ops.wkv4 import wkv4
+from rwkv_train.ops.wkv5 import wkv5
+from rwkv_train.ops.wkv6 import wkv6
+from rwkv_train.ops.wkv7 import wkv7
 from tests.cuda.problems import INTERFACES, MATRIX_OPS, Problem, Shape, make_problem
 from tests.ops.shift_cases import Case, make_case
 from tests.ops.shift_cases import run as run_shift

@@ -117,7 +117,7 @@ def expected_results(problem: Problem) -> dict[str, Tensor]:
 
     Of wkv4's final state the two sums.
     """
-    reference = importlib.import_module(f"src.ops.{problem.op}.reference")
+    reference = importlib.import_module(f"rwkv_train.ops.{problem.op}.reference")
     leaves = {name: x.double().requires_grad_() for name, x in problem.inputs.items()}
     given = _empty_state(problem) if problem.state is None else problem.state
     state = given.double().requires_grad_()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.errors import BackendError
+from rwkv_train.errors import BackendError
 from tests.cuda.gpu_calls import DEVICE, OPERATORS, in_fp64, on_device, results
 from tests.cuda.problems import (
     INTERFACES,

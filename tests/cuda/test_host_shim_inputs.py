@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.ops.custom_ops import CHUNKS_SHARED_BYTES, LARGE_HEAD_SHARED_BYTES
-from src.ops.wkv4 import reference
+from rwkv_train.ops.native.custom_ops import CHUNKS_SHARED_BYTES, LARGE_HEAD_SHARED_BYTES
+from rwkv_train.ops.wkv4 import reference
 from tests.cuda.host_kernels import (
     AUTO,
     CHUNKS,
@@ -43,7 +43,7 @@ every_kernel = pytest.mark.parametrize("op, kernel", KERNELS_OF_OPS)
 
 
 def keep_every(op: str) -> int:
-    """Tokens between kept states, as `src/ops/<op>/native.py` asks."""
+    """Tokens between kept states, as `src/rwkv_train/ops/<op>/native.py` asks."""
     return 16 if op == "wkv4" else 64
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.errors import BackendError
-from src.ops.token_shift import token_shift
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.token_shift import token_shift
 from tests.cuda.gpu_calls import DEVICE
 from tests.cuda.problems import assert_results_match
 from tests.cuda.shift_problems import Types, expected_results, rounded

@@ -11,10 +11,10 @@ import torch
 from tests.cuda.host_kernels import SOURCES, compile_for_host, source_hash
 
 KERNELS = r"""
-#include "common/copy_async.cuh"
-#include "common/mma.cuh"
-#include "common/octets.cuh"
-#include "common/warp_sums.cuh"
+#include "common/gpu/copy_async.cuh"
+#include "common/gpu/mma.cuh"
+#include "common/gpu/vec8.cuh"
+#include "common/gpu/warp_reduce.cuh"
 using namespace rwkv;
 
 __global__ void lost_thread(float*) {

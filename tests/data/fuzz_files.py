@@ -20,19 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.binidx import Binidx, BinidxWriter
-from src.data.blocks import Block
-from src.data.bulk import BulkTokenizer, bulk_tokenizer
-from src.data.chat_rows import Message, row_messages
-from src.data.chat_template import WORLD, load_template
-from src.data.encode import BlockEncoder
-from src.data.examine import inspect, verify
-from src.data.inputs import InputFile, Piece
-from src.data.jsonl import document_text, line_object
-from src.data.manifest import Manifest, manifest_path, read_manifest, write_manifest
-from src.data.sources import open_source
-from src.data.tokenizer import load_tokenizer
-from src.errors import DataError
+from rwkv_train.data.binidx.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.chat.rows import Message, row_messages
+from rwkv_train.data.chat.template import WORLD, load_template
+from rwkv_train.data.inspect.examine import inspect, verify
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.text.blocks import Block
+from rwkv_train.data.text.inputs import InputFile, Piece
+from rwkv_train.data.text.jsonl import document_text, line_object
+from rwkv_train.data.tokenize.block_encoder import BlockEncoder
+from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, bulk_tokenizer
+from rwkv_train.data.tokenize.tokenizer import load_tokenizer
+from rwkv_train.errors import DataError
 
 # Below 2^15, so that an int16 reading of the same bytes gives the same ids; decodable as bytes.
 ITEMS = [[7, 8, 0], [100, 0], [0], [*range(1, 40), 0]]
@@ -261,7 +261,7 @@ def main(argv: list[str]) -> None:
     target = TARGETS[argv[1]](folder)
     for module in ("jsonl", "binidx", "manifest", "sources", "token_store", "encode", "masks",
                    "chat_rows", "chat_template"):
-        _instrument(atheris, sys.modules[f"src.data.{module}"])
+        _instrument(atheris, sys.modules[f"rwkv_train.data.{module}"])
     atheris.Setup([argv[0], *argv[3:], f"-artifact_prefix={folder}/", str(corpus)], target)
     atheris.Fuzz()
 

@@ -17,13 +17,13 @@ import signal
 import sys
 from pathlib import Path
 
-from src.data.binidx import Binidx
-from src.data.convert import ConvertOptions, convert
-from src.data.manifest import read_manifest
-from src.data.masks import find_mask
-from src.data.selection import Arrangement
-from src.data.sources import open_source, pairs_of
-from src.errors import DataError
+from rwkv_train.data.binidx.loss_mask import find_mask
+from rwkv_train.data.binidx.manifest import read_manifest
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.convert.pipeline import ConvertOptions, convert
+from rwkv_train.data.convert.select import Arrangement
+from rwkv_train.data.samples.token_sources import open_source, pairs_of
+from rwkv_train.errors import DataError
 
 OPERATIONS = [(os, "replace"), (os, "rename"), (os, "unlink"), (os, "fsync"),
               (Path, "replace"), (Path, "unlink")]

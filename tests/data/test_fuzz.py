@@ -11,12 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 
-from src.data.binidx import Binidx, BinidxWriter
-from src.data.examine import inspect
-from src.data.manifest import Manifest, joint_sha256, manifest_path, read_manifest, write_manifest
-from src.data.sources import open_source
-from src.data.tokenizer import load_tokenizer
-from src.errors import DataError
+from rwkv_train.data.binidx.manifest import (
+    Manifest,
+    joint_sha256,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
+from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.inspect.examine import inspect
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.tokenize.tokenizer import load_tokenizer
+from rwkv_train.errors import DataError
 
 # Below 2^15: an int16 reading of the same bytes gives the same ids.
 ITEMS = [[7, 8, 0], [300, 0], [0], [*range(1, 40), 0]]

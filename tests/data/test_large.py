@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from src.data.binidx import Binidx
-from src.data.binidx_layout import HEADER, MAGIC
-from src.data.dataset import TokenDataset
-from src.data.magic_prime import magic_prime
-from src.data.manifest import Manifest, Shard, joint_sha256, write_manifest
-from src.data.sampler import SampleNumbers, slot
-from src.data.sources import open_source
-from src.data.token_store import TokenStore, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import TokenStore, document_sizes, open_bin
+from rwkv_train.data.binidx.layout import HEADER, MAGIC
+from rwkv_train.data.binidx.manifest import Manifest, Shard, joint_sha256, write_manifest
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.samples.dataset import TokenDataset
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.data.sampling.sampler import SampleNumbers, slot
 
 ITEM = 2**31 - 1
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import make_data
-from src.data.binidx import Binidx, BinidxWriter
+from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.data.tokenizer import BytesTokenizer
-from src.inference import generate
-from src.inference.generate import generate_text, generate_tokens, prefill
-from src.inference.sampling import Sampler, SamplingOptions
+from rwkv_train.data.tokenize.tokenizer import BytesTokenizer
+from rwkv_train.inference import generate
+from rwkv_train.inference.generate import generate_text, generate_tokens, prefill
+from rwkv_train.inference.sampling import Sampler, SamplingOptions
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.config.load import dump_config
-from src.config.schema import DataConfig, RunConfig
-from src.errors import CheckpointError, ConfigError, DataError
-from src.inference.generate import prefill
-from src.inference.loading import load_model, tokenizer_of
-from src.models.backbone import RWKV
+from rwkv_train.config.load import dump_config
+from rwkv_train.config.schema import DataConfig, RunConfig
+from rwkv_train.errors import CheckpointError, ConfigError, DataError
+from rwkv_train.inference.generate import prefill
+from rwkv_train.inference.loading import load_model, tokenizer_of
+from rwkv_train.models.backbone import RWKV
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, tiny_model
 

@@ -1,4 +1,4 @@
-"""`python -m src.inference`: what it prints, and one line with status 2 when it cannot."""
+"""`python generate.py`: what it prints, and one line with status 2 when it cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.inference.__main__ import main
+from rwkv_train.inference.__main__ import main
 from tests.models.tiny import VERSIONS, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_a_fault_is_one_line_and_status_2(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_one_line_and_status_2(model: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "src.inference", "--load_model", str(model), "--device", "cuda"],
+        [sys.executable, "generate.py", "--load_model", str(model), "--device", "cuda"],
         cwd=ROOT, capture_output=True, text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")

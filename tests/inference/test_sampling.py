@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from src.errors import ConfigError
-from src.inference.sampling import Sampler, SamplingOptions, keep_likely
+from rwkv_train.errors import ConfigError
+from rwkv_train.inference.sampling import Sampler, SamplingOptions, keep_likely
 
 # probabilities 0.05, 0.5, 0.15, 0.3 of tokens 0, 1, 2, 3
 PROBABILITIES = torch.tensor([0.05, 0.5, 0.15, 0.3])

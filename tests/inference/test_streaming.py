@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from src.data.tokenizer import BytesTokenizer, Tokenizer, WorldTokenizer, load_tokenizer
-from src.inference.streaming import TextStream
+from rwkv_train.data.tokenize.tokenizer import (
+    BytesTokenizer,
+    Tokenizer,
+    WorldTokenizer,
+    load_tokenizer,
+)
+from rwkv_train.inference.streaming import TextStream
 
 BYTES = BytesTokenizer()
 TEXT = "Grüße, 世界! 👩‍🚀 ok"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.config.schema import AdapterConfig
-from src.errors import ConfigError
-from src.models.adapters import attach_adapters, largest_directions, learns, matrix_names
-from src.models.parameters import parameter_groups
-from src.training.trainable import freeze_all_but
+from rwkv_train.config.schema import AdapterConfig
+from rwkv_train.errors import ConfigError
+from rwkv_train.models.adapters import attach_adapters, largest_directions, learns, matrix_names
+from rwkv_train.models.parameters import parameter_groups
+from rwkv_train.training.optim.freeze import freeze_all_but
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.errors import ConfigError
+from rwkv_train.errors import ConfigError
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 

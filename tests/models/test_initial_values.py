@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from src.models import rwkv6
-from src.models.parameters import initialize
-from src.models.registry import build_model
+from rwkv_train.models import rwkv6
+from rwkv_train.models.parameters import initialize
+from rwkv_train.models.registry import build_model
 from tests.helpers import assert_close, load_arrays
 from tests.models.tiny import VERSIONS, random_tokens, tiny_config
 

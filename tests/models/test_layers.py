@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.models.layers import HeadNorm, decay_logits, share_of_previous, shift_and_mix
-from src.models.table import Place, orthogonal
+from rwkv_train.models.layers import HeadNorm, decay_logits, share_of_previous, shift_and_mix
+from rwkv_train.models.table import Place, orthogonal
 from tests.helpers import assert_close
 from tests.models.tiny import tiny_config, tiny_model
 

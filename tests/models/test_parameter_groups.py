@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from src.errors import ConfigError
-from src.models.parameters import parameter_groups
-from src.models.registry import build_model
+from rwkv_train.errors import ConfigError
+from rwkv_train.models.parameters import parameter_groups
+from rwkv_train.models.registry import build_model
 from tests.helpers import load_json
 from tests.models.tiny import VERSIONS, tiny_config
 

@@ -65,7 +65,7 @@ def test_one_token_in_bf16_continues_a_bf16_state(version):
 @pytest.mark.parametrize(("version", "decay_at"), [("6", 3), ("7", 1)])
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16 module", "autocast"])
 def test_the_decay_reaches_the_operator_in_fp32(version, decay_at, autocast, monkeypatch):
-    module = importlib.import_module(f"src.models.rwkv{version}")
+    module = importlib.import_module(f"rwkv_train.models.rwkv{version}")
     operator = getattr(module, f"wkv{version}")
     given = []
 

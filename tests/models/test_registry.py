@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.config.schema import ModelConfig
-from src.errors import ConfigError
-from src.models.registry import build_model, complete, config_from_shapes, version_module
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.errors import ConfigError
+from rwkv_train.models.registry import build_model, complete, config_from_shapes, version_module
 from tests.helpers import load_arrays
 from tests.models.tiny import VERSIONS, tiny_config, tiny_model
 

@@ -12,8 +12,8 @@ import sys
 import pytest
 import torch
 
-from src.checkpoint.weights import save_weights
-from src.models.state import state_to_rwkv_package
+from rwkv_train.checkpoint.weights import save_weights
+from rwkv_train.models.state import state_to_rwkv_package
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 

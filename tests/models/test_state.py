@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from src.errors import ConfigError
-from src.models.state import LayerState, detach_state, state_to_rwkv_package
-from src.ops.wkv4 import wkv4
+from rwkv_train.errors import ConfigError
+from rwkv_train.models.state import LayerState, detach_state, state_to_rwkv_package
+from rwkv_train.ops.wkv4 import wkv4
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.errors import CheckpointError, ConfigError
-from src.models.parameters import initialize
-from src.models.registry import build_model
-from src.models.transfer import donors, enlarge, shares, stretched_curve
+from rwkv_train.errors import CheckpointError, ConfigError
+from rwkv_train.models.parameters import initialize
+from rwkv_train.models.registry import build_model
+from rwkv_train.models.transfer import donors, enlarge, shares, stretched_curve
 from tests.models.tiny import VERSIONS, random_tokens, tiny_config, tiny_model
 
 every_version = pytest.mark.parametrize("version", VERSIONS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.checkpoint.weights import fit_weights
-from src.config.schema import ModelConfig
-from src.models.backbone import RWKV
-from src.models.parameters import initialize
-from src.models.registry import build_model, complete, config_from_shapes
+from rwkv_train.checkpoint.weights import fit_weights
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.parameters import initialize
+from rwkv_train.models.registry import build_model, complete, config_from_shapes
 from tests.helpers import load_arrays
 
 VERSIONS = ("4", "5", "6", "7")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.errors import BackendError
-from src.ops import build, toolchain
-from src.ops.wkv4 import wkv4
-from src.ops.wkv5 import wkv5
-from src.ops.wkv6 import wkv6
-from src.ops.wkv7 import wkv7
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.native import build, toolchain
+from rwkv_train.ops.wkv4 import wkv4
+from rwkv_train.ops.wkv5 import wkv5
+from rwkv_train.ops.wkv6 import wkv6
+from rwkv_train.ops.wkv7 import wkv7
 
 OPERATORS: dict[str, Callable] = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
 OPS = tuple(OPERATORS)

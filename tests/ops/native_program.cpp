@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "common/cpu_flush.h"
+#include "common/cpu/denormals.h"
 #include "wkv4/wkv4.h"
 #include "wkv5/wkv5.h"
 #include "wkv6/wkv6.h"

@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "common/cpu_flush.h"
+#include "common/cpu/denormals.h"
 #include "token_shift/token_shift.h"
 #include "wkv4/wkv4.h"
 #include "wkv5/wkv5.h"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from src.ops.precision import compute_dtype
+from rwkv_train.ops.precision import compute_dtype
 from tests.helpers import allowed_error, assert_close
 from tests.ops.native_cases import WIDE, Case, run, sums
 

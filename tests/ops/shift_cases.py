@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.ops.token_shift import token_shift
+from rwkv_train.ops.token_shift import token_shift
 
 # Inputs that stay in the computing type whatever the dtype of the others.
 WIDE = ("mixes",)

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-from src.ops import chunks
+from rwkv_train.ops.chunked import chunks
 from tests.helpers import assert_close, relative_rms
 from tests.ops import parity
 from tests.ops.native_cases import OPS, Case, call, make_case, run, sums
@@ -80,14 +80,14 @@ def test_small_groups_of_heads_give_the_same_as_all_at_once(op, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 4, 16, 128])
 def test_every_chunk_length_gives_the_same(op, chunk, monkeypatch):
     name = "wkv6" if op == "wkv5" else op
-    module = importlib.import_module(f"src.ops.{name}.chunked")
+    module = importlib.import_module(f"rwkv_train.ops.{name}.chunked")
     monkeypatch.setattr(module, "CHUNK", chunk)
     check(make_case(op, 1, 45, 2, 8, reset=True))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 16, 45])
 def test_every_chunk_length_of_wkv4_gives_the_same(chunk, monkeypatch):
-    module = importlib.import_module("src.ops.wkv4.chunked")
+    module = importlib.import_module("rwkv_train.ops.wkv4.chunked")
     monkeypatch.setattr(module, "chunk_length", lambda time: chunk)
     check(make_case("wkv4", 2, 45, 1, 3, reset=True))
 

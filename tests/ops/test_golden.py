@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.ops.wkv4 import wkv4
-from src.ops.wkv5 import wkv5
-from src.ops.wkv6 import wkv6
-from src.ops.wkv7 import wkv7
+from rwkv_train.ops.wkv4 import wkv4
+from rwkv_train.ops.wkv5 import wkv5
+from rwkv_train.ops.wkv6 import wkv6
+from rwkv_train.ops.wkv7 import wkv7
 from tests.helpers import load_arrays
 
 pytestmark = pytest.mark.usefixtures("one_thread")

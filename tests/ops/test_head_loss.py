@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from src.errors import BackendError
-from src.ops import head_loss as module
-from src.ops.head_loss import head_loss, sliced
-from src.ops.head_loss.reference import head_loss_reference
+from rwkv_train.errors import BackendError
+from rwkv_train.ops import head_loss as module
+from rwkv_train.ops.head_loss import head_loss, sliced
+from rwkv_train.ops.head_loss.reference import head_loss_reference
 from tests.helpers import relative_rms
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from src.errors import BackendError
-from src.ops.head_loss import head_loss, head_token_losses
-from src.ops.head_loss.reference import head_loss_reference
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.head_loss import head_loss, head_token_losses
+from rwkv_train.ops.head_loss.reference import head_loss_reference
 from tests.helpers import relative_rms
 from tests.ops.test_head_loss import MASKS, inputs
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from src.errors import BackendError
-from src.ops.head_loss import head_loss, head_token_losses
-from src.ops.head_loss.reference import head_token_losses_reference
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.head_loss import head_loss, head_token_losses
+from rwkv_train.ops.head_loss.reference import head_token_losses_reference
 from tests.ops.test_head_loss import LargestTensor, inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

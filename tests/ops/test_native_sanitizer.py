@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.ops import build, toolchain
+from rwkv_train.ops.native import build, toolchain
 from tests.ops.native_cases import require_native
 
 

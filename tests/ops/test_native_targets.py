@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.ops import build, toolchain
-from src.ops.precision import compute_dtype
+from rwkv_train.ops.native import build, toolchain
+from rwkv_train.ops.precision import compute_dtype
 from tests.ops.native_cases import OPS, WIDE, Case, make_case
 from tests.ops.parity import compare_results, expected_results, rounded
 
@@ -24,7 +24,7 @@ SOURCES = [
     *(build.SOURCES / op / f"{op}_cpu.cpp" for op in OPS),
 ]
 FLAGS = ("-std=c++20", "-O2", "-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Werror")
-# As cuda/common/dtypes.h numbers them.
+# As cuda/common/params/dtypes.h numbers them.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Inputs whose gradient the kernels leave per batch row.
 PER_BATCH_ROW = {"wkv4": "wu", "wkv5": "wu", "wkv6": "u", "wkv7": ""}

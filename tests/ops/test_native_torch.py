@@ -8,9 +8,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from src.errors import BackendError
-from src.ops.token_shift import token_shift
-from src.ops.wkv6 import wkv6
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.token_shift import token_shift
+from rwkv_train.ops.wkv6 import wkv6
 from tests.ops.native_cases import INPUTS, OPS, call, make_case, require_native, run
 
 

@@ -22,7 +22,7 @@ def test_a_network_of_ones_own_needs_torch_and_the_operator_only():
     (example,) = python_blocks("docs/operators.md", "class Mixer")
     check = (
         "\nimport sys\n"
-        "loaded = {name.split('.')[1] for name in sys.modules if name.startswith('src.')}\n"
+        "loaded = {name.split('.')[1] for name in sys.modules if name.startswith('rwkv_train.')}\n"
         "assert loaded <= {'ops', 'errors', 'files', 'compiler'}, loaded\n"
         "assert not {'pytorch_lightning', 'deepspeed'} & set(sys.modules)\n"
     )
@@ -34,7 +34,7 @@ def test_a_network_of_ones_own_needs_torch_and_the_operator_only():
 
 
 def test_the_readmes_lines_run_on_the_shapes_they_name():
-    (example,) = python_blocks("README.md", "from src.ops.wkv6 import wkv6")
+    (example,) = python_blocks("README.md", "from rwkv_train.ops.wkv6 import wkv6")
     r, k, v, w = (torch.randn(2, 5, 3, 8) for _ in range(4))
     names = {"r": r, "k": k, "v": v, "w": w, "u": torch.randn(3, 8)}
     exec(compile(example, "README.md", "exec"), names)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from src.errors import BackendError
-from src.ops import build, custom_ops, dispatch, toolchain
-from src.ops.dispatch import Call
-from src.ops.token_shift import BACKENDS, token_shift
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.backends import dispatch
+from rwkv_train.ops.backends.dispatch import Call
+from rwkv_train.ops.native import build, custom_ops, toolchain
+from rwkv_train.ops.token_shift import BACKENDS, token_shift
 from tests.helpers import TOLERANCE, allowed_error, assert_close
 from tests.ops.shift_cases import WIDE, Case, make_case, run
 

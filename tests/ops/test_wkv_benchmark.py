@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import wkv, wkv_cases, wkv_timing
 from benchmarks.wkv_cases import CASES, Contender, Shape, make_inputs, parity_fault
-from src.ops.measurements import BOTH, FORWARD, read
+from rwkv_train.ops.backends.measurements import BOTH, FORWARD, read
 from tests.ops.native_cases import OPS
 
 SHAPE = Shape(1, 9, 2, 64)

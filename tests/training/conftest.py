@@ -10,7 +10,7 @@ import pytest
 
 import train
 from make_data import main as make_data
-from tests.training.place import original, place, refused
+from tests.training.damaged_runs import original, place, refused
 
 __all__ = ["original", "place", "refused"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoint.digest import content_digest
-from src.checkpoint.resume import load_state
-from src.data.batch import Batch
-from src.models.state import map_state
-from src.training.module import TrainingModule
-from src.training.progress import Progress
-from src.training.reporting.metrics_file import read_metrics
-from tests.training.poison import parse, poison
+from rwkv_train.checkpoint.digest import content_digest
+from rwkv_train.checkpoint.resume import load_state
+from rwkv_train.data.samples.batch import Batch
+from rwkv_train.models.state import map_state
+from rwkv_train.training.module import TrainingModule
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.metrics_file import read_metrics
+from tests.training.inject_nan import parse, poison
 from tests.training.runs import ROOT, assert_same_weights, loss_steps, losses
 
 Run = Callable[..., int]
@@ -238,7 +238,7 @@ def test_two_processes_leave_a_step_out_alike(
     options = {**OPTIONS, "exit_tokens": 10 * 128, "save_every_steps": 3}
     words = flags(devices=2, strategy=strategy, **{"micro_bsz": 2, **options, **changes})
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.poison", what, samples, *words], cwd=ROOT,
+        [sys.executable, "-m", "tests.training.inject_nan", what, samples, *words], cwd=ROOT,
         text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from src.data.dataset import TokenDataset
-from src.training.progress import Progress, StepSize
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.data.samples.dataset import TokenDataset
+from rwkv_train.training.progress import Progress, StepSize
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 
 @pytest.fixture

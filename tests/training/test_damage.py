@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import train
-from src.data.magic_prime import magic_prime
-from src.data.sampler import sample_offset
-from src.data.sources import open_source
-from tests.training.place import Place
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.data.sampling.sampler import sample_offset
+from tests.training.damaged_runs import Place
 from tests.training.runs import loss_steps
 
 

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 import make_data
 import train
-from src.data.binidx import Binidx
-from src.inference import __main__ as inference
-from src.inference.loading import load_model
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.inference import __main__ as inference
+from rwkv_train.inference.loading import load_model
 
 PROMPT = "What does a recurrent network keep?"
 ANSWER = "A state of constant size."

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
 # 16 steps in mini-epochs of 5
@@ -51,7 +51,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         assert train.main(flags(proj_dir=whole, **options)) == 0
     # Loader workers are killed with it.
     killed = start(
-        "tests.training.misfortune", moment, "KILL", *flags(num_workers=2, **options)
+        "tests.training.kill_at", moment, "KILL", *flags(num_workers=2, **options)
     )
     out = tmp_path / "out"
     assert killed.returncode == -signal.SIGKILL, killed.stderr

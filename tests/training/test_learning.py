@@ -9,7 +9,7 @@ import pytest
 
 import make_data
 import train
-from src.inference import __main__ as inference
+from rwkv_train.inference import __main__ as inference
 from tests.training.runs import losses
 
 # 199 bytes, with the end of the document 200 tokens

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from make_data import main as make_data
-from src.checkpoint.resume import load_state, save_state
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.checkpoint.resume import load_state, save_state
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
 # Rows of 32 tokens in 4 steps of two chunks each.
@@ -111,7 +111,7 @@ def test_a_run_killed_inside_rows_goes_on_to_the_same_weights(
     if not whole.exists():
         assert run_training(proj_dir=whole, **RUN) == 0
     killed = start(
-        "tests.training.misfortune", "step:12", "KILL", *flags(num_workers=2, **RUN)
+        "tests.training.kill_at", "step:12", "KILL", *flags(num_workers=2, **RUN)
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert run_training(**RUN) == 0

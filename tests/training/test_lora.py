@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import train
-from src.checkpoint import merge as merge_tool
-from src.checkpoint.resume import load_state
-from src.inference.generate import prefill
-from src.inference.loading import load_model
+from rwkv_train.checkpoint import merge as merge_tool
+from rwkv_train.checkpoint.resume import load_state
+from rwkv_train.inference.generate import prefill
+from rwkv_train.inference.loading import load_model
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 from tests.training.runs import ROOT, assert_same_weights, loss_steps, losses, weights
 

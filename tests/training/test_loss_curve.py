@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.checkpoint.weights import load_weights
-from src.inference.loading import load_model
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.checkpoint.weights import load_weights
+from rwkv_train.inference.loading import load_model
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.helpers import load_json
 
 STEPS = 8

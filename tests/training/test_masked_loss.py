@@ -16,11 +16,11 @@ import torch
 from torch.nn import functional
 
 import train
-from src.data.binidx import Binidx
-from src.data.magic_prime import magic_prime
-from src.data.sampler import sample_offset
-from src.inference import loading
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.data.sampling.sampler import sample_offset
+from rwkv_train.inference import loading
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.runs import ROOT, losses
 
 T = 32

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import train
-from src.data.binidx import Binidx
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training import modes
 from tests.training.mode_worker import Pair
 from tests.training.modes import DDP, EXCLUDED, MODES, STRATEGIES, VERSIONS, Excluded, Mode

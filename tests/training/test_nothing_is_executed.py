@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.place import Place
+from tests.training.damaged_runs import Place
 
 
 class Mark:

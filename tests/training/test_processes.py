@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import train
-from src.data.magic_prime import magic_prime
-from src.data.sampler import sample_offset
-from src.data.sources import open_source
-from src.inference.loading import load_model
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.data.sampling.sampler import sample_offset
+from rwkv_train.inference.loading import load_model
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import make_data
-from src.ops import build, custom_ops, toolchain
-from tests.training.place import Place
+from rwkv_train.ops.native import build, custom_ops, toolchain
+from tests.training.damaged_runs import Place
 from tests.training.runs import start
 
 # What is changed in the command line, and the words its message must have. {root} is the place.

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoint.resume import load_state
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.checkpoint.resume import load_state
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.runs import assert_same_weights, losses, weights
 
 Run = Callable[..., int]
@@ -127,8 +127,12 @@ def test_accumulation_and_micro_batch_only_split_the_work(run_training: Run, tmp
 def test_validation_loss_is_the_mean_over_the_held_out_samples(
     run_training: Run, tmp_path: Path, corpus: Path
 ):
-    from src.data.dataset import ValidationDataset, evenly_spread_samples, open_source
-    from src.inference.loading import load_model
+    from rwkv_train.data.samples.dataset import (
+        ValidationDataset,
+        evenly_spread_samples,
+        open_source,
+    )
+    from rwkv_train.inference.loading import load_model
 
     run_training(val_data_file=f"{corpus}_val", val_samples=7, micro_bsz=4)
     out = tmp_path / "out"

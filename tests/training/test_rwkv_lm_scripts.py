@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import train
-from src.models.backbone import RWKV
-from src.training.reporting.metrics_file import read_metrics
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.models.tiny import tiny_model
 from tests.training.runs import loss_steps, losses, start, weights
 from tests.training.rwkv_lm_lines import PREPARE, RUN, V4NEO_FINETUNE, V4NEO_FROM_TEXT, changed

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import train
-from src.data.dataset import TokenDataset
-from src.data.magic_prime import magic_prime
-from src.data.sources import open_source
-from src.training.module import TrainingModule
-from tests.training import order
+from rwkv_train.data.samples.dataset import TokenDataset
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.training.module import TrainingModule
+from tests.training import record_samples as order
 from tests.training.runs import ROOT, loss_steps, losses
 
 # (processes, micro batch, accumulation, steps done at its end); always 4 samples a step
@@ -37,7 +37,7 @@ def test_the_order_of_the_samples_and_the_losses_are_those_of_one_process(
             assert train.main(words) == 0
             return tmp_path / name
         done = subprocess.run(
-            [sys.executable, "-m", "tests.training.order", str(tmp_path / name), *words],
+            [sys.executable, "-m", "tests.training.record_samples", str(tmp_path / name), *words],
             cwd=ROOT, text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.checkpoint.digest import content_digest, file_digest
-from src.checkpoint.resume import load_state, save_state
-from src.errors import CheckpointError
-from src.training import saving
-from src.training.progress import Progress
-from src.training.save_job import NotFiniteError, SaveJob
+from rwkv_train.checkpoint.digest import content_digest, file_digest
+from rwkv_train.checkpoint.resume import load_state, save_state
+from rwkv_train.errors import CheckpointError
+from rwkv_train.training.checkpointing import saver as saving
+from rwkv_train.training.checkpointing.save_job import NotFiniteError, SaveJob
+from rwkv_train.training.progress import Progress
 from tests.training.runs import assert_same_weights, loss_steps
 
 Run = Callable[..., int]
@@ -200,7 +200,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(
     run_training: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    from src.training.reporting.train_log import TrainLog
+    from rwkv_train.training.reporting.train_log import TrainLog
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import train
-from src.checkpoint.resume import load_state
-from src.training.progress import Progress
+from rwkv_train.checkpoint.resume import load_state
+from rwkv_train.training.progress import Progress
 from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
 
@@ -62,7 +62,7 @@ def test_a_signal_in_the_last_step_of_a_run_does_not_hide_that_it_is_finished(
 def test_ctrl_c_reaches_the_loader_workers_too_and_still_saves(
     flags: Callable[..., list[str]], tmp_path: Path
 ):
-    ended = start("tests.training.misfortune", "step:4", "INT", *flags(num_workers=2))
+    ended = start("tests.training.kill_at", "step:4", "INT", *flags(num_workers=2))
     assert ended.returncode == 130, ended.stderr
     assert "Traceback" not in ended.stderr
     assert load_state(tmp_path / "out" / "rwkv-0.state")["step"] in (4, 5)
@@ -70,7 +70,7 @@ def test_ctrl_c_reaches_the_loader_workers_too_and_still_saves(
 
 @pytest.mark.slow
 def test_a_second_signal_ends_the_run_at_once(flags: Callable[..., list[str]], tmp_path: Path):
-    ended = start("tests.training.misfortune", "step:4", "TERMx2", *flags())
+    ended = start("tests.training.kill_at", "step:4", "TERMx2", *flags())
     assert ended.returncode == -signal.SIGTERM, ended.stderr
     assert not list((tmp_path / "out").glob("rwkv-0.*"))
 
@@ -79,7 +79,7 @@ def test_a_second_signal_ends_the_run_at_once(flags: Callable[..., list[str]], t
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
     flags: Callable[..., list[str]], tmp_path: Path
 ):
-    ended = start("tests.training.misfortune", "step:4", "TERM@1",
+    ended = start("tests.training.kill_at", "step:4", "TERM@1",
                   *flags(devices=2, strategy="ddp", micro_bsz=2))
     assert ended.returncode == 143, ended.stderr
     assert "Traceback" not in ended.stderr

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import train
-from src.checkpoint.resume import load_state
-from src.inference.generate import prefill
-from src.inference.loading import load_model
-from src.models.parameters import parameter_groups
-from src.training.reporting.metrics_file import read_metrics
-from src.training.trainable import freeze_all_but
+from rwkv_train.checkpoint.resume import load_state
+from rwkv_train.inference.generate import prefill
+from rwkv_train.inference.loading import load_model
+from rwkv_train.models.parameters import parameter_groups
+from rwkv_train.training.optim.freeze import freeze_all_but
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.models.tiny import random_tokens, tiny_model
 from tests.training.runs import assert_same_weights, loss_steps, losses, weights
 from tests.training.rwkv_lm_lines import RUN, changed

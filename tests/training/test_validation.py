@@ -15,23 +15,23 @@ from torch.nn import functional as F
 
 import train
 from make_data import main as make_data
-from src.checkpoint.resume import load_state, save_state
-from src.config.load import load_config
-from src.config.resolve import resolve
-from src.data.batch import Batch
-from src.data.dataset import ValidationDataset
-from src.data.held_out import hold_out
-from src.data.manifest import manifest_path
-from src.data.sources import open_source
-from src.inference.loading import load_model
-from src.training.facts import gather_facts
-from src.training.origin import Origin
-from src.training.progress import Progress
-from src.training.reporting.metrics_file import read_metrics
-from src.training.samples import HeldOutSource, RunSamples, open_samples
-from src.training.validation import sums_by_position, validate
-from src.training.validation_record import bucket_count, make_record
-from tests.data.test_dataset import Counting
+from rwkv_train.checkpoint.resume import load_state, save_state
+from rwkv_train.config.load import load_config
+from rwkv_train.config.resolve.resolve import resolve
+from rwkv_train.data.binidx.manifest import manifest_path
+from rwkv_train.data.samples.batch import Batch
+from rwkv_train.data.samples.dataset import ValidationDataset
+from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.sampling.held_out import hold_out
+from rwkv_train.inference.loading import load_model
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.validation_record import bucket_count, make_record
+from rwkv_train.training.start.discover import gather_facts
+from rwkv_train.training.start.open_data import HeldOutSource, RunSamples, open_samples
+from rwkv_train.training.start.resume_point import Origin
+from rwkv_train.training.validation import sums_by_position, validate
+from tests.data.samples.test_dataset import Counting
 from tests.models.tiny import random_tokens, tiny_model
 from tests.training.runs import assert_same_weights, weights
 

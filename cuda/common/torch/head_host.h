@@ -1,0 +1,54 @@
+// What the host code of all operators with heads repeats: sizes, states and optional tensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+
+#include "check.h"
+#include "../params/head_params.h"
+
+namespace rwkv {
+
+// keep_every: 0 keeps no states.
+inline HeadSizes head_sizes(const at::Tensor& r, const at::Tensor& w,
+                            const std::optional<at::Tensor>& reset, int64_t keep_every) {
+  TORCH_CHECK(r.dim() == 4 && r.numel() > 0, "r must be [B, T, H, N], no axis empty, got ",
+              r.sizes());
+  TORCH_CHECK(keep_every >= 0, "keep_every must not be negative, got ", keep_every);
+  const int64_t B = r.size(0), T = r.size(1), H = r.size(2), N = r.size(3);
+  if (reset.has_value()) {
+    check_shape(*reset, "reset", "B, T", {B, T});
+    check_dtype(*reset, "reset", at::kBool);
+  }
+  const int64_t kept = keep_every == 0 ? 0 : (T + keep_every - 1) / keep_every;
+  const int64_t period = keep_every == 0 ? T : keep_every;
+  return {B, T, H, N, period, kept, dtype_of(r, "r"), dtype_of(w, "w")};
+}
+
+inline void check_state(const std::optional<at::Tensor>& state, const char* name,
+                        const HeadSizes& p, const at::Tensor& r) {
+  if (!state.has_value()) return;
+  check_shape(*state, name, "B, H, N, N", {p.batch, p.heads, p.size, p.size});
+  check_dtype(*state, name, computing_type(r));
+}
+
+inline void check_checkpoints(const at::Tensor& checkpoints, const HeadSizes& p,
+                              const at::Tensor& r) {
+  TORCH_CHECK(p.kept > 0, "backward needs the states that forward keeps with keep_every > 0");
+  check_shape(checkpoints, "checkpoints", "B, H, kept, N, N",
+              {p.batch, p.heads, p.kept, p.size, p.size});
+  check_dtype(checkpoints, "checkpoints", computing_type(r));
+}
+
+inline at::Tensor empty_state(const HeadSizes& p, const at::Tensor& r) {
+  return at::empty({p.batch, p.heads, p.size, p.size}, r.options().dtype(computing_type(r)));
+}
+
+inline at::Tensor empty_checkpoints(const HeadSizes& p, const at::Tensor& r) {
+  return at::empty({p.batch, p.heads, p.kept, p.size, p.size},
+                   r.options().dtype(computing_type(r)));
+}
+
+}  // namespace rwkv

@@ -1,0 +1,363 @@
+// Backward pass of RWKV-5 and 6 as a scan from the last token to the first. With S the state before
+// token t and G the gradient of the state after it, both [value j][key i], and delta = v . gy:
+//
+//   gr[i] = sum_j S gy[j] + delta u k      gk[i] = sum_j G v[j] + delta u r      gu[i] += delta r k
+//   gv[j] = sum_i G k[i] + (sum_i r u k) gy[j]      gd[i] = sum_j S G      G <- d G + r gy^T
+//
+// gd needs S and G of the same token, though S is known forwards and G backwards. S starts from the
+// state kept before every chunk and is computed again, twice: once to park the state before every
+// burst of tokens, once per burst to hold its states in registers. Nothing is subtracted or
+// inverted.
+//
+// At a document start d and gy are staged as zero, so that S gets no gradient and G none from
+// before.
+#pragma once
+
+#include "../common/gpu_scan/head_place.cuh"
+#include "wkv5_6_decay.cuh"
+#include "wkv5_6_params.h"
+#include "../common/gpu_scan/slices.cuh"
+
+namespace rwkv {
+
+enum OuterSum { kSumR, kSumK, kSumD, kOuterSums };
+
+template <class TileType> struct OuterBackwardShared {
+  static constexpr int kN = TileType::kN, kRows = TileType::kRows, kChunk = TileType::kChunk;
+  // Of a chunk's bursts the first one's state is in memory and the last one's is not read again.
+  static constexpr int kParked = kChunk / kBurst - 2;
+
+  float *r, *k, *d, *slope;   // [kChunk][kN]; slope: of the decay by w
+  float *v, *gy, *masked_gy;  // [kChunk][kRows]; masked: zero where a document starts
+  float *delta, *bonus;       // [kChunk]: v . gy over the slice, and sum_i r u k
+  float* sums;                // [kBurst][kWarps][kOuterSums][kN]: over the values of a warp
+  float* gv;                  // [kBurst][kRows]
+  float* gu;                  // [kThreads][kOctet]: each thread's own
+  float* gw;                  // [kBurst][kN], RWKV-5: over the tokens met so far
+  float* parked;              // [kParked][kThreads][kR][kC]
+  unsigned char *raw_r, *raw_k, *raw_v, *raw_gy, *raw_w;
+  int bytes;
+
+  __host__ __device__ OuterBackwardShared(unsigned char* base, DType dtype) {
+    Pieces pieces(base);
+    for (float** keys : {&r, &k, &d, &slope}) *keys = pieces.floats(kChunk * kN);
+    for (float** values : {&v, &gy, &masked_gy}) *values = pieces.floats(kChunk * kRows);
+    for (float** scalars : {&delta, &bonus}) *scalars = pieces.floats(kChunk);
+    sums = pieces.floats(kBurst * TileType::kWarps * kOuterSums * kN);
+    gv = pieces.floats(kBurst * kRows);
+    gu = pieces.floats(TileType::kThreads * kOctet);
+    gw = pieces.floats(kBurst * kN);
+    parked = pieces.floats(kParked * kRows * kN);
+    const int width = element_bytes(dtype);
+    for (unsigned char** raw : {&raw_r, &raw_k}) *raw = pieces.bytes(kChunk * kN * width);
+    for (unsigned char** raw : {&raw_v, &raw_gy}) *raw = pieces.bytes(kChunk * kRows * width);
+    raw_w = pieces.bytes(kChunk * kN * 4);
+    bytes = pieces.used();
+  }
+  __device__ float* sums_of(int token, int warp, int which) const {
+    return sums + ((token * TileType::kWarps + warp) * kOuterSums + which) * kN;
+  }
+};
+
+template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
+  static constexpr int kN = TileType::kN, kRows = TileType::kRows, kR = TileType::kR;
+  static constexpr int kC = TileType::kC, kThreads = TileType::kThreads;
+  static constexpr int kChunk = TileType::kChunk, kDecays = kDecayPerToken ? 1 : 0;
+  using State = float[kR][kC];
+  using Keys = float[kC];
+  using Values = float[kR];
+
+  const OuterBackward& p;
+  const TokenRange range;
+  const StatesAt<const float*> states;  // before every chunk
+  const HeadPlace<TileType> place;
+  const SliceSums<TileType, 2 + kDecays, 2 - kDecays> results;
+  const OuterBackwardShared<TileType> shared;
+  const TileType tile;
+
+  __device__ OuterBackwardBlock(const OuterBackward& p, const TokenRange& range,
+                                const StatesAt<const float*>& states, float* slices,
+                                int64_t block, unsigned char* base)
+      : p(p), range(range), states(states), place(p, block), results(p, range, slices),
+        shared(base, p.dtype) {}
+
+  // G: the gradient of the state after the range on entry, of the one before it on return.
+  __device__ __forceinline__ void scan(State& G) const {
+    clear_totals();
+    const int64_t chunks = ceil_div(range.end - range.begin, kChunk);
+    fetch(range.begin + (chunks - 1) * kChunk);
+    for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+      const int64_t t = range.begin + chunk * kChunk;
+      const int tokens = range.tokens_from<kChunk>(t);
+      State S[kBurst];
+      tile.load_state(S[0], states.of(place, t));
+      wait_for_copies();
+      __syncthreads();
+      widen_values(t, tokens);
+      __syncthreads();
+      widen_keys(t, tokens);
+      __syncthreads();
+      if (chunk > 0) fetch(t - kChunk);
+      scan_chunk(S, G, t, tokens);
+    }
+    write_totals();
+  }
+
+ private:
+  // Where the state before burst number 1 .. kParked lies.
+  __device__ float* parked(int burst) const { return shared.parked + (burst - 1) * kRows * kN; }
+
+  // S[0]: the state before token t
+  __device__ __forceinline__ void scan_chunk(State (&S)[kBurst], State& G, int64_t t,
+                                             int tokens) const {
+    const int last = (tokens - 1) / kBurst;
+    for (int n = 0; n < last * kBurst; ++n) {
+      if (n > 0 && n % kBurst == 0) tile.park_state(S[0], parked(n / kBurst));
+      advance(S[0], S[0], n);
+    }
+    for (int burst = last; burst >= 0; --burst) {
+      if (burst < last) {
+        if (burst == 0) tile.load_state(S[0], states.of(place, t));
+        else tile.unpark_state(S[0], parked(burst));
+      }
+      run_burst(S, G, burst * kBurst);
+      __syncthreads();
+      write_burst(t, burst * kBurst, tokens);
+      __syncthreads();
+    }
+  }
+
+  __device__ void fetch(int64_t t) const {
+    const int tokens = range.tokens_from<kChunk>(t);
+    place.fetch_keys(shared.raw_r, p.r, p.dtype, t, tokens);
+    place.fetch_keys(shared.raw_k, p.k, p.dtype, t, tokens);
+    place.fetch_values(shared.raw_v, p.v, p.dtype, t, tokens);
+    place.fetch_values(shared.raw_gy, p.gy, p.dtype, t, tokens);
+    if constexpr (kDecayPerToken) {
+      place.fetch_keys(shared.raw_w, p.w, DType::kFloat, t, tokens);
+    }
+    commit_copies();
+  }
+
+  // Tokens beyond the end are staged so that they change nothing: zeros, and d = 1.
+  __device__ void widen_values(int64_t t, int tokens) const {
+    constexpr int kOctets = kChunk * kRows / kOctet;
+    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kOctets, kThreads>;
+         n += kThreads) {
+      const OctetOf<kRows> octet(n);
+      const int at = n * kOctet;
+      const bool present = octet.token < tokens;
+      Octet v = Octet::of(0.0f), gy = v;
+      if (present) {
+        v = load_octet(shared.raw_v, at, p.dtype);
+        gy = load_octet(shared.raw_gy, at, p.dtype);
+      }
+      float delta = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kOctet; ++i) delta += v.at[i] * gy.at[i];
+      delta = sum_over_lanes<OctetOf<kRows>::kPerRow>(delta);
+      if (n >= kOctets) continue;
+      const bool starts = present && place.starts(p.reset, t + octet.token);
+      store_floats(shared.v + at, v);
+      store_floats(shared.gy + at, gy);
+      store_floats(shared.masked_gy + at, starts ? Octet::of(0.0f) : gy);
+      if (octet.at == 0) shared.delta[octet.token] = delta;
+    }
+  }
+
+  __device__ void widen_keys(int64_t t, int tokens) const {
+    constexpr int kOctets = kChunk * kN / kOctet;
+    const int64_t head = place.head * kN;
+    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kOctets, kThreads>;
+         n += kThreads) {
+      const OctetOf<kN> octet(n);
+      const int at = n * kOctet;
+      Octet r = Octet::of(0.0f), k = r;
+      OuterDecay decay = {Octet::of(1.0f), r};
+      if (octet.token < tokens) {
+        r = load_octet(shared.raw_r, at, p.dtype);
+        k = load_octet(shared.raw_k, at, p.dtype);
+        if (place.starts(p.reset, t + octet.token)) {
+          decay.decay = Octet::of(0.0f);
+        } else {
+          decay = outer_decay(kDecayPerToken ? load_octet(shared.raw_w, at, DType::kFloat)
+                                             : load_octet(p.w, head + octet.at, DType::kFloat));
+        }
+      }
+      if (n < kOctets) {
+        store_floats(shared.r + at, r);
+        store_floats(shared.k + at, k);
+        store_floats(shared.d + at, decay.decay);
+        store_floats(shared.slope + at, decay.slope);
+      }
+      add_bonus(octet, r, k, load_octet(p.u, head + octet.at, DType::kFloat));
+    }
+  }
+
+  __device__ void add_bonus(const OctetOf<kN>& octet, const Octet& r, const Octet& k,
+                            const Octet& u) const {
+    float* const own = shared.gu + threadIdx.x * kOctet;
+    const bool present = octet.token < kChunk;
+    const float delta = present ? shared.delta[octet.token] : 0.0f;
+    Octet gu = load_floats(own);
+    float bonus = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) {
+      bonus += r.at[i] * u.at[i] * k.at[i];
+      gu.at[i] += delta * r.at[i] * k.at[i];
+    }
+    store_floats(own, gu);
+    bonus = sum_over_lanes<OctetOf<kN>::kPerRow>(bonus);
+    if (present && octet.at == 0) shared.bonus[octet.token] = bonus;
+  }
+
+  // to: the state after token n of the chunk, from: the one before it
+  __device__ __forceinline__ void advance(State& to, const State& from, int n) const {
+    Keys k, d;
+    Values v;
+    tile.load_keys(k, shared.k + n * kN);
+    tile.load_keys(d, shared.d + n * kN);
+    tile.load_rows(v, shared.v + n * kRows);
+#pragma unroll
+    for (int i = 0; i < kR; ++i) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) to[i][c] = d[c] * from[i][c] + k[c] * v[i];
+    }
+  }
+
+  // S[0]: the state before the burst, which begins at token `first` of the chunk
+  __device__ __forceinline__ void run_burst(State (&S)[kBurst], State& G, int first) const {
+#pragma unroll
+    for (int m = 1; m < kBurst; ++m) advance(S[m], S[m - 1], first + m - 1);
+#pragma unroll
+    for (int m = kBurst - 1; m >= 0; --m) step_back(S[m], G, first + m, m);
+  }
+
+  // Token n of the chunk, m of the burst.
+  __device__ __forceinline__ void step_back(const State& S, State& G, int n, int m) const {
+    Keys r, k, d, gr = {}, gk = {}, gd = {};
+    Values v, gy, gv = {};
+    tile.load_keys(r, shared.r + n * kN);
+    tile.load_keys(k, shared.k + n * kN);
+    tile.load_keys(d, shared.d + n * kN);
+    tile.load_rows(v, shared.v + n * kRows);
+    tile.load_rows(gy, shared.masked_gy + n * kRows);
+#pragma unroll
+    for (int i = 0; i < kR; ++i) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) {
+        gr[c] += gy[i] * S[i][c];
+        gk[c] += v[i] * G[i][c];
+        gd[c] += S[i][c] * G[i][c];
+        gv[i] += k[c] * G[i][c];
+        G[i][c] = d[c] * G[i][c] + r[c] * gy[i];
+      }
+    }
+    tile.store_row_sums(gv, shared.gv + m * kRows);
+    tile.store_key_sums(gr, shared.sums_of(m, tile.warp, kSumR));
+    tile.store_key_sums(gk, shared.sums_of(m, tile.warp, kSumK));
+    tile.store_key_sums(gd, shared.sums_of(m, tile.warp, kSumD));
+  }
+
+  __device__ void write_burst(int64_t t, int first, int tokens) const {
+    constexpr int kPerSum = kBurst * kN / kOctet;
+    constexpr int kTasks = kOuterSums * kPerSum + kBurst * kRows / kOctet;
+    for (int task = static_cast<int>(threadIdx.x); task < kTasks; task += kThreads) {
+      const int which = task / kPerSum, rest = task - which * kPerSum;
+      if (which == kOuterSums) {
+        const OctetOf<kRows> octet(rest);
+        if (first + octet.token < tokens) write_gv(t, first, octet);
+      } else {
+        const OctetOf<kN> octet(rest);
+        if (first + octet.token < tokens) write_sum(t, first, octet, which);
+      }
+    }
+  }
+
+  __device__ void write_gv(int64_t t, int first, const OctetOf<kRows>& octet) const {
+    const int n = first + octet.token;
+    Octet gv = load_floats(shared.gv + octet.token * kRows + octet.at);
+    const Octet gy = load_floats(shared.gy + n * kRows + octet.at);
+    const float bonus = shared.bonus[n];
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) gv.at[i] += bonus * gy.at[i];
+    store_octet(p.gv, place.token(t + n) + place.slice * kRows + octet.at, p.dtype, gv);
+  }
+
+  __device__ void write_sum(int64_t t, int first, const OctetOf<kN>& octet, int which) const {
+    const int n = first + octet.token, at = n * kN + octet.at;
+    Octet sum = load_floats(shared.sums_of(octet.token, 0, which) + octet.at);
+    for (int warp = 1; warp < TileType::kWarps; ++warp) {
+      add_octet(sum, load_floats(shared.sums_of(octet.token, warp, which) + octet.at));
+    }
+    if (which == kSumD) {
+      const Octet slope = load_floats(shared.slope + at);
+#pragma unroll
+      for (int i = 0; i < kOctet; ++i) sum.at[i] *= slope.at[i];
+      if constexpr (kDecayPerToken) {
+        results.write(which, p.gw, place, t + n, octet.at, DType::kFloat, sum);
+      } else {
+        add_to(shared.gw + octet.token * kN + octet.at, sum);
+      }
+      return;
+    }
+    const Octet u = load_octet(p.u, place.head * kN + octet.at, DType::kFloat);
+    const Octet other = load_floats((which == kSumR ? shared.k : shared.r) + at);
+    const float delta = shared.delta[n];
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) sum.at[i] += delta * u.at[i] * other.at[i];
+    results.write(which, which == kSumR ? p.gr : p.gk, place, t + n, octet.at, p.dtype, sum);
+  }
+
+  // Always by the same thread for the same place.
+  __device__ static void add_to(float* total, const Octet& x) {
+    Octet sum = load_floats(total);
+    add_octet(sum, x);
+    store_floats(total, sum);
+  }
+
+  __device__ void clear_totals() const {
+    store_floats(shared.gu + threadIdx.x * kOctet, Octet::of(0.0f));
+    if constexpr (!kDecayPerToken) {
+      for (int i = static_cast<int>(threadIdx.x); i < kBurst * kN; i += kThreads) {
+        shared.gw[i] = 0.0f;
+      }
+    }
+  }
+
+  __device__ void write_totals() const {
+    const bool first = range.end == p.time;
+    for (int key = static_cast<int>(threadIdx.x); key < kN; key += kThreads) {
+      float gu = 0.0f;
+      for (int n = key; n < kThreads * kOctet; n += kN) gu += shared.gu[n];
+      results.write_total(0, p.gu, place, key, gu, first);
+      if constexpr (!kDecayPerToken) {
+        float gw = 0.0f;
+        for (int m = 0; m < kBurst; ++m) gw += shared.gw[m * kN + key];
+        results.write_total(1, p.gw, place, key, gw, first);
+      }
+    }
+  }
+};
+
+// What it computes: for a range of tokens every gradient of outer_forward_kernel, gu (RWKV-5: and
+// gw) per batch row; where a head has several slices, sums over values are left per slice.
+// What a thread owns: kR values x kC keys of S for kBurst tokens, and of G.
+// What it gave up: work, for the states are computed twice again, and parallelism over time.
+template <class TileType, bool kDecayPerToken>
+__global__ void __launch_bounds__(TileType::kThreads, 256 / TileType::kThreads)
+    outer_backward_kernel(const __grid_constant__ OuterBackward p, TokenRange range,
+                          StatesAt<const float*> states, float* slices) {
+  DYNAMIC_SHARED(base);
+  const OuterBackwardBlock<TileType, kDecayPerToken> block(p, range, states, slices, blockIdx.x,
+                                                           base);
+  // Between ranges gstate carries the gradient on.
+  const auto* after = static_cast<const float*>(range.end == p.time ? p.gfinal_state : p.gstate);
+  const int64_t at = block.place.state();
+  float G[TileType::kR][TileType::kC];
+  block.tile.load_state(G, after == nullptr ? nullptr : after + at);
+  block.scan(G);
+  block.tile.store_state(G, static_cast<float*>(p.gstate) + at);
+}
+
+}  // namespace rwkv

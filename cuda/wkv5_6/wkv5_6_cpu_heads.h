@@ -1,0 +1,225 @@
+// Walks whole heads of RWKV-5 and 6 on a CPU: reads the tensors into padded rows of the computing
+// type, lets the tiles of wkv5_6_cpu_scan.h do the N x N work, adds the bonus and the chain rule of
+// the decay, and writes the results. A head belongs to one thread, so that its sums have a fixed
+// order whatever the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "../common/cpu/head_rows.h"
+#include "../common/cpu/exp.h"
+#include "wkv5_6_cpu_scan.h"
+#include "../common/cpu/row_math.h"
+#include "../common/cpu/scratch.h"
+#include "../common/cpu/walk.h"
+#include "wkv5_6_params.h"
+
+namespace rwkv {
+
+// exp(-exp(w)) is zero beyond it. Without it exp(w) becomes infinite, and zero times that, in the
+// gradient of w, is NaN.
+template <typename T> constexpr T kLargestLogRate = sizeof(T) == 4 ? T(5) : T(7);
+
+// decay = exp(-exp(w)) and slope, its derivative by w; count: a multiple of kLanes
+template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    const Vec<T> limited = min<T>(kLargestLogRate<T>, load<T>(w + i));
+    const Vec<T> log_decay = -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited));
+    const Vec<T> d = exp_in_range<T>(log_decay);
+    store<T>(decay + i, d);
+    store<T>(slope + i, d * log_decay);
+  }
+}
+
+// The inputs of some tokens of one head, in rows.
+template <typename T, bool kDecayPerToken> struct OuterRows {
+  const int64_t stride;
+  T *r, *k, *v, *gy, *decay, *slope, *w;
+
+  OuterRows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
+    for (T** rows : {&r, &k, &v, &gy, &decay, &slope, &w}) scratch.want(*rows, tokens * stride);
+  }
+
+  // RWKV-5 has one row of decays per head, repeated here for every token.
+  void read_decay(const void* from, DType dtype, const HeadPlace& place, int64_t begin,
+                  int64_t tokens) const {
+    if (kDecayPerToken) {
+      read_rows(from, dtype, place, begin, tokens, w, stride);
+      return decay_of(w, decay, slope, tokens * stride);
+    }
+    load_row<T>(from, dtype, place.head * place.size, place.size, w);
+    decay_of(w, decay, slope, stride);
+    for (int64_t at = stride; at < tokens * stride; at += stride) {
+      std::memcpy(decay + at, decay, stride * sizeof(T));
+      std::memcpy(slope + at, slope, stride * sizeof(T));
+    }
+  }
+
+  OuterBlock<T> block(int64_t begin, int64_t tokens) const {
+    OuterBlock<T> b{};
+    const int64_t at = begin * stride;
+    b.tokens = tokens, b.stride = stride;
+    b.r = r + at, b.k = k + at, b.v = v + at, b.d = decay + at, b.gy = gy + at;
+    return b;
+  }
+};
+
+template <typename T, bool kDecayPerToken> class OuterForwardHeads {
+ public:
+  OuterForwardHeads(const OuterForward& p, int64_t most)
+      : p_(p), most_(most), stride_(padded<T>(p.size)), rows_(scratch_, kBlock, stride_) {
+    scratch_.want(y_, kBlock * stride_);
+    scratch_.want(u_, stride_);
+    scratch_.want(states_, most * stride_ * stride_);
+    scratch_.want(other_, stride_ * stride_);
+    scratch_.allocate();
+  }
+
+  void run(int64_t task) {
+    walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
+                 [&](T* state, const TokenRange& block, const TokenRange& next) {
+                   run_block(state, block.place, block.begin, block.tokens, next);
+                 });
+  }
+
+ private:
+  using Rows = OuterRows<T, kDecayPerToken>;
+
+  void run_block(T* state, const HeadPlace& place, int64_t begin, int64_t tokens,
+                 const TokenRange& next_rows) {
+    load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
+    read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
+    read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
+    read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
+    rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
+    OuterBlock<T> b = rows_.block(0, tokens);
+    b.y = y_;
+    for (int64_t at = 0; at < tokens * stride_; at += stride_) {
+      set_scaled(y_ + at, dot(b.r + at, u_, b.k + at, stride_), b.v + at, stride_);
+    }
+    ahead_.start(next_rows);
+    for (const void* next : {p_.r, p_.k, p_.v}) ahead_.add(next, p_.dtype);
+    if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
+    ahead_.share(tiles_);
+    b.ahead = &ahead_;
+    outer_forward(b, state);
+    write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
+  }
+
+  const OuterForward& p_;
+  const int64_t most_, stride_, tiles_ = tile_count<T>(stride_);
+  Scratch<T> scratch_;
+  Rows rows_;
+  Ahead ahead_;
+  T *y_, *u_, *states_, *other_;
+};
+
+template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
+ public:
+  OuterBackwardHeads(const OuterBackward& p, int64_t most)
+      : p_(p), most_(most), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
+        blocks_((longest_ + kBlock - 1) / kBlock), rows_(scratch_, longest_, stride_) {
+    for (T** rows : {&gr_, &gk_, &gv_, &gd_}) scratch_.want(*rows, kBlock * stride_);
+    scratch_.want(history_, kBlock * kTile);
+    scratch_.want(u_, stride_);
+    scratch_.want(all_gu_, most * stride_);
+    scratch_.want(all_gw_, most * stride_);
+    scratch_.want(states_, blocks_ * stride_ * stride_);
+    scratch_.want(gradients_, most * stride_ * stride_);
+    scratch_.want(other_, stride_ * stride_);
+    scratch_.allocate();
+  }
+
+  void run(int64_t task) {
+    const HeadGroup group(p_, most_, task);
+    clear_rows(all_gu_, most_ * stride_);
+    clear_rows(all_gw_, most_ * stride_);
+    walk_backward(p_, group, stride_, gradients_,
+                  [&](const HeadPlace& place, int64_t n, T* gradient, const Segment& segment,
+                      const TokenRange& next) {
+                    gu_ = all_gu_ + n * stride_, gw_ = all_gw_ + n * stride_, gradient_ = gradient;
+                    load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
+                    run_segment(place, segment, next);
+                  });
+    for (int64_t n = 0; n < group.count; ++n) {
+      const int64_t to = (group.row * p_.heads + group.first + n) * p_.size;
+      store_row<T>(p_.gu, kDTypeOf<T>, to, p_.size, all_gu_ + n * stride_);
+      if (!kDecayPerToken) store_row<T>(p_.gw, kDTypeOf<T>, to, p_.size, all_gw_ + n * stride_);
+    }
+  }
+
+ private:
+  using Rows = OuterRows<T, kDecayPerToken>;
+  static constexpr int64_t kTile = kRows<T> * 4 * kLanes<T>;
+
+  // [value][key] at the start of the segment's block n
+  T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
+
+  void run_segment(const HeadPlace& place, const Segment& segment, const TokenRange& next_rows) {
+    const int64_t begin = segment.begin, tokens = segment.tokens;
+    read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
+    read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
+    read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
+    read_rows(p_.gy, p_.dtype, place, begin, tokens, rows_.gy, stride_);
+    rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
+    read_state(p_, place, segment, stride_, other_);
+    transpose(other_, state(0), stride_, stride_);
+    for (int64_t n = 1; n * kBlock < tokens; ++n) {
+      outer_advance(rows_.block((n - 1) * kBlock, kBlock), state(n - 1), state(n));
+    }
+    ahead_.start(next_rows);
+    for (const void* next : {p_.r, p_.k, p_.v, p_.gy}) ahead_.add(next, p_.dtype);
+    if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
+    ahead_.share(tiles_ * ((tokens + kBlock - 1) / kBlock));
+    for (int64_t t = (tokens - 1) / kBlock * kBlock; t >= 0; t -= kBlock) {
+      run_block(place, begin, t, std::min(kBlock, tokens - t));
+    }
+  }
+
+  // t: the block's first token, counted from the segment's
+  void run_block(const HeadPlace& place, int64_t segment_begin, int64_t t, int64_t tokens) {
+    const int64_t begin = segment_begin + t;
+    OuterBlock<T> b = rows_.block(t, tokens);
+    b.gr = gr_, b.gk = gk_, b.gv = gv_, b.gd = gd_, b.history = history_, b.ahead = &ahead_;
+    for (int64_t n = 0; n < tokens; ++n) start_token(b, n * stride_);
+    outer_backward(b, state(t / kBlock), gradient_);
+    multiply(gd_, rows_.slope + t * stride_, tokens * stride_);
+    write_rows(p_.gr, p_.dtype, place, begin, tokens, gr_, stride_);
+    write_rows(p_.gk, p_.dtype, place, begin, tokens, gk_, stride_);
+    write_rows(p_.gv, p_.dtype, place, begin, tokens, gv_, stride_);
+    if (kDecayPerToken) {
+      write_rows(p_.gw, p_.w_dtype, place, begin, tokens, gd_, stride_);
+    } else {
+      for (int64_t n = 0; n < tokens; ++n) add(gw_, gd_ + n * stride_, stride_);
+    }
+  }
+
+  // The gradients of the bonus (u k . r) v, to which the tiles add theirs.
+  void start_token(const OuterBlock<T>& b, int64_t at) {
+    const T *r = b.r + at, *k = b.k + at, *v = b.v + at, *gy = b.gy + at;
+    const T weight = dot(v, gy, stride_);
+    set_scaled(gv_ + at, dot(r, u_, k, stride_), gy, stride_);
+    set_scaled(gr_ + at, weight, u_, k, stride_);
+    set_scaled(gk_ + at, weight, u_, r, stride_);
+    add_scaled(gu_, weight, r, k, stride_);
+    clear_rows(gd_ + at, stride_);
+  }
+
+  const OuterBackward& p_;
+  const int64_t most_, stride_, tiles_ = tile_count<T>(stride_), longest_, blocks_;
+  Scratch<T> scratch_;
+  Rows rows_;
+  Ahead ahead_;
+  T *history_, *states_, *gradients_, *other_, *gr_, *gk_, *gv_, *gd_, *u_, *all_gu_, *all_gw_;
+  // the present head's
+  T *gradient_ = nullptr, *gu_ = nullptr, *gw_ = nullptr;
+};
+
+template <typename T> using Wkv5ForwardHeads = OuterForwardHeads<T, false>;
+template <typename T> using Wkv5BackwardHeads = OuterBackwardHeads<T, false>;
+template <typename T> using Wkv6ForwardHeads = OuterForwardHeads<T, true>;
+template <typename T> using Wkv6BackwardHeads = OuterBackwardHeads<T, true>;
+
+}  // namespace rwkv

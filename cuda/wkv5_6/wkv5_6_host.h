@@ -1,0 +1,101 @@
+// Host side of RWKV-5 and 6, the same for every device: checks the arguments, makes them
+// contiguous, allocates the results and fills the parameters of the kernels.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+
+#include "../common/torch/head_host.h"
+#include "wkv5_6_params.h"
+
+namespace rwkv {
+
+struct OuterForwardCall {
+  at::Tensor r, k, v, w, u, state, reset;  // contiguous; undefined where absent
+  at::Tensor y, final_state, checkpoints;
+  OuterForward params;
+};
+
+struct OuterBackwardCall {
+  at::Tensor gy, gfinal_state, r, k, v, w, u, reset, checkpoints;
+  at::Tensor gr, gk, gv, gw, gu, gstate;  // gu (RWKV-5: and gw) per batch row
+  OuterBackward params;
+};
+
+template <bool kDecayPerToken>
+HeadSizes outer_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
+                       const at::Tensor& w, const at::Tensor& u,
+                       const std::optional<at::Tensor>& reset, int64_t keep_every) {
+  const HeadSizes sizes = head_sizes(r, w, reset, keep_every);
+  const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
+  CHECK_SHAPE(k, B, T, H, N);
+  CHECK_SHAPE(v, B, T, H, N);
+  CHECK_LIKE(k, r);
+  CHECK_LIKE(v, r);
+  if (kDecayPerToken) CHECK_SHAPE(w, B, T, H, N);
+  else CHECK_SHAPE(w, H, N);
+  CHECK_SHAPE(u, H, N);
+  CHECK_DTYPE(u, computing_type(r));
+  return sizes;
+}
+
+template <bool kDecayPerToken>
+OuterForwardCall outer_forward_call(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
+                                    const at::Tensor& w, const at::Tensor& u,
+                                    const std::optional<at::Tensor>& state,
+                                    const std::optional<at::Tensor>& reset, int64_t keep_every) {
+  const HeadSizes sizes = outer_sizes<kDecayPerToken>(r, k, v, w, u, reset, keep_every);
+  check_state(state, "state", sizes, r);
+  OuterForwardCall c{r.contiguous(), k.contiguous(), v.contiguous(), w.contiguous(), u.contiguous(),
+                     contiguous_or_undefined(state), contiguous_or_undefined(reset),
+                     at::empty(r.sizes(), r.options()), empty_state(sizes, r),
+                     empty_checkpoints(sizes, r), {}};
+  OuterForward& p = c.params;
+  static_cast<HeadSizes&>(p) = sizes;
+  p.r = c.r.const_data_ptr(), p.k = c.k.const_data_ptr(), p.v = c.v.const_data_ptr();
+  p.w = c.w.const_data_ptr(), p.u = c.u.const_data_ptr();
+  p.state = data_or_null(c.state);
+  p.reset = static_cast<const bool*>(data_or_null(c.reset));
+  p.y = c.y.mutable_data_ptr(), p.final_state = c.final_state.mutable_data_ptr();
+  p.checkpoints = sizes.kept > 0 ? c.checkpoints.mutable_data_ptr() : nullptr;
+  return c;
+}
+
+template <bool kDecayPerToken>
+OuterBackwardCall outer_backward_call(const at::Tensor& gy,
+                                      const std::optional<at::Tensor>& gfinal_state,
+                                      const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& w, const at::Tensor& u,
+                                      const std::optional<at::Tensor>& reset,
+                                      const at::Tensor& checkpoints, int64_t keep_every) {
+  const HeadSizes sizes = outer_sizes<kDecayPerToken>(r, k, v, w, u, reset, keep_every);
+  const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
+  const auto computing = r.options().dtype(computing_type(r));
+  CHECK_SHAPE(gy, B, T, H, N);
+  CHECK_LIKE(gy, r);
+  check_checkpoints(checkpoints, sizes, r);
+  check_state(gfinal_state, "gfinal_state", sizes, r);
+  OuterBackwardCall c{gy.contiguous(), contiguous_or_undefined(gfinal_state), r.contiguous(),
+                      k.contiguous(), v.contiguous(), w.contiguous(), u.contiguous(),
+                      contiguous_or_undefined(reset), checkpoints.contiguous(),
+                      at::empty(r.sizes(), r.options()), at::empty(r.sizes(), r.options()),
+                      at::empty(r.sizes(), r.options()),
+                      kDecayPerToken ? at::empty(w.sizes(), w.options())
+                                     : at::empty({B, H, N}, computing),
+                      at::empty({B, H, N}, computing), empty_state(sizes, r), {}};
+  OuterBackward& p = c.params;
+  static_cast<HeadSizes&>(p) = sizes;
+  p.r = c.r.const_data_ptr(), p.k = c.k.const_data_ptr(), p.v = c.v.const_data_ptr();
+  p.w = c.w.const_data_ptr(), p.u = c.u.const_data_ptr();
+  p.reset = static_cast<const bool*>(data_or_null(c.reset));
+  p.checkpoints = c.checkpoints.const_data_ptr();
+  p.gy = c.gy.const_data_ptr(), p.gfinal_state = data_or_null(c.gfinal_state);
+  p.gr = c.gr.mutable_data_ptr(), p.gk = c.gk.mutable_data_ptr();
+  p.gv = c.gv.mutable_data_ptr(), p.gw = c.gw.mutable_data_ptr();
+  p.gu = c.gu.mutable_data_ptr(), p.gstate = c.gstate.mutable_data_ptr();
+  return c;
+}
+
+}  // namespace rwkv

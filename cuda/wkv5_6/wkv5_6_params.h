@@ -1,0 +1,32 @@
+// What the kernels of RWKV-5 and 6 are told: sizes, element types and raw memory, no torch. "T" is
+// the computing type.
+#pragma once
+
+#include "../common/params/head_params.h"
+
+namespace rwkv {
+
+struct OuterForward : HeadSizes {
+  const void *r, *k, *v;   // [B, T, H, N]
+  const void* w;           // [B, T, H, N] (RWKV-6) or [H, N] (RWKV-5), before both exponentials
+  const void* u;           // [H, N] of T
+  const void* state;       // [B, H, N_value, N_key] of T, or null for zero
+  const bool* reset;       // [B, T] or null
+  void* y;                 // [B, T, H, N]
+  void* final_state;       // as state
+  void* checkpoints;       // [B, H, kept, N_key, N_value] of T, or null
+};
+
+struct OuterBackward : HeadSizes {
+  const void *r, *k, *v, *w, *u;
+  const bool* reset;
+  const void* checkpoints;
+  const void* gy;            // [B, T, H, N]
+  const void* gfinal_state;  // [B, H, N_value, N_key] of T, or null for zero
+  void *gr, *gk, *gv;        // [B, T, H, N]
+  void* gw;                  // RWKV-6: [B, T, H, N] of w_dtype; RWKV-5: [B, H, N] of T
+  void* gu;                  // [B, H, N] of T; the caller sums over the batch
+  void* gstate;              // [B, H, N_value, N_key] of T
+};
+
+}  // namespace rwkv

@@ -1,0 +1,91 @@
+"""Merges what was trained beside a base model into it.
+
+    python -m rwkv_train.checkpoint.merge BASE.pth ADAPTER.lora.safetensors OUT.pth
+    python -m rwkv_train.checkpoint.merge BASE.pth STATES.pth OUT.pth
+
+The second file is an adapter (ours, or a folder of peft's) or a file of trained initial states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rwkv_train.errors import CheckpointError, TrainerError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit status 2."""
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; importing torch is left to `main`."""
+    p = Parser(
+        prog="python -m rwkv_train.checkpoint.merge",
+        description="Merges an adapter, or trained initial states, into their base model.",
+    )
+    p.add_argument("base", help="base model, .pth or .safetensors")
+    p.add_argument("change", help="adapter (.safetensors, its .json beside it; or peft's folder), "
+                                  "or a file of trained initial states")
+    p.add_argument("out", help="file to write; a name ending in .safetensors gives that format")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+                   help="of the file written; auto: the base model's")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0, or 2 for bad input with one line on stderr."""
+    arguments = parser().parse_args(argv)
+    try:
+        _merge(arguments)
+    except TrainerError as error:
+        print(f"error: {error.in_one_line()}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _merge(a: argparse.Namespace) -> None:
+    import torch
+
+    from rwkv_train.checkpoint.adapter_files import load_adapter, merge
+    from rwkv_train.checkpoint.weights import load_weights, save_weights
+
+    out, change = Path(a.out), Path(a.change)
+    if out.exists():
+        raise CheckpointError(f"{out} exists already; remove it yourself or choose another name")
+    if not out.parent.is_dir():
+        raise CheckpointError(f"{out.parent} is no folder; create it or choose another name")
+    base = load_weights(a.base)
+    states = {} if change.is_dir() else _states_of(load_weights(change))
+    if states:
+        expected = {name.split(".")[1] for name in base if name.startswith("blocks.")}
+        if {name.split(".")[1] for name in states} != expected:
+            raise CheckpointError(
+                f"{change} holds states of {len(states)} layers, {a.base} has {len(expected)}; "
+                f"give the base model that they were trained on"
+            )
+        merged = {**base, **states}
+    else:
+        merged = merge(base, load_adapter(change))
+    stored = next((v.dtype for v in base.values() if v.is_floating_point()), torch.float32)
+    dtype = {"auto": stored, "fp32": torch.float32, "bf16": torch.bfloat16,
+             "fp16": torch.float16}[a.precision]
+    save_weights(out, merged, dtype)
+    print(f"wrote {out}: {a.base} with {a.change}, {str(dtype).removeprefix('torch.')}")
+
+
+def _states_of(weights: dict) -> dict:
+    """`weights` if they are trained initial states and nothing else, {} otherwise."""
+    only_states = all(name.endswith(".att.time_state") for name in weights)
+    return weights if only_states else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""The full training state beside a checkpoint: what makes a resumed run continue exactly.
+
+`rwkv-N.pth` holds the weights for the world; `rwkv-N.state` beside it holds what only the trainer
+needs: fp32 weights, the optimizer's moments, the step, random states, loss averages and the
+configuration. It is one file of full tensors by parameter name, so it fits any number of processes
+and any strategy. The name does not end in .pth, so no other program takes it for a checkpoint.
+Between mini-epochs a state is saved alone (`names.step_state`).
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rwkv_train.checkpoint.digest import content_digest
+from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, is_state
+from rwkv_train.checkpoint.space import require_space
+from rwkv_train.errors import CheckpointError
+from rwkv_train.files import replacing
+
+# 2 had no digest, 1 only the moments of Adam.
+FORMAT = 3
+# What every reader relies on; the rest may be absent.
+REQUIRED = ("format", "step", "weights", "optimizer", "moments", "optimizer_steps")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file a run could go on from: a training state, or bare weights when it has no state."""
+
+    epoch: int
+    weights: Path | None
+    state: Path | None
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """A training state and where in the data it stands; nothing of it is verified yet.
+
+    position: tokens trained on, None when that cannot be read; then `fault` says why.
+    """
+
+    path: Path
+    position: int | None
+    step: int = 0
+    fault: str = ""
+
+
+def state_path(checkpoint: Path) -> Path:
+    """Where the training state of `checkpoint` (rwkv-N.pth or rwkv-final.pth) lies."""
+    return checkpoint.with_suffix(STATE_SUFFIX)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes a training state (nested dicts of tensors and plain values) atomically.
+
+    Raises CheckpointError; what was at `path` before is then unchanged.
+    """
+    require_space(path, state)
+    content = {"format": FORMAT, **state}
+    content["digest"] = content_digest(content)
+    try:
+        # A handle, because given a path torch writes its name into the file.
+        with replacing(path) as beside, beside.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: {_first_line(error)}; free the disk or choose another "
+            "--proj_dir. What was there before is unchanged"
+        ) from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads and verifies what `save_state` wrote; tensors stay on disk until used.
+
+    Raises CheckpointError when a single bit is not as it was written.
+    """
+    state = _read(path, verify=True)
+    missing = [key for key in REQUIRED if key not in state]
+    if missing:
+        raise CheckpointError(f"{path} is no training state: it lacks {', '.join(missing)}")
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {state['format']}, this version reads format {FORMAT}; go on with "
+            "the version that wrote it"
+        )
+    digest = state.pop("digest", None)
+    try:
+        intact = digest == content_digest(state)
+    except TypeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not intact:
+        raise CheckpointError(f"{path} is damaged: its content does not have the digest it names")
+    for name, weight in state["weights"].items():
+        if not bool(weight.isfinite().all()):
+            raise CheckpointError(f"{path} comes from a run that diverged: {name} is not finite")
+    return state
+
+
+def _read(path: Path, *, verify: bool) -> dict[str, Any]:
+    """The dictionary in a state; verify: with its description checked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = _damaged_part(archive) if verify else None
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged: wrong checksum of its part {damaged}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error ...
+        raise CheckpointError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is no training state: it holds {type(state).__name__}")
+    return state
+
+
+def _damaged_part(archive: zipfile.ZipFile) -> str | None:
+    """The part that describes the others, if it is damaged; a digest covers the tensors."""
+    for name in archive.namelist():
+        if name.endswith("data.pkl"):
+            try:
+                archive.read(name)
+            except zipfile.BadZipFile:
+                return name
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
+
+
+def list_states(folder: Path) -> list[StateFile]:
+    """The training states in `folder`, the one furthest in the data first; unreadable ones last.
+
+    Reads only what describes them. Of two at the same place the one that ends a run comes first,
+    then the one that ends a mini-epoch.
+    """
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not is_state(path.name) or not path.is_file():
+            continue
+        try:
+            content = _read(path, verify=False)
+            step = int(content["step"])
+            position = step * int(content.get("tokens_per_step", 1))
+            found.append(StateFile(path, position, step))
+        except CheckpointError as error:
+            found.append(StateFile(path, None, fault=str(error)))
+        except (KeyError, TypeError, ValueError):
+            found.append(StateFile(path, None, fault=f"{path} is no training state: no step"))
+    return sorted(found, key=_freshness, reverse=True)
+
+
+def _freshness(state: StateFile) -> tuple[int, int, str]:
+    name = state.path.name
+    kind = 2 if name.startswith("rwkv-final") else 0 if name.startswith("rwkv-step-") else 1
+    return (-1 if state.position is None else state.position, kind, name)
+
+
+def resume_candidates(folder: Path) -> list[Candidate]:
+    """Numbered checkpoints and states in `folder`, newest first; rwkv-init.pth is not one."""
+    epochs: dict[int, dict[str, Path]] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        epoch = epoch_of(path.with_suffix(".pth").name)
+        if path.suffix not in (".pth", STATE_SUFFIX) or not path.is_file():
+            continue
+        if epoch is not None and epoch >= 0:
+            epochs.setdefault(epoch, {})[path.suffix] = path
+    return [
+        Candidate(epoch, epochs[epoch].get(".pth"), epochs[epoch].get(STATE_SUFFIX))
+        for epoch in sorted(epochs, reverse=True)
+    ]

@@ -1,0 +1,90 @@
+"""What every compiled part of the program needs: a compiler, a cache folder, a plain library."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rwkv_train.errors import BackendError
+from rwkv_train.files import partial_path
+
+_PLAIN_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-Wall")
+
+
+def find_cpp_path() -> str:
+    """The path of the C++ compiler; BackendError when there is none."""
+    path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if path is None:
+        raise BackendError(
+            "no C++ compiler (c++, g++, clang++) is on the PATH; install one, for example with "
+            "`apt-get install g++`"
+        )
+    return path
+
+
+def version_text(path: str) -> str:
+    """What a compiler says of itself; BackendError when it does not start."""
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BackendError(f"{path} --version failed: {done.stderr.strip()}; reinstall it")
+    return done.stdout
+
+
+def cache_folder() -> Path:
+    """A folder that only this user can write: ~/.cache/rwkv_kernels, else one under /tmp."""
+    try:
+        folder = Path.home() / ".cache" / "rwkv_kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    folder = Path(tempfile.gettempdir()) / f"rwkv_kernels_{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise BackendError(f"{folder} belongs to another user; delete it, or make ~ writable")
+    return folder
+
+
+def plain_library(source: Path, cache: Path | None = None) -> Path:
+    """The path of a library made of one C++ file that uses nothing but the standard library.
+
+    It lies in the cache under a name that holds a hash of source, flags, compiler and machine, and
+    is compiled (a second or two) when it is not there.  Raises BackendError with the reason when
+    that is impossible.  Several processes may ask at once: whoever finishes last replaces equals.
+    """
+    if os.name != "posix":
+        raise BackendError(f"{source.name} is built on Linux and macOS only")
+    try:
+        folder = cache or cache_folder()
+        compiler = find_cpp_path()
+        shared = "-shared" if sys.platform.startswith("linux") else "-dynamiclib"
+        command = [compiler, *_PLAIN_FLAGS, shared, str(source)]
+        told = [*command[1:-1], version_text(compiler), *platform.libc_ver(), platform.machine()]
+        key = hashlib.sha256("\n".join(told).encode() + source.read_bytes()).hexdigest()[:16]
+        library = folder / f"{source.stem}-{key}.so"
+        if not library.exists():
+            _compile(command, library)
+    except OSError as error:
+        raise BackendError(f"{source.name} cannot be compiled: {error}") from error
+    return library
+
+
+def _compile(command: list[str], library: Path) -> None:
+    beside = partial_path(library)
+    try:
+        done = subprocess.run(
+            [*command, "-o", str(beside)], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            reason = next((line for line in done.stderr.splitlines() if line.strip()), "no reason")
+            raise BackendError(f"{command[-1]} does not compile: {reason}")
+        beside.replace(library)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""Configuration from defaults, a YAML file and the command line, later ones winning.
+
+A file is grouped in sections (`model: {n_layer: 12}`), the command line is flat (`--n_layer 12`).
+Nothing here looks at the data, the checkpoints or the machine: that is `resolve`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+import yaml
+
+from rwkv_train.config.command_line.argv import (
+    Argument,
+    asks_for_help,
+    boolean,
+    perhaps,
+    read_arguments,
+    write_arguments,
+)
+from rwkv_train.config.command_line.fields import fields, sections
+from rwkv_train.config.rwkv_lm.flags import FLAGS
+from rwkv_train.config.schema import RunConfig
+from rwkv_train.errors import ConfigError
+
+_TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+
+
+@dataclasses.dataclass(frozen=True)
+class _CommandLine(RunConfig):
+    """Trains an RWKV-4, 5, 6 or 7 language model.
+
+    Flags with their defaults; None is worked out from the data, the checkpoint or the machine.
+    The flags of RWKV-LM's train.py (three generations) are understood as well.
+    """
+
+    config: str | None = None
+    """YAML file with these settings in their sections, e.g. the proj_dir/config.yaml of a run;
+    flags win over the file"""
+
+
+def load_config(argv: Sequence[str]) -> RunConfig:
+    """Defaults <- the file named by --config <- the other flags.
+
+    Prints the help and leaves with status 0 for -h or --help.  Raises ConfigError, in one line,
+    for an unknown flag, a missing value, a value of the wrong type and a fault in the file.
+    """
+    if asks_for_help(argv):
+        tyro.cli(_CommandLine, args=["--help"], prog="train.py", use_underscores=True, config=_TYRO)
+    arguments = read_arguments(argv)
+    files = [value for name, value in arguments if name == "config"]
+    if len(files) > 1:
+        raise ConfigError("--config is given twice; one file holds all sections")
+    if files and not files[0]:
+        raise ConfigError("--config needs a value: the path of a YAML file")
+    base = read_config(Path(files[0])) if files else RunConfig()
+    flags = [_complete(argument) for argument in arguments if argument.name != "config"]
+    return _apply(flags, base)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in a YAML file; ConfigError names the file and the dotted path."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return RunConfig()
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected the sections {', '.join(sections())}")
+    parts = {name: _section(path, name, body) for name, body in content.items()}
+    return RunConfig(**parts)
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML text that read_config turns into `config` again: a commented section each."""
+    parts = []
+    for name, section_type in sections().items():
+        body = {name: dataclasses.asdict(getattr(config, name))}
+        text = yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+        parts.append(f"# {section_type.__doc__}\n{text}")
+    return "\n".join(parts)
+
+
+def saved_values(text: str) -> dict[str, object]:
+    """Leaf name -> value of a configuration that `dump_config` wrote, also an older version.
+
+    Fields that it lacks are absent; nothing is checked.
+    """
+    content = yaml.safe_load(text)
+    return {name: value for body in content.values() for name, value in body.items()}
+
+
+def _section(path: Path, name: object, body: object) -> object:
+    if name not in sections():
+        raise ConfigError(f"{path}: unknown section {name!r}{_advice(name)}")
+    if body is None:
+        body = {}
+    if not isinstance(body, dict):
+        raise ConfigError(f"{path}: {name}: expected `field: value` lines, got {body!r}")
+    values = {}
+    for key, value in body.items():
+        entry = fields().get(key) if isinstance(key, str) else None
+        if entry is None or entry.section != name:
+            raise ConfigError(f"{path}: {name}.{key}: unknown field{_advice(key)}")
+        try:
+            values[key] = entry.checked(value)
+        except ValueError:
+            raise ConfigError(
+                f"{path}: {name}.{key}: expected {entry.expected}, got {value!r}"
+            ) from None
+    return sections()[name](**values)
+
+
+def _advice(key: object) -> str:
+    """Where a misplaced or misspelt name of a file belongs."""
+    key = str(key).replace("-", "_")
+    if key in fields():
+        return f"; {key} belongs into the section {fields()[key].section}"
+    if key in FLAGS:
+        return "; it is a flag of RWKV-LM, to be given on the command line"
+    return perhaps(key, [*sections(), *fields()])
+
+
+def _complete(argument: Argument) -> Argument:
+    """The argument with a value that tyro reads; ConfigError if there is no such flag."""
+    name, value = argument
+    entry = fields().get(name)
+    if entry is None:
+        raise ConfigError(
+            f"unknown flag --{name}{perhaps(name, [*fields(), 'config', *FLAGS], '--')}"
+        )
+    if entry.kind is bool:
+        truth = True if value is None else boolean(value)
+        return Argument(name, value if truth is None else str(truth))
+    if value is None:
+        raise ConfigError(f"--{name} needs a value: {entry.expected}")
+    return argument
+
+
+def _apply(flags: Sequence[Argument], base: RunConfig) -> RunConfig:
+    try:
+        return _parse(flags, base)
+    except SystemExit:
+        # tyro has drawn a box for all faults together; find the first one and say it in a line.
+        for flag in flags:
+            try:
+                _parse([flag], base)
+            except SystemExit:
+                expected = fields()[flag.name].expected
+                raise ConfigError(
+                    f"--{flag.name}: expected {expected}, got {flag.value!r}"
+                ) from None
+        raise
+
+
+def _parse(flags: Sequence[Argument], base: RunConfig) -> RunConfig:
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        return tyro.cli(
+            RunConfig,
+            args=write_arguments(flags),
+            default=base,
+            use_underscores=True,
+            add_help=False,
+            config=_TYRO,
+        )
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper with line breaks and other invisible characters escaped."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # Unquoted, U+0085 and its like would be folded away as line breaks.
+        style = None if text.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that a key given twice is a fault and not the last one wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is given twice{node.start_mark}")
+        return super().construct_mapping(node, deep)

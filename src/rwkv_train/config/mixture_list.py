@@ -1,0 +1,73 @@
+"""Several data sets with weights in one --data_file: `a:0.7,b:0.3`, or `a:0.7..0.3,b:0.3..0.7`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from fractions import Fraction
+from math import lcm
+from typing import NamedTuple
+
+from rwkv_train.errors import ConfigError
+
+# The order of picks is a table of so many samples at most.
+LARGEST_PERIOD = 100_000
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_WEIGHTED = re.compile(rf"(.+):({_NUMBER})(?:\.\.({_NUMBER}))?", re.DOTALL)
+
+
+class Part(NamedTuple):
+    """One data set of a mixture and its shares of the samples at begin and end of the run."""
+
+    path: str
+    begin: Fraction
+    end: Fraction
+
+
+def parts_of(data_file: str | None) -> tuple[Part, ...]:
+    """The parts of a mixture, () when data_file names a single data set.
+
+    A list is one as soon as an item ends with a colon and a number; then all items must. Raises
+    ConfigError for items without a weight, named twice, and for weights that cannot be used.
+    """
+    items = (data_file or "").split(",")
+    found = [_WEIGHTED.fullmatch(item.strip()) for item in items]
+    if not any(found):
+        return ()
+    for item, match in zip(items, found):
+        if match is None:
+            raise ConfigError(
+                f"--data_file {data_file}: {item.strip()!r} has no weight; write every part as "
+                "PREFIX:NUMBER, or PREFIX:BEGIN..END for a weight that changes over the run"
+            )
+    paths = [match[1] for match in found]
+    repeated = [path for path, count in Counter(paths).items() if count > 1]
+    if repeated:
+        raise ConfigError(
+            f"--data_file {data_file}: {repeated[0]} is named twice; name it once, with the sum of"
+            " its weights"
+        )
+    begin = _shares(data_file, [match[2] for match in found])
+    end = _shares(data_file, [match[3] or match[2] for match in found])
+    return tuple(map(Part, paths, begin, end))
+
+
+def weights_change(parts: tuple[Part, ...]) -> bool:
+    """Whether a share at the end is another than at the beginning."""
+    return any(part.begin != part.end for part in parts)
+
+
+def _shares(data_file: str | None, weights: list[str]) -> list[Fraction]:
+    numbers = [Fraction(weight) for weight in weights]
+    total = sum(numbers)
+    if total == 0:
+        raise ConfigError(f"--data_file {data_file}: all weights are 0; one must be above")
+    shares = [number / total for number in numbers]
+    period = lcm(*(share.denominator for share in shares))
+    if period > LARGEST_PERIOD:
+        raise ConfigError(
+            f"--data_file {data_file}: the proportions come out even only after {period} samples, "
+            f"expected at most {LARGEST_PERIOD}; use weights with fewer digits"
+        )
+    return shares

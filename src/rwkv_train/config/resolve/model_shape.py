@@ -1,0 +1,127 @@
+"""Version and shape of the network: the checkpoint's where there is one, else what was given."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rwkv_train.config.discovered import Facts
+from rwkv_train.config.schema import ModelConfig, RunConfig
+from rwkv_train.errors import ConfigError
+
+DEFAULT_VERSION = "7"
+
+# What a checkpoint's shapes tell; the other two fields leave no trace in it.
+_FROM_SHAPES = tuple(
+    entry.name
+    for entry in dataclasses.fields(ModelConfig)
+    if entry.name not in ("head_size_divisor", "dropout")
+)
+
+
+def resolve_model(config: RunConfig, facts: Facts, lines: list[str]) -> ModelConfig:
+    """The model section with version and vocabulary, and every size the checkpoint tells.
+
+    Raises ConfigError for a flag that contradicts the checkpoint or the data.
+    """
+    model = _without_unused_head_size(config.model, facts, lines)
+    if facts.donor_model is not None:
+        model = _grown(model, facts.donor_model, str(config.train.load_model), lines)
+    if facts.start_model is not None:
+        model = _merged(model, facts.start_model, str(facts.start_path), lines)
+    if model.rwkv_version is None:
+        model = dataclasses.replace(model, rwkv_version=DEFAULT_VERSION)
+        lines.append(f"rwkv_version {DEFAULT_VERSION}, since none is given")
+    model = dataclasses.replace(model, vocab_size=_vocabulary(model, config, facts, lines))
+    return model
+
+
+def _without_unused_head_size(model: ModelConfig, facts: Facts, lines: list[str]) -> ModelConfig:
+    """RWKV-LM's scripts give a head size of 64 to every version; RWKV-4 has no heads."""
+    found = facts.start_model or facts.donor_model
+    version = model.rwkv_version or (found.rwkv_version if found else DEFAULT_VERSION)
+    if version != "4" or model.head_size != 64:
+        return model
+    lines.append("head_size 64 is not used: RWKV-4 has no heads")
+    return dataclasses.replace(model, head_size=None)
+
+
+def _merged(given: ModelConfig, found: ModelConfig, path: str, lines: list[str]) -> ModelConfig:
+    taken = {}
+    for name in _FROM_SHAPES:
+        asked, size = getattr(given, name), getattr(found, name)
+        unasked = asked is None or (name == "head_qk" and asked == 0)
+        if unasked:
+            taken[name] = size
+        elif asked != size:
+            raise ConfigError(
+                f"--{name} {asked} contradicts {path}, which has"
+                f" {name} {'of its own none' if size is None else size}; leave the flag out"
+            )
+    shape = f"RWKV-{found.rwkv_version}, {found.n_layer} layers, width {found.n_embd}"
+    lines.append(f"{shape}, vocabulary {found.vocab_size}: read from {path}")
+    return dataclasses.replace(given, **taken)
+
+
+def _grown(given: ModelConfig, donor: ModelConfig, path: str, lines: list[str]) -> ModelConfig:
+    """The sizes of a larger model: what is not given is the donor's, or follows from the width."""
+    taken = {}
+    for name in ("rwkv_version", "n_layer", "n_embd", "vocab_size", "head_size"):
+        if getattr(given, name) is None:
+            taken[name] = getattr(donor, name)
+    if given.n_embd in (None, donor.n_embd):
+        same_width = ("dim_att", "dim_ffn", *(n for n in _FROM_SHAPES if n.startswith("rank_")))
+        taken |= {n: getattr(donor, n) for n in same_width if getattr(given, n) is None}
+    if donor.head_qk:
+        taken["head_qk"] = given.head_qk or donor.head_qk
+    model = dataclasses.replace(given, **taken)
+    for name in ("rwkv_version", "head_size"):
+        if getattr(model, name) != getattr(donor, name):
+            raise ConfigError(
+                f"--{name} {getattr(model, name)} differs from {path}, which has"
+                f" {getattr(donor, name)}: a larger model is made of one of the same version and"
+                " head size; leave the flag out"
+            )
+    if model.n_layer == donor.n_layer and model.n_embd == donor.n_embd:
+        raise ConfigError(
+            f"--load_model {path} at --train_stage 1 makes a larger model of a smaller one, and"
+            f" --n_layer {model.n_layer} --n_embd {model.n_embd} are its own sizes; give larger"
+            " ones, or train it as it is with --train_stage 0"
+        )
+    lines.append(
+        f"RWKV-{model.rwkv_version}, {model.n_layer} layers, width {model.n_embd}: made of {path},"
+        f" which has {donor.n_layer} layers, width {donor.n_embd}"
+    )
+    if model.vocab_size != donor.vocab_size:
+        lines.append(
+            f"vocab_size {model.vocab_size}, {path} has {donor.vocab_size}: tokens are matched by"
+            " their id, and further ones get fresh initial values"
+        )
+    return model
+
+
+def _manifest(config: RunConfig) -> str:
+    return f"{config.data.data_file}.manifest.json" if config.data.data_file else "a --data_file"
+
+
+def _vocabulary(model: ModelConfig, config: RunConfig, facts: Facts, lines: list[str]) -> int:
+    needed = facts.data_vocab_size
+    if model.vocab_size is None:
+        if needed is None:
+            raise ConfigError(
+                f"--vocab_size is not given, and {_manifest(config)} that would tell it is not"
+                " there; it is 65536 for RWKV's World tokenizer, 50304 for the Pile's"
+            )
+        lines.append(f"vocab_size {needed}: what the data needs")
+        return needed
+    if needed is not None and model.vocab_size < needed:
+        source = "--vocab_size" if facts.start_model is None else f"the model {facts.start_path}"
+        raise ConfigError(
+            f"{source} has {model.vocab_size} rows, but the data was written with a vocabulary of"
+            f" {needed} ({facts.data_tokenizer or config.data.data_type}); "
+            + (
+                f"use --vocab_size {needed}"
+                if facts.start_model is None
+                else "make the data with the model's tokenizer"
+            )
+        )
+    return model.vocab_size

@@ -1,0 +1,208 @@
+"""How values of RWKV-LM's flags become ours: one small rule for each kind of value.
+
+A rule takes the text behind a flag and returns our text, with a notice where the user should know;
+it raises ValueError with the reason, and what to do, for a value that is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import get_args
+
+from rwkv_train.config.schema import Strategy
+
+Ruled = tuple[str, str | None]
+Rule = Callable[[str], Ruled]
+
+NONE = "None"
+
+
+def same(value: str) -> Ruled:
+    """The value as it stands."""
+    return value, None
+
+
+def whole(value: str) -> Ruled:
+    """A whole number as it stands, checked here so that a fault names the flag as it was given."""
+    try:
+        int(value)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+    return value, None
+
+
+def none_if(*words: str) -> Rule:
+    """Any of `words` means "not given"; numbers are compared as numbers."""
+
+    def rule(value: str) -> Ruled:
+        return (NONE if is_one_of(value, words) else value), None
+
+    return rule
+
+
+def none_if_negative(value: str) -> Ruled:
+    """RWKV-LM's -1 for "automatic"."""
+    number = _number(value)
+    return (NONE if number is not None and number < 0 else value), None
+
+
+def none_if_not_positive(value: str) -> Ruled:
+    """RWKV-LM's 0 (or -1) for "automatic" or "off"."""
+    number = _number(value)
+    return (NONE if number is not None and number <= 0 else value), None
+
+
+def one_if_none(value: str) -> Ruled:
+    """Lightning's None for "1"."""
+    return ("1" if value == NONE else value), None
+
+
+def zero_if_negative(value: str) -> Ruled:
+    """Negative means 0."""
+    return str(max(0, int(whole(value)[0]))), None
+
+
+def positive_is_true(value: str) -> Ruled:
+    """Any positive number switches on."""
+    number = _number(value)
+    return (value if number is None else str(number > 0)), None
+
+
+def zero_or_one(value: str) -> Ruled:
+    """A switch of which RWKV-LM reads only the exact value 1."""
+    number = _number(value)
+    if number is not None and number not in (0, 1):
+        raise ValueError("only 1 has an effect in RWKV-LM; give 0 or 1")
+    return value, None
+
+
+def table(values: Mapping[str, str], refused: Mapping[str, str], otherwise: str) -> Rule:
+    """Exact lookup: our value, or the reason of a refusal; `otherwise` for all other words."""
+
+    def rule(value: str) -> Ruled:
+        if value in values:
+            return values[value], None
+        raise ValueError(refused.get(value, otherwise))
+
+    return rule
+
+
+def noticed(values: Mapping[str, str], then: Rule) -> Rule:
+    """Exact lookup that tells the user about the other spelling; `then` for all other words."""
+
+    def rule(value: str) -> Ruled:
+        if value in values:
+            return values[value], f"{value or 'the empty text'} is read as {values[value]}"
+        return then(value)
+
+    return rule
+
+
+def is_one_of(value: str, words: tuple[str, ...]) -> bool:
+    """Whether `value` is one of `words`, numbers compared as numbers (0.0 is 0)."""
+    number = _number(value)
+    return value in words or (number is not None and number in map(_number, words))
+
+
+def my_exit(value: str) -> Ruled:
+    """The number of the last mini-epoch; RWKV-LM's default of 99999999 means no limit."""
+    number = int(whole(value)[0])
+    return (NONE if number == 99999999 else str(max(0, number))), None
+
+
+def devices(value: str) -> Ruled:
+    """A number of processes per node; -1 and auto mean all."""
+    if value in ("auto", "-1"):
+        return NONE, None
+    if "," in value:
+        raise ValueError(
+            "a list of device numbers is not understood; give how many, and choose which with"
+            f" CUDA_VISIBLE_DEVICES={value.strip(',')} in front of the command"
+        )
+    return value, None
+
+
+_NAMES = "the exact names are x052, x060 and x070 (and the empty text for RWKV-4)"
+_EXPERIMENT = f"an experiment that no other runtime reads; {_NAMES}"
+_PREVIEW = "a preview of RWKV-5 from before its release; the released RWKV-5 is r2r3r4 or x052"
+_WIDE = "-f4 asks for a channel mix of 4 x n_embd; leave it out and give that number as --dim_ffn"
+
+my_testing: Rule = table(
+    # r2r3r4 is v4neo's name of the released RWKV-5: bonus per head, output gate, 3.5x channel mix.
+    {"": "4", "x052": "5", "r2r3r4": "5", "x060": "6", "x070": "7"},
+    {
+        **dict.fromkeys(("x060a", "x060b", "x060c", "g", "a", "x052g", "x060g"), _EXPERIMENT),
+        **dict.fromkeys(("r", "r2", "r3", "r4", "r2r3", "r2r4", "r3r4"), _PREVIEW),
+        **dict.fromkeys(("-f4", "x052-f4", "x060-f4", "x070-f4"), _WIDE),
+        "mamba": f"not an RWKV model; {_NAMES}",
+    },
+    f"unknown version; {_NAMES}",
+)
+
+my_pile_stage: Rule = table({stage: stage for stage in "01234"}, {}, "give 0, 1, 2, 3 or 4")
+
+train_type: Rule = table(
+    {"": "all", "all": "all", "states": "states", "lora": "lora"}, {}, "give all, states or lora"
+)
+
+data_type: Rule = table(
+    {name: name for name in ("binidx", "numpy", "uint16", "utf-8", "utf-16le", "dummy")},
+    {"wds_img": "the image experiment of RWKV-v4neo is not part of this trainer"},
+    "give binidx, numpy, uint16, utf-8, utf-16le or dummy",
+)
+
+_STRATEGIES = get_args(Strategy)
+
+strategy: Rule = noticed(
+    {"ddp_find_unused_parameters_false": "ddp"},
+    table(
+        {**{name: name for name in _STRATEGIES}, NONE: "auto"},
+        {"deepspeed": "which ZeRO stage? give deepspeed_stage_1, 2 or 3"},
+        f"give one of {', '.join(_STRATEGIES)}",
+    ),
+)
+
+precision: Rule = noticed(
+    {
+        "32": "fp32",
+        "32-true": "fp32",
+        "full": "fp32",
+        "16": "fp16",
+        "16-mixed": "fp16",
+        "half": "fp16",
+        "bf16-mixed": "bf16",
+    },
+    table(
+        {name: name for name in ("fp32", "tf32", "fp16", "bf16", NONE)},
+        {
+            **dict.fromkeys(
+                ("16-true", "bf16-true"),
+                "training keeps fp32 master weights; give fp16 or bf16",
+            ),
+            **dict.fromkeys(("64", "64-true", "double"), "fp64 is not trained in; give fp32"),
+        },
+        "give fp32, tf32, fp16 or bf16",
+    ),
+)
+
+accelerator: Rule = noticed(
+    {"cuda": "gpu"},
+    table(
+        {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "None": "auto"},
+        dict.fromkeys(("tpu", "ipu", "hpu", "mps"), "only cpu and gpu (CUDA) are supported"),
+        "give auto, cpu or gpu",
+    ),
+)
+
+
+def is_positive(value: str | None) -> bool:
+    """Whether `value` is a number above 0."""
+    number = None if value is None else _number(value)
+    return number is not None and number > 0
+
+
+def _number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None

@@ -1,0 +1,224 @@
+"""Turns text into training data: `python make_data.py FILE.jsonl REPEATS CTX_LEN`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from rwkv_train.errors import DataError, TrainerError
+
+if TYPE_CHECKING:
+    from rwkv_train.data.convert.pipeline import ConvertOptions
+
+DESCRIPTION = """\
+Turns text (jsonl: one {"text": "..."} object a line) into the binidx pair that train.py reads, and
+prints the flags to train with. The same command line always makes the same bytes, on any number of
+processes.
+"""
+EPILOG = """\
+data that is already made:
+  make_data.py --inspect PREFIX          what is in it: header, counts, lengths, documents, manifest
+  make_data.py --verify PREFIX           reads all of it and checks digests, index, ids, round trip
+  make_data.py --merge A B -o PREFIX     joins data, or the parts that --worker made
+(docs/data.md says more; each has its own --help)
+"""
+TOOLS = ("--inspect", "--verify_pair", "--merge")
+HOW_MUCH = ("all", "sample", "none")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (try {self.prog} --help)\n")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line's values; leaves with status 2 and one line when they are wrong."""
+    parser = _Parser(
+        prog="make_data.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("inputs", metavar="FILE", nargs="+", help="documents: .jsonl, .txt (a file is a document), "
+        "both also as .gz or .zst, .parquet; patterns such as 'in/*.jsonl'; - for a jsonl from the "
+        "standard input")
+    add("repeats", metavar="REPEATS", type=int, help="times every document is written, reshuffled")
+    add("ctx_len", metavar="CTX_LEN", type=int, help="tokens per sample you will train with")
+    add("--output", "-o", metavar="PREFIX", help="writes PREFIX.bin and .idx (default: the file's "
+        "name)")
+    add("--tokenizer", default="world", help="world, bytes or the path of a tokenizer.json")
+    add("--text_key", default="text", metavar="KEY", help="key or column of the text (default: "
+        "text)")
+    add("--chat_template", metavar="world|FILE", help="rows are conversations, prompts with "
+        "answers or texts: write them as RWKV World models read them, or by a template of your "
+        "own, and PREFIX.mask, which tells train.py to learn the answers only (docs/data.md)")
+    add("--seed", type=int, default=0, metavar="N", help="decides the order (default: 0)")
+    add("--no_shuffle", action="store_true", help="keep the file's order")
+    add("--validation", type=float, default=0.0, metavar="SHARE", help="hold out this share of the "
+        "documents in PREFIX_val, for example 0.01")
+    add("--overwrite", action="store_true", help="replace data made from something else")
+    add("--on_error", choices=("stop", "skip"), default="stop", help="what to do about a document "
+        "that cannot be used (default: stop)")
+    _add_selection(parser)
+    _add_resources(parser)
+    return parser.parse_args(argv)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("which documents").add_argument
+    add("--dedup", action="store_true", help="keep only the first of equal documents")
+    add("--min_tokens", type=int, metavar="N", help="leave out documents of fewer tokens")
+    add("--max_tokens", type=int, metavar="N", help="leave out documents of more tokens")
+    add("--verify", choices=HOW_MUCH, default="sample", help="documents that are "
+        "decoded again and compared (default: every tenth, of small inputs all)")
+    add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("large corpora").add_argument
+    add("--workers", type=int, metavar="N", help="processes that tokenize (default: one per core)")
+    add("--shard_tokens", type=int, metavar="N", help="cut the data into PREFIX-00000, "
+        "PREFIX-00001 ... of at most N tokens each; train.py takes PREFIX all the same")
+    add("--worker", type=int, metavar="I", help="with --of: make only part I (from 0) of the data, "
+        "for --merge")
+    add("--of", type=int, metavar="N", help="number of parts")
+
+
+def parse_tool(argv: list[str]) -> argparse.Namespace:
+    """The values of a command line about data that is already made; leaves as `parse` does."""
+    parser = _Parser(prog="make_data.py", allow_abbrev=False)
+    what = parser.add_mutually_exclusive_group(required=True).add_argument
+    what("--inspect", metavar="PREFIX", help="what is in this data")
+    what("--verify_pair", metavar="PREFIX", help="check all of this data")
+    what("--merge", metavar="PREFIX", nargs="+", help="join data, or the parts of one run")
+    add = parser.add_argument
+    add("--output", "-o", metavar="PREFIX", help="where the joined data goes")
+    add("--tokenizer", metavar="NAME", help="what made the pairs to be joined that have no "
+        "manifest (other tools'): world, bytes or the path of a tokenizer.json")
+    add("--shard_tokens", type=int, metavar="N", help="cut the joined data into shards")
+    add("--overwrite", action="store_true", help="replace data made from something else")
+    add("--verify", choices=HOW_MUCH, help="documents that --verify_pair decodes "
+        "and encodes again (default: every tenth, of small data all)")
+    add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
+    arguments = parser.parse_args(argv)
+    joins = arguments.merge is not None
+    if joins and arguments.output is None:
+        parser.error("--merge needs --output PREFIX")
+    of_merge = ("output", "tokenizer", "shard_tokens", "overwrite")
+    if not joins and any(getattr(arguments, name) for name in of_merge):
+        parser.error("--output, --tokenizer, --shard_tokens and --overwrite belong to --merge")
+    if arguments.verify and arguments.verify_pair is None:
+        parser.error("--verify belongs to --verify_pair here")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Converts and prints what was made."""
+    # Here, so that --help need not wait for NumPy.
+    from rwkv_train.data.convert.pipeline import convert
+    from rwkv_train.data.inspect.summary import report
+
+    if arguments.ctx_len < 1:
+        raise DataError(f"CTX_LEN is {arguments.ctx_len}; it must be at least 1")
+    converted = convert(_options(arguments))
+    print(report(converted, arguments.ctx_len))
+    _draw(arguments.report, next(iter(converted.manifests)))
+
+
+def run_tool(arguments: argparse.Namespace) -> None:
+    """Prints what was found out, or what was joined."""
+    from rwkv_train.data.convert.merge_pairs import merge
+    from rwkv_train.data.inspect.examine import inspect, verify
+    from rwkv_train.data.inspect.summary import primes_line
+
+    prefix = arguments.inspect or arguments.verify_pair or arguments.output
+    if arguments.inspect:
+        print(inspect(prefix))
+    elif arguments.verify_pair:
+        print(verify(prefix, arguments.verify or "sample"))
+    else:
+        merged = merge(
+            arguments.merge,
+            prefix,
+            tokenizer=arguments.tokenizer,
+            shard_tokens=arguments.shard_tokens,
+            overwrite=arguments.overwrite,
+        )
+        for name, manifest in merged.manifests.items():
+            again = " (already made; left as it was)" if merged.already_made else ""
+            print(f"{name}: {manifest.documents} documents, {manifest.tokens} tokens{again}")
+            print(f"magic primes by ctx_len: {primes_line(manifest)}")
+        for note in merged.notes:
+            print(f"note: {note}")
+    _draw(arguments.report, prefix)
+
+
+def _options(arguments: argparse.Namespace) -> ConvertOptions:
+    from rwkv_train.data.convert.pipeline import ConvertOptions, Part
+    from rwkv_train.data.convert.select import Arrangement
+
+    if (arguments.worker is None) != (arguments.of is None):
+        raise DataError("--worker and --of belong together: --worker 0 --of 4 is the first of four")
+    return ConvertOptions(
+        inputs=arguments.inputs,
+        prefix=arguments.output,
+        arrangement=Arrangement(
+            repeats=arguments.repeats,
+            seed=arguments.seed,
+            shuffle=not arguments.no_shuffle,
+            validation=arguments.validation,
+            dedup=arguments.dedup,
+            min_tokens=arguments.min_tokens,
+            max_tokens=arguments.max_tokens,
+        ),
+        tokenizer=arguments.tokenizer,
+        text_key=arguments.text_key,
+        chat_template=arguments.chat_template,
+        on_error=arguments.on_error,
+        verify=arguments.verify,
+        workers=arguments.workers,
+        shard_tokens=arguments.shard_tokens,
+        overwrite=arguments.overwrite,
+        part=None if arguments.of is None else Part(arguments.worker, arguments.of),
+    )
+
+
+def _draw(path: Path | None, prefix: str) -> None:
+    from rwkv_train.data.inspect.examine import all_document_sizes
+    from rwkv_train.data.inspect.lengths import draw_lengths
+
+    if path is not None:
+        draw_lengths(path, all_document_sizes(prefix), prefix)
+        print(f"lengths of the documents: {path}")
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0, 2 after an error message, 130 when interrupted."""
+    # A polite kill cleans up like Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if argv[:1] == ["--verify"] and len(argv) > 1 and argv[1] not in HOW_MUCH:
+            # The short name of the tool; as an option it says how much of a new text is checked.
+            argv = ["--verify_pair", *argv[1:]]
+        if any(argument in TOOLS for argument in argv):
+            run_tool(parse_tool(argv))
+        else:
+            run(parse(argv))
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

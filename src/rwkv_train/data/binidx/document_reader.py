@@ -1,0 +1,156 @@
+"""Tokens of many documents on disk, read back in any order without holding them in memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.binidx.layout import bin_path, mask_path
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.errors import DataError
+
+# Tokens read at a time (a longer document makes it more), and document numbers looked at.
+_BATCH_TOKENS = 1 << 21
+_BATCH_DOCUMENTS = 1 << 16
+
+
+class TokenStore:
+    """Documents lying in some files.
+
+    dtype   stored type of the tokens
+    sizes   [documents] int32, tokens per document, the final 0 included
+    starts  [documents] int64, where each starts, in tokens from the first file's beginning; None:
+            one lies after another
+    files   None stands for one that holds nothing but ones
+    """
+
+    def __init__(
+        self,
+        dtype: np.dtype[Any],
+        files: Sequence[BinaryIO | None],
+        file_tokens: Sequence[int],
+        sizes: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self.sizes = sizes
+        self._files = files
+        # In bytes, the end of the last one behind them.
+        ends = np.cumsum([0, *file_tokens], dtype=np.int64) * dtype.itemsize
+        self._file_starts: list[int] = ends.tolist()
+        self._starts = np.cumsum(sizes, dtype=np.int64) - sizes if starts is None else starts
+
+    def read(
+        self, numbers: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]:
+        """The documents of those numbers in that order: batches of their tokens and their sizes."""
+        for first in range(0, len(numbers), _BATCH_DOCUMENTS):
+            chosen = numbers[first : first + _BATCH_DOCUMENTS]
+            sizes = self.sizes[chosen]
+            batch = np.cumsum(sizes, dtype=np.int64) // _BATCH_TOKENS
+            cuts = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(chosen)]
+            for start, end in itertools.pairwise(cuts):
+                yield self._tokens(chosen[start:end]), sizes[start:end]
+
+    def _tokens(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        starts = self._starts[numbers]
+        ends = starts + self.sizes[numbers]
+        # Neighbours in the store that are wanted one after another are read at once.
+        breaks = np.flatnonzero(starts[1:] != ends[:-1])
+        width = self.dtype.itemsize
+        run_starts = (starts[np.concatenate(([0], breaks + 1))] * width).tolist()
+        run_ends = (ends[np.concatenate((breaks, [len(ends) - 1]))] * width).tolist()
+        tokens = np.empty(int((ends - starts).sum()), self.dtype)
+        target, at = memoryview(tokens.view(np.uint8)), 0
+        for start, end in zip(run_starts, run_ends):
+            self._fill(target[at : at + end - start], start)
+            at += end - start
+        return tokens
+
+    def _fill(self, target: memoryview, offset: int) -> None:
+        """Reads what lies from that byte on, over the borders of files."""
+        number = bisect_right(self._file_starts, offset) - 1
+        while len(target):
+            part = target[: self._file_starts[number + 1] - offset]
+            if len(part):
+                count = self._read(number, part, offset - self._file_starts[number])
+                target, offset = target[count:], offset + count
+            else:
+                number += 1
+
+    def _read(self, number: int, target: memoryview, offset: int) -> int:
+        """Reads from one file as much as comes at once; returns the number of bytes."""
+        file = self._files[number]
+        if file is None:
+            target[:] = b"\1" * len(target)
+            return len(target)
+        count = os.preadv(file.fileno(), [target], offset)
+        if not count:
+            raise DataError("tokens disappeared from disk while they were read")
+        return count
+
+
+def read_weighted(
+    tokens: TokenStore, weights: TokenStore | None, numbers: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]]:
+    """As `TokenStore.read`, with the weights of the tokens if there are any.
+
+    weights: the same documents, a byte per token.
+    """
+    if weights is None:
+        yield from ((batch, sizes, None) for batch, sizes in tokens.read(numbers))
+        return
+    # Equal sizes are cut into equal batches.
+    for (batch, sizes), (batch_weights, _) in zip(tokens.read(numbers), weights.read(numbers)):
+        yield batch, sizes, batch_weights
+
+
+def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
+    """Tokens of each document of a pair, in which a document may be several items.
+
+    Raises DataError unless the items lie one after another and every document is one of them.
+    """
+    ends = np.cumsum(pair.sizes, dtype=np.int64)
+    bounds = pair.doc_idx
+    width = pair.dtype.itemsize
+    if (
+        pair.sizes.min() < 0
+        or (pair.pointers != (ends - pair.sizes) * width).any()
+        or len(bounds) < 2
+        or bounds[0] != 0
+        or bounds[-1] != pair.item_count
+        or (np.diff(bounds) < 0).any()
+    ):
+        raise DataError(
+            f"{pair.prefix}.idx is damaged: its items do not lie one after another; copy or make "
+            "the pair again"
+        )
+    sizes = np.diff(np.concatenate(([0], ends))[bounds])
+    if sizes.max() > np.iinfo(np.int32).max:
+        raise DataError(f"{pair.prefix} has a document of {sizes.max()} tokens, more than 2^31 - 1")
+    return sizes.astype(np.int32)
+
+
+def open_bin(pair: Binidx) -> BinaryIO:
+    """The .bin for reading without mapping it, which would count as memory in use."""
+    return _open(bin_path(pair.prefix))
+
+
+def open_mask(pair: Binidx) -> BinaryIO | None:
+    """The .mask in the same way; None when the pair has none, so that every token counts once."""
+    path = mask_path(pair.prefix)
+    return _open(path) if path.exists() else None
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,103 @@
+"""Loss masks: PREFIX.mask beside a binidx pair, one byte per token, the weight of its prediction.
+
+A token counts with its weight where it is a target: 0 for text the model only reads (prompts), 1
+for what it learns to write (answers and their ends). Only the ratios of the weights matter. The
+shards of a manifest each have a sidecar of their own.
+"""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.binidx.layout import mask_path
+from rwkv_train.data.binidx.manifest import Manifest, manifest_path
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.errors import DataError
+
+LARGEST_WEIGHT = 255
+
+
+class LossMask:
+    """The sidecars of one pair or of shards as one array of weights; O(1) memory per pair.
+
+    pairs: prefix and number of tokens of each.  Raises DataError when a sidecar is missing or is
+    not as long as its pair. Pickling carries the names only.
+    """
+
+    def __init__(self, pairs: list[tuple[str, int]]) -> None:
+        self._pairs = pairs
+        self._ends = list(accumulate(tokens for _, tokens in pairs))
+        self._parts = [_map(prefix, tokens) for prefix, tokens in pairs]
+
+    @property
+    def tokens(self) -> int:
+        return self._ends[-1]
+
+    def get(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
+        """Weights of tokens offset ... offset + length - 1 of all pairs; the caller must not write.
+
+        They must be inside the data, which whoever reads the tokens checks.
+        """
+        assert min(offset, length) >= 0 and offset + length <= self.tokens, (offset, length)
+        parts, number = [], bisect_right(self._ends, offset)
+        while length > 0:
+            part = self._parts[number]
+            start = offset - (self._ends[number] - len(part))
+            count = min(length, len(part) - start)
+            parts.append(part[start : start + count])
+            number, offset, length = number + 1, offset + count, length - count
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"pairs": self._pairs}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["pairs"])
+
+
+def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> LossMask | None:
+    """The loss mask of the data under `prefix`, None when it has none.
+
+    pairs: the data's own pair, or its shards.  Raises DataError when the manifest tells of a mask
+    or some of the shards have one, but a sidecar is missing or not of these pairs.
+    """
+    if not pairs:
+        # The part of a machine that got no document.
+        return None
+    there = [pair.prefix for pair in pairs if mask_path(pair.prefix).exists()]
+    promised = manifest is not None and manifest.sha256_mask is not None
+    if not there and not promised:
+        return None
+    for pair in pairs:
+        if pair.prefix not in there:
+            teller = manifest_path(prefix) if promised else mask_path(there[0])
+            raise DataError(
+                f"{mask_path(pair.prefix)} is missing, but {teller} says that this data has a loss "
+                "mask; copy it too, make the data again, or train on all tokens with "
+                "--loss_mask off"
+            )
+    return LossMask([(pair.prefix, pair.tokens) for pair in pairs])
+
+
+def _map(prefix: str, tokens: int) -> npt.NDArray[np.uint8]:
+    path = mask_path(prefix)
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is empty; make the data again") from error
+    if len(mapped) != tokens:
+        raise DataError(
+            f"{path} has {len(mapped)} bytes, but {prefix}.bin holds {tokens} tokens and a mask "
+            "has one byte per token; they do not belong together: make the data again, or train "
+            "on all tokens with --loss_mask off"
+        )
+    return np.frombuffer(mapped, np.uint8)

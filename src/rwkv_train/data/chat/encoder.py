@@ -1,0 +1,90 @@
+"""Blocks of conversations to tokens with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.chat.rows import row_messages
+from rwkv_train.data.chat.template import ChatTemplate, Piece
+from rwkv_train.data.text.blocks import Block
+from rwkv_train.data.text.jsonl import line_object
+from rwkv_train.data.tokenize.block_encoder import BlockEncoder, OnError
+from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, EncodedTexts
+
+Weights = npt.NDArray[np.uint8]
+
+
+class ChatEncoder(BlockEncoder):
+    """A `BlockEncoder` of rows (`chat_rows`), written by a template; texts are learnt whole."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: BulkTokenizer,
+        text_key: str,
+        on_error: OnError,
+        check_every: int,
+        hashed: bool,
+    ) -> None:
+        super().__init__(tokenizer, text_key, on_error, check_every, hashed)
+        self._template = template
+
+    def _document(self, block: Block, value: Any) -> list[Piece]:
+        kind = block.piece.file.kind
+        if kind == "txt":
+            return [Piece(super()._document(block, value), 1)]
+        row = line_object(value, '{"messages": [...]}') if kind == "jsonl" else value
+        messages = row_messages(row, self._text_key)
+        if isinstance(messages, str):
+            return [Piece(messages, 1)]
+        return self._template.pieces(messages)
+
+    def _encoded(
+        self, documents: Sequence[list[Piece]], checked: npt.NDArray[np.bool_]
+    ) -> tuple[EncodedTexts, Weights]:
+        counts = np.fromiter(map(len, documents), np.int64, len(documents))
+        pieces = list(chain.from_iterable(documents))
+        closed = np.zeros(len(pieces), bool)
+        closed[np.cumsum(counts) - 1] = True
+        encoded = self._encode([p.text for p in pieces], closed, np.repeat(checked, counts))
+        weights = np.fromiter((p.weight for p in pieces), np.uint8, len(pieces))
+        return join_pieces(encoded, counts, np.repeat(weights, encoded.sizes))
+
+
+def join_pieces(
+    encoded: EncodedTexts, counts: npt.NDArray[np.int64], weights: Weights
+) -> tuple[EncodedTexts, Weights]:
+    """Texts made of some pieces each, and the weights of their tokens.
+
+    counts: [texts] pieces of each, at least 1.  weights: [tokens].  A fault in a piece is one of
+    its text, of which nothing is left.
+    """
+    owner = np.repeat(np.arange(len(counts)), counts)
+    faults: dict[int, str] = {}
+    for number in sorted(encoded.faults):
+        faults.setdefault(int(owner[number]), encoded.faults[number])
+    sound = np.ones(len(counts), bool)
+    sound[list(faults)] = False
+    kept = np.repeat(sound[owner], encoded.sizes)
+    joined = EncodedTexts(
+        tokens=encoded.tokens[kept],
+        sizes=_sums(encoded.sizes, owner, len(counts)) * sound,
+        text_bytes=_sums(encoded.text_bytes, owner, len(counts)) * sound,
+        faults=faults,
+        normalized=encoded.normalized,
+        seconds=encoded.seconds,
+    )
+    return joined, weights[kept]
+
+
+def _sums(
+    values: npt.NDArray[np.int64], owner: npt.NDArray[np.int64], texts: int
+) -> npt.NDArray[np.int64]:
+    sums = np.zeros(texts, np.int64)
+    np.add.at(sums, owner, values)
+    return sums

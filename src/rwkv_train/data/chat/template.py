@@ -1,0 +1,199 @@
+"""Chat templates: messages to pieces of text, each with the weight of its tokens in the loss.
+
+A template is data: for every role a text before and after its messages, and a weight. Nothing in
+it is executed. A file of one's own is YAML or JSON:
+
+    roles:
+      system: {before: "System: ", after: "\\n\\n", first: true}
+      user: {before: "User: ", after: "\\n\\n"}
+      assistant: {before: "Assistant:", lead: " ", after: "\\n\\n", weight: 1}
+    blank_lines: single
+
+`before` is never learnt. Of a role whose weight is above 0, `lead`, the message and `after` are
+learnt: what a model writes when it is given the prompt up to and with `before`, and the end that
+it must write. `first` allows the role in the first message only. `begin` is a text before
+everything. `blank_lines: single` makes single newlines of the blank lines inside a message (keep:
+as they are), `strip: false` keeps its white space at both ends. This example is the template
+"world", which the RWKV World models use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from rwkv_train.data.binidx.loss_mask import LARGEST_WEIGHT
+from rwkv_train.data.chat.rows import Message
+from rwkv_train.data.text.jsonl import keys_of
+from rwkv_train.errors import DataError
+
+# What other formats call the usual roles.
+_ALIASES = {"human": "user", "gpt": "assistant"}
+_BLANK_LINES = re.compile(r"\n\s*\n")
+
+
+class Piece(NamedTuple):
+    """Text that is tokenized by itself, and the weight of its tokens."""
+
+    text: str
+    weight: int
+
+
+@dataclass(frozen=True)
+class Role:
+    """How the messages of one side are written; see the module."""
+
+    before: str = ""
+    lead: str = ""
+    after: str = ""
+    weight: int = 0
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How conversations are written; see the module."""
+
+    roles: Mapping[str, Role]
+    begin: str = ""
+    blank_lines: Literal["keep", "single"] = "keep"
+    strip: bool = True
+    identity: str = field(default="", compare=False)
+    """"world", or a digest of what the file says"""
+
+    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """The conversation's text in pieces; DataError when the template does not fit it.
+
+        What is not learnt is one piece up to the next answer, cut as a prompt is cut when the
+        model is used. An answer and its end are a piece each: the end is the same token whatever
+        the answer ends with. A 0 behind the last piece belongs to it.
+        """
+        found: list[Piece] = []
+        unlearnt = self.begin
+        for number, message in enumerate(messages, 1):
+            role = self._role(message, number)
+            content = self._content(message, number)
+            if content is None:
+                continue
+            weight = role.weight if message.weight is None else message.weight
+            unlearnt += role.before
+            if weight == 0:
+                unlearnt += role.lead + content + role.after
+                continue
+            found += [Piece(unlearnt, 0), Piece(role.lead + content, weight)]
+            found.append(Piece(role.after, weight))
+            unlearnt = ""
+        found = [piece for piece in (*found, Piece(unlearnt, 0)) if piece.text]
+        if not any(piece.weight for piece in found):
+            learnt = ", ".join(name for name, role in self.roles.items() if role.weight)
+            raise DataError(f"there is nothing to learn: no message of {learnt} with a weight")
+        return found
+
+    def _role(self, message: Message, number: int) -> Role:
+        role = self.roles.get(message.role) or self.roles.get(_ALIASES.get(message.role, ""))
+        if role is None:
+            raise DataError(
+                f"message {number}: the chat template has no role {message.role!r:.60}, only "
+                f"{keys_of(self.roles)}; give a --chat_template of your own that has it"
+            )
+        if role.first and number > 1:
+            raise DataError(f"message {number}: only the first message may be of {message.role}")
+        return role
+
+    def _content(self, message: Message, number: int) -> str | None:
+        """The message's text; None for an empty one that only sets the scene."""
+        content = message.content.replace("\r\n", "\n")
+        if self.blank_lines == "single":
+            content = _BLANK_LINES.sub("\n", content)
+        if self.strip:
+            content = content.strip()
+        if content.strip():
+            return content
+        if message.role == "system":
+            return None
+        raise DataError(f"message {number} ({message.role}) is empty")
+
+
+WORLD = ChatTemplate(
+    roles={
+        "system": Role(before="System: ", after="\n\n", first=True),
+        "user": Role(before="User: ", after="\n\n"),
+        # The models write the space themselves: it is part of the answer's first token.
+        "assistant": Role(before="Assistant:", lead=" ", after="\n\n", weight=1),
+    },
+    blank_lines="single",
+    identity="world",
+)
+
+
+def load_template(name: str) -> ChatTemplate:
+    """The template "world", or that of a YAML or JSON file; DataError when it cannot be used."""
+    if name == "world":
+        return WORLD
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(f"--chat_template {name} is neither 'world' nor an existing file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"--chat_template {name} is not readable YAML or JSON: {reason}") from error
+    try:
+        template = _parsed(content)
+    except DataError as error:
+        raise DataError(f"--chat_template {name}: {error}") from error
+    described = json.dumps(asdict(template), sort_keys=True)
+    return replace(template, identity=hashlib.sha256(described.encode()).hexdigest())
+
+
+def _parsed(content: Any) -> ChatTemplate:
+    known = ("roles", "begin", "blank_lines", "strip")
+    values = _checked(content, known, "it")
+    roles = values.get("roles")
+    if not isinstance(roles, dict) or not roles:
+        raise DataError("it has no 'roles'; see docs/data.md for an example")
+    parsed = {str(name): _parsed_role(role, f"role {str(name)!r}") for name, role in roles.items()}
+    if not any(role.weight for role in parsed.values()):
+        raise DataError("no role has a weight above 0, so nothing would be learnt")
+    if values.get("blank_lines", "keep") not in ("keep", "single"):
+        raise DataError(f"'blank_lines' is {values['blank_lines']!r}; it is keep or single")
+    _require(values, "begin", str, "a string")
+    _require(values, "strip", bool, "true or false")
+    return ChatTemplate(**{**values, "roles": parsed})
+
+
+def _parsed_role(content: Any, place: str) -> Role:
+    values = _checked(content, tuple(entry.name for entry in fields(Role)), place)
+    for name in ("before", "lead", "after"):
+        _require(values, name, str, "a string", place)
+    _require(values, "first", bool, "true or false", place)
+    weight = values.get("weight", 0)
+    if type(weight) is not int or not 0 <= weight <= LARGEST_WEIGHT:
+        raise DataError(
+            f"{place}: 'weight' is {weight!r}; it is a whole number from 0 (not learnt) to "
+            f"{LARGEST_WEIGHT}"
+        )
+    return Role(**values)
+
+
+def _checked(content: Any, known: tuple[str, ...], place: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise DataError(f"{place} must be a mapping with some of {', '.join(known)}")
+    unknown = [str(name) for name in content if name not in known]
+    if unknown:
+        raise DataError(f"{place} has an unknown entry {unknown[0]!r}; known: {', '.join(known)}")
+    return dict(content)
+
+
+def _require(
+    values: Mapping[str, Any], name: str, kind: type, described: str, place: str = "it"
+) -> None:
+    if name in values and not isinstance(values[name], kind):
+        raise DataError(f"{place}: '{name}' is {values[name]!r}; it must be {described}")

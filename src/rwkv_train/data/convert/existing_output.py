@@ -1,0 +1,120 @@
+"""What is already there before a conversion: the same data, something else, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
+from rwkv_train.data.binidx.manifest import (
+    Manifest,
+    file_sha256,
+    manifest_path,
+    read_manifest,
+    shard_prefix,
+)
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.tokenize.tokenizer import JsonTokenizer, Tokenizer
+from rwkv_train.errors import DataError
+
+MadeFrom = Mapping[str, Any]
+
+# Goes up with every change that makes other bytes from the same input and options.
+_CONVERTER_VERSION = 1
+
+
+def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom) -> MadeFrom:
+    """Everything that decides the bytes of the output; files go in by their contents."""
+    is_file = isinstance(tokenizer, JsonTokenizer)
+    return {
+        "converter_version": _CONVERTER_VERSION,
+        "input_sha256": input_sha256,
+        "tokenizer": file_sha256(tokenizer.name) if is_file else tokenizer.name,
+        **options,
+    }
+
+
+def anything_there(prefixes: Sequence[str]) -> bool:
+    """Whether any file of the outputs exists."""
+    return any(path.exists() for prefix in prefixes for path in _paths(prefix))
+
+
+def already_made(
+    prefixes: Sequence[str], origin: MadeFrom, overwrite: bool
+) -> dict[str, Manifest] | None:
+    """Manifests by prefix when all data is complete and made from `origin`, else None.
+
+    Raises DataError when files stand in the way that were made from something else, unless
+    `overwrite` is given.
+    """
+    found = {prefix: _manifest(prefix) for prefix in prefixes}
+    ours = {p: m for p, m in found.items() if m is not None and m.made_from == origin}
+    if len(ours) == len(prefixes) and all(_is_sound(p, m) for p, m in ours.items()):
+        return ours
+    if not overwrite:
+        for prefix in prefixes:
+            if prefix not in ours:
+                _refuse_existing(prefix, found[prefix], origin)
+    return None
+
+
+def pair_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
+    """What a manifest says of its pairs: prefix -> digest of .bin."""
+    if not manifest.shards:
+        return {prefix: manifest.sha256_bin}
+    return {shard_prefix(prefix, shard): shard.sha256_bin for shard in manifest.shards}
+
+
+def mask_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
+    """What a manifest says of its loss masks: prefix -> digest of .mask; nothing without them."""
+    if manifest.sha256_mask is None:
+        return {}
+    if not manifest.shards:
+        return {prefix: manifest.sha256_mask}
+    return {shard_prefix(prefix, shard): shard.sha256_mask or "" for shard in manifest.shards}
+
+
+def _manifest(prefix: str) -> Manifest | None:
+    """The manifest if it is readable and fits the .bin."""
+    try:
+        return read_manifest(prefix)
+    except DataError:
+        return None
+
+
+def _is_sound(prefix: str, manifest: Manifest) -> bool:
+    if manifest.documents == 0:
+        # The part of a machine that got no document.
+        return not bin_path(prefix).exists()
+    try:
+        for pair, digest in pair_digests(prefix, manifest).items():
+            Binidx(pair)
+            if file_sha256(bin_path(pair)) != digest:
+                return False
+        for pair, digest in mask_digests(prefix, manifest).items():
+            if file_sha256(mask_path(pair)) != digest:
+                return False
+    except DataError:
+        return False
+    return True
+
+
+def _paths(prefix: str) -> list[Any]:
+    return [bin_path(prefix), idx_path(prefix), mask_path(prefix), manifest_path(prefix)]
+
+
+def _refuse_existing(prefix: str, manifest: Manifest | None, origin: MadeFrom) -> None:
+    existing = [str(path) for path in _paths(prefix) if path.exists()]
+    if not existing:
+        return
+    if manifest is None or not manifest.made_from:
+        why = "what it was made from is not known"
+    elif origin["input_sha256"] is None:
+        why = "the standard input cannot be compared with what it was made from"
+    else:
+        keys = sorted({*origin, *manifest.made_from})
+        different = [key for key in keys if manifest.made_from.get(key) != origin.get(key)]
+        why = f"it was made from something else (different: {', '.join(different)})"
+    raise DataError(
+        f"{existing[0]} exists and {why}; give another --output, or --overwrite to replace it"
+    )

@@ -1,0 +1,214 @@
+"""Joins data that is already tokenized: pairs and shards of any origin, or the parts of one run.
+
+Joining keeps every document of every input once, in the order given; beside data with a loss mask
+all tokens of data without one are learnt. Parts that several machines
+made of one corpus (`--worker i --of n`) are put together as their common options say: repeated,
+shuffled, divided and filtered over all documents, which gives the bytes that one machine would
+have made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.binidx.document_reader import TokenStore, document_sizes, open_bin, open_mask
+from rwkv_train.data.binidx.layout import mask_path
+from rwkv_train.data.binidx.loss_mask import find_mask
+from rwkv_train.data.binidx.manifest import Manifest, file_sha256, manifest_prefix, read_manifest
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.shards import OutputWriter
+from rwkv_train.data.convert.existing_output import already_made, anything_there, pair_digests
+from rwkv_train.data.convert.foreign_binidx import foreign_manifest
+from rwkv_train.data.convert.pipeline import arrange
+from rwkv_train.data.convert.select import Arrangement
+from rwkv_train.data.tokenize.block_encoder import DIGEST_BYTES, document_digests
+from rwkv_train.errors import DataError
+
+
+class Merged(NamedTuple):
+    """What `merge` made, or found already made."""
+
+    manifests: Mapping[str, Manifest]
+    """by prefix: the data, then held-out data if the parts' options ask for it"""
+    already_made: bool
+    notes: Sequence[str] = ()
+    """what is odd about pairs of other tools"""
+
+
+@dataclass(frozen=True)
+class _Input:
+    prefix: str
+    manifest: Manifest
+    pairs: list[Binidx]
+    notes: Sequence[str] = ()
+
+    @property
+    def part(self) -> Mapping[str, int] | None:
+        part = self.manifest.made_from.get("part")
+        if part is not None and not all(isinstance(part[name], int) for name in ("worker", "of")):
+            raise DataError(f"{self.prefix}.manifest.json is damaged: {part} is no part")
+        return part
+
+
+def merge(
+    names: Sequence[str],
+    output: str,
+    *,
+    tokenizer: str | None = None,
+    shard_tokens: int | None = None,
+    overwrite: bool = False,
+) -> Merged:
+    """Writes the documents of all inputs under the prefix `output`, without tokenizing anything.
+
+    names: prefixes of pairs, of shards or of parts, or their manifests.  tokenizer: the one that
+    made pairs without a manifest.  Raises DataError when they do not fit together, a part is
+    missing, or other data is in the way.
+    """
+    inputs = [_opened(manifest_prefix(name), tokenizer) for name in names]
+    notes = [note for given in inputs for note in given.notes]
+    wanted = Arrangement(shuffle=False)
+    if any(given.part for given in inputs):
+        inputs = _all_parts(inputs)
+        options = inputs[0].manifest.made_from
+        names_of_fields = {field.name for field in fields(Arrangement)} & options.keys()
+        wanted = Arrangement(**{name: options[name] for name in names_of_fields})
+        shard_tokens = shard_tokens or options.get("shard_tokens")
+    like = _checked_alike(inputs)
+    prefixes = [output, f"{output}_val"][: 1 + (wanted.validation > 0)]
+    origin = _origin(inputs, shard_tokens)
+    if anything_there(prefixes):
+        found = already_made(prefixes, origin, overwrite)
+        if found is not None:
+            return Merged(found, already_made=True, notes=notes)
+
+    def describe(writer: OutputWriter) -> Manifest:
+        return writer.manifest(like.tokenizer, like.vocab_size, origin, _bytes_per_token(inputs))
+
+    try:
+        with ExitStack() as files:
+            pairs = [pair for given in inputs for pair in given.pairs]
+            store = _store(pairs, files)
+            weights = _weights(inputs, pairs, store, files)
+            digests = _digests(store) if wanted.dedup else None
+            made, _ = arrange(store, weights, digests, wanted, prefixes, shard_tokens, describe)
+    except OSError as error:
+        raise DataError(f"cannot write {output}: {error.strerror}") from error
+    return Merged(made, already_made=False, notes=notes)
+
+
+def _opened(prefix: str, tokenizer: str | None) -> _Input:
+    manifest = read_manifest(prefix)
+    if manifest is None:
+        return _foreign(prefix, tokenizer)
+    if manifest.documents == 0:
+        return _Input(prefix, manifest, [])
+    return _Input(prefix, manifest, [Binidx(pair) for pair in pair_digests(prefix, manifest)])
+
+
+def _foreign(prefix: str, tokenizer: str | None) -> _Input:
+    pair = Binidx(prefix)
+    if tokenizer is None:
+        raise DataError(
+            f"{prefix}.manifest.json does not exist, so the tokenizer of the data is not known; "
+            "say it with --tokenizer world (or bytes, or the path of a tokenizer.json)"
+        )
+    manifest, unclosed = foreign_manifest(prefix, tokenizer)
+    note = (
+        f"{unclosed} of the {manifest.documents} documents of {prefix} do not end with token 0; "
+        "they were taken as they are"
+    )
+    return _Input(prefix, manifest, [pair], [note] if unclosed else [])
+
+
+def _all_parts(inputs: Sequence[_Input]) -> list[_Input]:
+    """The parts in their order; DataError unless they are all parts of one run."""
+    common = [_without_own(given) for given in inputs]
+    for given, options in zip(inputs, common):
+        if given.part is None or options != common[0]:
+            raise DataError(
+                f"{given.prefix} is not a part of the same run as {inputs[0].prefix}: parts are "
+                "made by one command line that differs in --worker only"
+            )
+    by_worker = {given.part["worker"]: given for given in inputs if given.part}
+    wanted = range(inputs[0].part["of"] if inputs[0].part else 0)
+    missing = [str(worker) for worker in wanted if worker not in by_worker]
+    if missing:
+        raise DataError(f"the parts of --worker {', '.join(missing)} are missing")
+    if len(by_worker) != len(inputs):
+        raise DataError("a part is given twice")
+    return [by_worker[worker] for worker in wanted]
+
+
+def _without_own(given: _Input) -> dict[str, Any]:
+    """What the parts of one run have in common."""
+    options = {**given.manifest.made_from, "of": (given.part or {}).get("of")}
+    return {key: value for key, value in options.items() if key not in ("part", "input_sha256")}
+
+
+def _checked_alike(inputs: Sequence[_Input]) -> Manifest:
+    first = inputs[0].manifest
+    for given in inputs:
+        for name in ("tokenizer", "vocab_size", "dtype"):
+            mine, theirs = getattr(first, name), getattr(given.manifest, name)
+            if mine != theirs:
+                raise DataError(
+                    f"{given.prefix} has {name} {theirs} but {inputs[0].prefix} has {mine}; only "
+                    "data of one kind can be joined"
+                )
+    return first
+
+
+def _origin(inputs: Sequence[_Input], shard_tokens: int | None) -> dict[str, Any]:
+    origin = {"input_sha256": [given.manifest.sha256_bin for given in inputs]}
+    masks = [given.manifest.sha256_mask or _unlisted_mask(given) for given in inputs]
+    if any(masks):
+        origin |= {"mask_sha256": masks}
+    if inputs[0].part:
+        origin |= {"parts_of": _without_own(inputs[0])}
+    return origin | ({"shard_tokens": shard_tokens} if shard_tokens else {})
+
+
+def _unlisted_mask(given: _Input) -> str | None:
+    """Digest of loss masks that another tool put beside the pairs; None when there are none."""
+    there = [mask_path(pair.prefix) for pair in given.pairs if mask_path(pair.prefix).exists()]
+    return " ".join(file_sha256(path) for path in there) or None
+
+
+def _bytes_per_token(inputs: Sequence[_Input]) -> float | None:
+    manifests = [given.manifest for given in inputs if given.manifest.tokens]
+    if not manifests or any(m.bytes_per_token is None for m in manifests):
+        return None
+    tokens = sum(m.tokens for m in manifests)
+    return sum((m.bytes_per_token or 0) * m.tokens for m in manifests) / tokens
+
+
+def _store(pairs: Sequence[Binidx], files: ExitStack) -> TokenStore:
+    if not pairs:
+        raise DataError("there are no documents in any of the parts")
+    sizes = [document_sizes(pair) for pair in pairs]
+    opened = [files.enter_context(open_bin(pair)) for pair in pairs]
+    tokens = [pair.tokens for pair in pairs]
+    return TokenStore(pairs[0].dtype, opened, tokens, np.concatenate(sizes))
+
+
+def _weights(
+    inputs: Sequence[_Input], pairs: Sequence[Binidx], store: TokenStore, files: ExitStack
+) -> TokenStore | None:
+    """The weights of the store's tokens, None when no input has a loss mask."""
+    masks = [find_mask(given.prefix, given.pairs, given.manifest) for given in inputs]
+    if not any(masks):
+        return None
+    opened = [files.enter_context(open_mask(pair) or nullcontext()) for pair in pairs]
+    return TokenStore(np.dtype(np.uint8), opened, [pair.tokens for pair in pairs], store.sizes)
+
+
+def _digests(store: TokenStore) -> npt.NDArray[np.void]:
+    everything = np.arange(len(store.sizes))
+    parts = [document_digests(tokens, sizes) for tokens, sizes in store.read(everything)]
+    return np.concatenate([np.zeros(0, f"V{DIGEST_BYTES}"), *parts])

@@ -1,0 +1,73 @@
+"""Where the workers put the tokens of a corpus until their order is decided."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.binidx.document_reader import TokenStore
+from rwkv_train.data.convert.shared_file import SharedFile
+
+
+class Spool:
+    """Documents in an unnamed file, in the order in which processes came to write them.
+
+    Workers `write`; the main process says with `add` which documents come next and where they lie.
+    weighted: a second file holds a weight for every token, at the same place.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], *, weighted: bool = False) -> None:
+        self.dtype = dtype
+        self.tokens = 0
+        self._tokens = SharedFile(folder)
+        self._weights = SharedFile(folder) if weighted else None
+        # Tokens written or about to be, by all processes.
+        self._end = multiprocessing.get_context("spawn").Value("q", 0)
+        self._starts: list[npt.NDArray[np.int64]] = []
+        self._sizes: list[npt.NDArray[np.int32]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_starts": [], "_sizes": []}
+
+    def write(self, tokens: npt.NDArray[Any], weights: npt.NDArray[np.uint8] | None) -> int:
+        """Puts tokens, and weights if it is weighted, behind all others; says where, in tokens."""
+        assert (weights is not None) == (self._weights is not None), "weights are all or none"
+        with self._end.get_lock():
+            start = self._end.value
+            self._end.value += tokens.size
+        self._tokens.write(tokens, start * self.dtype.itemsize)
+        if self._weights is not None:
+            self._weights.write(weights, start)
+        return start
+
+    def add(self, start: int, sizes: npt.NDArray[np.int32]) -> None:
+        """Documents of those sizes, which lie one after another from `start` on, come next."""
+        ends = start + np.cumsum(sizes, dtype=np.int64)
+        self._starts.append(ends - sizes)
+        self._sizes.append(sizes)
+        self.tokens += int(sizes.sum(dtype=np.int64))
+
+    def store(self) -> TokenStore:
+        """All documents that were added, for reading."""
+        # One array takes the place of the many, so that there is one copy.
+        self._sizes = [np.concatenate([np.zeros(0, np.int32), *self._sizes])]
+        self._starts = [np.concatenate([np.zeros(0, np.int64), *self._starts])]
+        return self._stored(self.dtype, self._tokens)
+
+    def weights(self) -> TokenStore | None:
+        """The weights of their tokens; after `store`."""
+        return None if self._weights is None else self._stored(np.dtype(np.uint8), self._weights)
+
+    def close(self) -> None:
+        """Frees the disk space."""
+        self._tokens.close()
+        if self._weights is not None:
+            self._weights.close()
+
+    def _stored(self, dtype: np.dtype[Any], shared: SharedFile) -> TokenStore:
+        (sizes,), (starts,) = self._sizes, self._starts
+        return TokenStore(dtype, [shared.file], [self._end.value], sizes, starts)

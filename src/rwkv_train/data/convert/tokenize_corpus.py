@@ -1,0 +1,156 @@
+"""The first stage of a conversion: all documents of the inputs as tokens, in the inputs' order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from rwkv_train.data.chat.encoder import ChatEncoder
+from rwkv_train.data.chat.rows import CHAT_KEYS
+from rwkv_train.data.chat.template import ChatTemplate
+from rwkv_train.data.convert.block_buffer import Desk
+from rwkv_train.data.convert.token_spool import Spool
+from rwkv_train.data.convert.workers import IN_FLIGHT, map_in_order
+from rwkv_train.data.text.blocks import Block, BlockReader
+from rwkv_train.data.text.inputs import Piece
+from rwkv_train.data.tokenize.block_encoder import (
+    DIGEST_BYTES,
+    BlockEncoder,
+    EncodedBlock,
+    OnError,
+    Verify,
+    check_every,
+    place,
+)
+from rwkv_train.data.tokenize.bulk_encoder import bulk_tokenizer
+from rwkv_train.errors import DataError
+
+_FAULTS_KEPT = 3
+
+
+class Corpus:
+    """Reads and tokenizes the inputs; `tokenize` once, then ask what was met.
+
+    With a template the documents are conversations, prompts with answers and texts (`chat_rows`).
+
+    text_bytes  UTF-8 bytes of the texts taken
+    normalized  of the documents checked, those changed by the tokenizer's own normalization
+    skipped     documents that could not be used, `faults` the first of them with their reasons
+    note        why tokenizing is slower than it could be, None if it is not
+    seconds     parse, tokenize, verify, convert and spool, summed over the workers; and all
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        *,
+        tokenizer: str,
+        text_key: str,
+        on_error: OnError,
+        verify: Verify,
+        hashed: bool,
+        template: ChatTemplate | None = None,
+    ) -> None:
+        sizes = [_disk_bytes(piece) for piece in pieces]
+        self._total = None if None in sizes else sum(size or 0 for size in sizes)
+        self._on_error = on_error
+        self._reader = BlockReader(pieces, text_key, CHAT_KEYS if template else ())
+        bulk = bulk_tokenizer(tokenizer)
+        self.note = bulk.note
+        options = (bulk, text_key, on_error, check_every(verify, self._total), hashed)
+        self._encoder = ChatEncoder(template, *options) if template else BlockEncoder(*options)
+        self._digests: list[npt.NDArray[np.void]] = []
+        self.text_bytes = 0
+        self.normalized = 0
+        self.skipped = 0
+        self.faults: list[str] = []
+        # Lines or rows of the piece that is being read, up to the block that came last.
+        self._lines: Counter[Piece] = Counter()
+        self.seconds: Counter[str] = Counter()
+
+    @property
+    def input_sha256(self) -> str:
+        """What identifies the inputs read."""
+        return self._reader.sha256
+
+    @property
+    def digests(self) -> npt.NDArray[np.void]:
+        """[documents] 128-bit hashes of the documents' tokens, if they were asked for."""
+        return np.concatenate([np.zeros(0, f"V{DIGEST_BYTES}"), *self._digests])
+
+    def tokenize(self, spool: Spool, workers: int, folder: Path) -> None:
+        """Puts the tokens of all documents into the spool, with a template also their weights.
+
+        folder: for a temporary file.  Raises DataError for an input that cannot be read and, unless
+        they are to be skipped, for the first document that cannot be used.
+        """
+        began = perf_counter()
+        with closing(Desk(folder, IN_FLIGHT * workers)) as desk:
+            blocks = (b._replace(content=desk.put(b.content)) for b in self._reader)
+            work = _Work(self._encoder, desk, spool)
+            with closing(map_in_order(work, blocks, workers)) as results:
+                for start, encoded in self._with_progress(results, spool):
+                    self._take(encoded)
+                    spool.add(start, encoded.sizes)
+        self.seconds["first stage"] = perf_counter() - began
+
+    def _take(self, encoded: EncodedBlock) -> None:
+        piece = encoded.block.piece
+        if encoded.faults:
+            self._report(encoded, self._lines[piece])
+        self._lines = Counter({piece: self._lines[piece] + encoded.lines})
+        self._digests.append(encoded.digests)
+        self.text_bytes += encoded.text_bytes
+        self.normalized += encoded.normalized
+        self.seconds.update(encoded.seconds)
+
+    def _report(self, encoded: EncodedBlock, lines_before: int) -> None:
+        """Raises the first fault or remembers all of them."""
+        for fault in encoded.faults[: _FAULTS_KEPT - len(self.faults)]:
+            line = lines_before + fault.line
+            message = f"{place(encoded.block.piece, line)}: {fault.reason}"
+            if self._on_error == "stop":
+                raise DataError(message)
+            self.faults.append(message)
+        self.skipped += len(encoded.faults)
+
+    def _with_progress(
+        self, results: Iterator[tuple[int, EncodedBlock]], spool: Spool
+    ) -> Iterator[tuple[int, EncodedBlock]]:
+        """Passes the results on, showing MB/s, tokens/s and the time left on a terminal."""
+        unit = {"unit": "B", "unit_scale": True, "desc": "tokenizing"}
+        with tqdm(total=self._total, **unit, disable=None) as bar:
+            for start, encoded in results:
+                yield start, encoded
+                bar.update(encoded.block.bytes_read)
+                if not bar.disable and (elapsed := bar.format_dict["elapsed"]):
+                    bar.set_postfix_str(f"{spool.tokens / elapsed / 1e6:.1f}M tokens/s", False)
+
+
+class _Work:
+    """What a worker does: takes a block from the desk, puts its tokens into the spool."""
+
+    def __init__(self, encoder: BlockEncoder, desk: Desk, spool: Spool) -> None:
+        self._encoder = encoder
+        self._desk = desk
+        self._spool = spool
+
+    def __call__(self, block: Block) -> tuple[int, EncodedBlock]:
+        """Where in the spool the tokens lie, and the rest of what is known of the block."""
+        encoded = self._encoder(block._replace(content=self._desk.take(block.content)))
+        began = perf_counter()
+        start = self._spool.write(encoded.tokens, encoded.weights)
+        encoded.seconds["spool"] += perf_counter() - began
+        return start, replace(encoded, tokens=encoded.tokens[:0], weights=None)
+
+
+def _disk_bytes(piece: Piece) -> int | None:
+    return piece.file.size if piece.end is None else piece.end - piece.start

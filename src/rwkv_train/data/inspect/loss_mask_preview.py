@@ -1,0 +1,79 @@
+"""Shows what of some data is learnt: counts, and documents with the learnt part marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.binidx.loss_mask import LossMask
+from rwkv_train.data.binidx.manifest import Manifest
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
+
+# Of a longer stretch only its beginning and its end are shown, of a document so many stretches.
+_SHOWN_TOKENS = 60
+_SHOWN_STRETCHES = 12
+_SHOWN_DOCUMENTS = 3
+
+
+def learnt_line(manifest: Manifest) -> str:
+    """How many of the tokens are learnt."""
+    if manifest.learnt_tokens is None or not manifest.tokens:
+        return "loss mask: there is one"
+    share = manifest.learnt_tokens / manifest.tokens
+    counts = f"{manifest.learnt_tokens} of {manifest.tokens} tokens are learnt ({share:.1%})"
+    return f"loss mask: {counts}"
+
+
+def marked_examples(pairs: Sequence[Binidx], tokenizer: Tokenizer) -> list[str]:
+    """The first, a middle and the last document of pairs with masks, learnt text in [[ ]]."""
+    places = {}
+    for share in np.linspace(0, 1, _SHOWN_DOCUMENTS):
+        pair = pairs[round(share * (len(pairs) - 1))]
+        number = round(share * (pair.item_count - 1))
+        places[pair.prefix, number] = pair
+    lines = ["examples, [[what is learnt]], <0>: end of document:"]
+    for (prefix, number), pair in places.items():
+        ids = pair.item(number)
+        offset = int(pair.pointers[number]) // pair.dtype.itemsize
+        weights = LossMask([(prefix, pair.tokens)]).get(offset, len(ids))
+        text = marked(ids, weights, tokenizer)
+        lines.append(f"  document {number} of {prefix} ({len(ids)} tokens): {text}")
+    return lines
+
+
+def marked(
+    ids: npt.NDArray[np.integer], weights: npt.NDArray[np.uint8], tokenizer: Tokenizer
+) -> str:
+    """The document on one line, learnt stretches in [[ ]], with their weight if it is not 1."""
+    stretches = list(_stretches(weights))
+    parts = []
+    for start, end in stretches[:_SHOWN_STRETCHES]:
+        text = _shortened(ids[start:end], tokenizer)
+        weight = int(weights[start])
+        label = f"{weight}:" if weight > 1 else ""
+        parts.append(f"[[{label}{text}]]" if weight else text)
+    more = " ..." if len(stretches) > _SHOWN_STRETCHES else ""
+    return "".join(parts) + more
+
+
+def _stretches(weights: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+    """Start and end of the stretches of equal weight."""
+    cuts = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(weights)]
+    yield from pairwise(cuts)
+
+
+def _shortened(ids: npt.NDArray[np.integer], tokenizer: Tokenizer) -> str:
+    if len(ids) <= _SHOWN_TOKENS:
+        return _visible(ids, tokenizer)
+    half = _SHOWN_TOKENS // 2
+    return f"{_visible(ids[:half], tokenizer)} ... {_visible(ids[-half:], tokenizer)}"
+
+
+def _visible(ids: npt.NDArray[np.integer], tokenizer: Tokenizer) -> str:
+    """The text with its newlines written out."""
+    text = repr(tokenizer.decode(ids.tolist()))[1:-1].replace("\\'", "'")
+    return text + "<0>" * int((ids == END_OF_DOCUMENT).sum())

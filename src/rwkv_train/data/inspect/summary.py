@@ -1,0 +1,135 @@
+"""What `make_data.py` tells about the data it made."""
+
+from __future__ import annotations
+
+import glob
+import shlex
+from collections.abc import Sequence
+
+from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
+from rwkv_train.data.binidx.manifest import Manifest
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.convert.existing_output import pair_digests
+from rwkv_train.data.convert.pipeline import Converted
+from rwkv_train.data.inspect.loss_mask_preview import learnt_line, marked_examples
+from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
+from rwkv_train.data.tokenize.tokenizer import Tokenizer
+
+_PREVIEW_TOKENS = 100
+
+
+def report(converted: Converted, ctx_len: int) -> str:
+    """Counts, a preview of the first and last document, and the flags to train with."""
+    (prefix, manifest), *held_out = converted.manifests.items()
+    lines = [_counts(prefix, manifest)]
+    lines += [f"{_counts(p, m)}, held out" for p, m in held_out]
+    if converted.already_made:
+        lines.append("(already made from this input with these options; left as it was)")
+    lines += _notes(converted)
+    lines += leftovers(prefix, list(converted.manifests))
+    if "part" in manifest.made_from:
+        lines.append("join all parts with make_data.py --merge PREFIX.part-*.json -o PREFIX")
+        return "\n".join(lines)
+    pairs = list(pair_digests(prefix, manifest))
+    lines.append(what_is_inside([Binidx(pair) for pair in pairs], manifest, converted.tokenizer))
+    if ctx_len > largest_ctx_len(manifest.tokens):
+        lines.append(small_data_advice(manifest.tokens, ctx_len))
+    else:
+        val_prefix = held_out[0][0] if held_out else None
+        flags = flag_line(prefix, manifest.tokens, ctx_len, manifest.vocab_size, val_prefix)
+        lines.append(f"flags for train.py:\n{flags}")
+    return "\n".join(lines)
+
+
+def flag_line(
+    prefix: str,
+    tokens: int,
+    ctx_len: int,
+    vocab_size: int | None = None,
+    val_prefix: str | None = None,
+) -> str:
+    """The flags of train.py that belong to this data, on one line.
+
+    Raises DataError when the data has fewer than three slots of ctx_len tokens.
+    """
+    flags = {
+        "data_file": shlex.quote(prefix),
+        "my_exit_tokens": tokens,
+        "magic_prime": magic_prime(tokens, ctx_len),
+        "ctx_len": ctx_len,
+        "vocab_size": vocab_size,
+        "val_data_file": val_prefix and shlex.quote(val_prefix),
+    }
+    return " ".join(f"--{name} {value}" for name, value in flags.items() if value is not None)
+
+
+def primes_line(manifest: Manifest) -> str:
+    """Magic primes of the usual context lengths, `ctx_len: prime, ...`."""
+    primes = ", ".join(f"{ctx_len}: {prime}" for ctx_len, prime in manifest.magic_primes.items())
+    return primes or "too few tokens"
+
+
+def small_data_advice(tokens: int, ctx_len: int) -> str:
+    """What to do when the data is too small for the ctx_len."""
+    largest = largest_ctx_len(tokens)
+    advice = "more text is needed" if largest == 0 else f"use --ctx_len {largest} or less"
+    return (
+        f"note: {tokens} tokens are too few to train with --ctx_len {ctx_len}, which needs at "
+        f"least {3 * ctx_len}; {advice}"
+    )
+
+
+def what_is_inside(pairs: Sequence[Binidx], manifest: Manifest, tokenizer: Tokenizer) -> str:
+    """Some documents; with a loss mask how much is learnt, and which parts of them."""
+    if manifest.sha256_mask is None:
+        return preview(pairs[0], pairs[-1], tokenizer)
+    return "\n".join([learnt_line(manifest), *marked_examples(pairs, tokenizer)])
+
+
+def preview(first: Binidx, last: Binidx, tokenizer: Tokenizer) -> str:
+    """Beginning of the first pair's first and of the last pair's last document, a line each."""
+    lines = []
+    for name, pair, number in (("first", first, 0), ("last", last, last.item_count - 1)):
+        ids = pair.item(number)
+        text = tokenizer.decode(ids[:_PREVIEW_TOKENS].tolist())
+        more = " ..." if ids.size > _PREVIEW_TOKENS else ""
+        lines.append(f"{name} document ({ids.size} tokens): {text!r}{more}")
+    return "\n".join(lines)
+
+
+def leftovers(prefix: str, prefixes: Sequence[str]) -> list[str]:
+    """Notes on files beside the data that look as if they belonged to it."""
+    notes = []
+    stale = f"{prefix}_val"
+    if stale not in prefixes and bin_path(stale).exists():
+        notes.append(f"note: {stale}.bin was held out of other data, not of this")
+    for path in (bin_path(prefix), idx_path(prefix), mask_path(prefix)):
+        for partial in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
+            notes.append(f"note: {partial} is left from an interrupted run; it can be removed")
+    return notes
+
+
+def _counts(prefix: str, manifest: Manifest) -> str:
+    more = "" if not manifest.shards else f" in {len(manifest.shards)} shards"
+    ratio = manifest.bytes_per_token
+    density = "" if ratio is None else f", {ratio:.2f} bytes of text per token"
+    return (
+        f"{prefix}: {manifest.documents} documents, {manifest.tokens} tokens{more} "
+        f"({manifest.dtype}, tokenizer {manifest.tokenizer}{density})"
+    )
+
+
+def _notes(converted: Converted) -> list[str]:
+    """What was not taken as it was, and why."""
+    left_out = converted.left_out
+    counts = {
+        "changed by the tokenizer's own normalization (of those checked)": converted.normalized,
+        "left out because they repeat an earlier one": left_out.duplicates,
+        "left out because they are shorter than --min_tokens": left_out.too_short,
+        "left out because they are longer than --max_tokens": left_out.too_long,
+        "skipped because they cannot be used": converted.skipped,
+    }
+    notes = [f"note: {count} documents were {what}" for what, count in counts.items() if count]
+    if converted.note:
+        notes.append(f"note: {converted.note}")
+    return notes + [f"  {fault}" for fault in converted.faults]

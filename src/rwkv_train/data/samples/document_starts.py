@@ -1,0 +1,106 @@
+"""Where documents start: from the index of a binidx pair, else after every token 0."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.binidx.layout import idx_path
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.samples.token_sources import CharacterSource, Source, TokenSource, pairs_of
+from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT
+from rwkv_train.errors import DataError
+
+
+class DocumentStarts(Protocol):
+    """Tells which tokens begin a document."""
+
+    def among(self, offset: int, length: int) -> npt.NDArray[np.bool_]:
+        """[length] True where token offset + i is the first of a document."""
+
+
+class IndexedStarts:
+    """Starts by the item and document indexes of a pair or of shards, found by bisection."""
+
+    def __init__(self, pairs: list[Binidx]) -> None:
+        for pair in pairs:
+            _check_index(pair)
+        self._pairs = pairs
+
+    def among(self, offset: int, length: int) -> npt.NDArray[np.bool_]:
+        """[length] True where token offset + i of all pairs together starts a document."""
+        starts = np.zeros(length, bool)
+        begin = 0
+        for pair in self._pairs:
+            first, last = max(offset, begin), min(offset + length, begin + pair.tokens)
+            if first < last:
+                found = _starts_between(pair, first - begin, last - begin)
+                starts[found + (begin - offset)] = True
+            begin += pair.tokens
+        return starts
+
+
+class StartsAfterZero:
+    """Starts of formats without an index: the first token, and every one behind a token 0."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+
+    def among(self, offset: int, length: int) -> npt.NDArray[np.bool_]:
+        """[length] True where token offset + i follows a 0."""
+        before = self._source.get(max(offset - 1, 0), length - (offset == 0))
+        starts = before == END_OF_DOCUMENT
+        return np.concatenate(([True], starts)) if offset == 0 else starts
+
+
+def document_starts(source: Source) -> DocumentStarts:
+    """Where the documents of a source start; DataError when nothing can tell."""
+    if isinstance(source, CharacterSource):
+        raise DataError(
+            f"--reset_at_documents: {source.name} is one text of characters and does not say where "
+            "documents start; make a binidx pair with make_data.py"
+        )
+    pairs = pairs_of(source)
+    return IndexedStarts(pairs) if pairs else StartsAfterZero(source)
+
+
+def _check_index(pair: Binidx) -> None:
+    """The ends of the document index, which is all that can be looked at without a scan."""
+    bounds = pair.doc_idx
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != pair.item_count:
+        raise DataError(
+            f"--reset_at_documents: {idx_path(pair.prefix)} does not say where documents start "
+            f"({len(bounds)} boundaries for {pair.item_count} items); make the pair again"
+        )
+
+
+def _starts_between(pair: Binidx, first: int, last: int) -> npt.NDArray[np.int64]:
+    """Tokens in [first, last) of the pair that start a document.
+
+    bisect, not np.searchsorted: the arrays are mapped and not aligned, so NumPy would copy them.
+    """
+    width = pair.dtype.itemsize
+    items = [bisect_left(pair.pointers, token * width) for token in (first, last)]
+    _check_order(pair, max(items[0] - 1, 0), items[1], first * width, last * width)
+    documents = [bisect_left(pair.doc_idx, item) for item in items]
+    chosen = pair.doc_idx[slice(*documents)]
+    return pair.pointers[chosen[chosen < pair.item_count]] // width
+
+
+def _check_order(pair: Binidx, start: int, stop: int, first_byte: int, last_byte: int) -> None:
+    """Items start ... stop - 1 must lie one after another and cover those bytes."""
+    begins = pair.pointers[start:stop]
+    ends = begins + pair.sizes[start:stop].astype(np.int64) * pair.dtype.itemsize
+    if (
+        start == stop
+        or begins[0] > first_byte
+        or ends[-1] < last_byte
+        or (begins[1:] != ends[:-1]).any()
+    ):
+        raise DataError(
+            f"{idx_path(pair.prefix)} is damaged: its items do not lie one after another; copy or "
+            "make the pair again"
+        )

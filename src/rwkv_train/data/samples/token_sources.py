@@ -1,0 +1,241 @@
+"""Arrays of tokens that samples are cut from: the binidx pair and RWKV-LM's small formats.
+
+A source has `tokens` (how many there are) and `get(offset, length) -> int64 array`. The character
+formats also have `characters`, the vocabulary they derived from the text: id -> character.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.binidx.layout import bin_path, idx_path
+from rwkv_train.data.binidx.manifest import (
+    Manifest,
+    manifest_path,
+    manifest_prefix,
+    read_manifest,
+    shard_prefix,
+)
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.errors import DataError
+
+
+class TokenSource(Protocol):
+    """What a dataset needs to know of its tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+
+    def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
+        """Tokens offset ... offset + length - 1."""
+
+
+class ShardedTokens:
+    """The shards of a manifest as one array of tokens, in `pairs`; O(1) memory per shard.
+
+    Raises DataError when a shard is missing, damaged or not the one the manifest describes.
+    """
+
+    def __init__(self, prefix: str, manifest: Manifest) -> None:
+        self.prefix = prefix
+        self.pairs = [_listed(shard_prefix(prefix, shard), prefix) for shard in manifest.shards]
+        for pair, shard in zip(self.pairs, manifest.shards):
+            if (pair.tokens, pair.dtype.name) != (shard.tokens, manifest.dtype):
+                raise DataError(
+                    f"{pair.prefix} holds {pair.tokens} tokens ({pair.dtype.name}) but "
+                    f"{manifest_path(prefix)} describes {shard.tokens} ({manifest.dtype}); they do "
+                    "not belong together: make the data again"
+                )
+        self._ends = list(accumulate(pair.tokens for pair in self.pairs))
+
+    @property
+    def tokens(self) -> int:
+        return self._ends[-1]
+
+    def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
+        """Tokens offset ... offset + length - 1 of all shards, as int64; DataError outside."""
+        _check_inside(self.prefix, self.tokens, offset, length)
+        parts, number = [], bisect_right(self._ends, offset)
+        while length > 0:
+            pair = self.pairs[number]
+            start = offset - (self._ends[number] - pair.tokens)
+            count = min(length, pair.tokens - start)
+            parts.append(pair.get(start, count))
+            number, offset, length = number + 1, offset + count, length - count
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+class ArraySource:
+    """Tokens of one flat array; a mapped file is mapped again after pickling, not copied."""
+
+    def __init__(self, name: str, load: Callable[[str], npt.NDArray[Any]]) -> None:
+        self.name = name
+        self._load = load
+        self._array = load(name)
+
+    @property
+    def tokens(self) -> int:
+        return int(self._array.size)
+
+    def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
+        """Tokens offset ... offset + length - 1 as int64; DataError outside the array."""
+        _check_inside(self.name, self.tokens, offset, length)
+        return self._array[offset : offset + length].astype(np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "_load": self._load}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["name"], state["_load"])
+
+
+class CharacterSource(ArraySource):
+    """A text as tokens: the id of a character is its rank among those that occur.
+
+    characters: id -> character, in code point order. vocab_size: their number.
+    """
+
+    def __init__(self, name: str, load: Callable[[str], npt.NDArray[Any]]) -> None:
+        super().__init__(name, load)
+        codes = self._array
+        present = np.zeros(0x110000, bool)
+        present[codes] = True
+        ranks = np.cumsum(present) - 1
+        self.characters = {
+            rank: chr(code) for rank, code in enumerate(np.flatnonzero(present).tolist())
+        }
+        self._array = ranks[codes].astype(np.min_scalar_type(len(self.characters)))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters)
+
+
+Source = Binidx | ShardedTokens | ArraySource | CharacterSource
+
+
+def open_source(data_file: str | None, data_type: str) -> Source:
+    """Opens training data of one of RWKV-LM's types; DataError when it cannot be used.
+
+    data_type: binidx (data_file is a pair's prefix, or the prefix or name of a manifest), numpy
+    (one-dimensional integer .npy), uint16 (raw little-endian numbers), utf-8 and utf-16le (a text
+    file), dummy (generated; needs no file).
+    """
+    if data_type == "dummy":
+        return CharacterSource("dummy", _load_dummy)
+    if not data_file:
+        raise DataError(f"--data_type {data_type} needs --data_file")
+    if data_type == "binidx":
+        return _open_binidx(manifest_prefix(data_file))
+    if data_type not in _SOURCES:
+        known = ", ".join(["binidx", *_SOURCES, "dummy"])
+        raise DataError(f"--data_type {data_type} is unknown; known are {known}")
+    kind, load = _SOURCES[data_type]
+    if not Path(data_file).is_file():
+        raise DataError(f"--data_file {data_file}: there is no such file")
+    source = kind(data_file, load)
+    if source.tokens == 0:
+        raise DataError(f"--data_file {data_file} is empty")
+    return source
+
+
+def pairs_of(source: Source) -> list[Binidx]:
+    """The pairs a source reads, in order; none for the other formats."""
+    if isinstance(source, ShardedTokens):
+        return source.pairs
+    return [source] if isinstance(source, Binidx) else []
+
+
+def _open_binidx(prefix: str) -> Binidx | ShardedTokens:
+    """A pair, or the shards that the manifest lists."""
+    manifest = read_manifest(prefix)
+    if manifest is not None and manifest.shards:
+        return ShardedTokens(prefix, manifest)
+    pair = Binidx(prefix) if manifest is None else _listed(prefix, prefix)
+    if manifest is not None and manifest.dtype != pair.dtype.name:
+        raise DataError(
+            f"{idx_path(prefix)} says {pair.dtype.name} but {manifest_path(prefix)} "
+            f"{manifest.dtype}; one of them is damaged or of other data: make the data again"
+        )
+    return pair
+
+
+def _listed(pair: str, prefix: str) -> Binidx:
+    """A pair of which the manifest speaks."""
+    for path in (bin_path(pair), idx_path(pair)):
+        if not path.exists():
+            raise DataError(
+                f"{path} does not exist although {manifest_path(prefix)} lists it; a copy or "
+                "make_data.py was interrupted: copy the data, or make it, again"
+            )
+    return Binidx(pair)
+
+
+def _check_inside(name: str, tokens: int, offset: int, length: int) -> None:
+    if offset < 0 or length < 0 or offset + length > tokens:
+        raise DataError(
+            f"{name} holds {tokens} tokens; tokens {offset} to {offset + length - 1} were asked for"
+        )
+
+
+def _load_numpy(name: str) -> npt.NDArray[Any]:
+    try:
+        array = np.load(name, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{name} is not a readable .npy file: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"{name} must hold one one-dimensional array of integers (np.save)")
+    # A plain view: slicing a memmap object costs several microseconds more.
+    return np.asarray(array)
+
+
+def _load_uint16(name: str) -> npt.NDArray[Any]:
+    size = Path(name).stat().st_size
+    if size % 2:
+        raise DataError(f"{name} has {size} bytes, an odd number, and cannot hold uint16 tokens")
+    return np.asarray(np.memmap(name, "<u2", "r")) if size else np.zeros(0, "<u2")
+
+
+def _load_text(name: str, encoding: str) -> npt.NDArray[Any]:
+    try:
+        # Text mode: line ends become "\n", as in RWKV-LM.
+        text = Path(name).read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name} is not {encoding} text: {error.reason} at byte {error.start}"
+        ) from error
+    return _code_points(text)
+
+
+def _load_utf8(name: str) -> npt.NDArray[Any]:
+    return _load_text(name, "utf-8")
+
+
+def _load_utf16le(name: str) -> npt.NDArray[Any]:
+    return _load_text(name, "utf-16le")
+
+
+def _load_dummy(_: str) -> npt.NDArray[Any]:
+    """RWKV-LM's self-made text: additions of k and k^2, both modulo 10000."""
+    pairs = ((k % 10000, k * k % 10000) for k in range(100_000))
+    return _code_points("".join(f".{a}+{b}={a + b}." for a, b in pairs))
+
+
+def _code_points(text: str) -> npt.NDArray[Any]:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+_SOURCES: dict[str, tuple[type[ArraySource], Callable[[str], npt.NDArray[Any]]]] = {
+    "numpy": (ArraySource, _load_numpy),
+    "uint16": (ArraySource, _load_uint16),
+    "utf-8": (CharacterSource, _load_utf8),
+    "utf-16le": (CharacterSource, _load_utf16le),
+}

@@ -1,0 +1,226 @@
+"""Reads inputs as blocks of whole documents; how they are cut depends on the inputs alone."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from rwkv_train.data.binidx.manifest import file_sha256
+from rwkv_train.data.convert.streams import BackgroundSha256
+from rwkv_train.data.text.inputs import STANDARD_INPUT, Piece
+from rwkv_train.errors import DataError
+
+BLOCK_BYTES = 1 << 19
+_PARQUET_ROWS = 256
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Block(NamedTuple):
+    """Some documents, still as they stand in the file."""
+
+    piece: Piece
+    content: Any
+    """bytes: lines of a jsonl, the whole of a txt; a list: values of a parquet column, or rows of
+    several; in between what a `Desk` made of it"""
+    bytes_read: int
+    """bytes on disk read since the block before"""
+
+
+class BlockReader:
+    """Yields the blocks of all pieces in order, in memory for one block and its longest line.
+
+    `sha256` afterwards identifies what was read: the digest of a single file's bytes, or of the
+    list of such digests. With `row_keys` a parquet file gives whole rows: objects with those keys
+    and the text's, where it has them. Iterating raises DataError for files that cannot be read or
+    unpacked.
+    """
+
+    def __init__(
+        self, pieces: Sequence[Piece], text_key: str, row_keys: Sequence[str] = ()
+    ) -> None:
+        self._pieces = pieces
+        self._text_key = text_key
+        self._row_keys = row_keys
+        self._digests: list[str] = []
+
+    @property
+    def sha256(self) -> str:
+        return _joint_digest(self._digests)
+
+    def __iter__(self) -> Iterator[Block]:
+        for piece in self._pieces:
+            with _reported(piece):
+                if piece.file.kind == "parquet":
+                    yield from _parquet_blocks(piece, self._text_key, self._row_keys)
+                    self._digests.append(file_sha256(piece.file.path))
+                else:
+                    yield from self._stream_blocks(piece)
+
+    def _stream_blocks(self, piece: Piece) -> Iterator[Block]:
+        cut = _line_blocks if piece.file.kind == "jsonl" else _whole
+        reported = 0
+        with _opened(piece) as raw:
+            for number, content in enumerate(cut(_unpacked(raw, piece))):
+                if number == 0 and piece.start == 0:
+                    content = content.removeprefix(_BYTE_ORDER_MARK)
+                yield Block(piece, content, raw.count - reported)
+                reported = raw.count
+            self._digests.append(raw.sha256.hexdigest())
+
+
+def digest(pieces: Sequence[Piece]) -> str:
+    """What `BlockReader.sha256` will be, found by reading the files without unpacking them."""
+    digests = []
+    for piece in pieces:
+        with _reported(piece), _opened(piece) as raw:
+            while raw.read(BLOCK_BYTES):
+                pass
+            digests.append(raw.sha256.hexdigest())
+    return _joint_digest(digests)
+
+
+def lines_before(piece: Piece) -> int:
+    """Lines of the file before the piece, for messages; reads that much of the file."""
+    if piece.start == 0:
+        return 0
+    with _reported(piece), Path(piece.file.path).open("rb") as file:
+        left, count = _line_start(file, piece.start), 0
+        file.seek(0)
+        while left and (content := file.read(min(left, BLOCK_BYTES))):
+            count += content.count(b"\n")
+            left -= len(content)
+    return count
+
+
+class _Counted:
+    """A stretch of a file, counted and hashed as it is read."""
+
+    def __init__(self, file: BinaryIO, left: int | None) -> None:
+        self._file = file
+        self._left = left
+        self.count = 0
+        self.sha256 = BackgroundSha256()
+
+    def read(self, size: int) -> bytes:
+        if self._left is not None:
+            size = min(size, self._left - self.count)
+        content = self._file.read(size)
+        self.count += len(content)
+        self.sha256.update(content)
+        return content
+
+
+@contextmanager
+def _opened(piece: Piece) -> Iterator[_Counted]:
+    if piece.file.path == STANDARD_INPUT:
+        yield _Counted(sys.stdin.buffer, None)
+        return
+    with Path(piece.file.path).open("rb") as file:
+        left = None
+        if piece.end is not None:
+            end, start = _line_start(file, piece.end), _line_start(file, piece.start)
+            file.seek(start)
+            left = end - start
+        yield _Counted(file, left)
+
+
+def _line_start(file: BinaryIO, position: int) -> int:
+    """Where the first line that begins at or after `position` begins."""
+    if position == 0:
+        return 0
+    file.seek(position - 1)
+    file.readline()
+    return file.tell()
+
+
+def _unpacked(raw: _Counted, piece: Piece) -> Any:
+    if piece.file.compression == "gz":
+        return gzip.GzipFile(fileobj=raw, mode="rb")
+    if piece.file.compression == "zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise _missing("zstandard", piece) from error
+        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+    return raw
+
+
+def _line_blocks(stream: Any) -> Iterator[bytes]:
+    """Whole lines, about BLOCK_BYTES at a time; more when a line is longer."""
+    begun: list[bytes] = []
+    while content := stream.read(BLOCK_BYTES):
+        cut = content.rfind(b"\n") + 1
+        if cut:
+            yield b"".join([*begun, content[:cut]])
+            begun = []
+        begun.append(content[cut:])
+    if rest := b"".join(begun):
+        yield rest
+
+
+def _whole(stream: Any) -> Iterator[bytes]:
+    parts = []
+    while content := stream.read(BLOCK_BYTES):
+        parts.append(content)
+    yield b"".join(parts)
+
+
+def _parquet_blocks(
+    piece: Piece, text_key: str, row_keys: Sequence[str]
+) -> Iterator[Block]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise _missing("pyarrow", piece) from error
+    try:
+        with pyarrow.parquet.ParquetFile(piece.file.path) as table:
+            columns = table.schema_arrow.names
+            wanted = [key for key in dict.fromkeys((text_key, *row_keys)) if key in columns]
+            if not wanted:
+                raise DataError(
+                    f"{piece.file.path}: there is no column '{text_key}'; the columns are: "
+                    f"{', '.join(columns)} (choose with --text_key)"
+                )
+            rows = max(table.metadata.num_rows, 1)
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
+                share = (piece.file.size or 0) * batch.num_rows // rows
+                content = batch.to_pylist() if row_keys else batch.column(0).to_pylist()
+                yield Block(piece, content, share)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{piece.file.path} is not a readable parquet file: {error}") from error
+
+
+def _missing(package: str, piece: Piece) -> DataError:
+    return DataError(
+        f"{piece.file.path} needs the Python package {package}: pip install {package}"
+    )
+
+
+@contextmanager
+def _reported(piece: Piece) -> Iterator[None]:
+    """Turns what goes wrong with a file into a DataError."""
+    path = piece.file.path
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged or cut off: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:
+        # zstandard is imported only where it is needed, so its error is known by its name.
+        if type(error).__name__ == "ZstdError":
+            raise DataError(f"{path} is damaged or cut off: {error}") from error
+        raise
+
+
+def _joint_digest(digests: Sequence[str]) -> str:
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

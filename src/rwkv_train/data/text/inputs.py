@@ -1,0 +1,112 @@
+"""The files a corpus lies in: which there are, how they are packed, and which part is ours."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rwkv_train.errors import DataError
+
+STANDARD_INPUT = "-"
+_COMPRESSIONS: dict[str, Literal["gz", "zst"]] = {".gz": "gz", ".zst": "zst"}
+_KINDS: dict[str, Literal["parquet", "txt"]] = {".parquet": "parquet", ".txt": "txt"}
+
+
+class InputFile(NamedTuple):
+    """One input and what is inside, told by its name: .jsonl (also for unknown endings), .txt,
+    .parquet, the former two also with .gz or .zst behind."""
+
+    path: str
+    kind: Literal["jsonl", "txt", "parquet"]
+    compression: Literal["gz", "zst"] | None
+    size: int | None
+    """bytes on disk; None for the standard input"""
+
+
+class Piece(NamedTuple):
+    """A file, or the lines of it that begin in [start, end); end None: the whole file."""
+
+    file: InputFile
+    start: int = 0
+    end: int | None = None
+
+
+def find_inputs(names: Sequence[str]) -> list[InputFile]:
+    """The files of those names and patterns in the order given, a pattern's files sorted.
+
+    Raises DataError when one does not exist or a pattern fits nothing.
+    """
+    files: list[InputFile] = []
+    for name in names:
+        if name == STANDARD_INPUT:
+            if len(names) > 1:
+                raise DataError("the standard input (-) cannot be joined with files")
+            files.append(InputFile(name, "jsonl", None, None))
+        elif Path(name).is_file():
+            files.append(_input_file(name))
+        else:
+            files += [_input_file(path) for path in _matches(name)]
+    return files
+
+
+def default_prefix(files: Sequence[InputFile]) -> str:
+    """Output prefix in the current folder named after a single input; DataError for others."""
+    if len(files) != 1 or files[0].path == STANDARD_INPUT:
+        raise DataError("--output PREFIX is needed for several inputs and for the standard input")
+    path = Path(files[0].path)
+    return Path(path.stem).stem if files[0].compression else path.stem
+
+
+def total_bytes(files: Sequence[InputFile]) -> int | None:
+    """Bytes on disk of all inputs; None when that is not known (standard input)."""
+    if any(file.size is None for file in files):
+        return None
+    return sum(file.size or 0 for file in files)
+
+
+def pieces(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> list[Piece]:
+    """The part of the inputs that machine `worker` of `of` (counted from 0) processes.
+
+    The bytes of all files, one after another, are cut into `of` equal stretches. An uncompressed
+    jsonl is cut there: a line belongs to the stretch in which it begins. Every other file belongs
+    as a whole to the stretch in which it begins.
+    """
+    if of == 1:
+        return [Piece(file) for file in files]
+    total = total_bytes(files)
+    if total is None:
+        raise DataError("the standard input (-) cannot be divided; --worker needs files")
+    low, high = total * worker // of, total * (worker + 1) // of
+    chosen, begin = [], 0
+    for file in files:
+        size = file.size or 0
+        if file.kind == "jsonl" and file.compression is None:
+            start, end = max(low - begin, 0), min(high - begin, size)
+            if start < end:
+                chosen.append(Piece(file, start, end))
+        elif low <= begin < high:
+            chosen.append(Piece(file))
+        begin += size
+    return chosen
+
+
+def _matches(pattern: str) -> list[str]:
+    # Path.glob takes no absolute patterns.
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207
+    found = sorted(name for name in names if Path(name).is_file())
+    if not found:
+        reason = "no file fits this pattern" if glob.has_magic(pattern) else "there is no such file"
+        raise DataError(f"{pattern}: {reason}")
+    return found
+
+
+def _input_file(name: str) -> InputFile:
+    path = Path(name)
+    compression = _COMPRESSIONS.get(path.suffix)
+    ending = Path(path.stem).suffix if compression else path.suffix
+    kind = _KINDS.get(ending, "jsonl")
+    if kind == "parquet" and compression:
+        raise DataError(f"{name}: a parquet file is compressed inside; unpack it first")
+    return InputFile(name, kind, compression, path.stat().st_size)

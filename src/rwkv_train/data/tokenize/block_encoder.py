@@ -1,0 +1,212 @@
+"""What a worker does with a block: documents out of it, their tokens, and checks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkv_train.data.binidx.layout import MAX_ITEM_TOKENS
+from rwkv_train.data.text.blocks import Block, lines_before
+from rwkv_train.data.text.inputs import Piece
+from rwkv_train.data.text.jsonl import checked_text, document_text
+from rwkv_train.data.tokenize.bulk_encoder import BulkEncoder, BulkTokenizer, EncodedTexts, Flags
+from rwkv_train.errors import DataError
+
+OnError = Literal["stop", "skip"]
+Verify = Literal["all", "sample", "none"]
+DIGEST_BYTES = 16
+_SAMPLE_EVERY = 10
+# Inputs up to this size are checked whole: it takes no time that anyone would notice.
+_SMALL_BYTES = 16 << 20
+
+
+class Fault(NamedTuple):
+    """A document that cannot be used."""
+
+    line: int
+    """line or row within the block, counted from 1"""
+    reason: str
+
+
+@dataclass
+class EncodedBlock:
+    """The documents of a block as tokens, in order; arrays, because they go between processes."""
+
+    block: Block
+    """without its content"""
+    tokens: npt.NDArray[Any]
+    sizes: npt.NDArray[np.int32]
+    """tokens per document, the final 0 included"""
+    digests: npt.NDArray[np.void]
+    """a 128-bit hash of each document's tokens; empty unless asked for"""
+    text_bytes: int
+    """UTF-8 bytes of the documents' texts"""
+    lines: int
+    """lines or rows that end in the block"""
+    faults: list[Fault]
+    normalized: int = 0
+    """of the documents checked, those changed by the tokenizer's own normalization"""
+    seconds: Counter[str] = field(default_factory=Counter)
+    """parse, tokenize, verify, convert; in the end also spool"""
+    weights: npt.NDArray[np.uint8] | None = None
+    """of the tokens in the loss; None: there is no mask"""
+
+
+class BlockEncoder:
+    """Turns blocks into tokens; can be pickled, and loads its tokenizer when first used.
+
+    check_every: every so many documents of a block, from its first on, are decoded again and
+    compared with their text; 0: none. on_error "stop" gives up a block at its first fault.
+    """
+
+    def __init__(
+        self,
+        tokenizer: BulkTokenizer,
+        text_key: str,
+        on_error: OnError,
+        check_every: int,
+        hashed: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._text_key = text_key
+        self._on_error = on_error
+        self._check_every = check_every
+        self._hashed = hashed
+        self._encode: BulkEncoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encode": None}
+
+    def __call__(self, block: Block) -> EncodedBlock:
+        """The block's documents as tokens, with the faults found."""
+        if self._encode is None:
+            self._encode = self._tokenizer.load()
+        faults: list[Fault] = []
+        began = perf_counter()
+        rows, lines = block_rows(block)
+        numbered = list(self._documents(block, rows, faults))
+        seconds = Counter(parse=perf_counter() - began)
+        documents = [document for _, document in numbered]
+        encoded, weights = self._encoded(documents, self._checked(len(numbered)))
+        began = perf_counter()
+        weights = _refuse_long(encoded, weights)
+        faults += [Fault(numbered[i][0], reason) for i, reason in encoded.faults.items()]
+        sizes = np.delete(encoded.sizes, list(encoded.faults)).astype(np.int32)
+        digests = document_digests(encoded.tokens, sizes if self._hashed else sizes[:0])
+        seconds.update(encoded.seconds)
+        seconds["convert"] += perf_counter() - began
+        return EncodedBlock(
+            block=block._replace(content=b""),
+            tokens=encoded.tokens,
+            sizes=sizes,
+            digests=digests,
+            text_bytes=int(encoded.text_bytes.sum()),
+            lines=lines,
+            faults=sorted(faults),
+            normalized=encoded.normalized,
+            seconds=seconds,
+            weights=weights,
+        )
+
+    def _encoded(
+        self, documents: Sequence[Any], checked: Flags
+    ) -> tuple[EncodedTexts, npt.NDArray[np.uint8] | None]:
+        """What `_document` returned as tokens, and their weights."""
+        return self._encode(documents, np.ones(len(documents), bool), checked), None
+
+    def _checked(self, documents: int) -> Flags:
+        if self._check_every == 0:
+            return np.zeros(documents, bool)
+        return np.arange(documents) % self._check_every == 0
+
+    def _documents(
+        self, block: Block, rows: Iterable[tuple[int, Any]], faults: list[Fault]
+    ) -> Iterator[tuple[int, Any]]:
+        """Line numbers and contents of the usable documents."""
+        for line, value in rows:
+            try:
+                document = self._document(block, value)
+            except DataError as error:
+                faults.append(Fault(line, str(error)))
+                if self._on_error == "stop":
+                    return
+            else:
+                yield line, document
+
+    def _document(self, block: Block, value: Any) -> Any:
+        """The text of a document, still as it stands in the file."""
+        if block.piece.file.kind == "jsonl":
+            return document_text(value, self._text_key)
+        if block.piece.file.kind == "parquet":
+            return checked_text(value, self._text_key)
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"not UTF-8 text: byte 0x{value[error.start]:02x} at position {error.start + 1}"
+            ) from error
+
+
+def check_every(verify: Verify, input_bytes: int | None) -> int:
+    """Every how many documents one is checked: of a sample every tenth, of small inputs all."""
+    small = input_bytes is not None and input_bytes <= _SMALL_BYTES
+    return {"all": 1, "sample": 1 if small else _SAMPLE_EVERY, "none": 0}[verify]
+
+
+def _refuse_long(
+    encoded: EncodedTexts, weights: npt.NDArray[np.uint8] | None
+) -> npt.NDArray[np.uint8] | None:
+    """Makes a fault of every document that is longer than the format can hold; other weights."""
+    long = encoded.sizes > MAX_ITEM_TOKENS
+    if not long.any():
+        return weights
+    for number in np.flatnonzero(long).tolist():
+        tokens = encoded.sizes[number]
+        encoded.faults[number] = f"the document has {tokens} tokens, more than {MAX_ITEM_TOKENS}"
+    kept = ~np.repeat(long, encoded.sizes)
+    encoded.tokens = encoded.tokens[kept]
+    encoded.text_bytes[long] = 0
+    encoded.sizes[long] = 0
+    return None if weights is None else weights[kept]
+
+
+def document_digests(
+    tokens: npt.NDArray[Any], sizes: npt.NDArray[np.integer]
+) -> npt.NDArray[np.void]:
+    """[documents] 128-bit hashes of the documents that lie one after another in `tokens`."""
+    ends = np.cumsum(sizes, dtype=np.int64).tolist()
+    content = b"".join(
+        hashlib.blake2b(tokens[start:end].data, digest_size=DIGEST_BYTES).digest()
+        for start, end in zip([0, *ends], ends)
+    )
+    return np.frombuffer(content, f"V{DIGEST_BYTES}")
+
+
+def place(piece: Piece, line: int) -> str:
+    """File and line of the piece's `line`, from 1, for messages; reads the file before the piece,
+    if there is any."""
+    path, kind = piece.file.path, piece.file.kind
+    if kind == "txt":
+        return path
+    word = "row" if kind == "parquet" else "line"
+    name = "standard input" if path == "-" else path
+    return f"{name}, {word} {lines_before(piece) + line}"
+
+
+def block_rows(block: Block) -> tuple[Iterable[tuple[int, Any]], int]:
+    """Numbers, from 1, and raw contents of a block's documents, and how many lines or rows end in
+    it; blank lines are no documents."""
+    if block.piece.file.kind == "txt":
+        return [(1, block.content)], 0
+    if not isinstance(block.content, bytes):
+        return enumerate(block.content, 1), len(block.content)
+    lines = block.content.split(b"\n")
+    numbered = enumerate(lines, 1)
+    return ((n, line) for n, line in numbered if line and not line.isspace()), len(lines) - 1

@@ -1,0 +1,104 @@
+"""Generates text from a checkpoint: `python generate.py --load_model X.pth "prompt"`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, get_args
+
+from rwkv_train.config.schema import Backend
+from rwkv_train.errors import ConfigError, TrainerError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit status 2."""
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; importing torch is left to `main`."""
+    p = Parser(
+        prog="generate.py", description=__doc__.split("`")[0].strip(),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("prompt", nargs="?", default="", help="text to go on from; -: standard input")
+    p.add_argument("--load_model", required=True, help="checkpoint, .pth or .safetensors")
+    p.add_argument("--load_states", help="trained initial states for that checkpoint")
+    p.add_argument("--tokenizer", help="world, bytes or a tokenizer.json; else the run's own")
+    p.add_argument("--max_tokens", type=int, default=200, help="most tokens to generate")
+    p.add_argument("--samples", type=int, default=1, help="continuations of the same prompt")
+    p.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token")
+    p.add_argument("--top_p", type=float, default=0.7, help="likeliest tokens up to this share")
+    p.add_argument("--top_k", type=int, default=0, help="at most so many tokens; 0: off")
+    p.add_argument("--presence_penalty", type=float, default=0.0, help="for tokens used before")
+    p.add_argument("--frequency_penalty", type=float, default=0.0, help="for each earlier use")
+    p.add_argument("--penalty_decay", type=float, default=0.996, help="fading of earlier uses")
+    p.add_argument("--seed", type=int, help="for repeatable samples; none: a new one each time")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+                   help="auto: fp32 on a CPU, bf16 on a GPU")
+    p.add_argument("--wkv_backend", choices=get_args(Backend), default="auto",
+                   help="implementation of the WKV operator")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0, or 2 for bad input with one line on stderr."""
+    arguments = parser().parse_args(argv)
+    try:
+        _generate(arguments)
+    except TrainerError as error:
+        print(f"error: {error.in_one_line()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print()
+        return 130
+    return 0
+
+
+def _generate(a: argparse.Namespace) -> None:
+    for name, lowest in (("max_tokens", 0), ("samples", 1)):
+        if getattr(a, name) < lowest:
+            raise ConfigError(f"--{name} {getattr(a, name)} must be at least {lowest}")
+    import torch
+
+    from rwkv_train.inference.generate import generate_text
+    from rwkv_train.inference.loading import load_model, tokenizer_of
+    from rwkv_train.inference.sampling import Sampler, SamplingOptions
+
+    options = SamplingOptions(
+        a.temperature, a.top_p, a.top_k, a.presence_penalty, a.frequency_penalty, a.penalty_decay
+    )
+    if a.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: there is no usable GPU here; use --device cpu")
+    cuda = a.device == "cuda" or (a.device == "auto" and torch.cuda.is_available())
+    precision = a.precision if a.precision != "auto" else ("bf16" if cuda else "fp32")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    model = load_model(
+        a.load_model, device=torch.device("cuda" if cuda else "cpu"), dtype=dtype,
+        wkv_backend=a.wkv_backend, states=a.load_states,
+    )
+    tokenizer = tokenizer_of(a.load_model, model.config.vocab_size, a.tokenizer)
+    prompt = sys.stdin.read() if a.prompt == "-" else a.prompt
+    generator = torch.Generator()
+    if a.seed is not None:
+        generator.manual_seed(a.seed)
+    else:
+        generator.seed()
+    for number in range(a.samples):
+        if a.samples > 1:
+            print(f"--- sample {number + 1} ---")
+        print(prompt, end="", flush=True)
+        # One generator for all samples: they differ, and one seed repeats them all.
+        for piece in generate_text(model, tokenizer, prompt, Sampler(options, generator),
+                                   a.max_tokens):
+            print(piece, end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""Text from a model: parallel prefill, then one token at a time with a state of constant size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rwkv_train.data.tokenize.tokenizer import Tokenizer
+from rwkv_train.inference.sampling import Sampler
+from rwkv_train.inference.streaming import TextStream
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.state import ModelState
+
+END_OF_DOCUMENT = 0
+# Tokens read at once: bounds the memory of a long prompt, whose state goes on from piece to piece.
+PREFILL = 1024
+
+
+@torch.no_grad()
+def prefill(model: RWKV, tokens: list[int]) -> tuple[Tensor, ModelState]:
+    """Logits [V] after the last of `tokens` (at least one) and the state there."""
+    assert tokens, "a prompt has at least one token"
+    device = model.emb.weight.device
+    state = None
+    for first in range(0, len(tokens), PREFILL):
+        piece = torch.tensor([tokens[first : first + PREFILL]], device=device)
+        x, state = model.features(piece, state)
+    return model.head(x[:, -1:])[0, 0], state
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: RWKV, prompt: list[int], sampler: Sampler, max_tokens: int
+) -> Iterator[int]:
+    """Up to max_tokens tokens after `prompt`; ends early at the end-of-document token.
+
+    An empty prompt stands for the start of a document.
+    """
+    logits, state = prefill(model, prompt or [END_OF_DOCUMENT])
+    for _ in range(max_tokens):
+        token = sampler.draw(logits)
+        if token == END_OF_DOCUMENT:
+            return
+        yield token
+        step = torch.tensor([[token]], device=logits.device)
+        all_logits, state = model(step, state)
+        logits = all_logits[0, 0]
+
+
+def generate_text(
+    model: RWKV, tokenizer: Tokenizer, prompt: str, sampler: Sampler, max_tokens: int
+) -> Iterator[str]:
+    """The generated text in pieces as it comes; pieces end between characters, not inside one.
+
+    Rows of the head beyond the tokenizer's tokens (padding) stand for no text and are passed over.
+    """
+    tokens = tokenizer.encode(prompt)
+    stream = TextStream(tokenizer, tokens)
+    for token in generate_tokens(model, tokens, sampler, max_tokens):
+        piece = stream.add(token) if token < tokenizer.vocab_size else ""
+        if piece:
+            yield piece
+    rest = stream.finish()
+    if rest:
+        yield rest

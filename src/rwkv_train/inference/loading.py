@@ -1,0 +1,94 @@
+"""A model and its tokenizer from a checkpoint file alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rwkv_train.checkpoint.weights import fit_weights, load_weights
+from rwkv_train.config.load import read_config
+from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
+from rwkv_train.errors import CheckpointError, ConfigError
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.registry import build_model, complete, config_from_shapes
+
+# Rows of the vocabularies that need no file: those of the tokenizers by these names.
+TOKENIZER_BY_ROWS = {65536: "world", 257: "bytes"}
+
+
+def load_model(
+    path: str | Path, *, device: torch.device, dtype: torch.dtype, wkv_backend: str = "auto",
+    states: str | Path | None = None,
+) -> RWKV:
+    """The network in evaluation mode, every size read from the file.
+
+    states: a file of trained initial states, which join or replace those of the checkpoint; with
+    them a text starts. Raises CheckpointError or ConfigError.
+    """
+    weights = load_weights(path, dtype)
+    if _only_states(weights):
+        raise CheckpointError(
+            f"{path} holds only trained initial states, which need their base model: give that as "
+            f"--load_model, and this file as --load_states"
+        )
+    config = complete(config_from_shapes({k: tuple(v.shape) for k, v in weights.items()}))
+    if config.head_qk:
+        raise ConfigError(
+            f"{path} has a copy head (head_qk), which looks back at every token and has no "
+            "recurrent form; it cannot generate with a state of constant size"
+        )
+    if states is not None:
+        weights |= _load_states(states, dtype)
+    has_states = any(name.endswith("att.time_state") for name in weights)
+    model = build_model(config, wkv_backend=wkv_backend, train_states=has_states).to(dtype)
+    try:
+        fitted, _ = fit_weights(
+            model.state_dict(), weights, partial=False, optional=model.optional_keys
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    model.load_state_dict(fitted)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _only_states(weights: dict[str, Tensor]) -> bool:
+    return bool(weights) and all(name.endswith("att.time_state") for name in weights)
+
+
+def _load_states(path: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    states = load_weights(path, dtype)
+    if not _only_states(states):
+        raise CheckpointError(
+            f"--load_states {path} holds more than trained initial states; give a checkpoint of a "
+            "run with --train_type states, or leave the option out: a whole model brings its own"
+        )
+    return states
+
+
+def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) -> Tokenizer:
+    """The tokenizer `given`, else the one named in config.yaml beside the checkpoint, else the
+    built-in one with as many tokens as the model has rows.
+
+    Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
+    model.
+    """
+    name = given
+    saved = Path(path).parent / "config.yaml"
+    if name is None and saved.is_file():
+        name = read_config(saved).data.tokenizer
+    name = name or TOKENIZER_BY_ROWS.get(vocab_size)
+    if name is None:
+        raise ConfigError(
+            f"no tokenizer is known for {path}: no built-in one has {vocab_size} tokens, and "
+            f"{saved} {'names none' if saved.is_file() else 'does not exist'}; give --tokenizer "
+            "world, bytes or the path of a tokenizer.json"
+        )
+    tokenizer = load_tokenizer(name)
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"tokenizer {name} has {tokenizer.vocab_size} tokens, {path} only {vocab_size} rows; "
+            "give the tokenizer it was trained with by --tokenizer"
+        )
+    return tokenizer

@@ -1,0 +1,81 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rwkv_train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen.
+
+    temperature: 0 takes the likeliest token. top_k: 0 is off. top_p: 1 is off.
+    presence_penalty is subtracted from the logit of every token generated so far,
+    frequency_penalty once for every time it was; the counts fade by penalty_decay a token.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 0.7
+    top_k: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_decay: float = 0.996
+
+    def __post_init__(self) -> None:
+        for name, lowest, highest in (
+            ("temperature", 0.0, 100.0), ("top_p", 0.0, 1.0), ("top_k", 0, 10**9),
+            ("penalty_decay", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not lowest <= value <= highest:
+                raise ConfigError(f"--{name} {value} must be between {lowest:g} and {highest:g}")
+
+
+@dataclass
+class Sampler:
+    """Draws tokens one after another; remembers what it drew for the penalties."""
+
+    options: SamplingOptions
+    generator: torch.Generator
+    _counts: dict[int, float] = field(default_factory=dict)
+
+    def draw(self, logits: Tensor) -> int:
+        """The next token for logits [V]."""
+        o = self.options
+        logits = logits.detach().to("cpu", torch.float32, copy=True)
+        for token, count in self._counts.items():
+            logits[token] -= o.presence_penalty + count * o.frequency_penalty
+        token = self._choose(logits)
+        for known in self._counts:
+            self._counts[known] *= o.penalty_decay
+        self._counts[token] = self._counts.get(token, 0.0) + 1.0
+        return token
+
+    def _choose(self, logits: Tensor) -> int:
+        o = self.options
+        if o.temperature == 0:
+            return int(logits.argmax())
+        logits = keep_likely(logits / o.temperature, top_k=o.top_k, top_p=o.top_p)
+        return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
+
+
+def keep_likely(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Logits [V] with -inf outside the top_k largest and outside the smallest set of likeliest
+    tokens whose probabilities reach top_p; the likeliest token always stays."""
+    ordered, order = logits.sort(descending=True)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if top_k > 0:
+        keep[top_k:] = False
+    if top_p < 1:
+        probability = ordered.softmax(-1)
+        # what comes before a token has not yet reached top_p
+        keep &= probability.cumsum(-1) - probability < top_p
+    keep[0] = True
+    result = torch.full_like(logits, -torch.inf)
+    result[order[keep]] = ordered[keep]
+    return result

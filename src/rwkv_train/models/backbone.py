@@ -1,0 +1,206 @@
+"""The network around the time mix and channel mix of a version: what all versions share.
+
+A block maps (x, carry, state, reset) to (x, carry, state). The carry is whatever a version hands
+from block to block within one token (RWKV-7: the first layer's value); None enters the first one.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.errors import ConfigError
+from rwkv_train.models.layers import Head, Linear
+from rwkv_train.models.row_chunks import chunked_loss, chunked_token_losses
+from rwkv_train.models.state import LayerState, ModelState
+
+
+class Block(nn.Module):
+    """Time mix and channel mix, each on a normalised input and added to the residual stream."""
+
+    def __init__(
+        self, version: ModuleType, config: ModelConfig, layer: int, backend: str, time_state: bool
+    ) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.ln0 = nn.LayerNorm(config.n_embd) if layer == 0 else None
+        self.att = version.TimeMix(config, layer, backend, time_state)
+        self.ffn = version.ChannelMix(config, layer)
+        self.drop = nn.Dropout(config.dropout if version.RESIDUAL_DROPOUT else 0.0)
+
+    def forward(
+        self, x: Tensor, carry: Tensor | None, state: LayerState | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, LayerState]:
+        """x: [B, T, C], the embedding or the block before.  state None: an empty past."""
+        att_shift, wkv, ffn_shift = state if state is not None else (None, None, None)
+        if self.ln0 is not None:
+            x = self.ln0(x)
+        out, carry, att_shift, wkv = self.att(self.ln1(x), carry, att_shift, wkv, reset)
+        x = self.drop(x + out)
+        out, ffn_shift = self.ffn(self.ln2(x), ffn_shift, reset)
+        x = self.drop(x + out)
+        return x, carry, LayerState(att_shift, wkv, ffn_shift)
+
+
+class RWKV(nn.Module):
+    """A language model of any version; parameter names are the checkpoint keys.
+
+    Parallel and recurrent use are the same call: tokens in, logits and the state after them out.
+    All weights start at zero; `parameters.initialize` or `load_state_dict` gives them values.
+
+    config: the complete ModelConfig it was built from.
+    chunk_len: tokens that the loss reads at a time (`models.chunked`); None: all.
+    optional_keys: keys (patterns) that a checkpoint may lack, for `checkpoint.fit_weights`.
+    """
+
+    def __init__(
+        self, version: ModuleType, config: ModelConfig, *, wkv_backend: str = "auto",
+        grad_cp: bool = False, train_states: bool = False, chunk_len: int | None = None,
+    ) -> None:
+        super().__init__()
+        if chunk_len is not None and config.head_qk:
+            raise ConfigError(
+                "head_qk looks back at every token, which a model that reads its rows in chunks "
+                "cannot; leave --chunk_len out"
+            )
+        self.config = config
+        self.grad_cp = grad_cp
+        self.chunk_len = chunk_len
+        self.train_states = train_states
+        self.optional_keys: tuple[str, ...] = (*version.OPTIONAL_KEYS, "blocks.*.att.time_state")
+        V, D = config.vocab_size, config.n_embd
+        # A ready-made weight keeps the constructor away from the global random state.
+        self.emb = nn.Embedding(V, D, _weight=torch.zeros(V, D))
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(version, config, layer, wkv_backend, train_states)
+            for layer in range(config.n_layer)
+        )
+        self.ln_out = nn.LayerNorm(D)
+        self.head = Head(D, V)
+        if config.head_qk:
+            self.head_q = Linear(D, config.head_qk)
+            self.head_k = Linear(D, config.head_qk)
+
+    def forward(
+        self, tokens: Tensor, state: ModelState | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Logits [B, T, V] and the state after the last token.
+
+        tokens: [B, T] int64.  state: that of the tokens before; None: nothing came before.
+        reset: [B, T] bool; True where a document starts, which sees nothing of what came before.
+        """
+        x, new_state = self.features(tokens, state, reset=reset)
+        return self.head(x, extra_logits=self._copy_logits(x, tokens, state, reset)), new_state
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None = None,
+        total: float | None = None, state: ModelState | None = None, reset: Tensor | None = None,
+        head_rows: int | None = None,
+    ) -> Tensor:
+        """Mean cross entropy of `targets` [B, T]: a scalar in fp32 (fp64 for fp64 models).
+
+        mask: [B, T] weights of the positions; total: what their weighted sum is divided by; None:
+        the sum of the weights.
+        head_rows: positions per slice of logits, which are never held all at once; None: chosen by
+        size.
+        The gradient includes the L2Wrap term, see `ops.head_loss`.
+        """
+        return self.loss_and_state(
+            tokens, targets, mask=mask, total=total, state=state, reset=reset, head_rows=head_rows
+        )[0]
+
+    def loss_and_state(
+        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None = None,
+        total: float | None = None, state: ModelState | None = None, reset: Tensor | None = None,
+        head_rows: int | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """`loss`, and the state after the last token, through which gradients flow."""
+        options = {"mask": mask, "total": total, "state": state, "reset": reset,
+                   "head_rows": head_rows}
+        if self.chunk_len is None or tokens.shape[1] <= self.chunk_len:
+            return self._loss_of_piece(tokens, targets, **options)
+        return chunked_loss(self._loss_of_piece, self.chunk_len, tokens, targets, **options)
+
+    def _loss_of_piece(
+        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None, total: float | None,
+        state: ModelState | None, reset: Tensor | None, head_rows: int | None,
+        recomputed: bool = False,
+    ) -> tuple[Tensor, ModelState]:
+        x, new_state = self.features(tokens, state, reset=reset)
+        extra = self._copy_logits(x, tokens, state, reset)
+        loss = self.head(
+            x, targets, mask=mask, total=total, extra_logits=extra, rows=head_rows,
+            recomputed=recomputed,
+        )
+        return loss, new_state
+
+    def token_losses(
+        self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, *,
+        reset: Tensor | None = None, head_rows: int | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Cross entropy of every target, [B, T] without gradients, and the state afterwards.
+
+        Arguments as `loss`.
+        """
+        if self.chunk_len is not None and tokens.shape[1] > self.chunk_len:
+            return chunked_token_losses(
+                self.token_losses, self.chunk_len, tokens, targets, state, reset=reset,
+                head_rows=head_rows,
+            )
+        x, new_state = self.features(tokens, state, reset=reset)
+        extra = self._copy_logits(x, tokens, state, reset)
+        losses = self.head(x, targets, extra_logits=extra, rows=head_rows, per_token=True)
+        return losses, new_state
+
+    def features(
+        self, tokens: Tensor, state: ModelState | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """What the head reads, [B, T, C] after ln_out, and the state; arguments as `forward`."""
+        if reset is not None and self.train_states:
+            raise ConfigError(
+                "trained initial states and resets at document starts do not go together: a reset "
+                "empties the state; train states on one document per sample"
+            )
+        assert state is None or len(state) == len(self.blocks), "a state has one entry per block"
+        x = self.drop(self.emb(tokens))
+        carry = None
+        new_state = []
+        for layer, block in enumerate(self.blocks):
+            layer_state = None if state is None else state[layer]
+            arguments = (x, carry, layer_state, reset)
+            if self.grad_cp and torch.is_grad_enabled():
+                x, carry, layer_state = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x, carry, layer_state = block(*arguments)
+            new_state.append(layer_state)
+        return self.ln_out(x), tuple(new_state)
+
+    def _copy_logits(
+        self, x: Tensor, tokens: Tensor, state: ModelState | None, reset: Tensor | None
+    ) -> Tensor | None:
+        """Logits [B, T, V] of the copy head (head_qk = Q), None without one.
+
+        Position t adds (W_q x_t) . (W_k x_s) / Q to the logit of every token s <= t it has seen.
+        """
+        if not self.config.head_qk:
+            return None
+        if state is not None:
+            raise ConfigError(
+                "a model with head_qk looks back at every token and has no recurrent form: give "
+                "all tokens at once, without a state"
+            )
+        B, T = tokens.shape
+        scores = self.head_q(x) @ self.head_k(x).transpose(1, 2) / self.config.head_qk  # [B, T, T]
+        scores = scores.tril()
+        if reset is not None:
+            document = reset.cumsum(1)
+            scores = scores * (document.unsqueeze(2) == document.unsqueeze(1))
+        seen = tokens.unsqueeze(1).expand(B, T, T)
+        logits = scores.new_zeros(B, T, self.config.vocab_size)
+        return logits.scatter_add_(2, seen, scores)

@@ -1,0 +1,139 @@
+"""Building blocks that several RWKV versions share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
+from rwkv_train.ops.head_loss import head_loss, head_token_losses
+from rwkv_train.ops.token_shift import token_shift
+
+
+class Linear(nn.Linear):
+    """y = W x without bias.
+
+    Starts at zero and takes nothing from the global random state: the real values come from
+    `parameters.initialize` or a checkpoint.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class Head(Linear):
+    """The output matrix, with or without the loss.
+
+    One module call serves both uses: sharded training gathers a weight only while the forward of
+    its module runs.
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        targets: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        total: float | None = None,
+        extra_logits: Tensor | None = None,
+        rows: int | None = None,
+        per_token: bool = False,
+        recomputed: bool = False,
+    ) -> Tensor:
+        """Logits [B, T, V], or with `targets` [B, T] the loss of `ops.head_loss`.
+
+        extra_logits: [B, T, V], added to W x.
+        per_token: every token's own loss [B, T], without gradients.
+        recomputed: see `ops.head_loss`.
+        """
+        if per_token:
+            assert targets is not None and mask is None, "losses of all targets"
+            return head_token_losses(
+                x, self.weight, targets, extra_logits=extra_logits, rows=rows
+            )
+        if targets is not None:
+            return head_loss(
+                x, self.weight, targets,
+                mask=mask, total=total, extra_logits=extra_logits, rows=rows,
+                recomputed=recomputed,
+            )
+        logits = super().forward(x)
+        return logits if extra_logits is None else logits + extra_logits
+
+
+class HeadNorm(nn.Module):
+    """Group norm with one group per head, its statistics in fp32 (fp64 for fp64 inputs)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[B, T, H, N] -> [B, T, H N], dtype of `y`."""
+        with without_autocast(y.device):
+            normal = F.layer_norm(full_precision(y), y.shape[-1:], eps=self.eps).flatten(2)
+            scaled = normal * full_precision(self.weight) + full_precision(self.bias)
+        return scaled.to(y.dtype)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in fp32, or as it is when it is fp64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def shift_and_mix(
+    x: Tensor,
+    last: Tensor | None,
+    reset: Tensor | None,
+    *shares: Tensor,
+    moves: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """x + (x' - x) share for every share, each [B, T, C], x' the token before: `ops.token_shift`.
+
+    x: [B, T, C].  last: [B, C], the token before x[:, 0]; None: zero.
+    reset: [B, T] bool; True where a document starts, which has no predecessor (zero).
+    shares: each [1, 1, C].  moves: [n, B, T, C], added to the n shares.
+
+    Under autocast the results have its dtype, to which the matrix products that read them would
+    round them next.
+    """
+    mixes = torch.stack([full_precision(share).flatten() for share in shares])      # [n, C]
+    dtype = autocast_dtype(x) or x.dtype
+    return token_shift(x, mixes, last, moves=moves, dtype=dtype, reset=reset)
+
+
+def share_of_previous(share: Tensor) -> Tensor:
+    """1 - share: what RWKV-4 and 5 leave to the token before, in fp32 (fp64 for fp64 models)."""
+    return 1 - full_precision(share)
+
+
+def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """base + tanh(x @ down) @ up, [B, T, A], in fp32 (fp64 for fp64 inputs).
+
+    base: broadcastable to [B, T, A].  x: [B, T, D].  down: [D, R].  up: [R, A].
+    Rounding the sum to bf16 would change the decay by up to 1.6 %.
+    """
+    hidden = torch.tanh(x @ down)
+    with without_autocast(x.device):
+        return full_precision(base) + full_precision(hidden) @ full_precision(up)
+
+
+def split_heads(x: Tensor, head_size: int) -> Tensor:
+    """[B, T, H N] -> [B, T, H, N]."""
+    return x.unflatten(-1, (-1, head_size))
+
+
+def starting_state(learnt: Tensor | None, given: Tensor | None, batch: int) -> Tensor | None:
+    """The recurrent state [B, H, N_value, N_key] a sequence starts from; None: zero.
+
+    learnt: [H, N_value, N_key], shared by the batch, used when no state is given.
+    """
+    if given is not None or learnt is None:
+        return given
+    return full_precision(learnt).expand(batch, *learnt.shape)

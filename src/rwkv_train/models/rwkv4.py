@@ -1,0 +1,189 @@
+"""RWKV-4: a running weighted average per channel, its weights decaying at a learnt constant rate.
+
+x is the normalised input, x' the token before it; A = dim_att channels.
+
+    key in a block                     shape       symbol
+    att.time_mix_{k,v,r}               [1, 1, D]   μ_c   share of x against x'
+    att.time_decay                     [A]         w     the decay is exp(-exp(w))
+    att.time_first                     [A]         u     bonus of the current token
+    att.time_state (option)            [2, A]      v, k  the trained initial state
+    att.{key,value,receptance}.weight  [A, D]      k v r
+    att.output.weight                  [D, A]      W_o
+    ffn.time_mix_{k,r}                 [1, 1, D]   μ_c
+    ffn.{key,receptance,value}.weight  [F, D], [D, D], [D, F]
+
+Time mix:     x_c = μ_c x + (1 - μ_c) x';   W_o( sigmoid(r) wkv4(w, u, k, v) )
+Channel mix:  sigmoid(W_r x_r) W_v relu(W_k x_k)^2
+
+The trained initial state is that of a past of one token: its value v, and its key k as the weight
+exp(k) against later tokens, so that the operator starts from aa = v, bb = 1, pp = k. Such a state
+is as stable as the average itself, whatever is learnt. It begins at v = 0, k = -4, which is nearly
+the empty state (v = 0, k = -infinity) and can still be felt by the gradient.
+
+Source: RWKV paper (2023), architecture section; initial values as RWKV-LM's RWKV-v4neo writes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.models.layers import Linear, full_precision, share_of_previous, shift_and_mix
+from rwkv_train.models.sizes import Shapes, refuse_fields, with_defaults
+from rwkv_train.models.table import (
+    HEAD,
+    NORMS,
+    Place,
+    Rate,
+    Row,
+    decay_curve,
+    orthogonal,
+    rising,
+    zeros,
+)
+from rwkv_train.ops.wkv4 import wkv4
+
+NAME = "RWKV-4"
+RESIDUAL_DROPOUT = True
+OPTIONAL_KEYS: tuple[str, ...] = ()
+
+
+class TimeMix(nn.Module):
+    """Mixes over time by a decaying weighted average of the values, per channel."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str, time_state: bool) -> None:
+        super().__init__()
+        D, A = config.n_embd, config.dim_att
+        self.backend = backend
+        self.time_decay = nn.Parameter(torch.zeros(A))
+        self.time_first = nn.Parameter(torch.zeros(A))
+        self.time_mix_k = nn.Parameter(torch.zeros(1, 1, D))
+        self.time_mix_v = nn.Parameter(torch.zeros(1, 1, D))
+        self.time_mix_r = nn.Parameter(torch.zeros(1, 1, D))
+        self.time_state = nn.Parameter(torch.zeros(2, A)) if time_state else None
+        self.key = Linear(D, A)
+        self.value = Linear(D, A)
+        self.receptance = Linear(D, A)
+        self.output = Linear(A, D)
+
+    def forward(
+        self, x: Tensor, carry: Tensor | None, shift: Tensor | None,
+        wkv: tuple[Tensor, ...] | None, reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
+        """Output [B, T, D], the carry as it came, new shift and operator state."""
+        mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
+        xk, xv, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
+        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)                 # [B, T, A]
+        y, wkv = wkv4(
+            self.time_decay, self.time_first, k, v, self._start(wkv, len(x)),
+            backend=self.backend, reset=reset,
+        )
+        return self.output(torch.sigmoid(r) * y), carry, x[:, -1], wkv
+
+
+    def _start(self, given: tuple[Tensor, ...] | None, batch: int) -> tuple[Tensor, ...] | None:
+        """(aa, bb, pp), each [B, A], that a sequence starts from; None: empty."""
+        if given is not None or self.time_state is None:
+            return given
+        value, key = full_precision(self.time_state)
+        scale = key.detach()
+        # The operator takes pp as a constant; this factor of one carries the key's gradient.
+        weight = torch.exp(key - scale)
+        parts = (value * weight, weight, scale)
+        return tuple(part.expand(batch, -1) for part in parts)
+
+
+class ChannelMix(nn.Module):
+    """The two-layer network of a block, gated by the receptance."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        D, hidden = config.n_embd, config.dim_ffn
+        self.time_mix_k = nn.Parameter(torch.zeros(1, 1, D))
+        self.time_mix_r = nn.Parameter(torch.zeros(1, 1, D))
+        self.key = Linear(D, hidden)
+        self.receptance = Linear(D, D)
+        self.value = Linear(hidden, D)
+
+    def forward(
+        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B, T, D] and the new shift."""
+        mixes = (self.time_mix_k, self.time_mix_r)
+        xk, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
+        k = F.relu(self.key(xk)).square()
+        r = torch.sigmoid(self.receptance(xr))
+        return r * self.value(k), x[:, -1]
+
+
+def _embedding_at_start(place: Place) -> Tensor:
+    limit = place.lr_init
+    return torch.empty(place.shape).uniform_(-limit, limit, generator=place.generator)
+
+
+def _state_at_start(place: Place) -> Tensor:
+    value = torch.zeros(place.shape[1])
+    return torch.stack((value, value - 4))
+
+
+PARAMETERS = (
+    Row("emb.weight", _embedding_at_start, decayed=True),
+    *NORMS,
+    Row("blocks.*.att.time_decay", lambda place: -5 + 8 * decay_curve(place), Rate.TWO),
+    Row(
+        "blocks.*.att.time_first",
+        lambda place: math.log(0.3) + 0.5 * place.zigzag,
+        Rate.THREE,
+    ),
+    # Not decayed: zero is no neutral weight.
+    Row("blocks.*.att.time_state", _state_at_start),
+    Row("blocks.*.att.time_mix_k", rising(1.0), Rate.MIX),
+    Row(
+        "blocks.*.att.time_mix_v",
+        # Above 1 in the last channels of deep layers, as in the reference.
+        lambda place: rising(1.0)(place) + 0.3 * place.depth,
+        Rate.MIX,
+    ),
+    Row("blocks.*.att.time_mix_r", rising(0.5), Rate.MIX),
+    Row("blocks.*.att.key.weight", zeros, decayed=True),
+    Row("blocks.*.att.value.weight", orthogonal(1.0, grows=True), decayed=True),
+    Row("blocks.*.att.receptance.weight", zeros, decayed=True),
+    Row("blocks.*.att.output.weight", zeros, decayed=True),
+    Row("blocks.*.ffn.time_mix_k", rising(1.0), Rate.MIX),
+    Row("blocks.*.ffn.time_mix_r", rising(1.0), Rate.MIX),
+    Row("blocks.*.ffn.key.weight", orthogonal(1.0, grows=True), decayed=True),
+    Row("blocks.*.ffn.receptance.weight", zeros, decayed=True),
+    Row("blocks.*.ffn.value.weight", zeros, decayed=True),
+    HEAD,
+    Row("head_q.weight", zeros, decayed=True),
+    Row("head_k.weight", orthogonal(0.1, grows=True), decayed=True),
+)
+
+
+def complete(config: ModelConfig) -> ModelConfig:
+    """`config` with every size that RWKV-4 needs; ConfigError for what it does not have."""
+    refuse_fields(
+        config, NAME, "head_size", "head_size_divisor", "rank_mix", "rank_decay", "rank_iclr",
+        "rank_value", "rank_gate",
+    )
+    return with_defaults(config, dim_ffn=4 * config.n_embd)
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether the checkpoint keys `keys` are those of RWKV-4."""
+    return "blocks.0.att.time_mix_k" in keys and "blocks.0.att.ln_x.weight" not in keys
+
+
+def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
+    """Fields of ModelConfig that only RWKV-4 has: none."""
+    return {}
+
+
+def wkv_to_rwkv_package(aa: Tensor, bb: Tensor, pp: Tensor) -> tuple[Tensor, ...]:
+    """The operator's state as the `rwkv` package keeps it: the same three vectors."""
+    return aa, bb, pp

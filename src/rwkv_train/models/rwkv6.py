@@ -1,0 +1,233 @@
+"""RWKV-6 (x060, "Finch"): data-dependent token shift and decay, a matrix state per head.
+
+x is the normalised input, x' the token before it; H heads of N channels, A = H N = D; R = rank_mix.
+
+    key in a block                                 shape          symbol
+    att.time_maa_x                                 [1, 1, D]      μ_x   mix of the mixer's own input
+    att.time_maa_{w,k,v,r,g}                       [1, 1, D]      μ_c   static part of five mixes
+    att.time_maa_w1, _w2                           [D, 5R], [5, R, D]   M_c   data-dependent part
+    att.time_decay, _w1, _w2                       [1, 1, A], low rank  w  the decay is exp(-exp(w))
+    att.time_faaaa                                 [H, N]         u     bonus of the current token
+    att.time_state (option)                        [H, N_v, N_k]  the trained initial state
+    att.{receptance,key,value,gate,output}.weight  [A, D]         r k v g W_o
+    att.ln_x.{weight,bias}                         [A]            GN    group norm, group = head
+    ffn.time_maa_{k,r}                             [1, 1, D]      μ_c
+    ffn.{key,receptance,value}.weight              [F, D], [D, D], [D, F]
+
+Time mix:     z = x + (x' - x) μ_x;   m_c = tanh(z w1)_c w2_c;   x_c = x + (x' - x) (μ_c + m_c)
+              W_o( GN(wkv6(r, k, v, w, u)) silu(g) )
+Channel mix:  x_c = x + (x' - x) μ_c;   sigmoid(W_r x_r) W_v relu(W_k x_k)^2
+
+Source: RWKV-6 paper (Eagle and Finch), sections on the Finch architecture and its initial values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.errors import ConfigError
+from rwkv_train.models.layers import (
+    HeadNorm,
+    Linear,
+    decay_logits,
+    shift_and_mix,
+    split_heads,
+    starting_state,
+)
+from rwkv_train.models.sizes import (
+    Shapes,
+    matrix,
+    refuse_fields,
+    require_equal_widths,
+    tensor_shape,
+    width_times,
+    with_defaults,
+)
+from rwkv_train.models.table import (
+    HEAD,
+    NORMS,
+    TIME_STATE,
+    Place,
+    Rate,
+    Row,
+    decay_curve,
+    falling,
+    norm_by_depth,
+    orthogonal,
+    uniform,
+    zeros,
+)
+from rwkv_train.ops.wkv6 import wkv6
+
+NAME = "RWKV-6"
+RESIDUAL_DROPOUT = True
+OPTIONAL_KEYS: tuple[str, ...] = ()
+
+# Order of the mixer's five outputs in time_maa_w1 and time_maa_w2.
+MIXES = ("w", "k", "v", "r", "g")
+
+
+class TimeMix(nn.Module):
+    """Mixes over time through a matrix state per head that forgets as the data says."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str, time_state: bool) -> None:
+        super().__init__()
+        D, A, N = config.n_embd, config.dim_att, config.head_size
+        self.head_size = N
+        self.backend = backend
+        for name in ("x", *MIXES):
+            setattr(self, f"time_maa_{name}", nn.Parameter(torch.zeros(1, 1, D)))
+        self.time_maa_w1 = nn.Parameter(torch.zeros(D, len(MIXES) * config.rank_mix))
+        self.time_maa_w2 = nn.Parameter(torch.zeros(len(MIXES), config.rank_mix, D))
+        self.time_decay = nn.Parameter(torch.zeros(1, 1, A))
+        self.time_decay_w1 = nn.Parameter(torch.zeros(D, config.rank_decay))
+        self.time_decay_w2 = nn.Parameter(torch.zeros(config.rank_decay, A))
+        self.time_faaaa = nn.Parameter(torch.zeros(A // N, N))
+        self.time_state = nn.Parameter(torch.zeros(A // N, N, N)) if time_state else None
+        self.receptance = Linear(D, A)
+        self.key = Linear(D, A)
+        self.value = Linear(D, A)
+        self.output = Linear(A, D)
+        self.gate = Linear(D, A)
+        self.ln_x = HeadNorm(A, eps=1e-5 * config.head_size_divisor**2)
+
+    def forward(
+        self, x: Tensor, carry: Tensor | None, shift: Tensor | None, wkv: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Output [B, T, D], the carry as it came, new shift and operator state."""
+        xw, xk, xv, xr, xg = self._mix(x, shift, reset)
+        w = decay_logits(self.time_decay, xw, self.time_decay_w1, self.time_decay_w2)
+        r, k, v, w = (
+            split_heads(z, self.head_size)
+            for z in (self.receptance(xr), self.key(xk), self.value(xv), w)
+        )                                                                       # [B, T, H, N]
+        y, wkv = wkv6(
+            r, k, v, w, self.time_faaaa, starting_state(self.time_state, wkv, len(x)),
+            backend=self.backend, reset=reset,
+        )
+        out = self.output(self.ln_x(y) * F.silu(self.gate(xg)))
+        return out, carry, x[:, -1], wkv
+
+    def _mix(
+        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The inputs of decay, key, value, receptance and gate, each [B, T, D]."""
+        B, T, _ = x.shape
+        (mixed,) = shift_and_mix(x, shift, reset, self.time_maa_x)
+        low = torch.tanh(mixed @ self.time_maa_w1)
+        low = low.view(B * T, len(MIXES), -1).transpose(0, 1)                   # [5, B T, R]
+        moves = torch.bmm(low, self.time_maa_w2).view(len(MIXES), B, T, -1)     # [5, B, T, D]
+        shares = (getattr(self, f"time_maa_{name}") for name in MIXES)
+        return shift_and_mix(x, shift, reset, *shares, moves=moves)
+
+
+class ChannelMix(nn.Module):
+    """The two-layer network of a block, gated by the receptance."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        D, hidden = config.n_embd, config.dim_ffn
+        self.time_maa_k = nn.Parameter(torch.zeros(1, 1, D))
+        self.time_maa_r = nn.Parameter(torch.zeros(1, 1, D))
+        self.key = Linear(D, hidden)
+        self.receptance = Linear(D, D)
+        self.value = Linear(hidden, D)
+
+    def forward(
+        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B, T, D] and the new shift."""
+        xk, xr = shift_and_mix(x, shift, reset, self.time_maa_k, self.time_maa_r)
+        k = F.relu(self.key(xk)).square()
+        r = torch.sigmoid(self.receptance(xr))
+        return r * self.value(k), x[:, -1]
+
+
+def _ffn_mix_at_start(place: Place) -> Tensor:
+    return 1 - place.ramp ** (place.remaining**3)
+
+
+PARAMETERS = (
+    Row("emb.weight", uniform(1e-4), decayed=True),
+    *NORMS,
+    Row("blocks.*.att.time_maa_x", falling(1.0), Rate.MIX),
+    Row("blocks.*.att.time_maa_w", falling(1.0), Rate.MIX),
+    Row("blocks.*.att.time_maa_k", falling(1.0), Rate.MIX),
+    Row(
+        "blocks.*.att.time_maa_v",
+        lambda place: falling(1.0)(place) - 0.3 * place.depth,
+        Rate.MIX,
+    ),
+    Row("blocks.*.att.time_maa_r", falling(0.5), Rate.MIX),
+    Row("blocks.*.att.time_maa_g", falling(0.5), Rate.MIX),
+    Row("blocks.*.att.time_maa_w1", zeros),
+    Row("blocks.*.att.time_maa_w2", uniform(0.01)),
+    Row("blocks.*.att.time_decay", lambda place: -6 + 5 * decay_curve(place), Rate.TWO),
+    Row("blocks.*.att.time_decay_w1", zeros),
+    Row("blocks.*.att.time_decay_w2", uniform(0.01)),
+    Row(
+        "blocks.*.att.time_faaaa",
+        lambda place: place.depth * (1 - place.full_ramp) + 0.1 * place.zigzag,
+        Rate.MIX,
+    ),
+    TIME_STATE,
+    Row("blocks.*.att.receptance.weight", orthogonal(1.0), decayed=True),
+    Row("blocks.*.att.key.weight", orthogonal(0.1), decayed=True),
+    Row("blocks.*.att.value.weight", orthogonal(1.0), decayed=True),
+    Row("blocks.*.att.output.weight", zeros, decayed=True),
+    Row("blocks.*.att.gate.weight", orthogonal(0.1), decayed=True),
+    Row("blocks.*.att.ln_x.weight", norm_by_depth),
+    Row("blocks.*.att.ln_x.bias", zeros),
+    Row("blocks.*.ffn.time_maa_k", _ffn_mix_at_start, Rate.MIX),
+    Row("blocks.*.ffn.time_maa_r", _ffn_mix_at_start, Rate.MIX),
+    Row("blocks.*.ffn.key.weight", orthogonal(1.0), decayed=True),
+    Row("blocks.*.ffn.receptance.weight", zeros, decayed=True),
+    Row("blocks.*.ffn.value.weight", zeros, decayed=True),
+    HEAD,
+)
+
+
+def complete(config: ModelConfig) -> ModelConfig:
+    """`config` with every size that RWKV-6 needs; ConfigError for what it does not have."""
+    refuse_fields(config, NAME, "rank_iclr", "rank_value", "rank_gate", "head_qk")
+    require_equal_widths(config, NAME)
+    return with_defaults(
+        config, dim_ffn=width_times(3.5, config.n_embd), head_size=64, rank_mix=32, rank_decay=64
+    )
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether the checkpoint keys `keys` are those of RWKV-6 or one of its variants."""
+    return "blocks.0.att.time_maa_k" in keys
+
+
+def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
+    """Fields of ModelConfig that only RWKV-6 has; ConfigError for its unsupported variants."""
+    att = "blocks.0.att."
+    if att + "gate.weight" not in shapes or att + "time_maa_w1" not in shapes:
+        raise ConfigError(
+            "the checkpoint is one of the variants x060a, x060b or x060c (it has no "
+            "att.gate.weight); only plain RWKV-6 (x060) can be trained"
+        )
+    _, head_size = matrix(shapes, att + "time_faaaa")
+    mixer = tensor_shape(shapes, att + "time_maa_w2")
+    if len(mixer) != 3 or mixer[0] != len(MIXES):
+        raise ConfigError(
+            f"the checkpoint's {att}time_maa_w2 has shape {list(mixer)}, expected [5, rank, width]"
+        )
+    return {
+        "head_size": head_size,
+        "rank_mix": mixer[1],
+        "rank_decay": matrix(shapes, att + "time_decay_w1")[1],
+    }
+
+
+def wkv_to_rwkv_package(wkv: Tensor) -> tuple[Tensor, ...]:
+    """The operator's state [H, N_value, N_key] as the `rwkv` package keeps it, key axis first."""
+    return (wkv.transpose(1, 2),)

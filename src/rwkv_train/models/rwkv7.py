@@ -1,0 +1,276 @@
+"""RWKV-7 (x070, "Goose"): a matrix state per head that is corrected towards each new value.
+
+x is the normalised input, x' the token before it; H heads of N channels, D = H N. "low rank" is a
+vector [1, 1, D] (…0) and a pair [D, R], [R, D] (…1, …2), each with a rank of its own.
+
+    key in a block                            shape          symbol
+    att.x_{r,w,k,v,a,g}, ffn.x_k              [1, 1, D]      μ_c  static token-shift mixes
+    att.w0, w1, w2                            low rank       ω    the decay: exp(-exp(-1/2) σ(ω))
+    att.a0, a1, a2                            low rank       a    in-context learning rate
+    att.v0, v1, v2                            low rank       share of layer 0's value; unused there
+    att.g1, g2                                pair           g    gate
+    att.k_k, att.k_a                          [1, 1, D]      make removal key κ, replacement key k
+    att.r_k                                   [H, N]         bonus of the current token
+    att.time_state (option)                   [H, N_v, N_k]  the trained initial state
+    att.{receptance,key,value,output}.weight  [D, D]         r k° v° W_o
+    att.ln_x.{weight,bias}                    [D]            GN   group norm, group = head
+    ffn.{key,value}.weight                    [F, D], [D, F]
+
+Time mix:     x_c = x + (x' - x) μ_c
+              v = v° + (v_first - v°) σ(v0 + x_v v1 v2)
+              κ = k° k_k / |k° k_k| per head;   k = k° (1 + (a - 1) k_a)
+              W_o( (GN(wkv7(r, ω, k, v, -κ, κ a)) + (r · r_k k) v) g )
+Channel mix:  W_v relu(W_k x_k)^2
+
+The carry between blocks is v_first, the value of layer 0.
+
+Source: RWKV-7 paper (Goose), architecture section; initial values as RWKV-LM's RWKV-v7 writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.models.layers import (
+    HeadNorm,
+    Linear,
+    decay_logits,
+    full_precision,
+    shift_and_mix,
+    split_heads,
+    starting_state,
+)
+from rwkv_train.models.sizes import (
+    WIDTH_UNIT,
+    Shapes,
+    matrix,
+    refuse_fields,
+    require_equal_widths,
+    with_defaults,
+)
+from rwkv_train.models.table import (
+    HEAD,
+    NORMS,
+    TIME_STATE,
+    Place,
+    Rate,
+    Row,
+    constant,
+    falling,
+    norm_by_depth,
+    orthogonal,
+    uniform,
+    zeros,
+)
+from rwkv_train.ops.wkv7 import wkv7
+
+NAME = "RWKV-7"
+RESIDUAL_DROPOUT = False
+# Layer 0 has no earlier value to mix in: some files leave its three tensors out.
+OPTIONAL_KEYS = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
+
+
+class TimeMix(nn.Module):
+    """Mixes over time through a matrix state per head, updated by a generalised delta rule."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str, time_state: bool) -> None:
+        super().__init__()
+        D, N = config.n_embd, config.head_size
+        self.head_size = N
+        self.backend = backend
+        for name in "rwkvag":
+            setattr(self, f"x_{name}", nn.Parameter(torch.zeros(1, 1, D)))
+        for name, rank in (
+            ("w", config.rank_decay), ("a", config.rank_iclr), ("v", config.rank_value)
+        ):
+            setattr(self, f"{name}1", nn.Parameter(torch.zeros(D, rank)))
+            setattr(self, f"{name}2", nn.Parameter(torch.zeros(rank, D)))
+            setattr(self, f"{name}0", nn.Parameter(torch.zeros(1, 1, D)))
+        self.g1 = nn.Parameter(torch.zeros(D, config.rank_gate))
+        self.g2 = nn.Parameter(torch.zeros(config.rank_gate, D))
+        self.k_k = nn.Parameter(torch.zeros(1, 1, D))
+        self.k_a = nn.Parameter(torch.zeros(1, 1, D))
+        self.r_k = nn.Parameter(torch.zeros(D // N, N))
+        self.time_state = nn.Parameter(torch.zeros(D // N, N, N)) if time_state else None
+        self.receptance = Linear(D, D)
+        self.key = Linear(D, D)
+        self.value = Linear(D, D)
+        self.output = Linear(D, D)
+        self.ln_x = HeadNorm(D, eps=1e-5 * config.head_size_divisor**2)
+        if layer == 0:
+            # Saved for RWKV-LM, which loads strictly, but never used. Data-parallel training
+            # would wait for their gradients.
+            for unused in (self.v0, self.v1, self.v2):
+                unused.requires_grad_(False)
+
+    def forward(
+        self, x: Tensor, carry: Tensor | None, shift: Tensor | None, wkv: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Output [B, T, D], the first layer's value [B, T, D], new shift and operator state."""
+        mixes = (getattr(self, f"x_{name}") for name in "rwkvag")
+        xr, xw, xk, xv, xa, xg = shift_and_mix(x, shift, reset, *mixes)
+        w = decay_logits(self.w0, xw, self.w1, self.w2)
+        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)             # [B, T, D]
+        if carry is None:
+            carry = v
+        else:
+            share = torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2)
+            v = (v + (carry - v) * share).to(v.dtype)
+        rate = torch.sigmoid(self.a0 + (xa @ self.a1) @ self.a2)
+        g = torch.sigmoid(xg @ self.g1) @ self.g2
+        k, a, b = self._keys(k, rate)
+        r, w, v = (split_heads(z, self.head_size) for z in (r, w, v))           # [B, T, H, N]
+        y, wkv = wkv7(
+            r, w, k, v, a, b, starting_state(self.time_state, wkv, len(x)),
+            backend=self.backend, reset=reset,
+        )
+        out = self.output((self.ln_x(y) + self._bonus(r, k, v)) * g)
+        return out, carry, x[:, -1], wkv
+
+    def _keys(self, k: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Replacement key k, removal key a = -κ and b = κ rate, each [B, T, H, N], k's dtype."""
+        wide, rate = full_precision(k), full_precision(rate)
+        kappa = split_heads(wide * full_precision(self.k_k), self.head_size)
+        kappa = F.normalize(kappa, dim=-1, eps=1e-12)
+        replacement = wide * (1 + (rate - 1) * full_precision(self.k_a))
+        removal = kappa * split_heads(rate, self.head_size)
+        return (
+            split_heads(replacement, self.head_size).to(k.dtype),
+            -kappa.to(k.dtype),
+            removal.to(k.dtype),
+        )
+
+    def _bonus(self, r: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The current token's value, weighted per head by r · r_k k: [B, T, D]."""
+        weight = (full_precision(r) * full_precision(k) * full_precision(self.r_k)).sum(-1, True)
+        return (weight.to(v.dtype) * v).flatten(2)
+
+
+class ChannelMix(nn.Module):
+    """The two-layer network of a block."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.x_k = nn.Parameter(torch.zeros(1, 1, config.n_embd))
+        self.key = Linear(config.n_embd, config.dim_ffn)
+        self.value = Linear(config.dim_ffn, config.n_embd)
+
+    def forward(
+        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B, T, D] and the new shift."""
+        (xk,) = shift_and_mix(x, shift, reset, self.x_k)
+        return self.value(F.relu(self.key(xk)).square()), x[:, -1]
+
+
+def _in_head(place: Place) -> Tensor:
+    """s |s| with s running from -1 to 1 within every head."""
+    N = place.config.head_size
+    s = 2 * (place.channels % N) / (N - 1) - 1 if N > 1 else 0 * place.channels
+    return s * s.abs()
+
+
+def _across(place: Place) -> Tensor:
+    """From -1/2 in the first channel to 1/2 in the last."""
+    return place.full_ramp - 0.5
+
+
+def _decay_at_start(place: Place) -> Tensor:
+    return -6 + 6 * place.full_ramp ** (1 + place.depth**0.3) + 0.5 + 2.5 * _in_head(place)
+
+
+_UP = orthogonal(0.1, grows=True)
+
+PARAMETERS = (
+    Row("emb.weight", uniform(1e-4), decayed=True),
+    *NORMS,
+    Row("blocks.*.att.x_r", falling(0.2)),
+    Row("blocks.*.att.x_w", falling(0.9)),
+    Row("blocks.*.att.x_k", falling(0.7)),
+    Row("blocks.*.att.x_v", falling(0.7)),
+    Row("blocks.*.att.x_a", falling(0.9)),
+    Row("blocks.*.att.x_g", falling(0.2)),
+    Row("blocks.*.att.w0", _decay_at_start, Rate.TWO),
+    Row("blocks.*.att.w1", zeros),
+    Row("blocks.*.att.w2", _UP),
+    Row("blocks.*.att.a0", lambda place: -0.19 + 0.3 * _in_head(place) + 0.4 * _across(place)),
+    Row("blocks.*.att.a1", zeros),
+    Row("blocks.*.att.a2", _UP),
+    Row("blocks.*.att.v0", lambda place: 0.73 - 0.4 * _across(place)),
+    Row("blocks.*.att.v1", zeros),
+    Row("blocks.*.att.v2", _UP),
+    Row("blocks.*.att.g1", zeros),
+    Row("blocks.*.att.g2", _UP),
+    Row("blocks.*.att.k_k", lambda place: 0.71 - 0.1 * _across(place)),
+    Row("blocks.*.att.k_a", constant(1.02)),
+    Row("blocks.*.att.r_k", constant(-0.04)),
+    TIME_STATE,
+    Row("blocks.*.att.receptance.weight", orthogonal(1.0), decayed=True),
+    Row("blocks.*.att.key.weight", orthogonal(0.1), decayed=True),
+    Row("blocks.*.att.value.weight", orthogonal(1.0), decayed=True),
+    Row("blocks.*.att.output.weight", zeros, decayed=True),
+    Row("blocks.*.att.ln_x.weight", norm_by_depth),
+    Row("blocks.*.att.ln_x.bias", zeros),
+    Row("blocks.*.ffn.x_k", lambda place: 1 - place.ramp ** (place.remaining**4)),
+    Row("blocks.*.ffn.key.weight", orthogonal(1.0), decayed=True),
+    Row("blocks.*.ffn.value.weight", zeros, decayed=True),
+    HEAD,
+)
+
+
+def complete(config: ModelConfig) -> ModelConfig:
+    """`config` with every size that RWKV-7 needs; ConfigError for what it does not have."""
+    refuse_fields(config, NAME, "rank_mix", "head_qk")
+    require_equal_widths(config, NAME)
+    root = config.n_embd**0.5
+    return with_defaults(
+        config,
+        dim_ffn=4 * config.n_embd,
+        head_size=64,
+        rank_decay=_rank(2.5 * root),
+        rank_iclr=_rank(2.5 * root),
+        rank_value=_rank(1.7 * root),
+        rank_gate=_rank(5.0 * root),
+    )
+
+
+def _rank(wanted: float) -> int:
+    """`wanted` rounded to a multiple of 32 (halves to the even multiple), at least 32.
+
+    Source: RWKV-LM, RWKV-v7/train_temp.
+    """
+    return max(WIDTH_UNIT, WIDTH_UNIT * round(wanted / WIDTH_UNIT))
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether the checkpoint keys `keys` are those of RWKV-7."""
+    return "blocks.0.att.r_k" in keys
+
+
+def sizes_from_shapes(shapes: Shapes) -> dict[str, int | None]:
+    """Fields of ModelConfig that only RWKV-7 has; rank_value None where no layer tells it."""
+    att = "blocks.0.att."
+    sizes: dict[str, int | None] = {
+        "head_size": matrix(shapes, att + "r_k")[1],
+        "rank_decay": matrix(shapes, att + "w1")[1],
+        "rank_iclr": matrix(shapes, att + "a1")[1],
+        "rank_value": None,
+        "rank_gate": matrix(shapes, att + "g1")[1],
+    }
+    # Layer 0 may lack it, or hold a placeholder.
+    for key in ("blocks.1.att.v1", att + "v1"):
+        if key in shapes:
+            sizes["rank_value"] = matrix(shapes, key)[1]
+            break
+    return sizes
+
+
+def wkv_to_rwkv_package(wkv: Tensor) -> tuple[Tensor, ...]:
+    """The operator's state [H, N_value, N_key] as the `rwkv` package keeps it: unchanged."""
+    return (wkv,)

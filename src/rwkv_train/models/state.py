@@ -1,0 +1,75 @@
+"""The recurrent state of a model: its layout, stated once, and its form elsewhere.
+
+A model's state is a tuple with one LayerState per block. Every tensor's first axis is the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+# RWKV-5, 6, 7: [B, H, N_value, N_key].  RWKV-4: (aa, bb, pp), each [B, A], the running numerator
+# and denominator, both divided by exp(pp).
+WkvState: TypeAlias = Tensor | tuple[Tensor, ...]
+
+
+class LayerState(NamedTuple):
+    """What one block remembers of the past.
+
+    att_shift: [B, C] input of the time mix (after ln1) at the last token.
+    wkv: state of the WKV operator, fp32 (fp64 for fp64 models).
+    ffn_shift: [B, C] input of the channel mix (after ln2) at the last token.
+    """
+
+    att_shift: Tensor
+    wkv: WkvState
+    ffn_shift: Tensor
+
+
+ModelState: TypeAlias = tuple[LayerState, ...]
+
+
+def detach_state(state: ModelState) -> ModelState:
+    """The same values, cut off from the graph that computed them."""
+    return map_state(torch.Tensor.detach, state)
+
+
+def copy_state(state: ModelState) -> ModelState:
+    """The same values in memory of their own; gradients flow through."""
+    return map_state(torch.Tensor.clone, state)
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: ModelState) -> ModelState:
+    """`function` of every tensor."""
+    return tuple(
+        LayerState(
+            function(layer.att_shift),
+            tuple(map(function, layer.wkv)) if isinstance(layer.wkv, tuple)
+            else function(layer.wkv),
+            function(layer.ffn_shift),
+        )
+        for layer in state
+    )
+
+
+def state_to_rwkv_package(state: ModelState, version: str, row: int = 0) -> list[Tensor]:
+    """The flat list that `RWKV.forward(tokens, state)` of the `rwkv` package takes.
+
+    Per layer: attention shift, the operator's state in the package's order of axes, channel-mix
+    shift; copies, without the batch axis.
+    row: which sequence of the batch.
+    """
+    # The versions import what this module is part of.
+    from rwkv_train.models.registry import version_module
+
+    to_package = version_module(version).wkv_to_rwkv_package
+    flat: list[Tensor] = []
+    for layer in state:
+        wkv = layer.wkv if isinstance(layer.wkv, tuple) else (layer.wkv,)
+        operator = to_package(*(part[row].detach() for part in wkv))
+        tensors = (layer.att_shift[row].detach(), *operator, layer.ffn_shift[row].detach())
+        flat += [tensor.contiguous().clone() for tensor in tensors]
+    return flat

@@ -1,0 +1,122 @@
+"""Checks what callers hand to an operator and prepares it for the backends.
+
+Every fault is a BackendError that names the operator, the argument, what it got and what it
+expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.backends.dispatch import Call
+from rwkv_train.ops.precision import compute_dtype
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_sequences(op: str, sequences: Mapping[str, Tensor], layout: str) -> Tensor:
+    """The first of `sequences`, after checking that all share shape, device and a float dtype.
+
+    layout: the expected axes, such as "[B, T, H, N]".
+    """
+    first_name, first = next(iter(sequences.items()))
+    axes = layout.count(",") + 1
+    for name, tensor in sequences.items():
+        if not isinstance(tensor, Tensor):
+            got = type(tensor).__name__
+            raise BackendError(f"{op}: {name} is {got}, expected a tensor {layout}")
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise BackendError(
+                f"{op}: {name} has dtype {tensor.dtype}, expected one of float32, bfloat16, "
+                f"float16, float64"
+            )
+        if tensor.dim() != axes or tensor.numel() == 0:
+            raise BackendError(
+                f"{op}: {name} has shape {list(tensor.shape)}, expected {layout}, no axis empty"
+            )
+        for what in ("shape", "dtype", "device"):
+            got, expected = getattr(tensor, what), getattr(first, what)
+            if got != expected:
+                raise BackendError(
+                    f"{op}: {name} has {what} {_text(got)}, expected {_text(expected)} like "
+                    f"{first_name}"
+                )
+    return first
+
+
+def prepare(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """`tensor` in the compute dtype, after checking its shape, dtype and device.
+
+    like: the sequence whose device it must lie on and whose dtype decides the compute dtype.
+    """
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise BackendError(f"{op}: {name} is {kind}, expected a float tensor {list(shape)}")
+    if tensor.shape != shape:
+        raise BackendError(
+            f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}"
+        )
+    if tensor.device != like.device:
+        raise BackendError(f"{op}: {name} is on {tensor.device}, expected {like.device}")
+    return tensor.to(compute_dtype(like.dtype))
+
+
+def check_reset(op: str, reset: Tensor | None, like: Tensor) -> None:
+    """Checks that reset is None or bool [B, T] on the device of `like`."""
+    if reset is None:
+        return
+    shape = like.shape[:2]
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != shape:
+        got = (
+            f"{reset.dtype} {list(reset.shape)}"
+            if isinstance(reset, Tensor) else type(reset).__name__
+        )
+        raise BackendError(
+            f"{op}: reset is {got}, expected a bool tensor {list(shape)}, True where a document "
+            f"starts"
+        )
+    if reset.device != like.device:
+        raise BackendError(f"{op}: reset is on {reset.device}, expected {like.device}")
+
+
+def describe_call(
+    op: str, like: Tensor, tensors: tuple[Tensor | None, ...], *, has_state: bool, has_reset: bool
+) -> Call:
+    """The Call of an operator whose sequences look like `like`, [B, T, A] or [B, T, H, N].
+
+    tensors: every differentiable argument, for `needs_grad`.
+    """
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+    return Call(
+        op=op,
+        device=like.device,
+        dtype=like.dtype,
+        batch=_power_of_two(like.shape[0]),
+        time=_power_of_two(like.shape[1]),
+        heads=like.shape[2],
+        head_size=like.shape[3] if like.dim() == 4 else 1,
+        needs_grad=needs_grad,
+        has_state=has_state,
+        has_reset=has_reset,
+    )
+
+
+def _power_of_two(count: int) -> int:
+    """The power of two that is not below `count`.
+
+    By comparisons: torch.compile turns them into a range of counts for which its code serves.
+    """
+    power = 1
+    while power < count:
+        power *= 2
+    return power
+
+
+def _text(value: object) -> str:
+    return str(list(value)) if isinstance(value, torch.Size) else str(value)

@@ -1,0 +1,183 @@
+"""Head and cross entropy without ever holding all logits.
+
+    logits = x W^T (+ extra),   loss = mean over tokens of  -log softmax(logits)[target]
+
+and, in the gradient only, L2Wrap: the largest logit of each token (the first on a tie) has 1e-4
+times itself added to the gradient of the token's cross entropy, which keeps logits from drifting.
+The loss reported is the cross entropy alone. A mask weighs both terms of a token alike, so a loss
+is the sum of its tokens' losses however they are split over calls.
+
+The tokens are worked through in slices; a slice's gradients are computed while its logits exist,
+so that memory holds one slice of logits, grad x and grad W, whatever B, T and V are.
+
+Source: RWKV-LM, RWKV-v7/train_temp, class L2Wrap and the loss's gradient, which is multiplied by
+the incoming one as a whole.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.arguments import FLOAT_DTYPES
+from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
+from rwkv_train.ops.head_loss.per_token import sliced_token_losses
+from rwkv_train.ops.head_loss.sliced import Plan, SlicedHeadLoss
+
+# Bytes of a slice of fp32 logits when the caller does not choose.
+SLICE_BYTES = 64 * 2**20
+
+
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    mask: Tensor | None = None,
+    total: float | None = None,
+    extra_logits: Tensor | None = None,
+    rows: int | None = None,
+    recomputed: bool = False,
+) -> Tensor:
+    """The scalar loss in fp32 (fp64 for fp64 inputs), differentiable once.
+
+    x: [B, T, C]; weight: [V, C] in the same dtype (any float dtypes under autocast, which decides
+        the dtype of the matrix products). Softmax, loss and sums are fp32 (fp64).
+    targets: [B, T] int64, each in 0 .. V - 1.
+    mask: [B, T] bool or number >= 0, the weights of the tokens, or None for all ones.
+    total: what the weighted sum over tokens is divided by; None: the sum of the weights, and with
+        weights that are all zero the loss is 0.
+    extra_logits: [B, T, V] added to the logits, or None; gets a gradient of its own.
+    rows: tokens per slice; None takes about 64 MiB of fp32 logits.
+    recomputed: activation checkpointing will make this call again before its backward pass: now
+        only the loss is computed, and a backward pass that comes all the same gives NaN.
+
+    Gradients flow to x, weight and extra_logits where they ask for one. Raises BackendError when an
+    argument does not fit.
+    """
+    matmul_dtype = _matmul_dtype(x, weight)
+    _check(x, weight, targets, mask, extra_logits, rows, total)
+    enabled = torch.is_grad_enabled()
+    wants = tuple(
+        enabled and tensor is not None and tensor.requires_grad
+        for tensor in (x, weight, extra_logits)
+    )
+    plan = Plan(_rows(x, weight, rows), matmul_dtype, wants, total, recomputed)
+    with without_autocast(x.device):
+        return SlicedHeadLoss.apply(
+            x.flatten(0, 1),
+            weight,
+            targets.flatten(),
+            None if mask is None else mask.flatten(),
+            None if extra_logits is None else extra_logits.flatten(0, 1),
+            plan,
+        )
+
+
+@torch.no_grad()
+def head_token_losses(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    extra_logits: Tensor | None = None,
+    rows: int | None = None,
+) -> Tensor:
+    """The cross entropy of every token, [B, T] in fp32 (fp64 for fp64 inputs), without gradients.
+
+    Arguments as for `head_loss`, whose value is their weighted mean.
+    """
+    matmul_dtype = _matmul_dtype(x, weight)
+    _check(x, weight, targets, None, extra_logits, rows, None)
+    extra = None if extra_logits is None else extra_logits.flatten(0, 1)
+    with without_autocast(x.device):
+        losses = sliced_token_losses(
+            x.flatten(0, 1), weight, targets.flatten(), extra, _rows(x, weight, rows), matmul_dtype
+        )
+    return losses.view_as(targets)
+
+
+def _rows(x: Tensor, weight: Tensor, given: int | None) -> int:
+    """Tokens per slice of x [B, T, C]."""
+    if given is None:
+        given = max(1, SLICE_BYTES // (4 * weight.shape[0]))
+    return min(given, x.shape[0] * x.shape[1])
+
+
+def _matmul_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    for name, tensor in (("x", x), ("weight", weight)):
+        _check_tensor(name, tensor)
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise BackendError(
+                f"head_loss: {name} has dtype {tensor.dtype}, expected one of float32, bfloat16, "
+                f"float16, float64"
+            )
+    autocast = autocast_dtype(x)
+    if autocast is not None:
+        return autocast
+    if x.dtype != weight.dtype:
+        raise BackendError(
+            f"head_loss: x is {x.dtype} and weight is {weight.dtype}, expected one dtype; cast one "
+            f"of them, or use autocast"
+        )
+    return x.dtype
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    extra_logits: Tensor | None,
+    rows: int | None,
+    total: float | None,
+) -> None:
+    if x.dim() != 3 or x.numel() == 0:
+        raise BackendError(f"head_loss: x has shape {list(x.shape)}, expected [B, T, C], not empty")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[2] or weight.numel() == 0:
+        raise BackendError(
+            f"head_loss: weight has shape {list(weight.shape)}, expected [V, C = {x.shape[2]}]"
+        )
+    _check_tensor("targets", targets)
+    if targets.dtype != torch.int64:
+        raise BackendError(f"head_loss: targets are {targets.dtype}, expected int64 token ids")
+    if rows is not None and rows < 1:
+        raise BackendError(f"head_loss: rows is {rows}, expected at least 1 token per slice")
+    if total is not None and not total > 0:
+        raise BackendError(f"head_loss: total is {total}, expected a number above 0")
+    expected = {
+        "targets": (targets, x.shape[:2]),
+        "mask": (mask, x.shape[:2]),
+        "extra_logits": (extra_logits, (*x.shape[:2], weight.shape[0])),
+        "weight": (weight, weight.shape),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        _check_tensor(name, tensor)
+        if tensor.shape != shape:
+            raise BackendError(
+                f"head_loss: {name} has shape {list(tensor.shape)}, expected {list(shape)}"
+            )
+        if tensor.device != x.device:
+            raise BackendError(f"head_loss: {name} is on {tensor.device}, expected {x.device}")
+    _check_range(targets, weight.shape[0])
+
+
+def _check_tensor(name: str, given: object) -> None:
+    if not isinstance(given, Tensor):
+        raise BackendError(f"head_loss: {name} is {type(given).__name__}, expected a tensor")
+
+
+def _check_range(targets: Tensor, vocabulary: int) -> None:
+    """Names a target that is no token; on a CPU, since a GPU would have to be waited for."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    least, largest = targets.aminmax()
+    if least < 0 or largest >= vocabulary:
+        wrong = int(least if least < 0 else largest)
+        raise BackendError(
+            f"head_loss: targets hold {wrong}, expected 0 .. {vocabulary - 1}, the rows of weight; "
+            f"give tokens that are not to count any of these and weight 0 in `mask`"
+        )

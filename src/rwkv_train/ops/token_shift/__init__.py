@@ -1,0 +1,93 @@
+"""Token shift: every token mixed with the one before it, several times in one pass.
+
+With x' the token before x (zero at the start, and where a document starts), the results are
+
+    y_i = x + (x' - x) (mixes_i + moves_i)        i = 1 ... n
+
+mixes are parameters, one share per channel; moves, if given, add to them token by token (RWKV-6).
+
+| backend     | serves                                            | memory kept for backward     |
+|-------------|---------------------------------------------------|------------------------------|
+| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler | the arguments                |
+| `reference` | any device, torch operators one by one            | x' - x, every token's shares |
+
+On a GPU without nvcc, and for fp64 there, `reference` serves, and the log says so once. It moves
+the tokens of 16-bit models in fp32. Operators in their own dtype would move half as much but round
+x' - x as well, and without nvcc the WKV operators lack their kernels too, which costs far more.
+
+Source: RWKV papers, "token shift"; with moves: RWKV-6 paper (Finch), data-dependent token shift.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.arguments import (
+    FLOAT_DTYPES,
+    check_reset,
+    check_sequences,
+    describe_call,
+    prepare,
+)
+from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
+from rwkv_train.ops.precision import compute_dtype
+
+BACKENDS = backends_of("token_shift", "native", "reference")
+# The n of the kernels' parameters, cuda/token_shift/token_shift.h.
+MOST_MIXES = 8
+
+
+def token_shift(
+    x: Tensor,
+    mixes: Tensor,
+    last: Tensor | None = None,
+    *,
+    moves: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str = AUTO,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The n mixed sequences y_i, each [B, T, C]; computed in fp32 (fp64 for fp64) and rounded once.
+
+    x: [B, T, C], one of fp32, bf16, fp16, fp64.
+    mixes: [n, C], any float dtype, n from 1 to 8.
+    last: [B, C], the token before x[:, 0]; None: zero.
+    moves: [n, B, T, C], any float dtype, added to the mixes.
+    dtype: of the results; None: that of x. fp64 goes with fp64 only.
+    reset: [B, T] bool; True where a document starts, which has no predecessor.
+
+    Gradients flow to every float argument. Raises BackendError when an argument does not fit or
+    the backend asked for cannot serve the call.
+    """
+    like = check_sequences("token_shift", {"x": x}, "[B, T, C]")
+    batch, time, width = like.shape
+    count = mixes.shape[0] if isinstance(mixes, Tensor) and mixes.dim() == 2 else 0
+    if not 1 <= count <= MOST_MIXES:
+        got = f"has shape {list(mixes.shape)}" if isinstance(mixes, Tensor) else (
+            f"is {type(mixes).__name__}"
+        )
+        raise BackendError(
+            f"token_shift: mixes {got}, expected [n, {width}] with n from 1 to {MOST_MIXES}; make "
+            f"two calls for more"
+        )
+    mixes = prepare("token_shift", "mixes", mixes, (count, width), like)
+    if last is not None:
+        last = prepare("token_shift", "last", last, (batch, width), like).to(like.dtype)
+    if moves is not None:
+        wide = prepare("token_shift", "moves", moves, (count, batch, time, width), like)
+        # 16-bit moves are read as they are: a copy in fp32 would be the largest tensor of all.
+        moves = moves if compute_dtype(moves.dtype) == wide.dtype else wide
+    dtype = like.dtype if dtype is None else dtype
+    if dtype not in FLOAT_DTYPES or compute_dtype(dtype) != compute_dtype(like.dtype):
+        raise BackendError(
+            f"token_shift: dtype is {dtype}, expected "
+            + ("float64, as x" if like.dtype == torch.float64 else "float32, bfloat16 or float16")
+        )
+    check_reset("token_shift", reset, like)
+    call = describe_call(
+        "token_shift", like, (x, mixes, last, moves),
+        has_state=last is not None, has_reset=reset is not None,
+    )
+    return tuple(dispatch(BACKENDS, backend, call, (x, mixes, last, moves, reset, dtype)))

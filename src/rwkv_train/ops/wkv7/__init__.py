@@ -1,0 +1,68 @@
+"""WKV-7, the recurrence of RWKV-7: a matrix state per head under a generalised delta rule.
+
+Per batch row and head, with S indexed [value, key] and d_t = exp(-exp(-1/2) sigmoid(w_t)), which
+lies in (0.5452, 1):
+
+    S_t = S_{t-1} diag(d_t) + (S_{t-1} a_t) b_t^T + v_t k_t^T
+    y_t = S_t r_t                                                   reads S after token t
+
+a and b are arbitrary here; the model gives a = -kappa and b = kappa * (in-context rate) with kappa
+of unit length per head, which keeps the state bounded. `w` is the value before the sigmoid, not
+the w = -softplus(-x) - 1/2 of older kernels.
+
+| backend     | serves                                             | memory kept for backward      |
+|-------------|----------------------------------------------------|-------------------------------|
+| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler  | see its docstring             |
+| `chunked`   | any device, torch matmuls over chunks of tokens    | inputs and one state per chunk|
+| `reference` | any device, a token loop under autograd            | several states per token      |
+
+Source: RWKV-7 paper (Goose), section on the time mix.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call, prepare
+from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
+
+BACKENDS = backends_of(
+    "wkv7", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks",
+    "native:segments",
+)
+
+
+def wkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None = None,
+    *,
+    backend: str = AUTO,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
+
+    r, k, v, a, b: [B, T, H, N], one of fp32, bf16, fp16, fp64.
+    w: [B, T, H, N], any float dtype, before the sigmoid; fp32 is advised, since bf16 changes the
+        decay's logarithm by up to 1.6 %.
+    state: [B, H, N_value, N_key] or None for zero. States are fp32 (fp64 for fp64 inputs).
+    reset: [B, T] bool; True where a document starts: the state is zero before that token.
+
+    Gradients flow to every float argument, also through the final state. Raises BackendError when
+    an argument does not fit or the backend asked for cannot serve the call.
+    """
+    like = check_sequences("wkv7", {"r": r, "k": k, "v": v, "a": a, "b": b}, "[B, T, H, N]")
+    batch, _, heads, size = like.shape
+    w = prepare("wkv7", "w", w, tuple(like.shape), like)
+    if state is not None:
+        state = prepare("wkv7", "state", state, (batch, heads, size, size), like)
+    check_reset("wkv7", reset, like)
+    call = describe_call(
+        "wkv7", like, (r, w, k, v, a, b, state),
+        has_state=state is not None, has_reset=reset is not None,
+    )
+    return dispatch(BACKENDS, backend, call, (r, w, k, v, a, b, state, reset))

@@ -1,0 +1,53 @@
+"""WKV-7 as a plain token loop; the law that the other backends are compared with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rwkv_train.ops.backends.dispatch import Call
+from rwkv_train.ops.precision import compute_dtype
+
+# The slowest and the fastest decay of RWKV-7 are exp(0) and exp(-LARGEST_RATE).
+LARGEST_RATE = math.exp(-0.5)
+
+
+def refuses(call: Call) -> str | None:
+    """None: the loop serves every call."""
+    return None
+
+
+def run(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
+
+    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w and state in the compute dtype.
+    """
+    dtype = compute_dtype(v.dtype)
+    rf, kf, vf, af, bf = (tensor.to(dtype) for tensor in (r, k, v, a, b))
+    # Through the logarithm, since autograd's s (1 - s) loses the digits of 1 - s for large w.
+    decay = torch.exp(-LARGEST_RATE * torch.exp(torch.nn.functional.logsigmoid(w)))
+    batch, time, heads, size = v.shape
+    s = rf.new_zeros(batch, heads, size, size) if state is None else state
+    outputs = []
+    for t in range(time):
+        if reset is not None:
+            s = s.masked_fill(reset[:, t, None, None, None], 0)
+        removed = torch.einsum("bhji,bhi->bhj", s, af[:, t])
+        s = (
+            s * decay[:, t, :, None, :]
+            + removed[..., :, None] * bf[:, t, :, None, :]
+            + vf[:, t, :, :, None] * kf[:, t, :, None, :]
+        )
+        outputs.append(torch.einsum("bhji,bhi->bhj", s, rf[:, t]))
+    return torch.stack(outputs, 1).to(v.dtype), s

@@ -1,0 +1,37 @@
+"""Trains an RWKV language model: `python train.py --help` lists the flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rwkv_train.config.check.field_rules import check_fields
+from rwkv_train.config.load import load_config
+from rwkv_train.config.rwkv_lm.flags import translate
+from rwkv_train.errors import TrainerError, TrainingError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training itself
+    cannot go on, 130 for Ctrl-C.
+
+    A fault is one line on stderr.  torch and its companions are imported only once the flags are
+    known to be right, so that --help and a typing error answer at once.
+    """
+    try:
+        arguments, notices = translate(argv)
+        config = load_config(arguments)
+        check_fields(config)
+        from rwkv_train.training.run import run
+
+        return run(config, notices)
+    except TrainerError as error:
+        print(f"error: {error.in_one_line()}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

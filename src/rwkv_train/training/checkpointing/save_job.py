@@ -1,0 +1,68 @@
+"""One save: its attempts, in a thread of their own, and what became of them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from rwkv_train.errors import CheckpointError
+
+# Attempts of one save; after the last failure the run stops.
+ATTEMPTS = 3
+
+
+class NotFiniteError(CheckpointError):
+    """Raised by a save instead of writing NaN or infinity."""
+
+
+class SaveJob:
+    """Calls `write` until it succeeds, at most three times.
+
+    path: what `write` writes, for people. fault: why the last attempt failed, once there is no
+    further one; is_refused: because there is nothing worth writing, which no pause changes.
+    Failures are told on stderr as they happen.
+    """
+
+    def __init__(self, path: Path, write: Callable[[], None], retry_seconds: float) -> None:
+        self.path = path
+        self.fault: CheckpointError | None = None
+        self.is_refused = False
+        self._write = write
+        self._retry_seconds = retry_seconds
+        self._hurry = threading.Event()
+        # Not a daemon: a run that ends by an error waits until its last save is on disk.
+        self._thread = threading.Thread(target=self._attempt, name="save")
+        self._thread.start()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has succeeded or failed for good."""
+        return not self._thread.is_alive()
+
+    def wait(self, *, hurry: bool = False) -> None:
+        """Returns once it is finished; hurry: the attempts that are left follow at once."""
+        if hurry:
+            self._hurry.set()
+        self._thread.join()
+
+    def _attempt(self) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._write()
+                return
+            except NotFiniteError as error:
+                self.fault, self.is_refused = error, True
+                print(f"\nWARNING: {error.in_one_line()}", file=sys.stderr, flush=True)
+                return
+            except CheckpointError as error:
+                fault = error
+            except Exception as error:
+                fault = CheckpointError(f"cannot write {self.path}: {error!r}")
+            if attempt < ATTEMPTS:
+                # A pause gives people time to make room.
+                print(f"\nWARNING: save {attempt} of {ATTEMPTS} failed: {fault.in_one_line()}; "
+                      f"trying again in {self._retry_seconds:g} s", file=sys.stderr, flush=True)
+                self._hurry.wait(self._retry_seconds)
+        self.fault = fault

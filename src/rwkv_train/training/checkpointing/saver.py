@@ -1,0 +1,240 @@
+"""When the training state is saved, under which name, and that it is written safely.
+
+What a save needs is copied from all ranks first; then the first rank writes it, in the background
+if that was asked for, one save at a time. Files appear under their names complete or not at all.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rwkv_train.checkpoint.digest import file_digest
+from rwkv_train.checkpoint.names import BEST, FINAL, STATE_SUFFIX, numbered, step_state
+from rwkv_train.checkpoint.resume import save_state, state_path
+from rwkv_train.checkpoint.retention import Retention
+from rwkv_train.config.load import dump_config
+from rwkv_train.errors import CheckpointError, TrainingError
+from rwkv_train.training.checkpointing.save_job import ATTEMPTS, NotFiniteError, SaveJob
+from rwkv_train.training.checkpointing.training_state import Part, capture_state
+from rwkv_train.training.checkpointing.weight_files import publish, state_beside
+from rwkv_train.training.distributed.collectives import raise_together
+from rwkv_train.training.distributed.strategy import zero_engine
+from rwkv_train.training.optim import optimizer_state
+from rwkv_train.version import code_version
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from rwkv_train.config.schema import RunConfig
+    from rwkv_train.training.module import TrainingModule
+    from rwkv_train.training.plan import Plan
+    from rwkv_train.training.progress import Progress
+
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+class Saver:
+    """Writes rwkv-N.pth, rwkv-final.pth and training states into the project folder.
+
+    parts: what else belongs into the state, by name.
+    base: what the state remembers of a frozen base model, see `base_model`.
+    """
+
+    def __init__(
+        self, config: RunConfig, plan: Plan, parts: Mapping[str, Part],
+        base: dict[str, Any] | None = None,
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._parts = parts
+        self._base = base
+        self._folder = Path(config.train.proj_dir)
+        self._dtype = torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
+        safety = config.safety
+        self._retention = Retention(
+            safety.keep_last, safety.keep_every, safety.keep_last_weights, plan.epoch_steps
+        )
+        self._job: SaveJob | None = None
+        self._written: list[Path] = []
+        self._refused_in_a_row = 0
+        self._begun_at = time.monotonic()
+        self.saved_step: int | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether the state after `step` steps is to be saved between mini-epochs.
+
+        Clocks differ: only the first rank's answer counts.
+        """
+        safety = self._config.safety
+        if safety.save_every_steps is not None and step % safety.save_every_steps == 0:
+            return True
+        seconds = safety.save_every_minutes * 60
+        return seconds > 0 and time.monotonic() - self._begun_at >= seconds
+
+    def save_epoch(
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, epoch: int, *,
+        wait: bool,
+    ) -> None:
+        """Saves mini-epoch `epoch`, weights and state; a collective call.
+
+        wait: until it is on disk.
+        """
+        self._save(trainer, module, progress, self._folder / numbered(epoch), wait)
+        self.saved_step = progress.step
+
+    def save_between(
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress
+    ) -> None:
+        """Saves the state alone, within a mini-epoch; a collective call."""
+        path = self._folder / step_state(progress.step)
+        self._save(trainer, module, progress, path, False)
+
+    def save_final(
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress
+    ) -> None:
+        """Saves the end of the run and waits for it; a collective call."""
+        self._save(trainer, module, progress, self._folder / FINAL, True)
+
+    def fault(self) -> TrainingError | None:
+        """Why the run has to stop: saves that failed, or had nothing finite to write, too often."""
+        self._note_end()
+        return self._error()
+
+    def take_written(self) -> list[Path]:
+        """What was written since the last call."""
+        self._note_end()
+        taken, self._written = self._written, []
+        return taken
+
+    def wait(self, *, hurry: bool = False) -> None:
+        """Returns once nothing is being written; hurry: without pauses between attempts."""
+        if self._job is not None:
+            self._job.wait(hurry=hurry)
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Waits for the save that is under way; a collective call, raises when it has failed."""
+        self.wait()
+        error = self._error()
+        self._note_end()
+        raise_together(trainer.strategy, error)
+
+    def save_best(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Saves the weights alone as best.pth; a collective call.
+
+        It is on disk before the next training state, which remembers how good they are.
+        """
+        self._make_way(trainer, wait=False)
+        weights = optimizer_state.full_weights(module.model, zero_engine(trainer.strategy))
+        path = self._folder / BEST
+
+        def write() -> None:
+            _require_finite(path, weights)
+            publish(path, weights, self._config, self._dtype, self._base)
+
+        self._begin(trainer, path, write, wait=False)
+
+    def _save(
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, path: Path,
+        wait: bool,
+    ) -> None:
+        self._make_way(trainer, wait)
+        self._begun_at = time.monotonic()
+        state = capture_state(trainer, module, progress, self._parts)
+        state["epoch"] = (progress.step - 1) // self._plan.epoch_steps
+        self._begin(trainer, path, lambda: self._write(path, state), wait)
+
+    def _make_way(self, trainer: pl.Trainer, wait: bool) -> None:
+        """One copy of the weights at a time, and saves reach the disk in their order."""
+        self.wait(hurry=True)
+        self._note_end()
+        if wait and self._job is not None:
+            # At the end of a run, one file that could not be written is no reason to write none.
+            print(f"WARNING: {self.fault()}", file=sys.stderr, flush=True)
+            self._job = None
+        raise_together(trainer.strategy, self.fault())
+
+    def _begin(
+        self, trainer: pl.Trainer, path: Path, write: Callable[[], None], wait: bool
+    ) -> None:
+        if trainer.is_global_zero:
+            self._job = SaveJob(path, write, self._config.safety.save_retry_seconds)
+        if wait:
+            self.finish(trainer)
+        elif not self._config.safety.save_in_background:
+            self.wait()
+            raise_together(trainer.strategy, self.fault())
+
+    def _error(self) -> TrainingError | None:
+        if self._job is None or not self._job.is_finished or self._job.fault is None:
+            return None
+        cause = self._job.fault.in_one_line()
+        if self._job.is_refused:
+            return TrainingError(f"the model cannot be saved: {cause}")
+        return TrainingError(
+            f"saving failed {ATTEMPTS} times in a row: {cause}. The same command goes on from the "
+            "last save once the cause is gone"
+        )
+
+    def _note_end(self) -> None:
+        """Forgets a save that is over, unless it is a fault of the run."""
+        if self._job is None or not self._job.is_finished:
+            return
+        if self._job.fault is None:
+            self._written.append(self._job.path)
+            self._refused_in_a_row = 0
+            self._job = None
+        elif self._job.is_refused and self._refused_in_a_row < ATTEMPTS - 1:
+            # The steps to come are bad then, and the run goes back to good weights.
+            self._refused_in_a_row += 1
+            self._job = None
+
+    def _write(self, path: Path, captured: dict[str, Any]) -> None:
+        # Checked first: a model that is not finite must not replace anything.
+        _require_finite(path, captured)
+        state = {
+            **captured,
+            "config": dump_config(self._config),
+            "tokens_per_step": self._plan.tokens_per_step,
+            "ctx_len": self._config.data.ctx_len,
+            "windows": self._plan.windows,
+            "warmup_steps": self._config.optim.warmup_steps,
+            "optimizer": self._config.optim.optimizer,
+            "code_version": code_version(),
+            **state_beside(captured["weights"], self._config, self._base),
+        }
+        if path.suffix != STATE_SUFFIX:
+            publish(path, captured["weights"], self._config, self._dtype, self._base)
+            state["weights_digest"] = _digest(path)
+        saved = state_path(path)
+        save_state(saved, state)
+        self._retention.apply(self._folder, saved)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}, just written: {error.strerror}") from error
+
+
+def _require_finite(path: Path, content: Any, name: str = "") -> None:
+    """Raises NotFiniteError when a weight, or a moment of the optimizer, is not finite."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            _require_finite(path, value, f"{name} of {key}" if name else str(key))
+    elif isinstance(content, Tensor) and not bool(content.isfinite().all()):
+        raise NotFiniteError(
+            f"{path} was not written: {name} holds NaN or infinity; the files saved before are good"
+        )

@@ -1,0 +1,92 @@
+"""The files of a checkpoint that are for the world, and what of the weights its state keeps.
+
+| --train_type | rwkv-N.pth                        | beside it                                     |
+|--------------|-----------------------------------|-----------------------------------------------|
+| all          | the model                         |                                               |
+| states       | the states alone, as in RWKV-LM   | rwkv-N.merged.pth, the model with them        |
+| lora         | the model with the adapters in it | rwkv-N.lora.safetensors and .json, them alone |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkv_train.checkpoint.adapter_files import merge, save_adapter, split_adapter
+from rwkv_train.checkpoint.names import adapter_path, merged_path
+from rwkv_train.checkpoint.weights import save_weights
+from rwkv_train.config.check.adapter_settings import listed
+from rwkv_train.config.schema import AdapterConfig, RunConfig
+from rwkv_train.errors import ConfigError
+from rwkv_train.models.adapters import is_adapter, learns
+
+
+def publish(
+    path: Path, weights: dict[str, Tensor], config: RunConfig, dtype: torch.dtype,
+    base: Mapping[str, Any] | None,
+) -> None:
+    """Writes the checkpoint `path` and what belongs beside it; CheckpointError when it cannot.
+
+    weights: all parameters by name, fp32.  base: record of the frozen base model, if any.
+    """
+    kind = config.train.train_type
+    if kind == "all":
+        save_weights(path, weights, dtype)
+        return
+    trained = _trained(weights, config)
+    if kind == "states":
+        save_weights(merged_path(path), weights, dtype)
+        save_weights(path, trained, dtype)
+        return
+    whole = {name: value for name, value in trained.items() if not is_adapter(name)}
+    scale = config.adapter.lora_alpha / config.adapter.lora_r
+    frozen, adapter = split_adapter(weights, scale, whole)
+    merged = merge(frozen, adapter)
+    # In fp32: small, and merging the file gives the merged checkpoint again.
+    save_adapter(adapter_path(path), adapter, torch.float32, Path(base["path"]).name)
+    save_weights(path, merged, dtype)
+
+
+def state_beside(
+    weights: dict[str, Tensor], config: RunConfig, base: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the training state keeps of `weights`, and what `require_same_kind` compares.
+
+    A frozen base model has its own file: the state only remembers which.
+    """
+    settings = {"train_type": config.train.train_type,
+                "adapter": dataclasses.asdict(config.adapter)}
+    if base is None:
+        return settings
+    adapters = {name: value for name, value in weights.items() if is_adapter(name)}
+    return {**settings, "base": dict(base), "weights": adapters | _trained(weights, config)}
+
+
+def require_same_kind(state: dict[str, Any], path: Path, config: RunConfig) -> None:
+    """ConfigError when a state cannot go on because another part of the model was trained in it."""
+    found, asked = state["train_type"], config.train.train_type
+    if found != asked:
+        raise ConfigError(
+            f"--train_type {asked}: {path} is of a run with --train_type {found}; go on with that, "
+            f"or begin anew in another --proj_dir with --load_model"
+        )
+    if asked != "lora":
+        return
+    for field in dataclasses.fields(AdapterConfig):
+        before, now = state["adapter"][field.name], getattr(config.adapter, field.name)
+        # Dropout leaves no trace in the adapters.
+        if before != now and field.name != "lora_dropout":
+            raise ConfigError(
+                f"--{field.name} {now}: the adapters in {path} have {field.name} {before}; go on "
+                f"with that, or begin anew in another --proj_dir with --load_model"
+            )
+
+
+def _trained(weights: dict[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
+    kind, fully = config.train.train_type, listed(config.adapter.lora_train)
+    return {name: value for name, value in weights.items() if learns(name, kind, fully)}

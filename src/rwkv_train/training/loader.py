@@ -1,0 +1,77 @@
+"""The loader of a whole run: one iteration from the first remaining step to the last."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from rwkv_train.config.run_length import window_len, windows_per_row
+from rwkv_train.config.schema import RunConfig
+from rwkv_train.data.samples.batch import Sample, collate
+from rwkv_train.data.samples.bptt_windows import WindowDataset, WindowNumbers
+from rwkv_train.data.sampling.sampler import SampleNumbers
+from rwkv_train.errors import DataError
+from rwkv_train.training.signals import ignore_stop_signals
+
+
+class FaultTelling(Dataset[Sample]):
+    """Samples of `dataset`; one that cannot be read is zeros and says why.
+
+    An error raised here would end this rank alone; the loop makes all ranks leave after the step.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], ctx_len: int) -> None:
+        self._dataset = dataset
+        self._ctx_len = ctx_len
+
+    def __getitem__(self, number: int) -> Sample:
+        try:
+            return self._dataset[number]
+        except DataError as error:
+            nothing = torch.zeros(self._ctx_len, dtype=torch.int64)
+            return Sample(nothing, nothing, fault=str(error), number=number)
+
+
+class RunData(pl.LightningDataModule):
+    """Micro batches of this rank (`data.batch.Batch`), in the run's order.
+
+    first_step, steps: the part of the run that is still to do, in optimizer steps.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Sample], config: RunConfig, first_step: int, steps: int,
+    ) -> None:
+        super().__init__()
+        rows = FaultTelling(dataset, config.data.ctx_len)
+        self._dataset = WindowDataset(rows, window_len(config))
+        self._config = config
+        self._first_step = first_step
+        self._steps = steps
+
+    def train_dataloader(self) -> DataLoader:
+        """Called by Lightning once the ranks are known.
+
+        The workers live as long as the run: mini-epochs are a matter of the loop, not of the
+        loader.
+        """
+        train, workers = self._config.train, self._config.data.num_workers
+        rows = SampleNumbers(
+            0, 0, train.micro_bsz, train.accumulate_grad_batches,
+            self.trainer.global_rank, self.trainer.world_size,
+        )
+        windows = windows_per_row(self._config)
+        return DataLoader(
+            self._dataset,
+            batch_size=train.micro_bsz,
+            sampler=WindowNumbers(rows, windows, self._first_step, self._steps),
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=ignore_stop_signals,
+            pin_memory=self._config.hardware.accelerator == "gpu",
+            drop_last=True,
+            # The loader draws a seed for its workers; from the global generator that would make
+            # a resumed run's dropout differ from an uninterrupted one's.
+            generator=torch.Generator().manual_seed(0),
+        )

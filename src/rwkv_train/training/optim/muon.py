@@ -1,0 +1,88 @@
+"""Muon for the hidden matrices and AdamW for everything else, as one torch optimizer.
+
+Muon (Jordan 2024) moves a matrix along its momentum with all singular values set to about one;
+`torch.optim.Muon` computes that. It needs whole matrices: where ZeRO has cut them, `ZeroMatrices`
+brings them together for the moment of the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rwkv_train.training.optim.gather_matrices import ZeroMatrices
+
+# What torch.optim.Muon reads from a group besides rate, decay, momentum and nesterov.
+_SHAPE_OPTIONS = ("adjust_lr_fn", "ns_steps", "ns_coefficients", "eps")
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """A real torch Optimizer over both kinds of groups: the matrices' come last.
+
+    matrix_groups, other_groups: parameter groups as torch takes them; muon, adamw: keyword
+    arguments of torch.optim.Muon and torch.optim.AdamW.
+    zero: set once DeepSpeed has cut the parameters into flat partitions; None: they are whole.
+    State per parameter: momentum_buffer, or AdamW's step, exp_avg and exp_avg_sq.
+    """
+
+    def __init__(
+        self, matrix_groups: list[dict], other_groups: list[dict],
+        *, muon: dict[str, Any], adamw: dict[str, Any],
+    ) -> None:
+        self._muon = torch.optim.Muon(
+            [{**group, "is_muon": True} for group in matrix_groups], **muon
+        )
+        self._adamw = torch.optim.AdamW(
+            [{**group, "is_muon": False} for group in other_groups], **adamw
+        )
+        self.zero: ZeroMatrices | None = None
+        # The groups' dictionaries are shared: a rate written here is the inner optimizers' rate.
+        super().__init__(self._adamw.param_groups + self._muon.param_groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every group in `param_groups`; DeepSpeed passes one at a time."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["is_muon"] and self.zero is not None:
+                self._step_in_parts(group, self.zero)
+                continue
+            inner = self._muon if group["is_muon"] else self._adamw
+            # load_state_dict and DeepSpeed replace these, so they are handed over every time
+            inner.param_groups, inner.state = [group], self.state
+            inner.step()
+        return loss
+
+    def _step_in_parts(self, group: dict, zero: ZeroMatrices) -> None:
+        """torch.optim.Muon's update of flat partitions: momentum and decay where they lie."""
+        for flat in group["params"]:
+            if flat.grad is None:
+                continue
+            gradient = flat.grad.to(flat.dtype)
+            momentum = self.state[flat].setdefault("momentum_buffer", torch.zeros_like(flat))
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            update = momentum
+            if group["nesterov"]:
+                update = gradient.lerp(momentum, group["momentum"])
+            flat.mul_(1 - group["lr"] * group["weight_decay"])
+            for cut in zero.gather(flat, update.bfloat16()):
+                direction = _direction(cut.matrix, group).flatten()[cut.within_matrix]
+                flat[cut.within_flat].add_(direction, alpha=-group["lr"])
+
+
+def _direction(matrix: Tensor, group: dict) -> Tensor:
+    """What torch.optim.Muon subtracts from a weight for this momentum, at rate 1; [m, n] fp32."""
+    # A step from zero with neither momentum nor decay, so that torch's own iteration is the law.
+    weight = nn.Parameter(torch.zeros(matrix.shape, device=matrix.device))
+    weight.grad = matrix.float()
+    torch.optim.Muon(
+        [weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False,
+        **{key: group[key] for key in _SHAPE_OPTIONS},
+    ).step()
+    return -weight.detach()

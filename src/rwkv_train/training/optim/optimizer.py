@@ -1,0 +1,91 @@
+"""The optimizer over the model's parameter groups: AdamW, Muon with AdamW, or Adam in 8 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rwkv_train.config.schema import HardwareConfig, OptimConfig
+from rwkv_train.models.parameters import ParameterGroup
+from rwkv_train.training.environment import is_rank_zero
+from rwkv_train.training.optim.muon import MuonWithAdamW
+
+
+def build_optimizer(
+    groups: list[ParameterGroup], optim: OptimConfig, hardware: HardwareConfig
+) -> torch.optim.Optimizer:
+    """The resolved optimizer; its groups carry `lr_factor` and the decay the schedule writes.
+
+    The rates are set before every step (`set_rates`). AdamW with decay 0 is plain Adam, which is
+    what RWKV-LM uses then.
+    """
+    options = {
+        # replaced before the first step; a real value would be a second home for it
+        "lr": 0.0,
+        "betas": (optim.beta1, optim.beta2),
+        "eps": optim.adam_eps,
+    }
+    described = [_described(group, optim) for group in groups]
+    if optim.optimizer == "muon":
+        matrices = [group.hidden_matrices for group in groups]
+        return MuonWithAdamW(
+            [group for group, hidden in zip(described, matrices) if hidden],
+            [group for group, hidden in zip(described, matrices) if not hidden],
+            muon={
+                "lr": 0.0, "momentum": optim.muon_momentum, "nesterov": optim.muon_nesterov,
+                "adjust_lr_fn": optim.muon_adjust_lr,
+            },
+            adamw={"fused": _may_fuse(hardware), **options},
+        )
+    if optim.optimizer == "adam8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(described, **options)
+    return _adamw(described, options, hardware)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Writes the base rate times each group's factor, and the decay where a group decays."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+        if group["decays"]:
+            group["weight_decay"] = weight_decay
+
+
+def _described(group: ParameterGroup, optim: OptimConfig) -> dict[str, Any]:
+    factor = group.lr_factor
+    if group.hidden_matrices:
+        factor *= optim.muon_lr / optim.lr_init
+    return {
+        "params": group.parameters,
+        "lr_factor": factor,
+        "decays": group.weight_decay > 0,
+        "weight_decay": group.weight_decay,
+    }
+
+
+def _adamw(
+    groups: list[dict], options: dict[str, Any], hardware: HardwareConfig
+) -> torch.optim.Optimizer:
+    """DeepSpeed's own where it needs or prefers it, torch's otherwise: one mathematics."""
+    if "offload" in hardware.strategy:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if hardware.strategy.startswith("deepspeed") and hardware.accelerator == "gpu":
+        from deepspeed.ops.adam import FusedAdam
+
+        try:
+            return FusedAdam(groups, adam_w_mode=True, **options)
+        # What building an extension raises has no common class: no compiler, wrong CUDA, a fault.
+        except Exception as error:
+            if is_rank_zero():
+                print(f"optimizer: torch's fused AdamW, which is equal; DeepSpeed's FusedAdam "
+                      f"cannot be built here ({' '.join(str(error).split())})")
+    return torch.optim.AdamW(groups, fused=_may_fuse(hardware), **options)
+
+
+def _may_fuse(hardware: HardwareConfig) -> bool:
+    # Lightning's fp16 scaler cannot clip gradients of a fused optimizer.
+    return hardware.precision != "fp16" or hardware.strategy.startswith("deepspeed")

@@ -1,0 +1,238 @@
+"""The optimizer's moments and the fp32 master weights by parameter name, whatever shards them.
+
+`capture` gathers them from a torch optimizer or from DeepSpeed's ZeRO 1, 2 and 3; `restore` puts
+them back. In between they are plain full tensors, so a run may go on with another number of
+processes, another ZeRO stage or without DeepSpeed.
+
+A moment is any tensor that the optimizer keeps for a parameter: exp_avg and exp_avg_sq of Adam,
+momentum_buffer of Muon, the 8-bit values and their scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rwkv_train.training.optim.muon import MuonWithAdamW
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+MUON_MOMENTS = ("momentum_buffer",)
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None) -> dict:
+    """Full CPU copies of weights (fp32) and moments; a collective call: every rank must make it.
+
+    Returns {"weights": {name: tensor}, "moments": {key: {name: tensor}}, "optimizer_steps": int}.
+    """
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, dict[str, Tensor]] = {}
+    steps = _steps(optimizer, engine)
+    if engine is not None and steps > 0:
+        _link_moments(engine)
+    keys = {} if engine is None else _zero_moments(engine)
+    for name, parameter in model.named_parameters():
+        weights[name] = _on_cpu(_full_weight(parameter, engine))
+        if not parameter.requires_grad or steps == 0:
+            continue
+        found = (_own_moments(parameter, optimizer) if engine is None
+                 else _gathered_moments(parameter, keys[id(parameter)]))
+        for key, value in found:
+            moments.setdefault(key, {})[name] = _on_cpu(value)
+    return {
+        # Checkpoints keep the order of the state dict, by which some loaders tell the version.
+        "weights": {name: weights[name] for name in model.state_dict()},
+        "moments": moments,
+        "optimizer_steps": steps,
+    }
+
+
+def restore(
+    state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None
+) -> None:
+    """Writes what `capture` returned into a model and optimizer, fresh or in use, on every rank."""
+    steps = state["optimizer_steps"]
+    # The optimizer of a run that goes back to an earlier state is not fresh.
+    if engine is None:
+        optimizer.state.clear()
+    elif steps > 0 or engine.optimizer.optimizer.state:
+        _create_zero_moments(engine, steps)
+    fused = {id(p) for g in optimizer.param_groups if g.get("fused") for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        # A frozen base model comes from its own file.
+        if name not in state["weights"]:
+            continue
+        _set_weight(parameter, state["weights"][name], engine)
+        found = {key: values[name] for key, values in state["moments"].items() if name in values}
+        if steps == 0 or not found:
+            continue
+        if engine is None:
+            own = {key: value.to(parameter.device, copy=True) for key, value in found.items()}
+            optimizer.state[parameter] = own
+            if "momentum_buffer" not in own:
+                own["step"] = _step_counter(
+                    optimizer, steps, parameter.device if id(parameter) in fused else None
+                )
+        else:
+            for key, value in found.items():
+                _set_zero_value(parameter, value, key)
+
+
+def without_moments(state: dict[str, Any]) -> dict[str, Any]:
+    """A training state from which an optimizer starts empty: the moments were another one's."""
+    return {**state, "moments": {}, "optimizer_steps": 0}
+
+
+def full_weights(model: nn.Module, engine: Any | None) -> dict[str, Tensor]:
+    """Full fp32 CPU copies of the weights alone, in the order of the state dict; collective."""
+    found = {n: _on_cpu(_full_weight(p, engine)) for n, p in model.named_parameters()}
+    return {name: found[name] for name in model.state_dict()}
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    # what is not a number format of weights, such as 8-bit codes, is kept as it is
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    return value.detach().to(device="cpu", dtype=dtype, copy=True)
+
+
+def _step_counter(
+    optimizer: torch.optim.Optimizer, steps: int, device: torch.device | None
+) -> Tensor | int:
+    """torch's AdamW counts in an fp32 tensor, on the device if it is fused; others in an int."""
+    if isinstance(optimizer, (torch.optim.AdamW, MuonWithAdamW)):
+        return torch.tensor(float(steps), device=device)
+    return steps
+
+
+def _full_weight(parameter: nn.Parameter, engine: Any | None) -> Tensor:
+    if engine is None:
+        return parameter
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad:
+        value = safe_get_full_fp32_param(parameter)
+        if value is not None:
+            return value
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter
+
+
+def _own_moments(
+    parameter: nn.Parameter, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor]]:
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if key != "step" and isinstance(value, Tensor):
+            yield key, value
+
+
+def _gathered_moments(
+    parameter: nn.Parameter, keys: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    for key in keys:
+        value = safe_get_full_optimizer_state(parameter, key)
+        if value is not None:
+            yield key, value
+
+
+def _zero_moments(engine: Any) -> dict[int, tuple[str, ...]]:
+    """id of every trained parameter -> the moments it has; the same on every rank."""
+    zero = engine.optimizer
+    stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
+    groups = zero.optimizer.param_groups
+    keys: dict[int, tuple[str, ...]] = {}
+    for index, parameters in enumerate(zero.fp16_groups if stage_3 else zero.bit16_groups):
+        group = groups[zero.sub_group_to_group_id[index] if stage_3 else index]
+        keys.update((id(parameter), _moments_of(group)) for parameter in parameters)
+    return keys
+
+
+def _moments_of(group: dict) -> tuple[str, ...]:
+    return MUON_MOMENTS if group.get("is_muon") else ADAM_MOMENTS
+
+
+def _inner_parameters(engine: Any) -> Iterator[tuple[Tensor, dict]]:
+    """(flat fp32 partition, its parameter group) of DeepSpeed's inner Adam on this rank."""
+    zero = engine.optimizer
+    groups = zero.optimizer.param_groups
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            yield flat, groups[zero.sub_group_to_group_id[index]]
+    else:
+        for group in groups:
+            for flat in group["params"]:
+                yield flat, group
+
+
+def _steps(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
+    """Updates the optimizer has made; Muon's matrices have no counter of their own."""
+    if engine is None:
+        counted = [int(s["step"]) for s in optimizer.state.values() if "step" in s]
+        return max(counted, default=0)
+    inner = engine.optimizer.optimizer
+    counted = [int(inner.state[flat]["step"]) for flat, _ in _inner_parameters(engine)
+               if "step" in inner.state.get(flat, {})]
+    return max(counted, default=0)
+
+
+def _create_zero_moments(engine: Any, steps: int) -> None:
+    """Allocates the moments that DeepSpeed's inner optimizer would create in its first step."""
+    inner = engine.optimizer.optimizer
+    for flat, group in _inner_parameters(engine):
+        moments = _moments_of(group)
+        inner.state[flat] = {key: torch.zeros_like(flat.data) for key in moments}
+        if moments == ADAM_MOMENTS:
+            inner.state[flat]["step"] = _step_counter(
+                inner, steps, flat.device if group.get("fused") else None
+            )
+    _link_moments(engine)
+
+
+def _link_moments(engine: Any) -> None:
+    """Points every parameter at its slices of the moments (ZeRO 1 and 2).
+
+    DeepSpeed 0.19 links after the first group's first step, when the other groups have no moments
+    yet, and never again; so with several groups the links have to be made anew.
+    """
+    zero = engine.optimizer
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def _set_weight(parameter: nn.Parameter, value: Tensor, engine: Any | None) -> None:
+    with torch.no_grad():
+        if engine is None:
+            parameter.copy_(value)
+            return
+        if hasattr(parameter, "ds_id"):
+            parameter.ds_tensor.copy_(_own_partition(parameter, value))
+        else:
+            parameter.copy_(value)
+    if parameter.requires_grad:
+        _set_zero_value(parameter, value, None)
+
+
+def _set_zero_value(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+    """Writes this rank's share of a full fp32 value into ZeRO's flat partition."""
+    if hasattr(parameter, "ds_id"):
+        zero = parameter._z3_optimizer
+        zero.set_local_hp_param(_own_partition(parameter, value), parameter, key)
+    elif parameter._hp_mapping is not None:
+        parameter.set_full_hp_param(value, key)
+
+
+def _own_partition(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's ZeRO-3 slice of `value`, zero-padded as DeepSpeed pads the last one."""
+    size = parameter.ds_tensor.ds_numel if hasattr(parameter.ds_tensor, "ds_numel") else None
+    size = size or parameter.ds_tensor.numel()
+    rank = torch.distributed.get_rank()
+    flat = value.flatten()[rank * size : (rank + 1) * size]
+    return nn.functional.pad(flat, (0, size - flat.numel()))

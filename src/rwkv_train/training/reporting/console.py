@@ -1,0 +1,93 @@
+"""What a person watches: the progress bar, or a line per mini-epoch where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from rwkv_train.training.progress import (
+    BadStepRecord,
+    EpochRecord,
+    Progress,
+    RollbackRecord,
+    StepRecord,
+)
+from rwkv_train.training.reporting.reporter import Reporter
+from rwkv_train.training.reporting.validation_record import ValidationRecord
+
+
+class Console(Reporter):
+    """A bar over the whole run with loss (mean of the mini-epoch), rate and tokens per second."""
+
+    def __init__(self, first_step: int, total_steps: int | None, *, bar: bool) -> None:
+        # \r on a log file makes one endless line
+        show = bar and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, disable=not show, unit="step",
+            dynamic_ncols=True, mininterval=0.5, smoothing=0.1,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+                       "[{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+            if total_steps else None,
+        )
+        self._total = total_steps
+        self._speed = 0.0
+
+    def on_step(self, record: StepRecord, progress: Progress) -> None:
+        """Moves the bar."""
+        keep = 0.9 if self._speed else 0.0
+        self._speed = keep * self._speed + (1 - keep) * record.tokens_per_second
+        self._bar.set_postfix_str(
+            f"loss {progress.epoch_loss:.4f}, lr {record.lr:.3g}, {self._speed / 1000:.2f} kt/s",
+            refresh=False,
+        )
+        self._bar.update()
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """One line that stays."""
+        total = f"/{self._total}" if self._total else ""
+        self._say(
+            f"mini-epoch {record.epoch}: step {record.last.step + 1}{total}, "
+            f"loss {record.mean_loss:.4f}, lr {record.last.lr:.3g}, "
+            f"{record.last.tokens:,} tokens, {self._speed / 1000:.2f} kt/s"
+        )
+
+    def on_bad_step(self, record: BadStepRecord) -> None:
+        """One line that stays."""
+        first, last = record.samples
+        suspects = ", ".join(map(str, record.suspects))
+        self._bar.update()
+        self._say(f"WARNING: step {record.step} left out: {record.skipped}; samples {first} to "
+                  f"{last}" + (f", suspect: {suspects}" if suspects else ""))
+
+    def on_rollback(self, record: RollbackRecord) -> None:
+        """One line that stays."""
+        first, last = record.left_out
+        self._say(f"WARNING: went back to {record.rollback} after step {record.step}; goes on "
+                  f"behind samples {first} to {last}")
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        """The losses, by position and by source too, on lines that stay."""
+        bits = record.bits_per_byte
+        self._say(
+            f"validation after step {record.step}: loss {record.loss:.4f}, perplexity "
+            f"{record.perplexity:.4g}" + ("" if bits is None else f", {bits:.4f} bits per byte")
+            + (", the best so far" if record.is_best else "")
+        )
+        self._say("  by tokens read before: "
+                  + "  ".join(f"{part.name} {part.loss:.3f}" for part in record.by_position))
+        if record.by_source:
+            self._say("  by source: "
+                      + ", ".join(f"{name} {loss:.4f}" for name, loss in record.by_source.items()))
+
+    def on_save(self, path: str) -> None:
+        """One line that stays."""
+        self._say(f"saved {path}")
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+    def _say(self, line: str) -> None:
+        with self._bar.external_write_mode(file=sys.stdout):
+            print(line, flush=True)

@@ -1,0 +1,78 @@
+"""proj_dir/metrics.jsonl: one JSON object per optimizer step, validation and mishap."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from itertools import takewhile
+from pathlib import Path
+
+from rwkv_train.files import write_atomically
+from rwkv_train.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
+from rwkv_train.training.reporting.reporter import Reporter
+from rwkv_train.training.reporting.validation_record import ValidationRecord
+
+NAME = "metrics.jsonl"
+
+
+class MetricsFile(Reporter):
+    """Appends to metrics.jsonl; a resumed run neither repeats nor skips a step.
+
+    tokens: seen before the first step of this start.
+    """
+
+    def __init__(self, folder: Path, tokens: int) -> None:
+        self._path = folder / NAME
+        _drop_after(self._path, tokens)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def on_step(self, record: StepRecord, progress: Progress) -> None:
+        """Writes the step's record."""
+        self._write(asdict(record))
+
+    def on_bad_step(self, record: BadStepRecord) -> None:
+        """Writes which step was left out, and why."""
+        self._write(asdict(record))
+
+    def on_rollback(self, record: RollbackRecord) -> None:
+        """Writes where the run went back to."""
+        self._write(asdict(record))
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        """Writes the validation's record."""
+        self._write(record.values())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, values: dict) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        # A reader, or a crash, sees every finished step.
+        self._file.flush()
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """All complete records of a project folder's metrics.jsonl, in order; [] when there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            # the torn last line of a killed run
+            continue
+    return records
+
+
+def _drop_after(path: Path, tokens: int) -> None:
+    """Removes the records of steps that a resumed run is going to do again.
+
+    Tokens tell them also when the batch has changed, and with it what a step is.
+    """
+    kept = list(takewhile(lambda r: r.get("tokens", 0) <= tokens, read_metrics(path.parent)))
+    if path.is_file():
+        text = "".join(json.dumps(r) + "\n" for r in kept)
+        write_atomically(path, text.encode())

@@ -1,0 +1,83 @@
+"""proj_dir/loss.png: training and validation loss and the learning rate over tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rwkv_train.training.progress import EpochRecord
+from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.position_plot import draw_positions
+from rwkv_train.training.reporting.reporter import Reporter
+from rwkv_train.training.reporting.validation_record import ValidationRecord
+
+NAME = "loss.png"
+# Points drawn of a long run; more cost time and show nothing.
+MOST_POINTS = 4000
+
+
+class LossPlot(Reporter):
+    """Redraws loss.png at every mini-epoch, every validation and at the end.
+
+    At validations also loss_by_position.png; ctx_len: of training.
+    """
+
+    def __init__(self, folder: Path, title: str, ctx_len: int) -> None:
+        self._folder = folder
+        self._title = title
+        self._ctx_len = ctx_len
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Redraws."""
+        draw_loss(self._folder, self._title)
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        """Redraws."""
+        draw_loss(self._folder, self._title)
+        draw_positions(self._folder, self._title, self._ctx_len)
+
+
+def draw_loss(folder: Path, title: str) -> None:
+    """Draws metrics.jsonl of `folder` into loss.png; nothing when there are no steps yet."""
+    records = read_metrics(folder)
+    steps = [r for r in records if "loss" in r]
+    if not steps:
+        return
+    # Imported here: half a second that a run without a plot need not pay. Figure instead of
+    # pyplot: no global state and no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    shown = steps[:: max(1, len(steps) // MOST_POINTS)]
+    tokens = [r["tokens"] for r in shown]
+    upper.plot(tokens, [r["loss"] for r in shown], color="#9ecae1", lw=0.8, label="train, a step")
+    upper.plot(tokens, _smoothed([r["loss"] for r in shown]), color="#08519c", lw=1.6,
+               label="train, smoothed")
+    tokens_of = {r["step"]: r["tokens"] for r in steps}
+    held_out = [(tokens_of[r["step"]], r["val_loss"]) for r in records
+                if "val_loss" in r and r["step"] in tokens_of]
+    if held_out:
+        upper.plot(*zip(*held_out), color="#d94801", marker="o", ms=4, lw=1.2,
+                   label=f"validation (last {held_out[-1][1]:.4f})")
+    upper.set_ylabel("loss (nats per token)")
+    upper.set_title(title)
+    upper.grid(alpha=0.3)
+    upper.legend(loc="upper right")
+    lower.plot(tokens, [r["lr"] for r in shown], color="#31a354", lw=1.2)
+    lower.set_ylabel("learning rate")
+    lower.set_xlabel("tokens")
+    lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    lower.grid(alpha=0.3)
+    FigureCanvasAgg(figure).print_png(str(folder / NAME))
+
+
+def _smoothed(values: list[float]) -> list[float]:
+    """Exponential mean over about a fortieth of the curve, corrected for its start."""
+    keep = 1 - 1 / max(2.0, len(values) / 40)
+    mean, weight, result = 0.0, 0.0, []
+    for value in values:
+        mean = keep * mean + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        result.append(mean / weight)
+    return result

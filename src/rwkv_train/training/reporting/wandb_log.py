@@ -1,0 +1,79 @@
+"""Weights & Biases with RWKV-LM's keys; offline and disabled modes need no account."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rwkv_train.config.schema import RunConfig
+from rwkv_train.errors import ConfigError
+from rwkv_train.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
+from rwkv_train.training.reporting.reporter import Reporter
+from rwkv_train.training.reporting.validation_record import ValidationRecord
+
+ID_FILE = "wandb_id.txt"
+
+
+def _mode(asked: str) -> str | None:
+    """None leaves the choice to wandb: online, or what people set by its own WANDB_MODE."""
+    return None if asked == "online" else asked
+
+
+class WandbLog(Reporter):
+    """Logs every step under its number counted from 1, as RWKV-LM does."""
+
+    def __init__(self, config: RunConfig, name: str, first_step: int) -> None:
+        import wandb
+
+        folder = Path(config.train.proj_dir)
+        id_file = folder / ID_FILE
+        # A resumed run goes on in the same Weights & Biases run.
+        known = id_file.read_text().strip() if first_step and id_file.is_file() else None
+        try:
+            self._run = wandb.init(
+                project=config.log.wandb, name=name, id=known, resume="allow",
+                config=asdict(config), dir=str(folder), mode=_mode(config.log.wandb_mode),
+                save_code=False, settings=wandb.Settings(silent=True),
+            )
+        except wandb.errors.UsageError as error:
+            raise ConfigError(
+                f"--wandb {config.log.wandb}: {str(error).splitlines()[0]}; log in with `wandb "
+                "login`, or give --wandb_mode offline, or --wandb \"\" for none"
+            ) from error
+        id_file.write_text(self._run.id + "\n")
+
+    def on_step(self, record: StepRecord, progress: Progress) -> None:
+        """loss, lr, wd, Gtokens, kt/s (RWKV-LM's keys) and grad_norm."""
+        self._run.log(
+            {
+                "loss": record.loss,
+                "lr": record.lr,
+                "wd": record.weight_decay,
+                "Gtokens": record.tokens / 1e9,
+                "kt/s": record.tokens_per_second / 1000,
+                "grad_norm": record.grad_norm,
+            },
+            step=record.step + 1,
+        )
+
+    def on_bad_step(self, record: BadStepRecord) -> None:
+        """skipped: 1 at a step that was left out."""
+        self._run.log({"skipped": 1}, step=record.step + 1)
+
+    def on_rollback(self, record: RollbackRecord) -> None:
+        """rollback: 1 at the step after which the run went back."""
+        self._run.log({"rollback": 1}, step=record.step + 1)
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        """val_loss and its like at the step they were measured after, a curve per position."""
+        curves: dict[str, float] = {}
+        for name, value in record.values().items():
+            if isinstance(value, dict):
+                curves |= {f"{name}/{part}": loss for part, loss in value.items()}
+            elif name.startswith("val_") and name != "val_tokens":
+                curves[name] = value
+        self._run.log(curves, step=record.step + 1)
+
+    def close(self) -> None:
+        """Uploads the rest."""
+        self._run.finish()

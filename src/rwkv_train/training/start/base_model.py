@@ -1,0 +1,65 @@
+"""The frozen base model of a run that trains something small beside it.
+
+The training state holds what is trained, and of the base model only where its file is and what was
+in it: states stay small, and the base is read from its own file at every start, so that no number
+of resumed runs can change it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rwkv_train.errors import CheckpointError
+
+
+def base_record(path: Path, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a training state in `folder` remembers of the base model `weights` (fp32) in `path`.
+
+    A file inside the folder is remembered relative to it, so that the folder may be moved.
+    """
+    path, folder = path.resolve(), folder.resolve()
+    inside = path.is_relative_to(folder)
+    return {
+        "path": str(path.relative_to(folder) if inside else path),
+        "checksum": checksum(weights),
+    }
+
+
+def checksum(weights: Mapping[str, Tensor]) -> int:
+    """CRC-32 of all values as fp32, whatever file format and float type they were stored in."""
+    value = 0
+    for name in sorted(weights):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(weights[name].float().contiguous().view(-1).numpy(), value)
+    return value
+
+
+def find_base(record: Mapping[str, Any], folder: Path, given: str | None, state: Path) -> Path:
+    """The file of the base model, where it was or, if it moved, where --load_model says.
+
+    Raises CheckpointError when it is in neither place.
+    """
+    remembered = folder / record["path"]
+    for path in (remembered, *([Path(given)] if given else [])):
+        if path.is_file():
+            return path
+    raise CheckpointError(
+        f"{state} was trained beside the base model {remembered}, which is not there; put it back, "
+        f"or say by --load_model (without --train_stage) where it is now"
+    )
+
+
+def require_same_base(
+    remembered: Mapping[str, Any], found: Mapping[str, Any], path: Path, state: Path
+) -> None:
+    """CheckpointError unless the record `found` of `path` tells of the values remembered."""
+    if found["checksum"] != remembered["checksum"]:
+        raise CheckpointError(
+            f"{path} is not the base model that {state} was trained beside: its contents differ; "
+            f"put the original back, or say by --load_model (without --train_stage) where it is now"
+        )

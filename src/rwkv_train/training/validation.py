@@ -1,0 +1,141 @@
+"""Losses on held-out text: the same samples every time, shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from pytorch_lightning.utilities import move_data_to_device
+from torch import Tensor
+
+from rwkv_train.data.samples.batch import Batch, Sample, collate
+from rwkv_train.training.reporting.reporter import Reporter, tell
+from rwkv_train.training.reporting.validation_record import (
+    ValidationRecord,
+    bucket_count,
+    make_record,
+)
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from rwkv_train.config.schema import RunConfig
+    from rwkv_train.models.backbone import RWKV
+    from rwkv_train.training.checkpointing.saver import Saver
+    from rwkv_train.training.module import TrainingModule
+    from rwkv_train.training.progress import Progress
+    from rwkv_train.training.start.open_data import HeldOutSource
+
+
+class Validator:
+    """Validates when the loop asks for it, and keeps the best weights if that is wanted."""
+
+    def __init__(self, config: RunConfig, sources: Sequence[HeldOutSource]) -> None:
+        self._config = config
+        self._sources = sources
+        data = config.data
+        self._data = (
+            f"{data.val_data_file or data.data_file}, split {data.val_split}, "
+            f"{data.val_samples} x {data.val_ctx_len}"
+        )
+        self._validated_step: int | None = None
+
+    def run(
+        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, saver: Saver,
+        reporters: Sequence[Reporter],
+    ) -> None:
+        """Validates once after a step, tells the reporters; a collective call."""
+        if not self._sources or self._validated_step == progress.step:
+            return
+        config = self._config
+        record = validate(
+            trainer, module.model, self._sources, progress.step - 1,
+            micro_bsz=config.train.micro_bsz,
+            chunk_len=config.train.chunk_len or config.data.ctx_len,
+            head_rows=config.hardware.head_chunk,
+        )
+        self._validated_step = progress.step
+        record = replace(record, is_best=progress.improves(record.loss, self._data))
+        tell(reporters, lambda reporter: reporter.on_validation(record))
+        if record.is_best and config.train.save_best:
+            saver.save_best(trainer, module)
+
+
+def validate(
+    trainer: pl.Trainer, model: RWKV, sources: Sequence[HeldOutSource], step: int, *,
+    micro_bsz: int, chunk_len: int, head_rows: int | None,
+) -> ValidationRecord:
+    """The model's losses after optimizer step `step`; a collective call, equal on every rank.
+
+    chunk_len: tokens per forward pass; the state is carried from one to the next. Every rank makes
+    the same number of forward passes, which ZeRO-3 needs; a rank without samples left repeats the
+    first one and leaves it out.
+    """
+    strategy = trainer.strategy
+    rank, ranks = strategy.global_rank, strategy.world_size
+    samples = [(source.dataset, i) for source in sources for i in range(len(source.dataset))]
+    length = sources[0].dataset.ctx_len
+    # One row per sample: each is written by one rank, so that their sum is exact whatever the
+    # number of ranks, and is added up in one order. [sums or weights, samples, buckets]
+    found = torch.zeros(2, len(samples), bucket_count(length), dtype=torch.float64)
+    training = model.training
+    model.eval()
+    with torch.no_grad(), trainer.precision_plugin.val_step_context():
+        for first in range(0, len(samples), micro_bsz * ranks):
+            own = range(first + rank * micro_bsz, first + (rank + 1) * micro_bsz)
+            own = range(own.start, min(own.stop, len(samples)))
+            read: list[Sample] = [samples[i][0][samples[i][1]] for i in own or [0]]
+            batch = move_data_to_device(collate(read), strategy.root_device)
+            sums = sums_by_position(model, batch, chunk_len, head_rows)
+            if own:
+                found[:, own.start : own.stop] = sums
+    model.train(training)
+    # NCCL needs the tensor on its device
+    found = strategy.reduce(found.to(strategy.root_device), reduce_op="sum").cpu()
+    parts, end = {}, 0
+    for source in sources:
+        parts[source.name] = slice(end, end + len(source.dataset))
+        end += len(source.dataset)
+    sums, weights = found.numpy()
+    return make_record(step, sums, weights, length, parts, [s.bytes_per_token for s in sources])
+
+
+def sums_by_position(
+    model: RWKV, batch: Batch, chunk_len: int, head_rows: int | None
+) -> Tensor:
+    """[2, B, buckets] fp64 on the CPU: weighted losses and weights of every sample, by position.
+
+    The position counts from the last reset (`validation_record`). Holds the activations of
+    chunk_len tokens at a time, whatever the length.
+    """
+    batch_size, length = batch.tokens.shape
+    result = torch.zeros(2, batch_size, bucket_count(length), dtype=torch.float64)
+    buckets = _buckets(batch)
+    state = None
+    for start in range(0, length, chunk_len):
+        part = slice(start, start + chunk_len)
+        reset = None if batch.reset is None else batch.reset[:, part]
+        losses, state = model.token_losses(
+            batch.tokens[:, part], batch.targets[:, part], state, reset=reset, head_rows=head_rows
+        )
+        losses = losses.double().cpu()
+        if batch.mask is None:
+            weights = torch.ones_like(losses)
+        else:
+            weights = batch.mask[:, part].double().cpu()
+        result[0].scatter_add_(1, buckets[:, part], losses * weights)
+        result[1].scatter_add_(1, buckets[:, part], weights)
+    return result
+
+
+def _buckets(batch: Batch) -> Tensor:
+    """[B, T] on the CPU: the bucket of every target, the number of bits of its position."""
+    batch_size, length = batch.tokens.shape
+    position = torch.arange(length).expand(batch_size, length)
+    if batch.reset is not None:
+        starts = torch.where(batch.reset.cpu(), position, 0).cummax(1).values
+        position = position - starts
+    bounds = 2 ** torch.arange(bucket_count(length))  # 1, 2, 4, ...
+    return torch.bucketize(position.contiguous(), bounds, right=True)

@@ -1,0 +1,247 @@
+"""Building native libraries: once per machine, and with a clear word when it cannot be done.
+
+A toy operator without torch's headers stands in for the real ones; it compiles in a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.backends import dispatch
+from rwkv_train.ops.backends.dispatch import Call, choose
+from rwkv_train.ops.native import build, custom_ops, toolchain
+from rwkv_train.ops.native.build import Target, built_library
+from rwkv_train.ops.wkv6 import BACKENDS
+from tests.ops.native_cases import require_native
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def toy(tmp_path) -> Target:
+    """An operator `toy` whose library exports answer() -> 42."""
+    require_native("wkv6")
+    folder = tmp_path / "sources" / "toy"
+    folder.mkdir(parents=True)
+    (tmp_path / "sources" / "common").mkdir()
+    (tmp_path / "sources" / "common" / "number.h").write_text("#define NUMBER 42\n")
+    (folder / "toy_ops.cpp").write_text('extern "C" int number();\nextern "C" int answer() '
+                                        "{ return number(); }\n")
+    (folder / "toy_cpu.cpp").write_text('#include "../common/number.h"\n'
+                                        'extern "C" int number() { return NUMBER; }\n')
+    return Target("toy", "cpu", tmp_path / "sources", tmp_path / "cache")
+
+
+def answer(library: Path) -> int:
+    return ctypes.CDLL(str(library)).answer()
+
+
+def start_process(target: Target, path: str | None = None) -> subprocess.Popen:
+    """Another Python that builds the target, prints the library's name or its BackendError."""
+    code = (
+        "import sys; from pathlib import Path; from rwkv_train.errors import BackendError\n"
+        "from rwkv_train.ops.native.build import Target, built_library\n"
+        "op, device, sources, cache = sys.argv[1:]\n"
+        "try: print(built_library(Target(op, device, Path(sources), Path(cache))))\n"
+        "except BackendError as error: print('BackendError:', error)\n"
+    )
+    environment = os.environ | ({"PATH": path} if path is not None else {})
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, target)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+
+
+def test_it_builds_once_and_takes_the_cached_library_after_that(toy, capsys):
+    library = built_library(toy)
+    assert answer(library) == 42
+    assert capsys.readouterr().err.count("building the toy CPU kernel") == 1
+    written = library.stat().st_mtime_ns
+    assert built_library(toy) == library
+    assert library.stat().st_mtime_ns == written
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("changed", ["common/number.h", "toy/toy_cpu.cpp"])
+def test_a_changed_source_gives_another_library(toy, changed):
+    first = built_library(toy)
+    file = toy.sources / changed
+    file.write_text(file.read_text().replace("42", "43").replace("NUMBER; }", "NUMBER + 0; }"))
+    assert built_library(toy) != first
+
+
+def test_a_header_that_no_source_includes_changes_nothing(toy):
+    first = built_library(toy)
+    (toy.sources / "common" / "other.h").write_text("#define OTHER 1\n")
+    assert built_library(toy) == first
+
+
+def test_two_processes_at_once_build_once(toy):
+    processes = [start_process(toy), start_process(toy)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert len({out for out, _ in outputs}) == 1
+    assert answer(Path(outputs[0][0].strip())) == 42
+    assert sum(err.count("building the toy CPU kernel") for _, err in outputs) == 1
+
+
+def test_the_lock_of_a_dead_process_is_removed_with_a_message(toy, capsys):
+    library = built_library(toy)
+    library.unlink()
+    (library.parent / "lock").write_text("process 999999 on some-host")
+    (library.parent / "work-999999").mkdir()
+    assert answer(built_library(toy)) == 42
+    said = capsys.readouterr().err
+    assert "process 999999 on some-host died while it built the toy CPU kernel" in said
+    assert not (library.parent / "work-999999").exists()
+    assert (library.parent / "lock").read_text() == ""
+
+
+def test_a_broken_source_shows_the_compilers_error_and_the_log(toy):
+    (toy.sources / "toy" / "toy_cpu.cpp").write_text("int number() { return nonsense; }\n")
+    with pytest.raises(BackendError) as error:
+        built_library(toy)
+    assert "nonsense" in str(error.value)
+    log = next(toy.cache.glob("toy-cpu-*/build.log"))
+    assert str(log) in str(error.value)
+    assert "nonsense" in log.read_text()
+
+
+def test_a_failed_compile_is_not_repeated_by_the_processes_of_a_run(toy, capsys):
+    (toy.sources / "toy" / "toy_cpu.cpp").write_text("int number() { return nonsense; }\n")
+    for _ in range(2):
+        with pytest.raises(BackendError, match="nonsense"):
+            built_library(toy)
+    assert capsys.readouterr().err.count("building") == 1
+    log = next(toy.cache.glob("toy-cpu-*/build.log"))
+    long_ago = time.time() - 2 * build.FAILURE_LIFETIME_S
+    os.utime(log, (long_ago, long_ago))
+    with pytest.raises(BackendError, match="nonsense"):
+        built_library(toy)
+    assert capsys.readouterr().err.count("building") == 1
+
+
+def test_without_a_compiler_it_names_the_remedy(toy, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ninja").symlink_to(toolchain.find_ninja())
+    out, _ = start_process(toy, path=str(tmp_path / "bin")).communicate(timeout=120)
+    assert out.startswith("BackendError: no C++ compiler")
+    assert "apt-get install g++" in out
+
+
+def test_a_library_built_earlier_serves_without_a_compiler(toy, tmp_path):
+    library = built_library(toy)
+    (tmp_path / "bin").mkdir()
+    out, _ = start_process(toy, path=str(tmp_path / "bin")).communicate(timeout=120)
+    assert out.strip() == str(library)
+
+
+def test_without_ninja_it_names_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(BackendError, match="pip install ninja"):
+        toolchain.find_ninja()
+
+
+def fake_nvcc(folder: Path, release: str) -> None:
+    script = folder / "nvcc"
+    script.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V1'\n")
+    script.chmod(0o755)
+
+
+def test_a_cuda_compiler_of_another_version_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    fake_nvcc(tmp_path, "12.4")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(BackendError, match=r"is for CUDA 12\.4 while torch .* for CUDA 13\.0"):
+        toolchain.find_nvcc((9, 0))
+    fake_nvcc(tmp_path, "13.1")
+    assert "-gencode=arch=compute_90a,code=sm_90a" in toolchain.find_nvcc((9, 0)).compile_flags
+    assert "-gencode=arch=compute_80,code=sm_80" in toolchain.find_nvcc((8, 0)).compile_flags
+
+
+def test_a_missing_cuda_compiler_names_the_toolkit_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(toolchain, "USUAL_NVCC", tmp_path / "nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendError, match=r"nvcc is missing; install the CUDA toolkit 13\.0"):
+        toolchain.find_nvcc((9, 0))
+
+
+def test_a_torch_without_cuda_is_named_as_the_reason(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(BackendError, match="built without CUDA"):
+        toolchain.find_nvcc((9, 0))
+
+
+@pytest.fixture(params=["compiler", "nvcc", "CUDA version", "CUDA build of torch"])
+def missing(request, monkeypatch, tmp_path) -> tuple[Call, str]:
+    """A machine that lacks one thing and has built nothing yet; a call, and the remedy's words."""
+    require_native("wkv6")
+    device, remedy = "cuda", "install the CUDA toolkit 13.0"
+    monkeypatch.setattr(custom_ops, "_refusals", {})
+    monkeypatch.setattr(dispatch, "_announced", set())
+    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(build, "_outcomes", {("wkv6", "cpu"): None})
+    monkeypatch.setattr(toolchain, "USUAL_NVCC", tmp_path / "nowhere")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(
+        name="Made-up 9000", major=9, minor=0, shared_memory_per_block_optin=227 * 1024
+    ))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("c++", "sh"):
+        (folder / tool).symlink_to(shutil.which(tool) or shutil.which("g++"))
+    if request.param == "compiler":
+        (folder / "c++").unlink()
+        monkeypatch.setattr(build, "_outcomes", {})
+        device, remedy = "cpu", "apt-get install g++"
+    elif request.param == "CUDA version":
+        fake_nvcc(folder, "12.4")
+        remedy = "put the nvcc of a CUDA 13.0 toolkit first on the PATH"
+    elif request.param == "CUDA build of torch":
+        monkeypatch.setattr(torch.version, "cuda", None)
+        remedy = "install a CUDA build of torch"
+    monkeypatch.setenv("PATH", str(folder))
+    return a_call(device), remedy
+
+
+def a_call(device: str) -> Call:
+    """wkv6 in fp32 with heads that every kernel serves."""
+    return Call(
+        op="wkv6", device=torch.device(device), dtype=torch.float32, batch=1, time=1, heads=1,
+        head_size=64, needs_grad=False, has_state=False, has_reset=False,
+    )
+
+
+def test_a_native_backend_asked_for_by_name_fails_with_the_remedy(missing):
+    call, remedy = missing
+    with pytest.raises(BackendError, match=re.escape(remedy)):
+        choose(BACKENDS, "native", call)
+
+
+def test_auto_goes_on_with_the_next_backend_and_says_so_once(missing, caplog):
+    call, remedy = missing
+    for _ in range(2):
+        assert BACKENDS[choose(BACKENDS, "auto", call)].name == "chunked"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert remedy in message and "'chunked' serves instead" in message
+
+
+def test_a_device_that_it_does_not_know_is_no_news():
+    call = a_call("meta")
+    refusal = custom_ops.refusal(call, custom_ops.matrix_state_registration("wkv6", v_at=2))
+    assert refusal is not None
+    assert not refusal.news

@@ -1,0 +1,274 @@
+"""Imports of the package go down only: between layers, between rooms, and in no circle of files.
+
+A layer is a folder of `src/rwkv_train` or a file beside them; a room is a folder of a layer, or a
+file that lies in a layer without a folder. `LAYERS` says what a layer may import of the others and
+`ARROWS` lists every arrow between rooms of one layer. A new arrow is a decision: write it down.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src"
+PACKAGE = "rwkv_train"
+
+BASE = {"errors", "files"}
+INFERENCE = {*BASE, "config", "data", "checkpoint", "models"}
+# layer -> what it may import of the package: layers, or single modules with a dot
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "files": set(),
+    "version": set(),
+    "compiler": BASE,
+    "config": BASE,
+    "ops": {"errors", "compiler"},
+    "data": {*BASE, "compiler", "config.schema"},
+    "checkpoint": BASE,
+    "models": {"errors", "config.schema", "ops"},
+    "planning": {"errors", "config"},
+    "training": {*BASE, "version", "config", "ops", "data", "checkpoint", "models", "planning"},
+    "inference": INFERENCE,
+    "evaluation": {*INFERENCE, "inference"},
+    "export": {*INFERENCE, "inference"},
+}
+# program at the top of the checkout -> what it may import of the package
+PROGRAMS: dict[str, set[str]] = {
+    "train.py": {"training"},
+    "make_data.py": {"data"},
+    "generate.py": {"inference"},
+    "compute_magic_prime.py": {"data", "errors"},
+    "check_requirements.py": set(),
+}
+# library -> the only places that may import it
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("pytorch_lightning", "lightning_fabric", "deepspeed", "wandb"), ("training/",)
+    ),
+    # inspect/lengths.py draws a histogram of the documents when asked to.
+    "matplotlib": ("training/", "data/inspect/lengths.py"),
+    "torch": (
+        "ops/",
+        "checkpoint/",
+        "models/",
+        "training/",
+        "inference/",
+        "evaluation/",
+        "export/",
+        "data/samples/",
+        "data/sampling/sampler.py",
+    ),
+    "tyro": ("config/",),
+    # A chat template of the user's own is YAML too.
+    "yaml": ("config/", "data/chat/template.py"),
+    **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("export/", "evaluation/")),
+}
+# The one module that talks to the environment of the libraries it launches.
+ENVIRONMENT = "training/environment.py"
+
+
+def source_files() -> dict[str, Path]:
+    """Every module of the package by its name without `rwkv_train.`; "" is the package itself."""
+    found = {}
+    for path in sorted((SRC / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(SRC / PACKAGE).with_suffix("").parts
+        found[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
+    return found
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all modules imported, also inside functions; relative ones with their dot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            # `from rwkv_train import files` and `from rwkv_train.ops import wkv6` name modules too
+            is_own = module == PACKAGE or module.startswith(f"{PACKAGE}.")
+            yield from (f"{module}.{a.name}" if is_own else module for a in node.names)
+
+
+def layer_of(module: str) -> str:
+    """ops.wkv6.native -> ops."""
+    return module.split(".")[0]
+
+
+def may_import(where: str, module: str) -> bool:
+    """Tells whether a file may import a module; where: its path below the package, or a program."""
+    top, *below = module.split(".")
+    if top == "":
+        return False
+    program = "/" not in where and where in PROGRAMS
+    layer = where if program else where.split("/")[0].removesuffix(".py")
+    if top == PACKAGE:
+        allowed = PROGRAMS[where] if program else LAYERS[layer]
+        names = {below[0], ".".join(below[:2])} if below else set()
+        return below[:1] == [layer] or bool(names & allowed)
+    if top in ("tests", "benchmarks", "train", "make_data", "generate"):
+        return False
+    if program or layer in (*BASE, "version", "compiler", "planning"):
+        return top in sys.stdlib_module_names
+    return where.startswith(ONLY_IN.get(top, ""))
+
+
+def own_imports() -> dict[str, set[str]]:
+    """Module -> the modules of the package it imports, names without `rwkv_train.`."""
+    files = source_files()
+    arrows: dict[str, set[str]] = {}
+    for module, path in files.items():
+        found = set()
+        for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            if name.split(".")[0] == PACKAGE:
+                target = name.partition(".")[2]
+                found.add(target if target in files else target.rpartition(".")[0])
+        arrows[module] = found - {module}
+    return arrows
+
+
+def room_of(module: str) -> str:
+    """ops.wkv6.native -> ops.wkv6, ops.precision -> ops.precision."""
+    return ".".join(module.split(".")[:2])
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes that reach one another (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(arrows.get(node, ())):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            group = stack[stack.index(node) :]
+            del stack[-len(group) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in sorted(arrows):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def touches_environment(tree: ast.AST) -> bool:
+    """Whether os.environ or os.getenv and their like occur."""
+    names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found = {node.attr} if node.value.id == "os" else set()
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            found = {alias.name for alias in node.names}
+        else:
+            continue
+        if found & names:
+            return True
+    return False
+
+
+def test_every_layer_and_program_has_a_row_in_its_table():
+    layers = {layer_of(module) for module in source_files()} - {""}
+    programs = {path.name for path in ROOT.glob("*.py")}
+    assert layers <= LAYERS.keys(), sorted(layers - LAYERS.keys())
+    assert programs == PROGRAMS.keys()
+
+
+def test_nothing_imports_upwards_sideways_or_a_library_of_another_layer():
+    places = {path.relative_to(SRC / PACKAGE).as_posix(): path for path in source_files().values()}
+    places |= {path.name: path for path in ROOT.glob("*.py")}
+    faults = [
+        f"{where}: {module}"
+        for where, path in places.items()
+        for module in imported(ast.parse(path.read_text(encoding="utf-8")))
+        if where != "__init__.py" and not may_import(where, module)
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert circles(own_imports()) == []
+
+
+def test_only_one_module_knows_environment_variables():
+    found = [
+        path.relative_to(SRC / PACKAGE).as_posix()
+        for path in source_files().values()
+        if touches_environment(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert found == [ENVIRONMENT]
+
+
+def test_the_files_that_make_packages_are_empty_except_those_of_the_operators():
+    found = [
+        path
+        for path in source_files().values()
+        if path.name == "__init__.py" and path.stat().st_size and path.parent.parent.name != "ops"
+    ]
+    assert not found
+
+
+def test_native_sources_have_no_python_among_them():
+    assert not list((ROOT / "cuda").rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "allowed"),
+    [
+        ("ops/wkv6/native.py", "from rwkv_train.ops.backends.dispatch import choose", True),
+        ("ops/wkv6/native.py", "from rwkv_train.models.rwkv6 import TimeMix", False),
+        ("ops/wkv6/native.py", "from rwkv_train.config.schema import ModelConfig", False),
+        ("data/samples/dataset.py", "from rwkv_train.config.schema import DataConfig", True),
+        ("data/samples/dataset.py", "from rwkv_train.config.load import load_config", False),
+        ("data/samples/dataset.py", "from rwkv_train import files", True),
+        ("data/samples/dataset.py", "from rwkv_train import training", False),
+        ("data/samples/dataset.py", "import torch.utils.data", True),
+        ("data/binidx/reader.py", "import torch", False),
+        ("config/resolve/resolve.py", "def f():\n    import torch", False),
+        ("models/rwkv7.py", "from rwkv_train.ops.wkv7 import wkv7", True),
+        ("models/rwkv7.py", "from rwkv_train.checkpoint.weights import load_weights", False),
+        ("models/rwkv7.py", "from .layers import mix", False),
+        ("inference/generate.py", "from rwkv_train.training.run import run", False),
+        ("inference/generate.py", "import pytorch_lightning as pl", False),
+        ("training/reporting/plot.py", "from matplotlib.figure import Figure", True),
+        ("training/run.py", "from tests.helpers import load_json", False),
+        ("errors.py", "import torch", False),
+        ("files.py", "import os", True),
+        ("train.py", "from rwkv_train.training.__main__ import main", True),
+        ("train.py", "from rwkv_train.data.samples.dataset import TokenDataset", False),
+        ("make_data.py", "import numpy", False),
+    ],
+)
+def test_the_check_itself_tells_right_from_wrong(where: str, line: str, allowed: bool):
+    (module,) = imported(ast.parse(line))
+    assert may_import(where, module) is allowed
+
+
+def test_the_check_of_circles_finds_them():
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "f": {"g"}, "g": {"f"}}
+    assert sorted(circles(arrows)) == [["a", "b", "c"], ["f", "g"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("os.environ['A'] = '1'", True),
+        ("from os import getenv", True),
+        ("os.getenv('A')", True),
+        ("os.getpid()", False),
+        ("config.environ", False),
+    ],
+)
+def test_the_check_of_the_environment_tells_right_from_wrong(line: str, expected: bool):
+    assert touches_environment(ast.parse(line)) is expected

@@ -1,0 +1,69 @@
+"""Runs train.py and strikes it at a chosen moment, always the same one.
+
+    python -m tests.training.kill_at MOMENT SIGNAL FLAGS...
+
+MOMENT: step:N, after the loss of the N-th step is known; rename:NAME, when NAME is written beside
+and about to be renamed. SIGNAL: KILL, TERM or INT for the process group, a second one after "x2";
+with "@R" only for the process of local rank R.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import train
+from rwkv_train.training.progress import Progress
+
+
+def striking(what: str) -> Callable[[], None]:
+    """A function that sends the signal; nothing on the ranks that are not meant."""
+    what, _, rank = what.partition("@")
+    name, _, times = what.partition("x")
+    number = signal.Signals[f"SIG{name}"]
+    if not rank:
+        return lambda: [os.killpg(0, number) for _ in range(int(times or 1))]
+    if os.environ.get("LOCAL_RANK", "0") != rank:
+        return lambda: None
+    return lambda: os.kill(os.getpid(), number)
+
+
+def strike_at_step(step: int, strike: Callable[[], None]) -> None:
+    """Strikes once the counters stand at `step`."""
+    add_loss = Progress.add_loss
+
+    def struck(progress: Progress, loss: float) -> None:
+        add_loss(progress, loss)
+        if progress.step == step:
+            strike()
+
+    Progress.add_loss = struck
+
+
+def strike_at_rename(name: str, strike: Callable[[], None]) -> None:
+    """Strikes when a file is about to become `name`."""
+    replace = Path.replace
+
+    def struck(path: Path, target: Path) -> Path:
+        if Path(target).name == name:
+            strike()
+        return replace(path, target)
+
+    Path.replace = struck
+
+
+def main(moment: str, what: str, argv: list[str]) -> int:
+    """Exit status of train.py, if it lives to give one."""
+    kind, _, detail = moment.partition(":")
+    if kind == "step":
+        strike_at_step(int(detail), striking(what))
+    else:
+        strike_at_rename(detail, striking(what))
+    return train.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
