@@ -64,8 +64,11 @@ def seconds_to_load(op: str, device: str, home: Path) -> float:
     """Seconds until the operator's library is loaded in a new process with this home folder."""
     done = subprocess.run(
         [sys.executable, "-c", _LOAD, op, device],
-        cwd=Path(__file__).parents[1], env=os.environ | {"HOME": str(home)},
-        capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise SystemExit(done.stderr.strip())

@@ -41,8 +41,13 @@ SHAPE = {"n_layer": 4, "n_embd": 128}
 LARGE = {"n_layer": 8, "n_embd": 768}
 MODES = {
     "states": {"train_type": "states", "lr_init": "0.3", "lr_final": "0.003"},
-    "lora": {"train_type": "lora", "lora_r": 1, "lora_alpha": 2, "lr_init": "1e-2",
-             "lr_final": "1e-3"},
+    "lora": {
+        "train_type": "lora",
+        "lora_r": 1,
+        "lora_alpha": 2,
+        "lr_init": "1e-2",
+        "lr_final": "1e-3",
+    },
 }
 FULL = {"lr_init": "2e-3", "lr_final": "2e-4"}
 
@@ -74,10 +79,21 @@ sys.exit(status)
 def flags(folder: Path, data: Path, steps: int, **more: object) -> list[str]:
     """A command line of train.py."""
     values = {
-        "proj_dir": folder, "data_file": data, "ctx_len": CTX_LEN, "micro_bsz": BATCH,
-        "exit_tokens": steps * CTX_LEN * BATCH, "epoch_steps": steps, "epoch_save": 0,
-        "warmup_steps": 10, "accelerator": "cpu", "precision": "fp32", "num_workers": 0,
-        "plot": 0, "enable_progress_bar": 0, "random_seed": 1, **more,
+        "proj_dir": folder,
+        "data_file": data,
+        "ctx_len": CTX_LEN,
+        "micro_bsz": BATCH,
+        "exit_tokens": steps * CTX_LEN * BATCH,
+        "epoch_steps": steps,
+        "epoch_save": 0,
+        "warmup_steps": 10,
+        "accelerator": "cpu",
+        "precision": "fp32",
+        "num_workers": 0,
+        "plot": 0,
+        "enable_progress_bar": 0,
+        "random_seed": 1,
+        **more,
     }
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
@@ -98,10 +114,19 @@ def corpora(folder: Path, text: Path, megabytes: float) -> tuple[Path, Path]:
         lines = "\n".join(json.dumps({"text": piece}) for piece in pieces)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     for name in ("python", "new", "new_val"):
-        status = make_data([
-            str(folder / f"{name}.jsonl"), "1", str(CTX_LEN), "--output", str(folder / name),
-            "--tokenizer", "bytes", "--seed", "1",
-        ])
+        status = make_data(
+            [
+                str(folder / f"{name}.jsonl"),
+                "1",
+                str(CTX_LEN),
+                "--output",
+                str(folder / name),
+                "--tokenizer",
+                "bytes",
+                "--seed",
+                "1",
+            ]
+        )
         assert not status, f"make_data ended with status {status}"
     return folder / "python", folder / "new"
 
@@ -126,10 +151,22 @@ def package_difference(version: str, path: Path, folder: Path) -> float:
         # The package looks for states in RWKV-5 and 6 files only; else it is given them.
         start = str(folder / "start.pth")
         torch.save(package_start(model, version), start)
-    command = [sys.executable, "-c", PACKAGE_RUN, version, str(path.with_suffix("")), start,
-               ",".join(map(str, tokens)), str(folder / "logits.pth")]
-    environment = {**os.environ, "RWKV_CUDA_ON": "0", "RWKV_JIT_ON": "0",
-                   "RWKV_V7_ON": "1" if version == "7" else "0"}
+    command = [
+        sys.executable,
+        "-c",
+        PACKAGE_RUN,
+        version,
+        str(path.with_suffix("")),
+        start,
+        ",".join(map(str, tokens)),
+        str(folder / "logits.pth"),
+    ]
+    environment = {
+        **os.environ,
+        "RWKV_CUDA_ON": "0",
+        "RWKV_JIT_ON": "0",
+        "RWKV_V7_ON": "1" if version == "7" else "0",
+    }
     subprocess.run(command, env=environment, check=True, capture_output=True)
     theirs = torch.load(folder / "logits.pth")
     ours = model(torch.tensor([tokens]))[0][0]
@@ -166,17 +203,27 @@ def memory(version: str, data: Path, folder: Path, options: argparse.Namespace) 
     peaks = {}
     for kind, more in {"full": FULL, **MODES}.items():
         out = folder / f"large{version}-{kind}"
-        argv = flags(out, data, 3, **{**large, **more}, load_model=base / "rwkv-init.pth",
-                     grad_cp=options.grad_cp)
-        done = subprocess.run([sys.executable, "-c", MEMORY_RUN, *argv], capture_output=True,
-                              text=True)
+        argv = flags(
+            out,
+            data,
+            3,
+            **{**large, **more},
+            load_model=base / "rwkv-init.pth",
+            grad_cp=options.grad_cp,
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY_RUN, *argv], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         before, peak = json.loads(done.stdout.strip().splitlines()[-1])
         peaks[kind] = (peak - before, tensor_bytes(out, kind))
     for kind, (resident, tensors) in peaks.items():
-        print(f"RWKV-{version}  {kind:<8}{resident / 2**20:>9.0f} MiB resident"
-              f"{resident / peaks['full'][0]:>7.0%}{tensors / 2**20:>9.0f} MiB tensors"
-              f"{tensors / peaks['full'][1]:>7.0%}", flush=True)
+        print(
+            f"RWKV-{version}  {kind:<8}{resident / 2**20:>9.0f} MiB resident"
+            f"{resident / peaks['full'][0]:>7.0%}{tensors / 2**20:>9.0f} MiB tensors"
+            f"{tensors / peaks['full'][1]:>7.0%}",
+            flush=True,
+        )
 
 
 def learning(
@@ -197,10 +244,12 @@ def learning(
         state = torch.load(out / "rwkv-final.state", weights_only=True)
         trained = sum(t.numel() for t in state["weights"].values())
         total = sum(t.numel() for t in torch.load(whole, weights_only=True).values())
-        print(f"RESULT RWKV-{version}  {kind:<8}{trained:>8,} of {total:,} trained "
-              f"({trained / total:.2%})  loss {before:.4f} -> {held_out_loss(whole, new):.4f}  "
-              f"rwkv package differs by {package_difference(version, whole, folder):.1e}",
-              flush=True)
+        print(
+            f"RESULT RWKV-{version}  {kind:<8}{trained:>8,} of {total:,} trained "
+            f"({trained / total:.2%})  loss {before:.4f} -> {held_out_loss(whole, new):.4f}  "
+            f"rwkv package differs by {package_difference(version, whole, folder):.1e}",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -68,13 +68,28 @@ def fork(work: Callable[[], int], log: Path) -> int:
 def make_data(folder: Path) -> Path:
     """Prefix of a byte-level binidx pair of some 20 thousand tokens."""
     words = ["the", "state", "of", "a", "network", "that", "reads", "one", "token", "after"]
-    lines = [json.dumps({"text": " ".join(words[(i * k + k * k) % 10] for k in range(1, 20))})
-             for i in range(200)]
+    lines = [
+        json.dumps({"text": " ".join(words[(i * k + k * k) % 10] for k in range(1, 20))})
+        for i in range(200)
+    ]
     (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
     subprocess.run(
-        [sys.executable, "make_data.py", str(folder / "text.jsonl"), "1", "32", "--output",
-         str(folder / "text"), "--tokenizer", "bytes", "--seed", "3"],
-        cwd=Path(__file__).parents[1], check=True, capture_output=True,
+        [
+            sys.executable,
+            "make_data.py",
+            str(folder / "text.jsonl"),
+            "1",
+            "32",
+            "--output",
+            str(folder / "text"),
+            "--tokenizer",
+            "bytes",
+            "--seed",
+            "3",
+        ],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
     )
     return folder / "text"
 
@@ -82,12 +97,31 @@ def make_data(folder: Path) -> Path:
 def command(data: Path, proj_dir: Path, steps: int) -> list[str]:
     """A small run with dropout, saved every 5 steps."""
     flags = {
-        "proj_dir": proj_dir, "data_file": data, "rwkv_version": 6, "n_layer": 2, "n_embd": 32,
-        "head_size": 32, "ctx_len": 32, "micro_bsz": 4, "exit_tokens": steps * 128,
-        "epoch_steps": 20, "epoch_save": 1, "save_every_steps": 5, "keep_last": 3,
-        "save_retry_seconds": 0.05, "lr_init": "1e-3", "lr_final": "1e-4", "warmup_steps": 3,
-        "dropout": 0.1, "weight_decay": 0.1, "accelerator": "cpu", "devices": 1,
-        "precision": "fp32", "num_workers": 0, "plot": 0, "wkv_backend": "chunked",
+        "proj_dir": proj_dir,
+        "data_file": data,
+        "rwkv_version": 6,
+        "n_layer": 2,
+        "n_embd": 32,
+        "head_size": 32,
+        "ctx_len": 32,
+        "micro_bsz": 4,
+        "exit_tokens": steps * 128,
+        "epoch_steps": 20,
+        "epoch_save": 1,
+        "save_every_steps": 5,
+        "keep_last": 3,
+        "save_retry_seconds": 0.05,
+        "lr_init": "1e-3",
+        "lr_final": "1e-4",
+        "warmup_steps": 3,
+        "dropout": 0.1,
+        "weight_decay": 0.1,
+        "accelerator": "cpu",
+        "devices": 1,
+        "precision": "fp32",
+        "num_workers": 0,
+        "plot": 0,
+        "wkv_backend": "chunked",
     }
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
 
@@ -168,9 +202,7 @@ class Attempts:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         return train.main(self._flags)
 
-    def _strike(
-        self, process: int, kind: str, target: int, old_log: int | None
-    ) -> int | None:
+    def _strike(self, process: int, kind: str, target: int, old_log: int | None) -> int | None:
         """Waits for the moment; the wait status if the process ended before it came."""
         began, delay = time.monotonic(), self._rng.uniform(0, 1.5)
         while True:
@@ -250,8 +282,10 @@ def _test(folder: Path, kills: int, steps: int, rng: random.Random) -> int:
         for number, kind in enumerate(order, 1):
             ending = attempts.once(kind, reach)
             endings[f"{kind}: {ending}"] += 1
-            print(f"{number:3} {kind:15} {ending:10} newest state: step {attempts.newest_state()}",
-                  flush=True)
+            print(
+                f"{number:3} {kind:15} {ending:10} newest state: step {attempts.newest_state()}",
+                flush=True,
+            )
         undisturbed(command(data, disk.folder / "run", steps), log)
         faults = faults_of(disk.folder / "run", folder / "whole", steps)
         for ending, count in sorted(endings.items()):
@@ -261,9 +295,13 @@ def _test(folder: Path, kills: int, steps: int, rng: random.Random) -> int:
         early = sum(count for ending, count in endings.items() if "finished" in ending)
         if early:
             faults.append(f"{early} attempts finished before they were struck")
-        print(f"{kills} interruptions of {steps} steps: " + (
-            "; ".join(faults) or "final weights bitwise equal, no state or weights ever unreadable"
-        ))
+        print(
+            f"{kills} interruptions of {steps} steps: "
+            + (
+                "; ".join(faults)
+                or "final weights bitwise equal, no state or weights ever unreadable"
+            )
+        )
         if faults:
             print(log.read_text(encoding="utf-8", errors="replace")[-3000:])
         return 1 if faults else 0

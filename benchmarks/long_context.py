@@ -35,10 +35,14 @@ from rwkv_train.models.registry import build_model, complete
 
 def make_model(version: str, options: argparse.Namespace, device: torch.device) -> RWKV:
     """A model whose gradients are all there and none of them zero."""
-    config = complete(ModelConfig(
-        rwkv_version=version, n_layer=options.layers, n_embd=options.width,
-        vocab_size=options.vocab,
-    ))
+    config = complete(
+        ModelConfig(
+            rwkv_version=version,
+            n_layer=options.layers,
+            n_embd=options.width,
+            vocab_size=options.vocab,
+        )
+    )
     model = build_model(config, grad_cp=options.grad_cp, wkv_backend=options.backend)
     initialize(model, seed=0, lr_init=1e-3)
     with torch.no_grad():
@@ -124,7 +128,8 @@ def check(model: RWKV, options: argparse.Namespace) -> float:
     whole = Step(model, length, None, options).gradients()
     chunks = Step(model, length, 64, options).gradients()
     return max(
-        ((a - b).norm() / a.norm().clamp_min(1e-30)).item() for a, b in zip(whole, chunks)
+        ((a - b).norm() / a.norm().clamp_min(1e-30)).item()
+        for a, b in zip(whole, chunks)
         if a.norm() > 0
     )
 
@@ -149,8 +154,10 @@ def report(version: str, options: argparse.Namespace, device: torch.device) -> N
         # in turns, so that both meet the same machine
         times = [[step.seconds() for step in steps] for _ in range(options.repeats)]
         seconds, *whole = map(statistics.median, zip(*times))
-        line = (f"RWKV-{version:<4}{length:>8}{peak / 2**20:>12.1f}{peak / first:>10.3f}"
-                f"{length / seconds:>10.0f}")
+        line = (
+            f"RWKV-{version:<4}{length:>8}{peak / 2**20:>12.1f}{peak / first:>10.3f}"
+            f"{length / seconds:>10.0f}"
+        )
         if whole:
             line += f"{most / 2**20:>14.1f}{seconds / whole[0]:>14.2f}"
         print(line, flush=True)
@@ -173,11 +180,15 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
-          f"L{options.layers} D{options.width} V{options.vocab}, one sample, {options.precision}, "
-          f"chunks of {options.chunk_len}")
-    print(f"{'version':<9}{'ctx_len':>8}{'peak MiB':>12}{'/ first':>10}{'tokens/s':>10}"
-          f"{'whole MiB':>14}{'time / whole':>14}")
+    print(
+        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
+        f"L{options.layers} D{options.width} V{options.vocab}, one sample, {options.precision}, "
+        f"chunks of {options.chunk_len}"
+    )
+    print(
+        f"{'version':<9}{'ctx_len':>8}{'peak MiB':>12}{'/ first':>10}{'tokens/s':>10}"
+        f"{'whole MiB':>14}{'time / whole':>14}"
+    )
     for version in options.versions:
         report(version, options, device)
 

@@ -226,8 +226,10 @@ def _print_shares(seconds: dict, wall: float) -> None:
     total = sum(seconds[stage] for stage in stages)
     shares = ", ".join(f"{stage} {seconds[stage] / total:.1%}" for stage in stages)
     print(f"  in the workers: {shares}")
-    print(f"  of {wall:.1f} s: reading and tokenizing {seconds['first stage']:.1f} s, shuffling, "
-          f"hashing and writing {seconds['arrange']:.1f} s")
+    print(
+        f"  of {wall:.1f} s: reading and tokenizing {seconds['first stage']:.1f} s, shuffling, "
+        f"hashing and writing {seconds['arrange']:.1f} s"
+    )
 
 
 def measure_memory(sizes: list[float], folder: Path | None) -> None:
@@ -237,9 +239,12 @@ def measure_memory(sizes: list[float], folder: Path | None) -> None:
             corpus = Path(name) / "corpus.jsonl"
             megabytes = write_corpus(corpus, int(size * 1e6)) / 1e6
             wall, peak, told = end_to_end(corpus, Path(name) / "out")
-        print(f"corpus {megabytes:.0f} MB, {told['documents']:,} documents: peak memory "
-              f"{peak.bytes / 1e6:.0f} MB, main process {peak.main / 1e6:.0f} MB, a worker "
-              f"{peak.worker / 1e6:.0f} MB; {wall:.1f} s", flush=True)
+        print(
+            f"corpus {megabytes:.0f} MB, {told['documents']:,} documents: peak memory "
+            f"{peak.bytes / 1e6:.0f} MB, main process {peak.main / 1e6:.0f} MB, a worker "
+            f"{peak.worker / 1e6:.0f} MB; {wall:.1f} s",
+            flush=True,
+        )
 
 
 def measure_speed(megabytes: float, folder: Path | None, python_too: bool) -> None:
@@ -261,27 +266,41 @@ def measure_speed(megabytes: float, folder: Path | None, python_too: bool) -> No
     print(f"make_data, end to end: {speed:.1f} MB/s, peak memory {peak.bytes / 1e6:.0f} MB")
     _print_shares(told["seconds"], wall)
     print(f"  processor time: main process {main_cpu:.1f} s, workers {worker_cpu:.1f} s")
-    print(f"compiled tokenizer alone on {cores} cores: {before[0]:.1f} MB/s before, {after[0]:.1f} "
-          f"after; make_data reaches {speed / alone:.0%}")
+    print(
+        f"compiled tokenizer alone on {cores} cores: {before[0]:.1f} MB/s before, {after[0]:.1f} "
+        f"after; make_data reaches {speed / alone:.0%}"
+    )
     print(f"make_data's trie alone: {trie[0]:.1f} MB/s; make_data reaches {speed / trie[0]:.0%}")
-    print(f"per second of processor time: library alone {alone_cpu:.1f} MB, trie alone "
-          f"{trie[1]:.1f} MB, make_data {speed_cpu:.1f} MB ({speed_cpu / alone_cpu:.0%} of the "
-          "library)")
+    print(
+        f"per second of processor time: library alone {alone_cpu:.1f} MB, trie alone "
+        f"{trie[1]:.1f} MB, make_data {speed_cpu:.1f} MB ({speed_cpu / alone_cpu:.0%} of the "
+        "library)"
+    )
     if slow is not None:
-        print(f"Python tokenizer of rwkv, one thread: {slow[0]:.2f} MB/s; make_data is "
-              f"{speed / slow[0]:.1f} times as fast, per second of processor time on {cores} cores "
-              f"{cores * speed_cpu / slow[1]:.1f} times")
+        print(
+            f"Python tokenizer of rwkv, one thread: {slow[0]:.2f} MB/s; make_data is "
+            f"{speed / slow[0]:.1f} times as fast, per second of processor time on {cores} cores "
+            f"{cores * speed_cpu / slow[1]:.1f} times"
+        )
 
 
 def main(argv: list[str]) -> int:
     """Prints the table; status 1 when a check fails."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.make_data", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.make_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--folder", type=Path, help="where the corpus goes (default: temporary)")
     parser.add_argument("--skip_python_tokenizer", action="store_true")
-    parser.add_argument("--memory", type=float, nargs="+", metavar="MEGABYTES",
-                        help="measure memory instead, at these sizes")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        nargs="+",
+        metavar="MEGABYTES",
+        help="measure memory instead, at these sizes",
+    )
     options = parser.parse_args(argv)
     if options.memory:
         measure_memory(options.memory, options.folder)

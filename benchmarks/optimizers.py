@@ -26,16 +26,28 @@ def main() -> None:
         for optimizer in ("adamw", "muon"):
             for rate in options.rates:
                 rows[optimizer, rate] = measure(
-                    options.version, prefix, Path(name) / f"{optimizer}-{rate}", options,
-                    "--optimizer", optimizer, "--lr_init", str(rate), "--lr_final", str(rate / 10),
+                    options.version,
+                    prefix,
+                    Path(name) / f"{optimizer}-{rate}",
+                    options,
+                    "--optimizer",
+                    optimizer,
+                    "--lr_init",
+                    str(rate),
+                    "--lr_final",
+                    str(rate / 10),
                 )
     first = next(iter(rows.values()))["seconds"]
-    print(f"\nRWKV-{options.version}, {options.layers} layers, width {options.width}, "
-          f"{options.steps * CTX_LEN * BATCH:,} byte tokens of {options.megabytes:g} MB")
+    print(
+        f"\nRWKV-{options.version}, {options.layers} layers, width {options.width}, "
+        f"{options.steps * CTX_LEN * BATCH:,} byte tokens of {options.megabytes:g} MB"
+    )
     print(f"{'optimizer':<10}{'rate':>8}{'train loss':>12}{'val loss':>10}{'time / first':>14}")
     for (optimizer, rate), row in rows.items():
-        print(f"{optimizer:<10}{rate:>8g}{row['train']:>12.4f}{row['val']:>10.4f}"
-              f"{row['seconds'] / first:>14.2f}")
+        print(
+            f"{optimizer:<10}{rate:>8g}{row['train']:>12.4f}{row['val']:>10.4f}"
+            f"{row['seconds'] / first:>14.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -43,12 +43,26 @@ def pauses(background: bool, folder: Path, options: argparse.Namespace) -> tuple
 
     out = folder / str(background)
     flags = {
-        "proj_dir": out, "data_file": data, "data_type": "uint16", "rwkv_version": 7,
-        "vocab_size": options.vocab, "n_layer": options.layers, "n_embd": options.width,
-        "ctx_len": 128, "micro_bsz": 4, "max_steps": 4 * options.saves + 5,
-        "exit_tokens": 10**9, "epoch_steps": 10**6, "save_every_steps": 4, "keep_last": 1,
-        "save_in_background": int(background), "accelerator": "cpu", "devices": 1,
-        "precision": "fp32", "num_workers": 0, "plot": 0,
+        "proj_dir": out,
+        "data_file": data,
+        "data_type": "uint16",
+        "rwkv_version": 7,
+        "vocab_size": options.vocab,
+        "n_layer": options.layers,
+        "n_embd": options.width,
+        "ctx_len": 128,
+        "micro_bsz": 4,
+        "max_steps": 4 * options.saves + 5,
+        "exit_tokens": 10**9,
+        "epoch_steps": 10**6,
+        "save_every_steps": 4,
+        "keep_last": 1,
+        "save_in_background": int(background),
+        "accelerator": "cpu",
+        "devices": 1,
+        "precision": "fp32",
+        "num_workers": 0,
+        "plot": 0,
     }
     Saver.save_between = timed
     try:
@@ -74,8 +88,10 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        rows = [(way, *pauses(way == "in the background", folder, options))
-                for way in ("at once", "in the background")]
+        rows = [
+            (way, *pauses(way == "in the background", folder, options))
+            for way in ("at once", "in the background")
+        ]
         size = max(file.stat().st_size for file in folder.rglob("*.state")) / 1e6
     print(f"RWKV-7, {options.layers} layers, width {options.width}; a state is {size:.0f} MB")
     print(f"{'written':18} {'step, s':>8} {'pause, s':>9} {'pause / step':>13}")

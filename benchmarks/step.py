@@ -68,7 +68,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, width: int, tokens: in
 
 
 def operator_seconds(
-    version: str, config: ModelConfig, options: argparse.Namespace, device: torch.device,
+    version: str,
+    config: ModelConfig,
+    options: argparse.Namespace,
+    device: torch.device,
     dtype: torch.dtype,
 ) -> float:
     """Forward and backward of one layer's WKV operator at the step's shape."""
@@ -78,8 +81,12 @@ def operator_seconds(
         return torch.randn(*shape, device=device, dtype=as_dtype, requires_grad=True)
 
     if version == "4":
-        arguments = [random(c, as_dtype=torch.float32), random(c, as_dtype=torch.float32),
-                     random(b, t, c), random(b, t, c)]
+        arguments = [
+            random(c, as_dtype=torch.float32),
+            random(c, as_dtype=torch.float32),
+            random(b, t, c),
+            random(b, t, c),
+        ]
         function = wkv4
     else:
         n = config.head_size
@@ -106,8 +113,12 @@ def operator_seconds(
 
 
 def shift_seconds(
-    model: RWKV, version: str, options: argparse.Namespace, device: torch.device,
-    dtype: torch.dtype, backend: str,
+    model: RWKV,
+    version: str,
+    options: argparse.Namespace,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str,
 ) -> float:
     """Forward and backward of one block's token shifts and mixes, without the products after them.
 
@@ -141,16 +152,21 @@ def shift_seconds(
 def measure(version: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Figures of one version."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
-    config = complete(ModelConfig(
-        rwkv_version=version, n_layer=options.layers, n_embd=options.width,
-        vocab_size=options.vocab,
-    ))
+    config = complete(
+        ModelConfig(
+            rwkv_version=version,
+            n_layer=options.layers,
+            n_embd=options.width,
+            vocab_size=options.vocab,
+        )
+    )
     model = build_model(config, wkv_backend=options.backend, grad_cp=options.grad_cp).to(device)
     initialize(model, seed=0, lr_init=6e-4)
     groups = parameter_groups(model, weight_decay=0.001)
     optimizer = torch.optim.AdamW(
         [{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups],
-        lr=1e-5, fused=True,
+        lr=1e-5,
+        fused=True,
     )
     tokens = torch.randint(options.vocab, (options.batch, options.ctx_len + 1), device=device)
 
@@ -165,8 +181,9 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
         torch.cuda.reset_peak_memory_stats()
     seconds = median_seconds(step, device, options.repeats)
     count = options.batch * options.ctx_len
-    matrices = sum(p.numel() for n, p in model.named_parameters()
-                   if p.dim() >= 2 and n != "emb.weight")
+    matrices = sum(
+        p.numel() for n, p in model.named_parameters() if p.dim() >= 2 and n != "emb.weight"
+    )
     operator = operator_seconds(version, config, options, device, dtype)
     shifts, plain_shifts = (
         shift_seconds(model, version, options, device, dtype, backend)
@@ -201,19 +218,25 @@ def main() -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     rate = matmul_rate(device, dtype, options.width, options.batch * options.ctx_len)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; L{options.layers}"
-          f" D{options.width} V{options.vocab}, {options.batch} x {options.ctx_len}, "
-          f"{options.precision}; a plain product reaches {rate / 1e9:.0f} GFLOP/s")
-    print(f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"
-          f"{'shift share':>13}{'(by torch)':>12}"
-          f"{'of product rate':>17}{'GiB':>7}")
+    print(
+        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; L{options.layers}"
+        f" D{options.width} V{options.vocab}, {options.batch} x {options.ctx_len}, "
+        f"{options.precision}; a plain product reaches {rate / 1e9:.0f} GFLOP/s"
+    )
+    print(
+        f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"
+        f"{'shift share':>13}{'(by torch)':>12}"
+        f"{'of product rate':>17}{'GiB':>7}"
+    )
     for version in options.versions:
         row = measure(version, options, device)
-        print(f"RWKV-{version:<4}{row['parameters']:>13,}{row['tokens/s']:>10.0f}"
-              f"{row['wkv share']:>10.1%}"
-              f"{row['shift share']:>12.1%}{row['plain shift share']:>12.1%}"
-              f"{row['flop/s'] / rate:>17.2f}{row['GiB']:>7.1f}",
-              flush=True)
+        print(
+            f"RWKV-{version:<4}{row['parameters']:>13,}{row['tokens/s']:>10.0f}"
+            f"{row['wkv share']:>10.1%}"
+            f"{row['shift share']:>12.1%}{row['plain shift share']:>12.1%}"
+            f"{row['flop/s'] / rate:>17.2f}{row['GiB']:>7.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -29,20 +29,59 @@ def measure(
 ) -> dict:
     """One run in the folder `out` with `extra` flags; its figures."""
     began = time.perf_counter()
-    status = train.main([
-        "--proj_dir", str(out), "--data_file", str(prefix), "--val_data_file", f"{prefix}_val",
-        "--rwkv_version", version, "--n_layer", str(options.layers), "--n_embd",
-        str(options.width), "--ctx_len", str(CTX_LEN), "--micro_bsz", str(BATCH),
-        "--exit_tokens", str(options.steps * CTX_LEN * BATCH), "--epoch_steps",
-        str(max(1, options.steps // 5)), "--epoch_save", "0", "--lr_init", "2e-3", "--lr_final",
-        "2e-4", "--warmup_steps", "10", "--weight_decay", "0.001", "--adam_eps", "1e-18",
-        "--accelerator", "cpu", "--precision", "fp32", "--random_seed", "1", "--plot", "0",
-        "--enable_progress_bar", "0", "--wkv_backend", options.backend, *extra,
-    ])
+    status = train.main(
+        [
+            "--proj_dir",
+            str(out),
+            "--data_file",
+            str(prefix),
+            "--val_data_file",
+            f"{prefix}_val",
+            "--rwkv_version",
+            version,
+            "--n_layer",
+            str(options.layers),
+            "--n_embd",
+            str(options.width),
+            "--ctx_len",
+            str(CTX_LEN),
+            "--micro_bsz",
+            str(BATCH),
+            "--exit_tokens",
+            str(options.steps * CTX_LEN * BATCH),
+            "--epoch_steps",
+            str(max(1, options.steps // 5)),
+            "--epoch_save",
+            "0",
+            "--lr_init",
+            "2e-3",
+            "--lr_final",
+            "2e-4",
+            "--warmup_steps",
+            "10",
+            "--weight_decay",
+            "0.001",
+            "--adam_eps",
+            "1e-18",
+            "--accelerator",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--random_seed",
+            "1",
+            "--plot",
+            "0",
+            "--enable_progress_bar",
+            "0",
+            "--wkv_backend",
+            options.backend,
+            *extra,
+        ]
+    )
     assert status == 0, f"RWKV-{version} ended with status {status}"
     records = read_metrics(out)
     losses = [r["loss"] for r in records if "loss" in r]
-    tail = losses[-max(1, len(losses) // 10):]
+    tail = losses[-max(1, len(losses) // 10) :]
     shapes = read_shapes(out / "rwkv-final.pth")
     return {
         "train": sum(tail) / len(tail),
@@ -74,8 +113,21 @@ def make_pair(folder: Path, megabytes: float) -> Path:
     """Prefix of a pair of so many megabytes of text, with its held-out part beside it."""
     text, prefix = folder / "text.jsonl", folder / "text"
     make_corpus([str(text), "--max_megabytes", str(megabytes)])
-    make_data([str(text), "1", str(CTX_LEN), "--output", str(prefix), "--tokenizer", "bytes",
-               "--seed", "1", "--validation", "0.05"])
+    make_data(
+        [
+            str(text),
+            "1",
+            str(CTX_LEN),
+            "--output",
+            str(prefix),
+            "--tokenizer",
+            "bytes",
+            "--seed",
+            "1",
+            "--validation",
+            "0.05",
+        ]
+    )
     return prefix
 
 
@@ -88,13 +140,17 @@ def main() -> None:
         rows = {v: measure(v, prefix, folder / f"v{v}", options) for v in "4567"}
         entropy = unigram_entropy(f"{prefix}_val")
     tokens = options.steps * CTX_LEN * BATCH
-    print(f"\n{options.layers} layers, width {options.width}, {tokens:,} byte tokens of "
-          f"{options.megabytes:g} MB; unigram entropy of the held-out part {entropy:.4f}")
+    print(
+        f"\n{options.layers} layers, width {options.width}, {tokens:,} byte tokens of "
+        f"{options.megabytes:g} MB; unigram entropy of the held-out part {entropy:.4f}"
+    )
     print(f"{'version':<10}{'parameters':>12}{'train loss':>12}{'val loss':>10}{'time / v4':>11}")
     for version, row in rows.items():
         ratio = row["seconds"] / rows["4"]["seconds"]
-        print(f"RWKV-{version:<5}{row['parameters']:>12,}{row['train']:>12.4f}{row['val']:>10.4f}"
-              f"{ratio:>11.2f}")
+        print(
+            f"RWKV-{version:<5}{row['parameters']:>12,}{row['train']:>12.4f}{row['val']:>10.4f}"
+            f"{ratio:>11.2f}"
+        )
 
 
 if __name__ == "__main__":

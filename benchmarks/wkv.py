@@ -112,8 +112,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=devices, default=devices[-1])
     parser.add_argument("--backends", help="names, comma-separated; default: all that can serve")
     parser.add_argument(
-        "--lengths", type=lambda text: [positive(word) for word in text.split(",")],
-        metavar="T,T", help="compare these, comma-separated, at equal batch x time",
+        "--lengths",
+        type=lambda text: [positive(word) for word in text.split(",")],
+        metavar="T,T",
+        help="compare these, comma-separated, at equal batch x time",
     )
     parser.add_argument("--repeats", type=positive, default=9)
     parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's")
@@ -163,14 +165,11 @@ def shapes_of(options: argparse.Namespace) -> list[Shape]:
         return [Shape(options.batch, options.time, options.heads, options.size)]
     tokens = options.batch * options.time
     return [
-        Shape(tokens // length, length, options.heads, options.size)
-        for length in options.lengths
+        Shape(tokens // length, length, options.heads, options.size) for length in options.lengths
     ]
 
 
-def agreeing(
-    op: str, options: argparse.Namespace, inputs: Inputs
-) -> tuple[list[Contender], bool]:
+def agreeing(op: str, options: argparse.Namespace, inputs: Inputs) -> tuple[list[Contender], bool]:
     """The contenders to time, and whether all that serve the call agree with the reference.
 
     Those asked for, or all that are not hopeless at this length. Says who is left out and why.
@@ -195,8 +194,13 @@ def agreeing(
 
 
 def table(
-    op: str, shape: Shape, inputs: Inputs, running: list[Contender], repeats: int,
-    copy: float, product: float,
+    op: str,
+    shape: Shape,
+    inputs: Inputs,
+    running: list[Contender],
+    repeats: int,
+    copy: float,
+    product: float,
 ) -> list[Row]:
     """Prints and returns the rows of one operator."""
     case = CASES[op]
@@ -238,14 +242,15 @@ def compare_lengths(op: str, options: argparse.Namespace) -> bool:
         if any(contender.name not in {c.name for c in running} for running, _ in found.values()):
             continue
         for direction in (FORWARD, BOTH):
-            works = {
-                str(s): work(contender, problems[s], direction == BOTH) for s in shapes
-            }
+            works = {str(s): work(contender, problems[s], direction == BOTH) for s in shapes}
             seconds = list(alternate(works, options.repeats, device).values())
-            print(f"{contender.name:<14}{direction:<20}" + "".join(
-                f"{duration / tokens * 1e9:>10.0f} ({duration / seconds[0]:.2f}x)"
-                for duration in seconds
-            ))
+            print(
+                f"{contender.name:<14}{direction:<20}"
+                + "".join(
+                    f"{duration / tokens * 1e9:>10.0f} ({duration / seconds[0]:.2f}x)"
+                    for duration in seconds
+                )
+            )
     return all(all_agree for _, all_agree in found.values())
 
 
@@ -257,9 +262,17 @@ def as_measurement(row: Row, options: argparse.Namespace) -> Measurement:
     if row.op == "wkv4":
         heads, size = heads * size, 1
     return Measurement(
-        row.op, row.direction, card_of(device), device_name(device),
-        str(DTYPES[options.dtype]).removeprefix("torch."), batch, length, heads, size,
-        row.backend, round(row.seconds * 1e3, 4),
+        row.op,
+        row.direction,
+        card_of(device),
+        device_name(device),
+        str(DTYPES[options.dtype]).removeprefix("torch."),
+        batch,
+        length,
+        heads,
+        size,
+        row.backend,
+        round(row.seconds * 1e3, 4),
         f"torch {torch.__version__} {cuda or f'{torch.get_num_threads()} threads'}",
     )
 

@@ -92,7 +92,10 @@ CASES = {
     "wkv7": Case(wkv7.wkv7, "rwkvab", 6, (9, 28)),
 }
 _BACKENDS = {
-    "wkv4": wkv4.BACKENDS, "wkv5": wkv5.BACKENDS, "wkv6": wkv6.BACKENDS, "wkv7": wkv7.BACKENDS
+    "wkv4": wkv4.BACKENDS,
+    "wkv5": wkv5.BACKENDS,
+    "wkv6": wkv6.BACKENDS,
+    "wkv7": wkv7.BACKENDS,
 }
 
 
@@ -130,7 +133,8 @@ def contenders(op: str, device: torch.device) -> list[Contender]:
 
     found = [
         Contender(backend.name, ours(backend.name), backend)
-        for backend in _BACKENDS[op] if device.type == "cuda" or not backend.kernel
+        for backend in _BACKENDS[op]
+        if device.type == "cuda" or not backend.kernel
     ]
     if device.type == "cuda" and op in _FLA and importlib.util.find_spec("fla") is not None:
         found.append(Contender("fla", _FLA[op]))
@@ -145,9 +149,7 @@ def outputs_and_gradients(contender: Contender, inputs: Inputs) -> tuple[Tensor,
     return y, *torch.autograd.grad(y, leaves, inputs.gy, materialize_grads=True)
 
 
-def parity_fault(
-    op: str, contender: Contender, inputs: Inputs, dtype: torch.dtype
-) -> str | None:
+def parity_fault(op: str, contender: Contender, inputs: Inputs, dtype: torch.dtype) -> str | None:
     """None when the contender agrees with the fp64 reference, else what went wrong.
 
     The contender runs at full size with the output's gradient cut off after CHECKED_TOKENS, so that

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COLOURS = {
-    "native": "#0b6e4f", "native:scan": "#3a9d7a", "native:wide": "#7cc4a8",
-    "native:chunks": "#b9dfcf", "native:segments": "#dcefe7", "chunked": "#2f6fb0",
-    "reference": "#9a9a9a", "fla": "#d17a22",
+    "native": "#0b6e4f",
+    "native:scan": "#3a9d7a",
+    "native:wide": "#7cc4a8",
+    "native:chunks": "#b9dfcf",
+    "native:segments": "#dcefe7",
+    "chunked": "#2f6fb0",
+    "reference": "#9a9a9a",
+    "fla": "#d17a22",
 }
 
 
-def plot(
-    rows: Sequence[tuple[str, str, str, float]], title: str, machine: str, file: Path
-) -> None:
+def plot(rows: Sequence[tuple[str, str, str, float]], title: str, machine: str, file: Path) -> None:
     """Writes horizontal bars of tokens/s: a panel per direction, a group per operator.
 
     rows: (op, backend, direction, tokens/s). The scale is logarithmic; every bar has its number.

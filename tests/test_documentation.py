@@ -78,14 +78,26 @@ def test_the_tree_is_read_as_people_read_it():
         "docs/flags.md       flags\n```\n"
     )
     assert paths_in_tree(tree_block(text)) == [
-        "train.py", "make.py", "one.py", "src/", "src/ops/", "src/ops/wkv4/", "src/ops/wkv7/",
-        "src/data/", "src/data/a.py", "src/data/b.py", "docs/flags.md",
+        "train.py",
+        "make.py",
+        "one.py",
+        "src/",
+        "src/ops/",
+        "src/ops/wkv4/",
+        "src/ops/wkv7/",
+        "src/data/",
+        "src/data/a.py",
+        "src/data/b.py",
+        "docs/flags.md",
     ]
 
 
 def test_everything_in_the_tree_exists_and_is_what_it_looks_like(tree: list[str]):
-    missing = [path for path in tree
-               if not ((ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file())]
+    missing = [
+        path
+        for path in tree
+        if not ((ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file())
+    ]
     assert not missing
     assert len(tree) > 50
 
@@ -97,8 +109,11 @@ def test_everything_at_the_top_is_in_the_tree(tree: list[str]):
 
 
 def test_every_package_of_src_is_in_the_tree(tree: list[str]):
-    packages = {"/".join(path.split("/")[:2]) for path in tracked_files()
-                if path.startswith("src/") and path != "src/__init__.py"}
+    packages = {
+        "/".join(path.split("/")[:2])
+        for path in tracked_files()
+        if path.startswith("src/") and path != "src/__init__.py"
+    }
     named = {"/".join(path.rstrip("/").split("/")[:2]) for path in tree}
     assert not packages - named
 
@@ -115,8 +130,11 @@ def test_links_of_the_documents_lead_somewhere():
 
 
 def test_no_file_names_a_path_of_the_machine_it_was_written_on():
-    found = [name for name in tracked_files()
-             if any(path in (ROOT / name).read_bytes() for path in MACHINE_PATHS)]
+    found = [
+        name
+        for name in tracked_files()
+        if any(path in (ROOT / name).read_bytes() for path in MACHINE_PATHS)
+    ]
     assert not found
 
 

@@ -10,7 +10,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 def code_version(root: Path = ROOT) -> str:
-    """"0.1.0 (commit 0123abcd4567)", without the bracket where there is no checkout.
+    """ "0.1.0 (commit 0123abcd4567)", without the bracket where there is no checkout.
 
     Reads pyproject.toml and the files of git; what cannot be read is left out.
     """

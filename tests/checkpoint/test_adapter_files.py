@@ -47,10 +47,15 @@ def test_the_rows_of_dora_have_the_learnt_length():
 def test_pissa_at_its_start_gives_the_base_back_bit_for_bit():
     generator = torch.Generator().manual_seed(0)
     base = {f"{NAME}.weight": torch.randn(40, 30, generator=generator)}
-    start = {"lora_A": torch.randn(8, 30, generator=generator),
-             "lora_B": torch.randn(40, 8, generator=generator)}
-    training = {**base, **{f"{NAME}.{k}": v for k, v in start.items()},
-                **{f"{NAME}.{k}0": v.clone() for k, v in start.items()}}
+    start = {
+        "lora_A": torch.randn(8, 30, generator=generator),
+        "lora_B": torch.randn(40, 8, generator=generator),
+    }
+    training = {
+        **base,
+        **{f"{NAME}.{k}": v for k, v in start.items()},
+        **{f"{NAME}.{k}0": v.clone() for k, v in start.items()},
+    }
     found, change = split_adapter(training, 2.0, {})
     assert list(found) == list(base) and change.rank == 16
     assert torch.equal(merge(found, change)[f"{NAME}.weight"], base[f"{NAME}.weight"])
@@ -62,8 +67,10 @@ def test_the_file_has_the_names_and_settings_of_peft(tmp_path: Path):
     save_adapter(path, adapter(lengths={NAME: torch.ones(2)}, whole=whole), torch.float32, "b.pth")
     prefix = f"base_model.model.{NAME}"
     assert {key: tuple(value.shape) for key, value in load_file(path).items()} == {
-        f"{prefix}.lora_A.weight": (1, 3), f"{prefix}.lora_B.weight": (2, 1),
-        f"{prefix}.lora_magnitude_vector": (2,), "base_model.model.ln_out.bias": (2,),
+        f"{prefix}.lora_A.weight": (1, 3),
+        f"{prefix}.lora_B.weight": (2, 1),
+        f"{prefix}.lora_magnitude_vector": (2,),
+        "base_model.model.ln_out.bias": (2,),
     }
     settings = json.loads((tmp_path / "rwkv-3.lora.json").read_text())
     assert settings["peft_type"] == "LORA" and settings["use_dora"] is True
@@ -71,16 +78,24 @@ def test_the_file_has_the_names_and_settings_of_peft(tmp_path: Path):
     assert settings["target_modules"] == ["att.key"]
     again = load_adapter(path)
     assert (again.scale, again.rank) == (0.5, 1)
-    assert torch.equal(merge(BASE, again)[f"{NAME}.weight"],
-                       merge(BASE, adapter(lengths={NAME: torch.ones(2)}))[f"{NAME}.weight"])
+    assert torch.equal(
+        merge(BASE, again)[f"{NAME}.weight"],
+        merge(BASE, adapter(lengths={NAME: torch.ones(2)}))[f"{NAME}.weight"],
+    )
 
 
 def peft_folder(folder: Path, **settings: object) -> Path:
     folder.mkdir()
-    save_file({f"base_model.model.{NAME}.lora_A.weight": DOWN,
-               f"base_model.model.{NAME}.lora_B.weight": UP}, folder / "adapter_model.safetensors")
+    save_file(
+        {
+            f"base_model.model.{NAME}.lora_A.weight": DOWN,
+            f"base_model.model.{NAME}.lora_B.weight": UP,
+        },
+        folder / "adapter_model.safetensors",
+    )
     (folder / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 2, **settings}))
+        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 2, **settings})
+    )
     return folder
 
 
@@ -89,18 +104,23 @@ def test_a_folder_of_peft_is_read(tmp_path: Path):
     assert load_adapter(peft_folder(tmp_path / "rs", use_rslora=True)).scale == 1.0
 
 
-@pytest.mark.parametrize(("settings", "named"), [
-    ({"rank_pattern": {"key": 2}}, "rank_pattern"), ({"peft_type": "IA3"}, "IA3"),
-    ({"r": "many"}, "r and lora_alpha"),
-])
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"rank_pattern": {"key": 2}}, "rank_pattern"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"r": "many"}, "r and lora_alpha"),
+    ],
+)
 def test_settings_that_mean_something_else_are_refused(tmp_path: Path, settings, named):
     with pytest.raises(CheckpointError, match=named):
         load_adapter(peft_folder(tmp_path / "x", **settings))
 
 
-@pytest.mark.parametrize(("base", "named"), [
-    ({"other": MATRIX}, "does not have"), ({f"{NAME}.weight": MATRIX.T}, "3 x 2"),
-])
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [({"other": MATRIX}, "does not have"), ({f"{NAME}.weight": MATRIX.T}, "3 x 2")],
+)
 def test_an_adapter_of_another_model_is_refused(base, named):
     with pytest.raises(CheckpointError, match=named):
         merge(base, adapter())

@@ -14,11 +14,27 @@ def test_names_and_numbers_belong_together():
     assert epoch_of(INIT) == -1
 
 
-@pytest.mark.parametrize("name", [
-    FINAL, "rwkv-init-state.pth", "rwkv-12-state.pth", "rwkv_base.pth", "rwkv-x070-0.4b.pth",
-    "rwkv-.pth", "rwkv--1.pth", "rwkv-01.pth", "rwkv-1.pth.tmp", "rwkv-1.safetensors",
-    "xrwkv-1.pth", "rwkv-1.pthx", "rwkv-1apth", "rwkv-²۳.pth", "", "rwkv-1.pth\n",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        FINAL,
+        "rwkv-init-state.pth",
+        "rwkv-12-state.pth",
+        "rwkv_base.pth",
+        "rwkv-x070-0.4b.pth",
+        "rwkv-.pth",
+        "rwkv--1.pth",
+        "rwkv-01.pth",
+        "rwkv-1.pth.tmp",
+        "rwkv-1.safetensors",
+        "xrwkv-1.pth",
+        "rwkv-1.pthx",
+        "rwkv-1apth",
+        "rwkv-²۳.pth",
+        "",
+        "rwkv-1.pth\n",
+    ],
+)
 def test_strangers_have_no_number(name):
     assert epoch_of(name) is None
 
@@ -29,14 +45,25 @@ def test_negative_numbers_have_no_name():
 
 
 def test_checkpoints_are_listed_newest_first_without_strangers(tmp_path):
-    for name in (INIT, FINAL, "rwkv-2.pth", "rwkv-10.pth", "rwkv-9.pth", "rwkv-init-state.pth",
-                 "rwkv_base.pth", "train_log.txt", "rwkv-11.pth.123.partial"):
+    for name in (
+        INIT,
+        FINAL,
+        "rwkv-2.pth",
+        "rwkv-10.pth",
+        "rwkv-9.pth",
+        "rwkv-init-state.pth",
+        "rwkv_base.pth",
+        "train_log.txt",
+        "rwkv-11.pth.123.partial",
+    ):
         (tmp_path / name).touch()
     # ZeRO-3 of RWKV-LM leaves folders of shards under this name.
     (tmp_path / "rwkv-12.pth").mkdir()
     assert list_checkpoints(tmp_path) == [
-        (10, tmp_path / "rwkv-10.pth"), (9, tmp_path / "rwkv-9.pth"),
-        (2, tmp_path / "rwkv-2.pth"), (-1, tmp_path / "rwkv-init.pth"),
+        (10, tmp_path / "rwkv-10.pth"),
+        (9, tmp_path / "rwkv-9.pth"),
+        (2, tmp_path / "rwkv-2.pth"),
+        (-1, tmp_path / "rwkv-init.pth"),
     ]
 
 

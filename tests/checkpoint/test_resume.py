@@ -22,10 +22,19 @@ def state(step: int, **more: object) -> dict:
     """A small training state; 10 tokens a step."""
     weights = {"a": torch.arange(6.0).reshape(2, 3) + step, "b": torch.tensor(0.1)}
     moments = {name: torch.ones_like(value) for name, value in weights.items()}
-    return {"step": step, "tokens_per_step": 10, "weights": weights, "optimizer": "adam",
-            "moments": {"exp_avg": moments, "exp_avg_sq": moments}, "optimizer_steps": step,
-            "rng": [{"cpu": torch.get_rng_state()}],
-            "epoch_loss_sum": 0.1 + 0.2, "config": "train:\n  x: 1\n", "scaler": None, **more}
+    return {
+        "step": step,
+        "tokens_per_step": 10,
+        "weights": weights,
+        "optimizer": "adam",
+        "moments": {"exp_avg": moments, "exp_avg_sq": moments},
+        "optimizer_steps": step,
+        "rng": [{"cpu": torch.get_rng_state()}],
+        "epoch_loss_sum": 0.1 + 0.2,
+        "config": "train:\n  x: 1\n",
+        "scaler": None,
+        **more,
+    }
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path):
@@ -33,7 +42,8 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path):
     save_state(path, state(7))
     found = load_state(path)
     assert content_digest({k: v for k, v in found.items() if k != "format"}) == content_digest(
-        state(7))
+        state(7)
+    )
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -67,7 +77,8 @@ def test_a_state_with_any_byte_changed_is_refused_or_the_same(tmp_path: Path):
     refused = 0
     for position in range(0, len(content), 61):
         damaged.write_bytes(
-            content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
+            content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :]
+        )
         try:
             # Padding and the archive's own dates mean nothing.
             assert content_digest(load_state(damaged)) == expected, position
@@ -105,8 +116,13 @@ def test_states_of_another_format_are_refused(tmp_path: Path):
 
 
 def test_states_are_ordered_by_their_place_in_the_data(tmp_path: Path):
-    steps = {"rwkv-0.state": 20, "rwkv-1.state": 40, "rwkv-step-33.state": 33,
-             "rwkv-step-40.state": 40, "rwkv-final.state": 30}
+    steps = {
+        "rwkv-0.state": 20,
+        "rwkv-1.state": 40,
+        "rwkv-step-33.state": 33,
+        "rwkv-step-40.state": 40,
+        "rwkv-final.state": 30,
+    }
     for name, step in steps.items():
         save_state(tmp_path / name, state(step))
     # after a change of the batch: step 5 of 100 tokens is further than step 40 of 10
@@ -115,8 +131,14 @@ def test_states_are_ordered_by_their_place_in_the_data(tmp_path: Path):
     (tmp_path / "rwkv-1.pth").write_bytes(b"")
     (tmp_path / "rwkv-step-9.state.77.partial").write_bytes(b"")
     assert [file.path.name for file in list_states(tmp_path)] == [
-        "rwkv-step-5.state", "rwkv-1.state", "rwkv-step-40.state", "rwkv-step-33.state",
-        "rwkv-final.state", "rwkv-0.state", "rwkv-7.state"]
+        "rwkv-step-5.state",
+        "rwkv-1.state",
+        "rwkv-step-40.state",
+        "rwkv-step-33.state",
+        "rwkv-final.state",
+        "rwkv-0.state",
+        "rwkv-7.state",
+    ]
 
 
 def names(folder: Path) -> set[str]:
@@ -134,12 +156,21 @@ def test_the_newest_and_every_nth_are_kept(tmp_path: Path):
     Retention(last=2, every=20, last_weights=None, epoch_steps=10).apply(tmp_path, newest)
     # 50 is further than the newest written: it was passed over when the run went on
     assert names(tmp_path) == {
-        "rwkv-step-50.state", "rwkv-step-45.state", "rwkv-step-40.state", "rwkv-step-20.state",
-        "rwkv-final.state", "rwkv-3.state", *(f"rwkv-{epoch}.pth" for epoch in range(5))}
+        "rwkv-step-50.state",
+        "rwkv-step-45.state",
+        "rwkv-step-40.state",
+        "rwkv-step-20.state",
+        "rwkv-final.state",
+        "rwkv-3.state",
+        *(f"rwkv-{epoch}.pth" for epoch in range(5)),
+    }
     # mini-epochs 1 and 3 end at steps 20 and 40
     Retention(last=1, every=20, last_weights=1, epoch_steps=10).apply(tmp_path, newest)
     assert {name for name in names(tmp_path) if name.endswith(".pth")} == {
-        "rwkv-1.pth", "rwkv-3.pth", "rwkv-4.pth"}
+        "rwkv-1.pth",
+        "rwkv-3.pth",
+        "rwkv-4.pth",
+    }
 
 
 def test_a_full_disk_is_noticed_before_a_byte_is_written(
@@ -149,8 +180,10 @@ def test_a_full_disk_is_noticed_before_a_byte_is_written(
     monkeypatch.setattr(space.shutil, "disk_usage", lambda _: usage(1, 1, 70_000))
     monkeypatch.setattr(torch, "save", lambda *_: pytest.fail("it was begun"))
     big = {"a": torch.zeros(2000)}
-    for write in (lambda: save_state(tmp_path / "rwkv-1.state", state(1, more=big)),
-                  lambda: save_weights(tmp_path / "rwkv-1.pth", big, torch.float32)):
+    for write in (
+        lambda: save_state(tmp_path / "rwkv-1.state", state(1, more=big)),
+        lambda: save_weights(tmp_path / "rwkv-1.pth", big, torch.float32),
+    ):
         with pytest.raises(CheckpointError, match=r"needs 0\.1 MB and 0\.1 MB are free"):
             write()
     assert not names(tmp_path)

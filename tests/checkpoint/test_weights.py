@@ -79,8 +79,9 @@ def test_views_parameters_and_shared_tensors_are_written_as_themselves(tmp_path)
     assert not loaded["a"].requires_grad
 
 
-@pytest.mark.parametrize("prefix", ["_forward_module.", "module.", "model.",
-                                    "_forward_module.model.", "module.module."])
+@pytest.mark.parametrize(
+    "prefix", ["_forward_module.", "module.", "model.", "_forward_module.model.", "module.module."]
+)
 def test_wrapper_prefixes_are_stripped(tmp_path, prefix):
     path = tmp_path / "wrapped.pth"
     torch.save({prefix + key: value for key, value in example().items()}, path)
@@ -192,14 +193,17 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     assert not trap.exists()
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ({"state_dict": {"a": torch.zeros(1)}}, "holds dict under 'state_dict'"),
-    ({"a": 3.0}, "holds float under 'a'"),
-    ({3: torch.zeros(1)}, "under 3"),
-    ([torch.zeros(1)], "holds list"),
-    (torch.zeros(1), "holds Tensor"),
-    ({}, "expected a flat dictionary"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"a": torch.zeros(1)}}, "holds dict under 'state_dict'"),
+        ({"a": 3.0}, "holds float under 'a'"),
+        ({3: torch.zeros(1)}, "under 3"),
+        ([torch.zeros(1)], "holds list"),
+        (torch.zeros(1), "holds Tensor"),
+        ({}, "expected a flat dictionary"),
+    ],
+)
 def test_anything_but_named_tensors_is_refused(tmp_path, content, message):
     path = tmp_path / "other.pth"
     torch.save(content, path)

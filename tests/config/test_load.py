@@ -36,12 +36,7 @@ def test_no_flags_give_the_defaults():
 
 
 def test_flags_are_understood_in_every_spelling():
-    for argv in (
-        ["--n_layer", "12"],
-        ["--n_layer=12"],
-        ["--n-layer", "12"],
-        ["--n-layer=12"],
-    ):
+    for argv in (["--n_layer", "12"], ["--n_layer=12"], ["--n-layer", "12"], ["--n-layer=12"]):
         assert load_config(argv).model.n_layer == 12
     assert load_config(["--lr_init=-1"]).optim.lr_init == -1.0
     assert load_config(["--exit_tokens", "-5"]).train.exit_tokens == -5

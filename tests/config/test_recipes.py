@@ -27,8 +27,15 @@ def recipe(name, *flags):
 
 def test_there_are_recipes():
     assert [path.stem for path in RECIPES] == [
-        "demo-cpu", "enlarge", "finetune", "long-context", "lora", "mixture",
-        "pretrain-12x768", "sft", "states",
+        "demo-cpu",
+        "enlarge",
+        "finetune",
+        "long-context",
+        "lora",
+        "mixture",
+        "pretrain-12x768",
+        "sft",
+        "states",
     ]
 
 
@@ -96,8 +103,9 @@ def test_a_larger_model_is_made_and_then_trained():
     made, _ = resolve(recipe("enlarge", "--load_model", "small.pth"), Facts(donor_model=small))
     assert (made.model.n_layer, made.model.rwkv_version) == (24, "7")
     large = dataclasses.replace(small, n_layer=24, n_embd=1024)
-    facts = dataclasses.replace(MINIPILE, start="weights", start_model=large,
-                                start_path="out/enlarged/rwkv-init.pth")
+    facts = dataclasses.replace(
+        MINIPILE, start="weights", start_model=large, start_path="out/enlarged/rwkv-init.pth"
+    )
     flags = ("--train_stage", "3", "--data_file", "data/minipile")
     assert resolve(recipe("enlarge", *flags), facts)[0].model.n_embd == 1024
 

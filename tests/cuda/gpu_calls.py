@@ -28,7 +28,9 @@ def on_device(problem: Problem, device: str = DEVICE) -> Problem:
 
     return problem._replace(
         inputs={name: x.to(device) for name, x in problem.inputs.items()},
-        state=moved(problem.state), reset=moved(problem.reset), gy=problem.gy.to(device),
+        state=moved(problem.state),
+        reset=moved(problem.reset),
+        gy=problem.gy.to(device),
         gfinal_state=moved(problem.gfinal_state),
     )
 
@@ -41,7 +43,9 @@ def in_fp64(problem: Problem) -> Problem:
 
     return problem._replace(
         inputs={name: x.double() for name, x in problem.inputs.items()},
-        state=wide(problem.state), gy=problem.gy.double(), gfinal_state=wide(problem.gfinal_state),
+        state=wide(problem.state),
+        gy=problem.gy.double(),
+        gfinal_state=wide(problem.gfinal_state),
     )
 
 

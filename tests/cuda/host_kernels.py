@@ -20,8 +20,18 @@ from torch import Tensor
 SOURCES = Path(__file__).parents[2] / "cuda"
 COMPILER = "g++"
 FLAGS = (
-    "-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
-    "-Wno-unknown-pragmas", "-x", "c++", "-include", str(SOURCES / "host_shim" / "shim.h"),
+    "-std=c++20",
+    "-O1",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-x",
+    "c++",
+    "-include",
+    str(SOURCES / "host_shim" / "shim.h"),
 )
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 GUARD_BYTES = 256
@@ -62,7 +72,10 @@ class HostKernels:
         self._library.backward_floats.restype = ctypes.c_int64
 
     def set_up(
-        self, *, descending: bool = False, multiprocessors: int = 132,
+        self,
+        *,
+        descending: bool = False,
+        multiprocessors: int = 132,
         most_shared_bytes: int = 227 * 1024,
     ) -> None:
         """In which order warps and lanes run, and how large the card is."""
@@ -85,8 +98,12 @@ class HostKernels:
         self._run("backward", self.interface.backward, sizes, tensors, options)
 
     def _run(
-        self, which: str, names: Sequence[str], sizes: Sequence[int],
-        tensors: Mapping[str, Tensor | None], options: Sequence[int],
+        self,
+        which: str,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        tensors: Mapping[str, Tensor | None],
+        options: Sequence[int],
     ) -> None:
         pointers = self._pointers(names, tensors)
         arguments = (_integers(sizes), pointers, self._options(options))
@@ -189,16 +206,22 @@ def _wrapper(interface: Interface) -> str:
         ]
         params = f"{which}_params(sizes, pointers)"
         floats = f"rwkv_{op}_{which}_floats({params}, chosen(options))"
-        return "\n".join([
-            f"static rwkv::{struct} {which}_params(const int64_t* sizes, void* const* pointers) {{",
-            f"  rwkv::{struct} p{{}};", *fills, "  return p;", "}",
-            f'extern "C" int64_t {which}_floats({arguments}) {{',
-            f"  return {floats if interface.with_options else 0};",
-            "}",
-            f'extern "C" int {which}({arguments}, {unused} float* memory) {{',
-            f"  return rwkv_{op}_{which}_cuda({params}, {options}{memory}nullptr);",
-            "}",
-        ])
+        signature = f"{which}_params(const int64_t* sizes, void* const* pointers)"
+        return "\n".join(
+            [
+                f"static rwkv::{struct} {signature} {{",
+                f"  rwkv::{struct} p{{}};",
+                *fills,
+                "  return p;",
+                "}",
+                f'extern "C" int64_t {which}_floats({arguments}) {{',
+                f"  return {floats if interface.with_options else 0};",
+                "}",
+                f'extern "C" int {which}({arguments}, {unused} float* memory) {{',
+                f"  return rwkv_{op}_{which}_cuda({params}, {options}{memory}nullptr);",
+                "}",
+            ]
+        )
 
     return f"""
 #include "{SOURCES / op / (op + "_cuda.cu")}"

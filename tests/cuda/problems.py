@@ -12,9 +12,7 @@ from torch import Tensor
 from tests.cuda.host_kernels import DTYPES, Guarded, HostKernels, Interface
 from tests.helpers import STORED_ONCE, TOLERANCE, relative_rms
 
-_HEAD_SIZES = (
-    "batch", "time", "heads", "size", "keep_every", "kept", "dtype", "w_dtype",
-)
+_HEAD_SIZES = ("batch", "time", "heads", "size", "keep_every", "kept", "dtype", "w_dtype")
 _CHANNEL = ("w", "u", "k", "v")
 _OUTER = ("r", "k", "v", "w", "u")
 _DELTA = ("r", "w", "k", "v", "a", "b")
@@ -23,7 +21,10 @@ _DELTA = ("r", "w", "k", "v", "a", "b")
 def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
     gradients = tuple(f"g{name}" for name in (*inputs, "state"))
     return Interface(
-        op, f"{struct}Forward", f"{struct}Backward", _HEAD_SIZES,
+        op,
+        f"{struct}Forward",
+        f"{struct}Backward",
+        _HEAD_SIZES,
         (*inputs, "state", "reset", "y", "final_state", "checkpoints"),
         (*inputs, "reset", "checkpoints", "gy", "gfinal_state", *gradients),
     )
@@ -84,8 +85,14 @@ class Problem(NamedTuple):
 
 
 def make_problem(
-    op: str, shape: Shape, dtype: torch.dtype, *, seed: int = 0, with_state: bool = True,
-    with_reset: bool = True, decay_shift: float = -1.0,
+    op: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    with_state: bool = True,
+    with_reset: bool = True,
+    decay_shift: float = -1.0,
 ) -> Problem:
     """Normally distributed inputs; `w` about decay_shift, every fifth token starts a document."""
     generator = torch.Generator().manual_seed(seed)
@@ -107,8 +114,13 @@ def make_problem(
         state[:, 1].exp_()
         gfinal_state[:, 2] = 0
     return Problem(
-        op, shape, inputs, state if with_state else None, reset if with_reset else None,
-        normal(*sequence, to=dtype), gfinal_state if with_state else None,
+        op,
+        shape,
+        inputs,
+        state if with_state else None,
+        reset if with_reset else None,
+        normal(*sequence, to=dtype),
+        gfinal_state if with_state else None,
     )
 
 
@@ -170,7 +182,8 @@ def kernel_results(
 
 
 def assert_results_match(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
     sum_errors: Mapping[str, float] | None = None,
 ) -> None:
     """Fails, naming the result, where it is off by more than its parts explain.

@@ -18,7 +18,9 @@ MARGIN = 64
 
 _INPUTS = ("x", "mixes", "last", "moves", "reset")
 INTERFACE = Interface(
-    "token_shift", "TokenShiftForward", "TokenShiftBackward",
+    "token_shift",
+    "TokenShiftForward",
+    "TokenShiftBackward",
     ("batch", "time", "width", "count", "dtype", "y_dtype", "moves_dtype"),
     (*_INPUTS, *(f"y[{i}]" for i in range(MOST_MIXES))),
     (*_INPUTS, *(f"gy[{i}]" for i in range(MOST_MIXES)), "gx", "gmixes", "glast", "gmoves"),

@@ -32,7 +32,11 @@ every_op = pytest.mark.parametrize("op", CHUNK_OPS)
 def test_chunks_equal_the_reference(host_kernels, op, time, with_reset):
     for seed, (batch, heads) in enumerate(((1, 1), (2, 2))):
         problem = make_problem(
-            op, Shape(batch, time, heads, 64), torch.bfloat16, seed=seed, with_state=seed == 1,
+            op,
+            Shape(batch, time, heads, 64),
+            torch.bfloat16,
+            seed=seed,
+            with_state=seed == 1,
             with_reset=with_reset,
         )
         found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=(16, 48)[seed])
@@ -57,14 +61,16 @@ def test_no_result_is_worse_than_one_rounding_where_few_channels_remember(
     """What sums over tokens leave of few channels may be a small part of their terms."""
     for seed in range(6):
         problem = make_problem(
-            op, Shape(1, 70, 1, 64), torch.bfloat16, seed=seed, with_reset=seed % 3 == 2,
+            op,
+            Shape(1, 70, 1, 64),
+            torch.bfloat16,
+            seed=seed,
+            with_reset=seed % 3 == 2,
             with_state=seed % 2 == 1,
         )
         remember(problem, channels, w, seed)
         found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=64)
-        assert_results_match(
-            found, expected_results(problem), CANCELLED_SUM_ERRORS.get(op)
-        )
+        assert_results_match(found, expected_results(problem), CANCELLED_SUM_ERRORS.get(op))
 
 
 @every_op
@@ -130,7 +136,11 @@ def test_segments_side_by_side_give_the_bits_of_one_after_another(
     kernels.set_up(descending=descending)
     for seed, with_reset in enumerate((True, False)):
         problem = make_problem(
-            op, Shape(1 + seed, time, 2, 64), torch.bfloat16, seed=seed, with_reset=with_reset,
+            op,
+            Shape(1 + seed, time, 2, 64),
+            torch.bfloat16,
+            seed=seed,
+            with_reset=with_reset,
             with_state=seed == 0,
         )
         found = kernel_results(kernels, problem, SEGMENTS, *memory, keep_every=keep_every)

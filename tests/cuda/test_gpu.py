@@ -162,8 +162,10 @@ def test_segments_side_by_side_give_the_bits_of_one_after_another(op):
     for name, x in expected.items():
         # Sums over all tokens are joined in another order.
         is_sum = name == "gu" or (op, name) == ("wkv5", "gw")
-        assert torch.allclose(found[name], x, rtol=1e-4, atol=1e-4) if is_sum else torch.equal(
-            found[name], x
+        assert (
+            torch.allclose(found[name], x, rtol=1e-4, atol=1e-4)
+            if is_sum
+            else torch.equal(found[name], x)
         ), name
 
 

@@ -38,8 +38,12 @@ def keep_every(op: str, wanted: int) -> int:
 def test_kernels_equal_the_reference(host_kernels, op, split, dtype, time, size):
     for seed, (batch, heads) in enumerate(HEADS):
         problem = make_problem(
-            op, Shape(batch, time, heads, size), dtype, seed=seed,
-            with_state=seed != 1, with_reset=seed != 2,
+            op,
+            Shape(batch, time, heads, size),
+            dtype,
+            seed=seed,
+            with_state=seed != 1,
+            with_reset=seed != 2,
         )
         kept = keep_every(op, 16 * seed + 16)
         found = kernel_results(host_kernels(op), problem, split, keep_every=kept)
@@ -100,7 +104,9 @@ def test_a_document_start_hides_what_came_before(host_kernels, op):
         for name, x in problem.inputs.items()
     }
     alone = problem._replace(
-        shape=problem.shape._replace(time=24 - start), inputs=inputs, state=None,
+        shape=problem.shape._replace(time=24 - start),
+        inputs=inputs,
+        state=None,
         gy=problem.gy[:, start:].contiguous(),
     )
     second = kernel_results(host_kernels(op), alone)

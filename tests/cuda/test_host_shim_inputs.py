@@ -9,15 +9,7 @@ from hypothesis import strategies as st
 
 from rwkv_train.ops.native.custom_ops import CHUNKS_SHARED_BYTES, LARGE_HEAD_SHARED_BYTES
 from rwkv_train.ops.wkv4 import reference
-from tests.cuda.host_kernels import (
-    AUTO,
-    CHUNKS,
-    FULL,
-    SEGMENTS,
-    WIDE,
-    HostKernels,
-    KernelError,
-)
+from tests.cuda.host_kernels import AUTO, CHUNKS, FULL, SEGMENTS, WIDE, HostKernels, KernelError
 from tests.cuda.problems import (
     INTERFACES,
     MATRIX_OPS,
@@ -118,20 +110,18 @@ def part_of(problem: Problem, begin: int, end: int) -> Problem:
     )
 
 
-def final_state_of(
-    kernels: HostKernels, problem: Problem, split: int, every: int
-) -> torch.Tensor:
+def final_state_of(kernels: HostKernels, problem: Problem, split: int, every: int) -> torch.Tensor:
     """The state that the forward kernel leaves, as it leaves it: wkv4's with its scale."""
     if problem.op != "wkv4":
         return kernel_results(kernels, problem, split, keep_every=every)["final_state"]
-    parts = reference.run(
-        *problem.inputs.values(), problem.state.unbind(1), problem.reset
-    )[1]
+    parts = reference.run(*problem.inputs.values(), problem.state.unbind(1), problem.reset)[1]
     return torch.stack(parts, 1)
 
 
 @settings(
-    max_examples=25, deadline=None, derandomize=True,
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
@@ -147,13 +137,27 @@ def final_state_of(
     seed=st.integers(0, 1000),
 )
 def test_any_shape_and_any_values_agree(
-    host_kernels, op_and_kernel, batch, time, heads, size, decay_shift, scale, with_state,
-    with_reset, seed,
+    host_kernels,
+    op_and_kernel,
+    batch,
+    time,
+    heads,
+    size,
+    decay_shift,
+    scale,
+    with_state,
+    with_reset,
+    seed,
 ):
     op, kernel = op_and_kernel
     problem = make_problem(
-        op, Shape(batch, time, heads, 64 if kernel in BY_CHUNKS else size), KERNELS[kernel][2],
-        seed=seed, with_state=with_state, with_reset=with_reset, decay_shift=decay_shift,
+        op,
+        Shape(batch, time, heads, 64 if kernel in BY_CHUNKS else size),
+        KERNELS[kernel][2],
+        seed=seed,
+        with_state=with_state,
+        with_reset=with_reset,
+        decay_shift=decay_shift,
     )
     for name in ("r", "v") if op != "wkv4" else ("v",):
         problem.inputs[name].mul_(scale)

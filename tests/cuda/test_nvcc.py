@@ -17,8 +17,16 @@ from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 ARCHITECTURES = ("80", "90")
 FLAGS = (
-    "-std=c++20", "-O3", "--expt-relaxed-constexpr", "--Werror", "all-warnings",
-    "-Xptxas", "-v,-warn-spills", "--threads", "2", "-fatbin",
+    "-std=c++20",
+    "-O3",
+    "--expt-relaxed-constexpr",
+    "--Werror",
+    "all-warnings",
+    "-Xptxas",
+    "-v,-warn-spills",
+    "--threads",
+    "2",
+    "-fatbin",
     *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES),
 )
 TORCH_HEADERS = Path(torch.__file__).parent / "include"

@@ -75,8 +75,9 @@ def test_strided_and_unaligned_inputs_are_served():
         moved[name] = buffer[3:][: 2 * x.numel()].view(*x.shape, 2)[..., 0]
         moved[name].copy_(x)
     expected, found = (
-        token_shift(x["x"], x["mixes"], x["last"], moves=x["moves"], reset=case.reset,
-                    backend="native")
+        token_shift(
+            x["x"], x["mixes"], x["last"], moves=x["moves"], reset=case.reset, backend="native"
+        )
         for x in (given, moved)
     )
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -115,7 +115,8 @@ def test_a_sequence_in_two_launches_equals_the_whole(kernels, cut):
     )
     second = Case(
         case.inputs | {"x": x[:, cut:], "moves": moves[:, :, cut:], "last": x[:, cut - 1]},
-        None, case.gy[:, :, cut:],
+        None,
+        case.gy[:, :, cut:],
     )
     earlier, later = (kernel_results(kernels, part, FP32) for part in (first, second))
     earlier["gx"][:, -1] += later["glast"]
@@ -149,16 +150,22 @@ def test_fp64_is_refused(kernels, width):
 
 
 @settings(
-    max_examples=40, deadline=None, derandomize=True,
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    batch=st.integers(1, 3), time=st.integers(1, 140), width=st.integers(1, 40),
-    count=st.integers(1, 8), last=st.booleans(), moves=st.booleans(), reset=st.booleans(),
-    types=st.builds(Types, *[st.sampled_from(DTYPES)] * 3), seed=st.integers(0, 1000),
+    batch=st.integers(1, 3),
+    time=st.integers(1, 140),
+    width=st.integers(1, 40),
+    count=st.integers(1, 8),
+    last=st.booleans(),
+    moves=st.booleans(),
+    reset=st.booleans(),
+    types=st.builds(Types, *[st.sampled_from(DTYPES)] * 3),
+    seed=st.integers(0, 1000),
 )
-def test_any_call_agrees(
-    kernels, batch, time, width, count, last, moves, reset, types, seed
-):
+def test_any_call_agrees(kernels, batch, time, width, count, last, moves, reset, types, seed):
     case = make_case(batch, time, width, count, seed=seed, last=last, moves=moves, reset=reset)
     check(kernels, case, types)

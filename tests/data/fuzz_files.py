@@ -240,7 +240,8 @@ def seeds(folder: Path) -> list[bytes]:
         '{"from": "gpt", "value": "b"}]}',
         '{"system": "s", "instruction": "i", "input": "j", "output": "o"}',
         'roles: {user: {before: "U:"}, assistant: {before: "A:", lead: " ", weight: 1}}',
-        r'{"text": "\ud83d"}', '{"text": null}\n\n{"text": ""}\n[]\n{"body": 1}\n',
+        r'{"text": "\ud83d"}',
+        '{"text": null}\n\n{"text": ""}\n[]\n{"body": 1}\n',
     ]
     files = [Path(f"{pair.prefix}{ending}") for ending in (".idx", ".bin", ".manifest.json")]
     mask = bytes(number % 3 for number in range(len(TOKENS)))
@@ -259,8 +260,17 @@ def main(argv: list[str]) -> None:
     for number, seed in enumerate(seeds(folder)):
         (corpus / str(number)).write_bytes(seed)
     target = TARGETS[argv[1]](folder)
-    for module in ("jsonl", "binidx", "manifest", "sources", "token_store", "encode", "masks",
-                   "chat_rows", "chat_template"):
+    for module in (
+        "jsonl",
+        "binidx",
+        "manifest",
+        "sources",
+        "token_store",
+        "encode",
+        "masks",
+        "chat_rows",
+        "chat_template",
+    ):
         _instrument(atheris, sys.modules[f"rwkv_train.data.{module}"])
     atheris.Setup([argv[0], *argv[3:], f"-artifact_prefix={folder}/", str(corpus)], target)
     atheris.Fuzz()

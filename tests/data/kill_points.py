@@ -25,12 +25,22 @@ from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.samples.token_sources import open_source, pairs_of
 from rwkv_train.errors import DataError
 
-OPERATIONS = [(os, "replace"), (os, "rename"), (os, "unlink"), (os, "fsync"),
-              (Path, "replace"), (Path, "unlink")]
+OPERATIONS = [
+    (os, "replace"),
+    (os, "rename"),
+    (os, "unlink"),
+    (os, "fsync"),
+    (Path, "replace"),
+    (Path, "unlink"),
+]
 # seed, tokens a shard (None: one pair), and the template of data with a loss mask
 MADE = {
-    "one": (1, None, None), "shards": (2, 40, None), "smaller": (3, 25, None),
-    "equal": (4, 40, None), "masked": (5, None, "world"), "remasked": (6, None, "world"),
+    "one": (1, None, None),
+    "shards": (2, 40, None),
+    "smaller": (3, 25, None),
+    "equal": (4, 40, None),
+    "masked": (5, None, "world"),
+    "remasked": (6, None, "world"),
     "masked shards": (7, 60, "world"),
 }
 
@@ -39,8 +49,14 @@ def options(made: str, corpus: Path, prefix: Path) -> ConvertOptions:
     """How to make it, from this process alone."""
     seed, shard_tokens, chat_template = MADE[made]
     return ConvertOptions(
-        [str(corpus)], str(prefix), Arrangement(seed=seed, validation=0.2), tokenizer="bytes",
-        workers=1, shard_tokens=shard_tokens, overwrite=True, chat_template=chat_template,
+        [str(corpus)],
+        str(prefix),
+        Arrangement(seed=seed, validation=0.2),
+        tokenizer="bytes",
+        workers=1,
+        shard_tokens=shard_tokens,
+        overwrite=True,
+        chat_template=chat_template,
     )
 
 
@@ -133,8 +149,11 @@ def main(folder: Path, old: str, new: str) -> None:
         convert(wanted)
         points.append({"left": left, "pairs": alone, "again": contents(place)})
     whole = {
-        name: {"left": {p: readable(folder / name / p) for p in ("out", "out_val")},
-               "pairs": pairs(folder / name), "again": contents(folder / name)}
+        name: {
+            "left": {p: readable(folder / name / p) for p in ("out", "out_val")},
+            "pairs": pairs(folder / name),
+            "again": contents(folder / name),
+        }
         for name in ("old", "new")
     }
     print(json.dumps({"points": points, **whole}))

@@ -27,8 +27,9 @@ from rwkv_train.errors import DataError
 # Below 2^15: an int16 reading of the same bytes gives the same ids.
 ITEMS = [[7, 8, 0], [300, 0], [0], [*range(1, 40), 0]]
 TOKENS = [token for item in ITEMS for token in item]
-FUZZ = settings(max_examples=200, deadline=None,
-                suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,9 @@ def pair(tmp_path_factory):
 CHANGES = st.one_of(
     st.tuples(st.just("cut"), st.integers(0, 200), st.binary(max_size=0)),
     st.tuples(st.just("add"), st.integers(0, 0), st.binary(min_size=1, max_size=9)),
-    st.tuples(st.just("put"), st.integers(0, 40) | st.integers(0, 200),
-              st.binary(min_size=1, max_size=8)),
+    st.tuples(
+        st.just("put"), st.integers(0, 40) | st.integers(0, 200), st.binary(min_size=1, max_size=8)
+    ),
 )
 
 
@@ -98,8 +100,18 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=6,
 )
-KEYS = ["tokenizer", "vocab_size", "tokens", "documents", "dtype", "sha256_bin", "made_from",
-        "shards", "magic_primes", "bytes_per_token"]
+KEYS = [
+    "tokenizer",
+    "vocab_size",
+    "tokens",
+    "documents",
+    "dtype",
+    "sha256_bin",
+    "made_from",
+    "shards",
+    "magic_primes",
+    "bytes_per_token",
+]
 
 
 @FUZZ

@@ -149,7 +149,9 @@ def test_parts_are_made_merged_verified_and_inspected(tmp_path):
     assert (tmp_path / "lengths.png").stat().st_size > 1000
     assert (tmp_path / "joined.bin").read_bytes() == (tmp_path / "o/data.bin").read_bytes()
     for tool, answer in (
-        ("--inspect", "manifest: fits"), ("--verify_pair", "are right"), ("--verify", "are right")
+        ("--inspect", "manifest: fits"),
+        ("--verify_pair", "are right"),
+        ("--verify", "are right"),
     ):
         done = program("make_data.py", tool, "joined", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")

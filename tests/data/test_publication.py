@@ -16,9 +16,16 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("one", "shards"), ("shards", "one"), ("shards", "smaller"), ("shards", "equal"),
-     ("smaller", "shards"), ("masked", "remasked"), ("one", "masked"),
-     ("masked shards", "shards")],
+    [
+        ("one", "shards"),
+        ("shards", "one"),
+        ("shards", "smaller"),
+        ("shards", "equal"),
+        ("smaller", "shards"),
+        ("masked", "remasked"),
+        ("one", "masked"),
+        ("masked shards", "shards"),
+    ],
 )
 def test_killed_before_any_file_operation_nothing_is_mixed_and_it_runs_again(old, new, tmp_path):
     command = [sys.executable, "-m", "tests.data.kill_points", str(tmp_path), old, new]
@@ -36,8 +43,10 @@ def test_killed_before_any_file_operation_nothing_is_mixed_and_it_runs_again(old
             else:
                 assert "make" in tokens and "\n" not in tokens, tokens
         assert len(set(generations)) <= 1, "one prefix is old and the other is new"
-        of_one = [all(told[g]["pairs"].get(name) == tokens
-                      for name, tokens in point["pairs"].items()) for g in ("old", "new")]
+        of_one = [
+            all(told[g]["pairs"].get(name) == tokens for name, tokens in point["pairs"].items())
+            for g in ("old", "new")
+        ]
         assert any(of_one), "pairs of both can be opened"
         assert point["again"] == told["new"]["again"]
     refused = [p for p in told["points"] if isinstance(p["left"]["out"], str)]

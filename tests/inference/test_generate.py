@@ -126,6 +126,8 @@ def test_one_seed_repeats_a_text_and_another_gives_another(version: str):
 def test_several_samples_of_one_seed_differ_from_each_other():
     model = tiny_model("7", vocab_size=257)
     generator = torch.Generator().manual_seed(4)
-    texts = ["".join(generate_text(model, BYTES, "x", Sampler(SamplingOptions(), generator), 30))
-             for _ in range(3)]
+    texts = [
+        "".join(generate_text(model, BYTES, "x", Sampler(SamplingOptions(), generator), 30))
+        for _ in range(3)
+    ]
     assert len(set(texts)) == 3

@@ -24,9 +24,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_saved_model_of_any_version_is_the_same_model(
-    tmp_path: Path, version: str, suffix: str
-):
+def test_a_saved_model_of_any_version_is_the_same_model(tmp_path: Path, version: str, suffix: str):
     model = tiny_model(version)
     path = tmp_path / f"model{suffix}"
     tensors = {key: value.clone() for key, value in model.state_dict().items()}

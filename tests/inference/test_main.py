@@ -83,10 +83,14 @@ WRONG = {
     "too hot": (["--load_model", "{model}", "--temperature", "-1"], ["--temperature -1", "0"]),
     "no samples": (["--load_model", "{model}", "--samples", "0"], ["--samples 0", "at least 1"]),
     "another tokenizer": (
-        ["--load_model", "{model}", "--tokenizer", "world"], ["world", "65536", "257"]),
+        ["--load_model", "{model}", "--tokenizer", "world"],
+        ["world", "65536", "257"],
+    ),
     "no tokenizer": (["--load_model", "{model}", "--tokenizer", "x.json"], ["x.json"]),
     "an unknown backend": (
-        ["--load_model", "{model}", "--wkv_backend", "magic"], ["magic", "chunked"]),
+        ["--load_model", "{model}", "--wkv_backend", "magic"],
+        ["magic", "chunked"],
+    ),
     "an unknown device": (["--load_model", "{model}", "--device", "tpu"], ["--device", "cpu"]),
 }
 
@@ -114,7 +118,9 @@ def test_a_fault_is_one_line_and_status_2(
 def test_a_missing_gpu_is_one_line_and_status_2(model: Path):
     done = subprocess.run(
         [sys.executable, "generate.py", "--load_model", str(model), "--device", "cuda"],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --device cuda") and done.stderr.count("\n") == 1

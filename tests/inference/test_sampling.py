@@ -28,8 +28,16 @@ def kept(**limits: float) -> set[int]:
 
 @pytest.mark.parametrize(
     ("top_p", "tokens"),
-    [(0.0, {1}), (0.4, {1}), (0.6, {1, 3}), (0.79, {1, 3}), (0.81, {1, 2, 3}), (0.94, {1, 2, 3}),
-     (0.96, {0, 1, 2, 3}), (1.0, {0, 1, 2, 3})],
+    [
+        (0.0, {1}),
+        (0.4, {1}),
+        (0.6, {1, 3}),
+        (0.79, {1, 3}),
+        (0.81, {1, 2, 3}),
+        (0.94, {1, 2, 3}),
+        (0.96, {0, 1, 2, 3}),
+        (1.0, {0, 1, 2, 3}),
+    ],
 )
 def test_top_p_keeps_the_likeliest_tokens_that_reach_the_share(top_p: float, tokens: set[int]):
     assert kept(top_p=top_p) == tokens
@@ -112,8 +120,14 @@ def test_one_seed_repeats_the_draws_and_another_does_not():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -0.1), ("top_p", 1.5), ("top_p", -1.0), ("top_k", -1),
-     ("penalty_decay", 2.0), ("temperature", float("nan"))],
+    [
+        ("temperature", -0.1),
+        ("top_p", 1.5),
+        ("top_p", -1.0),
+        ("top_k", -1),
+        ("penalty_decay", 2.0),
+        ("temperature", float("nan")),
+    ],
 )
 def test_impossible_options_are_refused_by_name(name: str, value: float):
     with pytest.raises(ConfigError, match=f"--{name} {value} must be between"):

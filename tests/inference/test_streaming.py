@@ -74,8 +74,10 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     library.train_from_iterator(["the cat sat on the mat and the dog sat on the log"] * 9, trainer)
     path: Path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"

@@ -15,7 +15,9 @@ from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 
 every_version = pytest.mark.parametrize("version", VERSIONS)
 KINDS = {
-    "lora": {}, "pissa": {"lora_init": "pissa"}, "dora": {"lora_dora": True},
+    "lora": {},
+    "pissa": {"lora_init": "pissa"},
+    "dora": {"lora_dora": True},
     "pissa-dora": {"lora_init": "pissa", "lora_dora": True},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +94,8 @@ def test_only_what_is_trained_gets_a_gradient(version, kind):
     ends = {"lora_A", "lora_B"} | ({"lora_magnitude"} if "dora" in kind else set())
     assert {n.rpartition(".")[2] for n in found if "lora" in n} == ends
     assert {n for n in found if "lora" not in n} == {
-        n for n, _ in model.named_parameters() if ".ln" in n or n.startswith("ln_out")}
+        n for n, _ in model.named_parameters() if ".ln" in n or n.startswith("ln_out")
+    }
     decayed = {n.rpartition(".")[2] for g in groups if g.weight_decay for n in g.names}
     assert decayed == {"lora_A", "lora_B"}
 
@@ -111,26 +114,45 @@ def test_gradients_are_the_same_when_blocks_are_recomputed(version):
         assert torch.equal(value, gradients[1][name]), name
 
 
-@pytest.mark.parametrize(("version", "expected"), [
-    ("4", "att.key att.value att.receptance att.output ffn.key ffn.receptance ffn.value"),
-    ("5", "att.receptance att.key att.value att.output att.gate ffn.key ffn.receptance ffn.value"),
-    ("6", "att.receptance att.key att.value att.output att.gate ffn.key ffn.receptance ffn.value"),
-    ("7", "att.receptance att.key att.value att.output ffn.key ffn.value"),
-])
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("4", "att.key att.value att.receptance att.output ffn.key ffn.receptance ffn.value"),
+        (
+            "5",
+            "att.receptance att.key att.value att.output att.gate ffn.key ffn.receptance ffn.value",
+        ),
+        (
+            "6",
+            "att.receptance att.key att.value att.output att.gate ffn.key ffn.receptance ffn.value",
+        ),
+        ("7", "att.receptance att.key att.value att.output ffn.key ffn.value"),
+    ],
+)
 def test_all_large_matrices_of_the_blocks_are_adapted_unless_named(version, expected):
     assert matrix_names(tiny_model(version)) == expected.split()
-    names = {n.removesuffix(".lora_A") for n, _ in adapted(version).named_parameters()
-             if n.endswith("lora_A")}
+    names = {
+        n.removesuffix(".lora_A")
+        for n, _ in adapted(version).named_parameters()
+        if n.endswith("lora_A")
+    }
     assert names == {f"blocks.{i}.{name}" for i in range(2) for name in expected.split()}
 
 
-@pytest.mark.parametrize(("targets", "expected"), [
-    (("att.key",), {"att.key"}), (("key",), {"att.key", "ffn.key"}),
-    (("ffn", "att.output"), {"ffn.key", "ffn.value", "att.output"}),
-])
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (("att.key",), {"att.key"}),
+        (("key",), {"att.key", "ffn.key"}),
+        (("ffn", "att.output"), {"ffn.key", "ffn.value", "att.output"}),
+    ],
+)
 def test_targets_name_a_matrix_a_kind_or_a_half(targets, expected):
-    found = {n.split(".", 2)[2].removesuffix(".lora_A")
-             for n, _ in adapted("7", targets=targets).named_parameters() if n.endswith("lora_A")}
+    found = {
+        n.split(".", 2)[2].removesuffix(".lora_A")
+        for n, _ in adapted("7", targets=targets).named_parameters()
+        if n.endswith("lora_A")
+    }
     assert found == expected
 
 
@@ -144,12 +166,21 @@ def test_a_rank_that_saves_nothing_is_refused():
         attach_adapters(tiny_model("7"), AdapterConfig(lora_r=65), (), seed=0)
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("blocks.0.att.time_maa_w1", "time"), ("blocks.1.ffn.x_k", "time"), ("blocks.0.att.w0", "time"),
-    ("blocks.0.ln1.weight", "ln"), ("ln_out.bias", "ln"), ("blocks.0.att.ln_x.bias", "ln"),
-    ("emb.weight", "emb"), ("head.weight", "head"), ("blocks.0.att.key.weight", ""),
-    ("blocks.0.att.key.lora_A0", ""),
-])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("blocks.0.att.time_maa_w1", "time"),
+        ("blocks.1.ffn.x_k", "time"),
+        ("blocks.0.att.w0", "time"),
+        ("blocks.0.ln1.weight", "ln"),
+        ("ln_out.bias", "ln"),
+        ("blocks.0.att.ln_x.bias", "ln"),
+        ("emb.weight", "emb"),
+        ("head.weight", "head"),
+        ("blocks.0.att.key.weight", ""),
+        ("blocks.0.att.key.lora_A0", ""),
+    ],
+)
 def test_every_parameter_belongs_to_one_word_at_most(name, words):
     assert [w for w in ("time", "ln", "emb", "head") if learns(name, "lora", (w,))] == words.split()
 

@@ -18,21 +18,21 @@ NORMS = "ln1.weight ln1.bias ln2.weight ln2.bias"
 # Order within a block as the specifications list it; the first block has ln0 after ln2.
 BLOCK_KEYS = {
     "4": "att.time_decay att.time_first att.time_mix_k att.time_mix_v att.time_mix_r "
-         "att.key.weight att.value.weight att.receptance.weight att.output.weight "
-         "ffn.time_mix_k ffn.time_mix_r ffn.key.weight ffn.receptance.weight ffn.value.weight",
+    "att.key.weight att.value.weight att.receptance.weight att.output.weight "
+    "ffn.time_mix_k ffn.time_mix_r ffn.key.weight ffn.receptance.weight ffn.value.weight",
     "5": "att.time_mix_k att.time_mix_v att.time_mix_r att.time_mix_g att.time_faaaa "
-         "att.receptance.weight att.key.weight att.value.weight att.output.weight "
-         "att.gate.weight att.ln_x.weight att.ln_x.bias att.time_decay "
-         "ffn.time_mix_k ffn.time_mix_r ffn.key.weight ffn.receptance.weight ffn.value.weight",
+    "att.receptance.weight att.key.weight att.value.weight att.output.weight "
+    "att.gate.weight att.ln_x.weight att.ln_x.bias att.time_decay "
+    "ffn.time_mix_k ffn.time_mix_r ffn.key.weight ffn.receptance.weight ffn.value.weight",
     "6": "att.time_maa_x att.time_maa_w att.time_maa_k att.time_maa_v att.time_maa_r "
-         "att.time_maa_g att.time_maa_w1 att.time_maa_w2 att.time_decay att.time_decay_w1 "
-         "att.time_decay_w2 att.time_faaaa att.receptance.weight att.key.weight "
-         "att.value.weight att.output.weight att.gate.weight att.ln_x.weight att.ln_x.bias "
-         "ffn.time_maa_k ffn.time_maa_r ffn.key.weight ffn.receptance.weight ffn.value.weight",
+    "att.time_maa_g att.time_maa_w1 att.time_maa_w2 att.time_decay att.time_decay_w1 "
+    "att.time_decay_w2 att.time_faaaa att.receptance.weight att.key.weight "
+    "att.value.weight att.output.weight att.gate.weight att.ln_x.weight att.ln_x.bias "
+    "ffn.time_maa_k ffn.time_maa_r ffn.key.weight ffn.receptance.weight ffn.value.weight",
     "7": "att.x_r att.x_w att.x_k att.x_v att.x_a att.x_g att.w1 att.w2 att.w0 att.a1 att.a2 "
-         "att.a0 att.v1 att.v2 att.v0 att.g1 att.g2 att.k_k att.k_a att.r_k "
-         "att.receptance.weight att.key.weight att.value.weight att.output.weight "
-         "att.ln_x.weight att.ln_x.bias ffn.x_k ffn.key.weight ffn.value.weight",
+    "att.a0 att.v1 att.v2 att.v0 att.g1 att.g2 att.k_k att.k_a att.r_k "
+    "att.receptance.weight att.key.weight att.value.weight att.output.weight "
+    "att.ln_x.weight att.ln_x.bias ffn.x_k ffn.key.weight ffn.value.weight",
 }
 
 
@@ -131,8 +131,9 @@ def test_dropout_acts_in_training_only(version):
     assert not torch.allclose(model(tokens)[0], model(tokens)[0])
 
 
-@pytest.mark.parametrize(("version", "reaches_blocks"),
-                         [("4", True), ("5", True), ("6", True), ("7", False)])
+@pytest.mark.parametrize(
+    ("version", "reaches_blocks"), [("4", True), ("5", True), ("6", True), ("7", False)]
+)
 def test_dropout_reaches_the_residual_stream_up_to_rwkv6(version, reaches_blocks):
     model, tokens = tiny_model(version, dropout=0.5), random_tokens(1, 9)
     expected = model(tokens)[0]

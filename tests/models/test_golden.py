@@ -45,8 +45,10 @@ def test_rwkv4_ends_in_the_state_of_the_vectors():
     model, arrays = golden_model("4", torch.float64)
     _, state = model(arrays["tokens"][None])
     for layer, (att_shift, (aa, bb, pp), ffn_shift) in enumerate(state):
-        expected = {name: arrays[f"state/{layer}/{name}"]
-                    for name in ("att_xx", "att_aa", "att_bb", "att_pp", "ffn_xx")}
+        expected = {
+            name: arrays[f"state/{layer}/{name}"]
+            for name in ("att_xx", "att_aa", "att_bb", "att_pp", "ffn_xx")
+        }
         # aa and bb are scaled by exp(-pp), with a pp of one's own choice.
         scale = expected["att_pp"].exp()
         assert_close("a", aa[0] * pp[0].exp(), expected["att_aa"] * scale, 1e-9)
@@ -70,10 +72,12 @@ def test_rwkv6_and_7_end_in_the_state_of_the_vectors(version):
     model, arrays = golden_model(version, torch.float64)
     _, state = model(arrays["tokens"][None])
     assert_close("wkv", torch.stack([s.wkv[0] for s in state]), arrays["final_wkv"], 1e-9)
-    assert_close("att", torch.stack([s.att_shift[0] for s in state]),
-                 arrays["final_shift_att"], 1e-9)
-    assert_close("ffn", torch.stack([s.ffn_shift[0] for s in state]),
-                 arrays["final_shift_ffn"], 1e-9)
+    assert_close(
+        "att", torch.stack([s.att_shift[0] for s in state]), arrays["final_shift_att"], 1e-9
+    )
+    assert_close(
+        "ffn", torch.stack([s.ffn_shift[0] for s in state]), arrays["final_shift_ffn"], 1e-9
+    )
 
 
 @pytest.mark.parametrize("version", ["6", "7"])

@@ -31,9 +31,11 @@ def values(model, key):
 @pytest.mark.parametrize("version", ["4", "5"])
 def test_time_parameters_start_at_the_values_of_the_vectors(version):
     model = fresh(version)
-    expected = {key.removeprefix("init/"): torch.from_numpy(value)
-                for key, value in load_arrays(f"rwkv{version}_tiny").items()
-                if key.startswith("init/")}
+    expected = {
+        key.removeprefix("init/"): torch.from_numpy(value)
+        for key, value in load_arrays(f"rwkv{version}_tiny").items()
+        if key.startswith("init/")
+    }
     assert len(expected) > 12
     for key, value in expected.items():
         assert_close(key, values(model, key), value.double().flatten(), CONSTRUCTOR_LIMIT)
@@ -51,10 +53,11 @@ CLOSED_FORM = {
         3: (0.3, 0.653553391, 1.140896415, 1.296070651),
     },
     ("4", "att.time_mix_r", (1, 32, 63)): {
-        1: (0.210224104, 0.771105413, 0.994111770), 3: (0.594603558, 0.917004043, 0.998033392),
+        1: (0.210224104, 0.771105413, 0.994111770),
+        3: (0.594603558, 0.917004043, 0.998033392),
     },
     ("4", "att.time_first", (0, 1, 2, 3)): {
-        2: (-1.203972804, -0.703972804, -1.703972804, -1.203972804),
+        2: (-1.203972804, -0.703972804, -1.703972804, -1.203972804)
     },
     ("5", "att.time_decay", (0, 1, 2, 3, 63)): {
         0: (-6, -5.724937352, -5.553159410, -5.406505774, -1),
@@ -65,14 +68,17 @@ CLOSED_FORM = {
         3: (1, 1.084126984, 0.868253968, 0.952380952, 0),
     },
     ("5", "att.ln_x.weight", (0, 63)): {
-        0: (0.378929142, 0.378929142), 1: (0.615572207, 0.615572207), 3: (1, 1),
+        0: (0.378929142, 0.378929142),
+        1: (0.615572207, 0.615572207),
+        3: (1, 1),
     },
     ("6", "att.time_decay", (0, 1, 2, 3, 63)): {
         0: (-6, -5.72493735, -5.55315941, -5.40650577, -1),
         2: (-6, -5.99241417, -5.97752929, -5.95758757, -1),
     },
     ("6", "att.time_faaaa", (0, 1, 2, 3)): {
-        0: (0, 0.1, -0.1, 0), 2: (0.66666667, 0.75608466, 0.54550265, 0.63492063),
+        0: (0, 0.1, -0.1, 0),
+        2: (0.66666667, 0.75608466, 0.54550265, 0.63492063),
     },
     ("6", "att.time_maa_x", (0, 1, 2, 3)): {2: (1, 0.875, 0.8232233, 0.78349365)},
     ("6", "att.time_maa_w", (0, 1, 2, 3)): {3: (1, 0.64644661, 0.57955179, 0.53469757)},
@@ -132,8 +138,12 @@ def test_one_layer_counts_as_the_first(version):
     alone = fresh(version, n_layer=1)
     for name, parameter in alone.named_parameters():
         assert parameter.isfinite().all(), name
-    decay = {"4": ("time_decay", -5.0), "5": ("time_decay", -6.0), "6": ("time_decay", -6.0),
-             "7": ("w0", -8.0)}[version]
+    decay = {
+        "4": ("time_decay", -5.0),
+        "5": ("time_decay", -6.0),
+        "6": ("time_decay", -6.0),
+        "7": ("w0", -8.0),
+    }[version]
     assert values(alone, f"blocks.0.att.{decay[0]}")[0] == decay[1]
 
 
@@ -147,23 +157,37 @@ def gain(weight):
 
 GAINS = {
     "4": {"blocks.1.att.value.weight": 1.0, "blocks.1.ffn.key.weight": 2.0},
-    "5": {"blocks.1.att.receptance.weight": 1.0, "blocks.1.att.key.weight": 0.1,
-          "blocks.1.att.value.weight": 1.0, "blocks.1.att.gate.weight": 0.1,
-          "blocks.1.ffn.key.weight": 1.0},
-    "6": {"blocks.1.att.receptance.weight": 1.0, "blocks.1.att.key.weight": 0.1,
-          "blocks.1.att.value.weight": 1.0, "blocks.1.att.gate.weight": 0.1,
-          "blocks.1.ffn.key.weight": 1.0},
-    "7": {"blocks.1.att.receptance.weight": 1.0, "blocks.1.att.key.weight": 0.1,
-          "blocks.1.att.value.weight": 1.0, "blocks.1.ffn.key.weight": 1.0,
-          "blocks.1.att.w2": 0.1, "blocks.1.att.a2": 0.1, "blocks.1.att.v2": 0.1,
-          "blocks.1.att.g2": 0.1},
+    "5": {
+        "blocks.1.att.receptance.weight": 1.0,
+        "blocks.1.att.key.weight": 0.1,
+        "blocks.1.att.value.weight": 1.0,
+        "blocks.1.att.gate.weight": 0.1,
+        "blocks.1.ffn.key.weight": 1.0,
+    },
+    "6": {
+        "blocks.1.att.receptance.weight": 1.0,
+        "blocks.1.att.key.weight": 0.1,
+        "blocks.1.att.value.weight": 1.0,
+        "blocks.1.att.gate.weight": 0.1,
+        "blocks.1.ffn.key.weight": 1.0,
+    },
+    "7": {
+        "blocks.1.att.receptance.weight": 1.0,
+        "blocks.1.att.key.weight": 0.1,
+        "blocks.1.att.value.weight": 1.0,
+        "blocks.1.ffn.key.weight": 1.0,
+        "blocks.1.att.w2": 0.1,
+        "blocks.1.att.a2": 0.1,
+        "blocks.1.att.v2": 0.1,
+        "blocks.1.att.g2": 0.1,
+    },
 }
 ZEROS = {
     "4": "att.key.weight att.receptance.weight att.output.weight ffn.receptance.weight "
-         "ffn.value.weight",
+    "ffn.value.weight",
     "5": "att.output.weight ffn.receptance.weight ffn.value.weight att.ln_x.bias",
     "6": "att.output.weight ffn.receptance.weight ffn.value.weight att.ln_x.bias "
-         "att.time_maa_w1 att.time_decay_w1",
+    "att.time_maa_w1 att.time_decay_w1",
     "7": "att.output.weight ffn.value.weight att.ln_x.bias att.w1 att.a1 att.v1 att.g1",
 }
 
@@ -191,8 +215,7 @@ def test_rwkv4_gains_grow_with_tall_matrices():
     assert gain(fresh("5", head_qk=256).head_k.weight)[0] == pytest.approx(0.1, rel=1e-5)
 
 
-@pytest.mark.parametrize(("version", "limit"),
-                         [("4", 6e-4), ("5", 1e-4), ("6", 1e-4), ("7", 1e-4)])
+@pytest.mark.parametrize(("version", "limit"), [("4", 6e-4), ("5", 1e-4), ("6", 1e-4), ("7", 1e-4)])
 def test_the_embedding_fills_its_range(version, limit):
     embedding = fresh(version, vocab_size=500, lr_init=6e-4).emb.weight
     assert 0.99 * limit < embedding.abs().max() <= limit
@@ -206,8 +229,9 @@ def test_rwkv6_low_rank_factors_are_uniform(key):
     assert abs(values_.std().item() / (0.01 / 3**0.5) - 1) < 0.05
 
 
-@pytest.mark.parametrize(("version", "v2"), [("4", None), ("5", 0.97086), ("6", 0.97086),
-                                             ("7", 0.97086)])
+@pytest.mark.parametrize(
+    ("version", "v2"), [("4", None), ("5", 0.97086), ("6", 0.97086), ("7", 0.97086)]
+)
 def test_the_initial_loss_is_the_expected_one(version, v2):
     # Specification 6.4: every block is the identity, the logits have the variance v2 / 4.
     V, D = 2000, 128

@@ -53,8 +53,10 @@ def test_the_head_norm_is_a_group_norm(dtype):
 
 def test_decay_logits_follow_their_formula():
     generator = torch.Generator().manual_seed(0)
-    x, down, up, base = (torch.empty(shape, dtype=torch.float64).normal_(generator=generator)
-                         for shape in ((2, 3, 8), (8, 4), (4, 6), (1, 1, 6)))
+    x, down, up, base = (
+        torch.empty(shape, dtype=torch.float64).normal_(generator=generator)
+        for shape in ((2, 3, 8), (8, 4), (4, 6), (1, 1, 6))
+    )
     expected = torch.empty(2, 3, 6, dtype=torch.float64)
     for b in range(2):
         for t in range(3):
@@ -72,7 +74,7 @@ def test_rwkv7_removal_keys_have_length_one_however_small():
     k.requires_grad_()
     rate = torch.full((1, 3, 64), 0.25, dtype=torch.float64)
     _, a, b = att._keys(k, rate)
-    lengths = a[0].norm(dim=-1)                                                 # [T, H]
+    lengths = a[0].norm(dim=-1)  # [T, H]
     assert lengths.round(decimals=9).tolist() == [[1, 0], [0, 1], [0, 0]]
     assert_close("b", b, -0.25 * a, 1e-12)
     (a.sum() + b.sum()).backward()

@@ -18,13 +18,18 @@ ROWS = load_json("param_groups")["rows"]
 ROW_VERSION = {"": "4", "r2r3r4": "5", "x052": "5", "x060": "6", "x070": "7"}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[
-    f"{row['generation']}-{row['my_testing'] or 'rwkv4'}-wd{row['weight_decay']:g}-stage"
-    f"{row['stage']}-lw{row['layerwise_lr']}{row['train_type']}" for row in ROWS])
+@pytest.mark.parametrize(
+    "row",
+    ROWS,
+    ids=[
+        f"{row['generation']}-{row['my_testing'] or 'rwkv4'}-wd{row['weight_decay']:g}-stage"
+        f"{row['stage']}-lw{row['layerwise_lr']}{row['train_type']}"
+        for row in ROWS
+    ],
+)
 def test_optimizer_groups_are_those_of_the_reference(row):
     states = row["train_type"] == "states"
-    model = build_model(tiny_config(ROW_VERSION[row["my_testing"]], n_layer=3),
-                        train_states=states)
+    model = build_model(tiny_config(ROW_VERSION[row["my_testing"]], n_layer=3), train_states=states)
     groups = parameter_groups(
         model,
         weight_decay=row["weight_decay"],
@@ -32,10 +37,15 @@ def test_optimizer_groups_are_those_of_the_reference(row):
         special_lr_factor=5 if row["stage"] == 2 else None,
         train_type=row["train_type"] or "all",
     )
-    got = [(g.lr_factor, g.weight_decay, {re.sub(r"\.\d+\.", ".*.", name) for name in g.names})
-           for g in groups]
-    expected = [(g["lr_factor"], g["weight_decay"], set(g["tensors"]))
-                for g in row["groups"] if g["tensors"]]
+    got = [
+        (g.lr_factor, g.weight_decay, {re.sub(r"\.\d+\.", ".*.", name) for name in g.names})
+        for g in groups
+    ]
+    expected = [
+        (g["lr_factor"], g["weight_decay"], set(g["tensors"]))
+        for g in row["groups"]
+        if g["tensors"]
+    ]
     assert got == expected
     grouped = {name for group in groups for name in group.names}
     rest = {name for name, p in model.named_parameters() if p.requires_grad} - grouped

@@ -34,11 +34,13 @@ def loss_and_gradients(model, chunk_len, *arguments, **options):
     model.zero_grad()
     loss, state = model.loss_and_state(*arguments, **options)
     # the state's own gradient must reach everything before it, too
-    through_state = sum(t.double().square().sum() for layer in state
-                        for t in (layer.att_shift, layer.ffn_shift, *_wkv(layer)))
+    through_state = sum(
+        t.double().square().sum()
+        for layer in state
+        for t in (layer.att_shift, layer.ffn_shift, *_wkv(layer))
+    )
     (loss + 1e-3 * through_state).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()
-                 if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return loss.detach(), gradients
 
 
@@ -156,10 +158,16 @@ def test_a_row_without_any_weight_has_loss_0():
 @every_version
 def test_a_copied_state_keeps_nothing_else_alive(version):
     _, state = tiny_model(version)(random_tokens(1, 12))
-    storages = [t.untyped_storage() for layer in copy_state(state)
-                for t in (layer.att_shift, layer.ffn_shift, *_wkv(layer))]
-    sizes = [t.numel() * t.element_size() for layer in state
-             for t in (layer.att_shift, layer.ffn_shift, *_wkv(layer))]
+    storages = [
+        t.untyped_storage()
+        for layer in copy_state(state)
+        for t in (layer.att_shift, layer.ffn_shift, *_wkv(layer))
+    ]
+    sizes = [
+        t.numel() * t.element_size()
+        for layer in state
+        for t in (layer.att_shift, layer.ffn_shift, *_wkv(layer))
+    ]
     assert [s.nbytes() for s in storages] == sizes
 
 

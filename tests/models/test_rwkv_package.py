@@ -66,16 +66,27 @@ def compute(version, folder):
         _, state = model(tokens[:, :CUT])
         # RWKV-5 and 6 find trained states in the file, 4 and 7 are given them as a list.
         given = layers == "tuned" and version in "47"
-        job = {"tokens": tokens[0], "cut": CUT, "state": state_to_rwkv_package(state, version),
-               "start": trained_start(model) if given else None}
+        job = {
+            "tokens": tokens[0],
+            "cut": CUT,
+            "state": state_to_rwkv_package(state, version),
+            "start": trained_start(model) if given else None,
+        }
         torch.save(job, folder / f"job-{layers}.pth")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RWKV_CUDA_ON": "0",
-                   "RWKV_JIT_ON": "0", "RWKV_V7_ON": "1" if version == "7" else "0"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RWKV_CUDA_ON": "0",
+        "RWKV_JIT_ON": "0",
+        "RWKV_V7_ON": "1" if version == "7" else "0",
+    }
     command = [sys.executable, "-c", PACKAGE_RUN, version, str(folder), *map(str, models)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    return {layers: (model, torch.load(folder / f"result-{layers}.pth"))
-            for layers, model in models.items()}
+    return {
+        layers: (model, torch.load(folder / f"result-{layers}.pth"))
+        for layers, model in models.items()
+    }
 
 
 def trained_start(model):
@@ -91,8 +102,7 @@ def trained_start(model):
 
 
 each_model = pytest.mark.parametrize(
-    ("version", "layers"), [(version, layers) for version in VERSIONS
-                            for layers in (1, 3, "tuned")]
+    ("version", "layers"), [(version, layers) for version in VERSIONS for layers in (1, 3, "tuned")]
 )
 
 

@@ -90,8 +90,9 @@ def test_a_reset_starts_a_document_as_if_it_stood_alone(version):
         for begin, end in pairwise(borders):
             alone, alone_state = model(tokens[row : row + 1, begin:end])
             assert_close("logits", packed[row : row + 1, begin:end], alone, 1e-9)
-        last = [t[..., row : row + 1, :] if t.dim() < 4 else t[row : row + 1]
-                for t in tensors_of(state)]
+        last = [
+            t[..., row : row + 1, :] if t.dim() < 4 else t[row : row + 1] for t in tensors_of(state)
+        ]
         for a, e in zip(last, tensors_of(alone_state), strict=True):
             assert_close("state", a, e, 1e-9)
 
@@ -153,10 +154,7 @@ def test_a_trained_state_acts_like_the_same_state_given(version):
         {key: value for key, value in model.state_dict().items() if "time_state" not in key}
     )
     zero = torch.zeros(3, 64, dtype=torch.float64)
-    given = tuple(
-        LayerState(zero, repeated(wkv, 3), zero)
-        for wkv in starts(model)
-    )
+    given = tuple(LayerState(zero, repeated(wkv, 3), zero) for wkv in starts(model))
     logits, state = model(tokens)
     expected, expected_state = plain(tokens, given)
     assert_close("logits", logits, expected, 1e-12)
@@ -192,7 +190,8 @@ def test_the_gradient_of_rwkv4s_trained_state_is_that_of_differences(backend):
             below = loss()
             learnt[place] += 1e-5
         assert learnt.grad[place].item() == pytest.approx(
-            ((above - below) / 2e-5).item(), rel=1e-4, abs=1e-10)
+            ((above - below) / 2e-5).item(), rel=1e-4, abs=1e-10
+        )
 
 
 @every_version

@@ -47,7 +47,8 @@ def test_more_layers_and_an_uneven_width_stay_near_the_small_model(version):
     # The noise in the tiny model's weights makes it worse than guessing (log 50); a model that is
     # not made of it would not know that.
     assert model.loss(tokens[:, :-1], tokens[:, 1:]).item() == pytest.approx(
-        expected.item(), abs=0.15)
+        expected.item(), abs=0.15
+    )
     assert report.startswith("2 layers of width 64 became 5 of width 96")
     assert distance(model(tokens)[0], small(tokens)[0]) < 0.5
 
@@ -60,8 +61,9 @@ def test_copies_of_a_channel_part_in_the_first_step(version):
     model.train().loss(tokens[:, :-1], tokens[:, 1:]).backward()
     rows = model.blocks[1].att.key.weight
     # Heads of 32 rows: the second is a copy of the first. RWKV-4: so is every second row.
-    one, other = (slice(0, 64, 2), slice(1, 64, 2)) if version == "4" else (
-        slice(32), slice(32, 64))
+    one, other = (
+        (slice(0, 64, 2), slice(1, 64, 2)) if version == "4" else (slice(32), slice(32, 64))
+    )
     assert torch.equal(rows[one], rows[other])
     assert not torch.allclose(rows.grad[one], rows.grad[other], rtol=0.05)
 
@@ -86,7 +88,11 @@ def test_a_curve_is_sorted_smoothed_and_stretched_in_the_donors_order():
     assert found.tolist() == [2.0, 4.0, 0.0, 6.0, 8.0]
     # sorted 0 0 4 4 -> smoothed 0 1 3 4
     assert stretched_curve(torch.tensor([0.0, 4.0, 0.0, 4.0]), torch.arange(4)).tolist() == [
-        0.0, 3.0, 1.0, 4.0]
+        0.0,
+        3.0,
+        1.0,
+        4.0,
+    ]
 
 
 def test_a_copied_layer_takes_smaller_steps():
@@ -110,10 +116,13 @@ def test_a_larger_vocabulary_keeps_the_rows_it_has():
     assert torch.allclose(model(tokens)[0][..., :50], again(tokens)[0])
 
 
-@pytest.mark.parametrize(("version", "ranks"), [
-    ("6", {"rank_mix": 48, "rank_decay": 96}),
-    ("7", {"rank_decay": 64, "rank_iclr": 64, "rank_value": 64, "rank_gate": 64}),
-])
+@pytest.mark.parametrize(
+    ("version", "ranks"),
+    [
+        ("6", {"rank_mix": 48, "rank_decay": 96}),
+        ("7", {"rank_decay": 64, "rank_iclr": 64, "rank_value": 64, "rank_gate": 64}),
+    ],
+)
 def test_further_ranks_contribute_nothing_at_first(version, ranks):
     small = tiny_model(version)
     model, _ = enlarged(version, small.state_dict(), n_layer=2, n_embd=64, **ranks)

@@ -20,8 +20,9 @@ def tiny_config(version: str, **sizes) -> ModelConfig:
     """Two layers of width 64, two heads of 32 where there are heads, 50 tokens."""
     heads = {} if version == "4" else {"head_size": 32}
     return complete(
-        ModelConfig(rwkv_version=version, **{"n_layer": 2, "n_embd": 64, "vocab_size": 50, **heads,
-                                             **sizes})
+        ModelConfig(
+            rwkv_version=version, **{"n_layer": 2, "n_embd": 64, "vocab_size": 50, **heads, **sizes}
+        )
     )
 
 
@@ -46,15 +47,24 @@ def random_tokens(batch: int, time: int, *, vocab_size: int = 50, seed: int = 1)
 
 def golden_model(version: str, dtype: torch.dtype, **options) -> tuple[RWKV, dict[str, Tensor]]:
     """The model of the version's golden vectors, and all the arrays as tensors."""
-    arrays = {key: torch.from_numpy(value) for key, value in load_arrays(f"rwkv{version}_tiny")
-              .items() if key != "config"}
-    weights = {key.removeprefix("param/"): value for key, value in arrays.items()
-               if key.startswith("param/")}
+    arrays = {
+        key: torch.from_numpy(value)
+        for key, value in load_arrays(f"rwkv{version}_tiny").items()
+        if key != "config"
+    }
+    weights = {
+        key.removeprefix("param/"): value
+        for key, value in arrays.items()
+        if key.startswith("param/")
+    }
     config = complete(config_from_shapes({key: tuple(w.shape) for key, w in weights.items()}))
     model = build_model(config, **options)
     if model.train_states:
-        weights |= {key.removeprefix("state/"): value for key, value in arrays.items()
-                    if key.endswith("time_state") and key.startswith("state/")}
+        weights |= {
+            key.removeprefix("state/"): value
+            for key, value in arrays.items()
+            if key.endswith("time_state") and key.startswith("state/")
+        }
     fitted, _ = fit_weights(model.state_dict(), weights, partial=False)
     model.load_state_dict(fitted)
     return model.to(dtype).eval(), arrays

@@ -57,9 +57,12 @@ def make_case(
     if op == "wkv4":
         width = heads * size
         inputs = {
-            "w": normal(width) * 2 - 1, "u": normal(width),
-            "k": normal(batch, time, width), "v": normal(batch, time, width),
-            "aa": normal(batch, width), "bb": normal(batch, width).exp(),
+            "w": normal(width) * 2 - 1,
+            "u": normal(width),
+            "k": normal(batch, time, width),
+            "v": normal(batch, time, width),
+            "aa": normal(batch, width),
+            "bb": normal(batch, width).exp(),
             "pp": normal(batch, width),
         }
         gstate = (normal(batch, width), normal(batch, width))

@@ -23,8 +23,15 @@ class Case:
 
 
 def make_case(
-    batch: int, time: int, width: int, count: int, *, seed: int = 0, last: bool = True,
-    moves: bool = True, reset: bool = True,
+    batch: int,
+    time: int,
+    width: int,
+    count: int,
+    *,
+    seed: int = 0,
+    last: bool = True,
+    moves: bool = True,
+    reset: bool = True,
 ) -> Case:
     """Normally distributed inputs; about every fifth token starts a document."""
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +82,12 @@ def run(case: Case, backend: str, dtype: torch.dtype = torch.float64, to=None) -
         y = by_definition(leaves["x"], leaves["mixes"], last, moves, case.reset)
     else:
         y = token_shift(
-            leaves["x"], leaves["mixes"], last, moves=moves, dtype=to, backend=backend,
+            leaves["x"],
+            leaves["mixes"],
+            last,
+            moves=moves,
+            dtype=to,
+            backend=backend,
             reset=case.reset,
         )
     loss = sum((part.double() * g).sum() for part, g in zip(y, case.gy, strict=True))

@@ -15,6 +15,7 @@ from tests.ops.parity import expected_results
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
 
+
 @pytest.fixture(params=OPS)
 def op(request):
     return request.param

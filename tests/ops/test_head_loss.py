@@ -131,8 +131,13 @@ def test_calls_with_parts_of_the_tokens_and_one_total_add_up_to_the_whole(mask):
     total = float(BATCH_TIME if given is None else given.sum())
     whole = head_loss(x, weight, targets, mask=given)
     parts = [
-        head_loss(x[:, part], weight, targets[:, part], total=total,
-                  mask=None if given is None else given[:, part])
+        head_loss(
+            x[:, part],
+            weight,
+            targets[:, part],
+            total=total,
+            mask=None if given is None else given[:, part],
+        )
         for part in (slice(0, 2), slice(2, 3), slice(3, TIME))
     ]
     assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-14)
@@ -320,9 +325,7 @@ def test_a_slice_takes_about_64_mib_unless_rows_are_given(monkeypatch):
 def test_any_shape_and_any_size_of_logits_agree(batch, time, width, vocab, rows, scale, seed):
     x = (normal(batch, time, width, seed=seed) * scale).requires_grad_()
     weight = normal(vocab, width, seed=seed + 1).requires_grad_()
-    targets = torch.randint(
-        vocab, (batch, time), generator=torch.Generator().manual_seed(seed + 2)
-    )
+    targets = torch.randint(vocab, (batch, time), generator=torch.Generator().manual_seed(seed + 2))
     loss = head_loss(x, weight, targets, rows=rows)
     expected = head_loss_reference(x, weight, targets)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-11)

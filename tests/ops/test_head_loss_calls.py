@@ -65,7 +65,8 @@ def test_activation_checkpointing_changes_no_gradient():
 )
 def test_a_wrong_argument_is_named_with_what_was_given_and_expected(changes, message):
     good = {
-        "x": torch.zeros(2, 3, 4), "weight": torch.zeros(9, 4),
+        "x": torch.zeros(2, 3, 4),
+        "weight": torch.zeros(9, 4),
         "targets": torch.zeros(2, 3, dtype=torch.int64),
     }
     with pytest.raises(BackendError, match=f"head_loss: {message}"):

@@ -95,7 +95,8 @@ def test_documents_packed_with_resets_equal_separate_runs(op):
     for begin, end in zip(starts, (*starts[1:], time)):
         inputs = {
             name: x[:, begin:end] if name in sequences else x
-            for name, x in case.inputs.items() if name not in case.state_names
+            for name, x in case.inputs.items()
+            if name not in case.state_names
         }
         last = end == time
         gstate = case.gstate if last else tuple(torch.zeros_like(g) for g in case.gstate)

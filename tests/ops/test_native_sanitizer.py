@@ -22,12 +22,22 @@ def test_no_kernel_touches_memory_that_is_not_its_own(tmp_path):
     sources = [build.SOURCES / op / f"{op}_cpu.cpp" for op in operators]
     built = subprocess.run(
         [
-            toolchain.find_cpp().path, "-std=c++20", "-O1", "-march=x86-64",
-            "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I",
-            str(build.SOURCES), "-o", str(program),
-            str(Path(__file__).parent / "native_sanitizer.cpp"), *map(str, sources),
+            toolchain.find_cpp().path,
+            "-std=c++20",
+            "-O1",
+            "-march=x86-64",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+            "-I",
+            str(build.SOURCES),
+            "-o",
+            str(program),
+            str(Path(__file__).parent / "native_sanitizer.cpp"),
+            *map(str, sources),
         ],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if "cannot find -lasan" in built.stderr:
         pytest.skip("the compiler has no AddressSanitizer")

@@ -130,8 +130,10 @@ def test_the_number_of_threads_changes_no_bit(op):
 def test_strides_do_not_matter(op):
     case = make_case(op, 2, 9, 3, 8)
     expected = call(case, {n: x.float() for n, x in case.inputs.items()}, "native")[0]
-    strided = {n: x.float().mT.contiguous().mT if x.dim() > 1 else x.float()
-               for n, x in case.inputs.items()}
+    strided = {
+        n: x.float().mT.contiguous().mT if x.dim() > 1 else x.float()
+        for n, x in case.inputs.items()
+    }
     assert any(not x.is_contiguous() for x in strided.values())
     assert torch.equal(call(case, strided, "native")[0], expected)
 

@@ -27,7 +27,10 @@ def test_a_network_of_ones_own_needs_torch_and_the_operator_only():
         "assert not {'pytorch_lightning', 'deepspeed'} & set(sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", example + check], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", example + check],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr

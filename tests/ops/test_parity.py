@@ -119,8 +119,16 @@ def test_keys_far_beyond_the_range_of_exp_cost_the_digits_of_the_exponent_alone(
 @every_op
 @settings(max_examples=25, deadline=None, derandomize=True)
 @example(  # wkv7: a gradient of 9e-39
-    batch=1, time=1, heads=1, size=1, w=81.0, spread=6.0, scale=1.0, reset=False,
-    dtype=torch.float32, seed=2,
+    batch=1,
+    time=1,
+    heads=1,
+    size=1,
+    w=81.0,
+    spread=6.0,
+    scale=1.0,
+    reset=False,
+    dtype=torch.float32,
+    seed=2,
 )
 @given(
     batch=st.integers(1, 3),

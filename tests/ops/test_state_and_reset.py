@@ -174,9 +174,7 @@ def test_the_state_is_fp32_for_bf16_inputs(op, backend):
 
 def test_gradients_take_the_dtype_of_what_was_given(op, backend):
     case = make_case(op, 1, 5, 1, 4)
-    leaves = {
-        name: value.bfloat16().requires_grad_() for name, value in case.inputs.items()
-    }
+    leaves = {name: value.bfloat16().requires_grad_() for name, value in case.inputs.items()}
     y, _ = call(case, leaves, backend)
     y.float().sum().backward()
     for name, value in leaves.items():

@@ -118,10 +118,22 @@ def test_a_sequence_in_two_calls_equals_one_call(backend, cut):
     whole = run(case, backend)
     leaves = {name: x.clone().requires_grad_() for name, x in case.inputs.items()}
     x, moves, reset = leaves["x"], leaves["moves"], case.reset
-    first = token_shift(x[:, :cut], leaves["mixes"], leaves["last"], moves=moves[:, :, :cut],
-                        backend=backend, reset=reset[:, :cut])
-    second = token_shift(x[:, cut:], leaves["mixes"], x[:, cut - 1], moves=moves[:, :, cut:],
-                         backend=backend, reset=reset[:, cut:])
+    first = token_shift(
+        x[:, :cut],
+        leaves["mixes"],
+        leaves["last"],
+        moves=moves[:, :, :cut],
+        backend=backend,
+        reset=reset[:, :cut],
+    )
+    second = token_shift(
+        x[:, cut:],
+        leaves["mixes"],
+        x[:, cut - 1],
+        moves=moves[:, :, cut:],
+        backend=backend,
+        reset=reset[:, cut:],
+    )
     y = [torch.cat(parts, 1) for parts in zip(first, second)]
     loss = sum((part * g).sum() for part, g in zip(y, case.gy))
     gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -139,8 +151,11 @@ def test_a_document_start_hides_what_came_before(backend):
     results = run(case, backend)
     assert not results["gx"][:, :32].any() and not results["glast"].any()
     assert results["gx"][:, 32:].all()
-    alone = {"x": case.inputs["x"][:, 32:], "mixes": case.inputs["mixes"],
-             "moves": case.inputs["moves"][:, :, 32:]}
+    alone = {
+        "x": case.inputs["x"][:, 32:],
+        "mixes": case.inputs["mixes"],
+        "moves": case.inputs["moves"][:, :, 32:],
+    }
     separate = run(Case(alone, None, case.gy[:, :, 32:]), backend)
     assert torch.equal(results["y1"][:, 32:], separate["y1"])
     assert_close("gx", results["gx"][:, 32:], separate["gx"], 1e-15)
@@ -155,18 +170,22 @@ def test_a_result_that_nothing_uses_costs_no_gradient(backend):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    batch=st.integers(1, 3), time=st.integers(1, 70), width=st.integers(1, 20),
-    count=st.integers(1, 8), last=st.booleans(), moves=st.booleans(), reset=st.booleans(),
-    scale=st.sampled_from((0.0, 1e-3, 1.0, 1e3)), seed=st.integers(0, 2**31),
+    batch=st.integers(1, 3),
+    time=st.integers(1, 70),
+    width=st.integers(1, 20),
+    count=st.integers(1, 8),
+    last=st.booleans(),
+    moves=st.booleans(),
+    reset=st.booleans(),
+    scale=st.sampled_from((0.0, 1e-3, 1.0, 1e3)),
+    seed=st.integers(0, 2**31),
     dtype=st.sampled_from((torch.float64, torch.float32)),
 )
 def test_native_agrees_with_the_reference_on_arbitrary_calls(
     batch, time, width, count, last, moves, reset, scale, seed, dtype
 ):
     require_native()
-    case = make_case(
-        batch, time, width, count, seed=seed, last=last, moves=moves, reset=reset
-    )
+    case = make_case(batch, time, width, count, seed=seed, last=last, moves=moves, reset=reset)
     scaled = {name: (x * scale).to(dtype).double() for name, x in case.inputs.items()}
     case = Case(scaled, case.reset, case.gy)
     expected, actual = run(case, "reference"), run(case, "native", dtype)
@@ -292,12 +311,24 @@ def a_gpu_call(monkeypatch) -> Call:
     monkeypatch.setattr(custom_ops, "_refusals", {})
     monkeypatch.setattr(dispatch, "_announced", set())
     monkeypatch.setattr(build, "_outcomes", {("token_shift", "cuda"): "nvcc is missing"})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(
-        name="Made-up 9000", major=9, minor=0, shared_memory_per_block_optin=227 * 1024
-    ))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda _: SimpleNamespace(
+            name="Made-up 9000", major=9, minor=0, shared_memory_per_block_optin=227 * 1024
+        ),
+    )
     return Call(
-        op="token_shift", device=torch.device("cuda"), dtype=torch.bfloat16, batch=1, time=1,
-        heads=48, head_size=1, needs_grad=True, has_state=False, has_reset=False,
+        op="token_shift",
+        device=torch.device("cuda"),
+        dtype=torch.bfloat16,
+        batch=1,
+        time=1,
+        heads=48,
+        head_size=1,
+        needs_grad=True,
+        has_state=False,
+        has_reset=False,
     )
 
 

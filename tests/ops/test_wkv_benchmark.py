@@ -21,7 +21,7 @@ def inputs_of(op: str):
 
 
 def chunk_rwkv6(
-    r, k, v, w, u, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None,
+    r, k, v, w, u, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None
 ):
     """flash-linear-attention's function as documented: w is the logarithm of the decay."""
     scale = r.shape[-1] ** -0.5 if scale is None else scale
@@ -35,7 +35,7 @@ def chunk_rwkv6(
 
 
 def chunk_rwkv7(
-    r, w, k, v, a, b, scale=1.0, initial_state=None, output_final_state=True, cu_seqlens=None,
+    r, w, k, v, a, b, scale=1.0, initial_state=None, output_final_state=True, cu_seqlens=None
 ):
     """Likewise; a reads the state and b writes what was read."""
     state = r.new_zeros(r.shape[0], r.shape[2], r.shape[3], v.shape[3])
@@ -86,9 +86,28 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
 def test_it_records_what_it_measured_but_for_the_token_loop(monkeypatch, capsys, tmp_path):
     file, plot = tmp_path / "speeds.csv", tmp_path / "plot.png"
     status, out = run(
-        monkeypatch, capsys, "--ops", "46", "--device", "cpu", "--batch", "2", "--time", "3",
-        "--heads", "2", "--size", "8", "--repeats", "1", "--backends", "chunked,reference",
-        "--record", str(file), "--plot", str(plot),
+        monkeypatch,
+        capsys,
+        "--ops",
+        "46",
+        "--device",
+        "cpu",
+        "--batch",
+        "2",
+        "--time",
+        "3",
+        "--heads",
+        "2",
+        "--size",
+        "8",
+        "--repeats",
+        "1",
+        "--backends",
+        "chunked,reference",
+        "--record",
+        str(file),
+        "--plot",
+        str(plot),
     )
     assert status == 0 and "4 measurements recorded" in out
     rows = read(file)
@@ -105,8 +124,22 @@ def test_it_records_what_it_measured_but_for_the_token_loop(monkeypatch, capsys,
 def test_it_prints_no_speed_for_a_wrong_result_and_fails(monkeypatch, capsys):
     monkeypatch.setattr(wkv, "parity_fault", lambda *_: "y is off by 3e-2")
     status, out = run(
-        monkeypatch, capsys, "--ops", "6", "--device", "cpu", "--time", "3", "--batch", "1",
-        "--size", "8", "--backends", "chunked", "--repeats", "1",
+        monkeypatch,
+        capsys,
+        "--ops",
+        "6",
+        "--device",
+        "cpu",
+        "--time",
+        "3",
+        "--batch",
+        "1",
+        "--size",
+        "8",
+        "--backends",
+        "chunked",
+        "--repeats",
+        "1",
     )
     assert status == 1
     assert "wkv6 chunked: NO SPEED, y is off by 3e-2" in out
@@ -123,8 +156,26 @@ def test_the_floor_of_16_bit_is_fp32_where_that_is_faster(monkeypatch):
 
 def test_it_compares_lengths_at_an_equal_number_of_tokens(monkeypatch, capsys):
     status, out = run(
-        monkeypatch, capsys, "--lengths", "4,8", "--ops", "6", "--device", "cpu", "--batch", "4",
-        "--time", "4", "--heads", "1", "--size", "8", "--backends", "chunked", "--repeats", "1",
+        monkeypatch,
+        capsys,
+        "--lengths",
+        "4,8",
+        "--ops",
+        "6",
+        "--device",
+        "cpu",
+        "--batch",
+        "4",
+        "--time",
+        "4",
+        "--heads",
+        "1",
+        "--size",
+        "8",
+        "--backends",
+        "chunked",
+        "--repeats",
+        "1",
     )
     assert status == 0
     assert "wkv6, 16 tokens, 1 x 8 channels; ns a token" in out
@@ -132,17 +183,23 @@ def test_it_compares_lengths_at_an_equal_number_of_tokens(monkeypatch, capsys):
     assert "(1.00x)" in line and line.count("x)") == 2
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("--lengths", "512,8192"), "--lengths 8192 does not divide the 2048 tokens"),
-    (("--lengths", "512,many"), "'many': expected a whole number above 0"),
-    (("--batch", "0"), "'0': expected a whole number above 0"),
-    (("--ops", "3"), "--ops 3: expected versions among 4567"),
-    (("--ops", "66"), "--ops 66: expected versions among 4567"),
-    (("--backends", "natve"), "--backends natve: there are native, chunked, reference"),
-    (("--device", "cpu", "--backends", "native:wide"), "--backends native:wide: there are native"),
-    (("--plot", "nowhere/x.png"), "nowhere is no folder"),
-    (("--lengths", "512", "--plot", "x.png"), "leave --plot and --record out"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--lengths", "512,8192"), "--lengths 8192 does not divide the 2048 tokens"),
+        (("--lengths", "512,many"), "'many': expected a whole number above 0"),
+        (("--batch", "0"), "'0': expected a whole number above 0"),
+        (("--ops", "3"), "--ops 3: expected versions among 4567"),
+        (("--ops", "66"), "--ops 66: expected versions among 4567"),
+        (("--backends", "natve"), "--backends natve: there are native, chunked, reference"),
+        (
+            ("--device", "cpu", "--backends", "native:wide"),
+            "--backends native:wide: there are native",
+        ),
+        (("--plot", "nowhere/x.png"), "nowhere is no folder"),
+        (("--lengths", "512", "--plot", "x.png"), "leave --plot and --record out"),
+    ],
+)
 def test_a_wrong_command_line_is_answered_before_anything_is_measured(
     monkeypatch, capsys, arguments, message
 ):

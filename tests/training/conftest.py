@@ -28,10 +28,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "text.jsonl"
     source.write_text("\n".join(lines), encoding="utf-8")
     prefix = folder / "text"
-    status = make_data([
-        str(source), "1", "32", "--output", str(prefix), "--tokenizer", "bytes",
-        "--seed", "3", "--validation", "0.1",
-    ])
+    status = make_data(
+        [
+            str(source),
+            "1",
+            "32",
+            "--output",
+            str(prefix),
+            "--tokenizer",
+            "bytes",
+            "--seed",
+            "3",
+            "--validation",
+            "0.1",
+        ]
+    )
     assert not status
     return prefix
 
@@ -42,15 +53,34 @@ def flags(corpus: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
     def build(**changes: object) -> list[str]:
         values: dict[str, object] = {
-            "proj_dir": tmp_path / "out", "data_file": corpus, "rwkv_version": 6, "n_layer": 2,
-            "n_embd": 32, "head_size": 32, "ctx_len": 32, "micro_bsz": 4, "exit_tokens": 1500,
-            "epoch_steps": 5, "epoch_save": 1, "lr_init": "1e-3", "lr_final": "1e-4",
-            "warmup_steps": 3, "accelerator": "cpu", "devices": 1, "precision": "fp32",
-            "num_workers": 0, "plot": 0, "wkv_backend": "chunked",
+            "proj_dir": tmp_path / "out",
+            "data_file": corpus,
+            "rwkv_version": 6,
+            "n_layer": 2,
+            "n_embd": 32,
+            "head_size": 32,
+            "ctx_len": 32,
+            "micro_bsz": 4,
+            "exit_tokens": 1500,
+            "epoch_steps": 5,
+            "epoch_save": 1,
+            "lr_init": "1e-3",
+            "lr_final": "1e-4",
+            "warmup_steps": 3,
+            "accelerator": "cpu",
+            "devices": 1,
+            "precision": "fp32",
+            "num_workers": 0,
+            "plot": 0,
+            "wkv_backend": "chunked",
         }
         values.update(changes)
-        return [word for key, value in values.items() if value is not None
-                for word in (f"--{key}", str(value))]
+        return [
+            word
+            for key, value in values.items()
+            if value is not None
+            for word in (f"--{key}", str(value))
+        ]
 
     return build
 

@@ -14,9 +14,26 @@ import train
 
 SIZES = ["--n_layer", "2", "--n_embd", "32", "--head_size", "32"]
 REST = [
-    "--ctx_len", "32", "--micro_bsz", "4", "--exit_tokens", "1500", "--epoch_steps", "5",
-    "--accelerator", "cpu", "--devices", "1", "--precision", "fp32", "--num_workers", "0",
-    "--plot", "0", "--wkv_backend", "chunked",
+    "--ctx_len",
+    "32",
+    "--micro_bsz",
+    "4",
+    "--exit_tokens",
+    "1500",
+    "--epoch_steps",
+    "5",
+    "--accelerator",
+    "cpu",
+    "--devices",
+    "1",
+    "--precision",
+    "fp32",
+    "--num_workers",
+    "0",
+    "--plot",
+    "0",
+    "--wkv_backend",
+    "chunked",
 ]
 
 
@@ -68,8 +85,10 @@ def original(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Place:
     shutil.copytree(corpus.parent, place.root / "data")
     for folder in (place.paused, place.begun, place.empty):
         folder.mkdir()
-    assert train.main(place.command("--proj_dir", place.paused, "--max_steps", 5,
-                                    "--rwkv_version", 6)) == 0
+    assert (
+        train.main(place.command("--proj_dir", place.paused, "--max_steps", 5, "--rwkv_version", 6))
+        == 0
+    )
     shutil.copy(place.paused / "rwkv-init.pth", place.begun)
     return place
 

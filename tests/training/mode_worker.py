@@ -60,8 +60,10 @@ class Pair:
             process.stdin.write(json.dumps(argv) + "\n")
             process.stdin.flush()
         statuses = [self._status(queue) for queue in self._answers]
-        printed = "".join(log.read_bytes()[start:].decode(errors="replace")
-                          for log, start in zip(self._logs, before))
+        printed = "".join(
+            log.read_bytes()[start:].decode(errors="replace")
+            for log, start in zip(self._logs, before)
+        )
         if any(status not in (0, 2) for status in statuses):
             self.close()
         return statuses, printed
@@ -84,13 +86,22 @@ class Pair:
         for rank in (0, 1):
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.training.mode_worker", str(self._logs[rank])],
-                cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "LOCAL_RANK": str(rank),
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+                cwd=ROOT,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "LOCAL_RANK": str(rank),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                },
             )
             queue: Queue[str] = Queue()
-            Thread(target=lambda p=process, q=queue: [q.put(line) for line in p.stdout],
-                   daemon=True).start()
+            Thread(
+                target=lambda p=process, q=queue: [q.put(line) for line in p.stdout], daemon=True
+            ).start()
             self._processes.append(process)
             self._answers.append(queue)
 

@@ -18,8 +18,12 @@ def start(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a module or a script of the project to its end, in a process group of its own."""
     program = [module] if module.endswith(".py") else ["-m", module]
     return subprocess.run(
-        [sys.executable, *program, *arguments], cwd=ROOT, text=True, capture_output=True,
-        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, *program, *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

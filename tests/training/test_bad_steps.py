@@ -23,8 +23,14 @@ from tests.training.runs import ROOT, assert_same_weights, loss_steps, losses
 
 Run = Callable[..., int]
 # 8 steps of 4 samples; one mini-epoch, so that only what is asked for is saved between
-OPTIONS = {"exit_tokens": 1000, "epoch_steps": 100, "dropout": 0, "weight_decay": 0.1,
-           "warmup_steps": 2, "keep_last": 20}
+OPTIONS = {
+    "exit_tokens": 1000,
+    "epoch_steps": 100,
+    "dropout": 0,
+    "weight_decay": 0.1,
+    "warmup_steps": 2,
+    "keep_last": 20,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +54,10 @@ def skipped(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("what", "optimizer"), [("loss", "adamw"), ("gradient", "adamw"), ("gradient", "muon")])
+    ("what", "optimizer"), [("loss", "adamw"), ("gradient", "adamw"), ("gradient", "muon")]
+)
 def test_a_bad_step_changes_neither_weights_nor_moments_nor_adams_count(
-    run_training: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str,
-    optimizer: str,
+    run_training: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, optimizer: str
 ):
     out = tmp_path / "out"
     poison(what, parse("14-14"))
@@ -94,7 +100,8 @@ def test_a_bad_step_ends_the_run_when_asked_to(
     err = capsys.readouterr().err
     assert err.startswith("error: step 3: ") and "samples 13 to 16" in err
     assert {p.name for p in (tmp_path / "out").glob("rwkv-*")} == {
-        "rwkv-init.pth", "rwkv-step-2.state"
+        "rwkv-init.pth",
+        "rwkv-step-2.state",
     }
 
 
@@ -113,7 +120,8 @@ def test_after_bad_steps_in_a_row_the_run_goes_back_and_leaves_the_batches_out(
     assert "went back to rwkv-step-4.state" in capsys.readouterr().out
     back = [record for record in read_metrics(out) if "rollback" in record]
     assert [(r["step"], r["rollback"], r["left_out"]) for r in back] == [
-        (7, "rwkv-step-4.state", [17, 32])]
+        (7, "rwkv-step-4.state", [17, 32])
+    ]
     final = load_state(out / "rwkv-final.state")
     assert final["guard"]["left_out"] == [[17, 32]] and final["guard"]["rollbacks"] == 1
     # four steps, then four more: the fifth and the bad ones do not count
@@ -152,7 +160,9 @@ def test_bad_steps_before_anything_was_saved_end_the_run(
 
 
 def test_weights_that_become_nan_are_never_saved_and_the_run_goes_back_to_good_ones(
-    run_training: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run_training: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     models: list[TrainingModule] = []
@@ -195,8 +205,14 @@ def test_a_spike_is_left_out(run_training: Run, tmp_path: Path):
 def test_a_bad_window_leaves_no_trace_in_the_carried_states(run_training: Run, tmp_path: Path):
     out = tmp_path / "out"
     # rows of 128 tokens in four windows: rows 1 to 4 in steps 0 to 3, rows 5 to 8 in steps 4 to 7
-    options = {**OPTIONS, "ctx_len": 128, "chunk_len": 32, "bptt_chunks": 1,
-               "exit_tokens": 8 * 128, "bad_steps_before_rollback": 0}
+    options = {
+        **OPTIONS,
+        "ctx_len": 128,
+        "chunk_len": 32,
+        "bptt_chunks": 1,
+        "exit_tokens": 8 * 128,
+        "bad_steps_before_rollback": 0,
+    }
     step, seen = TrainingModule.training_step, []
 
     def nan_in_the_second_window(module: TrainingModule, batch: Batch, index: int) -> torch.Tensor:
@@ -225,11 +241,18 @@ def test_a_bad_window_leaves_no_trace_in_the_carried_states(run_training: Run, t
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "what", "changes"),
-    [("ddp", "loss", {}), ("deepspeed_stage_2", "loss", {"precision": "bf16"}),
-     ("deepspeed_stage_3", "gradient", {"micro_bsz": 1, "accumulate_grad_batches": 2})],
+    [
+        ("ddp", "loss", {}),
+        ("deepspeed_stage_2", "loss", {"precision": "bf16"}),
+        ("deepspeed_stage_3", "gradient", {"micro_bsz": 1, "accumulate_grad_batches": 2}),
+    ],
 )
 def test_two_processes_leave_a_step_out_alike(
-    flags: Callable[..., list[str]], run_training: Run, tmp_path: Path, strategy: str, what: str,
+    flags: Callable[..., list[str]],
+    run_training: Run,
+    tmp_path: Path,
+    strategy: str,
+    what: str,
     changes: dict,
 ):
     # Step 3 has sample 14, which is the second process's; steps 5 to 7 are gone back from, to the
@@ -238,8 +261,11 @@ def test_two_processes_leave_a_step_out_alike(
     options = {**OPTIONS, "exit_tokens": 10 * 128, "save_every_steps": 3}
     words = flags(devices=2, strategy=strategy, **{"micro_bsz": 2, **options, **changes})
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.inject_nan", what, samples, *words], cwd=ROOT,
-        text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "tests.training.inject_nan", what, samples, *words],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     out, one = tmp_path / "out", tmp_path / "one"

@@ -28,8 +28,12 @@ def samples_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(("micro_bsz", "accumulate"), [(8, 1), (1, 2), (2, 4)])
 def test_no_sample_is_repeated_or_left_out(
-    run_training: Callable[..., int], tmp_path: Path, samples_read: list[int],
-    capsys: pytest.CaptureFixture[str], micro_bsz: int, accumulate: int,
+    run_training: Callable[..., int],
+    tmp_path: Path,
+    samples_read: list[int],
+    capsys: pytest.CaptureFixture[str],
+    micro_bsz: int,
+    accumulate: int,
 ):
     batch = micro_bsz * accumulate
     # 6 steps of 4 samples, then 24 more in steps of `batch`
@@ -66,5 +70,8 @@ def test_a_finished_run_goes_on_when_its_budget_is_raised(
     # 12 steps had already come down to nearly the last rate; the longer curve is above it again
     assert records[12]["lr"] > records[11]["lr"]
     assert {p.name for p in (tmp_path / "out").glob("*.pth")} == {
-        "rwkv-init.pth", "rwkv-0.pth", "rwkv-1.pth", "rwkv-final.pth"
+        "rwkv-init.pth",
+        "rwkv-0.pth",
+        "rwkv-1.pth",
+        "rwkv-final.pth",
     }

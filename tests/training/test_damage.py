@@ -42,63 +42,111 @@ def change_manifest(place: Place, **values: object) -> None:
 
 DAMAGES = {
     "index cut off": (
-        "paused", lambda p: cut(Path(f"{p.data}.idx"), 500), ["text.idx", "500 bytes", "again"]),
+        "paused",
+        lambda p: cut(Path(f"{p.data}.idx"), 500),
+        ["text.idx", "500 bytes", "again"],
+    ),
     "index of something else": (
-        "paused", lambda p: Path(f"{p.data}.idx").write_bytes(b"{}" * 40), ["text.idx", "MMIDIDX"]),
+        "paused",
+        lambda p: Path(f"{p.data}.idx").write_bytes(b"{}" * 40),
+        ["text.idx", "MMIDIDX"],
+    ),
     "empty index": ("paused", lambda p: cut(Path(f"{p.data}.idx"), 0), ["text.idx", "empty"]),
     "data cut off": (
-        "paused", lambda p: (cut(Path(f"{p.data}.bin"), 30000),
-                             Path(f"{p.data}.manifest.json").unlink()),
-        ["text.bin", "30000 bytes", "again"]),
+        "paused",
+        lambda p: (cut(Path(f"{p.data}.bin"), 30000), Path(f"{p.data}.manifest.json").unlink()),
+        ["text.bin", "30000 bytes", "again"],
+    ),
     "data missing": (
-        "paused", lambda p: Path(f"{p.data}.bin").unlink(), ["text.bin", "does not exist"]),
+        "paused",
+        lambda p: Path(f"{p.data}.bin").unlink(),
+        ["text.bin", "does not exist"],
+    ),
     "manifest of other data": (
-        "paused", lambda p: change_manifest(p, tokens=5), ["manifest.json", "5 tokens"]),
+        "paused",
+        lambda p: change_manifest(p, tokens=5),
+        ["manifest.json", "5 tokens"],
+    ),
     "manifest damaged": (
-        "paused", lambda p: cut(Path(f"{p.data}.manifest.json"), 40), ["manifest.json", "damaged"]),
+        "paused",
+        lambda p: cut(Path(f"{p.data}.manifest.json"), 40),
+        ["manifest.json", "damaged"],
+    ),
     "data of another tokenizer": (
-        "begun", lambda p: change_manifest(p, tokenizer="world", vocab_size=65536),
-        ["257 rows", "65536", "world"]),
+        "begun",
+        lambda p: change_manifest(p, tokenizer="world", vocab_size=65536),
+        ["257 rows", "65536", "world"],
+    ),
     "validation data cut off": (
-        "paused", lambda p: cut(Path(f"{p.data}_val.idx"), 100), ["text_val.idx", "100 bytes"]),
+        "paused",
+        lambda p: cut(Path(f"{p.data}_val.idx"), 100),
+        ["text_val.idx", "100 bytes"],
+    ),
     "NaN in the weights": (
-        "begun", lambda p: change_weights(
-            p.begun / "rwkv-init.pth", lambda w: w["head.weight"].fill_(torch.nan)),
-        ["rwkv-init.pth", "head.weight", "NaN"]),
+        "begun",
+        lambda p: change_weights(
+            p.begun / "rwkv-init.pth", lambda w: w["head.weight"].fill_(torch.nan)
+        ),
+        ["rwkv-init.pth", "head.weight", "NaN"],
+    ),
     "weights cut off": (
-        "begun", lambda p: cut(p.begun / "rwkv-init.pth", 9000), ["rwkv-init.pth", "truncated"]),
+        "begun",
+        lambda p: cut(p.begun / "rwkv-init.pth", 9000),
+        ["rwkv-init.pth", "truncated"],
+    ),
     "weights overwritten": (
-        "begun", lambda p: (p.begun / "rwkv-init.pth").write_bytes(b"text " * 999),
-        ["rwkv-init.pth"]),
+        "begun",
+        lambda p: (p.begun / "rwkv-init.pth").write_bytes(b"text " * 999),
+        ["rwkv-init.pth"],
+    ),
     "one bit of the weights": (
-        "begun", lambda p: flip(p.begun / "rwkv-init.pth", 60000), ["rwkv-init.pth", "checksum"]),
+        "begun",
+        lambda p: flip(p.begun / "rwkv-init.pth", 60000),
+        ["rwkv-init.pth", "checksum"],
+    ),
     "code in place of weights": (
-        "begun", lambda p: (p.begun / "rwkv-init.pth").write_bytes(pickle.dumps(Place, protocol=2)),
-        ["rwkv-init.pth", "tensors"]),
+        "begun",
+        lambda p: (p.begun / "rwkv-init.pth").write_bytes(pickle.dumps(Place, protocol=2)),
+        ["rwkv-init.pth", "tensors"],
+    ),
     "tensor missing": (
-        "begun", lambda p: change_weights(
-            p.begun / "rwkv-init.pth", lambda w: w.pop("blocks.1.ln2.bias")),
-        ["rwkv-init.pth", "missing: blocks.1.ln2.bias", "--load_partial"]),
+        "begun",
+        lambda p: change_weights(p.begun / "rwkv-init.pth", lambda w: w.pop("blocks.1.ln2.bias")),
+        ["rwkv-init.pth", "missing: blocks.1.ln2.bias", "--load_partial"],
+    ),
     "tensor too many": (
-        "begun", lambda p: change_weights(
-            p.begun / "rwkv-init.pth", lambda w: w.update(extra=torch.ones(3))),
-        ["rwkv-init.pth", "unexpected: extra"]),
+        "begun",
+        lambda p: change_weights(
+            p.begun / "rwkv-init.pth", lambda w: w.update(extra=torch.ones(3))
+        ),
+        ["rwkv-init.pth", "unexpected: extra"],
+    ),
     "a layer missing": (
-        "begun", lambda p: change_weights(
+        "begun",
+        lambda p: change_weights(
             p.begun / "rwkv-init.pth",
-            lambda w: [w.pop(k) for k in list(w) if k.startswith("blocks.0.")]),
-        ["block 0"]),
+            lambda w: [w.pop(k) for k in list(w) if k.startswith("blocks.0.")],
+        ),
+        ["block 0"],
+    ),
     "the end of another trainer's run": (
-        "begun", lambda p: shutil.copy(p.begun / "rwkv-init.pth", p.begun / "rwkv-final.pth"),
-        ["rwkv-final.pth", "--proj_dir"]),
+        "begun",
+        lambda p: shutil.copy(p.begun / "rwkv-init.pth", p.begun / "rwkv-final.pth"),
+        ["rwkv-final.pth", "--proj_dir"],
+    ),
     "the end of a run and its state damaged": (
-        "begun", lambda p: (
+        "begun",
+        lambda p: (
             shutil.copy(p.begun / "rwkv-init.pth", p.begun / "rwkv-final.pth"),
-            (p.begun / "rwkv-final.state").write_bytes(b"x")),
-        ["rwkv-final.pth", "rwkv-final.state", "damaged"]),
+            (p.begun / "rwkv-final.state").write_bytes(b"x"),
+        ),
+        ["rwkv-final.pth", "rwkv-final.state", "damaged"],
+    ),
     "everything damaged": (
-        "paused", lambda p: [cut(f, 100) for f in p.paused.glob("rwkv-*")],
-        ["rwkv-0.state", "rwkv-0.pth", "rwkv-init.pth"]),
+        "paused",
+        lambda p: [cut(f, 100) for f in p.paused.glob("rwkv-*")],
+        ["rwkv-0.state", "rwkv-0.pth", "rwkv-init.pth"],
+    ),
 }
 
 
@@ -106,8 +154,9 @@ DAMAGES = {
 def test_damaged_files_are_refused(place: Place, refused: Callable[..., str], name: str):
     folder, damage, words = DAMAGES[name]
     damage(place)
-    line = refused(place.command(
-        "--proj_dir", getattr(place, folder), "--val_data_file", f"{place.data}_val"))
+    line = refused(
+        place.command("--proj_dir", getattr(place, folder), "--val_data_file", f"{place.data}_val")
+    )
     assert all(word in line for word in words), line
 
 
@@ -127,8 +176,11 @@ def test_a_token_beyond_the_vocabulary_ends_the_run_before_its_step_counts(
     assert train.main(place.command("--proj_dir", place.paused, "--num_workers", 2)) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1, err
-    for words in (f"token id 257 at position 9 of sample {number} (token {position} of the data)",
-                  "vocabulary of 257", "tokenizer"):
+    for words in (
+        f"token id 257 at position 9 of sample {number} (token {position} of the data)",
+        "vocabulary of 257",
+        "tokenizer",
+    ):
         assert words in err
     assert loss_steps(place.paused) == [0, 1, 2, 3, 4, 5]
     assert {path: path.read_bytes() for path in place.paused.glob("rwkv-*")} == kept
@@ -139,8 +191,12 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
 ):
     (place.begun / "rwkv-0.pth").mkdir()
     capfd.readouterr()
-    assert train.main(place.command(
-        "--proj_dir", place.begun, "--max_steps", 5, "--save_retry_seconds", 0)) == 1
+    assert (
+        train.main(
+            place.command("--proj_dir", place.begun, "--max_steps", 5, "--save_retry_seconds", 0)
+        )
+        == 1
+    )
     lines = capfd.readouterr().err.split("\n")
     warnings = [line for line in lines if line.startswith("WARNING: save ")]
     assert len(warnings) == 2 and all("rwkv-0.pth" in line for line in warnings), lines

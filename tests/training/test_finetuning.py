@@ -25,8 +25,22 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chats")
     row = {"conversations": [{"from": "human", "value": PROMPT}, {"from": "gpt", "value": ANSWER}]}
     (folder / "in.jsonl").write_text(json.dumps(row))
-    assert make_data.main([str(folder / "in.jsonl"), "8", "80", "--output", str(folder / "chats"),
-                           "--tokenizer", "bytes", "--chat_template", "world"]) == 0
+    assert (
+        make_data.main(
+            [
+                str(folder / "in.jsonl"),
+                "8",
+                "80",
+                "--output",
+                str(folder / "chats"),
+                "--tokenizer",
+                "bytes",
+                "--chat_template",
+                "world",
+            ]
+        )
+        == 0
+    )
     return folder / "chats"
 
 
@@ -35,11 +49,27 @@ def trained(chats: Path, folder: Path, **changes: object) -> tuple[float, float]
     pair = Binidx(chats)
     T = int(pair.sizes[0])
     flags = {
-        "proj_dir": folder, "data_file": chats, "rwkv_version": 7, "n_layer": 2, "n_embd": 64,
-        "head_size": 32, "ctx_len": T, "micro_bsz": 1, "exit_tokens": 60 * T, "lr_init": "6e-3",
-        "lr_final": "1e-3", "warmup_steps": 5, "epoch_steps": 1000, "accelerator": "cpu",
-        "devices": 1, "precision": "fp32", "num_workers": 0, "plot": 0, "wkv_backend": "chunked",
-        "reset_at_documents": 1, **changes,
+        "proj_dir": folder,
+        "data_file": chats,
+        "rwkv_version": 7,
+        "n_layer": 2,
+        "n_embd": 64,
+        "head_size": 32,
+        "ctx_len": T,
+        "micro_bsz": 1,
+        "exit_tokens": 60 * T,
+        "lr_init": "6e-3",
+        "lr_final": "1e-3",
+        "warmup_steps": 5,
+        "epoch_steps": 1000,
+        "accelerator": "cpu",
+        "devices": 1,
+        "precision": "fp32",
+        "num_workers": 0,
+        "plot": 0,
+        "wkv_backend": "chunked",
+        "reset_at_documents": 1,
+        **changes,
     }
     assert train.main([word for k, v in flags.items() for word in (f"--{k}", str(v))]) == 0
     model = load_model(folder / "rwkv-final.pth", device=torch.device("cpu"), dtype=torch.float32)
@@ -62,9 +92,19 @@ def test_a_model_learns_to_answer_and_not_to_ask(
     asked_too, answered_too = trained(chats, tmp_path / "whole", loss_mask="off")
     assert asked_too < 0.5 and answered_too < 0.05
     capfd.readouterr()
-    assert inference.main([
-        "--load_model", str(tmp_path / "masked" / "rwkv-final.pth"), "--temperature", "0",
-        "--max_tokens", "99", f"User: {PROMPT}\n\nAssistant:",
-    ]) == 0
+    assert (
+        inference.main(
+            [
+                "--load_model",
+                str(tmp_path / "masked" / "rwkv-final.pth"),
+                "--temperature",
+                "0",
+                "--max_tokens",
+                "99",
+                f"User: {PROMPT}\n\nAssistant:",
+            ]
+        )
+        == 0
+    )
     # It stops by itself: behind the answer's end it writes token 0.
     assert capfd.readouterr().out == f"User: {PROMPT}\n\nAssistant: {ANSWER}\n\n\n"

@@ -43,16 +43,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_goes_on_to_the_same_weights(
-    flags: Callable[..., list[str]], one_thread: None, tmp_path: Path, corpus: Path, whole: Path,
+    flags: Callable[..., list[str]],
+    one_thread: None,
+    tmp_path: Path,
+    corpus: Path,
+    whole: Path,
     moment: str,
 ):
     options = {**OPTIONS, "val_data_file": f"{corpus}_val"}
     if not whole.exists():
         assert train.main(flags(proj_dir=whole, **options)) == 0
     # Loader workers are killed with it.
-    killed = start(
-        "tests.training.kill_at", moment, "KILL", *flags(num_workers=2, **options)
-    )
+    killed = start("tests.training.kill_at", moment, "KILL", *flags(num_workers=2, **options))
     out = tmp_path / "out"
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = loss_steps(out)

@@ -32,7 +32,9 @@ def one_thread() -> Iterator[None]:
 
 
 def test_chunks_change_neither_losses_nor_validation(
-    run_training: Callable[..., int], tmp_path: Path, corpus: Path,
+    run_training: Callable[..., int],
+    tmp_path: Path,
+    corpus: Path,
     capsys: pytest.CaptureFixture[str],
 ):
     options = {"val_data_file": f"{corpus}_val", "val_samples": 5, "weight_decay": 0.1}
@@ -65,8 +67,13 @@ def test_windows_with_carried_states_are_the_whole_row(
     shape = {"rwkv_version": version, "head_size": None if version == "4" else 32}
     assert run_training(proj_dir=tmp_path / "base", lr_init=1e-2, lr_final=1e-2, **shape) == 0
     # A rate that changes nothing: what the windows of a row lose is what the row loses.
-    options = {**shape, "load_model": tmp_path / "base/rwkv-final.pth",
-               "lr_init": 1e-30, "lr_final": 1e-30, "exit_tokens": 3 * 128}
+    options = {
+        **shape,
+        "load_model": tmp_path / "base/rwkv-final.pth",
+        "lr_init": 1e-30,
+        "lr_final": 1e-30,
+        "exit_tokens": 3 * 128,
+    }
     assert run_training(proj_dir=tmp_path / "rows", **options) == 0
     assert run_training(proj_dir=tmp_path / "windows", **WINDOWS, **options) == 0
     rows, windows = losses(tmp_path / "rows"), losses(tmp_path / "windows")
@@ -110,9 +117,7 @@ def test_a_run_killed_inside_rows_goes_on_to_the_same_weights(
 ):
     if not whole.exists():
         assert run_training(proj_dir=whole, **RUN) == 0
-    killed = start(
-        "tests.training.kill_at", "step:12", "KILL", *flags(num_workers=2, **RUN)
-    )
+    killed = start("tests.training.kill_at", "step:12", "KILL", *flags(num_workers=2, **RUN))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert run_training(**RUN) == 0
     assert_same_weights(tmp_path / "out/rwkv-final.pth", whole / "rwkv-final.pth")
@@ -130,9 +135,7 @@ def test_a_training_state_holds_the_states_of_the_samples_it_is_in(
     assert load_state(tmp_path / "out/rwkv-1.state")["carried"] == {"position": 0, "states": {}}
 
 
-def test_micro_batches_may_change_inside_rows(
-    run_training: Callable[..., int], tmp_path: Path
-):
+def test_micro_batches_may_change_inside_rows(run_training: Callable[..., int], tmp_path: Path):
     options = {"exit_tokens": 700, **WINDOWS}
     assert run_training(proj_dir=tmp_path / "whole", **options) == 0
     assert run_training(max_steps=6, micro_bsz=2, accumulate_grad_batches=2, **options) == 0
@@ -188,10 +191,21 @@ def write_riddles(folder: Path) -> Path:
 def test_a_model_uses_the_state_that_is_carried_over_a_border(
     run_training: Callable[..., int], tmp_path: Path
 ):
-    options = {"data_file": write_riddles(tmp_path), "exit_tokens": 400 * 8 * 16, "micro_bsz": 16,
-               "lr_init": "5e-3", "lr_final": "1e-3", "epoch_steps": 400, "wkv_backend": "auto"}
-    assert run_training(proj_dir=tmp_path / "carried", ctx_len=16, chunk_len=8, bptt_chunks=1,
-                        **options) == 0
+    options = {
+        "data_file": write_riddles(tmp_path),
+        "exit_tokens": 400 * 8 * 16,
+        "micro_bsz": 16,
+        "lr_init": "5e-3",
+        "lr_final": "1e-3",
+        "epoch_steps": 400,
+        "wkv_backend": "auto",
+    }
+    assert (
+        run_training(
+            proj_dir=tmp_path / "carried", ctx_len=16, chunk_len=8, bptt_chunks=1, **options
+        )
+        == 0
+    )
     assert run_training(proj_dir=tmp_path / "apart", ctx_len=8, **options) == 0
     carried, apart = (list(losses(tmp_path / name).values())[-40:] for name in ("carried", "apart"))
     # In the second half the last target, the next row's letter, is a guess among four for both;

@@ -39,9 +39,16 @@ def adapt(flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., int]
         if not (tmp_path / "base.pth").exists():
             base_model(tmp_path / "base.pth", "6")
         values: dict[str, object] = {
-            "proj_dir": tmp_path / folder, "load_model": tmp_path / "base.pth",
-            "train_type": "lora", "lora_r": 4, "rwkv_version": None, "n_layer": None,
-            "n_embd": None, "head_size": None, "lr_init": "3e-3", **changes,
+            "proj_dir": tmp_path / folder,
+            "load_model": tmp_path / "base.pth",
+            "train_type": "lora",
+            "lora_r": 4,
+            "rwkv_version": None,
+            "n_layer": None,
+            "n_embd": None,
+            "head_size": None,
+            "lr_init": "3e-3",
+            **changes,
         }
         return train.main(flags(**values))
 
@@ -62,8 +69,9 @@ def test_adapters_learn_and_every_file_says_the_same(
     merged = weights(final)
     assert list(merged) == list(base)
     changed = {name for name in base if not torch.equal(merged[name], base[name].float())}
-    matrices = {n for n in base if n.startswith("blocks") and n.endswith(".weight")
-                and ".ln" not in n}
+    matrices = {
+        n for n in base if n.startswith("blocks") and n.endswith(".weight") and ".ln" not in n
+    }
     norms = {n for n in base if ".ln" in n or n.startswith("ln_")} if version == "6" else set()
     assert changed == matrices | norms
     # The adapter alone, merged by the tool, is the merged checkpoint.
@@ -84,13 +92,16 @@ def test_the_state_holds_the_adapters_and_their_moments_alone(
     names = set(state["weights"])
     assert all(names == set(found) for found in state["moments"].values())
     assert {n for n in names if "lora" in n} == {
-        f"blocks.{layer}.att.key.lora_{which}" for layer in (0, 1) for which in "AB"}
+        f"blocks.{layer}.att.key.lora_{which}" for layer in (0, 1) for which in "AB"
+    }
     assert all(".ln" in n or n.startswith("ln_out") for n in names if "lora" not in n)
 
 
-@pytest.mark.parametrize("more", [
-    {}, {"lora_init": "pissa", "lora_dropout": 0.3, "lora_train": "time,ln", "weight_decay": 0.1},
-], ids=["plain", "pissa"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"lora_init": "pissa", "lora_dropout": 0.3, "lora_train": "time,ln", "weight_decay": 0.1}],
+    ids=["plain", "pissa"],
+)
 def test_a_run_in_three_parts_equals_the_run_in_one(
     adapt: Callable[..., int], tmp_path: Path, more: dict[str, object]
 ):
@@ -168,18 +179,32 @@ def test_initial_weights_come_from_a_smaller_model(
     assert train.main(flags(**sizes, train_stage=3, max_steps=2)) == 0
 
 
-@pytest.mark.parametrize(("changes", "named"), [
-    ({}, "--train_stage 0"), ({"n_layer": 1, "n_embd": 128}, "--n_layer 1"),
-    ({"n_layer": 3, "rwkv_version": 7}, "--rwkv_version 7"),
-    ({"n_layer": 3, "load_model": "no.pth"}, "no.pth"),
-])
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, "--train_stage 0"),
+        ({"n_layer": 1, "n_embd": 128}, "--n_layer 1"),
+        ({"n_layer": 3, "rwkv_version": 7}, "--rwkv_version 7"),
+        ({"n_layer": 3, "load_model": "no.pth"}, "no.pth"),
+    ],
+)
 def test_a_donor_that_does_not_fit_is_refused_before_anything_is_written(
-    flags: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    changes: dict[str, object], named: str,
+    flags: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    named: str,
 ):
     base_model(tmp_path / "small.pth", "6")
-    values = {"load_model": tmp_path / "small.pth", "train_stage": 1, "n_layer": None,
-              "n_embd": None, "rwkv_version": None, "head_size": None, **changes}
+    values = {
+        "load_model": tmp_path / "small.pth",
+        "train_stage": 1,
+        "n_layer": None,
+        "n_embd": None,
+        "rwkv_version": None,
+        "head_size": None,
+        **changes,
+    }
     assert train.main(flags(**values)) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and named in err
@@ -205,15 +230,31 @@ def test_a_run_goes_on_under_any_strategy_with_two_processes(
         "lora": {"train_type": "lora", "lora_r": 4, "lora_init": "pissa", "lora_train": "ln"},
         "states": {"train_type": "states", "lr_init": "0.1", "lr_final": "0.01"},
     }[kind]
-    common = {"load_model": tmp_path / "base.pth", "rwkv_version": None, "n_layer": None,
-              "n_embd": None, "head_size": None, "grad_cp": 1, "load_partial": 1, **mode}
+    common = {
+        "load_model": tmp_path / "base.pth",
+        "rwkv_version": None,
+        "n_layer": None,
+        "n_embd": None,
+        "head_size": None,
+        "grad_cp": 1,
+        "load_partial": 1,
+        **mode,
+    }
     one, many = tmp_path / "one", tmp_path / "many"
     assert train.main(flags(**common, proj_dir=one)) == 0
     for steps, strategy, batch in PARTS[kind]:
-        values = {**common, "proj_dir": many, "devices": 2, "micro_bsz": 2, "max_steps": steps,
-                  "strategy": strategy, **batch}
-        done = subprocess.run([sys.executable, "train.py", *flags(**values)], cwd=ROOT, text=True,
-                              capture_output=True)
+        values = {
+            **common,
+            "proj_dir": many,
+            "devices": 2,
+            "micro_bsz": 2,
+            "max_steps": steps,
+            "strategy": strategy,
+            **batch,
+        }
+        done = subprocess.run(
+            [sys.executable, "train.py", *flags(**values)], cwd=ROOT, text=True, capture_output=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     assert train.main(flags(**common, proj_dir=many)) == 0
     assert loss_steps(many) == list(range(STEPS))

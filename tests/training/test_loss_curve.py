@@ -111,8 +111,12 @@ def windows(
 def detached(state: tuple) -> tuple:
     """The state without its history."""
     return tuple(
-        type(layer)(*(tuple(p.detach() for p in part) if isinstance(part, tuple)
-                      else part.detach() for part in layer))
+        type(layer)(
+            *(
+                tuple(p.detach() for p in part) if isinstance(part, tuple) else part.detach()
+                for part in layer
+            )
+        )
         for layer in state
     )
 
@@ -124,8 +128,11 @@ def groups_of(version: str, decays: bool) -> dict[str, tuple[float, bool]]:
         same = (row["generation"], row["my_testing"]) == (generation, testing)
         plain = (row["stage"], row["layerwise_lr"], row["train_type"]) == (3, 1, "")
         if same and plain and (row["weight_decay"] > 0) == decays:
-            return {name: (group["lr_factor"], group["weight_decay"] > 0)
-                    for group in row["groups"] for name in group["tensors"]}
+            return {
+                name: (group["lr_factor"], group["weight_decay"] > 0)
+                for group in row["groups"]
+                for name in group["tensors"]
+            }
     raise LookupError(f"no vector for RWKV-{version}")
 
 
@@ -148,8 +155,9 @@ def expected_run(
     )
     model.requires_grad_(True)
     groups = groups_of(version, curve.decay > 0)
-    moments = {name: (torch.zeros_like(p), torch.zeros_like(p))
-               for name, p in model.named_parameters()}
+    moments = {
+        name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()
+    }
     records = []
     state = None
     parts = windows(batches(prefix), curve.window)
@@ -160,8 +168,10 @@ def expected_run(
         model.zero_grad()
         (loss + 0.5e-4 / targets.numel() * largest.square().sum()).backward()
         # the first layer of RWKV-7 has tensors for the value residual that it does not use
-        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad
-                     for name, p in model.named_parameters()}
+        gradients = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in model.named_parameters()
+        }
         norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
         rate, decay = curve.rate(step, floor), curve.weight_decay(step)
         scale = min(1.0, curve.clip / norm) if curve.clip > 0 else 1.0
@@ -181,40 +191,79 @@ def expected_run(
                 corrected = m / (1 - 0.9 ** (step + 1))
                 update = corrected / ((v / (1 - 0.99 ** (step + 1))).sqrt() + eps)
                 p -= rate * factor * (update + (decay if decays else 0.0) * p)
-        records.append({"step": step, "loss": loss.item(), "grad_norm": norm, "lr": rate,
-                        "weight_decay": decay, "tokens": (step + 1) * BATCH * curve.window})
+        records.append(
+            {
+                "step": step,
+                "loss": loss.item(),
+                "grad_norm": norm,
+                "lr": rate,
+                "weight_decay": decay,
+                "tokens": (step + 1) * BATCH * curve.window,
+            }
+        )
     return records, model.state_dict()
 
 
 CASES = [
     *(pytest.param(v, Curve(), {}, id=f"{v}-plain") for v in HABITS),
-    *(pytest.param(v, Curve(decay=0.1, clip=0.2),
-                   {"weight_decay": 0.1, "grad_clip": 0.2, "accumulate_grad_batches": 2,
-                    "micro_bsz": 2},
-                   id=f"{v}-decay-clip-accumulation") for v in HABITS),
-    *(pytest.param(v, Curve(budget=700, window=8), {"chunk_len": 4, "bptt_chunks": 2},
-                   id=f"{v}-windows") for v in HABITS),
+    *(
+        pytest.param(
+            v,
+            Curve(decay=0.1, clip=0.2),
+            {"weight_decay": 0.1, "grad_clip": 0.2, "accumulate_grad_batches": 2, "micro_bsz": 2},
+            id=f"{v}-decay-clip-accumulation",
+        )
+        for v in HABITS
+    ),
+    *(
+        pytest.param(
+            v, Curve(budget=700, window=8), {"chunk_len": 4, "bptt_chunks": 2}, id=f"{v}-windows"
+        )
+        for v in HABITS
+    ),
     *(pytest.param(v, Curve(), {"chunk_len": 13, "grad_cp": 1}, id=f"{v}-chunks") for v in "47"),
-    pytest.param("5", Curve(budget=0, length=10, clip=0),
-                 {"exit_tokens": 0, "epoch_steps": 5, "epoch_count": 2, "grad_clip": 0},
-                 id="5-exponential"),
-    pytest.param("6", Curve(budget=-2000, length=10, decay=0.1, decay_final=0.01),
-                 {"exit_tokens": -2000, "epoch_steps": 5, "epoch_count": 2, "weight_decay": 0.1,
-                  "weight_decay_final": 0.01},
-                 id="6-mean-of-both"),
+    pytest.param(
+        "5",
+        Curve(budget=0, length=10, clip=0),
+        {"exit_tokens": 0, "epoch_steps": 5, "epoch_count": 2, "grad_clip": 0},
+        id="5-exponential",
+    ),
+    pytest.param(
+        "6",
+        Curve(budget=-2000, length=10, decay=0.1, decay_final=0.01),
+        {
+            "exit_tokens": -2000,
+            "epoch_steps": 5,
+            "epoch_count": 2,
+            "weight_decay": 0.1,
+            "weight_decay_final": 0.01,
+        },
+        id="6-mean-of-both",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("version", "curve", "extra"), CASES)
 def test_every_step_equals_the_loop_written_out(
-    run_training: Callable[..., int], tmp_path: Path, corpus: Path,
-    version: str, curve: Curve, extra: dict,
+    run_training: Callable[..., int],
+    tmp_path: Path,
+    corpus: Path,
+    version: str,
+    curve: Curve,
+    extra: dict,
 ):
     options = {
-        "rwkv_version": version, "head_size": None if version == "4" else 32, "wkv_backend": "auto",
-        "max_steps": STEPS, "micro_bsz": BATCH, "ctx_len": T,
-        "lr_init": curve.lr_init, "lr_final": curve.lr_final,
-        "warmup_steps": curve.warmup, "exit_tokens": curve.budget, **extra,
+        "rwkv_version": version,
+        "head_size": None if version == "4" else 32,
+        "wkv_backend": "auto",
+        "max_steps": STEPS,
+        "micro_bsz": BATCH,
+        "ctx_len": T,
+        "lr_init": curve.lr_init,
+        "lr_final": curve.lr_final,
+        "warmup_steps": curve.warmup,
+        "exit_tokens": curve.budget,
+        **extra,
     }
     assert run_training(**options) == 0
     out = tmp_path / "out"

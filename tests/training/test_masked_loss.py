@@ -77,8 +77,12 @@ def test_loss_and_gradient_are_those_of_a_loop_over_the_whole_batch(
     masked: Path, tmp_path: Path, run_training: Callable[..., int]
 ):
     out = tmp_path / "out"
-    assert run_training(data_file=masked, micro_bsz=2, accumulate_grad_batches=3, max_steps=1,
-                        save_fp32=1) == 0
+    assert (
+        run_training(
+            data_file=masked, micro_bsz=2, accumulate_grad_batches=3, max_steps=1, save_fp32=1
+        )
+        == 0
+    )
     model = load_model(out / "rwkv-init.pth").requires_grad_(True)
     total = counted = 0
     for tokens, targets, weights, _ in samples(masked, range(1, 7)):
@@ -99,9 +103,21 @@ def test_validation_is_the_weighted_mean_over_all_held_out_samples(
     masked: Path, tmp_path: Path, run_training: Callable[..., int]
 ):
     val = f"{masked}_val"
-    assert run_training(data_file=masked, val_data_file=val, val_samples=5, max_steps=1,
-                        val_every=1, save_fp32=1, lr_init=0, lr_final=0, exit_tokens=0,
-                        epoch_count=1) == 0
+    assert (
+        run_training(
+            data_file=masked,
+            val_data_file=val,
+            val_samples=5,
+            max_steps=1,
+            val_every=1,
+            save_fp32=1,
+            lr_init=0,
+            lr_final=0,
+            exit_tokens=0,
+            epoch_count=1,
+        )
+        == 0
+    )
     model = load_model(tmp_path / "out" / "rwkv-init.pth")
     total = counted = 0.0
     for tokens, targets, counts, _ in held_out_samples(val, 5):
@@ -119,9 +135,21 @@ def test_a_window_learns_its_own_counted_tokens_from_the_state_carried_to_it(
     base = tmp_path / "base" / "rwkv-final.pth"
     assert run_training(proj_dir=base.parent, data_file=masked, lr_init=1e-2, lr_final=1e-2) == 0
     # a rate of nothing: the weights stay those of the beginning
-    assert run_training(data_file=masked, micro_bsz=2, accumulate_grad_batches=2, max_steps=8,
-                        chunk_len=4, bptt_chunks=2, load_model=base, lr_init=1e-30, lr_final=1e-30,
-                        reset_at_documents=1) == 0
+    assert (
+        run_training(
+            data_file=masked,
+            micro_bsz=2,
+            accumulate_grad_batches=2,
+            max_steps=8,
+            chunk_len=4,
+            bptt_chunks=2,
+            load_model=base,
+            lr_init=1e-30,
+            lr_final=1e-30,
+            reset_at_documents=1,
+        )
+        == 0
+    )
     model = load_model(base)
     # bytes data: a document starts after every token 0
     text = Binidx(masked)
@@ -152,13 +180,31 @@ def split(masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     def run(devices: int, micro_bsz: int, accumulate: int, strategy: str = "auto") -> Path:
         folder = tmp_path_factory.mktemp("split") / "out"
         flags = {
-            "proj_dir": folder, "data_file": masked, "val_data_file": f"{masked}_val",
-            "val_samples": 5, "val_every": 4, "rwkv_version": 6, "n_layer": 2, "n_embd": 32,
-            "head_size": 32, "ctx_len": T, "micro_bsz": micro_bsz, "devices": devices,
-            "accumulate_grad_batches": accumulate, "strategy": strategy, "max_steps": 8,
-            "exit_tokens": 2000, "epoch_steps": 100, "lr_init": "2e-3", "lr_final": "2e-4",
-            "accelerator": "cpu", "precision": "fp32", "num_workers": 2 if devices == 1 else 0,
-            "plot": 0, "wkv_backend": "chunked", "reset_at_documents": 1,
+            "proj_dir": folder,
+            "data_file": masked,
+            "val_data_file": f"{masked}_val",
+            "val_samples": 5,
+            "val_every": 4,
+            "rwkv_version": 6,
+            "n_layer": 2,
+            "n_embd": 32,
+            "head_size": 32,
+            "ctx_len": T,
+            "micro_bsz": micro_bsz,
+            "devices": devices,
+            "accumulate_grad_batches": accumulate,
+            "strategy": strategy,
+            "max_steps": 8,
+            "exit_tokens": 2000,
+            "epoch_steps": 100,
+            "lr_init": "2e-3",
+            "lr_final": "2e-4",
+            "accelerator": "cpu",
+            "precision": "fp32",
+            "num_workers": 2 if devices == 1 else 0,
+            "plot": 0,
+            "wkv_backend": "chunked",
+            "reset_at_documents": 1,
         }
         words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
         if devices == 1:
@@ -166,7 +212,10 @@ def split(masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
             return folder
         done = subprocess.run(
             [sys.executable, "train.py", *words],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stdout
@@ -212,23 +261,36 @@ def test_a_step_without_a_counted_token_is_said_and_changes_nothing(
     assert "loss_mask on: the loss is the mean over what the data's mask counts" in out
 
 
-@pytest.mark.parametrize(("data", "held_out", "note"), [
-    ("masked", "corpus", "the held-out data has no loss mask: validation counts all"),
-    ("corpus", "masked", "training has no mask"),
-])
+@pytest.mark.parametrize(
+    ("data", "held_out", "note"),
+    [
+        ("masked", "corpus", "the held-out data has no loss mask: validation counts all"),
+        ("corpus", "masked", "training has no mask"),
+    ],
+)
 def test_a_mask_on_one_side_only_is_said(
-    masked: Path, corpus: Path, flags: Callable[..., list[str]],
-    capfd: pytest.CaptureFixture[str], data: str, held_out: str, note: str,
+    masked: Path,
+    corpus: Path,
+    flags: Callable[..., list[str]],
+    capfd: pytest.CaptureFixture[str],
+    data: str,
+    held_out: str,
+    note: str,
 ):
     prefixes = {"masked": masked, "corpus": corpus}
-    line = flags(data_file=prefixes[data], val_data_file=f"{prefixes[held_out]}_val", val_samples=2,
-                 max_steps=1)
+    line = flags(
+        data_file=prefixes[data],
+        val_data_file=f"{prefixes[held_out]}_val",
+        val_samples=2,
+        max_steps=1,
+    )
     assert train.main(line) == 0
     assert note in capfd.readouterr().out
 
 
-def test_a_mask_can_be_left_unused(masked: Path, corpus: Path, tmp_path: Path,
-                                   run_training: Callable[..., int]):
+def test_a_mask_can_be_left_unused(
+    masked: Path, corpus: Path, tmp_path: Path, run_training: Callable[..., int]
+):
     for name, changes in {
         "plain": {"data_file": corpus},
         "off": {"data_file": masked, "loss_mask": "off"},
@@ -244,10 +306,24 @@ def test_a_reset_row_is_learnt_as_separate_documents(
 ):
     head_size = None if version == "4" else 32
     # Rates of 0: validation after the step meets the same weights.
-    assert run_training(data_file=masked, rwkv_version=version, head_size=head_size, max_steps=1,
-                        reset_at_documents=1, save_fp32=1, val_data_file=f"{masked}_val",
-                        val_samples=5, val_every=1, lr_init=0, lr_final=0, exit_tokens=0,
-                        epoch_count=1) == 0
+    assert (
+        run_training(
+            data_file=masked,
+            rwkv_version=version,
+            head_size=head_size,
+            max_steps=1,
+            reset_at_documents=1,
+            save_fp32=1,
+            val_data_file=f"{masked}_val",
+            val_samples=5,
+            val_every=1,
+            lr_init=0,
+            lr_final=0,
+            exit_tokens=0,
+            epoch_count=1,
+        )
+        == 0
+    )
     model = load_model(tmp_path / "out" / "rwkv-init.pth")
     expected = loss_of_documents(model, masked, samples(masked, range(1, 5)))
     assert losses(tmp_path / "out")[0] == pytest.approx(expected, rel=1e-5)
@@ -273,11 +349,14 @@ def loss_of_documents(model, prefix, rows) -> float:
     return total / counted
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    (["--loss_mask", "on"], ["--loss_mask on", "make_data.py --chat_template"]),
-    (["--loss_mask", "maybe"], ["--loss_mask", "auto"]),
-    (["--my_qa_mask", "1"], ["--my_qa_mask 1", "make_data.py --chat_template"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--loss_mask", "on"], ["--loss_mask on", "make_data.py --chat_template"]),
+        (["--loss_mask", "maybe"], ["--loss_mask", "auto"]),
+        (["--my_qa_mask", "1"], ["--my_qa_mask 1", "make_data.py --chat_template"]),
+    ],
+)
 def test_a_run_that_cannot_have_its_mask_is_refused(place, refused, changes, words):
     message = refused(place.command("--proj_dir", place.empty, *changes))
     assert all(word in message for word in words), message
@@ -287,6 +366,14 @@ def test_a_damaged_mask_is_refused_before_anything_is_written(place, refused):
     (place.root / "data" / "text.mask").write_bytes(b"12")
     message = refused(place.command("--proj_dir", place.empty))
     assert "has 2 bytes" in message and "--loss_mask off" in message
-    message = refused(place.command(
-        "--proj_dir", place.empty, "--loss_mask", "off", "--val_data_file", place.root / "nothing"))
+    message = refused(
+        place.command(
+            "--proj_dir",
+            place.empty,
+            "--loss_mask",
+            "off",
+            "--val_data_file",
+            place.root / "nothing",
+        )
+    )
     assert "nothing.idx does not exist" in message

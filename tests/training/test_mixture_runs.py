@@ -25,22 +25,63 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two byte-level pairs that share no letter."""
     folder = tmp_path_factory.mktemp("parts")
     for name, letters, count in (("one", "abcd", 60), ("two", "WXYZ", 25)):
-        rows = [json.dumps({"text": "".join(letters[(i * k) % 4] for k in range(40))})
-                for i in range(count)]
+        rows = [
+            json.dumps({"text": "".join(letters[(i * k) % 4] for k in range(40))})
+            for i in range(count)
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(rows))
-        assert not make_data([str(folder / f"{name}.jsonl"), "1", "16", "--output",
-                              str(folder / name), "--tokenizer", "bytes"])
+        assert not make_data(
+            [
+                str(folder / f"{name}.jsonl"),
+                "1",
+                "16",
+                "--output",
+                str(folder / name),
+                "--tokenizer",
+                "bytes",
+            ]
+        )
     return [folder / "one", folder / "two"]
 
 
 def words(parts: list[Path], weights: str, *more: object) -> list[str]:
     first, second = weights.split()
-    return [str(word) for word in (
-        "--data_file", f"{parts[0]}:{first},{parts[1]}:{second}", "--ctx_len", 16,
-        "--rwkv_version", 6, "--n_layer", 1, "--n_embd", 32, "--head_size", 32, "--micro_bsz", 4,
-        "--accelerator", "cpu", "--devices", 1, "--precision", "fp32", "--num_workers", 0,
-        "--plot", 0, "--wkv_backend", "chunked", "--epoch_steps", 5, "--epoch_save", 1, *more,
-    )]
+    return [
+        str(word)
+        for word in (
+            "--data_file",
+            f"{parts[0]}:{first},{parts[1]}:{second}",
+            "--ctx_len",
+            16,
+            "--rwkv_version",
+            6,
+            "--n_layer",
+            1,
+            "--n_embd",
+            32,
+            "--head_size",
+            32,
+            "--micro_bsz",
+            4,
+            "--accelerator",
+            "cpu",
+            "--devices",
+            1,
+            "--precision",
+            "fp32",
+            "--num_workers",
+            0,
+            "--plot",
+            0,
+            "--wkv_backend",
+            "chunked",
+            "--epoch_steps",
+            5,
+            "--epoch_save",
+            1,
+            *more,
+        )
+    ]
 
 
 def opened(argv: list[str]):
@@ -100,16 +141,19 @@ def test_masks_are_scaled_by_the_steps_of_the_mixture(parts, tmp_path):
         assert 2 * 16 + 2 * 5 <= int((mask > 0).sum()) <= 2 * 16 + 2 * 6
 
 
-@pytest.mark.parametrize(("argv", "expected"), [
-    (["--data_file", "a:1,b"], ["'b' has no weight", "PREFIX:NUMBER"]),
-    (["--data_file", "a:0,b:0"], ["all weights are 0"]),
-    (["--data_file", "a:1,a:2"], ["a is named twice"]),
-    (["--data_file", "a:0.123457,b:1"], ["fewer digits"]),
-    (["--data_file", "a:1,b:1", "--magic_prime", "5"], ["--magic_prime 5", "prime of its own"]),
-    (["--data_file", "a:1,b:1", "--val_split", "5"], ["--val_split 5", "--val_data_file"]),
-    (["--data_file", "a:1,b:1", "--mix_tokens", "5"], ["--mix_tokens 5", "BEGIN..END"]),
-    (["--data_file", "a:1,b:1", "--data_type", "numpy"], ["--data_type numpy", "binidx"]),
-])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--data_file", "a:1,b"], ["'b' has no weight", "PREFIX:NUMBER"]),
+        (["--data_file", "a:0,b:0"], ["all weights are 0"]),
+        (["--data_file", "a:1,a:2"], ["a is named twice"]),
+        (["--data_file", "a:0.123457,b:1"], ["fewer digits"]),
+        (["--data_file", "a:1,b:1", "--magic_prime", "5"], ["--magic_prime 5", "prime of its own"]),
+        (["--data_file", "a:1,b:1", "--val_split", "5"], ["--val_split 5", "--val_data_file"]),
+        (["--data_file", "a:1,b:1", "--mix_tokens", "5"], ["--mix_tokens 5", "BEGIN..END"]),
+        (["--data_file", "a:1,b:1", "--data_type", "numpy"], ["--data_type numpy", "binidx"]),
+    ],
+)
 def test_a_mixture_that_cannot_be_is_refused(argv, expected, tmp_path, capfd):
     assert train.main([*argv, "--proj_dir", str(tmp_path / "out")]) == 2
     err = capfd.readouterr().err
@@ -120,8 +164,17 @@ def test_a_mixture_that_cannot_be_is_refused(argv, expected, tmp_path, capfd):
 
 def test_parts_of_different_tokenizers_are_refused(parts, tmp_path, capfd):
     (tmp_path / "w.jsonl").write_text(json.dumps({"text": "hello world " * 40}))
-    assert not make_data([str(tmp_path / "w.jsonl"), "1", "16", "--output", str(tmp_path / "w"),
-                          "--tokenizer", "world"])
+    assert not make_data(
+        [
+            str(tmp_path / "w.jsonl"),
+            "1",
+            "16",
+            "--output",
+            str(tmp_path / "w"),
+            "--tokenizer",
+            "world",
+        ]
+    )
     assert train.main(words([parts[0], tmp_path / "w"], "1 1", "--proj_dir", tmp_path / "o")) == 2
     err = capfd.readouterr().err
     assert "different tokenizers" in err and "world" in err and "bytes" in err

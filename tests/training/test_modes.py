@@ -27,10 +27,23 @@ pytestmark = pytest.mark.slow
 
 # 4 samples a step; the first of two mini-epochs is saved after half of the 4 or more steps.
 SMALL = {
-    "n_layer": 2, "n_embd": 32, "ctx_len": 16, "exit_tokens": 4 * 64, "epoch_steps": 2,
-    "epoch_save": 1, "lr_init": "2e-3", "lr_final": "2e-4", "warmup_steps": 1,
-    "weight_decay": 0.1, "grad_clip": 0.5, "accelerator": "cpu", "precision": "fp32",
-    "num_workers": 0, "plot": 0, "wkv_backend": "chunked", "enable_progress_bar": 0,
+    "n_layer": 2,
+    "n_embd": 32,
+    "ctx_len": 16,
+    "exit_tokens": 4 * 64,
+    "epoch_steps": 2,
+    "epoch_save": 1,
+    "lr_init": "2e-3",
+    "lr_final": "2e-4",
+    "warmup_steps": 1,
+    "weight_decay": 0.1,
+    "grad_clip": 0.5,
+    "accelerator": "cpu",
+    "precision": "fp32",
+    "num_workers": 0,
+    "plot": 0,
+    "wkv_backend": "chunked",
+    "enable_progress_bar": 0,
 }
 
 
@@ -91,8 +104,14 @@ class Runs:
 
     def argv(self, folder: Path, version: str, flags: dict[str, object]) -> list[str]:
         heads = {} if version == "4" else {"head_size": 32}
-        values = {"proj_dir": folder, "data_file": self._corpus, "rwkv_version": version, **SMALL,
-                  **heads, **flags}
+        values = {
+            "proj_dir": folder,
+            "data_file": self._corpus,
+            "rwkv_version": version,
+            **SMALL,
+            **heads,
+            **flags,
+        }
         words = []
         for key, value in values.items():
             if isinstance(value, str):
@@ -139,7 +158,8 @@ MUON_MATRICES = ("receptance", "key", "value", "gate", "output")
 WITH_DDP = ("pretrain", "muon")
 CELLS = [
     pytest.param(mode, version, strategy, id=f"{mode.key}-{version}-{strategy}")
-    for mode in MODES for version in VERSIONS
+    for mode in MODES
+    for version in VERSIONS
     for strategy in (*STRATEGIES, *(["ddp"] if version == "6" and mode.key in WITH_DDP else []))
 ]
 

@@ -47,13 +47,25 @@ def in_yaml(path: Path, marker: Path) -> None:
 FILES: dict[str, tuple[str, Callable[[Path, Path], None], Callable[[Place, Path], list[str]]]] = {
     "weights": ("evil.pth", pickled, lambda p, f: ["--proj_dir", p.empty, "--load_model", f]),
     "weights in a zip": (
-        "evil.pth", zipped, lambda p, f: ["--proj_dir", p.empty, "--load_model", f]),
+        "evil.pth",
+        zipped,
+        lambda p, f: ["--proj_dir", p.empty, "--load_model", f],
+    ),
     "safetensors": (
-        "evil.safetensors", pickled, lambda p, f: ["--proj_dir", p.empty, "--load_model", f]),
-    "array of tokens": ("evil.npy", in_array, lambda p, f: [
-        "--proj_dir", p.empty, "--data_type", "numpy", "--data_file", f]),
-    "pickle for an array": ("evil.npy", pickled, lambda p, f: [
-        "--proj_dir", p.empty, "--data_type", "numpy", "--data_file", f]),
+        "evil.safetensors",
+        pickled,
+        lambda p, f: ["--proj_dir", p.empty, "--load_model", f],
+    ),
+    "array of tokens": (
+        "evil.npy",
+        in_array,
+        lambda p, f: ["--proj_dir", p.empty, "--data_type", "numpy", "--data_file", f],
+    ),
+    "pickle for an array": (
+        "evil.npy",
+        pickled,
+        lambda p, f: ["--proj_dir", p.empty, "--data_type", "numpy", "--data_file", f],
+    ),
     "configuration": ("evil.yaml", in_yaml, lambda p, f: ["--proj_dir", p.empty, "--config", f]),
 }
 

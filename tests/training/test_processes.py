@@ -51,12 +51,29 @@ def command(corpus: Path) -> Callable[..., list[str]]:
 
     def build(folder: Path, **changes: object) -> list[str]:
         values: dict[str, object] = {
-            "proj_dir": folder, "data_file": corpus, "val_data_file": f"{corpus}_val",
-            "val_samples": 5, "rwkv_version": 6, "n_layer": 2, "n_embd": 32, "head_size": 32,
-            "ctx_len": 32, "exit_tokens": 1000, "epoch_steps": 4, "epoch_save": 1,
-            "lr_init": "2e-3", "lr_final": "2e-4", "warmup_steps": 3, "weight_decay": 0.1,
-            "grad_clip": 0.5, "accelerator": "cpu", "precision": "fp32", "num_workers": 0,
-            "plot": 0, "wkv_backend": "chunked", **changes,
+            "proj_dir": folder,
+            "data_file": corpus,
+            "val_data_file": f"{corpus}_val",
+            "val_samples": 5,
+            "rwkv_version": 6,
+            "n_layer": 2,
+            "n_embd": 32,
+            "head_size": 32,
+            "ctx_len": 32,
+            "exit_tokens": 1000,
+            "epoch_steps": 4,
+            "epoch_save": 1,
+            "lr_init": "2e-3",
+            "lr_final": "2e-4",
+            "warmup_steps": 3,
+            "weight_decay": 0.1,
+            "grad_clip": 0.5,
+            "accelerator": "cpu",
+            "precision": "fp32",
+            "num_workers": 0,
+            "plot": 0,
+            "wkv_backend": "chunked",
+            **changes,
         }
         return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
@@ -71,8 +88,11 @@ def two_processes(command: Callable[..., list[str]]) -> Callable[..., Ended]:
         launcher, environment = changes.pop("launcher", []), changes.pop("environment", {})
         flags = {"devices": 2, "micro_bsz": 2, "strategy": strategy, **changes}
         done = subprocess.run(
-            [sys.executable, *launcher, "train.py", *command(folder, **flags)], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, *launcher, "train.py", *command(folder, **flags)],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
         return Ended(done.returncode, done.stdout, folder)
@@ -102,9 +122,7 @@ def one(folder: Path, command: Callable[..., list[str]]) -> Ended:
     ],
     ids=["ddp", "deepspeed_stage_1-under-torchrun", "deepspeed_stage_3-accumulating"],
 )
-def two(
-    request: pytest.FixtureRequest, folder: Path, two_processes: Callable[..., Ended]
-) -> Ended:
+def two(request: pytest.FixtureRequest, folder: Path, two_processes: Callable[..., Ended]) -> Ended:
     """A run of two processes without interruption."""
     strategy, changes = request.param
     return two_processes(folder / strategy, strategy, **changes)
@@ -117,8 +135,9 @@ def resumed(
     """One run in four parts: ZeRO 2 accumulating, ZeRO 3, ddp, a single process."""
     path = folder / "resumed"
     parts = [
-        two_processes(path, "deepspeed_stage_2", max_steps=2, micro_bsz=1,
-                      accumulate_grad_batches=2),
+        two_processes(
+            path, "deepspeed_stage_2", max_steps=2, micro_bsz=1, accumulate_grad_batches=2
+        ),
         two_processes(path, "deepspeed_stage_3", max_steps=5),
         two_processes(path, "ddp", max_steps=7),
     ]
@@ -196,14 +215,21 @@ def test_states_carried_inside_rows_go_on_under_another_strategy_and_number_of_p
     # 3 groups of samples in windows of 16 = 2 x 8 tokens: the parts end inside rows
     windows = {"rwkv_version": 7, "chunk_len": 8, "bptt_chunks": 2, "exit_tokens": 384}
     whole = Ended(
-        train.main(command(folder / "windows", devices=1, micro_bsz=4, **windows)), "",
+        train.main(command(folder / "windows", devices=1, micro_bsz=4, **windows)),
+        "",
         folder / "windows",
     )
     path = folder / "windows-resumed"
     parts = [
         two_processes(path, "deepspeed_stage_3", max_steps=1, **windows),
-        two_processes(path, "deepspeed_stage_2", max_steps=3, micro_bsz=1,
-                      accumulate_grad_batches=2, **windows),
+        two_processes(
+            path,
+            "deepspeed_stage_2",
+            max_steps=3,
+            micro_bsz=1,
+            accumulate_grad_batches=2,
+            **windows,
+        ),
         two_processes(path, "ddp", max_steps=5, **windows),
     ]
     parts.append(Ended(train.main(command(path, devices=1, micro_bsz=4, **windows)), "", path))
@@ -266,9 +292,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_both_with_one_line(
 ):
     # A folder in the place of the first checkpoint; root may write nearly everywhere else.
     (folder / "full" / "rwkv-0.pth").mkdir(parents=True)
-    run = two_processes(
-        folder / "full", "deepspeed_stage_1", max_steps=4, save_retry_seconds=0
-    )
+    run = two_processes(folder / "full", "deepspeed_stage_1", max_steps=4, save_retry_seconds=0)
     assert run.status == 1
     assert "Traceback" not in run.printed, run.printed
     lines = [line for line in run.printed.splitlines() if line.startswith("error: ")]

@@ -24,15 +24,22 @@ WRONG = {
     "rate that is no number": (["--lr_init", "nan"], ["--lr_init nan", "finite"]),
     "width not a multiple": (["--n_embd", "33"], ["--n_embd 33", "multiple of 32", "32"]),
     "head that does not divide": (
-        ["--proj_dir", "{root}/empty", "--head_size", "24"], ["--head_size 24", "32"]),
+        ["--proj_dir", "{root}/empty", "--head_size", "24"],
+        ["--head_size 24", "32"],
+    ),
     "layers of another model": (["--n_layer", "3"], ["--n_layer 3", "n_layer 2", "leave"]),
     "version of another model": (
-        ["--rwkv_version", "7", "--head_size", "-"], ["--rwkv_version 7", "rwkv_version 6"]),
+        ["--rwkv_version", "7", "--head_size", "-"],
+        ["--rwkv_version 7", "rwkv_version 6"],
+    ),
     "vocabulary of another model": (
-        ["--vocab_size", "300"], ["--vocab_size 300", "vocab_size 257"]),
+        ["--vocab_size", "300"],
+        ["--vocab_size 300", "vocab_size 257"],
+    ),
     "vocabulary below the data's": (
         ["--proj_dir", "{root}/empty", "--vocab_size", "100"],
-        ["--vocab_size", "100", "257", "bytes"]),
+        ["--vocab_size", "100", "257", "bytes"],
+    ),
     "tokenizer of other data": (["--tokenizer", "world"], ["--tokenizer world", "bytes"]),
     "number that is no prime": (["--magic_prime", "100"], ["--magic_prime 100", "prime", "557"]),
     "prime of the wrong kind": (["--magic_prime", "7"], ["--magic_prime 7", "leaves 1", "557"]),
@@ -41,41 +48,53 @@ WRONG = {
     "offset beyond the data": (["--sample_offset", "400"], ["--sample_offset 400", "17887"]),
     "no validation data": (
         ["--proj_dir", "{root}/empty", "--val_data_file", "{root}/nowhere"],
-        ["--val_data_file", "nowhere.idx"]),
+        ["--val_data_file", "nowhere.idx"],
+    ),
     "another kind of file": (["--data_type", "numpy"], ["data/text", "no such file"]),
     "preparing twice": (["--train_stage", "1"], ["--train_stage 1", "rwkv-init.pth"]),
     "beginning anew on top": (["--train_stage", "0"], ["--train_stage 0", "rwkv-0.pth"]),
     "going on from nothing": (
-        ["--proj_dir", "{root}/empty", "--train_stage", "3"], ["--train_stage 3", "holds none"]),
+        ["--proj_dir", "{root}/empty", "--train_stage", "3"],
+        ["--train_stage 3", "holds none"],
+    ),
     "model that is not there": (
         ["--proj_dir", "{root}/empty", "--load_model", "{root}/no.pth"],
-        ["no.pth", "does not exist"]),
+        ["no.pth", "does not exist"],
+    ),
     "two beginnings": (
         ["--proj_dir", "{root}/begun", "--load_model", "{root}/paused/rwkv-0.pth"],
-        ["--load_model", "rwkv-init.pth"]),
+        ["--load_model", "rwkv-init.pth"],
+    ),
     "mini-epoch out of order": (["--epoch_begin", "7"], ["--epoch_begin 7", "mini-epoch 1"]),
     "one device for two processes": (
-        ["--strategy", "single_device", "--devices", "2"], ["single_device", "2"]),
+        ["--strategy", "single_device", "--devices", "2"],
+        ["single_device", "2"],
+    ),
     "fp16 on a CPU": (["--precision", "fp16"], ["--precision fp16", "bf16 or fp32"]),
     "kernel of a GPU on a CPU": (
-        ["--wkv_backend", "native:chunks"], ["wkv6", "'native:chunks'", "CPU", "'native'"]),
+        ["--wkv_backend", "native:chunks"],
+        ["wkv6", "'native:chunks'", "CPU", "'native'"],
+    ),
     "kernel that is none": (["--wkv_backend", "native:chunk"], ["--wkv_backend", "native:chunks"]),
     "states of nothing": (
         ["--proj_dir", "{root}/empty", "--train_type", "states"],
-        ["--train_type states", "--load_model"]),
+        ["--train_type states", "--load_model"],
+    ),
     "folder that is a file": (
-        ["--proj_dir", "{root}/data/text.bin"], ["--proj_dir", "text.bin", "a file"]),
+        ["--proj_dir", "{root}/data/text.bin"],
+        ["--proj_dir", "text.bin", "a file"],
+    ),
     "folder below a file": (
-        ["--proj_dir", "{root}/data/text.bin/out"], ["--proj_dir", "text.bin/out"]),
+        ["--proj_dir", "{root}/data/text.bin/out"],
+        ["--proj_dir", "text.bin/out"],
+    ),
     "configuration that is not there": (["--config", "{root}/no.yaml"], ["no.yaml"]),
     "configuration that is none": (["--config", "{root}/data/text.bin"], ["text.bin", "YAML"]),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_command_line_is_refused(
-    place: Place, refused: Callable[..., str], name: str
-):
+def test_a_wrong_command_line_is_refused(place: Place, refused: Callable[..., str], name: str):
     flags, words = WRONG[name]
     flags = [flag.format(root=place.root) for flag in flags]
     line = refused(place.command("--proj_dir", place.paused, *flags))
@@ -109,24 +128,35 @@ CONVERSIONS = {
     "no repetitions": (None, ["{text}", "0", "32", "--output", "{root}/new"], ["0"]),
     "no context": (None, ["{text}", "1", "0", "--output", "{root}/new"], ["CTX_LEN"]),
     "a line that is no json": (
-        spoil_text, ["{text}", "1", "32", "--output", "{root}/new", "--tokenizer", "bytes"],
-        ["text.jsonl", "42"]),
+        spoil_text,
+        ["{text}", "1", "32", "--output", "{root}/new", "--tokenizer", "bytes"],
+        ["text.jsonl", "42"],
+    ),
     "another key": (
-        None, ["{text}", "1", "32", "--output", "{root}/new", "--text_key", "body"],
-        ["body", "text.jsonl"]),
+        None,
+        ["{text}", "1", "32", "--output", "{root}/new", "--text_key", "body"],
+        ["body", "text.jsonl"],
+    ),
     "a tokenizer that is damaged": (
         lambda p: (p.root / "tokenizer.json").write_text('{"model": {"ty'),
         ["{text}", "1", "32", "--output", "{root}/new", "--tokenizer", "{root}/tokenizer.json"],
-        ["tokenizer.json"]),
+        ["tokenizer.json"],
+    ),
     "a tokenizer that is not there": (
-        None, ["{text}", "1", "32", "--output", "{root}/new", "--tokenizer", "{root}/x.json"],
-        ["x.json", "world"]),
+        None,
+        ["{text}", "1", "32", "--output", "{root}/new", "--tokenizer", "{root}/x.json"],
+        ["x.json", "world"],
+    ),
     "data made of something else": (
-        None, ["{text}", "2", "32", "--output", "{root}/data/text", "--tokenizer", "bytes"],
-        ["data/text", "--overwrite"]),
+        None,
+        ["{text}", "2", "32", "--output", "{root}/data/text", "--tokenizer", "bytes"],
+        ["data/text", "--overwrite"],
+    ),
     "a folder that is a file": (
-        None, ["{text}", "1", "32", "--output", "{text}/new", "--tokenizer", "bytes"],
-        ["text.jsonl/new"]),
+        None,
+        ["{text}", "1", "32", "--output", "{text}/new", "--tokenizer", "bytes"],
+        ["text.jsonl/new"],
+    ),
 }
 
 

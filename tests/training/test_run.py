@@ -35,7 +35,13 @@ def test_a_run_ends_with_its_budget_and_leaves_the_files_people_expect(
     records = read_metrics(out)
     assert [r["step"] for r in records] == list(range(12))
     assert set(records[0]) == {
-        "step", "loss", "lr", "weight_decay", "grad_norm", "tokens", "tokens_per_second"
+        "step",
+        "loss",
+        "lr",
+        "weight_decay",
+        "grad_norm",
+        "tokens",
+        "tokens_per_second",
     }
     assert [r["tokens"] for r in records] == [128 * (s + 1) for s in range(12)]
     assert abs(records[0]["loss"] - math.log(257)) < 0.5
@@ -160,9 +166,12 @@ def test_checkpoints_are_in_the_training_precision_unless_fp32_is_asked_for(
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(
     run_training: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert run_training(
-        lr_init="1e18", lr_final="1e18", warmup_steps=0, grad_clip=0, on_bad_step="stop"
-    ) == 1
+    assert (
+        run_training(
+            lr_init="1e18", lr_final="1e18", warmup_steps=0, grad_clip=0, on_bad_step="stop"
+        )
+        == 1
+    )
     message = capsys.readouterr().err
     assert re.search(r"error: step \d+: loss .*samples \d+ to \d+", message)
     assert not (tmp_path / "out" / "rwkv-final.pth").exists()

@@ -24,9 +24,16 @@ from tests.training.rwkv_lm_lines import PREPARE, RUN, V4NEO_FINETUNE, V4NEO_FRO
 def small(corpus: Path, folder: Path, testing: str) -> dict[str, object]:
     """What a tiny model on the test corpus needs; the last three as make_data.py prints them."""
     return {
-        "data_file": corpus, "proj_dir": folder, "my_testing": testing, "n_layer": 2, "n_embd": 64,
-        "vocab_size": 257, "accelerator": "cpu",
-        "ctx_len": 32, "my_exit_tokens": 17887, "magic_prime": 557,
+        "data_file": corpus,
+        "proj_dir": folder,
+        "my_testing": testing,
+        "n_layer": 2,
+        "n_embd": 64,
+        "vocab_size": 257,
+        "accelerator": "cpu",
+        "ctx_len": 32,
+        "my_exit_tokens": 17887,
+        "magic_prime": 557,
     }
 
 
@@ -61,10 +68,21 @@ def test_the_demo_scripts_prepare_and_train_to_the_end(
 def test_v4neo_trains_on_the_characters_of_a_text_and_writes_their_numbers(tmp_path: Path):
     text = tmp_path / "enwik8"
     text.write_bytes("Grüße,\r\nWelt! 世界\n".encode() * 40)
-    ended = start("train.py", *changed(
-        V4NEO_FROM_TEXT, proj_dir=tmp_path / "out", data_file=text, my_testing="", ctx_len=32,
-        n_layer=2, n_embd=64, accelerator="cpu", max_steps=3, my_pile_stage=0,
-    ))
+    ended = start(
+        "train.py",
+        *changed(
+            V4NEO_FROM_TEXT,
+            proj_dir=tmp_path / "out",
+            data_file=text,
+            my_testing="",
+            ctx_len=32,
+            n_layer=2,
+            n_embd=64,
+            accelerator="cpu",
+            max_steps=3,
+            my_pile_stage=0,
+        ),
+    )
     assert ended.returncode == 0, ended.stderr
     characters = sorted(set("Grüße,\nWelt! 世界\n"))
     saved = json.loads((tmp_path / "out" / "vocab.json").read_text(encoding="utf-8"))
@@ -80,11 +98,24 @@ def test_v4neo_finetunes_on_a_numpy_file(tmp_path: Path):
     base = tiny_model("4")
     torch.save({k: v.bfloat16() for k, v in base.state_dict().items()}, tmp_path / "base.pth")
     np.save(tmp_path / "train.npy", np.arange(3000, dtype=np.uint16) % 50)
-    ended = start("train.py", *changed(
-        V4NEO_FINETUNE, load_model=tmp_path / "base.pth", data_file=tmp_path / "train.npy",
-        proj_dir=tmp_path / "out", vocab_size=50, ctx_len=32, n_layer=2, n_embd=64,
-        accelerator="cpu", devices=1, max_steps=4, lr_init="1e-3", lr_final="1e-3",
-    ))
+    ended = start(
+        "train.py",
+        *changed(
+            V4NEO_FINETUNE,
+            load_model=tmp_path / "base.pth",
+            data_file=tmp_path / "train.npy",
+            proj_dir=tmp_path / "out",
+            vocab_size=50,
+            ctx_len=32,
+            n_layer=2,
+            n_embd=64,
+            accelerator="cpu",
+            devices=1,
+            max_steps=4,
+            lr_init="1e-3",
+            lr_final="1e-3",
+        ),
+    )
     assert ended.returncode == 0, ended.stderr
     found = losses(tmp_path / "out")
     assert list(found) == [0, 1, 2, 3] and found[3] < found[0]
@@ -100,19 +131,31 @@ def folder_of_rwkv_lm(folder: Path, model: RWKV) -> None:
     (folder / "train_log.txt").write_text("NEW RUN 2025-04-24-02-20-11\n")
 
 
-@pytest.mark.parametrize(("generation", "testing", "version", "ramp"),
-                         [("v5", "x060", "6", 30), ("v7", "x070", "7", 10)])
+@pytest.mark.parametrize(
+    ("generation", "testing", "version", "ramp"), [("v5", "x060", "6", 30), ("v7", "x070", "7", 10)]
+)
 def test_a_project_folder_of_rwkv_lm_goes_on(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    generation: str, testing: str, version: str, ramp: int,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    generation: str,
+    testing: str,
+    version: str,
+    ramp: int,
 ):
     folder_of_rwkv_lm(tmp_path, tiny_model(version, vocab_size=257, head_size=64))
     # Mini-epochs of 40320 samples: after rwkv-2.pth comes step 3 x 40320 / 16.
     first = 3 * 40320 // 16
-    argv = changed(RUN[generation], **{
-        **small(corpus, tmp_path, testing), "my_exit_tokens": (first + 3) * 16 * 32,
-        "warmup_steps": -1, "wandb": "", "strategy": "auto",
-    })
+    argv = changed(
+        RUN[generation],
+        **{
+            **small(corpus, tmp_path, testing),
+            "my_exit_tokens": (first + 3) * 16 * 32,
+            "warmup_steps": -1,
+            "wandb": "",
+            "strategy": "auto",
+        },
+    )
     assert train.main(argv) == 0
     assert "rwkv-2.pth has no training state beside it" in capsys.readouterr().out
     records = read_metrics(tmp_path)

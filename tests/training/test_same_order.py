@@ -29,8 +29,14 @@ def test_the_order_of_the_samples_and_the_losses_are_those_of_one_process(
     step = TrainingModule.training_step
 
     def run(name: str, **changes: object) -> Path:
-        words = flags(**{"exit_tokens": 10 * 128, "proj_dir": tmp_path / "parts",
-                         "weight_decay": 0.1, **changes})
+        words = flags(
+            **{
+                "exit_tokens": 10 * 128,
+                "proj_dir": tmp_path / "parts",
+                "weight_decay": 0.1,
+                **changes,
+            }
+        )
         if changes.get("devices", 1) == 1:
             monkeypatch.setattr(TrainingModule, "training_step", step)
             order.write_down(tmp_path / name)
@@ -38,7 +44,10 @@ def test_the_order_of_the_samples_and_the_losses_are_those_of_one_process(
             return tmp_path / name
         done = subprocess.run(
             [sys.executable, "-m", "tests.training.record_samples", str(tmp_path / name), *words],
-            cwd=ROOT, text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr
         return tmp_path / name
@@ -46,16 +55,23 @@ def test_the_order_of_the_samples_and_the_losses_are_those_of_one_process(
     whole = order.read(run("whole", proj_dir=tmp_path / "one"), 1, 1)
     parts = []
     for processes, micro_bsz, accumulate, end in PARTS:
-        file = run(f"part{end}", devices=processes, micro_bsz=micro_bsz,
-                   accumulate_grad_batches=accumulate, max_steps=end,
-                   strategy="ddp" if processes > 1 else "auto")
+        file = run(
+            f"part{end}",
+            devices=processes,
+            micro_bsz=micro_bsz,
+            accumulate_grad_batches=accumulate,
+            max_steps=end,
+            strategy="ddp" if processes > 1 else "auto",
+        )
         parts += order.read(file, processes, accumulate)
     source = open_source(str(corpus), "binidx")
     dataset = TokenDataset(source, 32, prime=magic_prime(source.tokens, 32), vocab_size=257)
     assert [sorted(step) for step in whole] == [
-        [4 * step + i for i in (1, 2, 3, 4)] for step in range(10)]
-    expected = [{number: order.checksum(dataset[number].tokens) for number in step}
-                for step in whole]
+        [4 * step + i for i in (1, 2, 3, 4)] for step in range(10)
+    ]
+    expected = [
+        {number: order.checksum(dataset[number].tokens) for number in step} for step in whole
+    ]
     assert whole == expected
     assert parts == expected
     assert loss_steps(tmp_path / "parts") == list(range(10))

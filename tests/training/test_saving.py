@@ -36,8 +36,13 @@ def test_states_are_saved_by_steps_and_the_last_ones_kept(
     # a pause writes the weights too; RWKV-LM finds no other rwkv-*.pth
     assert {p.name for p in out.glob("*.pth")} == {"rwkv-init.pth", "rwkv-0.pth"}
     assert run_training(keep_last=2, keep_every=4, **options) == 0
-    assert states(out) == {"rwkv-step-4.state", "rwkv-step-8.state", "rwkv-0.state",
-                           "rwkv-step-10.state", "rwkv-final.state"}
+    assert states(out) == {
+        "rwkv-step-4.state",
+        "rwkv-step-8.state",
+        "rwkv-0.state",
+        "rwkv-step-10.state",
+        "rwkv-final.state",
+    }
 
 
 def test_states_are_saved_when_the_last_one_is_so_many_minutes_old(
@@ -55,15 +60,26 @@ def test_states_are_saved_when_the_last_one_is_so_many_minutes_old(
     assert run_training(epoch_steps=100, save_every_minutes=3, keep_last=20) == 0
     # the clock is read before a step counts
     assert states(tmp_path / "out") == {
-        "rwkv-step-4.state", "rwkv-step-8.state", "rwkv-final.state"}
+        "rwkv-step-4.state",
+        "rwkv-step-8.state",
+        "rwkv-final.state",
+    }
 
 
 def test_saving_in_the_background_writes_what_saving_at_once_writes(
     run_training: Run, tmp_path: Path
 ):
     for background in (0, 1):
-        assert run_training(proj_dir=tmp_path / str(background), save_in_background=background,
-                            save_every_steps=3, keep_last=20, dropout=0.1) == 0
+        assert (
+            run_training(
+                proj_dir=tmp_path / str(background),
+                save_in_background=background,
+                save_every_steps=3,
+                keep_last=20,
+                dropout=0.1,
+            )
+            == 0
+        )
     ours, theirs = tmp_path / "1", tmp_path / "0"
     assert states(ours) == states(theirs) and len(states(ours)) == 6
     for name in states(ours):
@@ -100,16 +116,22 @@ def test_a_run_goes_on_from_the_state_furthest_on_and_says_what_it_passed_over(
     capsys.readouterr()
     assert run_training(dropout=0.1) == 0
     printed = capsys.readouterr().out
-    for words in ("rwkv-0.state", "rwkv-1.state comes from a run that diverged: head.weight",
-                  "rwkv-step-6.state is damaged", "rwkv-step-3.state is truncated",
-                  "step 5"):
+    for words in (
+        "rwkv-0.state",
+        "rwkv-1.state comes from a run that diverged: head.weight",
+        "rwkv-step-6.state is damaged",
+        "rwkv-step-3.state is truncated",
+        "step 5",
+    ):
         assert words in printed, words
     assert loss_steps(out) == list(range(12))
     assert_same_weights(out / "rwkv-final.pth", whole / "rwkv-final.pth")
 
 
 def test_a_save_that_fails_is_tried_again(
-    run_training: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run_training: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     failures = iter([True, True, False, True])
@@ -129,8 +151,11 @@ def test_a_save_that_fails_is_tried_again(
 
 @pytest.mark.parametrize("background", [0, 1])
 def test_the_third_failure_in_a_row_ends_the_run_and_leaves_the_last_good_files(
-    run_training: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], background: int,
+    run_training: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    background: int,
 ):
     out = tmp_path / "out"
     assert run_training(max_steps=5) == 0
@@ -140,8 +165,16 @@ def test_the_third_failure_in_a_row_ends_the_run_and_leaves_the_last_good_files(
         raise CheckpointError(f"cannot write {path}: no room")
 
     monkeypatch.setattr(saving, "save_state", full)
-    assert run_training(save_retry_seconds=0, save_every_steps=2, epoch_steps=100,
-                        exit_tokens=4000, save_in_background=background) == 1
+    assert (
+        run_training(
+            save_retry_seconds=0,
+            save_every_steps=2,
+            epoch_steps=100,
+            exit_tokens=4000,
+            save_in_background=background,
+        )
+        == 1
+    )
     err = capsys.readouterr().err
     assert err.count("WARNING: save") == 2
     assert "error: saving failed 3 times in a row: cannot write" in err
@@ -197,7 +230,9 @@ def test_an_unforeseen_error_is_a_failed_save_too():
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_run(
-    run_training: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run_training: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     from rwkv_train.training.reporting.train_log import TrainLog

@@ -17,8 +17,11 @@ from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(
-    run_training: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], number: signal.Signals,
+    run_training: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     handler = signal.getsignal(number)
@@ -79,8 +82,9 @@ def test_a_second_signal_ends_the_run_at_once(flags: Callable[..., list[str]], t
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
     flags: Callable[..., list[str]], tmp_path: Path
 ):
-    ended = start("tests.training.kill_at", "step:4", "TERM@1",
-                  *flags(devices=2, strategy="ddp", micro_bsz=2))
+    ended = start(
+        "tests.training.kill_at", "step:4", "TERM@1", *flags(devices=2, strategy="ddp", micro_bsz=2)
+    )
     assert ended.returncode == 143, ended.stderr
     assert "Traceback" not in ended.stderr
     out = tmp_path / "out"

@@ -39,13 +39,29 @@ def tune(corpus: Path) -> Callable[..., int]:
     """Runs the state-tuning line of RWKV-LM v5 on the small corpus: 9 steps of 2048 tokens."""
 
     def run(folder: Path, **changes: object) -> int:
-        argv = changed(RUN["v5"], **{
-            "data_file": corpus, "proj_dir": folder, "my_testing": "x060", "n_layer": 2,
-            "n_embd": 64, "vocab_size": 257, "accelerator": "cpu", "ctx_len": 128,
-            "my_exit_tokens": 17887, "magic_prime": 137, "wandb": "", "strategy": "auto",
-            "train_type": "states", "load_partial": 1, "lr_init": 1, "lr_final": 0.01,
-            "warmup_steps": 10, **changes,
-        })
+        argv = changed(
+            RUN["v5"],
+            **{
+                "data_file": corpus,
+                "proj_dir": folder,
+                "my_testing": "x060",
+                "n_layer": 2,
+                "n_embd": 64,
+                "vocab_size": 257,
+                "accelerator": "cpu",
+                "ctx_len": 128,
+                "my_exit_tokens": 17887,
+                "magic_prime": 137,
+                "wandb": "",
+                "strategy": "auto",
+                "train_type": "states",
+                "load_partial": 1,
+                "lr_init": 1,
+                "lr_final": 0.01,
+                "warmup_steps": 10,
+                **changes,
+            },
+        )
         if "load_model" in changes:
             # A stage that goes on takes no --load_model.
             stage = argv.index("--my_pile_stage")
@@ -72,7 +88,8 @@ def test_only_the_states_learn_and_only_they_are_published(
     for name, value in {**base, **published}.items():
         assert torch.equal(merged[name], value), name
     assert {key: set(found) for key, found in state["moments"].items()} == {
-        "exp_avg": STATES, "exp_avg_sq": STATES
+        "exp_avg": STATES,
+        "exp_avg_sq": STATES,
     }
 
 
@@ -81,8 +98,12 @@ def test_tuned_states_lower_the_loss_of_the_base_model(tune: Callable[..., int],
     assert tune(tmp_path, precision="fp32", my_exit_tokens=4 * 17887, warmup_steps=2) == 0
     found = list(losses(tmp_path).values())
     assert sum(found[-5:]) / 5 < sum(found[:5]) / 5 - 0.02
-    tuned = load_model(tmp_path / "rwkv-init.pth", device=CPU, dtype=torch.float32,
-                       states=tmp_path / "rwkv-final.pth")
+    tuned = load_model(
+        tmp_path / "rwkv-init.pth",
+        device=CPU,
+        dtype=torch.float32,
+        states=tmp_path / "rwkv-final.pth",
+    )
     bare = load_model(tmp_path / "rwkv-init.pth", device=CPU, dtype=torch.float32)
     assert not torch.allclose(prefill(tuned, [1, 2])[0], prefill(bare, [1, 2])[0])
 
@@ -90,8 +111,14 @@ def test_tuned_states_lower_the_loss_of_the_base_model(tune: Callable[..., int],
 def test_the_rate_is_that_of_the_reference(tune: Callable[..., int], tmp_path: Path):
     base_model(tmp_path)
     # 200499 tokens, ctx 512, batch 8, 1 to 0.01, warmup 10; here a quarter of context and tokens
-    tune(tmp_path, ctx_len=128, micro_bsz=8, my_exit_tokens=200499 // 4 + 1, max_steps=21,
-         adam_eps="1e-8")
+    tune(
+        tmp_path,
+        ctx_len=128,
+        micro_bsz=8,
+        my_exit_tokens=200499 // 4 + 1,
+        max_steps=21,
+        adam_eps="1e-8",
+    )
     rates = {r["step"]: r["lr"] for r in read_metrics(tmp_path)}
     for step, rate in {0: 0.01, 5: 0.505, 10: 1.0, 20: 0.847529}.items():
         assert rates[step] == pytest.approx(rate, rel=1e-4)
@@ -148,9 +175,10 @@ def test_states_without_a_base_model_are_refused(
     assert "rwkv-0.pth" in err and "base model" in err and "rwkv-init.pth" in err
 
 
-@pytest.mark.parametrize(("version", "name", "shape"), [
-    ("4", "", (2, 64)), ("5", "x052", (1, 64, 64)), ("7", "x070", (1, 64, 64)),
-])
+@pytest.mark.parametrize(
+    ("version", "name", "shape"),
+    [("4", "", (2, 64)), ("5", "x052", (1, 64, 64)), ("7", "x070", (1, 64, 64))],
+)
 def test_every_version_has_states_to_tune_and_writes_with_them(
     tune: Callable[..., int], tmp_path: Path, version: str, name: str, shape: tuple[int, ...]
 ):
@@ -159,8 +187,12 @@ def test_every_version_has_states_to_tune_and_writes_with_them(
     found = list(losses(tmp_path).values())
     assert found[-1] < found[0]
     assert {tuple(v.shape) for v in weights(tmp_path / "rwkv-final.pth").values()} == {shape}
-    apart = load_model(tmp_path / "rwkv-init.pth", device=CPU, dtype=torch.float32,
-                       states=tmp_path / "rwkv-final.pth")
+    apart = load_model(
+        tmp_path / "rwkv-init.pth",
+        device=CPU,
+        dtype=torch.float32,
+        states=tmp_path / "rwkv-final.pth",
+    )
     merged = load_model(tmp_path / "rwkv-final.merged.pth", device=CPU, dtype=torch.float32)
     bare = load_model(tmp_path / "rwkv-init.pth", device=CPU, dtype=torch.float32)
     logits = prefill(apart, [1, 2])[0]

@@ -18,8 +18,9 @@ def test_it_is_far_ahead_after_a_few_steps(
     flags: Callable[..., list[str]], tmp_path: Path, version: str
 ):
     kind = {"rwkv_version": version, "head_size": None if version == "4" else 32}
-    small = flags(**kind, proj_dir=tmp_path / "small", exit_tokens=60 * 128, lr_init="1e-2",
-                  epoch_steps=1000)
+    small = flags(
+        **kind, proj_dir=tmp_path / "small", exit_tokens=60 * 128, lr_init="1e-2", epoch_steps=1000
+    )
     assert train.main(small) == 0
     learnt = list(losses(tmp_path / "small").values())
     assert learnt[-1] < 2.5

@@ -44,7 +44,9 @@ def test_the_record_is_that_worked_out_by_hand():
     record = make_record(7, sums, counts, 3, {"a": slice(0, 1), "b": slice(1, 2)}, [2.0, 4.0])
     assert record.loss == pytest.approx(18 / 7) and record.tokens == 7
     assert [(b.name, b.tokens, b.loss) for b in record.by_position] == [
-        ("0-1", 2, 1.5), ("1-2", 3, 2.0), ("2-3", 2, 4.5),
+        ("0-1", 2, 1.5),
+        ("1-2", 3, 2.0),
+        ("2-3", 2, 4.5),
     ]
     mean = sum(b.tokens * b.loss for b in record.by_position) / record.tokens
     assert mean == pytest.approx(record.loss, rel=1e-14)
@@ -119,8 +121,15 @@ def record_of(ranks: int, micro_bsz: int):
     ]
     given: list[torch.Tensor] = []
     for rank in range(ranks):
-        record = validate(OneOfSeveral(rank, ranks, given), model, sources, 3,
-                          micro_bsz=micro_bsz, chunk_len=4, head_rows=None)
+        record = validate(
+            OneOfSeveral(rank, ranks, given),
+            model,
+            sources,
+            3,
+            micro_bsz=micro_bsz,
+            chunk_len=4,
+            head_rows=None,
+        )
     return record
 
 
@@ -164,14 +173,35 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(corpus: Path, out: Path, **changes: object) -> list[str]:
     values: dict[str, object] = {
-        "proj_dir": out, "data_file": corpus, "rwkv_version": 6, "n_layer": 2, "n_embd": 32,
-        "head_size": 32, "ctx_len": 32, "micro_bsz": 4, "exit_tokens": 1500, "epoch_steps": 5,
-        "epoch_save": 1, "lr_init": "2e-2", "lr_final": "1e-3", "accelerator": "cpu", "devices": 1,
-        "precision": "fp32", "num_workers": 0, "plot": 0, "wkv_backend": "chunked",
-        "warmup_steps": 3, **SPLIT, **changes,
+        "proj_dir": out,
+        "data_file": corpus,
+        "rwkv_version": 6,
+        "n_layer": 2,
+        "n_embd": 32,
+        "head_size": 32,
+        "ctx_len": 32,
+        "micro_bsz": 4,
+        "exit_tokens": 1500,
+        "epoch_steps": 5,
+        "epoch_save": 1,
+        "lr_init": "2e-2",
+        "lr_final": "1e-3",
+        "accelerator": "cpu",
+        "devices": 1,
+        "precision": "fp32",
+        "num_workers": 0,
+        "plot": 0,
+        "wkv_backend": "chunked",
+        "warmup_steps": 3,
+        **SPLIT,
+        **changes,
     }
-    return [word for key, value in values.items() if value is not None
-            for word in (f"--{key}", str(value))]
+    return [
+        word
+        for key, value in values.items()
+        if value is not None
+        for word in (f"--{key}", str(value))
+    ]
 
 
 def held_out_losses(corpus: Path, checkpoint: Path) -> torch.Tensor:
@@ -225,12 +255,23 @@ def test_the_best_survives_a_resume_and_is_never_started_from(whole, corpus, tmp
     assert records(out)[11] == records(whole)[11]
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"val_split": 4}, ["--val_split 4", "val_split 6.0", "--proj_dir"]),
-    ({"ctx_len": 64}, ["--ctx_len 64", "32"]),
-    ({"val_split": None, "val_ctx_len": None, "val_every": None, "save_best": 0,
-      "val_samples": 128}, ["--val_split None", "6.0"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"val_split": 4}, ["--val_split 4", "val_split 6.0", "--proj_dir"]),
+        ({"ctx_len": 64}, ["--ctx_len 64", "32"]),
+        (
+            {
+                "val_split": None,
+                "val_ctx_len": None,
+                "val_every": None,
+                "save_best": 0,
+                "val_samples": 128,
+            },
+            ["--val_split None", "6.0"],
+        ),
+    ],
+)
 def test_going_on_with_other_held_out_slots_is_refused(whole, corpus, capfd, changes, words):
     assert train.main(command(corpus, whole, **{"exit_tokens": 3000, **changes})) == 2
     err = capfd.readouterr().err
@@ -248,16 +289,32 @@ def text_of(folder: Path, repeats: int) -> Path:
     """A byte-level pair of its own under `folder`, every document several times."""
     folder.mkdir(exist_ok=True)
     source = folder / "text.jsonl"
-    source.write_text("".join(json.dumps({"text": f"number {i}, \N{GREEK SMALL LETTER PI}"}) + "\n"
-                              for i in range(60)), encoding="utf-8")
-    assert not make_data([str(source), str(repeats), "32", "--output", str(folder / "text"),
-                          "--tokenizer", "bytes"])
+    source.write_text(
+        "".join(
+            json.dumps({"text": f"number {i}, \N{GREEK SMALL LETTER PI}"}) + "\n" for i in range(60)
+        ),
+        encoding="utf-8",
+    )
+    assert not make_data(
+        [str(source), str(repeats), "32", "--output", str(folder / "text"), "--tokenizer", "bytes"]
+    )
     return folder / "text"
 
 
 def opened(prefix: Path, *flags: str) -> RunSamples:
-    config = load_config(["--data_file", str(prefix), "--ctx_len", "32", "--vocab_size", "257",
-                          "--accelerator", "cpu", *flags])
+    config = load_config(
+        [
+            "--data_file",
+            str(prefix),
+            "--ctx_len",
+            "32",
+            "--vocab_size",
+            "257",
+            "--accelerator",
+            "cpu",
+            *flags,
+        ]
+    )
     config, _ = resolve(config, gather_facts(config, Origin("fresh")))
     return open_samples(config)
 

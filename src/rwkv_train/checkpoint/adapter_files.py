@@ -54,8 +54,7 @@ def split_adapter(
 
     weights: by parameter name; the base keeps their order.  whole: those trained fully.
     """
-    base = {name: value for name, value in weights.items()
-            if name.rpartition(".")[2] not in _OWN}
+    base = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _OWN}
     pairs, lengths = {}, {}
     for name, down in weights.items():
         if not name.endswith(".lora_A"):
@@ -175,8 +174,9 @@ def _read_scale(path: Path) -> float:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-        unsupported = [key for key in ("fan_in_fan_out", "rank_pattern", "alpha_pattern")
-                       if settings.get(key)]
+        unsupported = [
+            key for key in ("fan_in_fan_out", "rank_pattern", "alpha_pattern") if settings.get(key)
+        ]
         if settings.get("peft_type", "LORA") != "LORA" or unsupported or rank < 1:
             raise CheckpointError(
                 f"{path}: only plain LoRA and DoRA adapters can be merged, not "

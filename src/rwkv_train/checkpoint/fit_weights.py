@@ -54,7 +54,8 @@ def fit_weights(
     required = [key for key in missing if not _matches(key, optional)]
     unexpected = [key for key in loaded if key not in model_state]
     misshaped = [
-        key for key, tensor in model_state.items()
+        key
+        for key, tensor in model_state.items()
         if key in loaded and _without_ones(loaded[key]) != _without_ones(tensor)
     ]
     lost_layers = _lost_layers(model_state, loaded, optional)

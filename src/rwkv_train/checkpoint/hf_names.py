@@ -23,18 +23,32 @@ _TRANSFORMERS = "rwkv.blocks."
 _FLA = re.compile(r"layers\.\d+\.(attn|attn_norm|ffn_norm)\.")
 
 _TRANSFORMERS_PARTS = {
-    "embeddings": "emb", "pre_ln": "ln0", "attention": "att", "feed_forward": "ffn",
-    "time_mix_key": "time_mix_k", "time_mix_value": "time_mix_v",
-    "time_mix_receptance": "time_mix_r", "time_mix_gate": "time_mix_g",
+    "embeddings": "emb",
+    "pre_ln": "ln0",
+    "attention": "att",
+    "feed_forward": "ffn",
+    "time_mix_key": "time_mix_k",
+    "time_mix_value": "time_mix_v",
+    "time_mix_receptance": "time_mix_r",
+    "time_mix_gate": "time_mix_g",
 }
 _FLA_OUTER = {
-    "embeddings.weight": "emb.weight", "lm_head.weight": "head.weight",
-    "norm.weight": "ln_out.weight", "norm.bias": "ln_out.bias",
+    "embeddings.weight": "emb.weight",
+    "lm_head.weight": "head.weight",
+    "norm.weight": "ln_out.weight",
+    "norm.bias": "ln_out.bias",
 }
 _FLA_PARTS = {
-    "pre_norm": "ln0", "attn_norm": "ln1", "ffn_norm": "ln2", "attn.r_proj": "att.receptance",
-    "attn.k_proj": "att.key", "attn.v_proj": "att.value", "attn.o_proj": "att.output",
-    "attn.g_norm": "att.ln_x", "ffn.key": "ffn.key", "ffn.value": "ffn.value",
+    "pre_norm": "ln0",
+    "attn_norm": "ln1",
+    "ffn_norm": "ln2",
+    "attn.r_proj": "att.receptance",
+    "attn.k_proj": "att.key",
+    "attn.v_proj": "att.value",
+    "attn.o_proj": "att.output",
+    "attn.g_norm": "att.ln_x",
+    "ffn.key": "ffn.key",
+    "ffn.value": "ffn.value",
 }
 _FLA_MATRIX = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 _FLA_VECTOR = re.compile(r"layers\.(\d+)\.(?:(attn)\.(x_[rwkvag]|k_k|k_a|r_k)|ffn\.x_k)")

@@ -32,11 +32,18 @@ def parser() -> argparse.ArgumentParser:
         description="Merges an adapter, or trained initial states, into their base model.",
     )
     p.add_argument("base", help="base model, .pth or .safetensors")
-    p.add_argument("change", help="adapter (.safetensors, its .json beside it; or peft's folder), "
-                                  "or a file of trained initial states")
+    p.add_argument(
+        "change",
+        help="adapter (.safetensors, its .json beside it; or peft's folder), "
+        "or a file of trained initial states",
+    )
     p.add_argument("out", help="file to write; a name ending in .safetensors gives that format")
-    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-                   help="of the file written; auto: the base model's")
+    p.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the file written; auto: the base model's",
+    )
     return p
 
 
@@ -75,8 +82,9 @@ def _merge(a: argparse.Namespace) -> None:
     else:
         merged = merge(base, load_adapter(change))
     stored = next((v.dtype for v in base.values() if v.is_floating_point()), torch.float32)
-    dtype = {"auto": stored, "fp32": torch.float32, "bf16": torch.bfloat16,
-             "fp16": torch.float16}[a.precision]
+    dtype = {"auto": stored, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        a.precision
+    ]
     save_weights(out, merged, dtype)
     print(f"wrote {out}: {a.base} with {a.change}, {str(dtype).removeprefix('torch.')}")
 

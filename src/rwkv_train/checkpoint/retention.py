@@ -51,8 +51,11 @@ class Retention:
         if self.last_weights is None:
             return []
         numbered = [(epoch, path) for epoch, path in list_checkpoints(folder) if epoch >= 0]
-        old = [path for epoch, path in numbered[self.last_weights :]
-               if not self._is_kept((epoch + 1) * self.epoch_steps)]
+        old = [
+            path
+            for epoch, path in numbered[self.last_weights :]
+            if not self._is_kept((epoch + 1) * self.epoch_steps)
+        ]
         # An adapter is small; the model merged with it is in the .pth.
         return old + [merged_path(path) for path in old]
 

@@ -116,9 +116,7 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
 
 def _map_pth(path: Path) -> Any:
     # Only zip files, which torch writes since 1.6, can be mapped; older ones are read whole.
-    return torch.load(
-        path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-    )
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _read_pth(path: Path) -> Any:
@@ -155,9 +153,7 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _clean(
-    path: Path, entries: Mapping[str, T], transposed: Callable[[T], T]
-) -> dict[str, T]:
+def _clean(path: Path, entries: Mapping[str, T], transposed: Callable[[T], T]) -> dict[str, T]:
     """`entries` by checkpoint key, without wrapper prefixes and without the masks of RWKV-LM."""
     cleaned: dict[str, T] = {}
     for key, value in entries.items():
@@ -177,8 +173,11 @@ def _strip_prefixes(key: str) -> str:
 
 
 def _require_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
-    bad = [key for key, tensor in tensors.items()
-           if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    bad = [
+        key
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise CheckpointError(

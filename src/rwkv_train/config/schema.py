@@ -24,7 +24,13 @@ Strategy = Literal[
     "deepspeed_stage_3_offload",
 ]
 Backend = Literal[
-    "auto", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks",
+    "auto",
+    "native",
+    "chunked",
+    "reference",
+    "native:scan",
+    "native:wide",
+    "native:chunks",
     "native:segments",
 ]
 

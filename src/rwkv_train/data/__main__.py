@@ -46,26 +46,52 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("inputs", metavar="FILE", nargs="+", help="documents: .jsonl, .txt (a file is a document), "
+    add(
+        "inputs",
+        metavar="FILE",
+        nargs="+",
+        help="documents: .jsonl, .txt (a file is a document), "
         "both also as .gz or .zst, .parquet; patterns such as 'in/*.jsonl'; - for a jsonl from the "
-        "standard input")
+        "standard input",
+    )
     add("repeats", metavar="REPEATS", type=int, help="times every document is written, reshuffled")
     add("ctx_len", metavar="CTX_LEN", type=int, help="tokens per sample you will train with")
-    add("--output", "-o", metavar="PREFIX", help="writes PREFIX.bin and .idx (default: the file's "
-        "name)")
+    add(
+        "--output",
+        "-o",
+        metavar="PREFIX",
+        help="writes PREFIX.bin and .idx (default: the file's name)",
+    )
     add("--tokenizer", default="world", help="world, bytes or the path of a tokenizer.json")
-    add("--text_key", default="text", metavar="KEY", help="key or column of the text (default: "
-        "text)")
-    add("--chat_template", metavar="world|FILE", help="rows are conversations, prompts with "
+    add(
+        "--text_key",
+        default="text",
+        metavar="KEY",
+        help="key or column of the text (default: text)",
+    )
+    add(
+        "--chat_template",
+        metavar="world|FILE",
+        help="rows are conversations, prompts with "
         "answers or texts: write them as RWKV World models read them, or by a template of your "
-        "own, and PREFIX.mask, which tells train.py to learn the answers only (docs/data.md)")
+        "own, and PREFIX.mask, which tells train.py to learn the answers only (docs/data.md)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="decides the order (default: 0)")
     add("--no_shuffle", action="store_true", help="keep the file's order")
-    add("--validation", type=float, default=0.0, metavar="SHARE", help="hold out this share of the "
-        "documents in PREFIX_val, for example 0.01")
+    add(
+        "--validation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="hold out this share of the documents in PREFIX_val, for example 0.01",
+    )
     add("--overwrite", action="store_true", help="replace data made from something else")
-    add("--on_error", choices=("stop", "skip"), default="stop", help="what to do about a document "
-        "that cannot be used (default: stop)")
+    add(
+        "--on_error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do about a document that cannot be used (default: stop)",
+    )
     _add_selection(parser)
     _add_resources(parser)
     return parser.parse_args(argv)
@@ -76,18 +102,32 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     add("--dedup", action="store_true", help="keep only the first of equal documents")
     add("--min_tokens", type=int, metavar="N", help="leave out documents of fewer tokens")
     add("--max_tokens", type=int, metavar="N", help="leave out documents of more tokens")
-    add("--verify", choices=HOW_MUCH, default="sample", help="documents that are "
-        "decoded again and compared (default: every tenth, of small inputs all)")
+    add(
+        "--verify",
+        choices=HOW_MUCH,
+        default="sample",
+        help="documents that are "
+        "decoded again and compared (default: every tenth, of small inputs all)",
+    )
     add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("large corpora").add_argument
     add("--workers", type=int, metavar="N", help="processes that tokenize (default: one per core)")
-    add("--shard_tokens", type=int, metavar="N", help="cut the data into PREFIX-00000, "
-        "PREFIX-00001 ... of at most N tokens each; train.py takes PREFIX all the same")
-    add("--worker", type=int, metavar="I", help="with --of: make only part I (from 0) of the data, "
-        "for --merge")
+    add(
+        "--shard_tokens",
+        type=int,
+        metavar="N",
+        help="cut the data into PREFIX-00000, "
+        "PREFIX-00001 ... of at most N tokens each; train.py takes PREFIX all the same",
+    )
+    add(
+        "--worker",
+        type=int,
+        metavar="I",
+        help="with --of: make only part I (from 0) of the data, for --merge",
+    )
     add("--of", type=int, metavar="N", help="number of parts")
 
 
@@ -100,12 +140,20 @@ def parse_tool(argv: list[str]) -> argparse.Namespace:
     what("--merge", metavar="PREFIX", nargs="+", help="join data, or the parts of one run")
     add = parser.add_argument
     add("--output", "-o", metavar="PREFIX", help="where the joined data goes")
-    add("--tokenizer", metavar="NAME", help="what made the pairs to be joined that have no "
-        "manifest (other tools'): world, bytes or the path of a tokenizer.json")
+    add(
+        "--tokenizer",
+        metavar="NAME",
+        help="what made the pairs to be joined that have no "
+        "manifest (other tools'): world, bytes or the path of a tokenizer.json",
+    )
     add("--shard_tokens", type=int, metavar="N", help="cut the joined data into shards")
     add("--overwrite", action="store_true", help="replace data made from something else")
-    add("--verify", choices=HOW_MUCH, help="documents that --verify_pair decodes "
-        "and encodes again (default: every tenth, of small data all)")
+    add(
+        "--verify",
+        choices=HOW_MUCH,
+        help="documents that --verify_pair decodes "
+        "and encodes again (default: every tenth, of small data all)",
+    )
     add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
     arguments = parser.parse_args(argv)
     joins = arguments.merge is not None

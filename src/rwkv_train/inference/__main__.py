@@ -22,7 +22,8 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line; importing torch is left to `main`."""
     p = Parser(
-        prog="generate.py", description=__doc__.split("`")[0].strip(),
+        prog="generate.py",
+        description=__doc__.split("`")[0].strip(),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("prompt", nargs="?", default="", help="text to go on from; -: standard input")
@@ -39,10 +40,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--penalty_decay", type=float, default=0.996, help="fading of earlier uses")
     p.add_argument("--seed", type=int, help="for repeatable samples; none: a new one each time")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-                   help="auto: fp32 on a CPU, bf16 on a GPU")
-    p.add_argument("--wkv_backend", choices=get_args(Backend), default="auto",
-                   help="implementation of the WKV operator")
+    p.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="auto: fp32 on a CPU, bf16 on a GPU",
+    )
+    p.add_argument(
+        "--wkv_backend",
+        choices=get_args(Backend),
+        default="auto",
+        help="implementation of the WKV operator",
+    )
     return p
 
 
@@ -79,8 +88,11 @@ def _generate(a: argparse.Namespace) -> None:
     precision = a.precision if a.precision != "auto" else ("bf16" if cuda else "fp32")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     model = load_model(
-        a.load_model, device=torch.device("cuda" if cuda else "cpu"), dtype=dtype,
-        wkv_backend=a.wkv_backend, states=a.load_states,
+        a.load_model,
+        device=torch.device("cuda" if cuda else "cpu"),
+        dtype=dtype,
+        wkv_backend=a.wkv_backend,
+        states=a.load_states,
     )
     tokenizer = tokenizer_of(a.load_model, model.config.vocab_size, a.tokenizer)
     prompt = sys.stdin.read() if a.prompt == "-" else a.prompt
@@ -94,8 +106,9 @@ def _generate(a: argparse.Namespace) -> None:
             print(f"--- sample {number + 1} ---")
         print(prompt, end="", flush=True)
         # One generator for all samples: they differ, and one seed repeats them all.
-        for piece in generate_text(model, tokenizer, prompt, Sampler(options, generator),
-                                   a.max_tokens):
+        for piece in generate_text(
+            model, tokenizer, prompt, Sampler(options, generator), a.max_tokens
+        ):
             print(piece, end="", flush=True)
         print()
 

@@ -19,7 +19,11 @@ TOKENIZER_BY_ROWS = {65536: "world", 257: "bytes"}
 
 
 def load_model(
-    path: str | Path, *, device: torch.device, dtype: torch.dtype, wkv_backend: str = "auto",
+    path: str | Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    wkv_backend: str = "auto",
     states: str | Path | None = None,
 ) -> RWKV:
     """The network in evaluation mode, every size read from the file.

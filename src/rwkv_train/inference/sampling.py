@@ -28,7 +28,9 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
-            ("temperature", 0.0, 100.0), ("top_p", 0.0, 1.0), ("top_k", 0, 10**9),
+            ("temperature", 0.0, 100.0),
+            ("top_p", 0.0, 1.0),
+            ("top_k", 0, 10**9),
             ("penalty_decay", 0.0, 1.0),
         ):
             value = getattr(self, name)

@@ -128,7 +128,11 @@ def largest_directions(
 
 
 def attach_adapters(
-    model: RWKV, config: AdapterConfig, targets: Collection[str], *, seed: int,
+    model: RWKV,
+    config: AdapterConfig,
+    targets: Collection[str],
+    *,
+    seed: int,
     values: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Puts an adapter beside every matrix that `targets` names in every block.

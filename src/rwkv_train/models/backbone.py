@@ -59,8 +59,14 @@ class RWKV(nn.Module):
     """
 
     def __init__(
-        self, version: ModuleType, config: ModelConfig, *, wkv_backend: str = "auto",
-        grad_cp: bool = False, train_states: bool = False, chunk_len: int | None = None,
+        self,
+        version: ModuleType,
+        config: ModelConfig,
+        *,
+        wkv_backend: str = "auto",
+        grad_cp: bool = False,
+        train_states: bool = False,
+        chunk_len: int | None = None,
     ) -> None:
         super().__init__()
         if chunk_len is not None and config.head_qk:
@@ -99,8 +105,14 @@ class RWKV(nn.Module):
         return self.head(x, extra_logits=self._copy_logits(x, tokens, state, reset)), new_state
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None = None,
-        total: float | None = None, state: ModelState | None = None, reset: Tensor | None = None,
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None = None,
+        total: float | None = None,
+        state: ModelState | None = None,
+        reset: Tensor | None = None,
         head_rows: int | None = None,
     ) -> Tensor:
         """Mean cross entropy of `targets` [B, T]: a scalar in fp32 (fp64 for fp64 models).
@@ -116,33 +128,61 @@ class RWKV(nn.Module):
         )[0]
 
     def loss_and_state(
-        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None = None,
-        total: float | None = None, state: ModelState | None = None, reset: Tensor | None = None,
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None = None,
+        total: float | None = None,
+        state: ModelState | None = None,
+        reset: Tensor | None = None,
         head_rows: int | None = None,
     ) -> tuple[Tensor, ModelState]:
         """`loss`, and the state after the last token, through which gradients flow."""
-        options = {"mask": mask, "total": total, "state": state, "reset": reset,
-                   "head_rows": head_rows}
+        options = {
+            "mask": mask,
+            "total": total,
+            "state": state,
+            "reset": reset,
+            "head_rows": head_rows,
+        }
         if self.chunk_len is None or tokens.shape[1] <= self.chunk_len:
             return self._loss_of_piece(tokens, targets, **options)
         return chunked_loss(self._loss_of_piece, self.chunk_len, tokens, targets, **options)
 
     def _loss_of_piece(
-        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None, total: float | None,
-        state: ModelState | None, reset: Tensor | None, head_rows: int | None,
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None,
+        total: float | None,
+        state: ModelState | None,
+        reset: Tensor | None,
+        head_rows: int | None,
         recomputed: bool = False,
     ) -> tuple[Tensor, ModelState]:
         x, new_state = self.features(tokens, state, reset=reset)
         extra = self._copy_logits(x, tokens, state, reset)
         loss = self.head(
-            x, targets, mask=mask, total=total, extra_logits=extra, rows=head_rows,
+            x,
+            targets,
+            mask=mask,
+            total=total,
+            extra_logits=extra,
+            rows=head_rows,
             recomputed=recomputed,
         )
         return loss, new_state
 
     def token_losses(
-        self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, *,
-        reset: Tensor | None = None, head_rows: int | None = None,
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: ModelState | None = None,
+        *,
+        reset: Tensor | None = None,
+        head_rows: int | None = None,
     ) -> tuple[Tensor, ModelState]:
         """Cross entropy of every target, [B, T] without gradients, and the state afterwards.
 
@@ -150,7 +190,12 @@ class RWKV(nn.Module):
         """
         if self.chunk_len is not None and tokens.shape[1] > self.chunk_len:
             return chunked_token_losses(
-                self.token_losses, self.chunk_len, tokens, targets, state, reset=reset,
+                self.token_losses,
+                self.chunk_len,
+                tokens,
+                targets,
+                state,
+                reset=reset,
                 head_rows=head_rows,
             )
         x, new_state = self.features(tokens, state, reset=reset)

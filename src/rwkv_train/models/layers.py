@@ -52,13 +52,16 @@ class Head(Linear):
         """
         if per_token:
             assert targets is not None and mask is None, "losses of all targets"
-            return head_token_losses(
-                x, self.weight, targets, extra_logits=extra_logits, rows=rows
-            )
+            return head_token_losses(x, self.weight, targets, extra_logits=extra_logits, rows=rows)
         if targets is not None:
             return head_loss(
-                x, self.weight, targets,
-                mask=mask, total=total, extra_logits=extra_logits, rows=rows,
+                x,
+                self.weight,
+                targets,
+                mask=mask,
+                total=total,
+                extra_logits=extra_logits,
+                rows=rows,
                 recomputed=recomputed,
             )
         logits = super().forward(x)
@@ -103,7 +106,7 @@ def shift_and_mix(
     Under autocast the results have its dtype, to which the matrix products that read them would
     round them next.
     """
-    mixes = torch.stack([full_precision(share).flatten() for share in shares])      # [n, C]
+    mixes = torch.stack([full_precision(share).flatten() for share in shares])  # [n, C]
     dtype = autocast_dtype(x) or x.dtype
     return token_shift(x, mixes, last, moves=moves, dtype=dtype, reset=reset)
 

@@ -24,12 +24,7 @@ from rwkv_train.models import rwkv4, rwkv5, rwkv6, rwkv7
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.sizes import Shapes, check_sizes, matrix, with_defaults
 
-VERSIONS: dict[str, ModuleType] = {
-    "4": rwkv4,
-    "5": rwkv5,
-    "6": rwkv6,
-    "7": rwkv7,
-}
+VERSIONS: dict[str, ModuleType] = {"4": rwkv4, "5": rwkv5, "6": rwkv6, "7": rwkv7}
 DEFAULT_VERSION = "7"
 
 # Ends of keys that only models we do not build have.
@@ -51,8 +46,12 @@ def version_module(version: str) -> ModuleType:
 
 
 def build_model(
-    config: ModelConfig, *, wkv_backend: str = "auto", grad_cp: bool = False,
-    train_states: bool = False, chunk_len: int | None = None,
+    config: ModelConfig,
+    *,
+    wkv_backend: str = "auto",
+    grad_cp: bool = False,
+    train_states: bool = False,
+    chunk_len: int | None = None,
 ) -> RWKV:
     """A model with all weights zero, fp32, on torch's current default device.
 
@@ -64,7 +63,11 @@ def build_model(
     assert config == complete(config), "build_model needs a complete configuration"
     module = version_module(config.rwkv_version)
     return RWKV(
-        module, config, wkv_backend=wkv_backend, grad_cp=grad_cp, train_states=train_states,
+        module,
+        config,
+        wkv_backend=wkv_backend,
+        grad_cp=grad_cp,
+        train_states=train_states,
         chunk_len=chunk_len,
     )
 

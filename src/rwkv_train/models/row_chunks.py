@@ -26,15 +26,29 @@ class LossOfPiece(Protocol):
     """Summed loss of a piece of a row divided by `total`, and the state after it."""
 
     def __call__(
-        self, tokens: Tensor, targets: Tensor, *, mask: Tensor | None, total: float,
-        state: ModelState | None, reset: Tensor | None, head_rows: int | None,
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None,
+        total: float,
+        state: ModelState | None,
+        reset: Tensor | None,
+        head_rows: int | None,
         recomputed: bool,
     ) -> tuple[Tensor, ModelState]: ...
 
 
 def chunked_loss(
-    loss_of_piece: LossOfPiece, chunk_len: int, tokens: Tensor, targets: Tensor, *,
-    mask: Tensor | None, total: float | None, state: ModelState | None, reset: Tensor | None,
+    loss_of_piece: LossOfPiece,
+    chunk_len: int,
+    tokens: Tensor,
+    targets: Tensor,
+    *,
+    mask: Tensor | None,
+    total: float | None,
+    state: ModelState | None,
+    reset: Tensor | None,
     head_rows: int | None,
 ) -> tuple[Tensor, ModelState]:
     """What `loss_of_piece` of the whole row would be, and the state after it.
@@ -44,13 +58,16 @@ def chunked_loss(
     if total is None:
         total = _weight_of(tokens, mask)
 
-    def chunk(
-        part: slice, state: ModelState | None, recomputed: bool
-    ) -> tuple[Tensor, ModelState]:
+    def chunk(part: slice, state: ModelState | None, recomputed: bool) -> tuple[Tensor, ModelState]:
         loss, state = loss_of_piece(
-            tokens[:, part], targets[:, part], mask=None if mask is None else mask[:, part],
-            total=total, state=state, reset=None if reset is None else reset[:, part],
-            head_rows=head_rows, recomputed=recomputed,
+            tokens[:, part],
+            targets[:, part],
+            mask=None if mask is None else mask[:, part],
+            total=total,
+            state=state,
+            reset=None if reset is None else reset[:, part],
+            head_rows=head_rows,
+            recomputed=recomputed,
         )
         # A state may be a view of the chunk's activations, and would keep them alive.
         return loss, copy_state(state)
@@ -65,8 +82,14 @@ def chunked_loss(
 
 @torch.no_grad()
 def chunked_token_losses(
-    losses_of_piece: Callable[..., tuple[Tensor, ModelState]], chunk_len: int, tokens: Tensor,
-    targets: Tensor, state: ModelState | None, *, reset: Tensor | None, head_rows: int | None,
+    losses_of_piece: Callable[..., tuple[Tensor, ModelState]],
+    chunk_len: int,
+    tokens: Tensor,
+    targets: Tensor,
+    state: ModelState | None,
+    *,
+    reset: Tensor | None,
+    head_rows: int | None,
 ) -> tuple[Tensor, ModelState]:
     """The cross entropy of every target, [B, T], and the state after the row; no gradients.
 
@@ -75,8 +98,11 @@ def chunked_token_losses(
     losses = []
     for part in _parts(tokens.shape[1], chunk_len):
         loss, state = losses_of_piece(
-            tokens[:, part], targets[:, part], state,
-            reset=None if reset is None else reset[:, part], head_rows=head_rows,
+            tokens[:, part],
+            targets[:, part],
+            state,
+            reset=None if reset is None else reset[:, part],
+            head_rows=head_rows,
         )
         state = copy_state(state)
         losses.append(loss)

@@ -72,19 +72,27 @@ class TimeMix(nn.Module):
         self.output = Linear(A, D)
 
     def forward(
-        self, x: Tensor, carry: Tensor | None, shift: Tensor | None,
-        wkv: tuple[Tensor, ...] | None, reset: Tensor | None,
+        self,
+        x: Tensor,
+        carry: Tensor | None,
+        shift: Tensor | None,
+        wkv: tuple[Tensor, ...] | None,
+        reset: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
         """Output [B, T, D], the carry as it came, new shift and operator state."""
         mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
         xk, xv, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
-        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)                 # [B, T, A]
+        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)  # [B, T, A]
         y, wkv = wkv4(
-            self.time_decay, self.time_first, k, v, self._start(wkv, len(x)),
-            backend=self.backend, reset=reset,
+            self.time_decay,
+            self.time_first,
+            k,
+            v,
+            self._start(wkv, len(x)),
+            backend=self.backend,
+            reset=reset,
         )
         return self.output(torch.sigmoid(r) * y), carry, x[:, -1], wkv
-
 
     def _start(self, given: tuple[Tensor, ...] | None, batch: int) -> tuple[Tensor, ...] | None:
         """(aa, bb, pp), each [B, A], that a sequence starts from; None: empty."""
@@ -135,11 +143,7 @@ PARAMETERS = (
     Row("emb.weight", _embedding_at_start, decayed=True),
     *NORMS,
     Row("blocks.*.att.time_decay", lambda place: -5 + 8 * decay_curve(place), Rate.TWO),
-    Row(
-        "blocks.*.att.time_first",
-        lambda place: math.log(0.3) + 0.5 * place.zigzag,
-        Rate.THREE,
-    ),
+    Row("blocks.*.att.time_first", lambda place: math.log(0.3) + 0.5 * place.zigzag, Rate.THREE),
     # Not decayed: zero is no neutral weight.
     Row("blocks.*.att.time_state", _state_at_start),
     Row("blocks.*.att.time_mix_k", rising(1.0), Rate.MIX),
@@ -168,8 +172,15 @@ PARAMETERS = (
 def complete(config: ModelConfig) -> ModelConfig:
     """`config` with every size that RWKV-4 needs; ConfigError for what it does not have."""
     refuse_fields(
-        config, NAME, "head_size", "head_size_divisor", "rank_mix", "rank_decay", "rank_iclr",
-        "rank_value", "rank_gate",
+        config,
+        NAME,
+        "head_size",
+        "head_size_divisor",
+        "rank_mix",
+        "rank_decay",
+        "rank_iclr",
+        "rank_value",
+        "rank_gate",
     )
     return with_defaults(config, dim_ffn=4 * config.n_embd)
 

@@ -90,18 +90,28 @@ class TimeMix(nn.Module):
         self.register_state_dict_post_hook(_decay_after_norm)
 
     def forward(
-        self, x: Tensor, carry: Tensor | None, shift: Tensor | None, wkv: Tensor | None,
+        self,
+        x: Tensor,
+        carry: Tensor | None,
+        shift: Tensor | None,
+        wkv: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Output [B, T, D], the carry as it came, new shift and operator state."""
         mixes = (self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g)
         xr, xk, xv, xg = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
-        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)                 # [B, T, A]
+        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, A]
         g = F.silu(self.gate(xg))
-        r, k, v = (split_heads(z, self.head_size) for z in (r, k, v))           # [B, T, H, N]
+        r, k, v = (split_heads(z, self.head_size) for z in (r, k, v))  # [B, T, H, N]
         y, wkv = wkv5(
-            r, k, v, self.time_decay, self.time_faaaa,
-            starting_state(self.time_state, wkv, len(x)), backend=self.backend, reset=reset,
+            r,
+            k,
+            v,
+            self.time_decay,
+            self.time_faaaa,
+            starting_state(self.time_state, wkv, len(x)),
+            backend=self.backend,
+            reset=reset,
         )
         return self.output(self.ln_x(y) * g), carry, x[:, -1], wkv
 
@@ -158,9 +168,7 @@ PARAMETERS = (
 
 def complete(config: ModelConfig) -> ModelConfig:
     """`config` with every size that RWKV-5 needs; ConfigError for what it does not have."""
-    refuse_fields(
-        config, NAME, "rank_mix", "rank_decay", "rank_iclr", "rank_value", "rank_gate"
-    )
+    refuse_fields(config, NAME, "rank_mix", "rank_decay", "rank_iclr", "rank_value", "rank_gate")
     require_equal_widths(config, NAME)
     return with_defaults(config, dim_ffn=width_times(3.5, config.n_embd), head_size=64)
 

@@ -97,7 +97,11 @@ class TimeMix(nn.Module):
         self.ln_x = HeadNorm(A, eps=1e-5 * config.head_size_divisor**2)
 
     def forward(
-        self, x: Tensor, carry: Tensor | None, shift: Tensor | None, wkv: Tensor | None,
+        self,
+        x: Tensor,
+        carry: Tensor | None,
+        shift: Tensor | None,
+        wkv: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Output [B, T, D], the carry as it came, new shift and operator state."""
@@ -106,23 +110,27 @@ class TimeMix(nn.Module):
         r, k, v, w = (
             split_heads(z, self.head_size)
             for z in (self.receptance(xr), self.key(xk), self.value(xv), w)
-        )                                                                       # [B, T, H, N]
+        )  # [B, T, H, N]
         y, wkv = wkv6(
-            r, k, v, w, self.time_faaaa, starting_state(self.time_state, wkv, len(x)),
-            backend=self.backend, reset=reset,
+            r,
+            k,
+            v,
+            w,
+            self.time_faaaa,
+            starting_state(self.time_state, wkv, len(x)),
+            backend=self.backend,
+            reset=reset,
         )
         out = self.output(self.ln_x(y) * F.silu(self.gate(xg)))
         return out, carry, x[:, -1], wkv
 
-    def _mix(
-        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def _mix(self, x: Tensor, shift: Tensor | None, reset: Tensor | None) -> tuple[Tensor, ...]:
         """The inputs of decay, key, value, receptance and gate, each [B, T, D]."""
         B, T, _ = x.shape
         (mixed,) = shift_and_mix(x, shift, reset, self.time_maa_x)
         low = torch.tanh(mixed @ self.time_maa_w1)
-        low = low.view(B * T, len(MIXES), -1).transpose(0, 1)                   # [5, B T, R]
-        moves = torch.bmm(low, self.time_maa_w2).view(len(MIXES), B, T, -1)     # [5, B, T, D]
+        low = low.view(B * T, len(MIXES), -1).transpose(0, 1)  # [5, B T, R]
+        moves = torch.bmm(low, self.time_maa_w2).view(len(MIXES), B, T, -1)  # [5, B, T, D]
         shares = (getattr(self, f"time_maa_{name}") for name in MIXES)
         return shift_and_mix(x, shift, reset, *shares, moves=moves)
 
@@ -159,11 +167,7 @@ PARAMETERS = (
     Row("blocks.*.att.time_maa_x", falling(1.0), Rate.MIX),
     Row("blocks.*.att.time_maa_w", falling(1.0), Rate.MIX),
     Row("blocks.*.att.time_maa_k", falling(1.0), Rate.MIX),
-    Row(
-        "blocks.*.att.time_maa_v",
-        lambda place: falling(1.0)(place) - 0.3 * place.depth,
-        Rate.MIX,
-    ),
+    Row("blocks.*.att.time_maa_v", lambda place: falling(1.0)(place) - 0.3 * place.depth, Rate.MIX),
     Row("blocks.*.att.time_maa_r", falling(0.5), Rate.MIX),
     Row("blocks.*.att.time_maa_g", falling(0.5), Rate.MIX),
     Row("blocks.*.att.time_maa_w1", zeros),

@@ -86,7 +86,9 @@ class TimeMix(nn.Module):
         for name in "rwkvag":
             setattr(self, f"x_{name}", nn.Parameter(torch.zeros(1, 1, D)))
         for name, rank in (
-            ("w", config.rank_decay), ("a", config.rank_iclr), ("v", config.rank_value)
+            ("w", config.rank_decay),
+            ("a", config.rank_iclr),
+            ("v", config.rank_value),
         ):
             setattr(self, f"{name}1", nn.Parameter(torch.zeros(D, rank)))
             setattr(self, f"{name}2", nn.Parameter(torch.zeros(rank, D)))
@@ -109,14 +111,18 @@ class TimeMix(nn.Module):
                 unused.requires_grad_(False)
 
     def forward(
-        self, x: Tensor, carry: Tensor | None, shift: Tensor | None, wkv: Tensor | None,
+        self,
+        x: Tensor,
+        carry: Tensor | None,
+        shift: Tensor | None,
+        wkv: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output [B, T, D], the first layer's value [B, T, D], new shift and operator state."""
         mixes = (getattr(self, f"x_{name}") for name in "rwkvag")
         xr, xw, xk, xv, xa, xg = shift_and_mix(x, shift, reset, *mixes)
         w = decay_logits(self.w0, xw, self.w1, self.w2)
-        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)             # [B, T, D]
+        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, D]
         if carry is None:
             carry = v
         else:
@@ -125,10 +131,17 @@ class TimeMix(nn.Module):
         rate = torch.sigmoid(self.a0 + (xa @ self.a1) @ self.a2)
         g = torch.sigmoid(xg @ self.g1) @ self.g2
         k, a, b = self._keys(k, rate)
-        r, w, v = (split_heads(z, self.head_size) for z in (r, w, v))           # [B, T, H, N]
+        r, w, v = (split_heads(z, self.head_size) for z in (r, w, v))  # [B, T, H, N]
         y, wkv = wkv7(
-            r, w, k, v, a, b, starting_state(self.time_state, wkv, len(x)),
-            backend=self.backend, reset=reset,
+            r,
+            w,
+            k,
+            v,
+            a,
+            b,
+            starting_state(self.time_state, wkv, len(x)),
+            backend=self.backend,
+            reset=reset,
         )
         out = self.output((self.ln_x(y) + self._bonus(r, k, v)) * g)
         return out, carry, x[:, -1], wkv

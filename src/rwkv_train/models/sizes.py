@@ -42,9 +42,20 @@ def require_equal_widths(config: ModelConfig, name: str) -> None:
 
 def check_sizes(config: ModelConfig) -> None:
     """ConfigError unless every size that is set is possible."""
-    for field in ("n_layer", "n_embd", "dim_att", "dim_ffn", "vocab_size", "head_size",
-                  "head_size_divisor", "rank_mix", "rank_decay", "rank_iclr", "rank_value",
-                  "rank_gate"):
+    for field in (
+        "n_layer",
+        "n_embd",
+        "dim_att",
+        "dim_ffn",
+        "vocab_size",
+        "head_size",
+        "head_size_divisor",
+        "rank_mix",
+        "rank_decay",
+        "rank_iclr",
+        "rank_value",
+        "rank_gate",
+    ):
         value = getattr(config, field)
         if value is not None and value < 1:
             raise ConfigError(f"--{field} {value} is not possible, expected 1 or more")

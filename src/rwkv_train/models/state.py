@@ -47,7 +47,8 @@ def map_state(function: Callable[[Tensor], Tensor], state: ModelState) -> ModelS
     return tuple(
         LayerState(
             function(layer.att_shift),
-            tuple(map(function, layer.wkv)) if isinstance(layer.wkv, tuple)
+            tuple(map(function, layer.wkv))
+            if isinstance(layer.wkv, tuple)
             else function(layer.wkv),
             function(layer.ffn_shift),
         )

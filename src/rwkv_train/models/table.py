@@ -98,9 +98,7 @@ def constant(value: float) -> Init:
 
 def uniform(limit: float) -> Init:
     """Uniform between -limit and limit."""
-    return lambda place: torch.empty(place.shape).uniform_(
-        -limit, limit, generator=place.generator
-    )
+    return lambda place: torch.empty(place.shape).uniform_(-limit, limit, generator=place.generator)
 
 
 def orthogonal(gain: float, *, grows: bool = False) -> Init:

@@ -162,7 +162,11 @@ def _resized(
 
 
 def _resized_axes(
-    name: str, value: Tensor, parameter: Tensor, axes: list[str], head_size: int | None,
+    name: str,
+    value: Tensor,
+    parameter: Tensor,
+    axes: list[str],
+    head_size: int | None,
     generator: torch.Generator,
 ) -> Tensor:
     for number, axis in enumerate(axes):
@@ -221,6 +225,4 @@ def _source(name: str, layer_of: list[int]) -> tuple[str, int]:
 def _require_optional(source: str, model: RWKV) -> None:
     patterns = (re.escape(p).replace(r"\*", r"\d+") for p in model.optional_keys)
     if not any(re.fullmatch(pattern, source) for pattern in patterns):
-        raise CheckpointError(
-            f"the model given by --load_model lacks {source}; give a whole model"
-        )
+        raise CheckpointError(f"the model given by --load_model lacks {source}; give a whole model")

@@ -57,9 +57,7 @@ def prepare(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Te
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise BackendError(f"{op}: {name} is {kind}, expected a float tensor {list(shape)}")
     if tensor.shape != shape:
-        raise BackendError(
-            f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}"
-        )
+        raise BackendError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
     if tensor.device != like.device:
         raise BackendError(f"{op}: {name} is on {tensor.device}, expected {like.device}")
     return tensor.to(compute_dtype(like.dtype))
@@ -73,7 +71,8 @@ def check_reset(op: str, reset: Tensor | None, like: Tensor) -> None:
     if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != shape:
         got = (
             f"{reset.dtype} {list(reset.shape)}"
-            if isinstance(reset, Tensor) else type(reset).__name__
+            if isinstance(reset, Tensor)
+            else type(reset).__name__
         )
         raise BackendError(
             f"{op}: reset is {got}, expected a bool tensor {list(shape)}, True where a document "

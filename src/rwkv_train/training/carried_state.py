@@ -108,8 +108,10 @@ def _split(state: ModelState) -> list[SampleState]:
     """One SampleState per row of the batch, on the CPU."""
     on_cpu = map_state(torch.Tensor.cpu, state)
     return [
-        [[part[row].clone() for part in (layer.att_shift, *_parts(layer), layer.ffn_shift)]
-         for layer in on_cpu]
+        [
+            [part[row].clone() for part in (layer.att_shift, *_parts(layer), layer.ffn_shift)]
+            for layer in on_cpu
+        ]
         for row in range(len(on_cpu[0].att_shift))
     ]
 

@@ -47,8 +47,13 @@ ENDLESS = 10**12
 
 
 def fit(
-    config: RunConfig, conventions: Conventions, origin: Origin, samples: RunSamples,
-    *, derived: list[str], saved_config: RunConfig,
+    config: RunConfig,
+    conventions: Conventions,
+    origin: Origin,
+    samples: RunSamples,
+    *,
+    derived: list[str],
+    saved_config: RunConfig,
 ) -> int:
     """Runs from `origin` to the end of the plan; 0 when it got there, 128 + n after signal n.
 
@@ -64,8 +69,11 @@ def fit(
     _set_up_torch(config)
     model = make_model(config, origin)
     groups = parameter_groups(
-        model, weight_decay=config.optim.weight_decay, layerwise_lr=config.optim.layerwise_lr,
-        special_lr_factor=config.optim.special_lr_factor, train_type=config.train.train_type,
+        model,
+        weight_decay=config.optim.weight_decay,
+        layerwise_lr=config.optim.layerwise_lr,
+        special_lr_factor=config.optim.special_lr_factor,
+        train_type=config.train.train_type,
         matrices_apart=config.optim.optimizer == "muon",
         fully=listed(config.adapter.lora_train),
     )
@@ -75,14 +83,25 @@ def fit(
     reporters: list[Reporter] = []
     if is_rank_zero():
         print_header(
-            config, plan, origin, progress, parameters=sum(p.numel() for p in model.parameters()),
-            data_tokens=samples.training.source.tokens, groups=_described(groups),
-            derived=derived + samples.notes, validation=_validation(config, samples),
+            config,
+            plan,
+            origin,
+            progress,
+            parameters=sum(p.numel() for p in model.parameters()),
+            data_tokens=samples.training.source.tokens,
+            groups=_described(groups),
+            derived=derived + samples.notes,
+            validation=_validation(config, samples),
         )
     loop = Loop(
-        config, plan, make_schedule(config, conventions.warmup_floor), progress,
-        state=origin.state, base=origin.base_record,
-        validator=Validator(config, samples.held_out), reporters=reporters,
+        config,
+        plan,
+        make_schedule(config, conventions.warmup_floor),
+        progress,
+        state=origin.state,
+        base=origin.base_record,
+        validator=Validator(config, samples.held_out),
+        reporters=reporters,
     )
     carried = _carried(origin, config, plan, progress)
     module = TrainingModule(model, groups, config.optim, config.hardware, carried)
@@ -107,9 +126,14 @@ def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
         saved = Progress.from_dict(origin.state)
         saved = change_optimizer(origin, saved, config.optim)
         now = StepSize(plan.tokens_per_step, config.data.ctx_len, plan.windows)
-        before = StepSize(*(origin.state.get(key, value) for key, value in zip(
-            ("tokens_per_step", "ctx_len", "windows"), (now.tokens, now.ctx_len, 1)
-        )))
+        before = StepSize(
+            *(
+                origin.state.get(key, value)
+                for key, value in zip(
+                    ("tokens_per_step", "ctx_len", "windows"), (now.tokens, now.ctx_len, 1)
+                )
+            )
+        )
         progress = saved.with_steps(before, now)
         if before != now:
             left_out = progress.step * now.tokens > saved.step * before.tokens
@@ -125,9 +149,7 @@ def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
     return Progress(step=step, ramp_begin=step)
 
 
-def _carried(
-    origin: Origin, config: RunConfig, plan: Plan, progress: Progress
-) -> CarriedStates:
+def _carried(origin: Origin, config: RunConfig, plan: Plan, progress: Progress) -> CarriedStates:
     """The carried states to go on with: those of `origin` in the middle of rows, else none."""
     carried = CarriedStates(config.data.ctx_len)
     if origin.state is not None and progress.step % plan.windows:
@@ -151,15 +173,20 @@ def _set_up_torch(config: RunConfig) -> None:
 def _described(groups: list[ParameterGroup]) -> dict[str, int]:
     """The parameter groups as people name them: rate factor and whether they decay."""
     return {
-        f"{group.lr_factor:g}x" + (" with decay" if group.weight_decay > 0 else "")
+        f"{group.lr_factor:g}x"
+        + (" with decay" if group.weight_decay > 0 else "")
         + (" by Muon" if group.hidden_matrices else ""): len(group.parameters)
         for group in groups
     }
 
 
 def _begin_files(
-    config: RunConfig, saved_config: RunConfig, samples: RunSamples, plan: Plan,
-    progress: Progress, trainer: pl.Trainer,
+    config: RunConfig,
+    saved_config: RunConfig,
+    samples: RunSamples,
+    plan: Plan,
+    progress: Progress,
+    trainer: pl.Trainer,
 ) -> list[Reporter]:
     """Clears up after a killed run, writes what describes this one, opens its logs."""
     try:
@@ -211,8 +238,10 @@ def _reporters(
 
 def _title(config: RunConfig) -> str:
     m = config.model
-    return (f"RWKV-{m.rwkv_version}, {m.n_layer} layers, width {m.n_embd}, context "
-            f"{config.data.ctx_len}, vocabulary {m.vocab_size}")
+    return (
+        f"RWKV-{m.rwkv_version}, {m.n_layer} layers, width {m.n_embd}, context "
+        f"{config.data.ctx_len}, vocabulary {m.vocab_size}"
+    )
 
 
 def _write_config(config: RunConfig) -> None:

@@ -40,7 +40,7 @@ class RunData(pl.LightningDataModule):
     """
 
     def __init__(
-        self, dataset: Dataset[Sample], config: RunConfig, first_step: int, steps: int,
+        self, dataset: Dataset[Sample], config: RunConfig, first_step: int, steps: int
     ) -> None:
         super().__init__()
         rows = FaultTelling(dataset, config.data.ctx_len)
@@ -57,8 +57,12 @@ class RunData(pl.LightningDataModule):
         """
         train, workers = self._config.train, self._config.data.num_workers
         rows = SampleNumbers(
-            0, 0, train.micro_bsz, train.accumulate_grad_batches,
-            self.trainer.global_rank, self.trainer.world_size,
+            0,
+            0,
+            train.micro_bsz,
+            train.accumulate_grad_batches,
+            self.trainer.global_rank,
+            self.trainer.world_size,
         )
         windows = windows_per_row(self._config)
         return DataLoader(

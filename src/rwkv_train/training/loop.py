@@ -92,7 +92,11 @@ class Loop(pl.Callback):
         set_rates(trainer.optimizers[0], self._rate(step), weight_decay(self._schedule, step))
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: TrainingModule, outputs: Any, batch: Any,
+        self,
+        trainer: pl.Trainer,
+        pl_module: TrainingModule,
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
     ) -> None:
         """After the last micro batch: records the step, then whatever is due at this step."""
@@ -193,9 +197,7 @@ class Loop(pl.Callback):
         self._last = record
         tell(self._reporters, lambda reporter: reporter.on_step(record, self._progress))
 
-    def _leave_out(
-        self, trainer: pl.Trainer, module: TrainingModule, outcome: Outcome
-    ) -> None:
+    def _leave_out(self, trainer: pl.Trainer, module: TrainingModule, outcome: Outcome) -> None:
         """A step that was left out; after several in a row the run goes back."""
         record = self._bad_steps.leave_out(trainer, module, outcome, self._progress.step)
         self._progress.leave_out()

@@ -51,8 +51,12 @@ class TrainingModule(pl.LightningModule):
         """Mean of weight times cross entropy over the tokens of one micro batch."""
         self._fault = self._fault or next(filter(None, batch.faults), None)
         loss, state = self.model.loss_and_state(
-            batch.tokens, batch.targets, mask=batch.mask, total=batch.tokens.numel(),
-            state=self.carried.before(batch), reset=batch.reset,
+            batch.tokens,
+            batch.targets,
+            mask=batch.mask,
+            total=batch.tokens.numel(),
+            state=self.carried.before(batch),
+            reset=batch.reset,
             head_rows=self._hardware.head_chunk,
         )
         self.carried.keep(batch, state)

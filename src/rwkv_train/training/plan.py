@@ -41,8 +41,15 @@ def make_plan(config: RunConfig) -> Plan:
     ends: list[tuple[int, bool, str]] = []
     steps = total_steps(config)
     if steps is not None:
-        ends.append((steps, True, f"the budget of {abs(t.exit_tokens):,} tokens" if t.exit_tokens
-                     else f"{t.epoch_count} mini-epochs"))
+        ends.append(
+            (
+                steps,
+                True,
+                f"the budget of {abs(t.exit_tokens):,} tokens"
+                if t.exit_tokens
+                else f"{t.epoch_count} mini-epochs",
+            )
+        )
     if t.exit_epoch is not None:
         ends.append(((t.exit_epoch + 1) * t.epoch_steps, False, f"--exit_epoch {t.exit_epoch}"))
     if t.max_steps is not None:
@@ -52,8 +59,13 @@ def make_plan(config: RunConfig) -> Plan:
         ends, key=lambda end: (end[0], not end[1]), default=(None, False, "nothing but you")
     )
     return Plan(
-        tokens_per_step(config), t.epoch_steps, steps, completes, reason,
-        global_batch(config), windows_per_row(config),
+        tokens_per_step(config),
+        t.epoch_steps,
+        steps,
+        completes,
+        reason,
+        global_batch(config),
+        windows_per_row(config),
     )
 
 

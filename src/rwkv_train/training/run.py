@@ -60,8 +60,14 @@ def _run(config: RunConfig, notices: list[str], lock: RunLock) -> int:
             save_initial_weights(config, origin)
             origin = find_origin(config.train)
     try:
-        return fit(config, CONVENTIONS[config.model.rwkv_version], origin, samples,
-                   derived=derived, saved_config=for_saving(config, given))
+        return fit(
+            config,
+            CONVENTIONS[config.model.rwkv_version],
+            origin,
+            samples,
+            derived=derived,
+            saved_config=for_saving(config, given),
+        )
     except FaultElsewhereError:
         # rank zero tells the user
         return 1

@@ -40,8 +40,11 @@ class StopRequest:
         if self.received is None:
             self.received = number
             name = signal.Signals(number).name
-            print(f"\n{name}: saving after this step, then leaving; once more leaves at once",
-                  file=sys.stderr, flush=True)
+            print(
+                f"\n{name}: saving after this step, then leaving; once more leaves at once",
+                file=sys.stderr,
+                flush=True,
+            )
             return
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -19,9 +19,7 @@ def build_trainer(config: RunConfig, callbacks: list[pl.Callback]) -> pl.Trainer
         # Its lines about TPUs and IPUs; importing it has just set the level back.
         logging.getLogger(name).setLevel(logging.ERROR)
     hardware, train = config.hardware, config.train
-    strategy = build_strategy(
-        hardware, micro_bsz=train.micro_bsz, grad_clip=config.optim.grad_clip
-    )
+    strategy = build_strategy(hardware, micro_bsz=train.micro_bsz, grad_clip=config.optim.grad_clip)
     options: dict[str, Any] = {} if strategy is None else {"strategy": strategy}
     return pl.Trainer(
         accelerator=hardware.accelerator,

@@ -43,7 +43,11 @@ class Validator:
         self._validated_step: int | None = None
 
     def run(
-        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, saver: Saver,
+        self,
+        trainer: pl.Trainer,
+        module: TrainingModule,
+        progress: Progress,
+        saver: Saver,
         reporters: Sequence[Reporter],
     ) -> None:
         """Validates once after a step, tells the reporters; a collective call."""
@@ -51,7 +55,10 @@ class Validator:
             return
         config = self._config
         record = validate(
-            trainer, module.model, self._sources, progress.step - 1,
+            trainer,
+            module.model,
+            self._sources,
+            progress.step - 1,
             micro_bsz=config.train.micro_bsz,
             chunk_len=config.train.chunk_len or config.data.ctx_len,
             head_rows=config.hardware.head_chunk,
@@ -64,8 +71,14 @@ class Validator:
 
 
 def validate(
-    trainer: pl.Trainer, model: RWKV, sources: Sequence[HeldOutSource], step: int, *,
-    micro_bsz: int, chunk_len: int, head_rows: int | None,
+    trainer: pl.Trainer,
+    model: RWKV,
+    sources: Sequence[HeldOutSource],
+    step: int,
+    *,
+    micro_bsz: int,
+    chunk_len: int,
+    head_rows: int | None,
 ) -> ValidationRecord:
     """The model's losses after optimizer step `step`; a collective call, equal on every rank.
 
@@ -102,9 +115,7 @@ def validate(
     return make_record(step, sums, weights, length, parts, [s.bytes_per_token for s in sources])
 
 
-def sums_by_position(
-    model: RWKV, batch: Batch, chunk_len: int, head_rows: int | None
-) -> Tensor:
+def sums_by_position(model: RWKV, batch: Batch, chunk_len: int, head_rows: int | None) -> Tensor:
     """[2, B, buckets] fp64 on the CPU: weighted losses and weights of every sample, by position.
 
     The position counts from the last reset (`validation_record`). Holds the activations of

@@ -69,7 +69,11 @@ def test_the_plan_tells_the_samples_of_a_step():
     config, _ = resolved(ONE + "--chunk_len 64 --bptt_chunks 2", MINIPILE)
     plan = make_plan(config)
     assert [plan.samples(step) for step in (0, 3, 4, 7, 8)] == [
-        (1, 4), (1, 4), (5, 8), (5, 8), (9, 12)
+        (1, 4),
+        (1, 4),
+        (5, 8),
+        (5, 8),
+        (9, 12),
     ]
 
 

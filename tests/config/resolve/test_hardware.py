@@ -6,13 +6,7 @@ import dataclasses
 
 import pytest
 
-from tests.config.resolving import (
-    EIGHT_GPUS,
-    MINIPILE,
-    fault,
-    resolved,
-    values,
-)
+from tests.config.resolving import EIGHT_GPUS, MINIPILE, fault, resolved, values
 
 CPU = MINIPILE
 GPU = dataclasses.replace(MINIPILE, gpu_count=1, gpu_has_bf16=True)

@@ -8,14 +8,7 @@ import pytest
 
 from rwkv_train.config.discovered import Facts
 from rwkv_train.config.resolve.length import global_batch, total_steps
-from tests.config.resolving import (
-    MINIPILE,
-    SMALL,
-    fault,
-    found,
-    resolved,
-    values,
-)
+from tests.config.resolving import MINIPILE, SMALL, fault, found, resolved, values
 
 
 def test_the_prime_is_computed_and_said():

@@ -6,14 +6,7 @@ import dataclasses
 
 import pytest
 
-from tests.config.resolving import (
-    MINIPILE,
-    SHAPE,
-    fault,
-    found,
-    resolved,
-    values,
-)
+from tests.config.resolving import MINIPILE, SHAPE, fault, found, resolved, values
 
 
 def test_sizes_and_version_come_from_the_checkpoint():

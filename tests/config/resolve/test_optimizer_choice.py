@@ -17,12 +17,17 @@ def test_adamw_is_the_default():
 
 @pytest.mark.parametrize(
     ("flags", "rate"),
-    [("", 4e-4), ("--muon_lr 2e-3", 2e-3), ("--muon_adjust_lr original", 0.02),
-     ("--muon_adjust_lr original --muon_lr 0.01", 0.01)],
+    [
+        ("", 4e-4),
+        ("--muon_lr 2e-3", 2e-3),
+        ("--muon_adjust_lr original", 0.02),
+        ("--muon_adjust_lr original --muon_lr 0.01", 0.01),
+    ],
 )
 def test_muons_rate_fits_its_scale(flags: str, rate: float):
     assert values(f"--optimizer muon --lr_init 4e-4 {flags}", "optimizer", "muon_lr") == (
-        "muon", rate
+        "muon",
+        rate,
     )
 
 
@@ -56,8 +61,11 @@ def test_what_cannot_be_served_is_refused(line: str, words: list[str]):
 @pytest.mark.parametrize(
     ("line", "facts", "words"),
     [
-        ("--optimizer muon --strategy deepspeed_stage_3_offload", EIGHT_GPUS,
-         ["deepspeed_stage_3_offload", "ddp"]),
+        (
+            "--optimizer muon --strategy deepspeed_stage_3_offload",
+            EIGHT_GPUS,
+            ["deepspeed_stage_3_offload", "ddp"],
+        ),
         ("--optimizer adam8bit", EIGHT_GPUS, ["bitsandbytes", "pip"]),
         ("--optimizer adam8bit --strategy deepspeed_stage_2", WITH_LIBRARY, ["ddp", "ZeRO"]),
     ],
@@ -72,7 +80,8 @@ def test_eight_bits_choose_a_strategy_and_an_eps_that_suit_them():
     assert values(line, "strategy", "adam_eps", facts=WITH_LIBRARY) == ("ddp", 1e-8)
     assert values(f"{line} --adam_eps 1e-6", "adam_eps", facts=WITH_LIBRARY) == 1e-6
     assert values("--rwkv_version 7", "strategy", "adam_eps", facts=WITH_LIBRARY) == (
-        "deepspeed_stage_2", 1e-18
+        "deepspeed_stage_2",
+        1e-18,
     )
 
 

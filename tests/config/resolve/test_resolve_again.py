@@ -8,18 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv_train.config.resolve.resolve import for_saving, resolve
-from rwkv_train.config.schema import (
-    DataConfig,
-    HardwareConfig,
-    RunConfig,
-    TrainConfig,
-)
-from tests.config.resolving import (
-    EIGHT_GPUS,
-    MINIPILE,
-    SMALL,
-    config_of,
-)
+from rwkv_train.config.schema import DataConfig, HardwareConfig, RunConfig, TrainConfig
+from tests.config.resolving import EIGHT_GPUS, MINIPILE, SMALL, config_of
 
 LINES = st.lists(
     st.sampled_from(

@@ -12,17 +12,8 @@ from rwkv_train.config.discovered import Facts
 from rwkv_train.config.load import load_config
 from rwkv_train.config.resolve.resolve import resolve
 from rwkv_train.config.rwkv_lm.flags import translate
-from rwkv_train.config.schema import (
-    ModelConfig,
-)
-from tests.config.resolving import (
-    MINIPILE,
-    config_of,
-    fault,
-    found,
-    resolved,
-    values,
-)
+from rwkv_train.config.schema import ModelConfig
+from tests.config.resolving import MINIPILE, config_of, fault, found, resolved, values
 
 
 def test_a_resuming_stage_needs_something_to_resume():
@@ -61,15 +52,17 @@ def test_a_larger_model_takes_what_is_not_given_from_the_smaller_one():
     found = values(STAGE_1 + "--n_layer 24 --n_embd 1024", *names, facts=LARGER)
     # The width of the channel mix follows from the new width.
     assert found == ("6", 24, 1024, None, 65536, 64)
-    assert values(STAGE_1 + "--n_layer 24", *names, facts=LARGER) == (
-        "6", 24, 768, 2688, 65536, 64)
+    assert values(STAGE_1 + "--n_layer 24", *names, facts=LARGER) == ("6", 24, 768, 2688, 65536, 64)
 
 
-@pytest.mark.parametrize(("flags", "named"), [
-    ("", "--train_stage 0"),
-    ("--n_layer 24 --rwkv_version 7", "--rwkv_version 7"),
-    ("--n_layer 24 --head_size 32", "--head_size 32"),
-])
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("", "--train_stage 0"),
+        ("--n_layer 24 --rwkv_version 7", "--rwkv_version 7"),
+        ("--n_layer 24 --head_size 32", "--head_size 32"),
+    ],
+)
 def test_a_larger_model_is_larger_and_of_the_same_kind(flags, named):
     message = fault(STAGE_1 + flags, LARGER)
     assert named in message and "small.pth" in message

@@ -32,16 +32,20 @@ def test_a_copy_head_cannot_be_validated_beyond_its_context():
 
 def state_of(line):
     config, _ = resolved(line, SPLIT)
-    return found("state", 3, "out/rwkv-3.state", SPLIT,
-                 state_config=saved_values(dump_config(config)))
+    return found(
+        "state", 3, "out/rwkv-3.state", SPLIT, state_config=saved_values(dump_config(config))
+    )
 
 
-@pytest.mark.parametrize(("before", "now", "word"), [
-    ("--val_split 10", "--val_split 11", "--val_split 11"),
-    ("--val_split 10", "", "--val_split None"),
-    ("", "--val_split 10", "has trained on all of its data"),
-    ("--val_split 10", "--val_split 10 --val_ctx_len 1024", "--val_ctx_len 1024"),
-])
+@pytest.mark.parametrize(
+    ("before", "now", "word"),
+    [
+        ("--val_split 10", "--val_split 11", "--val_split 11"),
+        ("--val_split 10", "", "--val_split None"),
+        ("", "--val_split 10", "has trained on all of its data"),
+        ("--val_split 10", "--val_split 10 --val_ctx_len 1024", "--val_ctx_len 1024"),
+    ],
+)
 def test_another_split_than_that_of_the_run_is_refused(before, now, word):
     assert word in fault(now, state_of(before))
 

@@ -145,8 +145,9 @@ def shards(tmp_path, weights):
             writer.append(np.arange(start, end))
         (tmp_path / f"{name}.mask").write_bytes(bytes(weights[start:end]))
         described.append(Shard(name, end - start, 1, "x"))
-    manifest = Manifest("bytes", 257, len(weights), 3, "uint16", joint_sha256(described),
-                        shards=tuple(described))
+    manifest = Manifest(
+        "bytes", 257, len(weights), 3, "uint16", joint_sha256(described), shards=tuple(described)
+    )
     write_manifest(tmp_path / "all", manifest)
     return str(tmp_path / "all")
 
@@ -177,10 +178,10 @@ def test_a_sidecar_that_the_manifest_promises_must_be_there(tmp_path):
     assert find_mask(prefix, pairs, replace(manifest, sha256_mask=None)) is None
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"1234", "has 4 bytes, but .*data.bin holds 9 tokens"),
-    (b"", "data.mask is empty"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"1234", "has 4 bytes, but .*data.bin holds 9 tokens"), (b"", "data.mask is empty")],
+)
 def test_a_sidecar_of_other_data_is_refused(content, message, tmp_path):
     prefix = pair_with_mask(tmp_path, [1] * 9)
     (tmp_path / "data.mask").write_bytes(content)

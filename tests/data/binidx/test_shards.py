@@ -31,7 +31,10 @@ def test_a_shard_ends_with_a_document_and_is_at_most_as_long_as_asked(tmp_path):
     shards = read_manifest(tmp_path / "out").shards
     # Sizes with the final 0: 2 3 | 7 (too long alone) | 2 1 | 5 | 2 2.
     assert [(s.name, s.tokens, s.documents) for s in shards] == [
-        ("out-00000", 5, 2), ("out-00001", 7, 1), ("out-00002", 3, 2), ("out-00003", 5, 1),
+        ("out-00000", 5, 2),
+        ("out-00001", 7, 1),
+        ("out-00002", 3, 2),
+        ("out-00003", 5, 1),
         ("out-00004", 4, 2),
     ]
     assert Binidx(tmp_path / "out-00002").sizes.tolist() == [2, 1]
@@ -66,13 +69,17 @@ def test_one_pass_of_the_sampler_covers_the_union_of_shards_once(tmp_path):
         assert dataset[n][0].tolist() == source.get(dataset.offset(n), 3).tolist()
 
 
-@pytest.mark.parametrize("damage", [
-    lambda folder: (folder / "out-00001.idx").unlink(),
-    lambda folder: (folder / "out-00004.bin").unlink(),
-    lambda folder: (folder / "out-00000.bin").rename(folder / "out-00003.bin"),
-    lambda folder: [(folder / f"out-00000.{e}").replace(folder / f"out-00001.{e}")
-                    for e in ("bin", "idx")],
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "out-00001.idx").unlink(),
+        lambda folder: (folder / "out-00004.bin").unlink(),
+        lambda folder: (folder / "out-00000.bin").rename(folder / "out-00003.bin"),
+        lambda folder: [
+            (folder / f"out-00000.{e}").replace(folder / f"out-00001.{e}") for e in ("bin", "idx")
+        ],
+    ],
+)
 def test_an_incomplete_set_of_shards_cannot_be_opened_and_is_made_again(damage, tmp_path):
     convert(options(tmp_path))
     sound = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -89,11 +96,19 @@ def test_shards_that_are_no_longer_needed_are_removed(tmp_path):
     assert len(list(tmp_path.glob("out*"))) == 11
     convert(options(tmp_path, shard_tokens=15, overwrite=True))
     names = sorted(path.name for path in tmp_path.glob("out*"))
-    assert names == ["out-00000.bin", "out-00000.idx", "out-00001.bin", "out-00001.idx",
-                     "out.manifest.json"]
+    assert names == [
+        "out-00000.bin",
+        "out-00000.idx",
+        "out-00001.bin",
+        "out-00001.idx",
+        "out.manifest.json",
+    ]
     convert(options(tmp_path, shard_tokens=None, overwrite=True))
-    assert sorted(p.name for p in tmp_path.glob("out*")) == ["out.bin", "out.idx",
-                                                             "out.manifest.json"]
+    assert sorted(p.name for p in tmp_path.glob("out*")) == [
+        "out.bin",
+        "out.idx",
+        "out.manifest.json",
+    ]
 
 
 def test_a_manifest_whose_shards_do_not_add_up_is_damaged(tmp_path):

@@ -30,8 +30,13 @@ ROWS = [
     {"messages": [{"role": "user", "content": "a\n\nb"}, {"role": "assistant", "content": "c"}]},
     {"text": "plain"},
     {"prompt": "q", "response": "r"},
-    {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"},
-                       {"from": "human", "value": "z"}]},
+    {
+        "conversations": [
+            {"from": "human", "value": "x"},
+            {"from": "gpt", "value": "y"},
+            {"from": "human", "value": "z"},
+        ]
+    },
 ]
 # What the documents are, learnt text in brackets, by hand.
 WRITTEN = [
@@ -49,8 +54,12 @@ def rows_file(folder, rows=ROWS, name="in.jsonl"):
 
 
 def options(folder, rows=ROWS, **changes):
-    given = {"tokenizer": "bytes", "prefix": str(folder / "out"), "arrangement": KEPT,
-             "chat_template": "world"} | changes
+    given = {
+        "tokenizer": "bytes",
+        "prefix": str(folder / "out"),
+        "arrangement": KEPT,
+        "chat_template": "world",
+    } | changes
     return ConvertOptions([rows_file(folder, rows)], **given)
 
 
@@ -87,16 +96,20 @@ def test_answers_and_their_ends_are_learnt_and_nothing_else(tmp_path):
 
 
 def test_world_tokens_are_those_a_model_meets_and_writes(tmp_path):
-    rows = [{"prompt": "1+1?\u3002", "response": "\u4f60\u597d\u3002"},
-            {"prompt": "Hi", "answer": "Hello world."}]
+    rows = [
+        {"prompt": "1+1?\u3002", "response": "\u4f60\u597d\u3002"},
+        {"prompt": "Hi", "answer": "Hello world."},
+    ]
     convert(options(tmp_path, rows, tokenizer="world"))
     world = load_tokenizer("world")
     pair, mask = Binidx(tmp_path / "out"), np.fromfile(tmp_path / "out.mask", np.uint8)
     at = 0
-    for number, (prompt, answer) in enumerate([
-        ("User: 1+1?\u3002\n\nAssistant:", " \u4f60\u597d\u3002"),
-        ("User: Hi\n\nAssistant:", " Hello world."),
-    ]):
+    for number, (prompt, answer) in enumerate(
+        [
+            ("User: 1+1?\u3002\n\nAssistant:", " \u4f60\u597d\u3002"),
+            ("User: Hi\n\nAssistant:", " Hello world."),
+        ]
+    ):
         prompt_ids, answer_ids = world.encode(prompt), world.encode(answer)
         # The end is the token 261, "\n\n", also where "\u3002\n" would be a token.
         assert pair.item(number).tolist() == [*prompt_ids, *answer_ids, 261, 0]
@@ -113,8 +126,9 @@ def test_data_without_a_template_has_no_sidecar_and_says_nothing_of_one(tmp_path
 
 
 def many(count=60):
-    return [{"prompt": f"{i}" * (i % 7 + 1), "response": f"r{i}" * (i % 5 + 1)}
-            for i in range(count)]
+    return [
+        {"prompt": f"{i}" * (i % 7 + 1), "response": f"r{i}" * (i % 5 + 1)} for i in range(count)
+    ]
 
 
 def by_hand(row):
@@ -142,11 +156,17 @@ def test_any_number_of_workers_and_machines_makes_the_same_bytes(tmp_path):
     two = replace(options(tmp_path, rows, workers=2, **common), prefix=str(tmp_path / "two"))
     convert(two)
     machines = replace(two, prefix=str(tmp_path / "part"), workers=1)
-    names = [name for worker in range(3) for name in
-             convert(replace(machines, part=Part(worker, 3))).manifests]
+    names = [
+        name
+        for worker in range(3)
+        for name in convert(replace(machines, part=Part(worker, 3))).manifests
+    ]
     merge(names, str(tmp_path / "merged"))
-    endings = [path.name.removeprefix("out") for path in tmp_path.glob("out*")
-               if not path.name.endswith("json")]
+    endings = [
+        path.name.removeprefix("out")
+        for path in tmp_path.glob("out*")
+        if not path.name.endswith("json")
+    ]
     assert sum(ending.endswith(".mask") for ending in endings) >= 3
     for ending in endings:
         expected = (tmp_path / f"out{ending}").read_bytes()
@@ -156,8 +176,11 @@ def test_any_number_of_workers_and_machines_makes_the_same_bytes(tmp_path):
 
 def test_a_machine_without_documents_is_no_obstacle(tmp_path):
     wanted = options(tmp_path, many(2))
-    names = [name for worker in range(30)
-             for name in convert(replace(wanted, part=Part(worker, 30))).manifests]
+    names = [
+        name
+        for worker in range(30)
+        for name in convert(replace(wanted, part=Part(worker, 30))).manifests
+    ]
     merge(names, str(tmp_path / "merged"))
     assert written(tmp_path / "merged") == [by_hand(row) for row in many(2)]
 
@@ -183,8 +206,10 @@ def test_bad_rows_are_told_by_file_and_line_or_left_out(tmp_path):
 
 def test_a_fault_in_one_piece_takes_all_of_its_text():
     encoded = EncodedTexts(
-        tokens=np.array([1, 2, 3, 7, 8, 9], np.uint16), sizes=np.array([2, 0, 1, 1, 2]),
-        text_bytes=np.array([2, 0, 1, 1, 2]), faults={1: "broken", 2: "too"},
+        tokens=np.array([1, 2, 3, 7, 8, 9], np.uint16),
+        sizes=np.array([2, 0, 1, 1, 2]),
+        text_bytes=np.array([2, 0, 1, 1, 2]),
+        faults={1: "broken", 2: "too"},
     )
     joined, weights = join_pieces(
         encoded, np.array([1, 2, 2]), np.array([5, 5, 6, 7, 8, 8], np.uint8)
@@ -199,8 +224,14 @@ def test_a_lone_surrogate_in_an_answer_is_a_fault_of_its_row(tmp_path):
     options(tmp_path, rows)
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write('{"prompt": "a", "response": "\\ud83d"}\n')
-    given = ConvertOptions([str(tmp_path / "in.jsonl")], str(tmp_path / "out"), KEPT, "bytes",
-                           chat_template="world", on_error="skip")
+    given = ConvertOptions(
+        [str(tmp_path / "in.jsonl")],
+        str(tmp_path / "out"),
+        KEPT,
+        "bytes",
+        chat_template="world",
+        on_error="skip",
+    )
     made = convert(given)
     assert made.skipped == 1 and "line 3" in made.faults[0]
     assert written(tmp_path / "out") == [WRITTEN[0], WRITTEN[2]]
@@ -210,11 +241,23 @@ def test_rows_of_a_parquet_file_are_read_whole(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    columns = {"messages": [ROWS[0]["messages"], None, None], "prompt": [None, "q", None],
-               "response": [None, "r", None], "text": [None, None, "plain"], "id": [1, 2, 3]}
+    columns = {
+        "messages": [ROWS[0]["messages"], None, None],
+        "prompt": [None, "q", None],
+        "response": [None, "r", None],
+        "text": [None, None, "plain"],
+        "id": [1, 2, 3],
+    }
     parquet.write_table(pyarrow.table(columns), tmp_path / "in.parquet")
-    convert(ConvertOptions([str(tmp_path / "in.parquet")], str(tmp_path / "out"), KEPT, "bytes",
-                           chat_template="world"))
+    convert(
+        ConvertOptions(
+            [str(tmp_path / "in.parquet")],
+            str(tmp_path / "out"),
+            KEPT,
+            "bytes",
+            chat_template="world",
+        )
+    )
     assert written(tmp_path / "out") == [WRITTEN[0], WRITTEN[2], WRITTEN[1]]
 
 
@@ -297,10 +340,13 @@ def test_weights_and_long_stretches_are_shown_in_short():
     assert shown == f"{'a' * 30} ... {'a' * 30}[[2:bbb]][[<0>]]"
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--chat_template", "none.yaml"], ["--chat_template none.yaml", "'world'"]),
-    ([], ["line 1: there is no key 'text'", "--chat_template"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--chat_template", "none.yaml"], ["--chat_template none.yaml", "'world'"]),
+        ([], ["line 1: there is no key 'text'", "--chat_template"]),
+    ],
+)
 def test_a_mistake_is_one_line(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows_file(tmp_path)

@@ -32,21 +32,28 @@ def own(tmp_path, text, name="own.yaml"):
 
 def test_the_world_template_learns_answers_and_their_ends():
     messages = [
-        Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello!"),
-        Message("user", "Bye"), Message("assistant", "See you."),
+        Message("system", "Be brief."),
+        Message("user", "Hi"),
+        Message("assistant", "Hello!"),
+        Message("user", "Bye"),
+        Message("assistant", "See you."),
     ]
     assert WORLD.pieces(messages) == [
         Piece("System: Be brief.\n\nUser: Hi\n\nAssistant:", 0),
-        Piece(" Hello!", 1), Piece("\n\n", 1),
+        Piece(" Hello!", 1),
+        Piece("\n\n", 1),
         Piece("User: Bye\n\nAssistant:", 0),
-        Piece(" See you.", 1), Piece("\n\n", 1),
+        Piece(" See you.", 1),
+        Piece("\n\n", 1),
     ]
 
 
 def test_blank_lines_inside_a_message_become_single_newlines():
     messages = [Message("user", "\r\n a\r\n\r\n\r\n  b\nc \n"), Message("gpt", "d\n \t\n  e")]
     assert WORLD.pieces(messages) == [
-        Piece("User: a\n  b\nc\n\nAssistant:", 0), Piece(" d\n  e", 1), Piece("\n\n", 1),
+        Piece("User: a\n  b\nc\n\nAssistant:", 0),
+        Piece(" d\n  e", 1),
+        Piece("\n\n", 1),
     ]
 
 
@@ -66,7 +73,9 @@ def test_what_follows_the_last_answer_is_not_learnt():
 def test_a_message_s_own_weight_wins():
     messages = [Message("user", "a"), Message("assistant", "b", 0), Message("assistant", "c", 3)]
     assert WORLD.pieces(messages) == [
-        Piece("User: a\n\nAssistant: b\n\nAssistant:", 0), Piece(" c", 3), Piece("\n\n", 3),
+        Piece("User: a\n\nAssistant: b\n\nAssistant:", 0),
+        Piece(" c", 3),
+        Piece("\n\n", 3),
     ]
 
 
@@ -75,13 +84,22 @@ def test_an_empty_system_message_is_left_out():
     assert WORLD.pieces(messages)[0].text == "User: a\n\nAssistant:"
 
 
-@pytest.mark.parametrize(("messages", "reason"), [
-    ([Message("tool", "a")], "message 1: the chat template has no role 'tool', only system, user"),
-    ([Message("user", "a"), Message("system", "b")], "message 2: only the first message may be"),
-    ([Message("user", "a"), Message("assistant", " \n")], r"message 2 \(assistant\) is empty"),
-    ([Message("user", "a")], "nothing to learn: no message of assistant"),
-    ([Message("user", "a"), Message("assistant", "b", 0)], "nothing to learn"),
-])
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (
+            [Message("tool", "a")],
+            "message 1: the chat template has no role 'tool', only system, user",
+        ),
+        (
+            [Message("user", "a"), Message("system", "b")],
+            "message 2: only the first message may be",
+        ),
+        ([Message("user", "a"), Message("assistant", " \n")], r"message 2 \(assistant\) is empty"),
+        ([Message("user", "a")], "nothing to learn: no message of assistant"),
+        ([Message("user", "a"), Message("assistant", "b", 0)], "nothing to learn"),
+    ],
+)
 def test_a_conversation_that_does_not_fit_is_refused(messages, reason):
     with pytest.raises(DataError, match=reason):
         WORLD.pieces(messages)
@@ -91,9 +109,13 @@ def test_a_template_of_one_s_own_is_written_as_it_says(tmp_path):
     template = own(tmp_path, CHATML)
     messages = [Message("human", "a\n\nb "), Message("tool", "t"), Message("gpt", "c")]
     assert template.pieces(messages) == [
-        Piece("<s><|im_start|>user\na\n\nb <|im_end|>\n<|im_start|>tool\nt<|im_end|>\n"
-              "<|im_start|>assistant\n", 0),
-        Piece("c", 2), Piece("<|im_end|>\n", 2),
+        Piece(
+            "<s><|im_start|>user\na\n\nb <|im_end|>\n<|im_start|>tool\nt<|im_end|>\n"
+            "<|im_start|>assistant\n",
+            0,
+        ),
+        Piece("c", 2),
+        Piece("<|im_end|>\n", 2),
     ]
 
 
@@ -106,22 +128,25 @@ def test_its_identity_follows_what_it_says_not_how_it_is_written(tmp_path):
     assert own(tmp_path, json.dumps({"roles": roles})).identity != json_file.identity
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("roles: [", "is not readable YAML or JSON"),
-    ("- a", "it must be a mapping with some of roles, begin, blank_lines, strip"),
-    ("begin: x", "it has no 'roles'"),
-    ("roles: {a: {before: x}}", "no role has a weight above 0"),
-    ("roles: {a: {weight: 1, code: x}}", "role 'a' has an unknown entry 'code'"),
-    ("roles: {a: {weight: 256}}", "role 'a': 'weight' is 256"),
-    ("roles: {a: {weight: 0.5}}", "'weight' is 0.5"),
-    ("roles: {a: {weight: true}}", "'weight' is True"),
-    ("roles: {a: {weight: 1, before: 3}}", "role 'a': 'before' is 3; it must be a string"),
-    ("roles: {a: x}", "role 'a' must be a mapping"),
-    ("{roles: {a: {weight: 1}}, blank_lines: many}", "'blank_lines' is 'many'"),
-    ("{roles: {a: {weight: 1}}, strip: maybe}", "'strip' is 'maybe'; it must be true or false"),
-    ("{roles: {a: {weight: 1}}, jinja: x}", "it has an unknown entry 'jinja'"),
-    ("!!python/object/apply:os.getcwd []", "is not readable YAML or JSON"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("roles: [", "is not readable YAML or JSON"),
+        ("- a", "it must be a mapping with some of roles, begin, blank_lines, strip"),
+        ("begin: x", "it has no 'roles'"),
+        ("roles: {a: {before: x}}", "no role has a weight above 0"),
+        ("roles: {a: {weight: 1, code: x}}", "role 'a' has an unknown entry 'code'"),
+        ("roles: {a: {weight: 256}}", "role 'a': 'weight' is 256"),
+        ("roles: {a: {weight: 0.5}}", "'weight' is 0.5"),
+        ("roles: {a: {weight: true}}", "'weight' is True"),
+        ("roles: {a: {weight: 1, before: 3}}", "role 'a': 'before' is 3; it must be a string"),
+        ("roles: {a: x}", "role 'a' must be a mapping"),
+        ("{roles: {a: {weight: 1}}, blank_lines: many}", "'blank_lines' is 'many'"),
+        ("{roles: {a: {weight: 1}}, strip: maybe}", "'strip' is 'maybe'; it must be true or false"),
+        ("{roles: {a: {weight: 1}}, jinja: x}", "it has an unknown entry 'jinja'"),
+        ("!!python/object/apply:os.getcwd []", "is not readable YAML or JSON"),
+    ],
+)
 def test_a_file_that_is_no_template_is_refused_on_one_line(text, reason, tmp_path):
     with pytest.raises(DataError) as caught:
         own(tmp_path, text)

@@ -65,8 +65,15 @@ def test_a_machine_without_documents_is_no_obstacle(tmp_path):
 def test_pairs_and_shards_are_joined_in_the_order_given(tmp_path):
     for name, texts in (("a", ["x", "y"]), ("b", ["z", "xx", "w"])):
         (tmp_path / name).write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-        convert(ConvertOptions([str(tmp_path / name)], str(tmp_path / f"p{name}"),
-                               Arrangement(shuffle=False), "bytes", shard_tokens=4))
+        convert(
+            ConvertOptions(
+                [str(tmp_path / name)],
+                str(tmp_path / f"p{name}"),
+                Arrangement(shuffle=False),
+                "bytes",
+                shard_tokens=4,
+            )
+        )
     made = merge([str(tmp_path / "pb"), str(tmp_path / "pa")], str(tmp_path / "joined"))
     assert documents(tmp_path / "joined") == ["z", "xx", "w", "x", "y"]
     again = merge([str(tmp_path / "pb"), str(tmp_path / "pa")], str(tmp_path / "joined"))

@@ -17,16 +17,18 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("arrangement", [
-    Arrangement(), Arrangement(repeats=3, validation=0.3, dedup=True, min_tokens=9),
-])
+@pytest.mark.parametrize(
+    "arrangement", [Arrangement(), Arrangement(repeats=3, validation=0.3, dedup=True, min_tokens=9)]
+)
 def test_both_stages_are_shown_up_to_their_end(arrangement, tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     convert(options(tmp_path, arrangement=arrangement))
     shown = terminal.getvalue().replace("\r", "\n").splitlines()
-    last = {stage: [line for line in shown if line.startswith(stage)][-1]
-            for stage in ("tokenizing", "writing")}
+    last = {
+        stage: [line for line in shown if line.startswith(stage)][-1]
+        for stage in ("tokenizing", "writing")
+    }
     assert "100%" in last["tokenizing"] and "B/s" in last["tokenizing"]
     # What it counted to is what it was to count to.
     assert "100%" in last["writing"] and "tokens/s" in last["writing"]

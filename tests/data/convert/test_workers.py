@@ -99,13 +99,15 @@ def test_killed_at_random_moments_it_leaves_no_readable_data_and_runs_again(tmp_
     command = [sys.executable, str(ROOT / "make_data.py"), "in.jsonl", "2", "64", "--workers", "2"]
     command += ["--shard_tokens", "200000", "--output", "out/data"]
     began = time.monotonic()
-    subprocess.run([*command, "--output", "whole/data"], cwd=tmp_path, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [*command, "--output", "whole/data"], cwd=tmp_path, check=True, capture_output=True
+    )
     duration = time.monotonic() - began
     moments = random.Random(5)
     for _ in range(3):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
+        )
         time.sleep(moments.uniform(0, duration))
         process.kill()
         process.wait()

@@ -32,8 +32,7 @@ def rewrite(prefix, items, **changes):
     with BinidxWriter(prefix, "uint16") as writer:
         for item in items:
             writer.append(item)
-    honest = {"tokens": writer.tokens, "documents": writer.documents,
-              "sha256_bin": writer.sha256}
+    honest = {"tokens": writer.tokens, "documents": writer.documents, "sha256_bin": writer.sha256}
     write_manifest(prefix, replace(manifest, **(honest | changes)))
 
 

@@ -21,8 +21,9 @@ class Rows:
         tokens = 100 * number + torch.arange(self.length)
         if not self.extras:
             return Sample(tokens, tokens + 1, number=number)
-        return Sample(tokens, tokens + 1, mask=tokens / 2, reset=tokens % 3 == 0, number=number,
-                      fault="torn")
+        return Sample(
+            tokens, tokens + 1, mask=tokens / 2, reset=tokens % 3 == 0, number=number, fault="torn"
+        )
 
 
 def keys(windows, first_step, steps, *, micro_bsz=2, accumulate=1, rank=0, world_size=1):
@@ -48,9 +49,19 @@ def test_the_windows_of_a_step_do_not_depend_on_processes_and_micro_batches(
     micro_bsz, accumulate, world_size
 ):
     for step in range(7):
-        read = [key for rank in range(world_size)
-                for key in keys(2, step, 1, micro_bsz=micro_bsz, accumulate=accumulate, rank=rank,
-                                world_size=world_size)]
+        read = [
+            key
+            for rank in range(world_size)
+            for key in keys(
+                2,
+                step,
+                1,
+                micro_bsz=micro_bsz,
+                accumulate=accumulate,
+                rank=rank,
+                world_size=world_size,
+            )
+        ]
         group, window = divmod(step, 2)
         assert sorted(read) == [(n, window) for n in range(4 * group + 1, 4 * group + 5)]
 

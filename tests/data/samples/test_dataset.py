@@ -13,11 +13,7 @@ from torch.utils.data import DataLoader
 
 from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
 from rwkv_train.data.samples.batch import collate
-from rwkv_train.data.samples.dataset import (
-    TokenDataset,
-    ValidationDataset,
-    evenly_spread_samples,
-)
+from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset, evenly_spread_samples
 from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.sampler import SampleNumbers
 from rwkv_train.errors import DataError

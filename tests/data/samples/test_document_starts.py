@@ -48,8 +48,10 @@ def test_starts_are_where_the_index_says(tmp_path):
     cut=st.integers(1, 11),
 )
 def test_every_window_of_pairs_and_shards_agrees_with_a_scan(lengths, cut, tmp_path_factory):
-    items = [(length, continues and i not in (0, cut)) for i, (length, continues)
-             in enumerate([(1, False), *lengths])]
+    items = [
+        (length, continues and i not in (0, cut))
+        for i, (length, continues) in enumerate([(1, False), *lengths])
+    ]
     parts = [part for part in (items[:cut], items[cut:]) if sum(n for n, _ in part)]
     folder = tmp_path_factory.mktemp("starts")
     described = []
@@ -58,10 +60,18 @@ def test_every_window_of_pairs_and_shards_agrees_with_a_scan(lengths, cut, tmp_p
         documents = sum(not continues for _, continues in part)
         described.append(Shard(f"s-{number}", sum(n for n, _ in part), documents, "x"))
     tokens = sum(shard.tokens for shard in described)
-    write_manifest(folder / "s", Manifest(
-        "bytes", 257, tokens, sum(s.documents for s in described), "uint16",
-        joint_sha256(described), shards=tuple(described),
-    ))
+    write_manifest(
+        folder / "s",
+        Manifest(
+            "bytes",
+            257,
+            tokens,
+            sum(s.documents for s in described),
+            "uint16",
+            joint_sha256(described),
+            shards=tuple(described),
+        ),
+    )
     starts = document_starts(open_source(str(folder / "s"), "binidx"))
     expected = [start for part in parts for start in starts_by_hand(part)]
     for offset in range(tokens):

@@ -52,9 +52,9 @@ def test_the_numbers_fit_together_also_when_they_are_large(slots, blocks, width,
 
 
 @pytest.mark.parametrize("tokens", [161, 167, 168])
-@pytest.mark.parametrize(("share", "val_ctx_len"), [
-    (1, 8), (0.2, 8), (0.01, 3), (4, 16), (5, 20), (1, 24),
-])
+@pytest.mark.parametrize(
+    ("share", "val_ctx_len"), [(1, 8), (0.2, 8), (0.01, 3), (4, 16), (5, 20), (1, 24)]
+)
 def test_no_training_sample_reads_a_held_out_token_but_as_its_last_target(
     tokens, share, val_ctx_len
 ):

@@ -60,8 +60,9 @@ def test_a_gzip_file_in_several_members_is_read_whole(tmp_path):
     assert made(tmp_path, "a.jsonl.gz") == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: c[:30] + b"\0\0\0\0" + c[34:],
-                                    lambda c: b"no gzip"])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-9], lambda c: c[:30] + b"\0\0\0\0" + c[34:], lambda c: b"no gzip"]
+)
 def test_a_damaged_gzip_file_is_refused(damage, tmp_path):
     content = gzip.compress(lines(*(f"{i * i}" for i in range(100))))
     (tmp_path / "a.jsonl.gz").write_bytes(damage(content))
@@ -124,8 +125,9 @@ def test_a_parquet_column_is_read(tmp_path):
 def test_bad_lines_are_skipped_and_counted_when_asked(tmp_path):
     content = lines("1") + b"broken\n\n" + lines("2") + b'{"other": 1}\n' + lines("3")
     (tmp_path / "a.jsonl").write_bytes(content)
-    options = ConvertOptions([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), KEPT, "bytes",
-                             on_error="skip")
+    options = ConvertOptions(
+        [str(tmp_path / "a.jsonl")], str(tmp_path / "out"), KEPT, "bytes", on_error="skip"
+    )
     result = convert(options)
     assert documents(tmp_path / "out") == ["1", "2", "3"]
     assert result.skipped == 2
@@ -159,8 +161,9 @@ def test_a_fault_in_a_later_part_is_named_with_its_line_in_the_file(tmp_path):
     files = find_inputs([str(tmp_path / "a.jsonl")])
     (piece,) = pieces(files, 2, 3)
     assert 0 < blocks.lines_before(piece) < 50
-    options = ConvertOptions([str(tmp_path / "a.jsonl")], str(tmp_path / "out"), KEPT, "bytes",
-                             part=Part(2, 3))
+    options = ConvertOptions(
+        [str(tmp_path / "a.jsonl")], str(tmp_path / "out"), KEPT, "bytes", part=Part(2, 3)
+    )
     with pytest.raises(DataError, match=r"a\.jsonl, line 51: not JSON"):
         convert(options)
 

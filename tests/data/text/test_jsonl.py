@@ -100,8 +100,11 @@ def test_a_file_without_documents_gives_none(content, tmp_path):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=40) | st.text(max_size=20).map(lambda t: json.dumps(t).encode())
-       | st.builds(lambda t, e: b'{"text": ' + t.encode() + e, st.text(max_size=9), st.binary()))
+@given(
+    st.binary(max_size=40)
+    | st.text(max_size=20).map(lambda t: json.dumps(t).encode())
+    | st.builds(lambda t, e: b'{"text": ' + t.encode() + e, st.text(max_size=9), st.binary())
+)
 def test_any_line_is_a_text_or_an_error_with_a_reason(line):
     try:
         text = document_text(line, "text")

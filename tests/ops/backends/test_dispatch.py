@@ -33,8 +33,15 @@ def fresh_memory(monkeypatch):
 
 def a_call(**changes) -> Call:
     facts = {
-        "op": "wkv6", "device": torch.device("cpu"), "dtype": torch.float32, "batch": 1,
-        "time": 4, "heads": 2, "head_size": 64, "needs_grad": True, "has_state": False,
+        "op": "wkv6",
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "batch": 1,
+        "time": 4,
+        "heads": 2,
+        "head_size": 64,
+        "needs_grad": True,
+        "has_state": False,
         "has_reset": False,
     }
     return Call(**(facts | changes))
@@ -162,8 +169,16 @@ def test_the_call_says_what_a_backend_may_ask(monkeypatch):
     with pytest.raises(BackendError, match="no backend"):
         wkv6(x, x, x, x, u, reset=torch.zeros(1, 3, dtype=torch.bool))
     assert seen[0] == Call(
-        "wkv6", torch.device("cpu"), torch.bfloat16, batch=1, time=4, heads=2, head_size=4,
-        needs_grad=True, has_state=False, has_reset=True,
+        "wkv6",
+        torch.device("cpu"),
+        torch.bfloat16,
+        batch=1,
+        time=4,
+        heads=2,
+        head_size=4,
+        needs_grad=True,
+        has_state=False,
+        has_reset=True,
     )
     with torch.no_grad(), pytest.raises(BackendError, match="no backend"):
         wkv6(x, x, x, x, u, torch.zeros(1, 2, 4, 4))

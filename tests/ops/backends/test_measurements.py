@@ -30,17 +30,29 @@ WANTED = Workload("wkv7", BOTH, "sm_90", "bfloat16", 512, 4096, 64)
 def row(backend: str, ms: float, **changes) -> Measurement:
     """wkv7 on a made-up card, 8 rows of 64 heads, 4096 tokens, bf16, both directions."""
     facts = {
-        "op": "wkv7", "direction": BOTH, "card": "sm_90", "device": "Made-up 9000",
-        "dtype": "bfloat16", "batch": 8, "time": 4096, "heads": 64, "size": 64,
-        "backend": backend, "ms": ms, "versions": "torch 2",
+        "op": "wkv7",
+        "direction": BOTH,
+        "card": "sm_90",
+        "device": "Made-up 9000",
+        "dtype": "bfloat16",
+        "batch": 8,
+        "time": 4096,
+        "heads": 64,
+        "size": 64,
+        "backend": backend,
+        "ms": ms,
+        "versions": "torch 2",
     }
     return Measurement(**(facts | changes))
 
 
 def test_the_fastest_at_the_nearest_shape_comes_first():
     rows = [
-        row("native:scan", 3.0), row("native:chunks", 2.0), row("chunked", 9.0),
-        row("native:scan", 1.0, time=128), row("native:chunks", 2.0, time=128),
+        row("native:scan", 3.0),
+        row("native:chunks", 2.0),
+        row("chunked", 9.0),
+        row("native:scan", 1.0, time=128),
+        row("native:chunks", 2.0, time=128),
     ]
     assert rank(rows, WANTED) == ("native:chunks", "native:scan", "chunked")
     # the geometric mean of the two lengths is 724.08
@@ -51,16 +63,25 @@ def test_the_fastest_at_the_nearest_shape_comes_first():
 def test_rows_times_heads_count_whatever_their_split():
     few, many = {"batch": 1, "heads": 8}, {"batch": 64, "heads": 8}
     rows = [
-        row("native:wide", 1.0, **few), row("native:scan", 2.0, **few),
-        row("native:wide", 2.0, **many), row("native:scan", 1.0, **many),
+        row("native:wide", 1.0, **few),
+        row("native:scan", 2.0, **few),
+        row("native:wide", 2.0, **many),
+        row("native:scan", 1.0, **many),
     ]
     assert rank(rows, WANTED._replace(pairs=8))[0] == "native:wide"
     assert rank(rows, WANTED._replace(pairs=512))[0] == "native:scan"
 
 
-@pytest.mark.parametrize("changes", [
-    {"op": "wkv6"}, {"direction": FORWARD}, {"card": "sm_80"}, {"dtype": "float32"}, {"size": 128},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"op": "wkv6"},
+        {"direction": FORWARD},
+        {"card": "sm_80"},
+        {"dtype": "float32"},
+        {"size": 128},
+    ],
+)
 def test_measurements_of_something_else_do_not_count(changes):
     rows = [row("native:scan", 1.0, **changes), row("native:chunks", 2.0, **changes)]
     assert rank(rows, WANTED) == ()
@@ -69,7 +90,8 @@ def test_measurements_of_something_else_do_not_count(changes):
 def test_a_shape_at_which_nothing_was_compared_does_not_count():
     rows = [
         row("native:scan", 1.0),
-        row("native:scan", 3.0, time=128), row("native:chunks", 2.0, time=128),
+        row("native:scan", 3.0, time=128),
+        row("native:chunks", 2.0, time=128),
     ]
     assert rank(rows, WANTED) == ("native:chunks", "native:scan")
     assert rank(rows[:1], WANTED) == ()
@@ -86,10 +108,13 @@ def test_a_file_keeps_its_remarks_and_one_row_for_each_thing(tmp_path):
     file.write_text("# a remark, with a comma\n" + file.read_text())
     record(file, [row("native:scan", 1.5, versions="torch 3, CUDA 13"), row("chunked", 9.0)])
     assert file.read_text().startswith("# a remark, with a comma\nop,direction,card,")
-    assert sorted(read(file)) == sorted([
-        row("native:scan", 1.5, versions="torch 3, CUDA 13"), row("native:chunks", 2.25),
-        row("chunked", 9.0),
-    ])
+    assert sorted(read(file)) == sorted(
+        [
+            row("native:scan", 1.5, versions="torch 3, CUDA 13"),
+            row("native:chunks", 2.25),
+            row("chunked", 9.0),
+        ]
+    )
 
 
 def test_the_projects_table_names_backends_that_exist_and_compares_them():
@@ -114,8 +139,15 @@ def table(monkeypatch):
 
 def a_call(**changes) -> Call:
     facts = {
-        "op": "wkv6", "device": torch.device("cpu"), "dtype": torch.float32, "batch": 2,
-        "time": 256, "heads": 4, "head_size": 64, "needs_grad": False, "has_state": False,
+        "op": "wkv6",
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "batch": 2,
+        "time": 256,
+        "heads": 4,
+        "head_size": 64,
+        "needs_grad": False,
+        "has_state": False,
         "has_reset": False,
     }
     return Call(**(facts | changes))
@@ -123,8 +155,13 @@ def a_call(**changes) -> Call:
 
 def cpu_row(backend: str, ms: float, **changes) -> Measurement:
     facts = {
-        "op": "wkv6", "direction": FORWARD, "card": "cpu", "dtype": "float32", "batch": 2,
-        "heads": 4, "time": 256,
+        "op": "wkv6",
+        "direction": FORWARD,
+        "card": "cpu",
+        "dtype": "float32",
+        "batch": 2,
+        "heads": 4,
+        "time": 256,
     }
     return row(backend, ms, **(facts | changes))
 
@@ -167,9 +204,7 @@ def test_a_call_counts_batch_and_length_up_to_the_next_power_of_two(monkeypatch)
 
 
 def test_kernels_have_the_launchers_numbers():
-    assert KERNELS == {
-        "": 0, "scan": FULL, "wide": WIDE, "chunks": CHUNKS, "segments": SEGMENTS
-    }
+    assert KERNELS == {"": 0, "scan": FULL, "wide": WIDE, "chunks": CHUNKS, "segments": SEGMENTS}
 
 
 @pytest.fixture
@@ -206,7 +241,8 @@ def test_a_gpu_call_without_a_kernel_is_refused_by_name_and_served_by_auto(card)
             chosen("native", **changes)
         assert chosen("auto", **changes) == "chunked"
     for changes in (
-        {"dtype": torch.float32}, {"dtype": torch.float16},
+        {"dtype": torch.float32},
+        {"dtype": torch.float16},
         {"dtype": torch.bfloat16, "head_size": 128},
     ):
         with pytest.raises(BackendError, match=r"'native:chunks' .* serves bfloat16 with"):

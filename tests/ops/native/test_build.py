@@ -37,10 +37,12 @@ def toy(tmp_path) -> Target:
     folder.mkdir(parents=True)
     (tmp_path / "sources" / "common").mkdir()
     (tmp_path / "sources" / "common" / "number.h").write_text("#define NUMBER 42\n")
-    (folder / "toy_ops.cpp").write_text('extern "C" int number();\nextern "C" int answer() '
-                                        "{ return number(); }\n")
-    (folder / "toy_cpu.cpp").write_text('#include "../common/number.h"\n'
-                                        'extern "C" int number() { return NUMBER; }\n')
+    (folder / "toy_ops.cpp").write_text(
+        'extern "C" int number();\nextern "C" int answer() { return number(); }\n'
+    )
+    (folder / "toy_cpu.cpp").write_text(
+        '#include "../common/number.h"\nextern "C" int number() { return NUMBER; }\n'
+    )
     return Target("toy", "cpu", tmp_path / "sources", tmp_path / "cache")
 
 
@@ -60,7 +62,11 @@ def start_process(target: Target, path: str | None = None) -> subprocess.Popen:
     environment = os.environ | ({"PATH": path} if path is not None else {})
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, target)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -197,9 +203,13 @@ def missing(request, monkeypatch, tmp_path) -> tuple[Call, str]:
     monkeypatch.setattr(toolchain, "USUAL_NVCC", tmp_path / "nowhere")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(
-        name="Made-up 9000", major=9, minor=0, shared_memory_per_block_optin=227 * 1024
-    ))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda _: SimpleNamespace(
+            name="Made-up 9000", major=9, minor=0, shared_memory_per_block_optin=227 * 1024
+        ),
+    )
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ("c++", "sh"):
@@ -221,8 +231,16 @@ def missing(request, monkeypatch, tmp_path) -> tuple[Call, str]:
 def a_call(device: str) -> Call:
     """wkv6 in fp32 with heads that every kernel serves."""
     return Call(
-        op="wkv6", device=torch.device(device), dtype=torch.float32, batch=1, time=1, heads=1,
-        head_size=64, needs_grad=False, has_state=False, has_reset=False,
+        op="wkv6",
+        device=torch.device(device),
+        dtype=torch.float32,
+        batch=1,
+        time=1,
+        heads=1,
+        head_size=64,
+        needs_grad=False,
+        has_state=False,
+        has_reset=False,
     )
 
 

@@ -77,7 +77,10 @@ def test_going_back_restores_the_losses_and_keeps_what_was_left_out():
     assert guard.may_go_back()
     guard.went_back(saved, 5, 20)
     assert guard.state_dict() == {
-        "losses": [1.0], "bad_in_a_row": 0, "rollbacks": 1, "left_out": [[5, 20]],
+        "losses": [1.0],
+        "bad_in_a_row": 0,
+        "rollbacks": 1,
+        "left_out": [[5, 20]],
     }
     assert not guard.may_go_back()
 

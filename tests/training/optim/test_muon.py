@@ -21,8 +21,15 @@ from tests.training.runs import assert_same_weights, losses
 from tests.training.test_loss_curve import BATCH, STEPS, Curve, T, expected_run
 
 MATRICES = {
-    "4": {"att.key", "att.value", "att.receptance", "att.output", "ffn.key", "ffn.receptance",
-          "ffn.value"},
+    "4": {
+        "att.key",
+        "att.value",
+        "att.receptance",
+        "att.output",
+        "ffn.key",
+        "ffn.receptance",
+        "ffn.value",
+    },
     "7": {"att.key", "att.value", "att.receptance", "att.output", "ffn.key", "ffn.value"},
 }
 MATRICES["5"] = MATRICES["6"] = MATRICES["4"] | {"att.gate"}
@@ -31,9 +38,7 @@ MATRICES["5"] = MATRICES["6"] = MATRICES["4"] | {"att.gate"}
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_the_matrices_inside_the_blocks_are_a_group_of_their_own(version, weight_decay):
-    groups = parameter_groups(
-        tiny_model(version), weight_decay=weight_decay, matrices_apart=True
-    )
+    groups = parameter_groups(tiny_model(version), weight_decay=weight_decay, matrices_apart=True)
     assert [group.hidden_matrices for group in groups] == [False] * (len(groups) - 1) + [True]
     assert set(groups[-1].names) == {
         f"blocks.{layer}.{name}.weight" for layer in (0, 1) for name in MATRICES[version]
@@ -50,12 +55,25 @@ def test_every_step_equals_the_loop_written_out(
 ):
     # so strong a decay moves the matrices as far as Muon does
     curve = Curve(decay=2.0, clip=0.5, muon=1.5)
-    assert run_training(
-        rwkv_version=version, head_size=None if version == "4" else 32, max_steps=STEPS,
-        micro_bsz=BATCH // 2, accumulate_grad_batches=2, ctx_len=T, lr_init=curve.lr_init,
-        lr_final=curve.lr_final, warmup_steps=curve.warmup, exit_tokens=curve.budget,
-        weight_decay=2.0, grad_clip=0.5, optimizer="muon", muon_lr=1.5 * curve.lr_init,
-    ) == 0
+    assert (
+        run_training(
+            rwkv_version=version,
+            head_size=None if version == "4" else 32,
+            max_steps=STEPS,
+            micro_bsz=BATCH // 2,
+            accumulate_grad_batches=2,
+            ctx_len=T,
+            lr_init=curve.lr_init,
+            lr_final=curve.lr_final,
+            warmup_steps=curve.warmup,
+            exit_tokens=curve.budget,
+            weight_decay=2.0,
+            grad_clip=0.5,
+            optimizer="muon",
+            muon_lr=1.5 * curve.lr_init,
+        )
+        == 0
+    )
     out = tmp_path / "out"
     records = read_metrics(out)
     expected, weights = expected_run(version, out / "rwkv-init.pth", corpus, curve)
@@ -79,9 +97,12 @@ def test_a_paused_run_goes_on_exactly(run_training: Callable[..., int], tmp_path
         for stop in stops:
             # the parts after the first find out by themselves that it was Muon
             chosen = "muon" if (stop in (None, 2) and folder == "whole") or stop == 2 else None
-            assert run_training(
-                proj_dir=tmp_path / folder, max_steps=stop, optimizer=chosen, weight_decay=0.1
-            ) == 0
+            assert (
+                run_training(
+                    proj_dir=tmp_path / folder, max_steps=stop, optimizer=chosen, weight_decay=0.1
+                )
+                == 0
+            )
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     final = "rwkv-final.pth"
     assert_same_weights(tmp_path / "parts" / final, tmp_path / "whole" / final)
@@ -93,8 +114,11 @@ def test_a_paused_run_goes_on_exactly(run_training: Callable[..., int], tmp_path
 
 @pytest.mark.parametrize(("before", "after"), [("muon", "adamw"), ("adamw", "muon")])
 def test_another_optimizer_starts_empty_and_says_so(
-    run_training: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    before: str, after: str,
+    run_training: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: str,
+    after: str,
 ):
     assert run_training(optimizer=before, max_steps=5) == 0
     capsys.readouterr()
@@ -121,16 +145,26 @@ def test_a_warmup_is_chosen_for_another_optimizer_when_none_is_given(
 
 def test_matrices_move_as_torchs_own_muon_moves_them():
     options = OptimConfig(
-        optimizer="muon", lr_init=1e-3, muon_lr=3e-2, muon_momentum=0.9, muon_nesterov=False,
-        muon_adjust_lr="original", weight_decay=0.5, adam_eps=1e-8,
+        optimizer="muon",
+        lr_init=1e-3,
+        muon_lr=3e-2,
+        muon_momentum=0.9,
+        muon_nesterov=False,
+        muon_adjust_lr="original",
+        weight_decay=0.5,
+        adam_eps=1e-8,
     )
     model, twin = tiny_model("6"), tiny_model("6")
     groups = parameter_groups(model, weight_decay=0.5, matrices_apart=True)
     ours = build_optimizer(groups, options, HardwareConfig(strategy="ddp", precision="fp32"))
     matrices = dict(twin.named_parameters())
     torchs = torch.optim.Muon(
-        [matrices[name] for name in groups[-1].names], lr=2e-4 * 30, weight_decay=0.25,
-        momentum=0.9, nesterov=False, adjust_lr_fn="original",
+        [matrices[name] for name in groups[-1].names],
+        lr=2e-4 * 30,
+        weight_decay=0.25,
+        momentum=0.9,
+        nesterov=False,
+        adjust_lr_fn="original",
     )
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -148,8 +182,10 @@ def test_its_state_dict_carries_it_into_a_new_one():
     def build(parameters: list[torch.nn.Parameter]) -> MuonWithAdamW:
         group = {"lr_factor": 1.0, "decays": False, "weight_decay": 0.0}
         return MuonWithAdamW(
-            [{"params": parameters[:1], **group}], [{"params": parameters[1:], **group}],
-            muon={"lr": 0.1}, adamw={"lr": 0.1},
+            [{"params": parameters[:1], **group}],
+            [{"params": parameters[1:], **group}],
+            muon={"lr": 0.1},
+            adamw={"lr": 0.1},
         )
 
     generator = torch.Generator().manual_seed(0)

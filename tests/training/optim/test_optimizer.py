@@ -25,8 +25,9 @@ class Standin8bit(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps,
-                                  "weight_decay": weight_decay})
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -41,7 +42,7 @@ class Standin8bit(torch.optim.Optimizer):
                 state["step"] += 1
                 state["absmax1"].lerp_(p.grad.abs().max(), 0.5)
                 codes = 127 * p.grad / state["absmax1"].clamp(min=1e-9) + 100
-                state["state1"] = (state["state1"] // 2 + codes.clamp(0, 127).to(torch.uint8))
+                state["state1"] = state["state1"] // 2 + codes.clamp(0, 127).to(torch.uint8)
                 update = state["qmap1"][state["state1"].long()] * state["absmax1"] / state["step"]
                 p -= group["lr"] * (update + group["weight_decay"] * p)
 
@@ -76,15 +77,15 @@ def test_eight_bit_adam_has_our_groups_and_options(bitsandbytes: None):
     assert isinstance(optimizer, Standin8bit)
     set_rates(optimizer, 1e-3, 0.2)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
-        (1e-3, 0.0), (2e-3, 0.0), (1e-3, 0.2)
+        (1e-3, 0.0),
+        (2e-3, 0.0),
+        (1e-3, 0.2),
     ]
     assert {(g["betas"], g["eps"]) for g in optimizer.param_groups} == {((0.9, 0.95), 1e-7)}
 
 
 @pytest.mark.parametrize("optimizer", ["adam8bit", "muon", "adamw"])
-def test_a_captured_optimizer_goes_on_exactly(
-    bitsandbytes: None, tmp_path: Path, optimizer: str
-):
+def test_a_captured_optimizer_goes_on_exactly(bitsandbytes: None, tmp_path: Path, optimizer: str):
     hardware = HardwareConfig(strategy="ddp", accelerator="cpu", precision="fp32")
     whole, part, rest = (tiny_model("6") for _ in range(3))
     train_steps(whole, built(whole, optimizer, hardware), range(5))
@@ -113,7 +114,8 @@ class StandinFused(torch.optim.AdamW):
 def test_deepspeed_on_gpus_has_its_own_adam(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("deepspeed.ops.adam.FusedAdam", StandinFused)
     for strategy, accelerator, expected in (
-        ("deepspeed_stage_2", "gpu", StandinFused), ("ddp", "gpu", torch.optim.AdamW),
+        ("deepspeed_stage_2", "gpu", StandinFused),
+        ("ddp", "gpu", torch.optim.AdamW),
         ("deepspeed_stage_2", "cpu", torch.optim.AdamW),
     ):
         hardware = HardwareConfig(strategy=strategy, accelerator=accelerator, precision="bf16")

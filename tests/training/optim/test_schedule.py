@@ -18,13 +18,16 @@ def schedule_of(case: dict) -> Schedule:
     c = case["config"]
     final = c.get("weight_decay_final", -1)
     return Schedule(
-        lr_init=c["lr_init"], lr_final=c["lr_final"],
+        lr_init=c["lr_init"],
+        lr_final=c["lr_final"],
         tokens_per_step=c["ctx_len"] * c["real_bsz"],
-        exit_tokens=c["my_exit_tokens"], warmup_steps=c["warmup_steps"],
+        exit_tokens=c["my_exit_tokens"],
+        warmup_steps=c["warmup_steps"],
         warmup_floor=0.2 if case["generation"] == "v4neo" else 0.01,
         decay_steps=c["epoch_count"] * c["epoch_steps"],
         hold_steps=c.get("my_pile_edecay", 0) * c["epoch_steps"],
-        weight_decay=c["weight_decay"], weight_decay_final=final if final > 0 else None,
+        weight_decay=c["weight_decay"],
+        weight_decay_final=final if final > 0 else None,
     )
 
 
@@ -46,7 +49,8 @@ def test_the_budget_ends_at_the_step_at_which_the_reference_leaves(case: dict):
         assert not any(row["exit_before_this_step"] for row in case["rows"])
         return
     config = RunConfig(
-        data=DataConfig(ctx_len=c["ctx_len"]), hardware=HardwareConfig(devices=1),
+        data=DataConfig(ctx_len=c["ctx_len"]),
+        hardware=HardwareConfig(devices=1),
         train=TrainConfig(micro_bsz=c["real_bsz"], exit_tokens=c["my_exit_tokens"]),
     )
     last = total_steps(config)

@@ -42,8 +42,11 @@ def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
 
     def start(folder: Path) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(folder)], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-c", HOLDER, str(folder)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         started.append(process)
         assert process.stdout.readline() == "held\n"
@@ -74,11 +77,14 @@ def test_a_second_run_is_refused_with_process_host_and_time_of_the_first(
     line = refused(place.command("--proj_dir", place.paused))
     assert re.search(
         rf"another run works in {place.paused}: process {process.pid} on {socket.gethostname()}, "
-        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d;", line), line
+        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d;",
+        line,
+    ), line
 
 
 def test_a_killed_run_frees_the_folder_at_once(
-    tmp_path: Path, holder: Callable[[Path], subprocess.Popen[str]],
+    tmp_path: Path,
+    holder: Callable[[Path], subprocess.Popen[str]],
     capsys: pytest.CaptureFixture[str],
 ):
     process = holder(tmp_path)
@@ -95,13 +101,16 @@ def test_what_another_host_left_is_refused_with_the_way_out(
 ):
     leave_lock(place.paused, 1, "elsewhere")
     line = refused(place.command("--proj_dir", place.paused))
-    for words in ("process 1 on elsewhere, since 2024-02-03 04:05:06",
-                  f"if it has ended, remove {place.paused / NAME}"):
+    for words in (
+        "process 1 on elsewhere, since 2024-02-03 04:05:06",
+        f"if it has ended, remove {place.paused / NAME}",
+    ):
         assert words in line
 
 
-@pytest.mark.parametrize(("own_host", "alive", "free"), [
-    (True, True, False), (True, False, True), (False, False, False)])
+@pytest.mark.parametrize(
+    ("own_host", "alive", "free"), [(True, True, False), (True, False, True), (False, False, False)]
+)
 def test_where_files_cannot_be_locked_the_words_in_it_decide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_host: bool, alive: bool, free: bool
 ):

@@ -247,8 +247,11 @@ def _check_safety(safety: SafetyConfig, train: TrainConfig) -> None:
 
 def _changed(section: object) -> dict[str, object]:
     """The fields of a section that are not at their defaults."""
-    return {f.name: getattr(section, f.name) for f in dataclasses.fields(section)
-            if getattr(section, f.name) != f.default}
+    return {
+        f.name: getattr(section, f.name)
+        for f in dataclasses.fields(section)
+        if getattr(section, f.name) != f.default
+    }
 
 
 def _check_log(log: LogConfig) -> None:

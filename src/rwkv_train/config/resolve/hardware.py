@@ -26,8 +26,12 @@ def resolve_hardware(config: RunConfig, facts: Facts, lines: list[str]) -> Hardw
         devices=devices,
         precision=_precision(given, accelerator, prepares, facts, lines),
         strategy=_strategy(
-            given, accelerator, devices * given.num_nodes, prepares,
-            chosen_optimizer(config, facts), lines,
+            given,
+            accelerator,
+            devices * given.num_nodes,
+            prepares,
+            chosen_optimizer(config, facts),
+            lines,
         ),
     )
 
@@ -82,7 +86,11 @@ def _precision(
 
 
 def _strategy(
-    given: HardwareConfig, accelerator: str, processes: int, prepares: bool, optimizer: str,
+    given: HardwareConfig,
+    accelerator: str,
+    processes: int,
+    prepares: bool,
+    optimizer: str,
     lines: list[str],
 ) -> Strategy:
     strategy = given.strategy

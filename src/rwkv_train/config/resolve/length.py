@@ -51,7 +51,9 @@ def resolve_data(config: RunConfig, facts: Facts, lines: list[str]) -> DataConfi
     if data.sampling is None and sampling == "random":
         lines.append(f"sampling random: how {data.data_type} is read")
     data = dataclasses.replace(
-        data, sampling=sampling, tokenizer=_tokenizer(data, facts),
+        data,
+        sampling=sampling,
+        tokenizer=_tokenizer(data, facts),
         loss_mask=_loss_mask(data, facts, lines),
     )
     if facts.token_count is None:

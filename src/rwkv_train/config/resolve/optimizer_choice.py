@@ -49,8 +49,11 @@ def chosen_optimizer(config: RunConfig, facts: Facts) -> str:
 
 def restarts_optimizer(config: RunConfig, facts: Facts) -> bool:
     """Whether a run goes on from a state whose moments belong to another optimizer."""
-    return (facts.start == "state" and facts.state_optimizer is not None
-            and chosen_optimizer(config, facts) != facts.state_optimizer)
+    return (
+        facts.start == "state"
+        and facts.state_optimizer is not None
+        and chosen_optimizer(config, facts) != facts.state_optimizer
+    )
 
 
 def _check_8bit(accelerator: str, strategy: Strategy, facts: Facts) -> None:

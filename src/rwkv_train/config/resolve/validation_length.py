@@ -47,11 +47,13 @@ def _check_same_split(data: DataConfig, facts: Facts) -> None:
     now["val_ctx_len"] = now["val_ctx_len"] or data.ctx_len
     for name in names:
         if old[name] != now[name]:
+            if split is None:
+                raise ConfigError(
+                    f"--val_split {data.val_split:g}: the run of {facts.start_path} has trained on"
+                    " all of its data; use --val_data_file, or start in another --proj_dir"
+                )
             raise ConfigError(
                 f"--{name} {now[name]} contradicts {facts.start_path}, whose run had {name}"
                 f" {old[name]}: what was held out there would be trained on here, or the other way"
                 f" round; give --{name} {old[name]}, or start in another --proj_dir"
-                if split is not None else
-                f"--val_split {data.val_split:g}: the run of {facts.start_path} has trained on all"
-                " of its data; use --val_data_file, or start in another --proj_dir"
             )

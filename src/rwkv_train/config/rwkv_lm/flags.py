@@ -84,7 +84,8 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
     "my_sample_len": Refused("uint16 files are read at random positions, not in rows", ("0",)),
     "my_qa_mask": Refused(
         "it needs a data set on the author's own disk; to learn answers only, give conversations to"
-        " make_data.py --chat_template, whose loss mask is used by itself (docs/data.md)", ("0",)
+        " make_data.py --chat_template, whose loss mask is used by itself (docs/data.md)",
+        ("0",),
     ),
     "my_random_steps": Refused(f"{_EXPERIMENT}; --sampling random draws all samples so", ("0",)),
     # Schedule and optimizer

@@ -176,8 +176,7 @@ precision: Rule = noticed(
         {name: name for name in ("fp32", "tf32", "fp16", "bf16", NONE)},
         {
             **dict.fromkeys(
-                ("16-true", "bf16-true"),
-                "training keeps fp32 master weights; give fp16 or bf16",
+                ("16-true", "bf16-true"), "training keeps fp32 master weights; give fp16 or bf16"
             ),
             **dict.fromkeys(("64", "64-true", "double"), "fp64 is not trained in; give fp32"),
         },

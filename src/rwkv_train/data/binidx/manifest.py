@@ -166,7 +166,8 @@ def _parsed(content: Any) -> Manifest:
         magic_primes=_of(dict, content.get("magic_primes", {})),
         bytes_per_token=_of((float, int, type(None)), content.get("bytes_per_token")),
         sha256_mask=_of((str, type(None)), content.get("sha256_mask")),
-        learnt_tokens=None if content.get("learnt_tokens") is None
+        learnt_tokens=None
+        if content.get("learnt_tokens") is None
         else _count(content["learnt_tokens"]),
     )
     if manifest.dtype not in _DTYPE_NAMES:

@@ -39,9 +39,7 @@ class BinidxWriter:
     the tokens: `learnt_tokens` counts those above 0, `sha256_mask` is the digest.
     """
 
-    def __init__(
-        self, prefix: str | Path, dtype: npt.DTypeLike, *, masked: bool = False
-    ) -> None:
+    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike, *, masked: bool = False) -> None:
         self.prefix = str(prefix)
         self.masked = masked
         self.learnt_tokens = 0

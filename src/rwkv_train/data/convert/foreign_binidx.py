@@ -41,9 +41,7 @@ def foreign_manifest(prefix: str, tokenizer: str) -> tuple[Manifest, int]:
     return manifest, unclosed
 
 
-def _check_ids(
-    tokens: npt.NDArray[Any], vocab_size: int, prefix: str, tokenizer: str
-) -> None:
+def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, prefix: str, tokenizer: str) -> None:
     low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
     if low < 0 or high >= vocab_size:
         raise DataError(

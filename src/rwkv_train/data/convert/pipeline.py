@@ -203,10 +203,7 @@ def _check(options: ConvertOptions) -> None:
 
 
 def _convert(
-    options: ConvertOptions,
-    mine: Sequence[Piece],
-    prefixes: Sequence[str],
-    tokenizer: Tokenizer,
+    options: ConvertOptions, mine: Sequence[Piece], prefixes: Sequence[str], tokenizer: Tokenizer
 ) -> Converted:
     wanted, shard_tokens = options.arrangement, options.shard_tokens
     if options.part is not None:

@@ -140,9 +140,7 @@ def _check_documents(prefix: str, manifest: Manifest, documents: int) -> None:
         )
 
 
-def _batches(
-    pair: Binidx,
-) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int32]]]:
+def _batches(pair: Binidx) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int32]]]:
     """Number of the first document, tokens and sizes, batch after batch."""
     with ExitStack() as files:
         file = files.enter_context(open_bin(pair))

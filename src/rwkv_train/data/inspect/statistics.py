@@ -44,8 +44,10 @@ def main(argv: Sequence[str]) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{argv[0]}: {tokens:,} tokens, unigram entropy {entropy:.4f} nats per token "
-          "(the loss of a model that knows only how frequent each token is)")
+    print(
+        f"{argv[0]}: {tokens:,} tokens, unigram entropy {entropy:.4f} nats per token "
+        "(the loss of a model that knows only how frequent each token is)"
+    )
     return 0
 
 

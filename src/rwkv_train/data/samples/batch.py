@@ -54,8 +54,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
     tokens, targets, masks, resets, faults, numbers, positions = zip(*samples)
     assert len(set(positions)) == 1, f"windows at different positions: {positions}"
     return Batch(
-        torch.stack(tokens), torch.stack(targets), _stacked(masks), _stacked(resets), faults,
-        numbers, positions[0],
+        torch.stack(tokens),
+        torch.stack(targets),
+        _stacked(masks),
+        _stacked(resets),
+        faults,
+        numbers,
+        positions[0],
     )
 
 

@@ -53,7 +53,8 @@ class WindowDataset(Dataset[Sample]):
         position = window * self._window_len
         part = slice(position, position + self._window_len)
         return row._replace(
-            tokens=row.tokens[part], targets=row.targets[part],
+            tokens=row.tokens[part],
+            targets=row.targets[part],
             mask=None if row.mask is None else row.mask[part],
             reset=None if row.reset is None else row.reset[part],
             position=position,

@@ -25,12 +25,7 @@ from rwkv_train.errors import DataError
 # Steps whose sums of weights are kept: the loader's workers are a few steps apart at most.
 _STEPS_KEPT = 8
 
-__all__ = [
-    "TokenDataset",
-    "ValidationDataset",
-    "evenly_spread_samples",
-    "open_source",
-]
+__all__ = ["TokenDataset", "ValidationDataset", "evenly_spread_samples", "open_source"]
 
 
 class TokenDataset(Dataset[Sample]):
@@ -107,12 +102,15 @@ class TokenDataset(Dataset[Sample]):
         mask = None
         if weights is not None:
             positions = self.step_samples * self.ctx_len // self.windows
-            mask = torch.cat([
-                _scaled(part, positions, int(weight)) for part, weight in zip(
-                    np.split(weights, self.windows),
-                    self._weights_of((n - 1) // self.step_samples),
-                )
-            ])
+            mask = torch.cat(
+                [
+                    _scaled(part, positions, int(weight))
+                    for part, weight in zip(
+                        np.split(weights, self.windows),
+                        self._weights_of((n - 1) // self.step_samples),
+                    )
+                ]
+            )
         return Sample(tokens[:-1], tokens[1:], mask, reset, number=n)
 
     def read(self, n: int) -> tuple[Tensor, npt.NDArray[np.uint8] | None, Tensor | None]:
@@ -158,8 +156,14 @@ class ValidationDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: TokenSource, ctx_len: int, offsets: list[int], vocab_size: int | None = None,
-        *, loss_mask: LossMask | None = None, starts: DocumentStarts | None = None,
+        self,
+        source: TokenSource,
+        ctx_len: int,
+        offsets: list[int],
+        vocab_size: int | None = None,
+        *,
+        loss_mask: LossMask | None = None,
+        starts: DocumentStarts | None = None,
     ) -> None:
         self.source = source
         self.ctx_len = ctx_len
@@ -204,9 +208,7 @@ def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:
     return [i * last // max(count - 1, 1) for i in range(count)]
 
 
-def target_weights(
-    loss_mask: LossMask, offset: int, ctx_len: int
-) -> npt.NDArray[np.uint8]:
+def target_weights(loss_mask: LossMask, offset: int, ctx_len: int) -> npt.NDArray[np.uint8]:
     """[ctx_len] weights of the targets of the sample that begins at `offset`: one token later."""
     return loss_mask.get(offset + 1, ctx_len)
 

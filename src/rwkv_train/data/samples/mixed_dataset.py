@@ -29,8 +29,13 @@ class MixedDataset(TokenDataset):
     """
 
     def __init__(
-        self, parts: Sequence[TokenDataset], names: Sequence[str], mixture: Mixture, *,
-        step_samples: int, windows: int,
+        self,
+        parts: Sequence[TokenDataset],
+        names: Sequence[str],
+        mixture: Mixture,
+        *,
+        step_samples: int,
+        windows: int,
     ) -> None:
         self.parts = parts
         self.names = names

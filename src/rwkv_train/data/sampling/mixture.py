@@ -81,9 +81,7 @@ def _whole(shares: Sequence[Fraction]) -> tuple[int, ...]:
     return tuple(int(share * period) for share in shares)
 
 
-def _moving(
-    begin: Sequence[Fraction], end: Sequence[Fraction], samples: int
-) -> list[_Step]:
+def _moving(begin: Sequence[Fraction], end: Sequence[Fraction], samples: int) -> list[_Step]:
     """The steps in which shares move, and one more that only tells what came before the end."""
     steps = max(1, min(MOST_STEPS, isqrt(samples)))
     length = max(1, min(_LONGEST_PERIOD, samples // steps))

@@ -171,9 +171,7 @@ def _whole(stream: Any) -> Iterator[bytes]:
     yield b"".join(parts)
 
 
-def _parquet_blocks(
-    piece: Piece, text_key: str, row_keys: Sequence[str]
-) -> Iterator[Block]:
+def _parquet_blocks(piece: Piece, text_key: str, row_keys: Sequence[str]) -> Iterator[Block]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -198,9 +196,7 @@ def _parquet_blocks(
 
 
 def _missing(package: str, piece: Piece) -> DataError:
-    return DataError(
-        f"{piece.file.path} needs the Python package {package}: pip install {package}"
-    )
+    return DataError(f"{piece.file.path} needs the Python package {package}: pip install {package}")
 
 
 @contextmanager

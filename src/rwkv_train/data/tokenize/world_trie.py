@@ -39,8 +39,12 @@ class WorldTrie:
         numbers = np.array(ids, np.uint16)
         trie = np.zeros(_CAPACITY * _ENTRY_BYTES, np.uint8)
         used = self._library.build_trie(
-            _address(content), _address(starts), _address(numbers),
-            len(ids), _address(trie), _CAPACITY,
+            _address(content),
+            _address(starts),
+            _address(numbers),
+            len(ids),
+            _address(trie),
+            _CAPACITY,
         )
         assert used > 0, "the vocabulary does not fit into the trie"
         self._trie = trie[: (used + _LABELS) * _ENTRY_BYTES].copy()
@@ -58,8 +62,13 @@ class WorldTrie:
         ids = np.empty(len(data) + len(ends), np.uint16)
         sizes = np.empty(len(ends), np.int64)
         total = self._library.encode_texts(
-            _address(self._trie), _address(data), _address(ends), _address(closed), len(ends),
-            _address(ids), _address(sizes),
+            _address(self._trie),
+            _address(data),
+            _address(ends),
+            _address(closed),
+            len(ends),
+            _address(ids),
+            _address(sizes),
         )
         # A copy, because the array is several times as large as what is used of it.
         return ids[:total].copy(), sizes
@@ -80,8 +89,14 @@ class WorldTrie:
         assert len(ends) == len(checked) == len(sizes) and sizes.sum() == len(ids), "lengths"
         assert ids.max(initial=0) + 1 < len(self._token_starts), "an id outside the vocabulary"
         text = self._library.first_inexact(
-            _address(self._token_bytes), _address(self._token_starts), _address(data),
-            _address(ends), _address(checked), len(ends), _address(ids), _address(sizes),
+            _address(self._token_bytes),
+            _address(self._token_starts),
+            _address(data),
+            _address(ends),
+            _address(checked),
+            len(ends),
+            _address(ids),
+            _address(sizes),
         )
         return None if text < 0 else text
 

@@ -197,8 +197,13 @@ def _order(backends: Sequence[Backend], call: Call) -> list[int]:
     """The positions that `auto` tries: as measured, then those without a kernel as listed."""
     direction = measurements.BOTH if call.needs_grad else measurements.FORWARD
     wanted = measurements.Workload(
-        call.op, direction, measurements.card_of(call.device),
-        str(call.dtype).removeprefix("torch."), call.batch * call.heads, call.time, call.head_size,
+        call.op,
+        direction,
+        measurements.card_of(call.device),
+        str(call.dtype).removeprefix("torch."),
+        call.batch * call.heads,
+        call.time,
+        call.head_size,
     )
     places = {backend.name: position for position, backend in enumerate(backends)}
     measured = [places[name] for name in measurements.ranking(wanted) if name in places]
@@ -215,7 +220,10 @@ def _announce(refusals: Sequence[tuple[Backend, Refusal]], taken: Backend, call:
             _announced.add(key)
             _log.warning(
                 "%s: backend '%s' is not used: %s; '%s' serves instead",
-                call.op, backend.name, refusal, taken.name,
+                call.op,
+                backend.name,
+                refusal,
+                taken.name,
             )
 
 

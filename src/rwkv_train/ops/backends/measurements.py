@@ -62,9 +62,7 @@ class Measurement(NamedTuple):
     def workload(self) -> Workload:
         """What was measured, without the backend."""
         pairs = self.batch * self.heads
-        return Workload(
-            self.op, self.direction, self.card, self.dtype, pairs, self.time, self.size
-        )
+        return Workload(self.op, self.direction, self.card, self.dtype, pairs, self.time, self.size)
 
 
 @lru_cache(maxsize=4096)

@@ -115,9 +115,7 @@ def matrix_state_registration(op: str, *, v_at: int) -> Registration:
     def checkpoint_shape(v: Sequence[int], kept: int) -> tuple[int, ...]:
         return v[0], v[2], kept, v[3], v[3]
 
-    return registration(
-        op, v_at=v_at, state_shape=state_shape, checkpoint_shape=checkpoint_shape
-    )
+    return registration(op, v_at=v_at, state_shape=state_shape, checkpoint_shape=checkpoint_shape)
 
 
 def refusal(call: Call, registration: Registration) -> Refusal | None:

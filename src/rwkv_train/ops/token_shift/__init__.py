@@ -65,8 +65,10 @@ def token_shift(
     batch, time, width = like.shape
     count = mixes.shape[0] if isinstance(mixes, Tensor) and mixes.dim() == 2 else 0
     if not 1 <= count <= MOST_MIXES:
-        got = f"has shape {list(mixes.shape)}" if isinstance(mixes, Tensor) else (
-            f"is {type(mixes).__name__}"
+        got = (
+            f"has shape {list(mixes.shape)}"
+            if isinstance(mixes, Tensor)
+            else (f"is {type(mixes).__name__}")
         )
         raise BackendError(
             f"token_shift: mixes {got}, expected [n, {width}] with n from 1 to {MOST_MIXES}; make "
@@ -87,7 +89,10 @@ def token_shift(
         )
     check_reset("token_shift", reset, like)
     call = describe_call(
-        "token_shift", like, (x, mixes, last, moves),
-        has_state=last is not None, has_reset=reset is not None,
+        "token_shift",
+        like,
+        (x, mixes, last, moves),
+        has_state=last is not None,
+        has_reset=reset is not None,
     )
     return tuple(dispatch(BACKENDS, backend, call, (x, mixes, last, moves, reset, dtype)))

@@ -16,20 +16,30 @@ from rwkv_train.ops.native.custom_ops import Registration, refusal
 
 
 def _forward_fake(
-    x: Tensor, mixes: Tensor, last: Tensor | None, moves: Tensor | None, reset: Tensor | None,
+    x: Tensor,
+    mixes: Tensor,
+    last: Tensor | None,
+    moves: Tensor | None,
+    reset: Tensor | None,
     dtype: torch.dtype,
 ) -> list[Tensor]:
     return [x.new_empty(x.shape, dtype=dtype) for _ in range(mixes.shape[0])]
 
 
 def _backward_fake(
-    gy: Sequence[Tensor], x: Tensor, mixes: Tensor, last: Tensor | None, moves: Tensor | None,
+    gy: Sequence[Tensor],
+    x: Tensor,
+    mixes: Tensor,
+    last: Tensor | None,
+    moves: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gmoves = x.new_empty(0) if moves is None else moves.new_empty(moves.shape)
     return (
-        x.new_empty(x.shape), mixes.new_empty(mixes.shape),
-        x.new_empty(x.shape[0], x.shape[2]), gmoves,
+        x.new_empty(x.shape),
+        mixes.new_empty(mixes.shape),
+        x.new_empty(x.shape[0], x.shape[2]),
+        gmoves,
     )
 
 
@@ -46,7 +56,12 @@ def _backward(ctx: Any, gy: Sequence[Tensor | None]) -> tuple[Tensor | None, ...
         whole, x, mixes, last, moves, reset
     )
     return (
-        gx, gmixes, None if last is None else glast, None if moves is None else gmoves, None, None
+        gx,
+        gmixes,
+        None if last is None else glast,
+        None if moves is None else gmoves,
+        None,
+        None,
     )
 
 

@@ -28,9 +28,7 @@ from rwkv_train.errors import BackendError
 from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call, prepare
 from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
 
-BACKENDS = backends_of(
-    "wkv4", "native", "chunked", "reference", "native:scan", "native:wide"
-)
+BACKENDS = backends_of("wkv4", "native", "chunked", "reference", "native:scan", "native:wide")
 
 State = tuple[Tensor, Tensor, Tensor]
 
@@ -73,7 +71,6 @@ def wkv4(
         )
     check_reset("wkv4", reset, like)
     call = describe_call(
-        "wkv4", like, (w, u, k, v, *parts),
-        has_state=state is not None, has_reset=reset is not None,
+        "wkv4", like, (w, u, k, v, *parts), has_state=state is not None, has_reset=reset is not None
     )
     return dispatch(BACKENDS, backend, call, (w, u, k, v, parts or None, reset))

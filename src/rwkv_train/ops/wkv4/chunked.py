@@ -35,12 +35,7 @@ def refuses(call: Call) -> str | None:
 
 
 def run(
-    w: Tensor,
-    u: Tensor,
-    k: Tensor,
-    v: Tensor,
-    state: Sums | None,
-    reset: Tensor | None,
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Sums | None, reset: Tensor | None
 ) -> tuple[Tensor, Sums]:
     """Outputs [B, T, A] and final state (aa, bb, pp), each [B, A].
 
@@ -119,8 +114,15 @@ class _ChunkedWkv4(torch.autograd.Function):
             grad_pp = aa * grad_aa + bb * grad_bb
         # d step / d w = step
         return (
-            grad_step * step, grad_u, _paste(grad_k, k), _paste(grad_v, v),
-            grad_aa, grad_bb, grad_pp, None, None,
+            grad_step * step,
+            grad_u,
+            _paste(grad_k, k),
+            _paste(grad_v, v),
+            grad_aa,
+            grad_bb,
+            grad_pp,
+            None,
+            None,
         )
 
 
@@ -166,9 +168,7 @@ def _backward(
     return grad_step, grad_u, grad_k, grad_v, first
 
 
-def _chunk_starts(
-    step: Tensor, kc: Tensor, vc: Tensor, state: Sums, marks: Tensor | None
-) -> Sums:
+def _chunk_starts(step: Tensor, kc: Tensor, vc: Tensor, state: Sums, marks: Tensor | None) -> Sums:
     """The sums before each chunk, each [B, M, A], given those before the first, each [B, A]."""
     length, _, chunks, _ = kc.shape
     if chunks == 1:
@@ -195,9 +195,7 @@ def _chunk_ends(
     return ends, tuple(x[:, -1] for x in adjoints)
 
 
-def _scan(
-    first: Sums, own: Sums, distance: Tensor, marks: Tensor | None, order: range
-) -> Sums:
+def _scan(first: Sums, own: Sums, distance: Tensor, marks: Tensor | None, order: range) -> Sums:
     """`first` and what it becomes by joining own[:, m] for m in `order`, stacked along axis 1."""
     carried, all_carried = first, [first]
     cut = None if marks is None else marks.any(0)  # [B, M, 1]
@@ -209,9 +207,7 @@ def _scan(
     return tuple(torch.stack(parts, 1) for parts in zip(*all_carried))
 
 
-def _join(
-    sums: Sums, distance: Tensor, other: tuple[Tensor, Tensor | int, Tensor]
-) -> Sums:
+def _join(sums: Sums, distance: Tensor, other: tuple[Tensor, Tensor | int, Tensor]) -> Sums:
     """Scaled sums moved `distance` (a log-decay, <= 0) away and added to `other`."""
     aa, bb, pp = sums
     moved = pp + distance
@@ -238,7 +234,9 @@ def _reset(sums: Sums, marks: Tensor | None, i: int) -> Sums:
         return sums
     aa, bb, pp = sums
     return (
-        aa.masked_fill(marks[i], 0), bb.masked_fill(marks[i], 0), pp.masked_fill(marks[i], EMPTY)
+        aa.masked_fill(marks[i], 0),
+        bb.masked_fill(marks[i], 0),
+        pp.masked_fill(marks[i], EMPTY),
     )
 
 

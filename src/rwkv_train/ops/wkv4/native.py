@@ -49,9 +49,7 @@ def run(
     """Outputs [B, T, A] and final state (aa, bb, pp), each [B, A]; see `wkv4.wkv4`."""
     rows = None if state is None else torch.stack(state, 1)  # [B, 3, A]
     every = keep_every(w, u, k, v, rows, tokens=KEEP_EVERY)
-    y, final_rows, _ = torch.ops.rwkv.wkv4_forward(
-        w, u, k, v, rows, reset, every, KERNELS[kernel]
-    )
+    y, final_rows, _ = torch.ops.rwkv.wkv4_forward(w, u, k, v, rows, reset, every, KERNELS[kernel])
     aa, bb, pp = final_rows.unbind(1)
     # pp is a scale: gradients of aa and bb are taken with it held constant.
     return y, (aa, bb, pp.detach())

@@ -25,7 +25,13 @@ from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call
 from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
 
 BACKENDS = backends_of(
-    "wkv5", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks",
+    "wkv5",
+    "native",
+    "chunked",
+    "reference",
+    "native:scan",
+    "native:wide",
+    "native:chunks",
     "native:segments",
 )
 
@@ -60,7 +66,10 @@ def wkv5(
         state = prepare("wkv5", "state", state, (batch, heads, size, size), like)
     check_reset("wkv5", reset, like)
     call = describe_call(
-        "wkv5", like, (r, k, v, w, u, state),
-        has_state=state is not None, has_reset=reset is not None,
+        "wkv5",
+        like,
+        (r, k, v, w, u, state),
+        has_state=state is not None,
+        has_reset=reset is not None,
     )
     return dispatch(BACKENDS, backend, call, (r, k, v, w, u, state, reset))

@@ -25,7 +25,13 @@ from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call
 from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
 
 BACKENDS = backends_of(
-    "wkv6", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks",
+    "wkv6",
+    "native",
+    "chunked",
+    "reference",
+    "native:scan",
+    "native:wide",
+    "native:chunks",
     "native:segments",
 )
 
@@ -61,7 +67,10 @@ def wkv6(
         state = prepare("wkv6", "state", state, (batch, heads, size, size), like)
     check_reset("wkv6", reset, like)
     call = describe_call(
-        "wkv6", like, (r, k, v, w, u, state),
-        has_state=state is not None, has_reset=reset is not None,
+        "wkv6",
+        like,
+        (r, k, v, w, u, state),
+        has_state=state is not None,
+        has_reset=reset is not None,
     )
     return dispatch(BACKENDS, backend, call, (r, k, v, w, u, state, reset))

@@ -168,13 +168,7 @@ def _backward_group(
 
 
 def _gather(
-    group: Group,
-    r: Tensor,
-    k: Tensor,
-    v: Tensor,
-    w: Tensor,
-    u: Tensor,
-    reset: Tensor | None,
+    group: Group, r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, reset: Tensor | None
 ) -> _Inputs:
     dtype = compute_dtype(v.dtype)
     length = chunk_length(v.shape[1], CHUNK)

@@ -27,7 +27,13 @@ from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call
 from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
 
 BACKENDS = backends_of(
-    "wkv7", "native", "chunked", "reference", "native:scan", "native:wide", "native:chunks",
+    "wkv7",
+    "native",
+    "chunked",
+    "reference",
+    "native:scan",
+    "native:wide",
+    "native:chunks",
     "native:segments",
 )
 
@@ -62,7 +68,10 @@ def wkv7(
         state = prepare("wkv7", "state", state, (batch, heads, size, size), like)
     check_reset("wkv7", reset, like)
     call = describe_call(
-        "wkv7", like, (r, w, k, v, a, b, state),
-        has_state=state is not None, has_reset=reset is not None,
+        "wkv7",
+        like,
+        (r, w, k, v, a, b, state),
+        has_state=state is not None,
+        has_reset=reset is not None,
     )
     return dispatch(BACKENDS, backend, call, (r, w, k, v, a, b, state, reset))

@@ -253,7 +253,18 @@ def _gather(
     step = from_state.mT @ kept[:, :, :length]
     step.diagonal(0, 2, 3).add_(whole)
     inner = _Inner(
-        v, log_d, left, right, seen, kept, scales, matrix, inverse_ab, from_state, u0, step,
+        v,
+        log_d,
+        left,
+        right,
+        seen,
+        kept,
+        scales,
+        matrix,
+        inverse_ab,
+        from_state,
+        u0,
+        step,
         segments,
     )
     return (r, w, k, a, b), inner

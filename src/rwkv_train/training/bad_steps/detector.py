@@ -35,8 +35,10 @@ class Guard:
             return f"loss {loss:g}, gradient norm {grad_norm:g}"
         limit = self.spike_limit()
         if limit is not None and loss > limit:
-            return (f"loss {loss:g} is a spike: above {limit:g}, {self._safety.spike_sigma:g} "
-                    f"standard deviations over the last {len(self._losses)} steps' mean")
+            return (
+                f"loss {loss:g} is a spike: above {limit:g}, {self._safety.spike_sigma:g} "
+                f"standard deviations over the last {len(self._losses)} steps' mean"
+            )
         return None
 
     def spike_limit(self) -> float | None:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 # More sample numbers than this help nobody.
 _MOST_SUSPECTS = 64
-_REMEDY = ("go on from the last save with a lower --lr_init or a smaller --grad_clip, or look at "
-           "the data")
+_REMEDY = (
+    "go on from the last save with a lower --lr_init or a smaller --grad_clip, or look at the data"
+)
 
 
 class BadSteps:
@@ -53,15 +54,19 @@ class BadSteps:
         suspects = suspects[:_MOST_SUSPECTS]
         if self._config.safety.on_bad_step == "stop":
             named = f", suspect: {', '.join(map(str, suspects))}" if suspects else ""
-            raise_together(trainer.strategy, TrainingError(
-                f"step {step}: {outcome.fault}; samples {first} to {last}{named}. Nothing was "
-                f"saved since the last checkpoint, which is good: {_REMEDY}"
-            ))
+            raise_together(
+                trainer.strategy,
+                TrainingError(
+                    f"step {step}: {outcome.fault}; samples {first} to {last}{named}. Nothing was "
+                    f"saved since the last checkpoint, which is good: {_REMEDY}"
+                ),
+            )
         assert outcome.fault is not None
         module.carried.leave_out()
         self._guard.bad(first, last)
-        return BadStepRecord(step, outcome.fault, [first, last], suspects,
-                             (step + 1) * self._plan.tokens_per_step)
+        return BadStepRecord(
+            step, outcome.fault, [first, last], suspects, (step + 1) * self._plan.tokens_per_step
+        )
 
     def go_back(
         self, trainer: pl.Trainer, module: TrainingModule, step: int, fault: str
@@ -71,28 +76,35 @@ class BadSteps:
         Raises TrainingError when there is none, or when it has happened too often.
         """
         count = self._guard.bad_in_a_row
-        subject = (f"{count} steps in a row were bad, steps {step - count} to {step - 1}, samples "
-                   f"{self._plan.samples(step - count)[0]} to {self._plan.samples(step - 1)[1]}, "
-                   f"the last with {fault}")
+        subject = (
+            f"{count} steps in a row were bad, steps {step - count} to {step - 1}, samples "
+            f"{self._plan.samples(step - count)[0]} to {self._plan.samples(step - 1)[1]}, "
+            f"the last with {fault}"
+        )
         if not self._guard.may_go_back():
-            raise_together(trainer.strategy, TrainingError(
-                f"{subject}; the run has gone back {self._guard.rollbacks} times already "
-                f"(--max_rollbacks {self._config.safety.max_rollbacks}): {_REMEDY}"
-            ))
+            raise_together(
+                trainer.strategy,
+                TrainingError(
+                    f"{subject}; the run has gone back {self._guard.rollbacks} times already "
+                    f"(--max_rollbacks {self._config.safety.max_rollbacks}): {_REMEDY}"
+                ),
+            )
         path, fault_of_state = self._choose(trainer, (step - count) * self._plan.tokens_per_step)
         if path is None:
-            raise_together(trainer.strategy, TrainingError(
-                f"{subject}; there is no earlier state to go back to{fault_of_state}: start anew "
-                "with a lower --lr_init, a longer --warmup_steps or a smaller --grad_clip, or look "
-                "at the data"
-            ))
+            raise_together(
+                trainer.strategy,
+                TrainingError(
+                    f"{subject}; there is no earlier state to go back to{fault_of_state}: start "
+                    "anew with a lower --lr_init, a longer --warmup_steps or a smaller "
+                    "--grad_clip, or look at the data"
+                ),
+            )
         state = self._restore(trainer, module, path)
         position = state["step"] * state.get("tokens_per_step", self._plan.tokens_per_step)
         first, _ = self._plan.samples(-(-position // self._plan.tokens_per_step))
         _, last = self._plan.samples(step - 1)
         self._guard.went_back(state.get("guard", {}), first, last)
-        return RollbackRecord(step - 1, path.name, [first, last],
-                              step * self._plan.tokens_per_step)
+        return RollbackRecord(step - 1, path.name, [first, last], step * self._plan.tokens_per_step)
 
     def _choose(self, trainer: pl.Trainer, position: int) -> tuple[Path | None, str]:
         """The newest good state from before `position` in tokens, else one at it; first rank's."""
@@ -111,9 +123,7 @@ class BadSteps:
                     break
         return gather_objects(trainer.strategy, found)[0]
 
-    def _restore(
-        self, trainer: pl.Trainer, module: TrainingModule, path: Path
-    ) -> dict[str, Any]:
+    def _restore(self, trainer: pl.Trainer, module: TrainingModule, path: Path) -> dict[str, Any]:
         state, fault = None, None
         try:
             state = load_state(path)

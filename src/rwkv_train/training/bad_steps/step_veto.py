@@ -51,8 +51,7 @@ class StepGate:
     """Stands between the backward pass and the optimizer of one run."""
 
     def __init__(
-        self, trainer: pl.Trainer, module: TrainingModule, guard: Guard,
-        flags: Callable[[], Flags],
+        self, trainer: pl.Trainer, module: TrainingModule, guard: Guard, flags: Callable[[], Flags]
     ) -> None:
         self._strategy = trainer.strategy
         self._module = module

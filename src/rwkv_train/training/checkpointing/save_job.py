@@ -62,7 +62,11 @@ class SaveJob:
                 fault = CheckpointError(f"cannot write {self.path}: {error!r}")
             if attempt < ATTEMPTS:
                 # A pause gives people time to make room.
-                print(f"\nWARNING: save {attempt} of {ATTEMPTS} failed: {fault.in_one_line()}; "
-                      f"trying again in {self._retry_seconds:g} s", file=sys.stderr, flush=True)
+                print(
+                    f"\nWARNING: save {attempt} of {ATTEMPTS} failed: {fault.in_one_line()}; "
+                    f"trying again in {self._retry_seconds:g} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 self._hurry.wait(self._retry_seconds)
         self.fault = fault

@@ -53,7 +53,10 @@ class Saver:
     """
 
     def __init__(
-        self, config: RunConfig, plan: Plan, parts: Mapping[str, Part],
+        self,
+        config: RunConfig,
+        plan: Plan,
+        parts: Mapping[str, Part],
         base: dict[str, Any] | None = None,
     ) -> None:
         self._config = config
@@ -84,7 +87,12 @@ class Saver:
         return seconds > 0 and time.monotonic() - self._begun_at >= seconds
 
     def save_epoch(
-        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, epoch: int, *,
+        self,
+        trainer: pl.Trainer,
+        module: TrainingModule,
+        progress: Progress,
+        epoch: int,
+        *,
         wait: bool,
     ) -> None:
         """Saves mini-epoch `epoch`, weights and state; a collective call.
@@ -94,16 +102,12 @@ class Saver:
         self._save(trainer, module, progress, self._folder / numbered(epoch), wait)
         self.saved_step = progress.step
 
-    def save_between(
-        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress
-    ) -> None:
+    def save_between(self, trainer: pl.Trainer, module: TrainingModule, progress: Progress) -> None:
         """Saves the state alone, within a mini-epoch; a collective call."""
         path = self._folder / step_state(progress.step)
         self._save(trainer, module, progress, path, False)
 
-    def save_final(
-        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress
-    ) -> None:
+    def save_final(self, trainer: pl.Trainer, module: TrainingModule, progress: Progress) -> None:
         """Saves the end of the run and waits for it; a collective call."""
         self._save(trainer, module, progress, self._folder / FINAL, True)
 
@@ -146,7 +150,11 @@ class Saver:
         self._begin(trainer, path, write, wait=False)
 
     def _save(
-        self, trainer: pl.Trainer, module: TrainingModule, progress: Progress, path: Path,
+        self,
+        trainer: pl.Trainer,
+        module: TrainingModule,
+        progress: Progress,
+        path: Path,
         wait: bool,
     ) -> None:
         self._make_way(trainer, wait)

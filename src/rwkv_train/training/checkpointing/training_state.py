@@ -74,7 +74,4 @@ def restore_state(
 def _random_state(trainer: pl.Trainer) -> dict[str, Any]:
     # Neither Python's nor NumPy's generator is used in training: samples depend on numbers alone.
     cuda = trainer.strategy.root_device.type == "cuda"
-    return {
-        "cpu": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state() if cuda else None,
-    }
+    return {"cpu": torch.get_rng_state(), "device": torch.cuda.get_rng_state() if cuda else None}

@@ -27,7 +27,10 @@ from rwkv_train.models.adapters import is_adapter, learns
 
 
 def publish(
-    path: Path, weights: dict[str, Tensor], config: RunConfig, dtype: torch.dtype,
+    path: Path,
+    weights: dict[str, Tensor],
+    config: RunConfig,
+    dtype: torch.dtype,
     base: Mapping[str, Any] | None,
 ) -> None:
     """Writes the checkpoint `path` and what belongs beside it; CheckpointError when it cannot.
@@ -59,8 +62,10 @@ def state_beside(
 
     A frozen base model has its own file: the state only remembers which.
     """
-    settings = {"train_type": config.train.train_type,
-                "adapter": dataclasses.asdict(config.adapter)}
+    settings = {
+        "train_type": config.train.train_type,
+        "adapter": dataclasses.asdict(config.adapter),
+    }
     if base is None:
         return settings
     adapters = {name: value for name, value in weights.items() if is_adapter(name)}

@@ -56,8 +56,9 @@ class ZeroMatrices:
             first, last = max(offset, begin), min(offset + size, end)
             if first < last:
                 matrix = whole[offset : offset + size].view(parameter.shape)
-                yield Cut(matrix, slice(first - begin, last - begin),
-                          slice(first - offset, last - offset))
+                yield Cut(
+                    matrix, slice(first - begin, last - begin), slice(first - offset, last - offset)
+                )
 
     def _pieces(self, flat: Tensor, values: Tensor) -> Iterator[Cut]:
         zero = self._zero

@@ -29,8 +29,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrix_groups: list[dict], other_groups: list[dict],
-        *, muon: dict[str, Any], adamw: dict[str, Any],
+        self,
+        matrix_groups: list[dict],
+        other_groups: list[dict],
+        *,
+        muon: dict[str, Any],
+        adamw: dict[str, Any],
     ) -> None:
         self._muon = torch.optim.Muon(
             [{**group, "is_muon": True} for group in matrix_groups], **muon
@@ -82,7 +86,11 @@ def _direction(matrix: Tensor, group: dict) -> Tensor:
     weight = nn.Parameter(torch.zeros(matrix.shape, device=matrix.device))
     weight.grad = matrix.float()
     torch.optim.Muon(
-        [weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False,
+        [weight],
+        lr=1.0,
+        weight_decay=0.0,
+        momentum=0.0,
+        nesterov=False,
         **{key: group[key] for key in _SHAPE_OPTIONS},
     ).step()
     return -weight.detach()

@@ -33,7 +33,9 @@ def build_optimizer(
             [group for group, hidden in zip(described, matrices) if hidden],
             [group for group, hidden in zip(described, matrices) if not hidden],
             muon={
-                "lr": 0.0, "momentum": optim.muon_momentum, "nesterov": optim.muon_nesterov,
+                "lr": 0.0,
+                "momentum": optim.muon_momentum,
+                "nesterov": optim.muon_nesterov,
                 "adjust_lr_fn": optim.muon_adjust_lr,
             },
             adamw={"fused": _may_fuse(hardware), **options},
@@ -81,8 +83,10 @@ def _adamw(
         # What building an extension raises has no common class: no compiler, wrong CUDA, a fault.
         except Exception as error:
             if is_rank_zero():
-                print(f"optimizer: torch's fused AdamW, which is equal; DeepSpeed's FusedAdam "
-                      f"cannot be built here ({' '.join(str(error).split())})")
+                print(
+                    f"optimizer: torch's fused AdamW, which is equal; DeepSpeed's FusedAdam "
+                    f"cannot be built here ({' '.join(str(error).split())})"
+                )
     return torch.optim.AdamW(groups, fused=_may_fuse(hardware), **options)
 
 

@@ -37,8 +37,11 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | No
         weights[name] = _on_cpu(_full_weight(parameter, engine))
         if not parameter.requires_grad or steps == 0:
             continue
-        found = (_own_moments(parameter, optimizer) if engine is None
-                 else _gathered_moments(parameter, keys[id(parameter)]))
+        found = (
+            _own_moments(parameter, optimizer)
+            if engine is None
+            else _gathered_moments(parameter, keys[id(parameter)])
+        )
         for key, value in found:
             moments.setdefault(key, {})[name] = _on_cpu(value)
     return {
@@ -177,8 +180,11 @@ def _steps(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
         counted = [int(s["step"]) for s in optimizer.state.values() if "step" in s]
         return max(counted, default=0)
     inner = engine.optimizer.optimizer
-    counted = [int(inner.state[flat]["step"]) for flat, _ in _inner_parameters(engine)
-               if "step" in inner.state.get(flat, {})]
+    counted = [
+        int(inner.state[flat]["step"])
+        for flat, _ in _inner_parameters(engine)
+        if "step" in inner.state.get(flat, {})
+    ]
     return max(counted, default=0)
 
 

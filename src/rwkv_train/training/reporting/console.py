@@ -24,11 +24,17 @@ class Console(Reporter):
         # \r on a log file makes one endless line
         show = bar and sys.stderr.isatty()
         self._bar = tqdm(
-            total=total_steps, initial=first_step, disable=not show, unit="step",
-            dynamic_ncols=True, mininterval=0.5, smoothing=0.1,
+            total=total_steps,
+            initial=first_step,
+            disable=not show,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            smoothing=0.1,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-                       "[{elapsed}<{remaining}, {rate_fmt}]{postfix}"
-            if total_steps else None,
+            "[{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+            if total_steps
+            else None,
         )
         self._total = total_steps
         self._speed = 0.0
@@ -57,28 +63,37 @@ class Console(Reporter):
         first, last = record.samples
         suspects = ", ".join(map(str, record.suspects))
         self._bar.update()
-        self._say(f"WARNING: step {record.step} left out: {record.skipped}; samples {first} to "
-                  f"{last}" + (f", suspect: {suspects}" if suspects else ""))
+        self._say(
+            f"WARNING: step {record.step} left out: {record.skipped}; samples {first} to "
+            f"{last}" + (f", suspect: {suspects}" if suspects else "")
+        )
 
     def on_rollback(self, record: RollbackRecord) -> None:
         """One line that stays."""
         first, last = record.left_out
-        self._say(f"WARNING: went back to {record.rollback} after step {record.step}; goes on "
-                  f"behind samples {first} to {last}")
+        self._say(
+            f"WARNING: went back to {record.rollback} after step {record.step}; goes on "
+            f"behind samples {first} to {last}"
+        )
 
     def on_validation(self, record: ValidationRecord) -> None:
         """The losses, by position and by source too, on lines that stay."""
         bits = record.bits_per_byte
         self._say(
             f"validation after step {record.step}: loss {record.loss:.4f}, perplexity "
-            f"{record.perplexity:.4g}" + ("" if bits is None else f", {bits:.4f} bits per byte")
+            f"{record.perplexity:.4g}"
+            + ("" if bits is None else f", {bits:.4f} bits per byte")
             + (", the best so far" if record.is_best else "")
         )
-        self._say("  by tokens read before: "
-                  + "  ".join(f"{part.name} {part.loss:.3f}" for part in record.by_position))
+        self._say(
+            "  by tokens read before: "
+            + "  ".join(f"{part.name} {part.loss:.3f}" for part in record.by_position)
+        )
         if record.by_source:
-            self._say("  by source: "
-                      + ", ".join(f"{name} {loss:.4f}" for name, loss in record.by_source.items()))
+            self._say(
+                "  by source: "
+                + ", ".join(f"{name} {loss:.4f}" for name, loss in record.by_source.items())
+            )
 
     def on_save(self, path: str) -> None:
         """One line that stays."""

@@ -30,33 +30,61 @@ def print_header(
     """Prints the run's header; groups: description of each parameter group -> tensor count."""
     m, d, o, t, h = config.model, config.data, config.optim, config.train, config.hardware
     ranks = h.num_nodes * h.devices
-    print(f"RWKV-{m.rwkv_version} {h.precision} on {ranks} x {_device_name(h.accelerator)}, "
-          f"strategy {h.strategy}, torch {torch.__version__}")
-    _line("model", f"{m.n_layer} layers, width {m.n_embd}, ffn {m.dim_ffn}, vocabulary "
-                   f"{m.vocab_size}, {parameters / 1e6:.1f} M parameters"
-                   + (", activation checkpointing" if t.grad_cp else ""))
-    _line("data", f"{d.data_file} ({d.data_type}), {data_tokens:,} tokens, context {d.ctx_len}, "
-                  + ("random positions" if d.sampling != "permutation" else "mixed by weights"
-                     if d.magic_prime is None else f"magic prime {d.magic_prime}")
-                  + (", reset at document starts" if d.reset_at_documents else ""))
+    print(
+        f"RWKV-{m.rwkv_version} {h.precision} on {ranks} x {_device_name(h.accelerator)}, "
+        f"strategy {h.strategy}, torch {torch.__version__}"
+    )
+    _line(
+        "model",
+        f"{m.n_layer} layers, width {m.n_embd}, ffn {m.dim_ffn}, vocabulary "
+        f"{m.vocab_size}, {parameters / 1e6:.1f} M parameters"
+        + (", activation checkpointing" if t.grad_cp else ""),
+    )
+    _line(
+        "data",
+        f"{d.data_file} ({d.data_type}), {data_tokens:,} tokens, context {d.ctx_len}, "
+        + (
+            "random positions"
+            if d.sampling != "permutation"
+            else "mixed by weights"
+            if d.magic_prime is None
+            else f"magic prime {d.magic_prime}"
+        )
+        + (", reset at document starts" if d.reset_at_documents else ""),
+    )
     accumulated = t.accumulate_grad_batches
-    _line("batch", f"{global_batch(config)} samples ({ranks} x {t.micro_bsz}"
-                   + (f" x {accumulated} accumulated" if accumulated > 1 else "")
-                   + f") = {plan.tokens_per_step:,} tokens a step")
+    _line(
+        "batch",
+        f"{global_batch(config)} samples ({ranks} x {t.micro_bsz}"
+        + (f" x {accumulated} accumulated" if accumulated > 1 else "")
+        + f") = {plan.tokens_per_step:,} tokens a step",
+    )
     for line in _chunks(config):
         _line("chunks", line)
-    _line("length", f"{plan.total_steps:,} steps, ended by {plan.reason}"
-          if plan.total_steps is not None else "no end: stop it when you like")
-    _line("mini-epoch", f"{plan.epoch_steps:,} steps; saved every {t.epoch_save}"
-          if t.epoch_save else f"{plan.epoch_steps:,} steps; only the last is saved")
+    _line(
+        "length",
+        f"{plan.total_steps:,} steps, ended by {plan.reason}"
+        if plan.total_steps is not None
+        else "no end: stop it when you like",
+    )
+    _line(
+        "mini-epoch",
+        f"{plan.epoch_steps:,} steps; saved every {t.epoch_save}"
+        if t.epoch_save
+        else f"{plan.epoch_steps:,} steps; only the last is saved",
+    )
     _line("validation", validation)
     _line("safety", _safety(config.safety))
     ramp = f"warmup {o.warmup_steps} steps" if o.warmup_steps > 0 else "no warmup"
     decay = f"{o.weight_decay:g}" + (
-        f" to {o.weight_decay_final:g}" if o.weight_decay_final is not None else "")
-    _line("optimizer", f"{_optimizer(o)}, rate {o.lr_init:g} to {o.lr_final:g} "
-                       f"({_curve(config)}), {ramp}, betas {o.beta1:g} {o.beta2:g}, eps "
-                       f"{o.adam_eps:g}, decay {decay}, clip {o.grad_clip:g}")
+        f" to {o.weight_decay_final:g}" if o.weight_decay_final is not None else ""
+    )
+    _line(
+        "optimizer",
+        f"{_optimizer(o)}, rate {o.lr_init:g} to {o.lr_final:g} "
+        f"({_curve(config)}), {ramp}, betas {o.beta1:g} {o.beta2:g}, eps "
+        f"{o.adam_eps:g}, decay {decay}, clip {o.grad_clip:g}",
+    )
     _line("groups", "; ".join(f"{name}: {count} tensors" for name, count in groups.items()))
     _line("start", _start(origin, progress))
     for line in derived:
@@ -75,13 +103,17 @@ def _chunks(config: RunConfig) -> Iterator[str]:
     count = -(-window // t.chunk_len)
     if count > 1:
         often, cost = ("three times", "5/3") if t.grad_cp else ("twice", "4/3")
-        yield (f"{window:,} tokens in {count} chunks of {t.chunk_len:,}, exact gradients; every "
-               f"chunk is computed forward {often}: about {cost} of the arithmetic")
+        yield (
+            f"{window:,} tokens in {count} chunks of {t.chunk_len:,}, exact gradients; every "
+            f"chunk is computed forward {often}: about {cost} of the arithmetic"
+        )
     else:
         yield f"one of {window:,} tokens: nothing is recomputed"
     if window < ctx_len:
-        yield (f"truncated backpropagation: {ctx_len // window} steps per sample of {ctx_len:,} "
-               f"tokens, gradients within {window:,}, the state carried on")
+        yield (
+            f"truncated backpropagation: {ctx_len // window} steps per sample of {ctx_len:,} "
+            f"tokens, gradients within {window:,}, the state carried on"
+        )
 
 
 def _line(name: str, text: str) -> None:
@@ -100,8 +132,10 @@ def _optimizer(optim: OptimConfig) -> str:
     if optim.optimizer == "adamw":
         return "AdamW"
     nesterov = ", Nesterov" if optim.muon_nesterov else ""
-    return (f"Muon for the hidden matrices (rate {optim.muon_lr:g}, momentum "
-            f"{optim.muon_momentum:g}{nesterov}, {optim.muon_adjust_lr}) and AdamW")
+    return (
+        f"Muon for the hidden matrices (rate {optim.muon_lr:g}, momentum "
+        f"{optim.muon_momentum:g}{nesterov}, {optim.muon_adjust_lr}) and AdamW"
+    )
 
 
 def _curve(config: RunConfig) -> str:
@@ -126,8 +160,11 @@ def _safety(safety: SafetyConfig) -> str:
     spikes = f", spikes above {safety.spike_sigma:g} sigma too" if safety.spike_sigma else ""
     if safety.on_bad_step == "stop":
         return f"{saved}; a bad step (not finite{spikes}) ends the run"
-    back = (f", {safety.bad_steps_before_rollback} in a row go back to an earlier state"
-            if safety.bad_steps_before_rollback else "")
+    back = (
+        f", {safety.bad_steps_before_rollback} in a row go back to an earlier state"
+        if safety.bad_steps_before_rollback
+        else ""
+    )
     return f"{saved}; bad steps (not finite{spikes}) are left out{back}"
 
 

@@ -52,14 +52,28 @@ def draw_loss(folder: Path, title: str) -> None:
     shown = steps[:: max(1, len(steps) // MOST_POINTS)]
     tokens = [r["tokens"] for r in shown]
     upper.plot(tokens, [r["loss"] for r in shown], color="#9ecae1", lw=0.8, label="train, a step")
-    upper.plot(tokens, _smoothed([r["loss"] for r in shown]), color="#08519c", lw=1.6,
-               label="train, smoothed")
+    upper.plot(
+        tokens,
+        _smoothed([r["loss"] for r in shown]),
+        color="#08519c",
+        lw=1.6,
+        label="train, smoothed",
+    )
     tokens_of = {r["step"]: r["tokens"] for r in steps}
-    held_out = [(tokens_of[r["step"]], r["val_loss"]) for r in records
-                if "val_loss" in r and r["step"] in tokens_of]
+    held_out = [
+        (tokens_of[r["step"]], r["val_loss"])
+        for r in records
+        if "val_loss" in r and r["step"] in tokens_of
+    ]
     if held_out:
-        upper.plot(*zip(*held_out), color="#d94801", marker="o", ms=4, lw=1.2,
-                   label=f"validation (last {held_out[-1][1]:.4f})")
+        upper.plot(
+            *zip(*held_out),
+            color="#d94801",
+            marker="o",
+            ms=4,
+            lw=1.2,
+            label=f"validation (last {held_out[-1][1]:.4f})",
+        )
     upper.set_ylabel("loss (nats per token)")
     upper.set_title(title)
     upper.grid(alpha=0.3)

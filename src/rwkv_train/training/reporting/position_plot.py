@@ -34,13 +34,25 @@ def draw_positions(folder: Path, title: str, ctx_len: int) -> None:
         places = [names.index(name) for name in sorted(losses, key=_ends)]
         colour = colormaps["Blues"](0.35 + 0.6 * (i + 1) / count)
         last = i == count - 1
-        axes.plot(places, [losses[names[p]] for p in places], marker="o", ms=4,
-                  lw=2.2 if last else 1.2, color=colour,
-                  label=f"after step {record['step']} (mean {record['val_loss']:.4f})")
+        axes.plot(
+            places,
+            [losses[names[p]] for p in places],
+            marker="o",
+            ms=4,
+            lw=2.2 if last else 1.2,
+            color=colour,
+            label=f"after step {record['step']} (mean {record['val_loss']:.4f})",
+        )
     beyond = [i for i, name in enumerate(names) if _ends(name)[0] >= ctx_len]
     if beyond:
-        axes.axvspan(beyond[0] - 0.5, len(names) - 0.5, color="#fdd0a2", alpha=0.5, lw=0,
-                     label=f"beyond the training context of {ctx_len}")
+        axes.axvspan(
+            beyond[0] - 0.5,
+            len(names) - 0.5,
+            color="#fdd0a2",
+            alpha=0.5,
+            lw=0,
+            label=f"beyond the training context of {ctx_len}",
+        )
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_xlabel("tokens read before")

@@ -51,6 +51,9 @@ def tell(reporters: Iterable[Reporter], call: Callable[[Reporter], None]) -> Non
         except OSError as error:
             if not reporter.is_troubled:
                 reporter.is_troubled = True
-                print(f"\nWARNING: {type(reporter).__name__} cannot write: "
-                      f"{error.strerror or error}; training goes on without it",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"\nWARNING: {type(reporter).__name__} cannot write: "
+                    f"{error.strerror or error}; training goes on without it",
+                    file=sys.stderr,
+                    flush=True,
+                )

@@ -55,8 +55,11 @@ class ValidationRecord:
     def values(self) -> dict[str, object]:
         """The record of metrics.jsonl; what is not known is left out."""
         found: dict[str, object] = {
-            "step": self.step, "val_loss": self.loss, "val_perplexity": self.perplexity,
-            "val_bits_per_byte": self.bits_per_byte, "val_tokens": self.tokens,
+            "step": self.step,
+            "val_loss": self.loss,
+            "val_perplexity": self.perplexity,
+            "val_bits_per_byte": self.bits_per_byte,
+            "val_tokens": self.tokens,
             "val_loss_by_position": {bucket.name: bucket.loss for bucket in self.by_position},
             "val_loss_by_source": dict(self.by_source) or None,
         }
@@ -86,7 +89,8 @@ def make_record(
     firsts = [0, *ends[:-1]]
     losses = {
         name: float(sums[part].sum() / weights[part].sum())
-        for name, part in sources.items() if weights[part].sum() > 0
+        for name, part in sources.items()
+        if weights[part].sum() > 0
     }
     return ValidationRecord(
         step=step,
@@ -95,7 +99,8 @@ def make_record(
         bits_per_byte=_bits_per_byte(total, weights, sources, bytes_per_token),
         by_position=tuple(
             Bucket(first, end, float(n), float(loss / n))
-            for first, end, n, loss in zip(firsts, ends, size, by_bucket) if n > 0
+            for first, end, n, loss in zip(firsts, ends, size, by_bucket)
+            if n > 0
         ),
         by_source=losses if len(sources) > 1 else {},
     )

@@ -31,14 +31,20 @@ class WandbLog(Reporter):
         known = id_file.read_text().strip() if first_step and id_file.is_file() else None
         try:
             self._run = wandb.init(
-                project=config.log.wandb, name=name, id=known, resume="allow",
-                config=asdict(config), dir=str(folder), mode=_mode(config.log.wandb_mode),
-                save_code=False, settings=wandb.Settings(silent=True),
+                project=config.log.wandb,
+                name=name,
+                id=known,
+                resume="allow",
+                config=asdict(config),
+                dir=str(folder),
+                mode=_mode(config.log.wandb_mode),
+                save_code=False,
+                settings=wandb.Settings(silent=True),
             )
         except wandb.errors.UsageError as error:
             raise ConfigError(
                 f"--wandb {config.log.wandb}: {str(error).splitlines()[0]}; log in with `wandb "
-                "login`, or give --wandb_mode offline, or --wandb \"\" for none"
+                'login`, or give --wandb_mode offline, or --wandb "" for none'
             ) from error
         id_file.write_text(self._run.id + "\n")
 

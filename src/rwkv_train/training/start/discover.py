@@ -32,8 +32,9 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
         "start_path": None if origin.path is None else str(origin.path),
         "start_epoch": origin.epoch,
         "start_model": None if origin.shapes is None else config_from_shapes(origin.shapes),
-        "donor_model":
-            None if origin.donor is None else config_from_shapes(read_shapes(origin.donor)),
+        "donor_model": None
+        if origin.donor is None
+        else config_from_shapes(read_shapes(origin.donor)),
         "state_warmup_steps": None if state is None else state.get("warmup_steps"),
         "state_optimizer": None if state is None else state["optimizer"],
         "has_bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,
@@ -83,7 +84,9 @@ def _mixed(data: DataConfig) -> dict[str, object]:
         )
     tokenizer, vocab_size = next(iter(known.values()), (None, None))
     return {
-        "token_count": tokens, "has_loss_mask": has_mask, "data_tokenizer": tokenizer,
+        "token_count": tokens,
+        "has_loss_mask": has_mask,
+        "data_tokenizer": tokenizer,
         "data_vocab_size": vocab_size,
     }
 
@@ -92,9 +95,7 @@ def held_out_of(data: DataConfig, source: TokenSource) -> HeldOut | None:
     """What --val_split holds out of this source; None without it."""
     if data.val_split is None:
         return None
-    return hold_out(
-        source.tokens, data.ctx_len, data.val_split, data.val_ctx_len or data.ctx_len
-    )
+    return hold_out(source.tokens, data.ctx_len, data.val_split, data.val_ctx_len or data.ctx_len)
 
 
 def _prime(data: DataConfig, tokens: int) -> int | None:

@@ -56,13 +56,17 @@ def _fit(model: RWKV, config: RunConfig, origin: Origin) -> dict[str, Tensor]:
     everything = origin.weights()
     found = {name: value for name, value in everything.items() if not is_adapter(name)}
     initialize(
-        model, seed=config.train.random_seed, lr_init=config.optim.lr_init,
+        model,
+        seed=config.train.random_seed,
+        lr_init=config.optim.lr_init,
         only=set(model.state_dict()) - set(found),
     )
     try:
         weights, report = fit_weights(
-            model.state_dict(), found,
-            partial=config.train.load_partial, optional=model.optional_keys,
+            model.state_dict(),
+            found,
+            partial=config.train.load_partial,
+            optional=model.optional_keys,
         )
     except CheckpointError as error:
         raise CheckpointError(f"{origin.path}: {error}") from error
@@ -74,8 +78,11 @@ def _fit(model: RWKV, config: RunConfig, origin: Origin) -> dict[str, Tensor]:
 
 def _attach(model: RWKV, config: RunConfig, values: dict[str, Tensor] | None) -> None:
     attach_adapters(
-        model, config.adapter, listed(config.adapter.lora_targets),
-        seed=config.train.random_seed, values=values,
+        model,
+        config.adapter,
+        listed(config.adapter.lora_targets),
+        seed=config.train.random_seed,
+        values=values,
     )
 
 
@@ -107,8 +114,10 @@ def write_initial_weights(config: RunConfig, origin: Origin, notes: list[str]) -
     m = config.model
     count = sum(p.numel() for p in model.parameters())
     dtype = str(stored_dtype(config)).removeprefix("torch.")
-    print(f"wrote {path}: RWKV-{m.rwkv_version}, {m.n_layer} layers, width {m.n_embd}, "
-          f"vocabulary {m.vocab_size}, {count / 1e6:.1f} M parameters, {dtype}")
+    print(
+        f"wrote {path}: RWKV-{m.rwkv_version}, {m.n_layer} layers, width {m.n_embd}, "
+        f"vocabulary {m.vocab_size}, {count / 1e6:.1f} M parameters, {dtype}"
+    )
     print("train it with the same flags and --train_stage 3")
 
 

@@ -81,9 +81,17 @@ def _training(
 ) -> TokenDataset:
     d = config.data
     return TokenDataset(
-        data.source, d.ctx_len, prime=prime, shift=d.sample_offset, sampling=d.sampling,
-        seed=config.train.random_seed, vocab_size=config.model.vocab_size, held_out=held_out,
-        loss_mask=data.mask, step_samples=global_batch(config), windows=windows_per_row(config),
+        data.source,
+        d.ctx_len,
+        prime=prime,
+        shift=d.sample_offset,
+        sampling=d.sampling,
+        seed=config.train.random_seed,
+        vocab_size=config.model.vocab_size,
+        held_out=held_out,
+        loss_mask=data.mask,
+        step_samples=global_batch(config),
+        windows=windows_per_row(config),
         starts=data.starts,
     )
 
@@ -100,7 +108,8 @@ def _mixed(config: RunConfig, parts: tuple[Part, ...], notes: list[str]) -> Mixe
         except DataError as error:
             raise DataError(f"--data_file {part.path}: {error}") from error
     mixture = Mixture(
-        [part.begin for part in parts], [part.end for part in parts],
+        [part.begin for part in parts],
+        [part.end for part in parts],
         (d.mix_tokens or 0) // d.ctx_len,
     )
     steps = total_steps(config)
@@ -113,8 +122,11 @@ def _mixed(config: RunConfig, parts: tuple[Part, ...], notes: list[str]) -> Mixe
             f"tokens{passes}"
         )
     return MixedDataset(
-        datasets, [part.path for part in parts], mixture,
-        step_samples=global_batch(config), windows=windows_per_row(config),
+        datasets,
+        [part.path for part in parts],
+        mixture,
+        step_samples=global_batch(config),
+        windows=windows_per_row(config),
     )
 
 
@@ -146,8 +158,12 @@ def _held_out(
 ) -> HeldOutSource:
     """The samples at these places, read once: bad data should not end a run at a validation."""
     dataset = ValidationDataset(
-        data.source, config.data.val_ctx_len, offsets, config.model.vocab_size,
-        loss_mask=data.mask, starts=data.starts,
+        data.source,
+        config.data.val_ctx_len,
+        offsets,
+        config.model.vocab_size,
+        loss_mask=data.mask,
+        starts=data.starts,
     )
     for _ in dataset:
         continue

@@ -105,8 +105,11 @@ def change_optimizer(origin: Origin, progress: Progress, optim: OptimConfig) -> 
     if before == optim.optimizer:
         return progress
     origin.state = without_moments(origin.state)
-    ramp = (f"the warmup of {optim.warmup_steps} steps is repeated" if optim.warmup_steps > 0
-            else "there is no warmup: --warmup_steps 10 would give one")
+    ramp = (
+        f"the warmup of {optim.warmup_steps} steps is repeated"
+        if optim.warmup_steps > 0
+        else "there is no warmup: --warmup_steps 10 would give one"
+    )
     origin.notes.append(
         f"{origin.path.name} holds the moments of {before}, this run has {optim.optimizer}: its"
         f" moments start empty and {ramp}"
@@ -129,11 +132,12 @@ def _newest(folder: Path, train: TrainConfig) -> Origin | None:
         return origin
     # Ours, killed before the final state was written, goes on from the state before.
     if (folder / FINAL).is_file():
-        raise ConfigError("; ".join([
+        finished = (
             f"{folder / FINAL} is the end of a finished run, and there is no training state to go "
             "on from; choose another --proj_dir, or move that file away to train on from the "
-            "newest numbered checkpoint", *notes
-        ]))
+            "newest numbered checkpoint"
+        )
+        raise ConfigError("; ".join([finished, *notes]))
     files = [(c.epoch, c.weights) for c in candidates if c.weights is not None]
     files.append((-1, folder / INIT))
     for epoch, path in files:
@@ -177,7 +181,12 @@ def _from_weights(path: Path, epoch: int, train: TrainConfig, notes: list[str]) 
     """A file of weights, completed by a base model or by states that lie in the project folder."""
     folder = Path(train.proj_dir)
     origin = Origin(
-        "weights", path, epoch, read_shapes(path), notes=notes, folder=folder,
+        "weights",
+        path,
+        epoch,
+        read_shapes(path),
+        notes=notes,
+        folder=folder,
         keeps_base=train.train_type != "all",
     )
     if origin.shapes and all(_is_state(name) for name in origin.shapes):
@@ -231,9 +240,11 @@ def _about_weights(path: Path, digest: str | None) -> list[str]:
         same = file_digest(path) == digest
     except OSError as error:
         return [f"{path} cannot be read: {error.strerror}; the state beside it is complete"]
-    return [] if same else [
-        f"{path} is damaged or from another save than the state beside it, which is complete"
-    ]
+    return (
+        []
+        if same
+        else [f"{path} is damaged or from another save than the state beside it, which is complete"]
+    )
 
 
 def _require_unused(folder: Path, stage: int) -> None:

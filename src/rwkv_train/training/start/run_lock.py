@@ -56,7 +56,9 @@ class RunLock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self.release()
@@ -76,8 +78,9 @@ class RunLock:
                 f"--proj_dir {self._path.parent} cannot be written ({error.strerror}); choose a "
                 "folder of your own"
             ) from error
-        own = Owner(os.getpid(), socket.gethostname(),
-                    datetime.now().isoformat(" ", timespec="seconds"))
+        own = Owner(
+            os.getpid(), socket.gethostname(), datetime.now().isoformat(" ", timespec="seconds")
+        )
         # On a full disk the name is missing, but the folder is locked all the same.
         with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
