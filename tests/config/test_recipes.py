@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.load import load_config
 from rwkv_train.config.resolve.length import global_batch, tokens_per_step, total_steps
 from rwkv_train.config.resolve.resolve import resolve
@@ -45,8 +45,8 @@ def test_a_recipe_says_how_it_is_run(path):
 
 
 def test_the_cpu_demo_fits_a_cpu():
-    facts = Facts(token_count=3_000_000, best_prime=11717, data_vocab_size=257)
-    config, _ = resolve(recipe("demo-cpu", "--data_file", "text"), facts)
+    discovered = Discovered(token_count=3_000_000, best_prime=11717, data_vocab_size=257)
+    config, _ = resolve(recipe("demo-cpu", "--data_file", "text"), discovered)
     assert (config.hardware.accelerator, config.hardware.precision) == ("cpu", "fp32")
     assert (config.model.rwkv_version, config.model.vocab_size) == ("6", 257)
     assert total_steps(config) == 1465  # ceil(3000000 / 2048)
@@ -71,11 +71,11 @@ def test_finetuning_takes_the_shape_of_the_model_and_goes_on_by_the_same_line():
 
 def test_long_context_is_read_in_chunks_and_may_be_truncated():
     base = dataclasses.replace(MINIPILE, best_prime=22859, gpu_count=1, gpu_has_bf16=True)
-    facts = found("weights", path="base.pth", base=base)
+    discovered = found("weights", path="base.pth", base=base)
     flags = ("--data_file", "books", "--load_model", "base.pth")
-    config, _ = resolve(recipe("long-context", *flags), facts)
+    config, _ = resolve(recipe("long-context", *flags), discovered)
     assert (tokens_per_step(config), config.train.chunk_len) == (8 * 65536, 4096)
-    config, _ = resolve(recipe("long-context", *flags, "--bptt_chunks", "4"), facts)
+    config, _ = resolve(recipe("long-context", *flags, "--bptt_chunks", "4"), discovered)
     assert (tokens_per_step(config), windows_per_row(config)) == (8 * 16384, 4)
 
 
@@ -100,14 +100,14 @@ def test_frozen_models_are_trained_as_the_recipe_says(kind):
 
 def test_a_larger_model_is_made_and_then_trained():
     small = ModelConfig(rwkv_version="7", n_layer=12, n_embd=768, vocab_size=65536, head_size=64)
-    made, _ = resolve(recipe("enlarge", "--load_model", "small.pth"), Facts(donor_model=small))
+    made, _ = resolve(recipe("enlarge", "--load_model", "small.pth"), Discovered(donor_model=small))
     assert (made.model.n_layer, made.model.rwkv_version) == (24, "7")
     large = dataclasses.replace(small, n_layer=24, n_embd=1024)
-    facts = dataclasses.replace(
+    discovered = dataclasses.replace(
         MINIPILE, start="weights", start_model=large, start_path="out/enlarged/rwkv-init.pth"
     )
     flags = ("--train_stage", "3", "--data_file", "data/minipile")
-    assert resolve(recipe("enlarge", *flags), facts)[0].model.n_embd == 1024
+    assert resolve(recipe("enlarge", *flags), discovered)[0].model.n_embd == 1024
 
 
 def test_the_page_on_flags_explains_every_flag_of_rwkv_lm():

@@ -186,7 +186,9 @@ class Mask(_Pair):
         super().__init__(folder)
         self._weights = bytes(number % 3 for number in range(len(TOKENS)))
         digest = hashlib.sha256(self._weights).hexdigest()
-        write_manifest(self.prefix, replace(self.manifest, sha256_mask=digest, learnt_tokens=30))
+        write_manifest(
+            self.prefix, replace(self.manifest, sha256_mask=digest, supervised_tokens=30)
+        )
 
     def __call__(self, content: bytes) -> None:
         self.replace("mask", content)

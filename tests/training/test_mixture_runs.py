@@ -14,7 +14,7 @@ from make_data import main as make_data
 from rwkv_train.config.load import load_config
 from rwkv_train.config.resolve.resolve import resolve
 from rwkv_train.data.sampling.magic_prime import magic_prime
-from rwkv_train.training.start.discover import gather_facts
+from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.open_data import open_samples
 from rwkv_train.training.start.resume_point import Origin
 from tests.training.runs import assert_same_weights, losses
@@ -86,7 +86,7 @@ def words(parts: list[Path], weights: str, *more: object) -> list[str]:
 
 def opened(argv: list[str]):
     config = load_config(argv)
-    config, lines = resolve(config, gather_facts(config, Origin("fresh")))
+    config, lines = resolve(config, discover(config, Origin("fresh")))
     return open_samples(config), config, lines
 
 

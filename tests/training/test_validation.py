@@ -27,7 +27,7 @@ from rwkv_train.inference.loading import load_model
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.reporting.validation_record import bucket_count, make_record
-from rwkv_train.training.start.discover import gather_facts
+from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.open_data import HeldOutSource, RunSamples, open_samples
 from rwkv_train.training.start.resume_point import Origin
 from rwkv_train.training.validation import sums_by_position, validate
@@ -315,7 +315,7 @@ def opened(prefix: Path, *flags: str) -> RunSamples:
             *flags,
         ]
     )
-    config, _ = resolve(config, gather_facts(config, Origin("fresh")))
+    config, _ = resolve(config, discover(config, Origin("fresh")))
     return open_samples(config)
 
 

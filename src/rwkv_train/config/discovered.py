@@ -10,7 +10,7 @@ from rwkv_train.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)
-class Facts:
+class Discovered:
     """Everything `resolve` may know besides the configuration.
 
     token_count: tokens in the training data, without the held-out ones; None only at stage 1
@@ -19,8 +19,8 @@ class Facts:
     best_prime: largest magic prime for token_count at the given ctx_len; None where there is none.
     data_vocab_size: rows the data's ids need (manifest, or characters counted); None if unknown.
     data_tokenizer: the tokenizer the manifest names; None if unknown.
-    has_loss_mask: whether there is a mask beside the data; learnt_tokens: those it counts, None if
-        unknown.
+    has_loss_mask: whether there is a mask beside the data; supervised_tokens: those it counts,
+        None if unknown.
     start: "fresh" weights, a file of "weights" with an empty optimizer, or an exact "state".
     start_path: the file started from; None when fresh.
     start_epoch: the mini-epoch that file was saved after; -1 for initial or given weights.
@@ -39,7 +39,7 @@ class Facts:
     data_vocab_size: int | None = None
     data_tokenizer: str | None = None
     has_loss_mask: bool = False
-    learnt_tokens: int | None = None
+    supervised_tokens: int | None = None
     start: Literal["fresh", "weights", "state"] = "fresh"
     start_path: str | None = None
     start_epoch: int = -1

@@ -13,7 +13,7 @@ from rwkv_train.models.registry import complete
 from rwkv_train.training.distributed.collectives import FaultElsewhereError
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.check_backend import check_backend
-from rwkv_train.training.start.discover import gather_facts
+from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.open_data import mask_notes, open_samples
 from rwkv_train.training.start.resume_point import find_origin
 from rwkv_train.training.start.run_lock import RunLock
@@ -32,9 +32,9 @@ def run(config: RunConfig, notices: list[str]) -> int:
 
 def _run(config: RunConfig, notices: list[str], lock: RunLock) -> int:
     origin = find_origin(config.train)
-    facts = gather_facts(config, origin)
+    discovered = discover(config, origin)
     given = config
-    config, derived = resolve(config, facts)
+    config, derived = resolve(config, discovered)
     config = replace(config, model=complete(config.model))
     check_backend(config)
     samples = None if config.train.train_stage == 1 else open_samples(config)

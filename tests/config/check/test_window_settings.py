@@ -39,7 +39,9 @@ def test_states_are_not_trained_by_truncated_backpropagation():
     tune = "--train_type states --load_partial 1 "
     assert "first window" in fault(ONE + tune + "--chunk_len 64 --bptt_chunks 2", base)
     # the whole row is one window: exact
-    assert values(ONE + tune + "--chunk_len 64 --bptt_chunks 8", "bptt_chunks", facts=base) == 8
+    assert (
+        values(ONE + tune + "--chunk_len 64 --bptt_chunks 8", "bptt_chunks", discovered=base) == 8
+    )
 
 
 def test_chunks_alone_change_nothing_but_memory():

@@ -15,7 +15,7 @@ MACHINE = ("accelerator", "devices", "precision", "strategy")
 
 
 @pytest.mark.parametrize(
-    ("line", "facts", "expected"),
+    ("line", "discovered", "expected"),
     [
         ("", CPU, ("cpu", 1, "fp32", "single_device")),
         ("", GPU, ("gpu", 1, "bf16", "single_device")),
@@ -39,12 +39,12 @@ MACHINE = ("accelerator", "devices", "precision", "strategy")
         ),
     ],
 )
-def test_the_machine_decides_what_is_automatic(line, facts, expected):
-    assert values(line, *MACHINE, facts=facts) == expected
+def test_the_machine_decides_what_is_automatic(line, discovered, expected):
+    assert values(line, *MACHINE, discovered=discovered) == expected
 
 
 @pytest.mark.parametrize(
-    ("line", "facts", "words"),
+    ("line", "discovered", "words"),
     [
         ("--accelerator gpu", CPU, "--accelerator cpu"),
         ("--devices 2", GPU, "--devices 1"),
@@ -53,8 +53,8 @@ def test_the_machine_decides_what_is_automatic(line, facts, expected):
         ("--strategy single_device --devices 2", EIGHT_GPUS, "--strategy auto"),
     ],
 )
-def test_what_the_machine_lacks_is_refused_with_a_way_out(line, facts, words):
-    assert words in fault(line, facts)
+def test_what_the_machine_lacks_is_refused_with_a_way_out(line, discovered, words):
+    assert words in fault(line, discovered)
 
 
 def test_everything_automatic_is_said():

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.resolve.length import global_batch, total_steps
 from tests.config.resolving import MINIPILE, SMALL, fault, found, resolved, values
 
@@ -18,26 +18,29 @@ def test_the_prime_is_computed_and_said():
 
 
 def test_other_formats_are_read_at_random_positions():
-    facts = Facts(token_count=5000, data_vocab_size=100)
-    assert values("--data_type numpy", "sampling", "magic_prime", facts=facts) == ("random", None)
+    discovered = Discovered(token_count=5000, data_vocab_size=100)
+    assert values("--data_type numpy", "sampling", "magic_prime", discovered=discovered) == (
+        "random",
+        None,
+    )
 
 
 def test_too_little_data_is_refused():
-    few = Facts(token_count=1000, best_prime=None, data_vocab_size=65536)
+    few = Discovered(token_count=1000, best_prime=None, data_vocab_size=65536)
     assert "1536" in fault("--ctx_len 512", few)
     # 512 + 2 tokens have exactly one possible start.
     line = "--ctx_len 512 --sampling random"
     for tokens, fits in ((514, True), (513, False)):
-        facts = dataclasses.replace(few, token_count=tokens)
+        discovered = dataclasses.replace(few, token_count=tokens)
         if fits:
-            assert values(line, "sampling", facts=facts) == "random"
+            assert values(line, "sampling", discovered=discovered) == "random"
         else:
-            assert "514" in fault(line, facts)
+            assert "514" in fault(line, discovered)
 
 
 def test_an_offset_stays_inside_the_data():
     # 389 * 512 = 199168 is the last token read without an offset, 200498 the last there is.
-    assert values("--ctx_len 512 --sample_offset 1330", "sample_offset", facts=SMALL) == 1330
+    assert values("--ctx_len 512 --sample_offset 1330", "sample_offset", discovered=SMALL) == 1330
     assert "at most 1330" in fault("--ctx_len 512 --sample_offset 1331", SMALL)
 
 
@@ -47,11 +50,11 @@ def test_another_tokenizer_than_the_data_s_is_refused():
     assert "world" in fault("--tokenizer bytes")
     assert "world" in fault("--tokenizer my/tokenizer.json")
     moved = dataclasses.replace(MINIPILE, data_tokenizer="old/tokenizer.json")
-    assert values("--tokenizer new/t.json", "tokenizer", facts=moved) == "new/t.json"
+    assert values("--tokenizer new/t.json", "tokenizer", discovered=moved) == "new/t.json"
 
 
 def test_a_mask_beside_the_data_is_used_by_itself_and_said():
-    masked = dataclasses.replace(SMALL, has_loss_mask=True, learnt_tokens=50124)
+    masked = dataclasses.replace(SMALL, has_loss_mask=True, supervised_tokens=50124)
     config, lines = resolved("", masked)
     assert config.data.loss_mask == "on"
     # 50124 / 200499 = 0.24999...
@@ -97,9 +100,13 @@ def test_without_a_budget_the_run_is_one_pass_over_the_data():
 def test_the_step_based_schedule_spans_the_whole_mini_epochs_in_the_data():
     # floor(2926181 / 40320) = 72, as RWKV-LM has it at stage 3
     line = "--micro_bsz 16 --my_pile_stage 3 --epoch_count 999999"
-    facts = found("weights")
-    assert values(line, "exit_tokens", "epoch_count", "exit_epoch", facts=facts) == (0, 72, None)
-    config, _ = resolved(line, facts)
+    discovered = found("weights")
+    assert values(line, "exit_tokens", "epoch_count", "exit_epoch", discovered=discovered) == (
+        0,
+        72,
+        None,
+    )
+    config, _ = resolved(line, discovered)
     assert total_steps(config) == 72 * 2520
     assert values("--ctx_len 512 --exit_tokens -5000000", "epoch_count") == 72
 
@@ -140,11 +147,11 @@ def test_stage_0_of_the_older_generations_is_500_times_1000_steps_at_random():
 
 def test_the_first_mini_epoch_follows_the_checkpoint():
     assert values("", "epoch_begin") == 0
-    assert values("", "epoch_begin", facts=found("weights")) == 0
+    assert values("", "epoch_begin", discovered=found("weights")) == 0
     state = found("state", 12, "out/rwkv-12.state")
-    assert values("", "epoch_begin", facts=state) == 13
-    assert values("--epoch_begin 0 --train_stage 3", "epoch_begin", facts=state) == 13
-    assert values("--epoch_begin 13", "epoch_begin", facts=state) == 13
+    assert values("", "epoch_begin", discovered=state) == 13
+    assert values("--epoch_begin 0 --train_stage 3", "epoch_begin", discovered=state) == 13
+    assert values("--epoch_begin 13", "epoch_begin", discovered=state) == 13
     assert "mini-epoch 13" in fault("--epoch_begin 5", state)
     assert values("--epoch_begin 5", "epoch_begin") == 5
 

@@ -39,9 +39,9 @@ def test_a_flag_against_the_checkpoint_is_refused_with_the_right_value(flag, rig
 def test_a_copy_head_of_the_checkpoint_is_kept_without_the_flag():
     shape = dataclasses.replace(SHAPE, rwkv_version="5", head_qk=256, rank_mix=None)
     shape = dataclasses.replace(shape, rank_decay=None)
-    facts = dataclasses.replace(found("weights"), start_model=shape)
-    assert values("", "head_qk", facts=facts) == 256
-    assert "head_qk 256" in fault("--head_qk 128", facts)
+    discovered = dataclasses.replace(found("weights"), start_model=shape)
+    assert values("", "head_qk", discovered=discovered) == 256
+    assert "head_qk 256" in fault("--head_qk 128", discovered)
 
 
 def test_a_fresh_model_is_rwkv_7_with_the_vocabulary_of_the_data():
@@ -53,14 +53,16 @@ def test_a_fresh_model_is_rwkv_7_with_the_vocabulary_of_the_data():
 def test_a_vocabulary_that_the_data_exceeds_is_refused():
     message = fault("--vocab_size 50304")
     assert "50304" in message and "--vocab_size 65536" in message and "world" in message
-    facts = dataclasses.replace(found("weights"), data_vocab_size=70000)
-    assert "70000" in fault("", facts)
+    discovered = dataclasses.replace(found("weights"), data_vocab_size=70000)
+    assert "70000" in fault("", discovered)
 
 
 def test_an_unknown_vocabulary_is_asked_for():
-    facts = dataclasses.replace(MINIPILE, data_vocab_size=None)
-    assert "--vocab_size" in fault("", facts) and "data/x.manifest.json" in fault("", facts)
-    assert values("--vocab_size 50304", "vocab_size", facts=facts) == 50304
+    discovered = dataclasses.replace(MINIPILE, data_vocab_size=None)
+    assert "--vocab_size" in fault("", discovered) and "data/x.manifest.json" in fault(
+        "", discovered
+    )
+    assert values("--vocab_size 50304", "vocab_size", discovered=discovered) == 50304
 
 
 def test_rwkv_4_ignores_the_head_size_that_all_scripts_give():

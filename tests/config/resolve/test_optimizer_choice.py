@@ -32,12 +32,15 @@ def test_muons_rate_fits_its_scale(flags: str, rate: float):
 
 
 def test_a_state_brings_its_optimizer_unless_another_is_asked_for():
-    facts = found("state", 3, "out/rwkv-3.state", state_optimizer="muon", state_warmup_steps=7)
-    assert values("", "optimizer", "warmup_steps", facts=facts) == ("muon", 7)
-    assert any("that of out/rwkv-3.state" in line for line in resolved("", facts)[1])
+    discovered = found("state", 3, "out/rwkv-3.state", state_optimizer="muon", state_warmup_steps=7)
+    assert values("", "optimizer", "warmup_steps", discovered=discovered) == ("muon", 7)
+    assert any("that of out/rwkv-3.state" in line for line in resolved("", discovered)[1])
     # the moments start empty, as after a resume from bare weights
-    assert values("--optimizer adamw", "optimizer", "warmup_steps", facts=facts) == ("adamw", 30)
-    assert values("--optimizer adamw --warmup_steps 4", "warmup_steps", facts=facts) == 4
+    assert values("--optimizer adamw", "optimizer", "warmup_steps", discovered=discovered) == (
+        "adamw",
+        30,
+    )
+    assert values("--optimizer adamw --warmup_steps 4", "warmup_steps", discovered=discovered) == 4
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def test_what_cannot_be_served_is_refused(line: str, words: list[str]):
 
 
 @pytest.mark.parametrize(
-    ("line", "facts", "words"),
+    ("line", "discovered", "words"),
     [
         (
             "--optimizer muon --strategy deepspeed_stage_3_offload",
@@ -70,16 +73,16 @@ def test_what_cannot_be_served_is_refused(line: str, words: list[str]):
         ("--optimizer adam8bit --strategy deepspeed_stage_2", WITH_LIBRARY, ["ddp", "ZeRO"]),
     ],
 )
-def test_what_a_strategy_cannot_serve_is_refused(line: str, facts, words: list[str]):
-    message = fault(line, facts)
+def test_what_a_strategy_cannot_serve_is_refused(line: str, discovered, words: list[str]):
+    message = fault(line, discovered)
     assert all(word in message for word in words), message
 
 
 def test_eight_bits_choose_a_strategy_and_an_eps_that_suit_them():
     line = "--rwkv_version 7 --optimizer adam8bit"
-    assert values(line, "strategy", "adam_eps", facts=WITH_LIBRARY) == ("ddp", 1e-8)
-    assert values(f"{line} --adam_eps 1e-6", "adam_eps", facts=WITH_LIBRARY) == 1e-6
-    assert values("--rwkv_version 7", "strategy", "adam_eps", facts=WITH_LIBRARY) == (
+    assert values(line, "strategy", "adam_eps", discovered=WITH_LIBRARY) == ("ddp", 1e-8)
+    assert values(f"{line} --adam_eps 1e-6", "adam_eps", discovered=WITH_LIBRARY) == 1e-6
+    assert values("--rwkv_version 7", "strategy", "adam_eps", discovered=WITH_LIBRARY) == (
         "deepspeed_stage_2",
         1e-18,
     )

@@ -43,12 +43,12 @@ LINES = st.lists(
 
 
 @settings(max_examples=25, deadline=None)
-@given(line=LINES, facts=st.sampled_from([MINIPILE, SMALL, EIGHT_GPUS]))
-def test_resolving_a_saved_configuration_changes_nothing(line, facts):
+@given(line=LINES, discovered=st.sampled_from([MINIPILE, SMALL, EIGHT_GPUS]))
+def test_resolving_a_saved_configuration_changes_nothing(line, discovered):
     given_config = config_of(line)
-    first, _ = resolve(given_config, facts)
+    first, _ = resolve(given_config, discovered)
     saved = for_saving(first, given_config)
-    again, _ = resolve(saved, facts)
+    again, _ = resolve(saved, discovered)
     assert again == first
 
 
@@ -57,7 +57,7 @@ def test_resolving_a_saved_configuration_changes_nothing(line, facts):
 def test_a_saved_configuration_goes_on_after_any_checkpoint(line, epoch):
     given_config = config_of(line)
     first, _ = resolve(given_config, MINIPILE)
-    facts = dataclasses.replace(
+    discovered = dataclasses.replace(
         MINIPILE,
         start="state",
         start_path="out/x.state",
@@ -65,7 +65,7 @@ def test_a_saved_configuration_goes_on_after_any_checkpoint(line, epoch):
         start_model=dataclasses.replace(first.model, n_layer=6, n_embd=512),
         state_warmup_steps=first.optim.warmup_steps,
     )
-    resumed, _ = resolve(for_saving(first, given_config), facts)
+    resumed, _ = resolve(for_saving(first, given_config), discovered)
     assert resumed.train.epoch_begin == epoch + 1
     assert dataclasses.replace(resumed.train, epoch_begin=0) == first.train
     assert (resumed.optim, resumed.data, resumed.hardware) == (

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from rwkv_train.config.conventions import CONVENTIONS
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.load import load_config
 from rwkv_train.config.resolve.resolve import resolve
 from rwkv_train.config.rwkv_lm.flags import translate
@@ -20,23 +20,25 @@ def test_a_resuming_stage_needs_something_to_resume():
     for stage in "234":
         message = fault(f"--train_stage {stage} --proj_dir runs/a")
         assert "--train_stage 1" in message and "runs/a" in message
-        assert values(f"--train_stage {stage}", "train_stage", facts=found("weights")) == int(stage)
+        assert values(f"--train_stage {stage}", "train_stage", discovered=found("weights")) == int(
+            stage
+        )
 
 
 def test_two_beginnings_are_refused_but_a_resumed_run_keeps_its_command_line():
     assert "base.pth" in fault("--load_model base.pth", found("weights"))
     given = found("weights", path="base.pth")
-    assert values("--load_model base.pth", "load_model", facts=given) == "base.pth"
+    assert values("--load_model base.pth", "load_model", discovered=given) == "base.pth"
     _, lines = resolved("--load_model base.pth", found("weights", 3, "out/rwkv-3.pth"))
     assert any("going on from out/rwkv-3.pth" in line for line in lines)
 
 
 def test_states_are_tuned_and_adapters_trained_only_in_a_trained_model():
     assert "--load_model" in fault("--train_type states --my_testing x060")
-    facts = found("weights")
-    assert values("--train_type states", "train_type", facts=facts) == "states"
+    discovered = found("weights")
+    assert values("--train_type states", "train_type", discovered=discovered) == "states"
     assert "--load_model" in fault("--train_type lora")
-    assert values("--train_type lora --lora_r 4", "lora_r", facts=facts) == 4
+    assert values("--train_type lora --lora_r 4", "lora_r", discovered=discovered) == 4
 
 
 DONOR = ModelConfig(
@@ -49,10 +51,17 @@ STAGE_1 = "--train_stage 1 --load_model small.pth "
 
 def test_a_larger_model_takes_what_is_not_given_from_the_smaller_one():
     names = ("rwkv_version", "n_layer", "n_embd", "dim_ffn", "vocab_size", "head_size")
-    found = values(STAGE_1 + "--n_layer 24 --n_embd 1024", *names, facts=LARGER)
+    found = values(STAGE_1 + "--n_layer 24 --n_embd 1024", *names, discovered=LARGER)
     # The width of the channel mix follows from the new width.
     assert found == ("6", 24, 1024, None, 65536, 64)
-    assert values(STAGE_1 + "--n_layer 24", *names, facts=LARGER) == ("6", 24, 768, 2688, 65536, 64)
+    assert values(STAGE_1 + "--n_layer 24", *names, discovered=LARGER) == (
+        "6",
+        24,
+        768,
+        2688,
+        65536,
+        64,
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,8 +78,10 @@ def test_a_larger_model_is_larger_and_of_the_same_kind(flags, named):
 
 
 def test_another_vocabulary_of_a_larger_model_is_said():
-    facts = dataclasses.replace(LARGER, donor_model=dataclasses.replace(DONOR, vocab_size=50277))
-    _, lines = resolved(STAGE_1 + "--n_layer 24 --vocab_size 65536", facts)
+    discovered = dataclasses.replace(
+        LARGER, donor_model=dataclasses.replace(DONOR, vocab_size=50277)
+    )
+    _, lines = resolved(STAGE_1 + "--n_layer 24 --vocab_size 65536", discovered)
     assert any("50277" in line and "fresh" in line for line in lines)
 
 
@@ -83,7 +94,7 @@ def test_preparation_needs_no_data_and_no_gpu_precision():
             )
         ).argv
     )
-    resolved_config, _ = resolve(config, Facts())
+    resolved_config, _ = resolve(config, Discovered())
     assert resolved_config.hardware.precision == "fp16"
     assert resolved_config.model.rwkv_version == "6"
     assert resolved_config.train.random_seed == 0
@@ -123,9 +134,9 @@ def test_the_version_decides_the_conventions(testing, adam_eps, floor, generatio
 def test_a_resume_from_bare_weights_warms_up_as_rwkv_lm_does(testing, stage, steps):
     version = config_of(f"--my_testing {testing}").model.rwkv_version
     shape = ModelConfig(rwkv_version=version, n_layer=2, n_embd=64, vocab_size=65536)
-    facts = dataclasses.replace(found("weights", 20, "out/rwkv-20.pth"), start_model=shape)
-    assert values(stage, "warmup_steps", facts=facts) == steps
-    assert values(stage + " --warmup_steps 7", "warmup_steps", facts=facts) == 7
+    discovered = dataclasses.replace(found("weights", 20, "out/rwkv-20.pth"), start_model=shape)
+    assert values(stage, "warmup_steps", discovered=discovered) == steps
+    assert values(stage + " --warmup_steps 7", "warmup_steps", discovered=discovered) == 7
 
 
 def test_a_fresh_run_has_no_warmup_unless_asked_as_in_rwkv_lm():
@@ -137,9 +148,9 @@ def test_a_fresh_run_has_no_warmup_unless_asked_as_in_rwkv_lm():
 
 def test_an_exact_continuation_keeps_the_warmup_of_its_run():
     state = found("state", 12, "out/rwkv-12.state")
-    assert values("", "warmup_steps", facts=state) == -1
+    assert values("", "warmup_steps", discovered=state) == -1
     kept = dataclasses.replace(state, state_warmup_steps=30)
-    assert values("", "warmup_steps", facts=kept) == 30
+    assert values("", "warmup_steps", discovered=kept) == 30
 
 
 def test_a_warmup_that_fills_the_run_is_said():
@@ -150,10 +161,13 @@ def test_a_warmup_that_fills_the_run_is_said():
 
 
 def test_the_factor_of_stage_2_gives_way_to_equal_rates():
-    facts = found("weights")
+    discovered = found("weights")
     names = ("special_lr_factor", "layerwise_lr")
-    assert values("--my_pile_stage 2", *names, facts=facts) == (5, True)
-    assert values("--my_pile_stage 2 --layerwise_lr 0", *names, facts=facts) == (None, False)
+    assert values("--my_pile_stage 2", *names, discovered=discovered) == (5, True)
+    assert values("--my_pile_stage 2 --layerwise_lr 0", *names, discovered=discovered) == (
+        None,
+        False,
+    )
 
 
 def test_faults_that_appear_only_with_the_budget_are_found():

@@ -52,10 +52,10 @@ def test_another_split_than_that_of_the_run_is_refused(before, now, word):
 
 def test_the_same_split_goes_on_however_it_was_written():
     state = state_of("--val_split 10")
-    assert values("--val_split 10.0 --val_ctx_len 512", "val_split", facts=state) == 10
-    assert values("--val_data_file v", "val_split", facts=state_of("")) is None
+    assert values("--val_split 10.0 --val_ctx_len 512", "val_split", discovered=state) == 10
+    assert values("--val_data_file v", "val_split", discovered=state_of("")) is None
     older = dataclasses.replace(state, state_config={"ctx_len": 1024})
-    assert values("--val_data_file v", "val_ctx_len", facts=older) == 512
+    assert values("--val_data_file v", "val_ctx_len", discovered=older) == 512
 
 
 def test_the_values_of_a_saved_configuration_are_read_back_by_name():

@@ -169,7 +169,7 @@ def test_one_missing_sidecar_of_several_is_told(shards, tmp_path):
 
 def test_a_sidecar_that_the_manifest_promises_must_be_there(tmp_path):
     prefix = pair_with_mask(tmp_path, [1] * 9)
-    manifest = Manifest("bytes", 257, 9, 1, "uint16", "x", sha256_mask="y", learnt_tokens=9)
+    manifest = Manifest("bytes", 257, 9, 1, "uint16", "x", sha256_mask="y", supervised_tokens=9)
     pairs = [Binidx(prefix)]
     assert find_mask(prefix, pairs, manifest).get(0, 9).tolist() == [1] * 9
     (tmp_path / "data.mask").unlink()

@@ -91,7 +91,7 @@ def test_answers_and_their_ends_are_learnt_and_nothing_else(tmp_path):
     assert manifest == read_manifest(tmp_path / "out")
     assert manifest.sha256_mask == file_sha256(tmp_path / "out.mask")
     # " c\n\n0", "plain0", " r\n\n0", " y\n\n"
-    assert manifest.learnt_tokens == 5 + 6 + 5 + 4
+    assert manifest.supervised_tokens == 5 + 6 + 5 + 4
     assert (tmp_path / "out.mask").stat().st_size == manifest.tokens
 
 

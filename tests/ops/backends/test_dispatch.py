@@ -32,7 +32,7 @@ def fresh_memory(monkeypatch):
 
 
 def a_call(**changes) -> Call:
-    facts = {
+    discovered = {
         "op": "wkv6",
         "device": torch.device("cpu"),
         "dtype": torch.float32,
@@ -44,7 +44,7 @@ def a_call(**changes) -> Call:
         "has_state": False,
         "has_reset": False,
     }
-    return Call(**(facts | changes))
+    return Call(**(discovered | changes))
 
 
 def backend(name: str, reason=None) -> Backend:

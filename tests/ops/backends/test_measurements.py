@@ -29,7 +29,7 @@ WANTED = Workload("wkv7", BOTH, "sm_90", "bfloat16", 512, 4096, 64)
 
 def row(backend: str, ms: float, **changes) -> Measurement:
     """wkv7 on a made-up card, 8 rows of 64 heads, 4096 tokens, bf16, both directions."""
-    facts = {
+    discovered = {
         "op": "wkv7",
         "direction": BOTH,
         "card": "sm_90",
@@ -43,7 +43,7 @@ def row(backend: str, ms: float, **changes) -> Measurement:
         "ms": ms,
         "versions": "torch 2",
     }
-    return Measurement(**(facts | changes))
+    return Measurement(**(discovered | changes))
 
 
 def test_the_fastest_at_the_nearest_shape_comes_first():
@@ -138,7 +138,7 @@ def table(monkeypatch):
 
 
 def a_call(**changes) -> Call:
-    facts = {
+    discovered = {
         "op": "wkv6",
         "device": torch.device("cpu"),
         "dtype": torch.float32,
@@ -150,11 +150,11 @@ def a_call(**changes) -> Call:
         "has_state": False,
         "has_reset": False,
     }
-    return Call(**(facts | changes))
+    return Call(**(discovered | changes))
 
 
 def cpu_row(backend: str, ms: float, **changes) -> Measurement:
-    facts = {
+    discovered = {
         "op": "wkv6",
         "direction": FORWARD,
         "card": "cpu",
@@ -163,7 +163,7 @@ def cpu_row(backend: str, ms: float, **changes) -> Measurement:
         "heads": 4,
         "time": 256,
     }
-    return row(backend, ms, **(facts | changes))
+    return row(backend, ms, **(discovered | changes))
 
 
 def test_auto_obeys_the_table(table, monkeypatch):
@@ -226,8 +226,8 @@ def chosen(name: str, **changes) -> str:
 
 def test_a_gpu_takes_the_kernel_that_the_table_names(card, table):
     assert chosen("auto", dtype=torch.bfloat16) == "native"
-    facts = {"op": "wkv6", "direction": FORWARD, "time": 256, "batch": 2, "heads": 4}
-    table(row("native:wide", 1.0, **facts), row("native:chunks", 2.0, **facts))
+    discovered = {"op": "wkv6", "direction": FORWARD, "time": 256, "batch": 2, "heads": 4}
+    table(row("native:wide", 1.0, **discovered), row("native:chunks", 2.0, **discovered))
     assert chosen("auto", dtype=torch.bfloat16) == "native:wide"
     assert chosen("native:chunks", dtype=torch.bfloat16) == "native:chunks"
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from rwkv_train.config.conventions import CONVENTIONS
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.mixture_list import parts_of, weights_change
 from rwkv_train.config.resolve.optimizer_choice import restarts_optimizer
 from rwkv_train.config.run_length import window_len, windows_per_row
@@ -41,7 +41,7 @@ def total_steps(config: RunConfig) -> int | None:
     return train.epoch_count * train.epoch_steps if train.epoch_count else None
 
 
-def resolve_data(config: RunConfig, facts: Facts, lines: list[str]) -> DataConfig:
+def resolve_data(config: RunConfig, discovered: Discovered, lines: list[str]) -> DataConfig:
     """The data section with its sampling, prime and tokenizer.
 
     Raises ConfigError when the data is too small or was written with another tokenizer.
@@ -53,31 +53,32 @@ def resolve_data(config: RunConfig, facts: Facts, lines: list[str]) -> DataConfi
     data = dataclasses.replace(
         data,
         sampling=sampling,
-        tokenizer=_tokenizer(data, facts),
-        loss_mask=_loss_mask(data, facts, lines),
+        tokenizer=_tokenizer(data, discovered),
+        loss_mask=_loss_mask(data, discovered, lines),
     )
-    if facts.token_count is None:
+    if discovered.token_count is None:
         assert config.train.train_stage == 1, "training needs data"
         return data
     if sampling == "random":
-        _check_random(data, facts.token_count)
+        _check_random(data, discovered.token_count)
         return data
     if parts_of(data.data_file):
         return data
     prime = data.magic_prime
     if prime is None:
-        prime = _best_prime(data, facts, lines)
+        prime = _best_prime(data, discovered, lines)
     reach = prime * data.ctx_len + data.sample_offset
-    if data.sample_offset and reach >= facts.token_count:
-        most = facts.token_count - 1 - prime * data.ctx_len
+    if data.sample_offset and reach >= discovered.token_count:
+        most = discovered.token_count - 1 - prime * data.ctx_len
         raise ConfigError(
             f"--sample_offset {data.sample_offset} reads up to token {reach}, but"
-            f" {data.data_file} has only {facts.token_count} tokens; use at most {max(0, most)}"
+            f" {data.data_file} has only {discovered.token_count} tokens; use at most"
+            f" {max(0, most)}"
         )
     return dataclasses.replace(data, magic_prime=prime)
 
 
-def resolve_length(config: RunConfig, facts: Facts, lines: list[str]) -> TrainConfig:
+def resolve_length(config: RunConfig, discovered: Discovered, lines: list[str]) -> TrainConfig:
     """The train section with mini-epochs, token budget, first mini-epoch and seed.
 
     Raises ConfigError for an --epoch_begin that contradicts the checkpoint.
@@ -90,18 +91,18 @@ def resolve_length(config: RunConfig, facts: Facts, lines: list[str]) -> TrainCo
         train,
         epoch_steps=epoch_steps,
         random_seed=train.random_seed or 0,
-        epoch_begin=_epoch_begin(train, facts),
+        epoch_begin=_epoch_begin(train, discovered),
     )
-    if facts.token_count is None:
+    if discovered.token_count is None:
         return train
-    train = dataclasses.replace(train, exit_tokens=_exit_tokens(config, facts, lines))
+    train = dataclasses.replace(train, exit_tokens=_exit_tokens(config, discovered, lines))
     config = dataclasses.replace(config, train=train)
     if train.exit_tokens > 0:
         return dataclasses.replace(train, exit_epoch=_exit_epoch(config, lines))
-    return dataclasses.replace(train, epoch_count=_epoch_count(config, facts, lines))
+    return dataclasses.replace(train, epoch_count=_epoch_count(config, discovered, lines))
 
 
-def resolve_mixture(config: RunConfig, facts: Facts) -> DataConfig:
+def resolve_mixture(config: RunConfig, discovered: Discovered) -> DataConfig:
     """The data section with mix_tokens, where weights change: a run that goes on keeps its own.
 
     Raises ConfigError when the run has no end over which they could change.
@@ -109,8 +110,8 @@ def resolve_mixture(config: RunConfig, facts: Facts) -> DataConfig:
     data = config.data
     if not weights_change(parts_of(data.data_file)) or data.mix_tokens is not None:
         return data
-    saved = facts.state_config.get("mix_tokens")
-    if saved is not None and facts.state_config.get("data_file") == data.data_file:
+    saved = discovered.state_config.get("mix_tokens")
+    if saved is not None and discovered.state_config.get("data_file") == data.data_file:
         return dataclasses.replace(data, mix_tokens=saved)
     steps = total_steps(config)
     if steps is None:
@@ -121,17 +122,17 @@ def resolve_mixture(config: RunConfig, facts: Facts) -> DataConfig:
     return dataclasses.replace(data, mix_tokens=steps * tokens_per_step(config))
 
 
-def resolve_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int | None:
+def resolve_warmup(config: RunConfig, discovered: Discovered, lines: list[str]) -> int | None:
     """Steps of warmup.
 
     The number also shifts the curve after the ramp, so an exact continuation keeps that of its
     run; a resume with an empty optimizer has RWKV-LM's automatic one.
     """
-    if facts.token_count is None:
+    if discovered.token_count is None:
         return config.optim.warmup_steps
     steps, total = config.optim.warmup_steps, total_steps(config)
     if steps is None:
-        steps = _automatic_warmup(config, facts, lines)
+        steps = _automatic_warmup(config, discovered, lines)
     if total is not None and steps >= total:
         lines.append(f"the warmup of {steps} steps is as long as the run of {total}")
     return steps
@@ -149,11 +150,11 @@ def _mini_epoch(config: RunConfig, lines: list[str]) -> int:
     return groups * windows
 
 
-def _automatic_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int:
-    restarts = restarts_optimizer(config, facts)
-    if facts.start == "state" and facts.state_warmup_steps is not None and not restarts:
-        return facts.state_warmup_steps
-    if restarts or (facts.start == "weights" and facts.start_epoch >= 0):
+def _automatic_warmup(config: RunConfig, discovered: Discovered, lines: list[str]) -> int:
+    restarts = restarts_optimizer(config, discovered)
+    if discovered.start == "state" and discovered.state_warmup_steps is not None and not restarts:
+        return discovered.state_warmup_steps
+    if restarts or (discovered.start == "weights" and discovered.start_epoch >= 0):
         conventions = CONVENTIONS[config.model.rwkv_version]
         steps = conventions.warmup_after_resume(config.train.train_stage)
         lines.append(f"warmup_steps {steps}: the optimizer starts empty after a resume")
@@ -162,8 +163,8 @@ def _automatic_warmup(config: RunConfig, facts: Facts, lines: list[str]) -> int:
     return NO_WARMUP
 
 
-def _tokenizer(data: DataConfig, facts: Facts) -> str | None:
-    given, found = data.tokenizer, facts.data_tokenizer
+def _tokenizer(data: DataConfig, discovered: Discovered) -> str | None:
+    given, found = data.tokenizer, discovered.data_tokenizer
     # Two paths may name the same file, moved; a built-in tokenizer is itself only.
     if given and found and given != found and {given, found} & {"world", "bytes"}:
         raise ConfigError(
@@ -172,18 +173,25 @@ def _tokenizer(data: DataConfig, facts: Facts) -> str | None:
     return given or found
 
 
-def _loss_mask(data: DataConfig, facts: Facts, lines: list[str]) -> Literal["auto", "on", "off"]:
-    if data.loss_mask == "on" and facts.token_count is not None and not facts.has_loss_mask:
+def _loss_mask(
+    data: DataConfig, discovered: Discovered, lines: list[str]
+) -> Literal["auto", "on", "off"]:
+    if (
+        data.loss_mask == "on"
+        and discovered.token_count is not None
+        and not discovered.has_loss_mask
+    ):
         raise ConfigError(
             f"--loss_mask on: there is no .mask beside {data.data_file}; make the data with"
             " make_data.py --chat_template, or leave the flag out to train on all tokens"
         )
-    if not facts.has_loss_mask:
+    if not discovered.has_loss_mask:
         return data.loss_mask
     learnt = ""
-    if facts.learnt_tokens is not None and facts.token_count:
-        share = facts.learnt_tokens / facts.token_count
-        learnt = f", {facts.learnt_tokens:,} of the {facts.token_count:,} tokens ({share:.1%})"
+    if discovered.supervised_tokens is not None and discovered.token_count:
+        share = discovered.supervised_tokens / discovered.token_count
+        counted = f"{discovered.supervised_tokens:,} of the {discovered.token_count:,} tokens"
+        learnt = f", {counted} ({share:.1%})"
     if data.loss_mask == "off":
         lines.append("loss_mask off: the data has a mask, which is not used: all tokens count")
         return "off"
@@ -200,30 +208,32 @@ def _check_random(data: DataConfig, token_count: int) -> None:
         )
 
 
-def _best_prime(data: DataConfig, facts: Facts, lines: list[str]) -> int:
-    if facts.best_prime is None:
+def _best_prime(data: DataConfig, discovered: Discovered, lines: list[str]) -> int:
+    if discovered.best_prime is None:
         raise ConfigError(
-            f"{data.data_file} has {facts.token_count} tokens, too few for the permutation at"
+            f"{data.data_file} has {discovered.token_count} tokens, too few for the permutation at"
             f" --ctx_len {data.ctx_len}, which needs {3 * data.ctx_len}; use a smaller --ctx_len or"
             " --sampling random"
         )
-    lines.append(f"magic_prime {facts.best_prime}: computed from {facts.token_count} tokens")
-    return facts.best_prime
+    lines.append(
+        f"magic_prime {discovered.best_prime}: computed from {discovered.token_count} tokens"
+    )
+    return discovered.best_prime
 
 
-def _epoch_begin(train: TrainConfig, facts: Facts) -> int:
-    follows = facts.start_epoch + 1
+def _epoch_begin(train: TrainConfig, discovered: Discovered) -> int:
+    follows = discovered.start_epoch + 1
     if train.epoch_begin is None:
         return follows
-    if facts.start_epoch >= 0 and train.epoch_begin != follows:
+    if discovered.start_epoch >= 0 and train.epoch_begin != follows:
         raise ConfigError(
-            f"--epoch_begin {train.epoch_begin} contradicts {facts.start_path}, after which"
+            f"--epoch_begin {train.epoch_begin} contradicts {discovered.start_path}, after which"
             f" mini-epoch {follows} comes; leave the flag out"
         )
     return train.epoch_begin
 
 
-def _exit_tokens(config: RunConfig, facts: Facts, lines: list[str]) -> int:
+def _exit_tokens(config: RunConfig, discovered: Discovered, lines: list[str]) -> int:
     train, hold = config.train, config.optim.hold_epochs
     if train.exit_tokens is not None:
         return train.exit_tokens
@@ -233,8 +243,8 @@ def _exit_tokens(config: RunConfig, facts: Facts, lines: list[str]) -> int:
         return 0
     mixed = parts_of(config.data.data_file)
     what = "as many as all parts hold" if mixed else "one pass over the data"
-    lines.append(f"exit_tokens {facts.token_count}: {what}")
-    return facts.token_count
+    lines.append(f"exit_tokens {discovered.token_count}: {what}")
+    return discovered.token_count
 
 
 def _exit_epoch(config: RunConfig, lines: list[str]) -> int | None:
@@ -252,12 +262,12 @@ def _exit_epoch(config: RunConfig, lines: list[str]) -> int | None:
     return last
 
 
-def _epoch_count(config: RunConfig, facts: Facts, lines: list[str]) -> int:
+def _epoch_count(config: RunConfig, discovered: Discovered, lines: list[str]) -> int:
     """Length of the step-based schedule: what was given, else the mini-epochs in the data."""
     train, data = config.train, config.data
     if train.epoch_count is not None:
         return train.epoch_count
-    samples = data.magic_prime or facts.token_count // data.ctx_len
+    samples = data.magic_prime or discovered.token_count // data.ctx_len
     steps = samples // global_batch(config) * windows_per_row(config)
     count = steps // train.epoch_steps
     lines.append(f"epoch_count {count}: whole mini-epochs in the {samples} samples of the data")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.schema import ModelConfig, RunConfig
 from rwkv_train.errors import ConfigError
 
@@ -18,26 +18,28 @@ _FROM_SHAPES = tuple(
 )
 
 
-def resolve_model(config: RunConfig, facts: Facts, lines: list[str]) -> ModelConfig:
+def resolve_model(config: RunConfig, discovered: Discovered, lines: list[str]) -> ModelConfig:
     """The model section with version and vocabulary, and every size the checkpoint tells.
 
     Raises ConfigError for a flag that contradicts the checkpoint or the data.
     """
-    model = _without_unused_head_size(config.model, facts, lines)
-    if facts.donor_model is not None:
-        model = _grown(model, facts.donor_model, str(config.train.load_model), lines)
-    if facts.start_model is not None:
-        model = _merged(model, facts.start_model, str(facts.start_path), lines)
+    model = _without_unused_head_size(config.model, discovered, lines)
+    if discovered.donor_model is not None:
+        model = _grown(model, discovered.donor_model, str(config.train.load_model), lines)
+    if discovered.start_model is not None:
+        model = _merged(model, discovered.start_model, str(discovered.start_path), lines)
     if model.rwkv_version is None:
         model = dataclasses.replace(model, rwkv_version=DEFAULT_VERSION)
         lines.append(f"rwkv_version {DEFAULT_VERSION}, since none is given")
-    model = dataclasses.replace(model, vocab_size=_vocabulary(model, config, facts, lines))
+    model = dataclasses.replace(model, vocab_size=_vocabulary(model, config, discovered, lines))
     return model
 
 
-def _without_unused_head_size(model: ModelConfig, facts: Facts, lines: list[str]) -> ModelConfig:
+def _without_unused_head_size(
+    model: ModelConfig, discovered: Discovered, lines: list[str]
+) -> ModelConfig:
     """RWKV-LM's scripts give a head size of 64 to every version; RWKV-4 has no heads."""
-    found = facts.start_model or facts.donor_model
+    found = discovered.start_model or discovered.donor_model
     version = model.rwkv_version or (found.rwkv_version if found else DEFAULT_VERSION)
     if version != "4" or model.head_size != 64:
         return model
@@ -103,8 +105,10 @@ def _manifest(config: RunConfig) -> str:
     return f"{config.data.data_file}.manifest.json" if config.data.data_file else "a --data_file"
 
 
-def _vocabulary(model: ModelConfig, config: RunConfig, facts: Facts, lines: list[str]) -> int:
-    needed = facts.data_vocab_size
+def _vocabulary(
+    model: ModelConfig, config: RunConfig, discovered: Discovered, lines: list[str]
+) -> int:
+    needed = discovered.data_vocab_size
     if model.vocab_size is None:
         if needed is None:
             raise ConfigError(
@@ -114,13 +118,17 @@ def _vocabulary(model: ModelConfig, config: RunConfig, facts: Facts, lines: list
         lines.append(f"vocab_size {needed}: what the data needs")
         return needed
     if needed is not None and model.vocab_size < needed:
-        source = "--vocab_size" if facts.start_model is None else f"the model {facts.start_path}"
+        source = (
+            "--vocab_size"
+            if discovered.start_model is None
+            else f"the model {discovered.start_path}"
+        )
         raise ConfigError(
             f"{source} has {model.vocab_size} rows, but the data was written with a vocabulary of"
-            f" {needed} ({facts.data_tokenizer or config.data.data_type}); "
+            f" {needed} ({discovered.data_tokenizer or config.data.data_type}); "
             + (
                 f"use --vocab_size {needed}"
-                if facts.start_model is None
+                if discovered.start_model is None
                 else "make the data with the model's tokenizer"
             )
         )

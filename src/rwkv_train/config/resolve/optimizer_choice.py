@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.schema import OptimConfig, RunConfig, Strategy
 from rwkv_train.errors import ConfigError
 
@@ -12,18 +12,18 @@ from rwkv_train.errors import ConfigError
 ORIGINAL_MUON_LR = 0.02
 
 
-def resolve_optimizer(config: RunConfig, facts: Facts, lines: list[str]) -> OptimConfig:
+def resolve_optimizer(config: RunConfig, discovered: Discovered, lines: list[str]) -> OptimConfig:
     """The optim section with the optimizer's name and Muon's rate.
 
     Raises ConfigError when the machine or the strategy cannot serve it. Needs the hardware
     section resolved.
     """
     optim, hardware = config.optim, config.hardware
-    name = chosen_optimizer(config, facts)
-    if optim.optimizer == "auto" and facts.state_optimizer not in (None, "adamw"):
-        lines.append(f"optimizer {name}: that of {facts.start_path}")
+    name = chosen_optimizer(config, discovered)
+    if optim.optimizer == "auto" and discovered.state_optimizer not in (None, "adamw"):
+        lines.append(f"optimizer {name}: that of {discovered.start_path}")
     if name == "adam8bit" and config.train.train_stage != 1:
-        _check_8bit(hardware.accelerator, hardware.strategy, facts)
+        _check_8bit(hardware.accelerator, hardware.strategy, discovered)
     if name != "muon":
         return dataclasses.replace(optim, optimizer=name)
     if hardware.strategy.endswith("_offload"):
@@ -40,29 +40,29 @@ def resolve_optimizer(config: RunConfig, facts: Facts, lines: list[str]) -> Opti
     return dataclasses.replace(optim, optimizer=name, muon_lr=rate)
 
 
-def chosen_optimizer(config: RunConfig, facts: Facts) -> str:
+def chosen_optimizer(config: RunConfig, discovered: Discovered) -> str:
     """adamw, muon or adam8bit."""
     if config.optim.optimizer != "auto":
         return config.optim.optimizer
-    return facts.state_optimizer or "adamw"
+    return discovered.state_optimizer or "adamw"
 
 
-def restarts_optimizer(config: RunConfig, facts: Facts) -> bool:
+def restarts_optimizer(config: RunConfig, discovered: Discovered) -> bool:
     """Whether a run goes on from a state whose moments belong to another optimizer."""
     return (
-        facts.start == "state"
-        and facts.state_optimizer is not None
-        and chosen_optimizer(config, facts) != facts.state_optimizer
+        discovered.start == "state"
+        and discovered.state_optimizer is not None
+        and chosen_optimizer(config, discovered) != discovered.state_optimizer
     )
 
 
-def _check_8bit(accelerator: str, strategy: Strategy, facts: Facts) -> None:
+def _check_8bit(accelerator: str, strategy: Strategy, discovered: Discovered) -> None:
     if accelerator != "gpu":
         raise ConfigError(
             "--optimizer adam8bit needs a GPU: its library has no kernels worth using on a CPU; use"
             " --optimizer adamw"
         )
-    if not facts.has_bitsandbytes:
+    if not discovered.has_bitsandbytes:
         raise ConfigError(
             "--optimizer adam8bit needs the library bitsandbytes, which is not installed: pip"
             " install bitsandbytes, or use --optimizer adamw"

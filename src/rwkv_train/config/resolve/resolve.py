@@ -1,7 +1,7 @@
 """The complete configuration of a run, worked out from what was given and what was found.
 
-Pure: the files and the machine were looked at before and arrive as `Facts`.  Everything that was
-derived is said in one line each, so that the run's header can show it.
+Pure: the files and the machine were looked at before and arrive as `Discovered`.  Everything
+that was derived is said in one line each, so that the run's header can show it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.conventions import CONVENTIONS
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.resolve.hardware import resolve_hardware
 from rwkv_train.config.resolve.length import (
     resolve_data,
@@ -28,7 +28,7 @@ from rwkv_train.errors import ConfigError
 EPS_8BIT = 1e-8
 
 
-def resolve(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[str]]:
+def resolve(config: RunConfig, discovered: Discovered) -> tuple[RunConfig, list[str]]:
     """`config` without gaps, and lines that say what was derived and what is not used.
 
     Sizes that follow from the version alone (dim_ffn, ranks) stay None: `models.complete` fills
@@ -37,16 +37,16 @@ def resolve(config: RunConfig, facts: Facts) -> tuple[RunConfig, list[str]]:
     """
     check_fields(config)
     lines: list[str] = []
-    _check_start(config, facts, lines)
-    model = resolve_model(config, facts, lines)
-    hardware = resolve_hardware(config, facts, lines)
+    _check_start(config, discovered, lines)
+    model = resolve_model(config, discovered, lines)
+    hardware = resolve_hardware(config, discovered, lines)
     config = dataclasses.replace(config, model=model, hardware=hardware)
-    config = dataclasses.replace(config, data=resolve_data(config, facts, lines))
-    config = dataclasses.replace(config, data=resolve_validation(config, facts, lines))
-    config = dataclasses.replace(config, train=resolve_length(config, facts, lines))
-    config = dataclasses.replace(config, data=resolve_mixture(config, facts))
-    config = dataclasses.replace(config, optim=resolve_optimizer(config, facts, lines))
-    config = dataclasses.replace(config, optim=_resolve_optim(config, facts, lines))
+    config = dataclasses.replace(config, data=resolve_data(config, discovered, lines))
+    config = dataclasses.replace(config, data=resolve_validation(config, discovered, lines))
+    config = dataclasses.replace(config, train=resolve_length(config, discovered, lines))
+    config = dataclasses.replace(config, data=resolve_mixture(config, discovered))
+    config = dataclasses.replace(config, optim=resolve_optimizer(config, discovered, lines))
+    config = dataclasses.replace(config, optim=_resolve_optim(config, discovered, lines))
     check_fields(config)
     _report_unused(config, lines)
     return config, lines
@@ -62,34 +62,35 @@ def for_saving(resolved: RunConfig, given: RunConfig) -> RunConfig:
     return dataclasses.replace(resolved, train=train)
 
 
-def _check_start(config: RunConfig, facts: Facts, lines: list[str]) -> None:
+def _check_start(config: RunConfig, discovered: Discovered, lines: list[str]) -> None:
     train = config.train
-    if train.train_stage in (2, 3, 4) and facts.start == "fresh":
+    if train.train_stage in (2, 3, 4) and discovered.start == "fresh":
         raise ConfigError(
             f"--train_stage {train.train_stage} goes on from a checkpoint, and {train.proj_dir}"
             " holds none; write the initial weights first with --train_stage 1, or copy a base"
             " model there as rwkv-init.pth"
         )
-    if train.train_type != "all" and facts.start == "fresh" and train.train_stage != 1:
+    if train.train_type != "all" and discovered.start == "fresh" and train.train_stage != 1:
         what = {"states": "tunes the initial states of", "lora": "adapts"}[train.train_type]
         raise ConfigError(
             f"--train_type {train.train_type} {what} a trained model, but no weights were"
             f" found; give --load_model, or copy them to {train.proj_dir}/rwkv-init.pth"
         )
-    if train.load_model is not None and facts.start_path not in (None, train.load_model):
-        if facts.start_epoch < 0 and facts.start == "weights":
+    if train.load_model is not None and discovered.start_path not in (None, train.load_model):
+        if discovered.start_epoch < 0 and discovered.start == "weights":
             raise ConfigError(
-                f"--load_model {train.load_model} and {facts.start_path} both say where to start;"
-                " leave the flag out, or remove the file"
+                f"--load_model {train.load_model} and {discovered.start_path} both say where to"
+                " start; leave the flag out, or remove the file"
             )
         lines.append(
-            f"going on from {facts.start_path}; --load_model {train.load_model} was the beginning"
+            f"going on from {discovered.start_path}; --load_model {train.load_model} was the"
+            " beginning"
         )
-    if train.load_partial and facts.start == "fresh":
+    if train.load_partial and discovered.start == "fresh":
         lines.append("load_partial is not used: no checkpoint is loaded")
 
 
-def _resolve_optim(config: RunConfig, facts: Facts, lines: list[str]) -> OptimConfig:
+def _resolve_optim(config: RunConfig, discovered: Discovered, lines: list[str]) -> OptimConfig:
     optim, version = config.optim, config.model.rwkv_version
     assert version is not None, "the model is resolved before the optimizer"
     conventions = CONVENTIONS[version]
@@ -111,7 +112,7 @@ def _resolve_optim(config: RunConfig, facts: Facts, lines: list[str]) -> OptimCo
         optim,
         adam_eps=adam_eps,
         special_lr_factor=factor,
-        warmup_steps=resolve_warmup(config, facts, lines),
+        warmup_steps=resolve_warmup(config, discovered, lines),
     )
 
 

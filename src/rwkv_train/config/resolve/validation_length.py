@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.schema import DataConfig, RunConfig
 from rwkv_train.errors import ConfigError
 
 
-def resolve_validation(config: RunConfig, facts: Facts, lines: list[str]) -> DataConfig:
+def resolve_validation(config: RunConfig, discovered: Discovered, lines: list[str]) -> DataConfig:
     """The data section with val_ctx_len, where there is a validation.
 
     Raises ConfigError when going on would train on what was held out before, and for a validation
     longer than the model can do.
     """
     data = config.data
-    if facts.start == "state":
-        _check_same_split(data, facts)
+    if discovered.start == "state":
+        _check_same_split(data, discovered)
     if data.val_data_file is None and data.val_split is None:
         return data
     if data.val_ctx_len is None:
@@ -29,15 +29,15 @@ def resolve_validation(config: RunConfig, facts: Facts, lines: list[str]) -> Dat
         )
     if data.val_split is not None:
         lines.append(
-            f"val_split {data.val_split:g}: {facts.held_out_tokens} tokens are held out, which"
-            f" leaves {facts.token_count} to train on"
+            f"val_split {data.val_split:g}: {discovered.held_out_tokens} tokens are held out, which"
+            f" leaves {discovered.token_count} to train on"
         )
     return data
 
 
-def _check_same_split(data: DataConfig, facts: Facts) -> None:
+def _check_same_split(data: DataConfig, discovered: Discovered) -> None:
     """The held-out slots follow from three lengths; with others, old ones would be trained on."""
-    before = facts.state_config
+    before = discovered.state_config
     split = before.get("val_split")
     if split is None and data.val_split is None:
         return
@@ -49,11 +49,12 @@ def _check_same_split(data: DataConfig, facts: Facts) -> None:
         if old[name] != now[name]:
             if split is None:
                 raise ConfigError(
-                    f"--val_split {data.val_split:g}: the run of {facts.start_path} has trained on"
-                    " all of its data; use --val_data_file, or start in another --proj_dir"
+                    f"--val_split {data.val_split:g}: the run of {discovered.start_path} has"
+                    " trained on all of its data; use --val_data_file, or start in another"
+                    " --proj_dir"
                 )
             raise ConfigError(
-                f"--{name} {now[name]} contradicts {facts.start_path}, whose run had {name}"
+                f"--{name} {now[name]} contradicts {discovered.start_path}, whose run had {name}"
                 f" {old[name]}: what was held out there would be trained on here, or the other way"
                 f" round; give --{name} {old[name]}, or start in another --proj_dir"
             )

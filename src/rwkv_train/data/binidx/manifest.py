@@ -60,7 +60,7 @@ class Manifest:
     """UTF-8 bytes of all texts read, over their tokens; None: not known"""
     sha256_mask: str | None = None
     """digest of .mask, with shards of their digests, one after another; None: no loss mask"""
-    learnt_tokens: int | None = None
+    supervised_tokens: int | None = None
     """tokens whose weight in the loss mask is not 0; None: no loss mask"""
 
 
@@ -97,9 +97,13 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     return manifest
 
 
+# Fields that the file calls by another name, which older files already bear.
+_KEYS = {"supervised_tokens": "learnt_tokens"}
+
+
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
     """Writes PREFIX.manifest.json atomically."""
-    content = asdict(manifest)
+    content = {_KEYS.get(name, name): value for name, value in asdict(manifest).items()}
     for described in (content, *content["shards"]):
         if described["sha256_mask"] is None:
             # Data without a mask says nothing of masks.
@@ -166,7 +170,7 @@ def _parsed(content: Any) -> Manifest:
         magic_primes=_of(dict, content.get("magic_primes", {})),
         bytes_per_token=_of((float, int, type(None)), content.get("bytes_per_token")),
         sha256_mask=_of((str, type(None)), content.get("sha256_mask")),
-        learnt_tokens=None
+        supervised_tokens=None
         if content.get("learnt_tokens") is None
         else _count(content["learnt_tokens"]),
     )

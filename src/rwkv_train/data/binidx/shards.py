@@ -116,7 +116,9 @@ class OutputWriter:
             magic_primes=usual_magic_primes(self.tokens),
             bytes_per_token=bytes_per_token,
             sha256_mask=joint_mask_sha256(shards) if shards else self.writers[0].sha256_mask,
-            learnt_tokens=sum(w.learnt_tokens for w in self.writers) if self._masked else None,
+            supervised_tokens=sum(w.supervised_tokens for w in self.writers)
+            if self._masked
+            else None,
         )
 
     def abort(self) -> None:

@@ -36,13 +36,13 @@ class BinidxWriter:
     `append` a document at a time, then `close`. As a context manager it closes on success and
     removes everything it wrote when an exception passes. `tokens` and `documents` count what was
     appended, `sha256` is the digest of the .bin so far. A `masked` one also writes the weights of
-    the tokens: `learnt_tokens` counts those above 0, `sha256_mask` is the digest.
+    the tokens: `supervised_tokens` counts those above 0, `sha256_mask` is the digest.
     """
 
     def __init__(self, prefix: str | Path, dtype: npt.DTypeLike, *, masked: bool = False) -> None:
         self.prefix = str(prefix)
         self.masked = masked
-        self.learnt_tokens = 0
+        self.supervised_tokens = 0
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._code = dtype_code(self.dtype)
         self.tokens = 0
@@ -149,7 +149,7 @@ class BinidxWriter:
         raw = weights.tobytes()
         self._files[2].write(raw)
         self._sha256_mask.update(raw)
-        self.learnt_tokens += int(np.count_nonzero(weights))
+        self.supervised_tokens += int(np.count_nonzero(weights))
 
     def __enter__(self) -> BinidxWriter:
         return self

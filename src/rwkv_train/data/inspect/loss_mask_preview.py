@@ -21,10 +21,10 @@ _SHOWN_DOCUMENTS = 3
 
 def learnt_line(manifest: Manifest) -> str:
     """How many of the tokens are learnt."""
-    if manifest.learnt_tokens is None or not manifest.tokens:
+    if manifest.supervised_tokens is None or not manifest.tokens:
         return "loss mask: there is one"
-    share = manifest.learnt_tokens / manifest.tokens
-    counts = f"{manifest.learnt_tokens} of {manifest.tokens} tokens are learnt ({share:.1%})"
+    share = manifest.supervised_tokens / manifest.tokens
+    counts = f"{manifest.supervised_tokens} of {manifest.tokens} tokens are learnt ({share:.1%})"
     return f"loss mask: {counts}"
 
 

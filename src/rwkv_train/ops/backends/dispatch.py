@@ -167,9 +167,9 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def _choose_once(backends: Sequence[Backend], name: str, *facts: Any) -> int:
+def _choose_once(backends: Sequence[Backend], name: str, *discovered: Any) -> int:
     # torch.compile hands over plain values only, hence the facts of the call one by one.
-    return choose(backends, name, Call(*facts))
+    return choose(backends, name, Call(*discovered))
 
 
 # torch.compile must not trace the search, which compiles, reads the disk and logs. This mark is

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from rwkv_train.checkpoint.weights import read_shapes
-from rwkv_train.config.discovered import Facts
+from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.load import saved_values
 from rwkv_train.config.mixture_list import parts_of
 from rwkv_train.config.schema import DataConfig, RunConfig
@@ -22,7 +22,7 @@ from rwkv_train.models.registry import config_from_shapes
 from rwkv_train.training.start.resume_point import Origin
 
 
-def gather_facts(config: RunConfig, origin: Origin) -> Facts:
+def discover(config: RunConfig, origin: Origin) -> Discovered:
     """Facts for `resolve`. Raises DataError or CheckpointError when files cannot be used."""
     data = config.data
     gpus = torch.cuda.device_count()
@@ -44,21 +44,21 @@ def gather_facts(config: RunConfig, origin: Origin) -> Facts:
     }
     if data.data_file is None and data.data_type != "dummy":
         if config.train.train_stage == 1:
-            return Facts(**common)
+            return Discovered(**common)
         raise ConfigError(
             "--data_file is missing: give the prefix of a .bin/.idx pair made by make_data.py"
         )
     if parts_of(data.data_file):
-        return Facts(**_mixed(data), **common)
+        return Discovered(**_mixed(data), **common)
     source = open_source(data.data_file, data.data_type)
     manifest = read_manifest(data.data_file) if data.data_type == "binidx" else None
     held_out = held_out_of(data, source)
     held_out_tokens = 0 if held_out is None else held_out.tokens
-    return Facts(
+    return Discovered(
         token_count=source.tokens - held_out_tokens,
         held_out_tokens=held_out_tokens,
         has_loss_mask=_has_mask(data, source, manifest),
-        learnt_tokens=None if manifest is None else manifest.learnt_tokens,
+        supervised_tokens=None if manifest is None else manifest.supervised_tokens,
         best_prime=_prime(data, source.tokens - held_out_tokens),
         data_vocab_size=manifest.vocab_size if manifest is not None else _vocabulary(source),
         data_tokenizer=None if manifest is None else manifest.tokenizer,
