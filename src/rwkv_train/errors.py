@@ -6,6 +6,17 @@ TrainingError.
 """
 
 
+def missing_package(user: str, package: str, extra: str) -> str:
+    """Returns the message for a user, such as a flag or a file, that needs an uninstalled package.
+
+    extra: the group of pyproject.toml's optional dependencies that brings it.
+    """
+    return (
+        f"{user} needs the Python package {package}: pip install {package}, or pip install "
+        f"'rwkv-train[{extra}]'"
+    )
+
+
 class TrainerError(Exception):
     """Base of all; entry points catch this one."""
 

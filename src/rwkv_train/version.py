@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 
+DISTRIBUTION = "rwkv-train"
 ROOT = Path(__file__).resolve().parents[2]
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 def code_version(root: Path = ROOT) -> str:
-    """ "0.1.0 (commit 0123abcd4567)", without the bracket where there is no checkout.
+    """Returns "0.1.0 (commit 0123abcd4567)", without the bracket where there is no checkout.
 
-    Reads pyproject.toml and the files of git; what cannot be read is left out.
+    Reads pyproject.toml and the files of git, and the metadata of the installed package where
+    there is no pyproject.toml; what cannot be read is omitted.
     """
+    version = _checkout_version(root)
+    if version is None and root == ROOT:
+        version = _installed_version()
     commit = _commit(root)
-    return _package_version(root) + (f" (commit {commit[:12]})" if commit else "")
+    return (version or "unknown") + (f" (commit {commit[:12]})" if commit else "")
 
 
-def _package_version(root: Path) -> str:
+def _checkout_version(root: Path) -> str | None:
     found = re.search(r'^version = "([^"]+)"', _text(root / "pyproject.toml"), re.MULTILINE)
-    return found.group(1) if found else "unknown"
+    return found.group(1) if found else None
+
+
+def _installed_version() -> str | None:
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit(root: Path) -> str | None:

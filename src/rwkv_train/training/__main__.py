@@ -11,15 +11,17 @@ from rwkv_train.config.rwkv_lm.flags import translate
 from rwkv_train.errors import TrainerError, TrainingError
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training itself
-    cannot go on, 130 for Ctrl-C.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training
+    itself cannot continue, 130 for Ctrl-C.
+
+    argv: the arguments, those of the process when None (console command `rwkv-train`).
 
     A fault is one line on stderr.  torch and its companions are imported only once the flags are
     known to be right, so that --help and a typing error answer at once.
     """
     try:
-        arguments, notices = translate(argv)
+        arguments, notices = translate(sys.argv[1:] if argv is None else argv)
         config = load_config(arguments)
         check_fields(config)
         from rwkv_train.training.run import run
@@ -34,4 +36,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -13,6 +13,7 @@ from rwkv_train.models.registry import complete
 from rwkv_train.training.distributed.collectives import FaultElsewhereError
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.check_backend import check_backend
+from rwkv_train.training.start.check_packages import check_packages
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.open_data import mask_notes, open_samples
 from rwkv_train.training.start.resume_point import find_origin
@@ -36,6 +37,7 @@ def _run(config: RunConfig, notices: list[str], lock: RunLock) -> int:
     given = config
     config, derived = resolve(config, discovered)
     config = replace(config, model=complete(config.model))
+    check_packages(config)
     check_backend(config)
     samples = None if config.train.train_stage == 1 else open_samples(config)
     if samples is not None:

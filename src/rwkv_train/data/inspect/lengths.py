@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.errors import DataError
+from rwkv_train.errors import DataError, missing_package
 
 _BAR = 40
 
@@ -40,9 +40,12 @@ def describe_lengths(sizes: npt.NDArray[np.int32]) -> str:
 
 def draw_lengths(path: Path, sizes: npt.NDArray[np.int32], title: str) -> None:
     """Writes the histogram as a PNG; DataError when it cannot be written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
+    except ImportError as error:
+        raise DataError(missing_package(str(path), "matplotlib", "plot")) from error
 
     counts = length_histogram(sizes)
     first = _first_bin(counts[0])

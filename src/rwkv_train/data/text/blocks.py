@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from rwkv_train.data.binidx.manifest import file_sha256
 from rwkv_train.data.convert.streams import BackgroundSha256
 from rwkv_train.data.text.inputs import STANDARD_INPUT, Piece
-from rwkv_train.errors import DataError
+from rwkv_train.errors import DataError, missing_package
 
 BLOCK_BYTES = 1 << 19
 _PARQUET_ROWS = 256
@@ -196,7 +196,7 @@ def _parquet_blocks(piece: Piece, text_key: str, row_keys: Sequence[str]) -> Ite
 
 
 def _missing(package: str, piece: Piece) -> DataError:
-    return DataError(f"{piece.file.path} needs the Python package {package}: pip install {package}")
+    return DataError(missing_package(piece.file.path, package, "data"))
 
 
 @contextmanager

@@ -32,7 +32,15 @@ from rwkv_train.compiler import cache_folder
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native import toolchain
 
-SOURCES = Path(__file__).parents[4] / "cuda"
+
+def _sources_folder() -> Path:
+    """Returns the native sources' folder: in the installed package, else at the top of the checkout."""
+    package = Path(__file__).parents[2]
+    installed = package / "cuda"
+    return installed if installed.is_dir() else package.parents[1] / "cuda"
+
+
+SOURCES = _sources_folder()
 # Long enough for every process of a run to meet the same failure, short enough for a user who has
 # repaired its cause.
 FAILURE_LIFETIME_S = 300.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
+from rwkv_train.errors import missing_package
 from rwkv_train.training.progress import EpochRecord
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.reporting.position_plot import draw_positions
@@ -23,15 +25,22 @@ class LossPlot(Reporter):
 
     def __init__(self, folder: Path, title: str, ctx_len: int) -> None:
         self._folder = folder
+        self._enabled = importlib.util.find_spec("matplotlib") is not None
+        if not self._enabled:
+            # A picture is no reason to refuse a run; the numbers are in metrics.jsonl.
+            print(f"not drawn: {missing_package(NAME, 'matplotlib', 'plot')}")
         self._title = title
         self._ctx_len = ctx_len
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Redraws."""
-        draw_loss(self._folder, self._title)
+        if self._enabled:
+            draw_loss(self._folder, self._title)
 
     def on_validation(self, record: ValidationRecord) -> None:
         """Redraws."""
+        if not self._enabled:
+            return
         draw_loss(self._folder, self._title)
         draw_positions(self._folder, self._title, self._ctx_len)
 
