@@ -2,35 +2,43 @@
 #   . ./set-up-environment.sh requirements.txt
 # The active environment is used as it is when it already satisfies them. Otherwise .venv is made
 # here, once, and filled; a torch that is already installed (2.11 or newer) is kept, not replaced.
+# With LOCKED=1 nothing that is installed is used: .venv-locked is made, which holds the packages
+# of requirements.lock, the same bytes on every machine.
 
 set_up_environment() {
-    local requirements=$1 python=${PYTHON:-python3} stamp options=() wanted
+    local requirements=$1 python=${PYTHON:-python3} folder=.venv stamp options=() wanted
+    [ "${LOCKED:-0}" = 1 ] && folder=.venv-locked requirements=requirements.lock
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
         echo "error: '$python' is missing or older than Python 3.10; install Python 3.10 or newer," \
              "or say which one to use: PYTHON=/path/to/python3 $0" >&2
         return 2
     fi
-    if [ ! -d .venv ] && "$python" check_requirements.py "$requirements"; then
+    if [ $folder = .venv ] && [ ! -d .venv ] && "$python" check_requirements.py "$requirements"; then
         PYTHON=$python
         echo "Using $("$python" --version) at $(command -v "$python"): it has all of $requirements"
         return 0
     fi
-    stamp=.venv/installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$(basename "$requirements")
+    stamp=$folder/installed-$(cat requirements* | cksum | cut -d' ' -f1)-$(basename "$requirements")
     if [ ! -e "$stamp" ]; then
         wanted=$(mktemp)
-        if [ ! -x .venv/bin/python ]; then
+        if [ ! -x $folder/bin/python ]; then
             # An installed torch came with the GPU driver's blessing: see it from the new environment.
-            "$python" check_requirements.py --only torch requirements.txt && options=(--system-site-packages)
-            echo "Making the Python environment .venv (once)"
-            if ! "$python" -m venv ${options[@]+"${options[@]}"} .venv; then
-                rm -rf .venv
+            [ $folder = .venv ] && "$python" check_requirements.py --only torch requirements.txt &&
+                options=(--system-site-packages)
+            echo "Making the Python environment $folder (once)"
+            if ! "$python" -m venv ${options[@]+"${options[@]}"} $folder; then
+                rm -rf $folder
                 echo "error: '$python -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2
                 return 2
             fi
         fi
-        echo "Installing $requirements into .venv (once; a few minutes)"
-        .venv/bin/python check_requirements.py --to-install "$requirements" > "$wanted"
-        if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$wanted"; then
+        echo "Installing $requirements into $folder (once; a few minutes)"
+        if [ $folder = .venv ]; then
+            .venv/bin/python check_requirements.py --to-install "$requirements" > "$wanted"
+        else
+            cp requirements.lock "$wanted"
+        fi
+        if ! $folder/bin/python -m pip install --quiet --disable-pip-version-check -r "$wanted"; then
             rm -f "$wanted"
             echo "error: pip could not install $requirements; see its message above" >&2
             return 2
@@ -38,9 +46,9 @@ set_up_environment() {
         rm -f "$wanted"
         touch "$stamp"
     fi
-    PYTHON=.venv/bin/python
+    PYTHON=$folder/bin/python
     # ninja and other tools that packages bring
-    export PATH="$PWD/.venv/bin:$PATH"
+    export PATH="$PWD/$folder/bin:$PATH"
 }
 
 set_up_environment "$1" || exit $?

@@ -98,7 +98,7 @@ def test_the_console_commands_make_data_train_and_generate(environment: Path, el
     text = "\n".join(json.dumps({"text": f"the number {n} and then"}) for n in range(40))
     (elsewhere / "tiny.jsonl").write_text(text + "\n", encoding="utf-8")
     call(environment, elsewhere, "rwkv-data", "tiny.jsonl", "1", "16", "--tokenizer", "bytes")
-    model = ["--n_layer", "1", "--n_embd", "16", "--head_size", "8", "--rwkv_version", "6"]
+    model = ["--n_layer", "1", "--n_embd", "32", "--head_size", "16", "--rwkv_version", "6"]
     # Two processes, because the second is started again from the command line.
     machine = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--micro_bsz", "1"]
     length = ["--ctx_len", "16", "--exit_tokens", "160", "--plot", "0", "--lr_init", "1e-3"]

@@ -247,8 +247,9 @@ def _draw(path: Path | None, prefix: str) -> None:
         print(f"lengths of the documents: {path}")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Exit status: 0, 2 after an error message, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
     # A polite kill cleans up like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

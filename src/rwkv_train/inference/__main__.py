@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for bad input with one line on stderr."""
     arguments = parser().parse_args(argv)
     try:

@@ -1,0 +1,58 @@
+"""A package that only some runs need is asked for in one line, with the command that installs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rwkv_train.config.load import load_config
+from rwkv_train.data.inspect.lengths import draw_lengths
+from rwkv_train.errors import ConfigError, DataError
+from rwkv_train.training.reporting.plot import LossPlot
+from rwkv_train.training.start.check_packages import check_packages
+
+
+@pytest.mark.parametrize(
+    ("package", "flags", "remedies"),
+    [
+        (
+            "deepspeed",
+            ["--strategy", "deepspeed_stage_2"],
+            ["pip install 'rwkv-train[deepspeed]'", "--strategy ddp"],
+        ),
+        ("wandb", ["--wandb", "mine"], ["pip install 'rwkv-train[wandb]'", '--wandb ""']),
+    ],
+)
+def test_a_run_that_needs_one_is_refused_before_it_writes(
+    monkeypatch: pytest.MonkeyPatch, package: str, flags: list[str], remedies: list[str]
+):
+    check_packages(load_config(flags))
+    # This is how Python remembers a package that cannot be imported.
+    monkeypatch.setitem(sys.modules, package, None)
+    check_packages(load_config(["--strategy", "ddp"]))
+    check_packages(load_config([*flags, "--train_stage", "1"]))
+    with pytest.raises(ConfigError) as raised:
+        check_packages(load_config(flags))
+    assert all(text in str(raised.value) for text in [" ".join(flags), *remedies])
+
+
+def test_a_run_without_matplotlib_trains_and_says_once_what_is_not_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    plot = LossPlot(tmp_path, "title", 16)
+    for _ in range(2):
+        plot.on_epoch(None)
+        plot.on_validation(None)
+    said = capsys.readouterr().out
+    assert said.count("loss.png") == 1
+    assert "pip install 'rwkv-train[plot]'" in said
+
+
+def test_a_histogram_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(DataError, match=r"rwkv-train\[plot\]"):
+        draw_lengths(tmp_path / "lengths.png", np.array([3, 5], dtype=np.int32), "title")
