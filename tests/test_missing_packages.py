@@ -1,4 +1,4 @@
-"""A package that only some runs need is asked for in one line, with the command that installs it."""
+"""A package that only some runs need is asked for in one line, with the command to install it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lists of what the program needs agree: pyproject.toml, requirements*.txt, requirements.lock."""
+"""The lists of what is needed agree: pyproject.toml, requirements*.txt and requirements.lock."""
 
 from __future__ import annotations
 

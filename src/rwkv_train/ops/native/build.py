@@ -34,7 +34,7 @@ from rwkv_train.ops.native import toolchain
 
 
 def _sources_folder() -> Path:
-    """Returns the native sources' folder: in the installed package, else at the top of the checkout."""
+    """Returns the folder of the native sources, of an installed package or of a checkout."""
     package = Path(__file__).parents[2]
     installed = package / "cuda"
     return installed if installed.is_dir() else package.parents[1] / "cuda"
