@@ -9,9 +9,8 @@ import pytest
 
 from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.load import load_config
-from rwkv_train.config.resolve.length import global_batch, tokens_per_step, total_steps
 from rwkv_train.config.resolve.resolve import resolve
-from rwkv_train.config.run_length import windows_per_row
+from rwkv_train.config.run_length import global_batch, tokens_per_step, total_steps, windows_per_row
 from rwkv_train.config.rwkv_lm.flags import FLAGS
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.errors import ConfigError

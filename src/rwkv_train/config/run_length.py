@@ -1,17 +1,98 @@
-"""How a row of ctx_len tokens is read: in chunks, and for truncated backpropagation in windows.
+"""How long a run is, in rows, windows and steps: pure arithmetic on the resolved configuration.
 
-A window is what one optimizer step reads of a row: `bptt_chunks` chunks of `chunk_len` tokens, or
-without `bptt_chunks` the whole row.
+A row of ctx_len tokens is read in chunks, and for truncated backpropagation in windows. A window is
+what one optimizer step reads of a row: `bptt_chunks` chunks of `chunk_len` tokens, or without
+`bptt_chunks` the whole row.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import ConfigError
 
 
+@dataclass(frozen=True)
+class RunLength:
+    """Length of a run in optimizer steps, counted from its very start.
+
+    total_steps: None for a run without an end.
+    completes: reaching total_steps finishes the run (rwkv-final.pth is written); otherwise the
+    run only pauses there (--max_steps, --exit_epoch) and is saved like a mini-epoch.
+    reason: what ends it, for messages.
+    batch_samples: samples that a step reads, whole or one of their `windows`.
+    """
+
+    tokens_per_step: int
+    epoch_steps: int
+    total_steps: int | None
+    completes: bool
+    reason: str
+    batch_samples: int
+    windows: int = 1
+
+    def samples(self, step: int) -> tuple[int, int]:
+        """Returns the global numbers of the first and the last sample that `step` reads from."""
+        first = step // self.windows * self.batch_samples
+        return first + 1, first + self.batch_samples
+
+
+def run_length(config: RunConfig) -> RunLength:
+    """Returns the length of a run with this resolved configuration."""
+    train = config.train
+    ends: list[tuple[int, bool, str]] = []
+    steps = total_steps(config)
+    if steps is not None:
+        budget = f"the budget of {abs(train.exit_tokens):,} tokens"
+        reason = budget if train.exit_tokens else f"{train.epoch_count} mini-epochs"
+        ends.append((steps, True, reason))
+    if train.exit_epoch is not None:
+        last = (train.exit_epoch + 1) * train.epoch_steps
+        ends.append((last, False, f"--exit_epoch {train.exit_epoch}"))
+    if train.max_steps is not None:
+        ends.append((train.max_steps, False, f"--max_steps {train.max_steps}"))
+    # At equal length finishing wins over pausing: the weights of the end are what was asked for.
+    end, completes, reason = min(
+        ends, key=lambda end: (end[0], not end[1]), default=(None, False, "nothing but you")
+    )
+    return RunLength(
+        tokens_per_step=tokens_per_step(config),
+        epoch_steps=train.epoch_steps,
+        total_steps=end,
+        completes=completes,
+        reason=reason,
+        batch_samples=global_batch(config),
+        windows=windows_per_row(config),
+    )
+
+
+def global_batch(config: RunConfig) -> int:
+    """Returns the samples per optimizer step over all processes and micro steps."""
+    hardware, train = config.hardware, config.train
+    assert hardware.devices is not None, "the hardware is resolved first"
+    processes = hardware.num_nodes * hardware.devices
+    return processes * train.micro_bsz * train.accumulate_grad_batches
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Returns the tokens that one optimizer step reads."""
+    return global_batch(config) * window_len(config)
+
+
+def total_steps(config: RunConfig) -> int | None:
+    """Returns the optimizer steps from the start of the run to the end of its schedule.
+
+    None: the schedule has no end.
+    """
+    train = config.train
+    if train.exit_tokens:
+        return -(-abs(train.exit_tokens) // tokens_per_step(config))
+    return train.epoch_count * train.epoch_steps if train.epoch_count else None
+
+
 def window_len(config: RunConfig) -> int:
-    """Tokens of a row that one optimizer step reads."""
+    """Returns the tokens of a row that one optimizer step reads."""
     train = config.train
     if train.bptt_chunks is None:
         return config.data.ctx_len
@@ -20,7 +101,7 @@ def window_len(config: RunConfig) -> int:
 
 
 def windows_per_row(config: RunConfig) -> int:
-    """W: optimizer steps per row; 1 unless backpropagation is truncated."""
+    """Returns W, the optimizer steps per row; 1 unless backpropagation is truncated."""
     return config.data.ctx_len // window_len(config)
 
 

@@ -13,7 +13,7 @@ import torch
 from rwkv_train.config.check.adapter_settings import listed
 from rwkv_train.config.conventions import Conventions
 from rwkv_train.config.load import dump_config
-from rwkv_train.config.run_length import window_len
+from rwkv_train.config.run_length import RunLength, run_length, window_len
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.data.samples.dataset import TokenDataset
 from rwkv_train.errors import ConfigError
@@ -26,7 +26,7 @@ from rwkv_train.training.loader import RunData
 from rwkv_train.training.loop import Loop
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.freeze import describe_trained, freeze_all_but
-from rwkv_train.training.plan import Plan, make_plan, make_schedule
+from rwkv_train.training.optim.schedule import make_schedule
 from rwkv_train.training.progress import Progress, StepSize
 from rwkv_train.training.reporting.console import Console
 from rwkv_train.training.reporting.empty_steps import EmptySteps
@@ -61,10 +61,10 @@ def fit(
     proj_dir/config.yaml holds, which repeats the run.
     Raises TrainerError.
     """
-    plan = make_plan(config)
-    progress = _progress(origin, config, plan)
-    if plan.total_steps is not None and progress.step >= plan.total_steps:
-        _say_finished(config, plan, progress)
+    length = run_length(config)
+    progress = _progress(origin, config, length)
+    if length.total_steps is not None and progress.step >= length.total_steps:
+        _say_finished(config, length, progress)
         return 0
     _set_up_torch(config)
     model = make_model(config, origin)
@@ -84,7 +84,7 @@ def fit(
     if is_rank_zero():
         print_header(
             config,
-            plan,
+            length,
             origin,
             progress,
             parameters=sum(p.numel() for p in model.parameters()),
@@ -95,7 +95,7 @@ def fit(
         )
     loop = Loop(
         config,
-        plan,
+        length,
         make_schedule(config, conventions.warmup_floor),
         progress,
         state=origin.state,
@@ -103,29 +103,29 @@ def fit(
         validator=Validator(config, samples.held_out),
         reporters=reporters,
     )
-    carried = _carried(origin, config, plan, progress)
+    carried = _carried(origin, config, length, progress)
     module = TrainingModule(model, groups, config.optim, config.hardware, carried)
     trainer = build_trainer(config, [loop])
     if is_rank_zero():
-        reporters.extend(_begin_files(config, saved_config, samples, plan, progress, trainer))
+        reporters.extend(_begin_files(config, saved_config, samples, length, progress, trainer))
         if samples.training.loss_mask is not None:
-            reporters.append(EmptySteps(samples.training.step_weight, plan.samples))
-    steps = (plan.total_steps or ENDLESS) - progress.step
+            reporters.append(EmptySteps(samples.training.step_weight, length.samples))
+    steps = (length.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
     if trainer.interrupted:
         # Lightning swallows a Ctrl-C that comes before the first step.
         raise KeyboardInterrupt
-    if progress.step == plan.total_steps:
+    if progress.step == length.total_steps:
         return 0
     return loop.stop.exit_status
 
 
-def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
+def _progress(origin: Origin, config: RunConfig, length: RunLength) -> Progress:
     """Counters to go on with; bare weights of mini-epoch N stand for its last step."""
     if origin.state is not None:
         saved = Progress.from_dict(origin.state)
         saved = change_optimizer(origin, saved, config.optim)
-        now = StepSize(plan.tokens_per_step, config.data.ctx_len, plan.windows)
+        now = StepSize(length.tokens_per_step, config.data.ctx_len, length.windows)
         before = StepSize(
             *(
                 origin.state.get(key, value)
@@ -143,18 +143,20 @@ def _progress(origin: Origin, config: RunConfig, plan: Plan) -> Progress:
                 + ("after the samples it was in" if left_out else "the same place in the data")
             )
         return progress
-    step = config.train.epoch_begin * plan.epoch_steps
+    step = config.train.epoch_begin * length.epoch_steps
     # Bare weights have no carried states: on to the next rows.
-    step = -(-step // plan.windows) * plan.windows
+    step = -(-step // length.windows) * length.windows
     return Progress(step=step, ramp_begin=step)
 
 
-def _carried(origin: Origin, config: RunConfig, plan: Plan, progress: Progress) -> CarriedStates:
+def _carried(
+    origin: Origin, config: RunConfig, length: RunLength, progress: Progress
+) -> CarriedStates:
     """The carried states to go on with: those of `origin` in the middle of rows, else none."""
     carried = CarriedStates(config.data.ctx_len)
-    if origin.state is not None and progress.step % plan.windows:
-        first, last = plan.samples(progress.step)
-        position = progress.step % plan.windows * window_len(config)
+    if origin.state is not None and progress.step % length.windows:
+        first, last = length.samples(progress.step)
+        position = progress.step % length.windows * window_len(config)
         carried.restore(origin.state["carried"], range(first, last + 1), position)
     return carried
 
@@ -184,7 +186,7 @@ def _begin_files(
     config: RunConfig,
     saved_config: RunConfig,
     samples: RunSamples,
-    plan: Plan,
+    length: RunLength,
     progress: Progress,
     trainer: pl.Trainer,
 ) -> list[Reporter]:
@@ -193,7 +195,7 @@ def _begin_files(
         remove_partial_files(Path(config.train.proj_dir))
         _write_config(saved_config)
         _write_characters(config, samples.training)
-        return _reporters(config, plan, progress, trainer)
+        return _reporters(config, length, progress, trainer)
     except OSError as error:
         raise ConfigError(
             f"--proj_dir {config.train.proj_dir} cannot be written ({error.strerror or error}); "
@@ -216,7 +218,7 @@ def _validation(config: RunConfig, samples: RunSamples) -> str:
 
 
 def _reporters(
-    config: RunConfig, plan: Plan, progress: Progress, trainer: pl.Trainer
+    config: RunConfig, length: RunLength, progress: Progress, trainer: pl.Trainer
 ) -> list[Reporter]:
     folder = Path(config.train.proj_dir)
     timestamp = datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
@@ -225,9 +227,9 @@ def _reporters(
     strategy = trainer.strategy
     zero = strategy.config if isinstance(strategy, ZeroStrategy) else None
     reporters: list[Reporter] = [
-        MetricsFile(folder, progress.step * plan.tokens_per_step),
+        MetricsFile(folder, progress.step * length.tokens_per_step),
         TrainLog(config, timestamp, zero),
-        Console(progress.step, plan.total_steps, bar=config.log.enable_progress_bar),
+        Console(progress.step, length.total_steps, bar=config.log.enable_progress_bar),
     ]
     if config.log.wandb is not None:
         reporters.append(WandbLog(config, f"{name} {timestamp}", progress.step))
@@ -258,10 +260,10 @@ def _write_characters(config: RunConfig, dataset: TokenDataset) -> None:
         write_atomically(path, text.encode("utf-8", "surrogatepass"))
 
 
-def _say_finished(config: RunConfig, plan: Plan, progress: Progress) -> None:
+def _say_finished(config: RunConfig, length: RunLength, progress: Progress) -> None:
     if is_rank_zero():
         print(
             f"the run in {config.train.proj_dir} is finished: {progress.step} of "
-            f"{plan.total_steps} steps ({plan.reason}). To train on, raise the limit; for another "
-            "run choose another --proj_dir"
+            f"{length.total_steps} steps ({length.reason}). To train on, raise the limit; for "
+            "another run choose another --proj_dir"
         )

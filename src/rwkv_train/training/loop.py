@@ -25,19 +25,19 @@ from rwkv_train.training.reporting.reporter import Reporter, tell
 from rwkv_train.training.signals import StopRequest
 
 if TYPE_CHECKING:
+    from rwkv_train.config.run_length import RunLength
     from rwkv_train.config.schema import RunConfig
     from rwkv_train.training.module import TrainingModule
-    from rwkv_train.training.plan import Plan
     from rwkv_train.training.validation import Validator
 
 
 class Loop(pl.Callback):
-    """Drives one run from `progress` to the end of `plan`."""
+    """Drives one run from `progress` to the end of `length`."""
 
     def __init__(
         self,
         config: RunConfig,
-        plan: Plan,
+        length: RunLength,
         schedule: Schedule,
         progress: Progress,
         *,
@@ -47,11 +47,11 @@ class Loop(pl.Callback):
         reporters: list[Reporter],
     ) -> None:
         self._config = config
-        self._plan = plan
+        self._length = length
         self._schedule = schedule
         self._progress = progress
         self._first_step = progress.step
-        self._first_epoch = progress.step // plan.epoch_steps
+        self._first_epoch = progress.step // length.epoch_steps
         self._state = state
         self._validator = validator
         self._reporters = reporters
@@ -59,8 +59,8 @@ class Loop(pl.Callback):
         # What else the training state holds, by name; the guard goes back in its own way.
         parts: dict[str, Part] = {}
         self._parts = {"guard": self._guard, **parts}
-        self._saver = Saver(config, plan, self._parts, base)
-        self._bad_steps = BadSteps(config, plan, self._guard, parts)
+        self._saver = Saver(config, length, self._parts, base)
+        self._bad_steps = BadSteps(config, length, self._guard, parts)
         self._gate: StepGate | None = None
         self._save_owed = False
         self._last: StepRecord | None = None
@@ -110,7 +110,7 @@ class Loop(pl.Callback):
         else:
             self._leave_out(trainer, pl_module, outcome)
         self._report_saves()
-        due_epoch = self._progress.step % self._plan.epoch_steps == 0
+        due_epoch = self._progress.step % self._length.epoch_steps == 0
         saved = due_epoch and self._end_epoch(trainer, pl_module)
         every = self._config.train.val_every
         if every is not None and self._progress.step % every == 0:
@@ -121,15 +121,15 @@ class Loop(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Saves the end of the run, or the unfinished mini-epoch it pauses in."""
-        progress, plan = self._progress, self._plan
+        progress, length = self._progress, self._length
         if self._gate is None or progress.step == self._first_step:
             return
-        if plan.completes and progress.step == plan.total_steps:
+        if length.completes and progress.step == length.total_steps:
             self._announce_epoch_rest()
             self._validate(trainer, pl_module)
             self._saver.save_final(trainer, pl_module, progress)
         elif self._saver.saved_step != progress.step:
-            epoch = (progress.step - 1) // plan.epoch_steps
+            epoch = (progress.step - 1) // length.epoch_steps
             self._announce_epoch_rest()
             self._validate(trainer, pl_module)
             self._saver.save_epoch(trainer, pl_module, progress, epoch, wait=True)
@@ -191,8 +191,8 @@ class Loop(pl.Callback):
             lr=self._rate(step),
             weight_decay=weight_decay(self._schedule, step),
             grad_norm=outcome.grad_norm,
-            tokens=(step + 1) * self._plan.tokens_per_step,
-            tokens_per_second=self._plan.tokens_per_step / max(seconds, 1e-9),
+            tokens=(step + 1) * self._length.tokens_per_step,
+            tokens_per_second=self._length.tokens_per_step / max(seconds, 1e-9),
         )
         self._last = record
         tell(self._reporters, lambda reporter: reporter.on_step(record, self._progress))
@@ -212,7 +212,7 @@ class Loop(pl.Callback):
 
     def _is_ending(self, module: TrainingModule) -> bool:
         """Whether the run ends after this step, and `on_train_end` saves it."""
-        return module.stop_requested or self._progress.step == self._plan.total_steps
+        return module.stop_requested or self._progress.step == self._length.total_steps
 
     def _save_between(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         # A state in the middle of bad steps would be one to go back to.
@@ -223,15 +223,15 @@ class Loop(pl.Callback):
 
     def _end_epoch(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
         """Reports a finished mini-epoch, validates and saves it if due; True if it was saved."""
-        progress, plan = self._progress, self._plan
-        epoch = progress.step // plan.epoch_steps - 1
+        progress, length = self._progress, self._length
+        epoch = progress.step // length.epoch_steps - 1
         self._announce_epoch_rest()
         every = self._config.train.epoch_save
-        last = plan.total_steps is not None and progress.step == plan.total_steps
-        due = (every > 0 and epoch % every == 0) or (last and not plan.completes)
+        last = length.total_steps is not None and progress.step == length.total_steps
+        due = (every > 0 and epoch % every == 0) or (last and not length.completes)
         # The next mini-epoch begins before the state is captured, so that a resumed run agrees.
         progress.begin_epoch()
-        due = due and not (last and plan.completes)
+        due = due and not (last and length.completes)
         if due:
             self._validate(trainer, module)
             self._saver.save_epoch(trainer, module, progress, epoch, wait=False)
@@ -243,7 +243,7 @@ class Loop(pl.Callback):
     def _announce_epoch_rest(self) -> None:
         """Reports the mini-epoch that ends here, or that the run ends in; not one left out."""
         if self._progress.epoch_loss_steps and self._last is not None:
-            self._announce((self._progress.step - 1) // self._plan.epoch_steps, self._last)
+            self._announce((self._progress.step - 1) // self._length.epoch_steps, self._last)
 
     def _announce(self, epoch: int, last: StepRecord) -> None:
         record = EpochRecord(epoch, epoch - self._first_epoch, self._progress.epoch_loss, last)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from rwkv_train.config.resolve.length import global_batch, tokens_per_step, total_steps
-from rwkv_train.config.run_length import window_len, windows_per_row
-from rwkv_train.training.plan import make_plan
+from rwkv_train.config.run_length import (
+    global_batch,
+    run_length,
+    tokens_per_step,
+    total_steps,
+    window_len,
+    windows_per_row,
+)
 from rwkv_train.training.progress import Progress, StepSize
 from tests.config.resolving import MINIPILE, fault, found, resolved, values
 
@@ -47,7 +52,7 @@ def test_states_are_not_trained_by_truncated_backpropagation():
 def test_chunks_alone_change_nothing_but_memory():
     plain, _ = resolved(ONE)
     chunked, _ = resolved(ONE + "--chunk_len 100")
-    assert make_plan(chunked) == make_plan(plain)
+    assert run_length(chunked) == run_length(plain)
 
 
 def test_steps_windows_and_mini_epochs_count_tokens():
@@ -67,10 +72,10 @@ def test_the_data_has_as_many_mini_epochs_read_in_windows_as_read_whole():
     assert values(f"{line} 3 --chunk_len 64 --bptt_chunks 2", "epoch_count") == 3
 
 
-def test_the_plan_tells_the_samples_of_a_step():
+def test_the_length_tells_the_samples_of_a_step():
     config, _ = resolved(ONE + "--chunk_len 64 --bptt_chunks 2", MINIPILE)
-    plan = make_plan(config)
-    assert [plan.samples(step) for step in (0, 3, 4, 7, 8)] == [
+    length = run_length(config)
+    assert [length.samples(step) for step in (0, 3, 4, 7, 8)] == [
         (1, 4),
         (1, 4),
         (5, 8),

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from rwkv_train.config.discovered import Discovered
-from rwkv_train.config.resolve.length import global_batch, total_steps
+from rwkv_train.config.run_length import global_batch, total_steps
 from tests.config.resolving import MINIPILE, SMALL, fault, found, resolved, values
 
 

@@ -9,7 +9,7 @@ from rwkv_train.config.conventions import CONVENTIONS
 from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.mixture_list import parts_of, weights_change
 from rwkv_train.config.resolve.optimizer_choice import restarts_optimizer
-from rwkv_train.config.run_length import window_len, windows_per_row
+from rwkv_train.config.run_length import global_batch, tokens_per_step, total_steps, windows_per_row
 from rwkv_train.config.schema import DataConfig, RunConfig, TrainConfig
 from rwkv_train.errors import ConfigError
 
@@ -18,27 +18,6 @@ MINI_EPOCH_SAMPLES = 40320
 
 # RWKV-LM's -1: no ramp. It enters the curve too, which it shifts by one step.
 NO_WARMUP = -1
-
-
-def global_batch(config: RunConfig) -> int:
-    """Samples per optimizer step over all processes and micro steps."""
-    hardware, train = config.hardware, config.train
-    assert hardware.devices is not None, "the hardware is resolved first"
-    processes = hardware.num_nodes * hardware.devices
-    return processes * train.micro_bsz * train.accumulate_grad_batches
-
-
-def tokens_per_step(config: RunConfig) -> int:
-    """Tokens that one optimizer step reads."""
-    return global_batch(config) * window_len(config)
-
-
-def total_steps(config: RunConfig) -> int | None:
-    """Optimizer steps from the start of the run to the end of its schedule; None: no end."""
-    train = config.train
-    if train.exit_tokens:
-        return -(-abs(train.exit_tokens) // tokens_per_step(config))
-    return train.epoch_count * train.epoch_steps if train.epoch_count else None
 
 
 def resolve_data(config: RunConfig, discovered: Discovered, lines: list[str]) -> DataConfig:

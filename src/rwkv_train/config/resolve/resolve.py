@@ -17,11 +17,11 @@ from rwkv_train.config.resolve.length import (
     resolve_length,
     resolve_mixture,
     resolve_warmup,
-    total_steps,
 )
 from rwkv_train.config.resolve.model_shape import resolve_model
 from rwkv_train.config.resolve.optimizer_choice import resolve_optimizer
 from rwkv_train.config.resolve.validation_length import resolve_validation
+from rwkv_train.config.run_length import total_steps
 from rwkv_train.config.schema import HardwareConfig, OptimConfig, RunConfig
 from rwkv_train.errors import ConfigError
 

@@ -16,11 +16,11 @@ from rwkv_train.training.progress import BadStepRecord, RollbackRecord
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from rwkv_train.config.run_length import RunLength
     from rwkv_train.config.schema import RunConfig
     from rwkv_train.training.bad_steps.detector import Guard
     from rwkv_train.training.bad_steps.step_veto import Outcome
     from rwkv_train.training.module import TrainingModule
-    from rwkv_train.training.plan import Plan
 
 # More sample numbers than this help nobody.
 _MOST_SUSPECTS = 64
@@ -36,10 +36,10 @@ class BadSteps:
     """
 
     def __init__(
-        self, config: RunConfig, plan: Plan, guard: Guard, parts: Mapping[str, Part]
+        self, config: RunConfig, length: RunLength, guard: Guard, parts: Mapping[str, Part]
     ) -> None:
         self._config = config
-        self._plan = plan
+        self._length = length
         self._guard = guard
         self._parts = parts
 
@@ -47,7 +47,7 @@ class BadSteps:
         self, trainer: pl.Trainer, module: TrainingModule, outcome: Outcome, step: int
     ) -> BadStepRecord:
         """Counts `step` (from 0) as left out; raises TrainingError when the run is to stop."""
-        first, last = self._plan.samples(step)
+        first, last = self._length.samples(step)
         suspects = _suspects(gather_objects(trainer.strategy, module.micro_batches()))
         if len(suspects) == last - first + 1:
             suspects = []
@@ -65,7 +65,7 @@ class BadSteps:
         module.carried.leave_out()
         self._guard.bad(first, last)
         return BadStepRecord(
-            step, outcome.fault, [first, last], suspects, (step + 1) * self._plan.tokens_per_step
+            step, outcome.fault, [first, last], suspects, (step + 1) * self._length.tokens_per_step
         )
 
     def go_back(
@@ -78,7 +78,7 @@ class BadSteps:
         count = self._guard.bad_in_a_row
         subject = (
             f"{count} steps in a row were bad, steps {step - count} to {step - 1}, samples "
-            f"{self._plan.samples(step - count)[0]} to {self._plan.samples(step - 1)[1]}, "
+            f"{self._length.samples(step - count)[0]} to {self._length.samples(step - 1)[1]}, "
             f"the last with {fault}"
         )
         if not self._guard.may_go_back():
@@ -89,7 +89,7 @@ class BadSteps:
                     f"(--max_rollbacks {self._config.safety.max_rollbacks}): {_REMEDY}"
                 ),
             )
-        path, fault_of_state = self._choose(trainer, (step - count) * self._plan.tokens_per_step)
+        path, fault_of_state = self._choose(trainer, (step - count) * self._length.tokens_per_step)
         if path is None:
             raise_together(
                 trainer.strategy,
@@ -100,11 +100,13 @@ class BadSteps:
                 ),
             )
         state = self._restore(trainer, module, path)
-        position = state["step"] * state.get("tokens_per_step", self._plan.tokens_per_step)
-        first, _ = self._plan.samples(-(-position // self._plan.tokens_per_step))
-        _, last = self._plan.samples(step - 1)
+        position = state["step"] * state.get("tokens_per_step", self._length.tokens_per_step)
+        first, _ = self._length.samples(-(-position // self._length.tokens_per_step))
+        _, last = self._length.samples(step - 1)
         self._guard.went_back(state.get("guard", {}), first, last)
-        return RollbackRecord(step - 1, path.name, [first, last], step * self._plan.tokens_per_step)
+        return RollbackRecord(
+            step - 1, path.name, [first, last], step * self._length.tokens_per_step
+        )
 
     def _choose(self, trainer: pl.Trainer, position: int) -> tuple[Path | None, str]:
         """The newest good state from before `position` in tokens, else one at it; first rank's."""

@@ -32,9 +32,9 @@ from rwkv_train.version import code_version
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from rwkv_train.config.run_length import RunLength
     from rwkv_train.config.schema import RunConfig
     from rwkv_train.training.module import TrainingModule
-    from rwkv_train.training.plan import Plan
     from rwkv_train.training.progress import Progress
 
 DTYPES = {
@@ -55,19 +55,19 @@ class Saver:
     def __init__(
         self,
         config: RunConfig,
-        plan: Plan,
+        length: RunLength,
         parts: Mapping[str, Part],
         base: dict[str, Any] | None = None,
     ) -> None:
         self._config = config
-        self._plan = plan
+        self._length = length
         self._parts = parts
         self._base = base
         self._folder = Path(config.train.proj_dir)
         self._dtype = torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
         safety = config.safety
         self._retention = Retention(
-            safety.keep_last, safety.keep_every, safety.keep_last_weights, plan.epoch_steps
+            safety.keep_last, safety.keep_every, safety.keep_last_weights, length.epoch_steps
         )
         self._job: SaveJob | None = None
         self._written: list[Path] = []
@@ -160,7 +160,7 @@ class Saver:
         self._make_way(trainer, wait)
         self._begun_at = time.monotonic()
         state = capture_state(trainer, module, progress, self._parts)
-        state["epoch"] = (progress.step - 1) // self._plan.epoch_steps
+        state["epoch"] = (progress.step - 1) // self._length.epoch_steps
         self._begin(trainer, path, lambda: self._write(path, state), wait)
 
     def _make_way(self, trainer: pl.Trainer, wait: bool) -> None:
@@ -214,9 +214,9 @@ class Saver:
         state = {
             **captured,
             "config": dump_config(self._config),
-            "tokens_per_step": self._plan.tokens_per_step,
+            "tokens_per_step": self._length.tokens_per_step,
             "ctx_len": self._config.data.ctx_len,
-            "windows": self._plan.windows,
+            "windows": self._length.windows,
             "warmup_steps": self._config.optim.warmup_steps,
             "optimizer": self._config.optim.optimizer,
             "code_version": code_version(),

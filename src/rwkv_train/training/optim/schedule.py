@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rwkv_train.config.run_length import tokens_per_step
+from rwkv_train.config.schema import RunConfig
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -33,6 +36,23 @@ class Schedule:
     hold_steps: int = 0
     weight_decay: float = 0.0
     weight_decay_final: float | None = None
+
+
+def make_schedule(config: RunConfig, warmup_floor: float) -> Schedule:
+    """Returns the rate and decay curves of a resolved configuration."""
+    optim, train = config.optim, config.train
+    return Schedule(
+        lr_init=optim.lr_init,
+        lr_final=optim.lr_final,
+        tokens_per_step=tokens_per_step(config),
+        exit_tokens=train.exit_tokens,
+        warmup_steps=optim.warmup_steps,
+        warmup_floor=warmup_floor,
+        decay_steps=(train.epoch_count or 0) * train.epoch_steps,
+        hold_steps=optim.hold_epochs * train.epoch_steps,
+        weight_decay=optim.weight_decay,
+        weight_decay_final=optim.weight_decay_final,
+    )
 
 
 def learning_rate(schedule: Schedule, step: int, ramp_step: int) -> float:

@@ -16,7 +16,7 @@ class EmptySteps(Reporter):
     """A line for each of the first such steps, and at the end how many there were.
 
     weight: step -> sum of its targets' weights (`TokenDataset.step_weight`).
-    samples: step -> numbers of its first and last sample (`Plan.samples`).
+    samples: step -> numbers of its first and last sample (`RunLength.samples`).
     """
 
     def __init__(

@@ -7,17 +7,15 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from rwkv_train.config.resolve.length import global_batch
-from rwkv_train.config.run_length import window_len
+from rwkv_train.config.run_length import RunLength, global_batch, window_len
 from rwkv_train.config.schema import OptimConfig, RunConfig, SafetyConfig
-from rwkv_train.training.plan import Plan
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.start.resume_point import Origin
 
 
 def print_header(
     config: RunConfig,
-    plan: Plan,
+    length: RunLength,
     origin: Origin,
     progress: Progress,
     *,
@@ -57,21 +55,21 @@ def print_header(
         "batch",
         f"{global_batch(config)} samples ({ranks} x {t.micro_bsz}"
         + (f" x {accumulated} accumulated" if accumulated > 1 else "")
-        + f") = {plan.tokens_per_step:,} tokens a step",
+        + f") = {length.tokens_per_step:,} tokens a step",
     )
     for line in _chunks(config):
         _line("chunks", line)
     _line(
         "length",
-        f"{plan.total_steps:,} steps, ended by {plan.reason}"
-        if plan.total_steps is not None
+        f"{length.total_steps:,} steps, ended by {length.reason}"
+        if length.total_steps is not None
         else "no end: stop it when you like",
     )
     _line(
         "mini-epoch",
-        f"{plan.epoch_steps:,} steps; saved every {t.epoch_save}"
+        f"{length.epoch_steps:,} steps; saved every {t.epoch_save}"
         if t.epoch_save
-        else f"{plan.epoch_steps:,} steps; only the last is saved",
+        else f"{length.epoch_steps:,} steps; only the last is saved",
     )
     _line("validation", validation)
     _line("safety", _safety(config.safety))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rwkv_train.config.mixture_list import Part, parts_of
-from rwkv_train.config.resolve.length import global_batch, tokens_per_step, total_steps
-from rwkv_train.config.run_length import windows_per_row
+from rwkv_train.config.run_length import global_batch, tokens_per_step, total_steps, windows_per_row
 from rwkv_train.config.schema import DataConfig, RunConfig
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
 from rwkv_train.data.binidx.manifest import manifest_prefix, read_manifest
