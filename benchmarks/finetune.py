@@ -33,6 +33,7 @@ from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.data.text.demo_corpus import main as make_corpus
 from rwkv_train.inference.loading import load_model
 from rwkv_train.models.backbone import RWKV
+from rwkv_train.ops.head_loss import Targets
 
 CTX_LEN = 128
 BATCH = 8
@@ -137,7 +138,7 @@ def held_out_loss(path: Path, prefix: Path) -> float:
     model = load_model(path, device=torch.device("cpu"), dtype=torch.float32)
     source = open_source(f"{prefix}_val", "binidx")
     data = ValidationDataset(source, CTX_LEN, evenly_spread_samples(source.tokens, CTX_LEN, 64))
-    losses = [model.loss(s.tokens[None], s.targets[None]).item() for s in data]
+    losses = [model.loss(s.tokens[None], Targets(s.targets[None])).item() for s in data]
     return sum(losses) / len(losses)
 
 

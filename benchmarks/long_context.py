@@ -31,6 +31,7 @@ from rwkv_train.config.schema import ModelConfig
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model, complete
+from rwkv_train.ops.head_loss import Targets
 
 
 def make_model(version: str, options: argparse.Namespace, device: torch.device) -> RWKV:
@@ -69,7 +70,7 @@ class Step:
         self.model.chunk_len = self.chunk_len
         autocast = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=autocast):
-            loss = self.model.loss(self.tokens, self.targets)
+            loss = self.model.loss(self.tokens, Targets(self.targets))
         loss.backward()
         if self.device.type == "cuda":
             torch.cuda.synchronize()

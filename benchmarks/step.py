@@ -24,6 +24,7 @@ from rwkv_train.config.schema import ModelConfig
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize, parameter_groups
 from rwkv_train.models.registry import build_model, complete
+from rwkv_train.ops.head_loss import Targets
 from rwkv_train.ops.token_shift import token_shift
 from rwkv_train.ops.wkv4 import wkv4
 from rwkv_train.ops.wkv5 import wkv5
@@ -172,7 +173,7 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
 
     def step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+            loss = model.loss(tokens[:, :-1], Targets(tokens[:, 1:]))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -9,6 +9,7 @@ from rwkv_train.config.schema import AdapterConfig
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.adapters import attach_adapters, largest_directions, learns, matrix_names
 from rwkv_train.models.parameters import parameter_groups
+from rwkv_train.ops.head_loss import Targets
 from rwkv_train.training.optim.freeze import freeze_all_but
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
@@ -88,7 +89,7 @@ def test_only_what_is_trained_gets_a_gradient(version, kind):
     groups = parameter_groups(model, weight_decay=0.1, train_type="lora", fully=("ln",))
     freeze_all_but(model, groups)
     tokens = random_tokens(2, 12)
-    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    model.loss(tokens[:, :-1], Targets(tokens[:, 1:])).backward()
     found = {name for name, p in model.named_parameters() if p.grad is not None}
     assert found == {name for group in groups for name in group.names}
     ends = {"lora_A", "lora_B"} | ({"lora_magnitude"} if "dora" in kind else set())
@@ -107,7 +108,7 @@ def test_gradients_are_the_same_when_blocks_are_recomputed(version):
         model = trained(adapted(version, lora_init="pissa", options={"grad_cp": recompute})).train()
         freeze_all_but(model, parameter_groups(model, weight_decay=0, train_type="lora"))
         tokens = random_tokens(2, 12)
-        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        model.loss(tokens[:, :-1], Targets(tokens[:, 1:])).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():

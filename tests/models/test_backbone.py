@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from rwkv_train.errors import ConfigError
+from rwkv_train.ops.head_loss import Targets
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 
@@ -60,12 +61,12 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(version):
     tokens, targets = random_tokens(2, 9), random_tokens(2, 9, seed=2)
     logits, _ = model(tokens)
     each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(2, 9)
-    assert_close("loss", model.loss(tokens, targets), each.mean(), 1e-6)
-    assert_close("loss", model.loss(tokens, targets, head_rows=4), each.mean(), 1e-6)
+    assert_close("loss", model.loss(tokens, Targets(targets)), each.mean(), 1e-6)
+    assert_close("loss", model.loss(tokens, Targets(targets, rows=4)), each.mean(), 1e-6)
     mask = torch.zeros(2, 9)
     mask[0, 3] = mask[1, 8] = 1
     expected = (each[0, 3] + each[1, 8]) / 2
-    assert_close("loss", model.loss(tokens, targets, mask=mask), expected, 1e-6)
+    assert_close("loss", model.loss(tokens, Targets(targets, mask)), expected, 1e-6)
 
 
 @every_version
@@ -75,7 +76,7 @@ def test_the_loss_continues_from_a_state(version):
     logits, _ = model(tokens)
     _, state = model(tokens[:, :6])
     expected = F.cross_entropy(logits[0, 6:], targets[0])
-    assert_close("loss", model.loss(tokens[:, 6:], targets, state=state), expected, 1e-5)
+    assert_close("loss", model.loss(tokens[:, 6:], Targets(targets), state=state), expected, 1e-5)
 
 
 @every_version
@@ -87,7 +88,7 @@ def test_recomputing_blocks_changes_no_gradient(version, dropout):
         model = tiny_model(version, n_layer=3, dropout=dropout, options={"grad_cp": grad_cp})
         model.train()
         torch.manual_seed(3)
-        loss = model.loss(tokens, targets)
+        loss = model.loss(tokens, Targets(targets))
         loss.backward()
         gradients.append([loss, *(p.grad for p in model.parameters() if p.requires_grad)])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -115,7 +116,7 @@ def test_recomputing_blocks_keeps_less_for_the_backward_pass(version):
 @every_version
 def test_every_trained_parameter_gets_a_gradient(version):
     model = tiny_model(version).train()
-    model.loss(random_tokens(2, 9), random_tokens(2, 9, seed=2)).backward()
+    model.loss(random_tokens(2, 9), Targets(random_tokens(2, 9, seed=2))).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     unused = [f"blocks.0.att.v{i}" for i in (1, 2, 0)] if version == "7" else []
     assert without == unused
@@ -170,14 +171,14 @@ def test_the_copy_head_points_at_tokens_seen_before(version, with_reset):
                     expected[b, t, tokens[b, s]] += q[b, t] @ k[b, s] / 8
     logits, _ = model(tokens, reset=reset)
     assert_close("logits", logits, expected, 1e-12)
-    loss = model.loss(tokens, tokens, reset=reset, head_rows=3)
+    loss = model.loss(tokens, Targets(tokens, rows=3), reset=reset)
     cross_entropy = F.cross_entropy(expected.flatten(0, 1), tokens.flatten())
     assert_close("loss", loss, cross_entropy, 1e-6)
 
 
 def test_the_copy_head_learns():
     model = tiny_model("4", head_qk=8).train()
-    model.loss(random_tokens(1, 7), random_tokens(1, 7, seed=2)).backward()
+    model.loss(random_tokens(1, 7), Targets(random_tokens(1, 7, seed=2))).backward()
     assert model.head_q.weight.grad.abs().max() > 0
     assert model.head_k.weight.grad.abs().max() > 0
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rwkv_train.ops.head_loss import Targets
 from tests.helpers import assert_close, relative_rms
 from tests.models.tiny import VERSIONS, golden_model
 
@@ -104,7 +105,7 @@ def test_rwkv4_and_5_have_the_loss_and_gradients_of_the_vectors(version, dtype):
 @pytest.mark.parametrize("version", ["4", "5"])
 def test_the_models_own_loss_has_the_gradients_of_the_vectors(version, dtype):
     model, arrays = golden_model(version, dtype)
-    loss = model.loss(arrays["train/inputs"], arrays["train/targets"], head_rows=7)
+    loss = model.loss(arrays["train/inputs"], Targets(arrays["train/targets"], rows=7))
     loss.backward()
     assert_close("loss", loss, arrays["train/loss"], LIMITS[dtype])
     check_gradients(model, arrays, "grad/", GRADIENT_LIMITS[dtype])

@@ -7,6 +7,7 @@ import importlib
 import pytest
 import torch
 
+from rwkv_train.ops.head_loss import Targets
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 
@@ -23,7 +24,7 @@ def run(model, tokens, *, autocast: bool):
     """Logits, state and loss of a forward and backward pass in one precision."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         logits, state = model(tokens)
-        loss = model.loss(tokens, tokens.roll(1, 1))
+        loss = model.loss(tokens, Targets(tokens.roll(1, 1)))
     loss.backward()
     return logits, state, loss
 

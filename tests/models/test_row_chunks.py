@@ -9,6 +9,7 @@ import torch
 
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.state import LayerState, copy_state, detach_state
+from rwkv_train.ops.head_loss import Targets
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 
@@ -28,11 +29,11 @@ def rows(batch=2):
     return text[:, :-1], text[:, 1:], mask, reset
 
 
-def loss_and_gradients(model, chunk_len, *arguments, **options):
+def loss_and_gradients(model, chunk_len, tokens, targets, **options):
     """The loss, the gradient of every parameter by name, the final state's loss included."""
     model.chunk_len = chunk_len
     model.zero_grad()
-    loss, state = model.loss_and_state(*arguments, **options)
+    loss, state = model.loss_and_state(tokens, targets, **options)
     # the state's own gradient must reach everything before it, too
     through_state = sum(
         t.double().square().sum()
@@ -48,9 +49,9 @@ def _wkv(layer: LayerState):
     return layer.wkv if isinstance(layer.wkv, tuple) else (layer.wkv,)
 
 
-def check(model, chunk_len, *arguments, **options):
-    whole, expected = loss_and_gradients(model, None, *arguments, **options)
-    loss, found = loss_and_gradients(model, chunk_len, *arguments, **options)
+def check(model, chunk_len, tokens, targets, **options):
+    whole, expected = loss_and_gradients(model, None, tokens, targets, **options)
+    loss, found = loss_and_gradients(model, chunk_len, tokens, targets, **options)
     assert_close("loss", loss, whole, 1e-12)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -62,7 +63,7 @@ def check(model, chunk_len, *arguments, **options):
 @pytest.mark.parametrize("chunk_len", [1, 5, 8, 22])
 def test_gradients_equal_those_of_the_whole_row(version, chunk_len):
     tokens, targets, _, _ = rows()
-    check(tiny_model(version).double(), chunk_len, tokens, targets)
+    check(tiny_model(version).double(), chunk_len, tokens, Targets(targets))
 
 
 @every_version
@@ -70,8 +71,8 @@ def test_gradients_equal_those_of_the_whole_row(version, chunk_len):
 def test_gradients_equal_with_weights_resets_and_recomputed_blocks(version, grad_cp):
     tokens, targets, mask, reset = rows()
     model = tiny_model(version, options={"grad_cp": grad_cp}).double()
-    check(model, 5, tokens, targets, mask=mask, reset=reset, total=tokens.numel())
-    check(model, 8, tokens, targets, mask=mask, reset=reset)
+    check(model, 5, tokens, Targets(targets, mask, tokens.numel()), reset=reset)
+    check(model, 8, tokens, Targets(targets, mask), reset=reset)
 
 
 @every_version
@@ -79,7 +80,7 @@ def test_gradients_equal_when_a_state_is_given(version):
     tokens, targets, _, _ = rows()
     model = tiny_model(version).double()
     state = detach_state(model(random_tokens(2, 4, seed=3))[1])
-    check(model, 6, tokens, targets, state=state, head_rows=7)
+    check(model, 6, tokens, Targets(targets, rows=7), state=state)
 
 
 @every_version
@@ -88,11 +89,11 @@ def test_a_trained_initial_state_learns_from_every_chunk(version):
     model = tiny_model(version, options={"train_states": True}).double()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.endswith("time_state"))
-    check(model, 5, tokens, targets)
+    check(model, 5, tokens, Targets(targets))
     # only the last chunk counts: its gradient must come through all the others
     mask = torch.zeros(2, T)
     mask[:, 20:] = 1
-    check(model, 5, tokens, targets, mask=mask)
+    check(model, 5, tokens, Targets(targets, mask))
 
 
 @every_version
@@ -103,7 +104,7 @@ def test_dropout_is_the_same_when_a_chunk_is_recomputed(version):
 
     def loss():
         torch.manual_seed(4)
-        return model.loss(tokens, targets)
+        return model.loss(tokens, Targets(targets))
 
     loss().backward()
     parameter = model.ln_out.bias
@@ -121,9 +122,9 @@ def test_dropout_is_the_same_when_a_chunk_is_recomputed(version):
 def test_one_chunk_is_the_plain_loss():
     tokens, targets, _, _ = rows()
     model = tiny_model("7")
-    expected = model.loss(tokens, targets)
+    expected = model.loss(tokens, Targets(targets))
     model.chunk_len = T
-    assert torch.equal(model.loss(tokens, targets), expected)
+    assert torch.equal(model.loss(tokens, Targets(targets)), expected)
 
 
 @every_version
@@ -131,9 +132,9 @@ def test_without_gradients_the_loss_is_that_of_the_whole_row(version):
     tokens, targets, mask, reset = rows()
     model = tiny_model(version).double()
     with torch.no_grad():
-        expected, _ = model.loss_and_state(tokens, targets, mask=mask, reset=reset)
+        expected, _ = model.loss_and_state(tokens, Targets(targets, mask), reset=reset)
         model.chunk_len = 4
-        found, _ = model.loss_and_state(tokens, targets, mask=mask, reset=reset)
+        found, _ = model.loss_and_state(tokens, Targets(targets, mask), reset=reset)
     assert_close("loss", found, expected, 1e-12)
 
 
@@ -152,7 +153,7 @@ def test_a_row_without_any_weight_has_loss_0():
     tokens, targets, mask, _ = rows()
     model = tiny_model("6")
     model.chunk_len = 8
-    assert model.loss(tokens, targets, mask=mask * 0).item() == 0
+    assert model.loss(tokens, Targets(targets, mask * 0)).item() == 0
 
 
 @every_version
@@ -178,7 +179,7 @@ def test_states_between_chunks_are_no_views_of_activations(version):
     model.chunk_len = 5
     states = []
     model.blocks[1].register_forward_pre_hook(lambda _, inputs: states.append(inputs[2]))
-    model.loss(tokens, targets)
+    model.loss(tokens, Targets(targets))
     assert len(states) == 5 and states[0] is None
     for state in states[1:]:
         for part in (state.att_shift, state.ffn_shift, *_wkv(state)):
@@ -191,7 +192,7 @@ def test_activations_of_finished_chunks_are_let_go():
     model.chunk_len = 5
     seen = []
     model.blocks[0].ffn.register_forward_hook(lambda *call: seen.append(weakref.ref(call[2][0])))
-    loss = model.loss(tokens, targets)
+    loss = model.loss(tokens, Targets(targets))
     assert len(seen) == 5
     # the last chunk's may still be referred to by this frame's callers, no other
     assert [ref() is None for ref in seen[:-1]] == [True] * 4

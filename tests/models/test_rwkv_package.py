@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rwkv_train.checkpoint.weights import save_weights
-from rwkv_train.models.state import state_to_rwkv_package
+from rwkv_train.models.rwkv_package import state_to_rwkv_package
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 

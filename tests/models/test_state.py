@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rwkv_train.errors import ConfigError
-from rwkv_train.models.state import LayerState, detach_state, state_to_rwkv_package
+from rwkv_train.models.rwkv_package import state_to_rwkv_package
+from rwkv_train.models.state import LayerState, detach_state
 from rwkv_train.ops.wkv4 import wkv4
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model

@@ -9,6 +9,7 @@ from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.transfer import donors, enlarge, shares, stretched_curve
+from rwkv_train.ops.head_loss import Targets
 from tests.models.tiny import VERSIONS, random_tokens, tiny_config, tiny_model
 
 every_version = pytest.mark.parametrize("version", VERSIONS)
@@ -42,11 +43,11 @@ def test_twice_the_width_computes_the_same_when_the_curves_are_flat(version):
 def test_more_layers_and_an_uneven_width_stay_near_the_small_model(version):
     small = tiny_model(version)
     tokens = random_tokens(4, 30)
-    expected = small.loss(tokens[:, :-1], tokens[:, 1:])
+    expected = small.loss(tokens[:, :-1], Targets(tokens[:, 1:]))
     model, report = enlarged(version, small.state_dict(), n_embd=96, n_layer=5)
     # The noise in the tiny model's weights makes it worse than guessing (log 50); a model that is
     # not made of it would not know that.
-    assert model.loss(tokens[:, :-1], tokens[:, 1:]).item() == pytest.approx(
+    assert model.loss(tokens[:, :-1], Targets(tokens[:, 1:])).item() == pytest.approx(
         expected.item(), abs=0.15
     )
     assert report.startswith("2 layers of width 64 became 5 of width 96")
@@ -58,7 +59,7 @@ def test_copies_of_a_channel_part_in_the_first_step(version):
     small = tiny_model(version)
     model, _ = enlarged(version, small.state_dict(), n_embd=128)
     tokens = random_tokens(2, 20)
-    model.train().loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    model.train().loss(tokens[:, :-1], Targets(tokens[:, 1:])).backward()
     rows = model.blocks[1].att.key.weight
     # Heads of 32 rows: the second is a copy of the first. RWKV-4: so is every second row.
     one, other = (

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops import head_loss as module
-from rwkv_train.ops.head_loss import head_loss, sliced
+from rwkv_train.ops.head_loss import Targets, sliced
 from rwkv_train.ops.head_loss.reference import head_loss_reference
 from tests.helpers import relative_rms
 
@@ -36,6 +36,13 @@ def inputs():
     return x.requires_grad_(), weight.requires_grad_(), extra.requires_grad_(), targets
 
 
+def loss_of(x, weight, ids, *, extra_logits=None, recomputed=False, **targets):
+    """Calls `head_loss` with the fields of its targets (mask, total, rows) as keywords."""
+    return module.head_loss(
+        x, weight, Targets(ids, **targets), extra_logits=extra_logits, recomputed=recomputed
+    )
+
+
 MASKS = {
     "none": None,
     "bool": torch.arange(BATCH_TIME).view(BATCH, TIME) % 3 == 0,
@@ -50,7 +57,7 @@ def test_slices_equal_all_logits_at_once(rows, mask, with_extra):
     x, weight, extra, targets = inputs()
     given = {"mask": MASKS[mask], "extra_logits": extra if with_extra else None}
     leaves = (x, weight, extra) if with_extra else (x, weight)
-    loss = head_loss(x, weight, targets, rows=rows, **given)
+    loss = loss_of(x, weight, targets, rows=rows, **given)
     expected = head_loss_reference(x, weight, targets, **given)
     assert loss.shape == () and abs(loss.item() - expected.item()) < 1e-12
     # a factor that stands for loss scaling or accumulation reaches every term
@@ -63,7 +70,7 @@ def test_the_loss_and_its_gradient_are_those_worked_out_by_hand():
     # One token, C = V = 2, logits (ln 3, 0): probabilities 3/4 and 1/4, target the second.
     x = torch.tensor([[[math.log(3.0), 0.0]]], dtype=torch.float64, requires_grad=True)
     weight = torch.eye(2, dtype=torch.float64, requires_grad=True)
-    loss = head_loss(x, weight, torch.tensor([[1]]))
+    loss = loss_of(x, weight, torch.tensor([[1]]))
     assert loss.item() == pytest.approx(math.log(4.0), abs=1e-15)
     loss.backward()
     # softmax minus the target, plus 1e-4 times the largest logit at its place
@@ -77,7 +84,7 @@ def test_the_mean_is_over_tokens_and_the_wrap_is_divided_by_their_number():
     # Two tokens with equal logits (0, 2): cross entropies ln(1 + e^2) and ln(1 + e^2) - 2.
     x = torch.tensor([[[0.0, 2.0], [0.0, 2.0]]], dtype=torch.float64, requires_grad=True)
     weight = torch.eye(2, dtype=torch.float64)
-    loss = head_loss(x, weight, torch.tensor([[0, 1]]))
+    loss = loss_of(x, weight, torch.tensor([[0, 1]]))
     assert loss.item() == pytest.approx(math.log1p(math.exp(2.0)) - 1.0, abs=1e-14)
     loss.backward()
     p = 1 / (1 + math.exp(2.0))
@@ -89,7 +96,7 @@ def test_the_mean_is_over_tokens_and_the_wrap_is_divided_by_their_number():
 def test_only_the_first_of_equal_largest_logits_is_pulled_down():
     x = torch.tensor([[[1.0, 3.0, 3.0]]], dtype=torch.float64, requires_grad=True)
     weight = torch.eye(3, dtype=torch.float64)
-    head_loss(x, weight, torch.tensor([[0]])).backward()
+    loss_of(x, weight, torch.tensor([[0]])).backward()
     second, third = x.grad[0, 0, 1].item(), x.grad[0, 0, 2].item()
     assert second - third == pytest.approx(1e-4 * 3.0, abs=1e-15)
 
@@ -98,7 +105,7 @@ def test_the_wrap_is_invisible_in_the_loss():
     x, weight, _, targets = inputs()
     mask = torch.zeros(BATCH, TIME)
     mask[0, 0] = 1
-    loss = head_loss(x, weight, targets, mask=mask)
+    loss = loss_of(x, weight, targets, mask=mask)
     first = torch.log_softmax(x[0, 0] @ weight.T, 0)[targets[0, 0]]
     assert loss.item() == pytest.approx(-first.item(), abs=1e-12)
 
@@ -107,7 +114,7 @@ def test_tokens_without_weight_are_not_wrapped_either():
     x, weight, _, targets = inputs()
     mask = torch.zeros(BATCH, TIME)
     mask[0, 0] = 1
-    head_loss(x, weight, targets, mask=mask).backward()
+    loss_of(x, weight, targets, mask=mask).backward()
     logits = (x[0, 0] @ weight.T).detach()
     error = logits.softmax(0)
     error[targets[0, 0]] -= 1
@@ -118,7 +125,7 @@ def test_tokens_without_weight_are_not_wrapped_either():
 
 def test_a_mask_of_zeros_gives_loss_zero_and_gradients_of_zero():
     x, weight, _, targets = inputs()
-    loss = head_loss(x, weight, targets, mask=torch.zeros(BATCH, TIME))
+    loss = loss_of(x, weight, targets, mask=torch.zeros(BATCH, TIME))
     assert loss.item() == 0
     loss.backward()
     assert x.grad.count_nonzero() == 0 and weight.grad.count_nonzero() == 0
@@ -129,9 +136,9 @@ def test_calls_with_parts_of_the_tokens_and_one_total_add_up_to_the_whole(mask):
     x, weight, _, targets = inputs()
     given = MASKS[mask]
     total = float(BATCH_TIME if given is None else given.sum())
-    whole = head_loss(x, weight, targets, mask=given)
+    whole = loss_of(x, weight, targets, mask=given)
     parts = [
-        head_loss(
+        loss_of(
             x[:, part],
             weight,
             targets[:, part],
@@ -150,26 +157,26 @@ def test_calls_with_parts_of_the_tokens_and_one_total_add_up_to_the_whole(mask):
 def test_a_total_that_cannot_divide_is_refused(total):
     x, weight, _, targets = inputs()
     with pytest.raises(BackendError, match="total"):
-        head_loss(x, weight, targets, total=total)
+        loss_of(x, weight, targets, total=total)
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])
 def test_what_is_frozen_gets_no_gradient_and_the_rest_its_usual_one(frozen):
     x, weight, _, targets = inputs()
-    expected = torch.autograd.grad(head_loss(x, weight, targets), (x, weight))
+    expected = torch.autograd.grad(loss_of(x, weight, targets), (x, weight))
     if frozen == "x":
-        head_loss(x.detach(), weight, targets).backward()
+        loss_of(x.detach(), weight, targets).backward()
         assert x.grad is None and torch.equal(weight.grad, expected[1])
     else:
-        head_loss(x, weight.detach(), targets).backward()
+        loss_of(x, weight.detach(), targets).backward()
         assert weight.grad is None and torch.equal(x.grad, expected[0])
 
 
 def test_without_gradients_only_the_loss_is_computed():
     x, weight, _, targets = inputs()
-    expected = head_loss(x, weight, targets).item()
+    expected = loss_of(x, weight, targets).item()
     with torch.no_grad():
-        loss = head_loss(x, weight, targets, rows=3)
+        loss = loss_of(x, weight, targets, rows=3)
     assert not loss.requires_grad and loss.item() == pytest.approx(expected, abs=1e-14)
 
 
@@ -177,7 +184,7 @@ def test_without_gradients_only_the_loss_is_computed():
 def test_a_call_that_will_be_repeated_computes_the_loss_alone(mask, monkeypatch):
     x, weight, extra, targets = inputs()
     given = {"mask": MASKS[mask], "extra_logits": extra, "rows": 3}
-    expected = head_loss(x, weight, targets, **given)
+    expected = loss_of(x, weight, targets, **given)
     saved = []
 
     def note(tensor):
@@ -185,11 +192,11 @@ def test_a_call_that_will_be_repeated_computes_the_loss_alone(mask, monkeypatch)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        head_loss(x, weight, targets, **given)
+        loss_of(x, weight, targets, **given)
         usual, saved[:] = saved[:], []
         with monkeypatch.context() as patch:
             patch.setattr(sliced, "_add_gradients", None)
-            loss = head_loss(x, weight, targets, recomputed=True, **given)
+            loss = loss_of(x, weight, targets, recomputed=True, **given)
     assert torch.equal(loss, expected)
     # what checkpointing compares, in no memory
     assert [(t.shape, t.dtype) for t in saved] == [(t.shape, t.dtype) for t in usual]
@@ -200,7 +207,7 @@ def test_a_call_that_will_be_repeated_computes_the_loss_alone(mask, monkeypatch)
 
 def test_a_second_backward_gives_the_same_gradients():
     x, weight, _, targets = inputs()
-    loss = head_loss(x, weight, targets)
+    loss = loss_of(x, weight, targets)
     first = torch.autograd.grad(loss, (x, weight), retain_graph=True)
     second = torch.autograd.grad(loss, (x, weight))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
@@ -210,7 +217,7 @@ def test_fp32_stays_within_its_rounding():
     x, weight, _, targets = inputs()
     expected = torch.autograd.grad(head_loss_reference(x, weight, targets), (x, weight))
     low_x, low_weight = (t.detach().float().requires_grad_() for t in (x, weight))
-    loss = head_loss(low_x, low_weight, targets, rows=4)
+    loss = loss_of(low_x, low_weight, targets, rows=4)
     assert loss.dtype == torch.float32
     for gradient, right in zip(torch.autograd.grad(loss, (low_x, low_weight)), expected):
         assert gradient.dtype == torch.float32 and relative_rms(gradient, right) < 1e-6
@@ -223,7 +230,7 @@ def test_low_precision_is_used_for_the_products_and_fp32_for_the_rest(dtype):
     targets = torch.randint(3000, (4, 1024), generator=torch.Generator().manual_seed(0))
     low_x, low_weight = (t.to(dtype).requires_grad_() for t in (x, weight))
     x, weight = (t.detach().double().requires_grad_() for t in (low_x, low_weight))
-    loss = head_loss(low_x, low_weight, targets, rows=500)
+    loss = loss_of(low_x, low_weight, targets, rows=500)
     exact = head_loss_reference(x, weight, targets)
     assert loss.dtype == torch.float32
     # a logit of about 1 is rounded by up to 2^-9; the mean of 4096 such errors is far smaller
@@ -239,7 +246,7 @@ def test_fp16_gradients_survive_when_a_loss_scale_follows():
     x = (0.1 * normal(8, 512, 8, seed=1)).half().requires_grad_()
     weight = (1e-4 * normal(50, 8, seed=2)).half()
     targets = torch.randint(50, (8, 512), generator=torch.Generator().manual_seed(0))
-    (gradient,) = torch.autograd.grad(head_loss(x, weight, targets) * 2.0**16, x)
+    (gradient,) = torch.autograd.grad(loss_of(x, weight, targets) * 2.0**16, x)
     wide = x.detach().double().requires_grad_()
     exact = head_loss_reference(wide, weight.double(), targets) * 2.0**16
     (expected,) = torch.autograd.grad(exact, wide)
@@ -252,10 +259,10 @@ def test_autocast_decides_the_dtype_of_the_products():
     x, weight, _, targets = inputs()
     x, weight = (t.detach().float().requires_grad_() for t in (x, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = head_loss(x, weight, targets)
+        loss = loss_of(x, weight, targets)
         # one of the two in bf16, as a layer norm in bf16 or a master weight in fp32 gives it
-        mixed = head_loss(x.bfloat16(), weight, targets)
-    expected = head_loss(x.bfloat16(), weight.bfloat16(), targets)
+        mixed = loss_of(x.bfloat16(), weight, targets)
+    expected = loss_of(x.bfloat16(), weight.bfloat16(), targets)
     assert loss.item() == expected.item() == mixed.item()
     for gradient, right in zip(
         torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(expected, (x, weight))
@@ -288,7 +295,7 @@ def test_it_never_holds_more_than_one_slice_of_logits(with_mask):
     targets = torch.randint(vocab, (batch, time))
     mask = torch.rand(batch, time) if with_mask else None
     with LargestTensor() as record:
-        head_loss(x, weight, targets, rows=rows, mask=mask).backward()
+        loss_of(x, weight, targets, rows=rows, mask=mask).backward()
     assert record.numbers <= rows * vocab
     with LargestTensor() as record:
         head_loss_reference(x, weight, targets, mask=mask).backward()
@@ -305,9 +312,9 @@ def test_a_slice_takes_about_64_mib_unless_rows_are_given(monkeypatch):
 
     monkeypatch.setattr(module, "SlicedHeadLoss", Spy)
     x, targets = torch.zeros(2, 4096, 1), torch.zeros(2, 4096, dtype=torch.int64)
-    head_loss(x, torch.zeros(65536, 1), targets)
-    head_loss(x, torch.zeros(100, 1), targets)
-    head_loss(x, torch.zeros(100, 1), targets, rows=77)
+    loss_of(x, torch.zeros(65536, 1), targets)
+    loss_of(x, torch.zeros(100, 1), targets)
+    loss_of(x, torch.zeros(100, 1), targets, rows=77)
     # 256 rows of 65536 fp32 logits are 64 MiB; 100 logits a token fit all 8192 tokens
     assert seen == [256, 8192, 77]
 
@@ -326,7 +333,7 @@ def test_any_shape_and_any_size_of_logits_agree(batch, time, width, vocab, rows,
     x = (normal(batch, time, width, seed=seed) * scale).requires_grad_()
     weight = normal(vocab, width, seed=seed + 1).requires_grad_()
     targets = torch.randint(vocab, (batch, time), generator=torch.Generator().manual_seed(seed + 2))
-    loss = head_loss(x, weight, targets, rows=rows)
+    loss = loss_of(x, weight, targets, rows=rows)
     expected = head_loss_reference(x, weight, targets)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-11)
     for gradient, right in zip(
@@ -340,7 +347,7 @@ def test_gradients_pass_torchs_own_check_apart_from_the_wrap():
 
     def function(x, weight, extra):
         mask = MASKS["weights"]
-        return head_loss(x, weight, targets, extra_logits=extra, mask=mask, rows=4)
+        return loss_of(x, weight, targets, extra_logits=extra, mask=mask, rows=4)
 
     # Numerical differences of the loss do not see the wrap, at most 1e-4 / 14 * 6 * 3 here.
     assert torch.autograd.gradcheck(function, (x, weight, extra), atol=3e-4, rtol=0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from rwkv_train.errors import BackendError
-from rwkv_train.ops.head_loss import head_loss, head_token_losses
+from rwkv_train.ops.head_loss import head_token_losses
 from rwkv_train.ops.head_loss.reference import head_token_losses_reference
-from tests.ops.test_head_loss import LargestTensor, inputs
+from tests.ops.test_head_loss import LargestTensor, inputs, loss_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,7 +41,7 @@ def test_their_weighted_mean_is_the_loss(weights):
     x, weight, extra, targets = inputs()
     losses = head_token_losses(x, weight, targets, extra_logits=extra, rows=3)
     counts = torch.ones_like(losses) if weights is None else weights
-    loss = head_loss(x, weight, targets, mask=weights, extra_logits=extra)
+    loss = loss_of(x, weight, targets, mask=weights, extra_logits=extra)
     assert loss.item() == pytest.approx(((losses * counts).sum() / counts.sum()).item(), rel=1e-13)
 
 

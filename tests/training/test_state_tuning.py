@@ -14,6 +14,7 @@ from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.inference.generate import prefill
 from rwkv_train.inference.loading import load_model
 from rwkv_train.models.parameters import parameter_groups
+from rwkv_train.ops.head_loss import Targets
 from rwkv_train.training.optim.freeze import freeze_all_but
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.models.tiny import random_tokens, tiny_model
@@ -133,7 +134,7 @@ def test_frozen_weights_get_no_gradients(weight_decay: float):
         (1.0, weight_decay, STATES)
     ]
     tokens = random_tokens(2, 17)
-    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    model.loss(tokens[:, :-1], Targets(tokens[:, 1:])).backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == STATES
 
 

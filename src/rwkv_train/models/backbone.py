@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.layers import Head, Linear
-from rwkv_train.models.row_chunks import chunked_loss, chunked_token_losses
+from rwkv_train.models.row_chunks import chunked_loss, read_in_chunks
 from rwkv_train.models.state import LayerState, ModelState
+from rwkv_train.ops.head_loss import Targets
 
 
 class Block(nn.Module):
@@ -107,101 +108,71 @@ class RWKV(nn.Module):
     def loss(
         self,
         tokens: Tensor,
-        targets: Tensor,
+        targets: Targets,
         *,
-        mask: Tensor | None = None,
-        total: float | None = None,
         state: ModelState | None = None,
         reset: Tensor | None = None,
-        head_rows: int | None = None,
     ) -> Tensor:
-        """Mean cross entropy of `targets` [B, T]: a scalar in fp32 (fp64 for fp64 models).
+        """Returns the mean cross entropy of `targets`: a scalar in fp32 (fp64 for fp64 models).
 
-        mask: [B, T] weights of the positions; total: what their weighted sum is divided by; None:
-        the sum of the weights.
-        head_rows: positions per slice of logits, which are never held all at once; None: chosen by
-        size.
-        The gradient includes the L2Wrap term, see `ops.head_loss`.
+        tokens, state, reset: as `forward`.  targets: one for every token, see `ops.head_loss`.
+        The gradient includes the L2Wrap term, see there too.
         """
-        return self.loss_and_state(
-            tokens, targets, mask=mask, total=total, state=state, reset=reset, head_rows=head_rows
-        )[0]
+        return self.loss_and_state(tokens, targets, state=state, reset=reset)[0]
 
     def loss_and_state(
         self,
         tokens: Tensor,
-        targets: Tensor,
+        targets: Targets,
         *,
-        mask: Tensor | None = None,
-        total: float | None = None,
         state: ModelState | None = None,
         reset: Tensor | None = None,
-        head_rows: int | None = None,
     ) -> tuple[Tensor, ModelState]:
-        """`loss`, and the state after the last token, through which gradients flow."""
-        options = {
-            "mask": mask,
-            "total": total,
-            "state": state,
-            "reset": reset,
-            "head_rows": head_rows,
-        }
+        """Returns `loss` and the state after the last token, through which gradients flow."""
         if self.chunk_len is None or tokens.shape[1] <= self.chunk_len:
-            return self._loss_of_piece(tokens, targets, **options)
-        return chunked_loss(self._loss_of_piece, self.chunk_len, tokens, targets, **options)
+            return self._loss_of_piece(tokens, targets, state, reset)
+        return chunked_loss(self._loss_of_piece, self.chunk_len, tokens, targets, state, reset)
 
     def _loss_of_piece(
         self,
         tokens: Tensor,
-        targets: Tensor,
-        *,
-        mask: Tensor | None,
-        total: float | None,
+        targets: Targets,
         state: ModelState | None,
         reset: Tensor | None,
-        head_rows: int | None,
+        *,
         recomputed: bool = False,
     ) -> tuple[Tensor, ModelState]:
         x, new_state = self.features(tokens, state, reset=reset)
         extra = self._copy_logits(x, tokens, state, reset)
-        loss = self.head(
-            x,
-            targets,
-            mask=mask,
-            total=total,
-            extra_logits=extra,
-            rows=head_rows,
-            recomputed=recomputed,
-        )
-        return loss, new_state
+        return self.head(x, targets, extra_logits=extra, recomputed=recomputed), new_state
 
     def token_losses(
         self,
         tokens: Tensor,
-        targets: Tensor,
+        ids: Tensor,
         state: ModelState | None = None,
         *,
         reset: Tensor | None = None,
         head_rows: int | None = None,
+        chunk_len: int | None = None,
     ) -> tuple[Tensor, ModelState]:
-        """Cross entropy of every target, [B, T] without gradients, and the state afterwards.
+        """Returns every target's cross entropy, [B, T] without gradients, and the state afterwards.
 
-        Arguments as `loss`.
+        ids: [B, T], the targets.  head_rows: as `Targets.rows`.
+        chunk_len: tokens read at a time; None: as many as for the loss.  The rest: as `forward`.
         """
-        if self.chunk_len is not None and tokens.shape[1] > self.chunk_len:
-            return chunked_token_losses(
-                self.token_losses,
-                self.chunk_len,
-                tokens,
-                targets,
-                state,
-                reset=reset,
-                head_rows=head_rows,
-            )
-        x, new_state = self.features(tokens, state, reset=reset)
-        extra = self._copy_logits(x, tokens, state, reset)
-        losses = self.head(x, targets, extra_logits=extra, rows=head_rows, per_token=True)
-        return losses, new_state
+        chunk_len = chunk_len or self.chunk_len or tokens.shape[1]
+
+        def read(part: slice, state: ModelState | None) -> tuple[Tensor, ModelState]:
+            piece, starts = tokens[:, part], None if reset is None else reset[:, part]
+            x, state_after = self.features(piece, state, reset=starts)
+            extra = self._copy_logits(x, piece, state, starts)
+            targets = Targets(ids[:, part], rows=head_rows)
+            return self.head(x, targets, extra_logits=extra, per_token=True), state_after
+
+        with torch.no_grad():
+            losses, state = read_in_chunks(read, tokens.shape[1], chunk_len, state)
+        return torch.cat(losses, 1), state
 
     def features(
         self, tokens: Tensor, state: ModelState | None = None, *, reset: Tensor | None = None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
-from rwkv_train.ops.head_loss import head_loss, head_token_losses
+from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
 from rwkv_train.ops.token_shift import token_shift
 
 
@@ -35,34 +35,26 @@ class Head(Linear):
     def forward(
         self,
         x: Tensor,
-        targets: Tensor | None = None,
+        targets: Targets | None = None,
         *,
-        mask: Tensor | None = None,
-        total: float | None = None,
         extra_logits: Tensor | None = None,
-        rows: int | None = None,
         per_token: bool = False,
         recomputed: bool = False,
     ) -> Tensor:
-        """Logits [B, T, V], or with `targets` [B, T] the loss of `ops.head_loss`.
+        """Returns the logits [B, T, V], or with `targets` the loss of `ops.head_loss`.
 
         extra_logits: [B, T, V], added to W x.
         per_token: every token's own loss [B, T], without gradients.
         recomputed: see `ops.head_loss`.
         """
         if per_token:
-            assert targets is not None and mask is None, "losses of all targets"
-            return head_token_losses(x, self.weight, targets, extra_logits=extra_logits, rows=rows)
+            assert targets is not None and targets.mask is None, "losses of all targets"
+            return head_token_losses(
+                x, self.weight, targets.ids, extra_logits=extra_logits, rows=targets.rows
+            )
         if targets is not None:
             return head_loss(
-                x,
-                self.weight,
-                targets,
-                mask=mask,
-                total=total,
-                extra_logits=extra_logits,
-                rows=rows,
-                recomputed=recomputed,
+                x, self.weight, targets, extra_logits=extra_logits, recomputed=recomputed
             )
         logits = super().forward(x)
         return logits if extra_logits is None else logits + extra_logits

@@ -1,4 +1,4 @@
-"""The recurrent state of a model: its layout, stated once, and its form elsewhere.
+"""The recurrent state of a model: its layout, stated once.
 
 A model's state is a tuple with one LayerState per block. Every tensor's first axis is the batch.
 """
@@ -33,17 +33,17 @@ ModelState: TypeAlias = tuple[LayerState, ...]
 
 
 def detach_state(state: ModelState) -> ModelState:
-    """The same values, cut off from the graph that computed them."""
+    """Returns the same values, cut off from the graph that computed them."""
     return map_state(torch.Tensor.detach, state)
 
 
 def copy_state(state: ModelState) -> ModelState:
-    """The same values in memory of their own; gradients flow through."""
+    """Returns the same values in memory of their own; gradients flow through."""
     return map_state(torch.Tensor.clone, state)
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: ModelState) -> ModelState:
-    """`function` of every tensor."""
+    """Applies `function` to every tensor."""
     return tuple(
         LayerState(
             function(layer.att_shift),
@@ -54,23 +54,3 @@ def map_state(function: Callable[[Tensor], Tensor], state: ModelState) -> ModelS
         )
         for layer in state
     )
-
-
-def state_to_rwkv_package(state: ModelState, version: str, row: int = 0) -> list[Tensor]:
-    """The flat list that `RWKV.forward(tokens, state)` of the `rwkv` package takes.
-
-    Per layer: attention shift, the operator's state in the package's order of axes, channel-mix
-    shift; copies, without the batch axis.
-    row: which sequence of the batch.
-    """
-    # The versions import what this module is part of.
-    from rwkv_train.models.registry import version_module
-
-    to_package = version_module(version).wkv_to_rwkv_package
-    flat: list[Tensor] = []
-    for layer in state:
-        wkv = layer.wkv if isinstance(layer.wkv, tuple) else (layer.wkv,)
-        operator = to_package(*(part[row].detach() for part in wkv))
-        tensors = (layer.att_shift[row].detach(), *operator, layer.ffn_shift[row].detach())
-        flat += [tensor.contiguous().clone() for tensor in tensors]
-    return flat

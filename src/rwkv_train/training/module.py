@@ -14,6 +14,7 @@ from rwkv_train.data.samples.batch import Batch
 from rwkv_train.errors import DataError
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import ParameterGroup
+from rwkv_train.ops.head_loss import Targets
 from rwkv_train.training.carried_state import CarriedStates
 from rwkv_train.training.optim.optimizer import build_optimizer
 
@@ -52,12 +53,9 @@ class TrainingModule(pl.LightningModule):
         self._fault = self._fault or next(filter(None, batch.faults), None)
         loss, state = self.model.loss_and_state(
             batch.tokens,
-            batch.targets,
-            mask=batch.mask,
-            total=batch.tokens.numel(),
+            Targets(batch.targets, batch.mask, batch.tokens.numel(), self._hardware.head_chunk),
             state=self.carried.before(batch),
             reset=batch.reset,
-            head_rows=self._hardware.head_chunk,
         )
         self.carried.keep(batch, state)
         self._micro_batches.append((loss.detach(), batch.numbers))

@@ -124,20 +124,13 @@ def sums_by_position(model: RWKV, batch: Batch, chunk_len: int, head_rows: int |
     batch_size, length = batch.tokens.shape
     result = torch.zeros(2, batch_size, bucket_count(length), dtype=torch.float64)
     buckets = _buckets(batch)
-    state = None
-    for start in range(0, length, chunk_len):
-        part = slice(start, start + chunk_len)
-        reset = None if batch.reset is None else batch.reset[:, part]
-        losses, state = model.token_losses(
-            batch.tokens[:, part], batch.targets[:, part], state, reset=reset, head_rows=head_rows
-        )
-        losses = losses.double().cpu()
-        if batch.mask is None:
-            weights = torch.ones_like(losses)
-        else:
-            weights = batch.mask[:, part].double().cpu()
-        result[0].scatter_add_(1, buckets[:, part], losses * weights)
-        result[1].scatter_add_(1, buckets[:, part], weights)
+    found, _ = model.token_losses(
+        batch.tokens, batch.targets, reset=batch.reset, head_rows=head_rows, chunk_len=chunk_len
+    )
+    losses = found.double().cpu()
+    weights = torch.ones_like(losses) if batch.mask is None else batch.mask.double().cpu()
+    result[0].scatter_add_(1, buckets, losses * weights)
+    result[1].scatter_add_(1, buckets, weights)
     return result
 
 

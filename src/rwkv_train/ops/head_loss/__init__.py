@@ -16,40 +16,65 @@ the incoming one as a whole.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.arguments import FLOAT_DTYPES
 from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
-from rwkv_train.ops.head_loss.per_token import sliced_token_losses
-from rwkv_train.ops.head_loss.sliced import Plan, SlicedHeadLoss
+from rwkv_train.ops.head_loss.sliced import SlicedHeadLoss, SliceOptions, sliced_token_losses
 
 # Bytes of a slice of fp32 logits when the caller does not choose.
 SLICE_BYTES = 64 * 2**20
 
 
+class Targets(NamedTuple):
+    """What a head is to predict, how much every position counts, and how many at a time.
+
+    ids: [B, T] int64, each in 0 .. V - 1.
+    mask: [B, T] bool or number >= 0, the weights of the positions; None: all ones.
+    total: what the weighted sum of the losses is divided by; None: the sum of the weights, and
+        with weights that are all zero the loss is 0.
+    rows: positions per slice of logits, which never exist all at once; None takes about 64 MiB of
+        fp32 logits.
+    """
+
+    ids: Tensor
+    mask: Tensor | None = None
+    total: float | None = None
+    rows: int | None = None
+
+    def with_total(self) -> Targets:
+        """Returns the targets with `total` a number, which pieces of the row then share."""
+        if self.total is not None:
+            return self
+        if self.mask is None:
+            return self._replace(total=float(self.ids.numel()))
+        # Without any weight the loss is 0 and not 0 / 0, as in `head_loss`.
+        return self._replace(total=self.mask.double().sum().item() or 1.0)
+
+    def between(self, tokens: slice) -> Targets:
+        """Returns the targets of the positions `tokens`; `total` remains that of the whole."""
+        mask = None if self.mask is None else self.mask[:, tokens]
+        return self._replace(ids=self.ids[:, tokens], mask=mask)
+
+
 def head_loss(
     x: Tensor,
     weight: Tensor,
-    targets: Tensor,
+    targets: Targets,
     *,
-    mask: Tensor | None = None,
-    total: float | None = None,
     extra_logits: Tensor | None = None,
-    rows: int | None = None,
     recomputed: bool = False,
 ) -> Tensor:
-    """The scalar loss in fp32 (fp64 for fp64 inputs), differentiable once.
+    """Returns the scalar loss in fp32 (fp64 for fp64 inputs), differentiable once.
 
     x: [B, T, C]; weight: [V, C] in the same dtype (any float dtypes under autocast, which decides
         the dtype of the matrix products). Softmax, loss and sums are fp32 (fp64).
-    targets: [B, T] int64, each in 0 .. V - 1.
-    mask: [B, T] bool or number >= 0, the weights of the tokens, or None for all ones.
-    total: what the weighted sum over tokens is divided by; None: the sum of the weights, and with
-        weights that are all zero the loss is 0.
+    targets: see `Targets`.
     extra_logits: [B, T, V] added to the logits, or None; gets a gradient of its own.
-    rows: tokens per slice; None takes about 64 MiB of fp32 logits.
     recomputed: activation checkpointing will make this call again before its backward pass: now
         only the loss is computed, and a backward pass that comes all the same gives NaN.
 
@@ -57,49 +82,56 @@ def head_loss(
     argument does not fit.
     """
     matmul_dtype = _matmul_dtype(x, weight)
-    _check(x, weight, targets, mask, extra_logits, rows, total)
-    enabled = torch.is_grad_enabled()
-    wants = tuple(
-        enabled and tensor is not None and tensor.requires_grad
-        for tensor in (x, weight, extra_logits)
+    _check(x, weight, targets, extra_logits)
+    options = SliceOptions(
+        rows=_rows(x, weight, targets.rows),
+        matmul_dtype=matmul_dtype,
+        wants=(_wants(x), _wants(weight), _wants(extra_logits)),
+        total=targets.total,
+        recomputed=recomputed,
     )
-    plan = Plan(_rows(x, weight, rows), matmul_dtype, wants, total, recomputed)
     with without_autocast(x.device):
-        return SlicedHeadLoss.apply(
+        loss: Tensor = SlicedHeadLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
             x.flatten(0, 1),
             weight,
-            targets.flatten(),
-            None if mask is None else mask.flatten(),
+            targets.ids.flatten(),
+            None if targets.mask is None else targets.mask.flatten(),
             None if extra_logits is None else extra_logits.flatten(0, 1),
-            plan,
+            options,
         )
+    return loss
 
 
 @torch.no_grad()
 def head_token_losses(
     x: Tensor,
     weight: Tensor,
-    targets: Tensor,
+    ids: Tensor,
     *,
     extra_logits: Tensor | None = None,
     rows: int | None = None,
 ) -> Tensor:
-    """The cross entropy of every token, [B, T] in fp32 (fp64 for fp64 inputs), without gradients.
+    """Returns every token's own cross entropy, [B, T] in fp32 (fp64), without gradients.
 
-    Arguments as for `head_loss`, whose value is their weighted mean.
+    ids, rows: as in `Targets`; the rest as for `head_loss`, whose value is their weighted mean.
     """
     matmul_dtype = _matmul_dtype(x, weight)
-    _check(x, weight, targets, None, extra_logits, rows, None)
+    _check(x, weight, Targets(ids, rows=rows), extra_logits)
     extra = None if extra_logits is None else extra_logits.flatten(0, 1)
     with without_autocast(x.device):
         losses = sliced_token_losses(
-            x.flatten(0, 1), weight, targets.flatten(), extra, _rows(x, weight, rows), matmul_dtype
+            x.flatten(0, 1), weight, ids.flatten(), extra, _rows(x, weight, rows), matmul_dtype
         )
-    return losses.view_as(targets)
+    return losses.view_as(ids)
+
+
+def _wants(tensor: Tensor | None) -> bool:
+    """Tells whether a backward pass may ask for the gradient of `tensor`."""
+    return torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
 
 
 def _rows(x: Tensor, weight: Tensor, given: int | None) -> int:
-    """Tokens per slice of x [B, T, C]."""
+    """Returns the tokens per slice of x [B, T, C]."""
     if given is None:
         given = max(1, SLICE_BYTES // (4 * weight.shape[0]))
     return min(given, x.shape[0] * x.shape[1])
@@ -124,30 +156,23 @@ def _matmul_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    extra_logits: Tensor | None,
-    rows: int | None,
-    total: float | None,
-) -> None:
+def _check(x: Tensor, weight: Tensor, targets: Targets, extra_logits: Tensor | None) -> None:
+    ids, mask, total, rows = targets
     if x.dim() != 3 or x.numel() == 0:
         raise BackendError(f"head_loss: x has shape {list(x.shape)}, expected [B, T, C], not empty")
     if weight.dim() != 2 or weight.shape[1] != x.shape[2] or weight.numel() == 0:
         raise BackendError(
             f"head_loss: weight has shape {list(weight.shape)}, expected [V, C = {x.shape[2]}]"
         )
-    _check_tensor("targets", targets)
-    if targets.dtype != torch.int64:
-        raise BackendError(f"head_loss: targets are {targets.dtype}, expected int64 token ids")
+    _check_tensor("targets", ids)
+    if ids.dtype != torch.int64:
+        raise BackendError(f"head_loss: targets are {ids.dtype}, expected int64 token ids")
     if rows is not None and rows < 1:
         raise BackendError(f"head_loss: rows is {rows}, expected at least 1 token per slice")
     if total is not None and not total > 0:
         raise BackendError(f"head_loss: total is {total}, expected a number above 0")
-    expected = {
-        "targets": (targets, x.shape[:2]),
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "targets": (ids, x.shape[:2]),
         "mask": (mask, x.shape[:2]),
         "extra_logits": (extra_logits, (*x.shape[:2], weight.shape[0])),
         "weight": (weight, weight.shape),
@@ -162,7 +187,7 @@ def _check(
             )
         if tensor.device != x.device:
             raise BackendError(f"head_loss: {name} is on {tensor.device}, expected {x.device}")
-    _check_range(targets, weight.shape[0])
+    _check_range(ids, weight.shape[0])
 
 
 def _check_tensor(name: str, given: object) -> None:
@@ -170,11 +195,11 @@ def _check_tensor(name: str, given: object) -> None:
         raise BackendError(f"head_loss: {name} is {type(given).__name__}, expected a tensor")
 
 
-def _check_range(targets: Tensor, vocabulary: int) -> None:
+def _check_range(ids: Tensor, vocabulary: int) -> None:
     """Names a target that is no token; on a CPU, since a GPU would have to be waited for."""
-    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    least, largest = targets.aminmax()
+    least, largest = ids.aminmax()
     if least < 0 or largest >= vocabulary:
         wrong = int(least if least < 0 else largest)
         raise BackendError(

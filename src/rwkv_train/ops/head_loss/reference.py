@@ -1,4 +1,4 @@
-"""Head and loss with all logits at once; the law that `head_loss` is compared with."""
+"""Head and loss with all logits at once; the ground truth for `head_loss`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def head_loss_reference(
     total: float | None = None,
     extra_logits: Tensor | None = None,
 ) -> Tensor:
-    """The scalar of `rwkv_train.ops.head_loss.head_loss` with gradients by autograd.
+    """Returns the scalar of `rwkv_train.ops.head_loss.head_loss` with gradients by autograd.
 
     Shapes as there. L2Wrap is added as l - l.detach(): its value is 0, its gradient that of l.
     """
@@ -40,7 +40,7 @@ def head_loss_reference(
 def head_token_losses_reference(
     x: Tensor, weight: Tensor, targets: Tensor, *, extra_logits: Tensor | None = None
 ) -> Tensor:
-    """[B, T] of `rwkv_train.ops.head_loss.head_token_losses`."""
+    """Returns the [B, T] losses of `rwkv_train.ops.head_loss.head_token_losses`."""
     logits = _logits(x, weight, extra_logits)
     return -logits.log_softmax(2).gather(2, targets.unsqueeze(2)).squeeze(2)
 

@@ -1,4 +1,4 @@
-"""Head and loss a slice of tokens at a time, gradients included."""
+"""Head and loss a slice of tokens at a time: the mean with its gradients, or every token's own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rwkv_train.ops.head_loss.reference import L2WRAP
 from rwkv_train.ops.precision import compute_dtype
 
 
-class Plan(NamedTuple):
-    """What is computed and how."""
+class SliceOptions(NamedTuple):
+    """What is computed of every slice, and how."""
 
     rows: int
     """tokens per slice"""
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
 
 class SlicedHeadLoss(torch.autograd.Function):
-    """(x [n, C], weight [V, C], targets [n], mask [n] | None, extra [n, V] | None, plan) -> loss.
+    """(x [n, C], weight [V, C], ids [n], mask [n] | None, extra [n, V] | None, options) -> loss.
 
     The gradients are kept without the division by the total, which follows together
     with the incoming gradient: fp16 would lose them below 6e-8 before a loss scale could help.
@@ -43,31 +43,31 @@ class SlicedHeadLoss(torch.autograd.Function):
         targets: Tensor,
         mask: Tensor | None,
         extra: Tensor | None,
-        plan: Plan,
+        options: SliceOptions,
     ) -> Tensor:
-        dtype = compute_dtype(plan.matmul_dtype)
+        dtype = compute_dtype(options.matmul_dtype)
         counts = None if mask is None else mask.to(dtype)
-        if counts is None or plan.total is not None:
-            size = float(x.shape[0]) if plan.total is None else plan.total
+        if counts is None or options.total is not None:
+            size = float(x.shape[0]) if options.total is None else options.total
             total = torch.tensor(size, dtype=dtype, device=x.device)
         else:
             # With nothing to learn from, the loss is 0 and not 0 / 0.
             total = counts.sum()
             total = torch.where(total > 0, total, 1)
-        now = any(plan.wants) and not plan.recomputed
-        grads = _empty_gradients(x, weight, extra, plan)
-        operand = weight.to(plan.matmul_dtype)
+        now = any(options.wants) and not options.recomputed
+        grads = _empty_gradients(x, weight, extra, options)
+        operand = weight.to(options.matmul_dtype)
         loss = total.new_zeros(())
-        for start in range(0, x.shape[0], plan.rows):
-            part = slice(start, start + plan.rows)
-            inputs = x[part].to(plan.matmul_dtype)
+        for start in range(0, x.shape[0], options.rows):
+            part = slice(start, start + options.rows)
+            inputs = x[part].to(options.matmul_dtype)
             logits = (inputs @ operand.T).to(dtype)  # [rows, V]
             if extra is not None:
                 logits += extra[part]
             count = None if counts is None else counts[part]
             loss += _to_gradient(logits, targets[part], count, now)
             if now:
-                _add_gradients(grads, part, logits, inputs, operand, plan)
+                _add_gradients(grads, part, logits, inputs, operand, options)
         ctx.save_for_backward(total, *grads)
         ctx.dtypes = (x.dtype, weight.dtype, None if extra is None else extra.dtype)
         return loss / total
@@ -85,16 +85,45 @@ class SlicedHeadLoss(torch.autograd.Function):
         return grad_x, grad_weight, None, None, grad_extra, None
 
 
+def sliced_token_losses(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    extra: Tensor | None,
+    rows: int,
+    matmul_dtype: torch.dtype,
+) -> Tensor:
+    """Returns every token's own cross entropy, [n], without gradients.
+
+    x: [n, C].  weight: [V, C].  targets: [n].  extra: [n, V] or None.
+    rows: tokens per slice; at most one slice of logits exists at a time.
+    """
+    dtype = compute_dtype(matmul_dtype)
+    operand = weight.to(matmul_dtype)
+    losses = x.new_empty(x.shape[0], dtype=dtype)
+    for start in range(0, x.shape[0], rows):
+        part = slice(start, start + rows)
+        logits = (x[part].to(matmul_dtype) @ operand.T).to(dtype)  # [rows, V]
+        if extra is not None:
+            logits += extra[part]
+        largest = logits.amax(1)
+        at_target = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
+        # in place: logsumexp would take a second slice of memory
+        total = logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
+        losses[part] = total.log() + largest - at_target
+    return losses
+
+
 def _empty_gradients(
-    x: Tensor, weight: Tensor, extra: Tensor | None, plan: Plan
+    x: Tensor, weight: Tensor, extra: Tensor | None, options: SliceOptions
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    wants_x, wants_weight, wants_extra = plan.wants
-    dtype = compute_dtype(plan.matmul_dtype)
+    wants_x, wants_weight, wants_extra = options.wants
+    dtype = compute_dtype(options.matmul_dtype)
     empty, zeros = torch.empty_like, torch.zeros_like
-    if plan.recomputed:
+    if options.recomputed:
         empty = zeros = _placeholder
     return (
-        empty(x, dtype=plan.matmul_dtype) if wants_x else None,
+        empty(x, dtype=options.matmul_dtype) if wants_x else None,
         # fp32 whatever the weight's dtype, since the slices are summed in it
         zeros(weight, dtype=dtype) if wants_weight else None,
         empty(extra, dtype=extra.dtype) if wants_extra and extra is not None else None,
@@ -102,7 +131,7 @@ def _empty_gradients(
 
 
 def _placeholder(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """NaN in the shape of `like`, in the memory of one number.
+    """Returns NaN in the shape of `like`, in the memory of one number.
 
     Checkpointing compares what both calls save by shape and dtype.
     """
@@ -112,7 +141,7 @@ def _placeholder(like: Tensor, dtype: torch.dtype) -> Tensor:
 def _to_gradient(
     logits: Tensor, targets: Tensor, counts: Tensor | None, wants_gradient: bool
 ) -> Tensor:
-    """The summed loss of a slice; turns `logits` in place into the gradient of that sum.
+    """Returns the summed loss of a slice; turns `logits` in place into that sum's gradient.
 
     counts: [rows], the mask, or None for ones.
     """
@@ -138,17 +167,17 @@ def _add_gradients(
     gradient: Tensor,
     inputs: Tensor,
     weight: Tensor,
-    plan: Plan,
+    options: SliceOptions,
 ) -> None:
     grad_x, grad_weight, grad_extra = grads
     if grad_extra is not None:
         grad_extra[part] = gradient
-    gradient = gradient.to(plan.matmul_dtype)
+    gradient = gradient.to(options.matmul_dtype)
     if grad_x is not None:
         torch.mm(gradient, weight, out=grad_x[part])
     if grad_weight is None:
         return
-    if grad_weight.dtype == plan.matmul_dtype:
+    if grad_weight.dtype == options.matmul_dtype:
         grad_weight.addmm_(gradient.T, inputs)
     else:
         grad_weight += gradient.T @ inputs
