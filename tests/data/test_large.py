@@ -15,6 +15,7 @@ from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.data.samples.dataset import TokenDataset
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.data.sampling.sample_order import Permutation
 from rwkv_train.data.sampling.sampler import SampleNumbers, slot
 
 ITEM = 2**31 - 1
@@ -78,7 +79,7 @@ def test_samples_of_a_hundred_billion_tokens_are_addressed_exactly(folder):
     with (folder / "data.bin").open("r+b") as file:
         file.seek(2 * start)
         file.write(np.arange(1, ctx_len + 2, dtype="<u2").tobytes())
-    dataset = TokenDataset(open_source(str(folder / "data"), "binidx"), ctx_len, prime)
+    dataset = TokenDataset(open_source(str(folder / "data"), "binidx"), ctx_len, Permutation(prime))
     x, y = dataset[n][:2]
     assert x.tolist() == list(range(1, ctx_len + 1))
     assert y.tolist() == list(range(2, ctx_len + 2))

@@ -181,8 +181,8 @@ def test_a_wrong_use_of_the_tools_ends_with_status_2_and_one_line(arguments, mes
 
 def test_help_imports_no_numpy(tmp_path):
     code = (
-        "import sys, make_data\n"
-        "try: make_data.parse(['--help'])\n"
+        "import sys; from rwkv_train.data.__main__ import parse\n"
+        "try: parse(['--help'])\n"
         "except SystemExit: print('numpy' in sys.modules)"
     )
     done = subprocess.run(

@@ -133,11 +133,8 @@ def test_accumulation_and_micro_batch_only_split_the_work(run_training: Run, tmp
 def test_validation_loss_is_the_mean_over_the_held_out_samples(
     run_training: Run, tmp_path: Path, corpus: Path
 ):
-    from rwkv_train.data.samples.dataset import (
-        ValidationDataset,
-        evenly_spread_samples,
-        open_source,
-    )
+    from rwkv_train.data.samples.dataset import ValidationDataset, evenly_spread_samples
+    from rwkv_train.data.samples.token_sources import open_source
     from rwkv_train.inference.loading import load_model
 
     run_training(val_data_file=f"{corpus}_val", val_samples=7, micro_bsz=4)

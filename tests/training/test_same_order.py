@@ -14,6 +14,7 @@ import train
 from rwkv_train.data.samples.dataset import TokenDataset
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.data.sampling.sample_order import Permutation
 from rwkv_train.training.module import TrainingModule
 from tests.training import record_samples as order
 from tests.training.runs import ROOT, loss_steps, losses
@@ -65,7 +66,7 @@ def test_the_order_of_the_samples_and_the_losses_are_those_of_one_process(
         )
         parts += order.read(file, processes, accumulate)
     source = open_source(str(corpus), "binidx")
-    dataset = TokenDataset(source, 32, prime=magic_prime(source.tokens, 32), vocab_size=257)
+    dataset = TokenDataset(source, 32, Permutation(magic_prime(source.tokens, 32)), vocab_size=257)
     assert [sorted(step) for step in whole] == [
         [4 * step + i for i in (1, 2, 3, 4)] for step in range(10)
     ]

@@ -31,7 +31,7 @@ from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.open_data import HeldOutSource, RunSamples, open_samples
 from rwkv_train.training.start.resume_point import Origin
 from rwkv_train.training.validation import sums_by_position, validate
-from tests.data.samples.test_dataset import Counting
+from tests.data.samples.token_arrays import Counting
 from tests.models.tiny import random_tokens, tiny_model
 from tests.training.runs import assert_same_weights, weights
 

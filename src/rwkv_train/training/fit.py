@@ -15,7 +15,7 @@ from rwkv_train.config.conventions import Conventions
 from rwkv_train.config.load import dump_config
 from rwkv_train.config.run_length import RunLength, run_length, window_len
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.data.samples.dataset import TokenDataset
+from rwkv_train.data.samples.sample_source import SampleSource
 from rwkv_train.errors import ConfigError
 from rwkv_train.files import remove_partial_files, write_atomically
 from rwkv_train.models.parameters import ParameterGroup, parameter_groups
@@ -88,7 +88,7 @@ def fit(
             origin,
             progress,
             parameters=sum(p.numel() for p in model.parameters()),
-            data_tokens=samples.training.source.tokens,
+            data_tokens=samples.training.tokens,
             groups=_described(groups),
             derived=derived + samples.notes,
             validation=_validation(config, samples),
@@ -108,7 +108,7 @@ def fit(
     trainer = build_trainer(config, [loop])
     if is_rank_zero():
         reporters.extend(_begin_files(config, saved_config, samples, length, progress, trainer))
-        if samples.training.loss_mask is not None:
+        if samples.training.has_loss_mask:
             reporters.append(EmptySteps(samples.training.step_weight, length.samples))
     steps = (length.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
@@ -251,9 +251,9 @@ def _write_config(config: RunConfig) -> None:
     write_atomically(path, dump_config(config).encode())
 
 
-def _write_characters(config: RunConfig, dataset: TokenDataset) -> None:
+def _write_characters(config: RunConfig, dataset: SampleSource) -> None:
     """vocab.json of the character types, as RWKV-LM writes it: id -> character."""
-    characters = getattr(dataset.source, "characters", None)
+    characters = dataset.characters
     if characters is not None:
         text = json.dumps({str(i): c for i, c in characters.items()}, ensure_ascii=False)
         path = Path(config.train.proj_dir) / "vocab.json"

@@ -10,6 +10,7 @@ from rwkv_train.config.run_length import window_len, windows_per_row
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.data.samples.batch import Sample, collate
 from rwkv_train.data.samples.bptt_windows import WindowDataset, WindowNumbers
+from rwkv_train.data.samples.sample_source import SampleSource
 from rwkv_train.data.sampling.sampler import SampleNumbers
 from rwkv_train.errors import DataError
 from rwkv_train.training.signals import ignore_stop_signals
@@ -21,7 +22,7 @@ class FaultTelling(Dataset[Sample]):
     An error raised here would end this rank alone; the loop makes all ranks leave after the step.
     """
 
-    def __init__(self, dataset: Dataset[Sample], ctx_len: int) -> None:
+    def __init__(self, dataset: SampleSource, ctx_len: int) -> None:
         self._dataset = dataset
         self._ctx_len = ctx_len
 
@@ -40,7 +41,7 @@ class RunData(pl.LightningDataModule):
     """
 
     def __init__(
-        self, dataset: Dataset[Sample], config: RunConfig, first_step: int, steps: int
+        self, dataset: SampleSource, config: RunConfig, first_step: int, steps: int
     ) -> None:
         super().__init__()
         rows = FaultTelling(dataset, config.data.ctx_len)

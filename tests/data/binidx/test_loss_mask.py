@@ -15,7 +15,9 @@ from rwkv_train.data.binidx.manifest import Manifest, Shard, joint_sha256, write
 from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
 from rwkv_train.data.samples.batch import collate
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset
+from rwkv_train.data.samples.sample_source import StepReading
 from rwkv_train.data.samples.token_sources import open_source, pairs_of
+from rwkv_train.data.sampling.sample_order import Permutation
 from rwkv_train.data.sampling.sampler import SampleNumbers
 from rwkv_train.errors import DataError
 
@@ -37,11 +39,16 @@ def weights():
     return drawn.tolist()
 
 
-def dataset(prefix, step_samples, **options):
+def dataset(prefix, step_samples, windows=1, **options):
     source = Binidx(prefix)
     mask = LossMask([(prefix, source.tokens)])
     return TokenDataset(
-        source, CTX_LEN, PRIME, loss_mask=mask, step_samples=step_samples, **options
+        source,
+        CTX_LEN,
+        Permutation(PRIME),
+        loss_mask=mask,
+        reading=StepReading(step_samples, windows),
+        **options,
     )
 
 
@@ -111,7 +118,7 @@ def test_sums_are_right_after_their_cache_was_full(tmp_path, weights):
     data = dataset(pair_with_mask(tmp_path, weights), 2)
     first = [data.step_weight(step) for step in range(30)]
     assert [data.step_weight(step) for step in range(30)] == first
-    assert len(data._step_weights) <= 8
+    assert len(data._step_weights._sums) <= 8
 
 
 def test_a_data_set_with_a_mask_survives_pickling(tmp_path, weights):

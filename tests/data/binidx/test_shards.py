@@ -15,15 +15,16 @@ from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.samples.dataset import TokenDataset
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.data.sampling.sample_order import Permutation
 from rwkv_train.errors import DataError
-from tests.data.convert.test_pipeline import jsonl
+from tests.data.corpora import write_jsonl
 
 TEXTS = ["a", "bb", "cccccc", "d", "", "eeee", "f", "g"]
 
 
 def options(folder, **changes):
     given = {"arrangement": Arrangement(shuffle=False), "tokenizer": "bytes", "shard_tokens": 5}
-    return ConvertOptions([jsonl(folder, TEXTS)], str(folder / "out"), **(given | changes))
+    return ConvertOptions([write_jsonl(folder, TEXTS)], str(folder / "out"), **(given | changes))
 
 
 def test_a_shard_ends_with_a_document_and_is_at_most_as_long_as_asked(tmp_path):
@@ -62,7 +63,7 @@ def test_one_pass_of_the_sampler_covers_the_union_of_shards_once(tmp_path):
     convert(options(tmp_path, arrangement=Arrangement(repeats=9)))
     source = open_source(str(tmp_path / "out"), "binidx")
     prime = magic_prime(source.tokens, 3)
-    dataset = TokenDataset(source, 3, prime)
+    dataset = TokenDataset(source, 3, Permutation(prime))
     offsets = sorted(dataset.offset(n) for n in range(1, prime + 1))
     assert offsets == [3 * i for i in range(prime)]
     for n in range(1, prime + 1):
@@ -130,7 +131,7 @@ def test_a_manifest_whose_shards_do_not_add_up_is_damaged(tmp_path):
 
 def test_magic_primes_of_the_usual_lengths_are_in_the_manifest(tmp_path):
     texts = ["x" * 999] * 5
-    made = ConvertOptions([jsonl(tmp_path, texts)], str(tmp_path / "out"), tokenizer="bytes")
+    made = ConvertOptions([write_jsonl(tmp_path, texts)], str(tmp_path / "out"), tokenizer="bytes")
     convert(made)
     # 5000 tokens: 9 slots of 512, 4 of 1024 (largest primes 2 mod 3 up to 8 and 3).
     assert read_manifest(tmp_path / "out").magic_primes == {"512": 5, "1024": 2}

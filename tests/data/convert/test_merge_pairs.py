@@ -14,18 +14,7 @@ from rwkv_train.data.convert.pipeline import ConvertOptions, Part, convert
 from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.inspect.examine import verify
 from rwkv_train.errors import DataError
-from tests.data.convert.test_pipeline import documents
-from tests.data.words import write_jsonl
-
-ARRANGEMENT = Arrangement(repeats=2, seed=7, validation=0.2, dedup=True, min_tokens=3)
-
-
-def options(folder, **changes):
-    path = folder / "in.jsonl"
-    if not path.exists():
-        write_jsonl(path, megabytes=0.1)
-    given = {"tokenizer": "bytes", "arrangement": ARRANGEMENT} | changes
-    return ConvertOptions([str(path)], str(folder / "out"), **given)
+from tests.data.corpora import arranged_options, documents_of, write_random_jsonl
 
 
 def make_parts(wanted, of):
@@ -36,7 +25,7 @@ def make_parts(wanted, of):
 
 
 def test_three_machines_parts_become_one_machines_bytes(tmp_path):
-    wanted = options(tmp_path, shard_tokens=20_000)
+    wanted = arranged_options(tmp_path, shard_tokens=20_000)
     names = make_parts(wanted, 3)
     merge([names[2], f"{names[0]}.manifest.json", names[1]], str(tmp_path / "merged"))
     convert(wanted)
@@ -53,12 +42,12 @@ def test_three_machines_parts_become_one_machines_bytes(tmp_path):
 
 def test_a_machine_without_documents_is_no_obstacle(tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in "abc"))
-    wanted = options(tmp_path, arrangement=Arrangement())
+    wanted = arranged_options(tmp_path, arrangement=Arrangement())
     names = make_parts(wanted, 40)
     assert read_manifest(names[1]).documents == 0
     merge(names, str(tmp_path / "merged"))
     convert(wanted)
-    assert documents(tmp_path / "merged") == documents(tmp_path / "out")
+    assert documents_of(tmp_path / "merged") == documents_of(tmp_path / "out")
     assert make_parts(wanted, 40) == names
 
 
@@ -75,7 +64,7 @@ def test_pairs_and_shards_are_joined_in_the_order_given(tmp_path):
             )
         )
     made = merge([str(tmp_path / "pb"), str(tmp_path / "pa")], str(tmp_path / "joined"))
-    assert documents(tmp_path / "joined") == ["z", "xx", "w", "x", "y"]
+    assert documents_of(tmp_path / "joined") == ["z", "xx", "w", "x", "y"]
     again = merge([str(tmp_path / "pb"), str(tmp_path / "pa")], str(tmp_path / "joined"))
     assert again.already_made and again.manifests == made.manifests
     with pytest.raises(DataError, match=r"joined\.bin exists .*different: input_sha256"):
@@ -98,7 +87,7 @@ def test_items_of_one_document_become_one_item(tmp_path):
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
-    wanted = options(tmp_path)
+    wanted = arranged_options(tmp_path)
     first, second, third = make_parts(wanted, 3)
     convert(wanted)
     other = replace(wanted, prefix=str(tmp_path / "world"), tokenizer="world")
@@ -121,7 +110,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
 @pytest.mark.parametrize("part", [Part(-1, 3), Part(3, 3), Part(0, 0)])
 def test_a_part_that_cannot_be_is_refused(part, tmp_path):
     with pytest.raises(DataError, match="counted from 0"):
-        convert(options(tmp_path, part=part))
+        convert(arranged_options(tmp_path, part=part))
 
 
 def write_foreign(prefix, *items, dtype="uint16"):
@@ -133,8 +122,8 @@ def write_foreign(prefix, *items, dtype="uint16"):
 
 
 def test_a_pair_of_another_tool_is_joined_once_its_tokenizer_is_given(tmp_path):
-    write_jsonl(tmp_path / "in.jsonl", megabytes=0.01)
-    own = options(tmp_path, arrangement=Arrangement(shuffle=False))
+    write_random_jsonl(tmp_path / "in.jsonl", megabytes=0.01)
+    own = arranged_options(tmp_path, arrangement=Arrangement(shuffle=False))
     convert(own)
     foreign = write_foreign(tmp_path / "foreign", [98, 99, 0], [100, 0])
     with pytest.raises(DataError, match=r"foreign\.manifest\.json does not exist.*--tokenizer"):
@@ -142,7 +131,7 @@ def test_a_pair_of_another_tool_is_joined_once_its_tokenizer_is_given(tmp_path):
     assert not list(tmp_path.glob("joined*"))
     made = merge([foreign, own.prefix], str(tmp_path / "joined"), tokenizer="bytes")
     assert made.notes == []
-    assert documents(tmp_path / "joined") == ["ab", "c", *documents(tmp_path / "out")]
+    assert documents_of(tmp_path / "joined") == ["ab", "c", *documents_of(tmp_path / "out")]
     assert "are right" in verify(str(tmp_path / "joined"), "all")
     assert merge([foreign, own.prefix], str(tmp_path / "joined"), tokenizer="bytes").already_made
 
@@ -170,8 +159,8 @@ def test_documents_of_another_tool_that_do_not_end_with_0_are_reported(tmp_path)
 def test_a_pair_of_another_tool_that_does_not_fit_is_refused(
     dtype, last, tokenizer, message, tmp_path
 ):
-    write_jsonl(tmp_path / "in.jsonl", megabytes=0.01)
-    own = options(tmp_path, arrangement=Arrangement(shuffle=False))
+    write_random_jsonl(tmp_path / "in.jsonl", megabytes=0.01)
+    own = arranged_options(tmp_path, arrangement=Arrangement(shuffle=False))
     convert(own)
     foreign = write_foreign(tmp_path / "foreign", [98, 0], [last, 0], dtype=dtype)
     with pytest.raises(DataError, match=message):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,33 +12,12 @@ from rwkv_train.data.binidx import manifest as manifest_module
 from rwkv_train.data.binidx import shards as shards_module
 from rwkv_train.data.binidx.manifest import file_sha256, read_manifest
 from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
-from rwkv_train.data.convert.pipeline import ConvertOptions, convert
-from rwkv_train.data.convert.select import Arrangement, random_order
+from rwkv_train.data.convert.pipeline import convert
+from rwkv_train.data.convert.select import random_order
 from rwkv_train.data.tokenize import block_encoder as encode_module
 from rwkv_train.errors import DataError
+from tests.data.corpora import documents_of, options_for
 from tests.helpers import VECTORS, load_json
-
-
-def jsonl(folder, texts, name="in.jsonl"):
-    path = folder / name
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
-
-
-def options(folder, texts, **changes):
-    """Options for those texts; single letters are one token each in the bytes vocabulary."""
-    given = {"tokenizer": "bytes", "prefix": str(folder / "out")} | changes
-    names = {field.name for field in fields(Arrangement)} & given.keys()
-    arrangement = Arrangement(**{name: given.pop(name) for name in names})
-    return ConvertOptions([jsonl(folder, texts)], arrangement=arrangement, **given)
-
-
-def documents(prefix):
-    """Texts of a bytes-tokenized pair, every item's final 0 checked and removed."""
-    pair = Binidx(prefix)
-    items = [pair.item(i).tolist() for i in range(pair.item_count)]
-    assert all(item[-1] == 0 and 0 not in item[:-1] for item in items)
-    return ["".join(chr(i - 1) for i in item[:-1]) for item in items]
 
 
 def outputs(folder):
@@ -51,7 +29,7 @@ LETTERS = [chr(ord("a") + i) for i in range(26)]
 
 def test_the_vectors_texts_become_the_vectors_bytes(tmp_path):
     vector = load_json("binidx_small")
-    made = convert(options(tmp_path, vector["texts"], tokenizer="world", shuffle=False))
+    made = convert(options_for(tmp_path, vector["texts"], tokenizer="world", shuffle=False))
     for ending in ("bin", "idx"):
         written = (tmp_path / f"out.{ending}").read_bytes()
         assert written == (VECTORS / f"binidx_small.{ending}").read_bytes()
@@ -64,24 +42,28 @@ def test_the_vectors_texts_become_the_vectors_bytes(tmp_path):
 
 
 def test_every_repetition_holds_every_document_in_another_order(tmp_path):
-    convert(options(tmp_path, LETTERS, repeats=3))
-    written = documents(tmp_path / "out")
+    convert(options_for(tmp_path, LETTERS, repeats=3))
+    written = documents_of(tmp_path / "out")
     parts = [written[:26], written[26:52], written[52:]]
     assert all(sorted(part) == LETTERS for part in parts)
     assert len({tuple(part) for part in [*parts, LETTERS]}) == 4
 
 
 def test_without_shuffling_every_repetition_keeps_the_files_order(tmp_path):
-    convert(options(tmp_path, LETTERS, repeats=2, shuffle=False))
-    assert documents(tmp_path / "out") == LETTERS * 2
+    convert(options_for(tmp_path, LETTERS, repeats=2, shuffle=False))
+    assert documents_of(tmp_path / "out") == LETTERS * 2
 
 
 def test_the_seed_decides_the_order(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        convert(options(tmp_path, LETTERS, prefix=str(tmp_path / name), seed=seed, validation=0.3))
-    assert documents(tmp_path / "a") == documents(tmp_path / "b") != documents(tmp_path / "c")
-    assert documents(tmp_path / "a_val") == documents(tmp_path / "b_val")
-    assert documents(tmp_path / "a_val") != documents(tmp_path / "c_val")
+        convert(
+            options_for(tmp_path, LETTERS, prefix=str(tmp_path / name), seed=seed, validation=0.3)
+        )
+    assert (
+        documents_of(tmp_path / "a") == documents_of(tmp_path / "b") != documents_of(tmp_path / "c")
+    )
+    assert documents_of(tmp_path / "a_val") == documents_of(tmp_path / "b_val")
+    assert documents_of(tmp_path / "a_val") != documents_of(tmp_path / "c_val")
 
 
 def test_orders_are_permutations_that_favour_no_place():
@@ -94,8 +76,8 @@ def test_orders_are_permutations_that_favour_no_place():
 
 @pytest.mark.parametrize(("share", "held_out"), [(0.25, 6), (0.001, 1), (0.999, 25), (0.5, 13)])
 def test_held_out_documents_are_in_no_repetition_of_the_training_data(share, held_out, tmp_path):
-    convert(options(tmp_path, LETTERS, repeats=2, validation=share))
-    train, val = documents(tmp_path / "out"), documents(tmp_path / "out_val")
+    convert(options_for(tmp_path, LETTERS, repeats=2, validation=share))
+    train, val = documents_of(tmp_path / "out"), documents_of(tmp_path / "out_val")
     assert len(val) == held_out
     assert val == sorted(val)
     assert sorted(train) == sorted(2 * [letter for letter in LETTERS if letter not in val])
@@ -104,15 +86,17 @@ def test_held_out_documents_are_in_no_repetition_of_the_training_data(share, hel
 
 def test_empty_and_odd_texts_are_documents_too(tmp_path):
     texts = ["", "\x00", "a", ""]
-    convert(options(tmp_path, texts, shuffle=False))
-    assert documents(tmp_path / "out") == texts
+    convert(options_for(tmp_path, texts, shuffle=False))
+    assert documents_of(tmp_path / "out") == texts
 
 
 def test_ids_beyond_uint16_are_stored_as_int32(tmp_path):
     words = {"<pad>": 65536, "high": 70000, "low": 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.save(str(tmp_path / "t.json"))
-    convert(options(tmp_path, ["high", "low"], tokenizer=str(tmp_path / "t.json"), shuffle=False))
+    convert(
+        options_for(tmp_path, ["high", "low"], tokenizer=str(tmp_path / "t.json"), shuffle=False)
+    )
     pair = Binidx(tmp_path / "out")
     assert (pair.dtype.name, pair.get(0, 4).tolist()) == ("int32", [70000, 0, 1, 0])
     assert read_manifest(tmp_path / "out").vocab_size == 70001
@@ -122,7 +106,7 @@ def test_a_text_that_does_not_decode_to_itself_is_refused_with_its_line(tmp_path
     tokenizer = Tokenizer(models.WordLevel({"good": 1, "unknown": 2}, unk_token="unknown"))
     tokenizer.save(str(tmp_path / "t.json"))
     with pytest.raises(DataError, match=r"in\.jsonl, line 2: decoding .* does not give the text"):
-        convert(options(tmp_path, ["good", "bad"], tokenizer=str(tmp_path / "t.json")))
+        convert(options_for(tmp_path, ["good", "bad"], tokenizer=str(tmp_path / "t.json")))
     assert outputs(tmp_path) == ["t.json"]
 
 
@@ -133,7 +117,7 @@ def test_texts_changed_by_the_tokenizers_own_normalization_are_counted(tmp_path)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(tmp_path / "t.json"))
     texts = ["cafe\u0301", "plain", "caf\u00e9"]
-    made = convert(options(tmp_path, texts, tokenizer=str(tmp_path / "t.json"), shuffle=False))
+    made = convert(options_for(tmp_path, texts, tokenizer=str(tmp_path / "t.json"), shuffle=False))
     assert made.normalized == 1
     assert Binidx(tmp_path / "out").get(0, 6).tolist() == [1, 0, 2, 0, 1, 0]
 
@@ -151,17 +135,17 @@ def test_texts_changed_by_the_tokenizers_own_normalization_are_counted(tmp_path)
 )
 def test_wrong_options_are_refused_before_anything_is_written(changes, message, tmp_path):
     with pytest.raises(DataError, match=message):
-        convert(options(tmp_path, LETTERS, **changes))
+        convert(options_for(tmp_path, LETTERS, **changes))
     assert outputs(tmp_path) == []
 
 
 def test_one_document_cannot_be_split(tmp_path):
     with pytest.raises(DataError, match="one document; --validation needs at least two"):
-        convert(options(tmp_path, ["a"], validation=0.5))
+        convert(options_for(tmp_path, ["a"], validation=0.5))
 
 
 def test_the_same_conversion_again_leaves_the_data_as_it_is(tmp_path):
-    wanted = options(tmp_path, LETTERS, validation=0.1)
+    wanted = options_for(tmp_path, LETTERS, validation=0.1)
     first = convert(wanted)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = convert(wanted)
@@ -181,35 +165,35 @@ def test_the_same_conversion_again_leaves_the_data_as_it_is(tmp_path):
     ],
 )
 def test_data_made_with_other_options_is_not_replaced_unless_asked(changes, difference, tmp_path):
-    convert(options(tmp_path, LETTERS))
+    convert(options_for(tmp_path, LETTERS))
     before = (tmp_path / "out.bin").read_bytes()
     with pytest.raises(DataError, match=rf"out\.bin exists .*different: {difference}\).*overwrite"):
-        convert(options(tmp_path, LETTERS, **changes))
+        convert(options_for(tmp_path, LETTERS, **changes))
     assert (tmp_path / "out.bin").read_bytes() == before
     assert outputs(tmp_path) == ["out.bin", "out.idx", "out.manifest.json"]
-    made = convert(options(tmp_path, LETTERS, overwrite=True, **changes))
+    made = convert(options_for(tmp_path, LETTERS, overwrite=True, **changes))
     assert not made.already_made
     assert read_manifest(tmp_path / "out").made_from[difference] == changes[difference]
 
 
 def test_data_made_from_another_input_is_not_replaced(tmp_path):
-    convert(options(tmp_path, LETTERS))
+    convert(options_for(tmp_path, LETTERS))
     with pytest.raises(DataError, match="different: input_sha256"):
-        convert(options(tmp_path, [*LETTERS, "more"]))
+        convert(options_for(tmp_path, [*LETTERS, "more"]))
 
 
 @pytest.mark.parametrize("existing", ["out.bin", "out.idx", "out_val.bin"])
 def test_files_of_unknown_origin_are_not_replaced(existing, tmp_path):
     (tmp_path / existing).write_bytes(b"mine")
     with pytest.raises(DataError, match=f"{existing} exists and .* made from is not known"):
-        convert(options(tmp_path, LETTERS, validation=0.1))
+        convert(options_for(tmp_path, LETTERS, validation=0.1))
     assert outputs(tmp_path) == [existing]
     assert (tmp_path / existing).read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("ending", ["bin", "idx"])
 def test_our_own_damaged_data_is_made_again(ending, tmp_path):
-    wanted = options(tmp_path, LETTERS)
+    wanted = options_for(tmp_path, LETTERS)
     convert(wanted)
     path = tmp_path / f"out.{ending}"
     sound = path.read_bytes()
@@ -251,7 +235,7 @@ STEPS = [
 def test_an_interruption_anywhere_leaves_nothing_half_made(
     owner, name, number, tmp_path, monkeypatch
 ):
-    wanted = options(tmp_path, LETTERS, validation=0.1)
+    wanted = options_for(tmp_path, LETTERS, validation=0.1)
     with monkeypatch.context() as patch:
         fail_on_call(patch, owner, name, number, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -260,21 +244,21 @@ def test_an_interruption_anywhere_leaves_nothing_half_made(
     complete = ["out_val.bin", "out_val.idx", "out_val.manifest.json"]
     assert outputs(tmp_path) == (complete if (name, number) == ("rename", 4) else [])
     convert(wanted)
-    assert len(documents(tmp_path / "out")) == 23
+    assert len(documents_of(tmp_path / "out")) == 23
 
 
 @pytest.mark.parametrize(("owner", "name", "number"), STEPS)
 def test_a_kill_anywhere_leaves_only_the_old_or_the_new_data_readable(
     owner, name, number, tmp_path, monkeypatch
 ):
-    old = options(tmp_path, LETTERS, validation=0.1, seed=1)
-    new = options(tmp_path, LETTERS, validation=0.1, seed=2, overwrite=True)
+    old = options_for(tmp_path, LETTERS, validation=0.1, seed=1)
+    new = options_for(tmp_path, LETTERS, validation=0.1, seed=2, overwrite=True)
     expected = {}
     for folder, wanted in (("old", old), ("new", new)):
         (tmp_path / folder).mkdir()
         convert(replace(wanted, prefix=str(tmp_path / folder / "out")))
         for prefix in ("out", "out_val"):
-            expected[folder, prefix] = documents(tmp_path / folder / prefix)
+            expected[folder, prefix] = documents_of(tmp_path / folder / prefix)
     convert(old)
     with monkeypatch.context() as patch:
         # After a kill nothing cleans up.
@@ -286,7 +270,7 @@ def test_a_kill_anywhere_leaves_only_the_old_or_the_new_data_readable(
     readable = {}
     for prefix in ("out", "out_val"):
         try:
-            readable[prefix] = documents(tmp_path / prefix)
+            readable[prefix] = documents_of(tmp_path / prefix)
         except DataError:
             continue
     for folder in ("old", "new"):
@@ -295,5 +279,5 @@ def test_a_kill_anywhere_leaves_only_the_old_or_the_new_data_readable(
     else:
         pytest.fail(f"readable: {readable}")
     convert(new)
-    assert documents(tmp_path / "out") == expected["new", "out"]
-    assert documents(tmp_path / "out_val") == expected["new", "out_val"]
+    assert documents_of(tmp_path / "out") == expected["new", "out"]
+    assert documents_of(tmp_path / "out_val") == expected["new", "out_val"]

@@ -9,7 +9,7 @@ import pytest
 
 from rwkv_train.data.convert.pipeline import convert
 from rwkv_train.data.convert.select import Arrangement
-from tests.data.convert.test_merge_pairs import options
+from tests.data.corpora import arranged_options
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 def test_both_stages_are_shown_up_to_their_end(arrangement, tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    convert(options(tmp_path, arrangement=arrangement))
+    convert(arranged_options(tmp_path, arrangement=arrangement))
     shown = terminal.getvalue().replace("\r", "\n").splitlines()
     last = {
         stage: [line for line in shown if line.startswith(stage)][-1]
@@ -35,5 +35,5 @@ def test_both_stages_are_shown_up_to_their_end(arrangement, tmp_path, monkeypatc
 
 
 def test_nothing_is_shown_where_there_is_no_terminal(tmp_path, capfd):
-    convert(options(tmp_path))
+    convert(arranged_options(tmp_path))
     assert capfd.readouterr() == ("", "")

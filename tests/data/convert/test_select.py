@@ -8,7 +8,7 @@ import pytest
 from rwkv_train.data.convert.pipeline import ConvertOptions, convert
 from rwkv_train.data.convert.select import Arrangement, LeftOut, divide, keep
 from rwkv_train.errors import DataError
-from tests.data.convert.test_pipeline import documents, jsonl
+from tests.data.corpora import documents_of, write_jsonl
 
 # The final 0 is counted in the sizes, not in the limits.
 SIZES = np.array([1, 3, 2, 3, 9, 3], np.int32)
@@ -45,9 +45,9 @@ def test_limits_that_nothing_can_meet_are_refused(wanted):
 
 
 def test_a_conversion_without_documents_left_is_refused(tmp_path):
-    given = [jsonl(tmp_path, ["a", "b" * 9])], str(tmp_path / "out")
+    given = [write_jsonl(tmp_path, ["a", "b" * 9])], str(tmp_path / "out")
     with pytest.raises(DataError, match=r"no document is left: 1 are shorter .* 1 longer"):
         convert(ConvertOptions(*given, Arrangement(min_tokens=2, max_tokens=8), "bytes"))
     made = convert(ConvertOptions(*given, Arrangement(min_tokens=2), "bytes"))
-    assert documents(tmp_path / "out") == ["b" * 9]
+    assert documents_of(tmp_path / "out") == ["b" * 9]
     assert made.left_out == LeftOut(too_short=1)

@@ -20,7 +20,7 @@ from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.convert.workers import map_in_order
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.errors import DataError
-from tests.data import words
+from tests.data.corpora import write_random_jsonl
 
 ROOT = Path(__file__).parents[3]
 
@@ -69,7 +69,7 @@ def test_a_worker_that_dies_is_reported():
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
-    path = words.write_jsonl(tmp_path / "in.jsonl", megabytes=1.1)
+    path = write_random_jsonl(tmp_path / "in.jsonl", megabytes=1.1)
     arrangement = Arrangement(repeats=2, validation=0.1, dedup=True, min_tokens=3)
     content = {}
     for number in (1, 2, 4):
@@ -83,7 +83,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
 
 
 def test_the_earliest_fault_is_reported_whatever_the_workers(tmp_path):
-    path = words.write_jsonl(tmp_path / "in.jsonl", megabytes=1.1)
+    path = write_random_jsonl(tmp_path / "in.jsonl", megabytes=1.1)
     lines = path.read_bytes().splitlines(keepends=True)
     for number in (len(lines) - 2, len(lines) // 2):
         lines[number] = b"broken\n"
@@ -95,7 +95,7 @@ def test_the_earliest_fault_is_reported_whatever_the_workers(tmp_path):
 
 
 def test_killed_at_random_moments_it_leaves_no_readable_data_and_runs_again(tmp_path):
-    words.write_jsonl(tmp_path / "in.jsonl", megabytes=1.5)
+    write_random_jsonl(tmp_path / "in.jsonl", megabytes=1.5)
     command = [sys.executable, str(ROOT / "make_data.py"), "in.jsonl", "2", "64", "--workers", "2"]
     command += ["--shard_tokens", "200000", "--output", "out/data"]
     began = time.monotonic()
@@ -139,7 +139,7 @@ def _wait_until_group_is_gone(group):
 
 
 def test_a_jsonl_of_words_is_what_the_other_tests_take_it_for(tmp_path):
-    path = words.write_jsonl(tmp_path / "in.jsonl", megabytes=0.1)
+    path = write_random_jsonl(tmp_path / "in.jsonl", megabytes=0.1)
     texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
     assert 90_000 < path.stat().st_size < 120_000
     assert len(set(texts)) < len(texts)

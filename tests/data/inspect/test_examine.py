@@ -14,7 +14,7 @@ from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.inspect.examine import inspect, verify
 from rwkv_train.data.inspect.lengths import describe_lengths, draw_lengths, length_histogram
 from rwkv_train.errors import DataError
-from tests.data.convert.test_pipeline import jsonl
+from tests.data.corpora import write_jsonl
 
 TEXTS = ["first", "x" * 60, "好", ""]
 
@@ -22,7 +22,7 @@ TEXTS = ["first", "x" * 60, "好", ""]
 def made(folder, **changes):
     given = {"arrangement": Arrangement(shuffle=False), "tokenizer": "bytes"} | changes
     prefix = str(folder / "out")
-    convert(ConvertOptions([jsonl(folder, TEXTS)], prefix, **given))
+    convert(ConvertOptions([write_jsonl(folder, TEXTS)], prefix, **given))
     return prefix
 
 

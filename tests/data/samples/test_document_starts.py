@@ -13,6 +13,7 @@ from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset
 from rwkv_train.data.samples.document_starts import document_starts
 from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.sampling.sample_order import Permutation
 from rwkv_train.errors import DataError
 
 
@@ -119,10 +120,10 @@ def test_samples_carry_the_starts_of_their_inputs(tmp_path):
     write(tmp_path / "d", [(5, False)] * 12)
     source = Binidx(tmp_path / "d")
     starts = document_starts(source)
-    data = TokenDataset(source, 7, prime=5, starts=starts)
+    data = TokenDataset(source, 7, Permutation(5), starts=starts)
     for n in range(1, 6):
         offset = data.offset(n)
         assert data[n].reset.tolist() == [(offset + t) % 5 == 0 for t in range(7)]
     held_out = ValidationDataset(source, 7, [0, 52], starts=starts)
     assert held_out[0].reset.tolist() == [True, *[False] * 4, True, False]
-    assert TokenDataset(source, 7, prime=5)[1].reset is None
+    assert TokenDataset(source, 7, Permutation(5))[1].reset is None

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset
 from rwkv_train.data.sampling.held_out import HeldOut, hold_out
 from rwkv_train.data.sampling.magic_prime import magic_prime
+from rwkv_train.data.sampling.sample_order import Permutation
 from rwkv_train.errors import DataError
-from tests.data.samples.test_dataset import Counting
+from tests.data.samples.token_arrays import Counting
 
 
 def test_the_arithmetic_is_that_worked_out_by_hand():
@@ -61,7 +62,7 @@ def test_no_training_sample_reads_a_held_out_token_but_as_its_last_target(
     source = Counting(tokens)
     held_out = hold_out(tokens, 8, share, val_ctx_len)
     prime = magic_prime(tokens - held_out.tokens, 8)
-    training = TokenDataset(source, 8, prime, held_out=held_out)
+    training = TokenDataset(source, 8, Permutation(prime, held_out=held_out))
     validation = ValidationDataset(source, val_ctx_len, held_out.spread_offsets(100))
     assert len(validation) == held_out.blocks
     inputs = {int(t) for n in range(1, prime + 1) for t in training[n].tokens}

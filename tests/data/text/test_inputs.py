@@ -16,7 +16,7 @@ from rwkv_train.data.text import blocks, inputs
 from rwkv_train.data.text.blocks import BlockReader, digest
 from rwkv_train.data.text.inputs import default_prefix, find_inputs, pieces
 from rwkv_train.errors import DataError
-from tests.data.convert.test_pipeline import documents
+from tests.data.corpora import documents_of
 
 KEPT = Arrangement(shuffle=False)
 
@@ -29,7 +29,7 @@ def made(folder, *names, **options):
     """The documents of a conversion with the bytes vocabulary, in the inputs' order."""
     given = {"tokenizer": "bytes", "arrangement": KEPT, "overwrite": True} | options
     convert(ConvertOptions([str(folder / name) for name in names], str(folder / "out"), **given))
-    return documents(folder / "out")
+    return documents_of(folder / "out")
 
 
 def test_files_and_patterns_are_read_in_the_order_given(tmp_path):
@@ -84,7 +84,7 @@ def test_the_standard_input_is_a_jsonl(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(lines("a", "b"))))
     options = ConvertOptions(["-"], str(tmp_path / "out"), KEPT, "bytes")
     convert(options)
-    assert documents(tmp_path / "out") == ["a", "b"]
+    assert documents_of(tmp_path / "out") == ["a", "b"]
     with pytest.raises(DataError, match="standard input cannot be compared"):
         convert(options)
 
@@ -129,7 +129,7 @@ def test_bad_lines_are_skipped_and_counted_when_asked(tmp_path):
         [str(tmp_path / "a.jsonl")], str(tmp_path / "out"), KEPT, "bytes", on_error="skip"
     )
     result = convert(options)
-    assert documents(tmp_path / "out") == ["1", "2", "3"]
+    assert documents_of(tmp_path / "out") == ["1", "2", "3"]
     assert result.skipped == 2
     assert [fault.partition(": ")[0][-6:] for fault in result.faults] == ["line 2", "line 5"]
     (tmp_path / "b.jsonl").write_bytes(b"broken\n")

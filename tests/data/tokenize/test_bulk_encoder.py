@@ -18,7 +18,7 @@ from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, bulk_tokenizer
 from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 from rwkv_train.data.tokenize.world_trie import SOURCE, WorldTrie
 from rwkv_train.errors import BackendError, DataError
-from tests.data import words
+from tests.data.corpora import random_texts
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
@@ -121,7 +121,7 @@ def test_it_gives_the_same_as_the_library_one_by_one(both, documents):
 
 
 def test_it_gives_the_same_on_a_megabyte_of_mixed_text(both):
-    texts = list(words.texts(1.0))
+    texts = list(random_texts(1.0))
     closed = np.ones(len(texts), bool)
     fast, slow = (encode(texts, closed, closed) for encode in both)
     assert len(fast.tokens) > 100_000

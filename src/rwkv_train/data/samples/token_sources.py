@@ -7,7 +7,7 @@ formats also have `characters`, the vocabulary they derived from the text: id ->
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -152,6 +152,11 @@ def pairs_of(source: Source) -> list[Binidx]:
     if isinstance(source, ShardedTokens):
         return source.pairs
     return [source] if isinstance(source, Binidx) else []
+
+
+def characters_of(source: TokenSource) -> Mapping[int, str] | None:
+    """Returns the vocabulary a source derived from its text: id -> character; None for others."""
+    return source.characters if isinstance(source, CharacterSource) else None
 
 
 def _open_binidx(prefix: str) -> Binidx | ShardedTokens:

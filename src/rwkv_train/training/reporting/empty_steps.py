@@ -15,7 +15,7 @@ _SAID = 3
 class EmptySteps(Reporter):
     """A line for each of the first such steps, and at the end how many there were.
 
-    weight: step -> sum of its targets' weights (`TokenDataset.step_weight`).
+    weight: step -> sum of its targets' weights (`SampleSource.step_weight`).
     samples: step -> numbers of its first and last sample (`RunLength.samples`).
     """
 

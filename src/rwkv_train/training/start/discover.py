@@ -14,7 +14,13 @@ from rwkv_train.config.mixture_list import parts_of
 from rwkv_train.config.schema import DataConfig, RunConfig
 from rwkv_train.data.binidx.loss_mask import find_mask
 from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_manifest
-from rwkv_train.data.samples.token_sources import Source, TokenSource, open_source, pairs_of
+from rwkv_train.data.samples.token_sources import (
+    Source,
+    TokenSource,
+    characters_of,
+    open_source,
+    pairs_of,
+)
 from rwkv_train.data.sampling.held_out import HeldOut, hold_out
 from rwkv_train.data.sampling.magic_prime import check_magic_prime, magic_prime
 from rwkv_train.errors import ConfigError, DataError
@@ -123,4 +129,5 @@ def _has_mask(data: DataConfig, source: Source, manifest: Manifest | None) -> bo
 
 def _vocabulary(source: TokenSource) -> int | None:
     """Distinct characters of a text source; None for sources of ready tokens."""
-    return getattr(source, "vocab_size", None)
+    characters = characters_of(source)
+    return None if characters is None else len(characters)

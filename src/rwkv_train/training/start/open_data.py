@@ -12,10 +12,12 @@ from rwkv_train.data.binidx.manifest import manifest_prefix, read_manifest
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset, evenly_spread_samples
 from rwkv_train.data.samples.document_starts import DocumentStarts, document_starts
 from rwkv_train.data.samples.mixed_dataset import MixedDataset
+from rwkv_train.data.samples.sample_source import SampleSource, StepReading
 from rwkv_train.data.samples.token_sources import Source, open_source, pairs_of
 from rwkv_train.data.sampling.held_out import HeldOut
 from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.mixture import Mixture
+from rwkv_train.data.sampling.sample_order import Permutation, RandomStarts, SampleOrder
 from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 from rwkv_train.errors import DataError
 from rwkv_train.training.start.discover import held_out_of
@@ -35,7 +37,7 @@ class RunSamples(NamedTuple):
     notes: what people should know of them.
     """
 
-    training: TokenDataset
+    training: SampleSource
     held_out: tuple[HeldOutSource, ...]
     notes: list[str]
 
@@ -79,20 +81,24 @@ def _training(
     config: RunConfig, data: _Data, prime: int | None, held_out: HeldOut | None = None
 ) -> TokenDataset:
     d = config.data
+    order: SampleOrder = RandomStarts(config.train.random_seed)
+    if d.sampling != "random":
+        assert prime is not None, "permutation sampling needs a prime"
+        order = Permutation(prime, d.sample_offset, held_out)
     return TokenDataset(
         data.source,
         d.ctx_len,
-        prime=prime,
-        shift=d.sample_offset,
-        sampling=d.sampling,
-        seed=config.train.random_seed,
+        order,
         vocab_size=config.model.vocab_size,
-        held_out=held_out,
         loss_mask=data.mask,
-        step_samples=global_batch(config),
-        windows=windows_per_row(config),
+        reading=_reading(config),
         starts=data.starts,
     )
+
+
+def _reading(config: RunConfig) -> StepReading:
+    """Returns what an optimizer step of the run reads."""
+    return StepReading(global_batch(config), windows_per_row(config))
 
 
 def _mixed(config: RunConfig, parts: tuple[Part, ...], notes: list[str]) -> MixedDataset:
@@ -120,20 +126,14 @@ def _mixed(config: RunConfig, parts: tuple[Part, ...], notes: list[str]) -> Mixe
             f"part {part.path}: share {float(part.begin):.4g}{change}, {dataset.source.tokens:,} "
             f"tokens{passes}"
         )
-    return MixedDataset(
-        datasets,
-        [part.path for part in parts],
-        mixture,
-        step_samples=global_batch(config),
-        windows=windows_per_row(config),
-    )
+    return MixedDataset(datasets, [part.path for part in parts], mixture, _reading(config))
 
 
 def mask_notes(samples: RunSamples) -> list[str]:
     """What a user may not expect of validation, a line each."""
     if not samples.held_out:
         return []
-    learns = samples.training.loss_mask is not None
+    learns = samples.training.has_loss_mask
     judges = any(source.dataset.loss_mask is not None for source in samples.held_out)
     if learns and not judges:
         return ["the held-out data has no loss mask: validation counts all of its tokens"]
