@@ -24,7 +24,7 @@ template <class Row> struct ShiftBackwardShared {
   }
   __device__ void store_sum(int i, const Row& x) const {
     float* const to = sums + sum_at(i, warp_number());
-    if constexpr (kChannelsOf<Row> == kOctet) store_floats(to, x);
+    if constexpr (kChannelsOf<Row> == kVec8) store_floats(to, x);
     else *to = x.at[0];
   }
 

@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "../common/cpu/rows.h"
+#include "../common/cpu/typed_rows.h"
 
 namespace rwkv {
 namespace {

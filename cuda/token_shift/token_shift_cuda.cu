@@ -20,8 +20,8 @@ template <class Params, typename Run> int with_shape(const Params& p, Run run) {
     return p.moves != nullptr ? run.template operator()<kChannels, true>(blocks)
                               : run.template operator()<kChannels, false>(blocks);
   };
-  return p.width % kOctet == 0 ? with_channels.template operator()<kOctet>()
-                               : with_channels.template operator()<1>();
+  return p.width % kVec8 == 0 ? with_channels.template operator()<kVec8>()
+                              : with_channels.template operator()<1>();
 }
 
 template <class Shared, class Params> int shared_bytes(const Params& p) {

@@ -11,8 +11,8 @@ namespace rwkv {
 // type: double if `dtype` is double, else float. The three rows of a state are aa, bb and pp.
 struct Wkv4Sizes {
   int64_t batch, time, width;  // B, T, A
-  int64_t keep_every;          // tokens between the states kept for the backward pass
-  int64_t kept;                // states kept per batch row: ceil(time / keep_every)
+  int64_t checkpoint_interval;  // tokens between the states kept for the backward pass
+  int64_t kept;                 // states kept per batch row: ceil(time / checkpoint_interval)
   DType dtype;                 // of k, v, y and their gradients
 };
 
@@ -37,8 +37,8 @@ struct Wkv4Backward : Wkv4Sizes {
   void* gstate;              // [B, 3, A] of T
 };
 
-// Channels of one task, and tokens between two corrections of the running exponent; keep_every is a
-// multiple of the latter.
+// Channels of one task, and tokens between two corrections of the running exponent;
+// checkpoint_interval is a multiple of the latter.
 constexpr int64_t kWkv4Channels = 64, kWkv4Tokens = 16;
 
 // Tasks [begin, end): batch row * ceil(A / kWkv4Channels) + group of channels.

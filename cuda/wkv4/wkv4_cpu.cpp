@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "../common/cpu/row_math.h"
-#include "../common/cpu/rows.h"
+#include "../common/cpu/typed_rows.h"
 #include "../common/cpu/scratch.h"
 #include "../common/cpu/segments.h"
 #include "wkv4_cpu_exponent.h"
@@ -125,8 +125,8 @@ template <typename T> class ForwardChannels {
     }
     for (const Segment& segment : cut_sequence(at.reset(p_.reset), p_.time, kWkv4Tokens)) {
       if (segment.starts_document) now_.clear();
-      for (int n = 0; n < 3 && p_.checkpoints && segment.begin % p_.keep_every == 0; ++n) {
-        const int64_t offset = at.checkpoint(segment.begin / p_.keep_every, n);
+      for (int n = 0; n < 3 && p_.checkpoints && segment.begin % p_.checkpoint_interval == 0; ++n) {
+        const int64_t offset = at.checkpoint(segment.begin / p_.checkpoint_interval, n);
         store_row<T>(p_.checkpoints, kDTypeOf<T>, offset, at.count, parts[n]);
       }
       run_tokens(at, segment.begin, segment.tokens);
@@ -163,7 +163,7 @@ template <typename T> class ForwardChannels {
 template <typename T> class BackwardChannels {
  public:
   explicit BackwardChannels(const Wkv4Backward& p)
-      : p_(p), longest_(std::min(p.time, p.keep_every)), now_(scratch_) {
+      : p_(p), longest_(std::min(p.time, p.checkpoint_interval)), now_(scratch_) {
     for (T** rows :
          {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &pp_, &pp_low_, &largest_, &largest_low_,
           &current_, &y_, &q_}) {
@@ -179,7 +179,7 @@ template <typename T> class BackwardChannels {
     clear_rows(gu_, kStride);
     clear_rows(gw_, kStride);
     clear_adjoint();
-    const auto segments = cut_sequence(at.reset(p_.reset), p_.time, p_.keep_every);
+    const auto segments = cut_sequence(at.reset(p_.reset), p_.time, p_.checkpoint_interval);
     for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
       replay(at, *segment);
       if (segment == segments.rbegin() && p_.gfinal_state != nullptr) start_adjoint(at);
@@ -215,7 +215,7 @@ template <typename T> class BackwardChannels {
     now_.clear();
     T* const parts[3] = {now_.aa, now_.bb, now_.pp};
     for (int n = 0; n < 3 && !segment.starts_document; ++n) {
-      const int64_t offset = at.checkpoint(segment.begin / p_.keep_every, n);
+      const int64_t offset = at.checkpoint(segment.begin / p_.checkpoint_interval, n);
       load_row<T>(p_.checkpoints, kDTypeOf<T>, offset, at.count, parts[n]);
     }
     for (int64_t row = 0; row < segment.tokens * kStride; row += kStride) {

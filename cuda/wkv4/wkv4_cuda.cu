@@ -115,7 +115,7 @@ int64_t rwkv_wkv4_backward_floats(const rwkv::Wkv4Backward& params,
 int rwkv_wkv4_forward_cuda(const rwkv::Wkv4Forward& params, const rwkv::LaunchOptions& options,
                            float* memory, void* stream) {
   const bool keeps = params.checkpoints != nullptr;
-  if (keeps && params.keep_every % rwkv::kWkv4Chunk != 0) return rwkv::kUnsupported;
+  if (keeps && params.checkpoint_interval % rwkv::kWkv4Chunk != 0) return rwkv::kUnsupported;
   return rwkv::with_type(params.dtype, [&]<rwkv::DType kType>() {
     return rwkv::launch_forward<kType>(params, rwkv::choose_segments(params, options), memory,
                                        stream);
@@ -125,7 +125,7 @@ int rwkv_wkv4_forward_cuda(const rwkv::Wkv4Forward& params, const rwkv::LaunchOp
 int rwkv_wkv4_backward_cuda(const rwkv::Wkv4Backward& params, const rwkv::LaunchOptions& options,
                             float* memory, void* stream) {
   const bool one_chunk = params.time <= rwkv::kWkv4Chunk;
-  if (!one_chunk && params.keep_every != rwkv::kWkv4Chunk) return rwkv::kUnsupported;
+  if (!one_chunk && params.checkpoint_interval != rwkv::kWkv4Chunk) return rwkv::kUnsupported;
   return rwkv::with_type(params.dtype, [&]<rwkv::DType kType>() {
     return rwkv::launch_backward<kType>(params, rwkv::choose_segments(params, options), memory,
                                         stream);

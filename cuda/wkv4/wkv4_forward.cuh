@@ -93,11 +93,10 @@ static __global__ void __launch_bounds__(kWkv4Threads)
   }
 }
 
-// What it computes: y, the final state and, for the backward pass, the state at every keep_every-th
-// token. What a thread owns: one channel of one segment of one batch row, from the state in
-// `starts`.
-// What it gave up: 16-byte stores of y; the rows of a block are stored as whole sectors all the
-// same.
+// What it computes: y, the final state and, for the backward pass, the state at every
+// checkpoint_interval-th token. What a thread owns: one channel of one segment of one batch row,
+// from the state in `starts`. What it gave up: 16-byte stores of y; the rows of a block are stored
+// as whole sectors all the same.
 template <DType kType>
 __global__ void __launch_bounds__(kWkv4Threads, 6)
     wkv4_forward_kernel(const __grid_constant__ Wkv4Forward p, Segments segments,
@@ -116,8 +115,8 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
       p, place, base,
       [&](int64_t t) {
         sums.fold();
-        if (kept.base == nullptr || t % p.keep_every != 0) return;
-        kept.store(place.row, t / p.keep_every, place.channel, sums);
+        if (kept.base == nullptr || t % p.checkpoint_interval != 0) return;
+        kept.store(place.row, t / p.checkpoint_interval, place.channel, sums);
       },
       [&](int64_t at, bool starts, float k, float v) {
         if (starts) sums.forget();

@@ -24,13 +24,14 @@ struct Wkv4BackwardCall {
   Wkv4Backward params;
 };
 
-// keep_every: 0 keeps no states.
+// checkpoint_interval: 0 keeps no states.
 inline Wkv4Sizes wkv4_sizes(const at::Tensor& w, const at::Tensor& u, const at::Tensor& k,
                             const at::Tensor& v, const std::optional<at::Tensor>& reset,
-                            int64_t keep_every) {
+                            int64_t checkpoint_interval) {
   TORCH_CHECK(k.dim() == 3 && k.numel() > 0, "k must be [B, T, A], no axis empty, got ", k.sizes());
-  TORCH_CHECK(keep_every >= 0 && keep_every % kWkv4Tokens == 0,
-              "keep_every must be 0 or a multiple of ", kWkv4Tokens, ", got ", keep_every);
+  TORCH_CHECK(checkpoint_interval >= 0 && checkpoint_interval % kWkv4Tokens == 0,
+              "checkpoint_interval must be 0 or a multiple of ", kWkv4Tokens, ", got ",
+              checkpoint_interval);
   const int64_t B = k.size(0), T = k.size(1), A = k.size(2);
   CHECK_SHAPE(v, B, T, A);
   CHECK_LIKE(v, k);
@@ -42,8 +43,9 @@ inline Wkv4Sizes wkv4_sizes(const at::Tensor& w, const at::Tensor& u, const at::
     check_shape(*reset, "reset", "B, T", {B, T});
     check_dtype(*reset, "reset", at::kBool);
   }
-  const int64_t kept = keep_every == 0 ? 0 : (T + keep_every - 1) / keep_every;
-  return {B, T, A, keep_every == 0 ? T : keep_every, kept, dtype_of(k, "k")};
+  const int64_t kept =
+      checkpoint_interval == 0 ? 0 : (T + checkpoint_interval - 1) / checkpoint_interval;
+  return {B, T, A, checkpoint_interval == 0 ? T : checkpoint_interval, kept, dtype_of(k, "k")};
 }
 
 inline void check_wkv4_state(const std::optional<at::Tensor>& state, const char* name,
@@ -57,8 +59,8 @@ inline Wkv4ForwardCall wkv4_forward_call(const at::Tensor& w, const at::Tensor& 
                                          const at::Tensor& k, const at::Tensor& v,
                                          const std::optional<at::Tensor>& state,
                                          const std::optional<at::Tensor>& reset,
-                                         int64_t keep_every) {
-  const Wkv4Sizes sizes = wkv4_sizes(w, u, k, v, reset, keep_every);
+                                         int64_t checkpoint_interval) {
+  const Wkv4Sizes sizes = wkv4_sizes(w, u, k, v, reset, checkpoint_interval);
   check_wkv4_state(state, "state", sizes, k);
   const auto computing = k.options().dtype(computing_type(k));
   Wkv4ForwardCall c{w.contiguous(), u.contiguous(), k.contiguous(), v.contiguous(),
@@ -82,9 +84,11 @@ inline Wkv4BackwardCall wkv4_backward_call(const at::Tensor& gy,
                                            const at::Tensor& w, const at::Tensor& u,
                                            const at::Tensor& k, const at::Tensor& v,
                                            const std::optional<at::Tensor>& reset,
-                                           const at::Tensor& checkpoints, int64_t keep_every) {
-  const Wkv4Sizes sizes = wkv4_sizes(w, u, k, v, reset, keep_every);
-  TORCH_CHECK(keep_every > 0, "backward needs the states that forward keeps with keep_every > 0");
+                                           const at::Tensor& checkpoints,
+                                           int64_t checkpoint_interval) {
+  const Wkv4Sizes sizes = wkv4_sizes(w, u, k, v, reset, checkpoint_interval);
+  TORCH_CHECK(checkpoint_interval > 0,
+              "backward needs the states that forward keeps with checkpoint_interval > 0");
   const int64_t B = sizes.batch, T = sizes.time, A = sizes.width;
   CHECK_SHAPE(gy, B, T, A);
   CHECK_LIKE(gy, k);

@@ -1,10 +1,10 @@
-// Schema of the WKV-4 operators (the contract with src/rwkv_train/ops/wkv4/native.py) and their host code for
-// the CPU.
+// Schema of the WKV-4 operators (the contract with src/rwkv_train/ops/wkv4/native.py) and their
+// host code for the CPU.
 //
-// w: before both exponentials. keep_every: the forward pass keeps the state at every so many tokens
-// for the backward pass; 0 for none. kernel: 0 as suits the call, else LaunchOptions::split.
-// state, final_state: [B, 3, A], rows aa, bb, pp; checkpoints: [B, kept, 3, A]. The gradient of the
-// final pp is not read; gw and gu are summed over the batch.
+// w: before both exponentials. checkpoint_interval: the forward pass keeps the state at every so
+// many tokens for the backward pass; 0 for none. kernel: 0 as suits the call, else
+// LaunchOptions::split. state, final_state: [B, 3, A], rows aa, bb, pp; checkpoints: [B, kept, 3,
+// A]. The gradient of the final pp is not read; gw and gu are summed over the batch.
 #include <torch/library.h>
 
 #include "../common/cpu/parallel.h"
@@ -25,10 +25,10 @@ int64_t tasks(const Wkv4Sizes& p) {
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& w, const Tensor& u, const Tensor& k,
                                            const Tensor& v, const optional<Tensor>& state,
-                                           const optional<Tensor>& reset, int64_t keep_every,
-                                           int64_t kernel) {
+                                           const optional<Tensor>& reset,
+                                           int64_t checkpoint_interval, int64_t kernel) {
   check_cpu_kernel(kernel);
-  const auto call = wkv4_forward_call(w, u, k, v, state, reset, keep_every);
+  const auto call = wkv4_forward_call(w, u, k, v, state, reset, checkpoint_interval);
   const Wkv4Forward& p = call.params;
   share_tasks(tasks(p), p.time * kWkv4Channels * kStepsPerChannel,
               [&](int64_t begin, int64_t end) { wkv4_forward_cpu(p, begin, end); });
@@ -38,10 +38,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& w, const Tensor& u, con
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& gy, const optional<Tensor>& gfinal_state, const Tensor& w, const Tensor& u,
     const Tensor& k, const Tensor& v, const optional<Tensor>& reset, const Tensor& checkpoints,
-    int64_t keep_every, int64_t kernel) {
+    int64_t checkpoint_interval, int64_t kernel) {
   check_cpu_kernel(kernel);
   const auto call =
-      wkv4_backward_call(gy, gfinal_state, w, u, k, v, reset, checkpoints, keep_every);
+      wkv4_backward_call(gy, gfinal_state, w, u, k, v, reset, checkpoints, checkpoint_interval);
   const Wkv4Backward& p = call.params;
   share_tasks(tasks(p), p.time * kWkv4Channels * kStepsPerChannel,
               [&](int64_t begin, int64_t end) { wkv4_backward_cpu(p, begin, end); });
@@ -54,10 +54,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 TORCH_LIBRARY_FRAGMENT(rwkv, m) {
   m.def(
       "wkv4_forward(Tensor w, Tensor u, Tensor k, Tensor v, Tensor? state, Tensor? reset, "
-      "int keep_every, int kernel) -> (Tensor y, Tensor final_state, Tensor checkpoints)");
+      "int checkpoint_interval, int kernel) -> (Tensor y, Tensor final_state, Tensor checkpoints)");
   m.def(
       "wkv4_backward(Tensor gy, Tensor? gfinal_state, Tensor w, Tensor u, Tensor k, Tensor v, "
-      "Tensor? reset, Tensor checkpoints, int keep_every, int kernel) -> "
+      "Tensor? reset, Tensor checkpoints, int checkpoint_interval, int kernel) -> "
       "(Tensor gw, Tensor gu, Tensor gk, Tensor gv, Tensor gstate)");
 }
 

@@ -5,11 +5,11 @@
 
 namespace rwkv {
 
-void wkv5_forward_cpu(const OuterForward& params, int64_t most, int64_t begin, int64_t end) {
+void wkv5_forward_cpu(const Wkv5_6Forward& params, int64_t most, int64_t begin, int64_t end) {
   run_heads<Wkv5ForwardHeads>(params, most, begin, end);
 }
 
-void wkv5_backward_cpu(const OuterBackward& params, int64_t most, int64_t begin, int64_t end) {
+void wkv5_backward_cpu(const Wkv5_6Backward& params, int64_t most, int64_t begin, int64_t end) {
   run_heads<Wkv5BackwardHeads>(params, most, begin, end);
 }
 

@@ -3,22 +3,22 @@
 
 #include "../wkv5_6/wkv5_6_launch.cuh"
 
-int64_t rwkv_wkv5_forward_floats(const rwkv::OuterForward& params,
+int64_t rwkv_wkv5_forward_floats(const rwkv::Wkv5_6Forward& params,
                                  const rwkv::LaunchOptions& options) {
-  return rwkv::outer_forward_floats<false>(params, options);
+  return rwkv::wkv5_6_forward_floats<false>(params, options);
 }
 
-int64_t rwkv_wkv5_backward_floats(const rwkv::OuterBackward& params,
+int64_t rwkv_wkv5_backward_floats(const rwkv::Wkv5_6Backward& params,
                                   const rwkv::LaunchOptions& options) {
-  return rwkv::outer_backward_floats<false>(params, options);
+  return rwkv::wkv5_6_backward_floats<false>(params, options);
 }
 
-int rwkv_wkv5_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
+int rwkv_wkv5_forward_cuda(const rwkv::Wkv5_6Forward& params, const rwkv::LaunchOptions& options,
                            float* memory, void* stream) {
-  return rwkv::launch_outer_forward<false>(params, options, memory, stream);
+  return rwkv::launch_wkv5_6_forward<false>(params, options, memory, stream);
 }
 
-int rwkv_wkv5_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
+int rwkv_wkv5_backward_cuda(const rwkv::Wkv5_6Backward& params, const rwkv::LaunchOptions& options,
                             float* memory, void* stream) {
-  return rwkv::launch_outer_backward<false>(params, options, memory, stream);
+  return rwkv::launch_wkv5_6_backward<false>(params, options, memory, stream);
 }

@@ -6,12 +6,12 @@
 
 extern "C" {
 // Floats of memory that each pass works in.
-int64_t rwkv_wkv5_forward_floats(const rwkv::OuterForward& params,
+int64_t rwkv_wkv5_forward_floats(const rwkv::Wkv5_6Forward& params,
                                  const rwkv::LaunchOptions& options);
-int64_t rwkv_wkv5_backward_floats(const rwkv::OuterBackward& params,
+int64_t rwkv_wkv5_backward_floats(const rwkv::Wkv5_6Backward& params,
                                   const rwkv::LaunchOptions& options);
-int rwkv_wkv5_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
+int rwkv_wkv5_forward_cuda(const rwkv::Wkv5_6Forward& params, const rwkv::LaunchOptions& options,
                            float* memory, void* stream);
-int rwkv_wkv5_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
+int rwkv_wkv5_backward_cuda(const rwkv::Wkv5_6Backward& params, const rwkv::LaunchOptions& options,
                             float* memory, void* stream);
 }

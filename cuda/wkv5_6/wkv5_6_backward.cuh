@@ -20,9 +20,9 @@
 
 namespace rwkv {
 
-enum OuterSum { kSumR, kSumK, kSumD, kOuterSums };
+enum Wkv5_6Sum { kSumR, kSumK, kSumD, kWkv5_6Sums };
 
-template <class TileType> struct OuterBackwardShared {
+template <class TileType> struct Wkv5_6BackwardShared {
   static constexpr int kN = TileType::kN, kRows = TileType::kRows, kChunk = TileType::kChunk;
   // Of a chunk's bursts the first one's state is in memory and the last one's is not read again.
   static constexpr int kParked = kChunk / kBurst - 2;
@@ -30,22 +30,22 @@ template <class TileType> struct OuterBackwardShared {
   float *r, *k, *d, *slope;   // [kChunk][kN]; slope: of the decay by w
   float *v, *gy, *masked_gy;  // [kChunk][kRows]; masked: zero where a document starts
   float *delta, *bonus;       // [kChunk]: v . gy over the slice, and sum_i r u k
-  float* sums;                // [kBurst][kWarps][kOuterSums][kN]: over the values of a warp
+  float* sums;                // [kBurst][kWarps][kWkv5_6Sums][kN]: over the values of a warp
   float* gv;                  // [kBurst][kRows]
-  float* gu;                  // [kThreads][kOctet]: each thread's own
+  float* gu;                  // [kThreads][kVec8]: each thread's own
   float* gw;                  // [kBurst][kN], RWKV-5: over the tokens met so far
   float* parked;              // [kParked][kThreads][kR][kC]
   unsigned char *raw_r, *raw_k, *raw_v, *raw_gy, *raw_w;
   int bytes;
 
-  __host__ __device__ OuterBackwardShared(unsigned char* base, DType dtype) {
+  __host__ __device__ Wkv5_6BackwardShared(unsigned char* base, DType dtype) {
     Pieces pieces(base);
     for (float** keys : {&r, &k, &d, &slope}) *keys = pieces.floats(kChunk * kN);
     for (float** values : {&v, &gy, &masked_gy}) *values = pieces.floats(kChunk * kRows);
     for (float** scalars : {&delta, &bonus}) *scalars = pieces.floats(kChunk);
-    sums = pieces.floats(kBurst * TileType::kWarps * kOuterSums * kN);
+    sums = pieces.floats(kBurst * TileType::kWarps * kWkv5_6Sums * kN);
     gv = pieces.floats(kBurst * kRows);
-    gu = pieces.floats(TileType::kThreads * kOctet);
+    gu = pieces.floats(TileType::kThreads * kVec8);
     gw = pieces.floats(kBurst * kN);
     parked = pieces.floats(kParked * kRows * kN);
     const int width = element_bytes(dtype);
@@ -55,11 +55,11 @@ template <class TileType> struct OuterBackwardShared {
     bytes = pieces.used();
   }
   __device__ float* sums_of(int token, int warp, int which) const {
-    return sums + ((token * TileType::kWarps + warp) * kOuterSums + which) * kN;
+    return sums + ((token * TileType::kWarps + warp) * kWkv5_6Sums + which) * kN;
   }
 };
 
-template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
+template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock {
   static constexpr int kN = TileType::kN, kRows = TileType::kRows, kR = TileType::kR;
   static constexpr int kC = TileType::kC, kThreads = TileType::kThreads;
   static constexpr int kChunk = TileType::kChunk, kDecays = kDecayPerToken ? 1 : 0;
@@ -67,17 +67,17 @@ template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
   using Keys = float[kC];
   using Values = float[kR];
 
-  const OuterBackward& p;
+  const Wkv5_6Backward& p;
   const TokenRange range;
   const StatesAt<const float*> states;  // before every chunk
   const HeadPlace<TileType> place;
   const SliceSums<TileType, 2 + kDecays, 2 - kDecays> results;
-  const OuterBackwardShared<TileType> shared;
+  const Wkv5_6BackwardShared<TileType> shared;
   const TileType tile;
 
-  __device__ OuterBackwardBlock(const OuterBackward& p, const TokenRange& range,
-                                const StatesAt<const float*>& states, float* slices,
-                                int64_t block, unsigned char* base)
+  __device__ Wkv5_6BackwardBlock(const Wkv5_6Backward& p, const TokenRange& range,
+                                 const StatesAt<const float*>& states, float* slices, int64_t block,
+                                 unsigned char* base)
       : p(p), range(range), states(states), place(p, block), results(p, range, slices),
         shared(base, p.dtype) {}
 
@@ -141,74 +141,72 @@ template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
 
   // Tokens beyond the end are staged so that they change nothing: zeros, and d = 1.
   __device__ void widen_values(int64_t t, int tokens) const {
-    constexpr int kOctets = kChunk * kRows / kOctet;
-    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kOctets, kThreads>;
-         n += kThreads) {
-      const OctetOf<kRows> octet(n);
-      const int at = n * kOctet;
-      const bool present = octet.token < tokens;
-      Octet v = Octet::of(0.0f), gy = v;
+    constexpr int kVecs = kChunk * kRows / kVec8;
+    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kVecs, kThreads>; n += kThreads) {
+      const Vec8Place<kRows> vec(n);
+      const int at = n * kVec8;
+      const bool present = vec.token < tokens;
+      Vec8 v = Vec8::of(0.0f), gy = v;
       if (present) {
-        v = load_octet(shared.raw_v, at, p.dtype);
-        gy = load_octet(shared.raw_gy, at, p.dtype);
+        v = load_vec8(shared.raw_v, at, p.dtype);
+        gy = load_vec8(shared.raw_gy, at, p.dtype);
       }
       float delta = 0.0f;
 #pragma unroll
-      for (int i = 0; i < kOctet; ++i) delta += v.at[i] * gy.at[i];
-      delta = sum_over_lanes<OctetOf<kRows>::kPerRow>(delta);
-      if (n >= kOctets) continue;
-      const bool starts = present && place.starts(p.reset, t + octet.token);
+      for (int i = 0; i < kVec8; ++i) delta += v.at[i] * gy.at[i];
+      delta = sum_over_lanes<Vec8Place<kRows>::kPerRow>(delta);
+      if (n >= kVecs) continue;
+      const bool starts = present && place.starts(p.reset, t + vec.token);
       store_floats(shared.v + at, v);
       store_floats(shared.gy + at, gy);
-      store_floats(shared.masked_gy + at, starts ? Octet::of(0.0f) : gy);
-      if (octet.at == 0) shared.delta[octet.token] = delta;
+      store_floats(shared.masked_gy + at, starts ? Vec8::of(0.0f) : gy);
+      if (vec.at == 0) shared.delta[vec.token] = delta;
     }
   }
 
   __device__ void widen_keys(int64_t t, int tokens) const {
-    constexpr int kOctets = kChunk * kN / kOctet;
+    constexpr int kVecs = kChunk * kN / kVec8;
     const int64_t head = place.head * kN;
-    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kOctets, kThreads>;
-         n += kThreads) {
-      const OctetOf<kN> octet(n);
-      const int at = n * kOctet;
-      Octet r = Octet::of(0.0f), k = r;
-      OuterDecay decay = {Octet::of(1.0f), r};
-      if (octet.token < tokens) {
-        r = load_octet(shared.raw_r, at, p.dtype);
-        k = load_octet(shared.raw_k, at, p.dtype);
-        if (place.starts(p.reset, t + octet.token)) {
-          decay.decay = Octet::of(0.0f);
+    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kVecs, kThreads>; n += kThreads) {
+      const Vec8Place<kN> vec(n);
+      const int at = n * kVec8;
+      Vec8 r = Vec8::of(0.0f), k = r;
+      Wkv5_6Decay decay = {Vec8::of(1.0f), r};
+      if (vec.token < tokens) {
+        r = load_vec8(shared.raw_r, at, p.dtype);
+        k = load_vec8(shared.raw_k, at, p.dtype);
+        if (place.starts(p.reset, t + vec.token)) {
+          decay.decay = Vec8::of(0.0f);
         } else {
-          decay = outer_decay(kDecayPerToken ? load_octet(shared.raw_w, at, DType::kFloat)
-                                             : load_octet(p.w, head + octet.at, DType::kFloat));
+          decay = wkv5_6_decay(kDecayPerToken ? load_vec8(shared.raw_w, at, DType::kFloat)
+                                              : load_vec8(p.w, head + vec.at, DType::kFloat));
         }
       }
-      if (n < kOctets) {
+      if (n < kVecs) {
         store_floats(shared.r + at, r);
         store_floats(shared.k + at, k);
         store_floats(shared.d + at, decay.decay);
         store_floats(shared.slope + at, decay.slope);
       }
-      add_bonus(octet, r, k, load_octet(p.u, head + octet.at, DType::kFloat));
+      add_bonus(vec, r, k, load_vec8(p.u, head + vec.at, DType::kFloat));
     }
   }
 
-  __device__ void add_bonus(const OctetOf<kN>& octet, const Octet& r, const Octet& k,
-                            const Octet& u) const {
-    float* const own = shared.gu + threadIdx.x * kOctet;
-    const bool present = octet.token < kChunk;
-    const float delta = present ? shared.delta[octet.token] : 0.0f;
-    Octet gu = load_floats(own);
+  __device__ void add_bonus(const Vec8Place<kN>& vec, const Vec8& r, const Vec8& k,
+                            const Vec8& u) const {
+    float* const own = shared.gu + threadIdx.x * kVec8;
+    const bool present = vec.token < kChunk;
+    const float delta = present ? shared.delta[vec.token] : 0.0f;
+    Vec8 gu = load_floats(own);
     float bonus = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
+    for (int i = 0; i < kVec8; ++i) {
       bonus += r.at[i] * u.at[i] * k.at[i];
       gu.at[i] += delta * r.at[i] * k.at[i];
     }
     store_floats(own, gu);
-    bonus = sum_over_lanes<OctetOf<kN>::kPerRow>(bonus);
-    if (present && octet.at == 0) shared.bonus[octet.token] = bonus;
+    bonus = sum_over_lanes<Vec8Place<kN>::kPerRow>(bonus);
+    if (present && vec.at == 0) shared.bonus[vec.token] = bonus;
   }
 
   // to: the state after token n of the chunk, from: the one before it
@@ -260,64 +258,64 @@ template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
   }
 
   __device__ void write_burst(int64_t t, int first, int tokens) const {
-    constexpr int kPerSum = kBurst * kN / kOctet;
-    constexpr int kTasks = kOuterSums * kPerSum + kBurst * kRows / kOctet;
+    constexpr int kPerSum = kBurst * kN / kVec8;
+    constexpr int kTasks = kWkv5_6Sums * kPerSum + kBurst * kRows / kVec8;
     for (int task = static_cast<int>(threadIdx.x); task < kTasks; task += kThreads) {
       const int which = task / kPerSum, rest = task - which * kPerSum;
-      if (which == kOuterSums) {
-        const OctetOf<kRows> octet(rest);
-        if (first + octet.token < tokens) write_gv(t, first, octet);
+      if (which == kWkv5_6Sums) {
+        const Vec8Place<kRows> vec(rest);
+        if (first + vec.token < tokens) write_gv(t, first, vec);
       } else {
-        const OctetOf<kN> octet(rest);
-        if (first + octet.token < tokens) write_sum(t, first, octet, which);
+        const Vec8Place<kN> vec(rest);
+        if (first + vec.token < tokens) write_sum(t, first, vec, which);
       }
     }
   }
 
-  __device__ void write_gv(int64_t t, int first, const OctetOf<kRows>& octet) const {
-    const int n = first + octet.token;
-    Octet gv = load_floats(shared.gv + octet.token * kRows + octet.at);
-    const Octet gy = load_floats(shared.gy + n * kRows + octet.at);
+  __device__ void write_gv(int64_t t, int first, const Vec8Place<kRows>& vec) const {
+    const int n = first + vec.token;
+    Vec8 gv = load_floats(shared.gv + vec.token * kRows + vec.at);
+    const Vec8 gy = load_floats(shared.gy + n * kRows + vec.at);
     const float bonus = shared.bonus[n];
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) gv.at[i] += bonus * gy.at[i];
-    store_octet(p.gv, place.token(t + n) + place.slice * kRows + octet.at, p.dtype, gv);
+    for (int i = 0; i < kVec8; ++i) gv.at[i] += bonus * gy.at[i];
+    store_vec8(p.gv, place.token(t + n) + place.slice * kRows + vec.at, p.dtype, gv);
   }
 
-  __device__ void write_sum(int64_t t, int first, const OctetOf<kN>& octet, int which) const {
-    const int n = first + octet.token, at = n * kN + octet.at;
-    Octet sum = load_floats(shared.sums_of(octet.token, 0, which) + octet.at);
+  __device__ void write_sum(int64_t t, int first, const Vec8Place<kN>& vec, int which) const {
+    const int n = first + vec.token, at = n * kN + vec.at;
+    Vec8 sum = load_floats(shared.sums_of(vec.token, 0, which) + vec.at);
     for (int warp = 1; warp < TileType::kWarps; ++warp) {
-      add_octet(sum, load_floats(shared.sums_of(octet.token, warp, which) + octet.at));
+      add_vec8(sum, load_floats(shared.sums_of(vec.token, warp, which) + vec.at));
     }
     if (which == kSumD) {
-      const Octet slope = load_floats(shared.slope + at);
+      const Vec8 slope = load_floats(shared.slope + at);
 #pragma unroll
-      for (int i = 0; i < kOctet; ++i) sum.at[i] *= slope.at[i];
+      for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
       if constexpr (kDecayPerToken) {
-        results.write(which, p.gw, place, t + n, octet.at, DType::kFloat, sum);
+        results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
       } else {
-        add_to(shared.gw + octet.token * kN + octet.at, sum);
+        add_to(shared.gw + vec.token * kN + vec.at, sum);
       }
       return;
     }
-    const Octet u = load_octet(p.u, place.head * kN + octet.at, DType::kFloat);
-    const Octet other = load_floats((which == kSumR ? shared.k : shared.r) + at);
+    const Vec8 u = load_vec8(p.u, place.head * kN + vec.at, DType::kFloat);
+    const Vec8 other = load_floats((which == kSumR ? shared.k : shared.r) + at);
     const float delta = shared.delta[n];
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) sum.at[i] += delta * u.at[i] * other.at[i];
-    results.write(which, which == kSumR ? p.gr : p.gk, place, t + n, octet.at, p.dtype, sum);
+    for (int i = 0; i < kVec8; ++i) sum.at[i] += delta * u.at[i] * other.at[i];
+    results.write(which, which == kSumR ? p.gr : p.gk, place, t + n, vec.at, p.dtype, sum);
   }
 
   // Always by the same thread for the same place.
-  __device__ static void add_to(float* total, const Octet& x) {
-    Octet sum = load_floats(total);
-    add_octet(sum, x);
+  __device__ static void add_to(float* total, const Vec8& x) {
+    Vec8 sum = load_floats(total);
+    add_vec8(sum, x);
     store_floats(total, sum);
   }
 
   __device__ void clear_totals() const {
-    store_floats(shared.gu + threadIdx.x * kOctet, Octet::of(0.0f));
+    store_floats(shared.gu + threadIdx.x * kVec8, Vec8::of(0.0f));
     if constexpr (!kDecayPerToken) {
       for (int i = static_cast<int>(threadIdx.x); i < kBurst * kN; i += kThreads) {
         shared.gw[i] = 0.0f;
@@ -329,7 +327,7 @@ template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
     const bool first = range.end == p.time;
     for (int key = static_cast<int>(threadIdx.x); key < kN; key += kThreads) {
       float gu = 0.0f;
-      for (int n = key; n < kThreads * kOctet; n += kN) gu += shared.gu[n];
+      for (int n = key; n < kThreads * kVec8; n += kN) gu += shared.gu[n];
       results.write_total(0, p.gu, place, key, gu, first);
       if constexpr (!kDecayPerToken) {
         float gw = 0.0f;
@@ -340,17 +338,17 @@ template <class TileType, bool kDecayPerToken> struct OuterBackwardBlock {
   }
 };
 
-// What it computes: for a range of tokens every gradient of outer_forward_kernel, gu (RWKV-5: and
+// What it computes: for a range of tokens every gradient of wkv5_6_forward_kernel, gu (RWKV-5: and
 // gw) per batch row; where a head has several slices, sums over values are left per slice.
 // What a thread owns: kR values x kC keys of S for kBurst tokens, and of G.
 // What it gave up: work, for the states are computed twice again, and parallelism over time.
 template <class TileType, bool kDecayPerToken>
 __global__ void __launch_bounds__(TileType::kThreads, 256 / TileType::kThreads)
-    outer_backward_kernel(const __grid_constant__ OuterBackward p, TokenRange range,
-                          StatesAt<const float*> states, float* slices) {
+    wkv5_6_backward_kernel(const __grid_constant__ Wkv5_6Backward p, TokenRange range,
+                           StatesAt<const float*> states, float* slices) {
   DYNAMIC_SHARED(base);
-  const OuterBackwardBlock<TileType, kDecayPerToken> block(p, range, states, slices, blockIdx.x,
-                                                           base);
+  const Wkv5_6BackwardBlock<TileType, kDecayPerToken> block(p, range, states, slices, blockIdx.x,
+                                                            base);
   // Between ranges gstate carries the gradient on.
   const auto* after = static_cast<const float*>(range.end == p.time ? p.gfinal_state : p.gstate);
   const int64_t at = block.place.state();

@@ -13,7 +13,7 @@
 // counts. At h = 1 the factors are 1, and a thread has both tokens: it finds its part of the sum.
 #pragma once
 
-#include "../common/gpu_chunks/fetch.cuh"
+#include "../common/gpu_chunks/chunk_fetch.cuh"
 #include "wkv5_6_chunk_decays.cuh"
 #include "wkv5_6_decay.cuh"
 #include "wkv5_6_params.h"
@@ -22,7 +22,7 @@
 namespace rwkv {
 
 // What a thread has of a chunk: its four keys and two tokens.
-struct OuterPair {
+struct Wkv5_6Pair {
   uint2 r[FourKeys::kTokens], k[FourKeys::kTokens];  // bf16
   float4 logs[FourKeys::kTokens];                    // of the decays, to base 2
   PairDecays decays;
@@ -30,12 +30,12 @@ struct OuterPair {
 
 // What a kernel needs of a chunk: all, or the operands alone with which the state, or its gradient,
 // passes it.
-enum class OuterParts { kAll, kStates, kGradients };
+enum class Wkv5_6Parts { kAll, kStates, kGradients };
 
-template <OuterParts kParts> struct OuterChunkShared {
-  static constexpr bool kWithKeys = kParts != OuterParts::kGradients;
-  static constexpr bool kWithQueries = kParts != OuterParts::kStates;
-  static constexpr bool kWithPairs = kParts == OuterParts::kAll;
+template <Wkv5_6Parts kParts> struct Wkv5_6ChunkShared {
+  static constexpr bool kWithKeys = kParts != Wkv5_6Parts::kGradients;
+  static constexpr bool kWithQueries = kParts != Wkv5_6Parts::kStates;
+  static constexpr bool kWithPairs = kParts == Wkv5_6Parts::kAll;
   static constexpr int kN = ChunkTile::kN, kChunk = ChunkTile::kChunk;
   static constexpr int kFloatStride = ChunkTile::kFloatStride, kTokens = FourKeys::kTokens;
   using Rows = ChunkTile::Rows;
@@ -54,13 +54,13 @@ template <OuterParts kParts> struct OuterChunkShared {
   float* raw_w;            // [kChunk][kFloatStride]
   InTurn<ExactRows> values;
 
-  __host__ __device__ explicit OuterChunkShared(Pieces& pieces)
-      : OuterChunkShared(pieces, Pieces(nullptr)) {}
+  __host__ __device__ explicit Wkv5_6ChunkShared(Pieces& pieces)
+      : Wkv5_6ChunkShared(pieces, Pieces(nullptr)) {}
 
   __device__ ExactRows v(int turn) const { return values.of(turn); }
   __device__ Rows level(int number) const { return Rows(levels + number * Rows::elements); }
 
-  // p: OuterForward or OuterBackward; the copies are not closed as a group.
+  // p: Wkv5_6Forward or Wkv5_6Backward; the copies are not closed as a group.
   template <bool kDecayPerToken, class Params>
   __device__ void fetch(const Params& p, const ChunkFetch& chunk, int turn) const {
     if constexpr (kWithQueries) chunk.copy(raw_r, p.r);
@@ -74,11 +74,11 @@ template <OuterParts kParts> struct OuterChunkShared {
   // Forms R~, K^, X, e and the sums from what was fetched, as far as they are needed, and finds the
   // documents. Tokens beyond the end are zeros that do not decay.
   template <bool kDecayPerToken, class Params, class Place>
-  __device__ __forceinline__ OuterPair form_operands(const Params& p, const Place& place,
-                                                     int64_t t, int tokens) const {
+  __device__ __forceinline__ Wkv5_6Pair form_operands(const Params& p, const Place& place,
+                                                      int64_t t, int tokens) const {
     documents.find(p.reset, place, t, tokens);
     const FourKeys own;
-    OuterPair mine;
+    Wkv5_6Pair mine;
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
       const int token = own.first_token + i;
@@ -91,20 +91,20 @@ template <OuterParts kParts> struct OuterChunkShared {
       mine.logs[i] = log_decays<kDecayPerToken>(p, place, token, own.key, tokens);
     }
     const float4 product = mine.decays.find(own, mine.logs);
-    if (own.pair == 0) store_four(whole + own.key, product);
+    if (own.pair == 0) store_vec4(whole + own.key, product);
     float4 keys[kTokens], queries[kTokens], factors[kTokens];
     if constexpr (kWithKeys) {
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) keys[i] = widen_four(mine.k[i]);
+      for (int i = 0; i < kTokens; ++i) keys[i] = widen_vec4(mine.k[i]);
       mine.decays.to_end(factors);
       set_pair(k, own, keys, factors);
     }
     if constexpr (kWithQueries) {
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) queries[i] = widen_four(mine.r[i]);
+      for (int i = 0; i < kTokens; ++i) queries[i] = widen_vec4(mine.r[i]);
     }
     if constexpr (kWithPairs) {
-      form_sums(load_four(static_cast<const float*>(p.u) + place.head * kN + own.key), queries,
+      form_sums(load_vec4(static_cast<const float*>(p.u) + place.head * kN + own.key), queries,
                 keys);
     }
     if constexpr (kWithQueries) {
@@ -144,7 +144,7 @@ template <OuterParts kParts> struct OuterChunkShared {
   __device__ __forceinline__ void scale_keys(ChunkTile::State& S, int tile, int lane) const {
 #pragma unroll
     for (int n = tile; n < tile + 2; ++n) {
-      const float2 factor = load_two(whole + n * 8 + lane % 4 * 2);
+      const float2 factor = load_vec2(whole + n * 8 + lane % 4 * 2);
       scale_columns(S[n], factor.x, factor.y);
     }
   }
@@ -169,15 +169,14 @@ template <OuterParts kParts> struct OuterChunkShared {
   }
 
  private:
-  __host__ __device__ OuterChunkShared(Pieces& pieces, Pieces unneeded)
+  __host__ __device__ Wkv5_6ChunkShared(Pieces& pieces, Pieces unneeded)
       : r(kWithQueries ? pieces : unneeded), k(kWithKeys ? pieces : unneeded),
         levels(reinterpret_cast<uint16_t*>(
             (kWithPairs ? pieces : unneeded).bytes(kLevels * Rows::elements * 2))),
         square(kWithPairs ? pieces : unneeded), whole(pieces.floats(kN)),
-        sums((kWithPairs ? pieces : unneeded).floats(ChunkTile::kWarps * kWarp)),
-        documents(pieces), raw_r(kWithQueries ? pieces : unneeded),
-        raw_k(kWithKeys ? pieces : unneeded), raw_w(pieces.floats(kChunk * kFloatStride)),
-        values(kWithKeys ? pieces : unneeded) {}
+        sums((kWithPairs ? pieces : unneeded).floats(ChunkTile::kWarps * kWarp)), documents(pieces),
+        raw_r(kWithQueries ? pieces : unneeded), raw_k(kWithKeys ? pieces : unneeded),
+        raw_w(pieces.floats(kChunk * kFloatStride)), values(kWithKeys ? pieces : unneeded) {}
 
   // The logarithms to base 2 of the decays of token `token` of the chunk, 0 beyond the end.
   template <bool kDecayPerToken, class Params, class Place>
@@ -185,9 +184,9 @@ template <OuterParts kParts> struct OuterChunkShared {
                                                int key, int tokens) const {
     const float* const w = kDecayPerToken ? raw_w + token * kFloatStride + key
                                           : static_cast<const float*>(p.w) + place.head * kN + key;
-    const float4 x = load_four(w);
-    return token < tokens ? make_float4(outer_log2_decay(x.x), outer_log2_decay(x.y),
-                                        outer_log2_decay(x.z), outer_log2_decay(x.w))
+    const float4 x = load_vec4(w);
+    return token < tokens ? make_float4(wkv5_6_log2_decay(x.x), wkv5_6_log2_decay(x.y),
+                                        wkv5_6_log2_decay(x.z), wkv5_6_log2_decay(x.w))
                           : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
 
@@ -196,7 +195,7 @@ template <OuterParts kParts> struct OuterChunkShared {
                                                   const float4 (&factors)[kTokens]) {
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
-      to.set_four(own.first_token + i, own.key, times(x[i], factors[i]));
+      to.set_vec4(own.first_token + i, own.key, times(x[i], factors[i]));
     }
   }
 
@@ -219,7 +218,7 @@ template <OuterParts kParts> struct OuterChunkShared {
     float mine[4] = {sum_of(times(times(queries[0], u), keys[0])),
                      sum_of(times(times(queries[1], u), keys[1])),
                      sum_of(times(queries[1], keys[0])), 0.0f};
-    share_sums<4, 4, 1>(mine, lane_number());
+    reduce_scatter<4, 4, 1>(mine, lane_number());
     sums[ChunkTile::thread()] = mine[0];
   }
 

@@ -12,7 +12,7 @@
 // work, so that results pass on without a barrier.
 #pragma once
 
-#include "../common/gpu_chunks/walk.cuh"
+#include "../common/gpu_chunks/chunk_walk.cuh"
 #include "wkv5_6_chunk_gradients.cuh"
 
 namespace rwkv {
@@ -29,21 +29,21 @@ __device__ __forceinline__ void pass_gradient(ChunkTile::State& G, LeftOperand g
   }
 }
 
-struct OuterChunkChainShared : OuterChunkShared<OuterParts::kGradients> {
+struct Wkv5_6ChunkChainShared : Wkv5_6ChunkShared<Wkv5_6Parts::kGradients> {
   InTurn<ExactRows> gys;  // dY
   int bytes;
 
-  __host__ __device__ explicit OuterChunkChainShared(unsigned char* base)
-      : OuterChunkChainShared(Pieces(base)) {}
+  __host__ __device__ explicit Wkv5_6ChunkChainShared(unsigned char* base)
+      : Wkv5_6ChunkChainShared(Pieces(base)) {}
 
  private:
-  __host__ __device__ explicit OuterChunkChainShared(Pieces pieces)
-      : OuterChunkShared(pieces), gys(pieces), bytes(pieces.used()) {}
+  __host__ __device__ explicit Wkv5_6ChunkChainShared(Pieces pieces)
+      : Wkv5_6ChunkShared(pieces), gys(pieces), bytes(pieces.used()) {}
 };
 
 // Of the chain kernel: the state's gradient alone.
-template <bool kDecayPerToken>
-struct OuterChunkChainBlock : ChunkBlock<OuterBackward, OuterChunkChainShared> {
+template <bool kDecayPerToken> struct Wkv5_6ChunkChainBlock
+    : ChunkBlock<Wkv5_6Backward, Wkv5_6ChunkChainShared> {
   using ChunkBlock::ChunkBlock;
 
   __device__ void fetch(int64_t t, int tokens, int turn) const {
@@ -60,12 +60,12 @@ struct OuterChunkChainBlock : ChunkBlock<OuterBackward, OuterChunkChainShared> {
   }
 };
 
-template <bool kDecayPerToken>
-struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardShared> {
+template <bool kDecayPerToken> struct Wkv5_6ChunkBackwardBlock
+    : ChunkBlock<Wkv5_6Backward, Wkv5_6ChunkBackwardShared> {
   using ChunkBlock::ChunkBlock;
   // gu, and for RWKV-5 gw.
   static constexpr int kTotals = kDecayPerToken ? 1 : 2;
-  __host__ __device__ static ChunkTotals<kTotals> totals(const OuterBackward& p) {
+  __host__ __device__ static ChunkTotals<kTotals> totals(const Wkv5_6Backward& p) {
     ChunkTotals<kTotals> totals{{static_cast<float*>(p.gu)}};
     if constexpr (kTotals == 2) totals.at[1] = static_cast<float*>(p.gw);
     return totals;
@@ -193,21 +193,21 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
   // gr, gk and (for RWKV-6) gw of the thread's pair of tokens; adds to gu and (for RWKV-5) gw.
   __device__ __forceinline__ void write_gradients(int64_t t, int tokens,
                                                   const PairOfGradients& pair) {
-    OuterChunkGradients found(mine_);
+    Wkv5_6ChunkGradients found(mine_);
     const FourKeys& own = found.own;
     found.find(shared);
-    found.add_pair(pair, load_four(static_cast<const float*>(p.u) + place.head * kN + own.key),
+    found.add_pair(pair, load_vec4(static_cast<const float*>(p.u) + place.head * kN + own.key),
                    shared.sees(own.first_token + 1, own.first_token), gu_);
 #pragma unroll
     for (int i = 0; i < FourKeys::kTokens; ++i) {
       const int n = own.first_token + i;
       if (n >= tokens) continue;
       const int64_t to = place.token(t + n) + own.key;
-      narrow_four(static_cast<uint16_t*>(p.gr) + to, found.gr[i]);
-      narrow_four(static_cast<uint16_t*>(p.gk) + to, found.gk[i]);
+      narrow_vec4(static_cast<uint16_t*>(p.gr) + to, found.gr[i]);
+      narrow_vec4(static_cast<uint16_t*>(p.gk) + to, found.gk[i]);
       const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       const float4 gw = shared.documents.starts_at(n) ? zero : found.of_decay(i);
-      if constexpr (kDecayPerToken) store_four(static_cast<float*>(p.gw) + to, gw);
+      if constexpr (kDecayPerToken) store_vec4(static_cast<float*>(p.gw) + to, gw);
       else add_to(gw_, gw);
     }
   }
@@ -220,11 +220,11 @@ struct OuterChunkBackwardBlock : ChunkBlock<OuterBackward, OuterChunkBackwardSha
       add_to(sum, FourKeys::of_pair(sum, bit));
     }
     if (own.pair != 0) return;
-    if (adds) add_to(sum, load_four(row + own.key));
-    store_four(row + own.key, sum);
+    if (adds) add_to(sum, load_vec4(row + own.key));
+    store_vec4(row + own.key, sum);
   }
 
-  OuterPair mine_;
+  Wkv5_6Pair mine_;
   // Over the thread's keys and tokens.
   float4 gu_ = make_float4(0.0f, 0.0f, 0.0f, 0.0f), gw_ = gu_;
 };

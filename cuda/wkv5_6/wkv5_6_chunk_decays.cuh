@@ -1,7 +1,7 @@
 // The products of decays inside a chunk of RWKV-5 and 6, as wkv5_6_chunk.cuh cuts it by halves.
 #pragma once
 
-#include "../common/gpu_chunks/tile.cuh"
+#include "../common/gpu_chunks/chunk_tile.cuh"
 #include "../common/gpu/fast_math.cuh"
 
 namespace rwkv {

@@ -2,19 +2,18 @@
 // wkv5_6_chunk.cuh.
 #pragma once
 
-#include "../common/gpu_chunks/walk.cuh"
+#include "../common/gpu_chunks/chunk_walk.cuh"
 #include "wkv5_6_chunk.cuh"
 
 namespace rwkv {
 
-template <bool kOutput>
-using OuterChunkForwardShared =
-    ChunkForwardShared<OuterChunkShared<kOutput ? OuterParts::kAll : OuterParts::kStates>>;
+template <bool kOutput> using Wkv5_6ChunkForwardShared =
+    ChunkForwardShared<Wkv5_6ChunkShared<kOutput ? Wkv5_6Parts::kAll : Wkv5_6Parts::kStates>>;
 
 // Of the forward or of the replay kernel; kOutput false leaves out y.
-template <bool kDecayPerToken, bool kOutput>
-struct OuterChunkForwardBlock : ChunkBlock<OuterForward, OuterChunkForwardShared<kOutput>> {
-  using Base = ChunkBlock<OuterForward, OuterChunkForwardShared<kOutput>>;
+template <bool kDecayPerToken, bool kOutput> struct Wkv5_6ChunkForwardBlock
+    : ChunkBlock<Wkv5_6Forward, Wkv5_6ChunkForwardShared<kOutput>> {
+  using Base = ChunkBlock<Wkv5_6Forward, Wkv5_6ChunkForwardShared<kOutput>>;
   using Base::Base, Base::lane, Base::p, Base::place, Base::shared, Base::warp;
   using typename Base::Tile;
   // The square is formed while advancing, by warps that go on before it is needed.

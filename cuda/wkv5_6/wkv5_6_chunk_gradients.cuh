@@ -13,7 +13,7 @@
 
 namespace rwkv {
 
-struct OuterChunkBackwardShared : OuterChunkShared<OuterParts::kAll> {
+struct Wkv5_6ChunkBackwardShared : Wkv5_6ChunkShared<Wkv5_6Parts::kAll> {
   using State = ChunkTile::HeadState;
 
   InTurn<ExactRows> gys;  // dY
@@ -23,8 +23,8 @@ struct OuterChunkBackwardShared : OuterChunkShared<OuterParts::kAll> {
   float* state_sums;      // [kWarps][kN]: rowsum(S0 D) over the values of a warp
   int bytes;
 
-  __host__ __device__ explicit OuterChunkBackwardShared(unsigned char* base)
-      : OuterChunkBackwardShared(Pieces(base)) {}
+  __host__ __device__ explicit Wkv5_6ChunkBackwardShared(unsigned char* base)
+      : Wkv5_6ChunkBackwardShared(Pieces(base)) {}
 
   __device__ ExactRows gy(int turn) const { return gys.of(turn); }
   __device__ const ExactRows& gv() const { return own_gv; }
@@ -34,8 +34,8 @@ struct OuterChunkBackwardShared : OuterChunkShared<OuterParts::kAll> {
   __device__ Rows glevel(int number) const { return level(number); }
 
  private:
-  __host__ __device__ explicit OuterChunkBackwardShared(Pieces pieces)
-      : OuterChunkShared(pieces), gys(pieces), own_gv(pieces), before(pieces), after(pieces),
+  __host__ __device__ explicit Wkv5_6ChunkBackwardShared(Pieces pieces)
+      : Wkv5_6ChunkShared(pieces), gys(pieces), own_gv(pieces), before(pieces), after(pieces),
         state_sums(pieces.floats(ChunkTile::kWarps * kN)), bytes(pieces.used()) {}
 };
 
@@ -61,20 +61,20 @@ struct PairOfGradients {
 };
 
 // What a thread finds for its four keys and two tokens of a chunk.
-struct OuterChunkGradients {
+struct Wkv5_6ChunkGradients {
   static constexpr int kN = ChunkTile::kN, kTokens = FourKeys::kTokens;
-  using Shared = OuterChunkBackwardShared;
+  using Shared = Wkv5_6ChunkBackwardShared;
 
-  const OuterPair& mine;
+  const Wkv5_6Pair& mine;
   const FourKeys own;
   float4 r[kTokens], k[kTokens];
   float4 gr[kTokens], gk[kTokens];
   float4 through;           // both tokens
   float4 further[kTokens];  // and one of them
 
-  __device__ __forceinline__ OuterChunkGradients(const OuterPair& mine) : mine(mine) {
+  __device__ __forceinline__ Wkv5_6ChunkGradients(const Wkv5_6Pair& mine) : mine(mine) {
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) r[i] = widen_four(mine.r[i]), k[i] = widen_four(mine.k[i]);
+    for (int i = 0; i < kTokens; ++i) r[i] = widen_vec4(mine.r[i]), k[i] = widen_vec4(mine.k[i]);
   }
 
   // From the other chunks and from the other pairs of this one.
@@ -126,7 +126,7 @@ struct OuterChunkGradients {
 
  private:
   __device__ float4 at(const Shared::Rows& rows, int i) const {
-    return rows.four_floats(own.first_token + i, own.key);
+    return rows.vec4_of_floats(own.first_token + i, own.key);
   }
 
   // What comes from other chunks, or passes the whole of this one.
@@ -142,9 +142,9 @@ struct OuterChunkGradients {
     if (shared.documents.cut()) return;
 #pragma unroll
     for (int n = 0; n < ChunkTile::kWarps; ++n) {
-      add_to(through, load_four(shared.state_sums + n * kN + own.key));
+      add_to(through, load_vec4(shared.state_sums + n * kN + own.key));
     }
-    through = times(through, load_four(shared.whole + own.key));
+    through = times(through, load_vec4(shared.whole + own.key));
   }
 
   // Adds what the pairs of the half beside give; x: what this pair gives.

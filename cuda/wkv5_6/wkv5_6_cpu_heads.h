@@ -13,14 +13,10 @@
 #include "wkv5_6_cpu_scan.h"
 #include "../common/cpu/row_math.h"
 #include "../common/cpu/scratch.h"
-#include "../common/cpu/walk.h"
+#include "../common/cpu/head_walk.h"
 #include "wkv5_6_params.h"
 
 namespace rwkv {
-
-// exp(-exp(w)) is zero beyond it. Without it exp(w) becomes infinite, and zero times that, in the
-// gradient of w, is NaN.
-template <typename T> constexpr T kLargestLogRate = sizeof(T) == 4 ? T(5) : T(7);
 
 // decay = exp(-exp(w)) and slope, its derivative by w; count: a multiple of kLanes
 template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t count) {
@@ -34,11 +30,11 @@ template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t coun
 }
 
 // The inputs of some tokens of one head, in rows.
-template <typename T, bool kDecayPerToken> struct OuterRows {
+template <typename T, bool kDecayPerToken> struct Wkv5_6Rows {
   const int64_t stride;
   T *r, *k, *v, *gy, *decay, *slope, *w;
 
-  OuterRows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
+  Wkv5_6Rows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
     for (T** rows : {&r, &k, &v, &gy, &decay, &slope, &w}) scratch.want(*rows, tokens * stride);
   }
 
@@ -57,8 +53,8 @@ template <typename T, bool kDecayPerToken> struct OuterRows {
     }
   }
 
-  OuterBlock<T> block(int64_t begin, int64_t tokens) const {
-    OuterBlock<T> b{};
+  Wkv5_6Block<T> block(int64_t begin, int64_t tokens) const {
+    Wkv5_6Block<T> b{};
     const int64_t at = begin * stride;
     b.tokens = tokens, b.stride = stride;
     b.r = r + at, b.k = k + at, b.v = v + at, b.d = decay + at, b.gy = gy + at;
@@ -66,9 +62,9 @@ template <typename T, bool kDecayPerToken> struct OuterRows {
   }
 };
 
-template <typename T, bool kDecayPerToken> class OuterForwardHeads {
+template <typename T, bool kDecayPerToken> class Wkv5_6ForwardHeads {
  public:
-  OuterForwardHeads(const OuterForward& p, int64_t most)
+  Wkv5_6ForwardHeads(const Wkv5_6Forward& p, int64_t most)
       : p_(p), most_(most), stride_(padded<T>(p.size)), rows_(scratch_, kBlock, stride_) {
     scratch_.want(y_, kBlock * stride_);
     scratch_.want(u_, stride_);
@@ -78,48 +74,49 @@ template <typename T, bool kDecayPerToken> class OuterForwardHeads {
   }
 
   void run(int64_t task) {
-    walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
-                 [&](T* state, const TokenRange& block, const TokenRange& next) {
-                   run_block(state, block.place, block.begin, block.tokens, next);
-                 });
+    walk_heads_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
+                       [&](T* state, const HeadTokens& block, const HeadTokens& next) {
+                         run_block(state, block.place, block.begin, block.tokens, next);
+                       });
   }
 
  private:
-  using Rows = OuterRows<T, kDecayPerToken>;
+  using Rows = Wkv5_6Rows<T, kDecayPerToken>;
 
   void run_block(T* state, const HeadPlace& place, int64_t begin, int64_t tokens,
-                 const TokenRange& next_rows) {
+                 const HeadTokens& next_rows) {
     load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
     read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
     read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
     rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
-    OuterBlock<T> b = rows_.block(0, tokens);
+    Wkv5_6Block<T> b = rows_.block(0, tokens);
     b.y = y_;
     for (int64_t at = 0; at < tokens * stride_; at += stride_) {
       set_scaled(y_ + at, dot(b.r + at, u_, b.k + at, stride_), b.v + at, stride_);
     }
-    ahead_.start(next_rows);
-    for (const void* next : {p_.r, p_.k, p_.v}) ahead_.add(next, p_.dtype);
-    if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
-    ahead_.share(tiles_);
-    b.ahead = &ahead_;
-    outer_forward(b, state);
+    prefetch_.start(next_rows);
+    for (const void* next : {p_.r, p_.k, p_.v}) prefetch_.add(next, p_.dtype);
+    if (kDecayPerToken) prefetch_.add(p_.w, p_.w_dtype);
+    prefetch_.share(tiles_);
+    b.prefetch = &prefetch_;
+    wkv5_6_forward(b, state);
     write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
   }
 
-  const OuterForward& p_;
+  const Wkv5_6Forward& p_;
   const int64_t most_, stride_, tiles_ = tile_count<T>(stride_);
   Scratch<T> scratch_;
   Rows rows_;
-  Ahead ahead_;
+  Prefetch prefetch_;
   T *y_, *u_, *states_, *other_;
 };
 
-template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
+template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
  public:
-  OuterBackwardHeads(const OuterBackward& p, int64_t most)
-      : p_(p), most_(most), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
+  Wkv5_6BackwardHeads(const Wkv5_6Backward& p, int64_t most)
+      : p_(p), most_(most), stride_(padded<T>(p.size)),
+        longest_(std::min(p.time, p.checkpoint_interval)),
         blocks_((longest_ + kBlock - 1) / kBlock), rows_(scratch_, longest_, stride_) {
     for (T** rows : {&gr_, &gk_, &gv_, &gd_}) scratch_.want(*rows, kBlock * stride_);
     scratch_.want(history_, kBlock * kTile);
@@ -136,13 +133,14 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
     const HeadGroup group(p_, most_, task);
     clear_rows(all_gu_, most_ * stride_);
     clear_rows(all_gw_, most_ * stride_);
-    walk_backward(p_, group, stride_, gradients_,
-                  [&](const HeadPlace& place, int64_t n, T* gradient, const Segment& segment,
-                      const TokenRange& next) {
-                    gu_ = all_gu_ + n * stride_, gw_ = all_gw_ + n * stride_, gradient_ = gradient;
-                    load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
-                    run_segment(place, segment, next);
-                  });
+    walk_heads_backward(p_, group, stride_, gradients_,
+                        [&](const HeadPlace& place, int64_t n, T* gradient, const Segment& segment,
+                            const HeadTokens& next) {
+                          gu_ = all_gu_ + n * stride_, gw_ = all_gw_ + n * stride_,
+                          gradient_ = gradient;
+                          load_row<T>(p_.u, kDTypeOf<T>, place.head * p_.size, p_.size, u_);
+                          run_segment(place, segment, next);
+                        });
     for (int64_t n = 0; n < group.count; ++n) {
       const int64_t to = (group.row * p_.heads + group.first + n) * p_.size;
       store_row<T>(p_.gu, kDTypeOf<T>, to, p_.size, all_gu_ + n * stride_);
@@ -151,13 +149,13 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   }
 
  private:
-  using Rows = OuterRows<T, kDecayPerToken>;
+  using Rows = Wkv5_6Rows<T, kDecayPerToken>;
   static constexpr int64_t kTile = kRows<T> * 4 * kLanes<T>;
 
   // [value][key] at the start of the segment's block n
   T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
 
-  void run_segment(const HeadPlace& place, const Segment& segment, const TokenRange& next_rows) {
+  void run_segment(const HeadPlace& place, const Segment& segment, const HeadTokens& next_rows) {
     const int64_t begin = segment.begin, tokens = segment.tokens;
     read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
@@ -167,12 +165,12 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
     read_state(p_, place, segment, stride_, other_);
     transpose(other_, state(0), stride_, stride_);
     for (int64_t n = 1; n * kBlock < tokens; ++n) {
-      outer_advance(rows_.block((n - 1) * kBlock, kBlock), state(n - 1), state(n));
+      wkv5_6_advance(rows_.block((n - 1) * kBlock, kBlock), state(n - 1), state(n));
     }
-    ahead_.start(next_rows);
-    for (const void* next : {p_.r, p_.k, p_.v, p_.gy}) ahead_.add(next, p_.dtype);
-    if (kDecayPerToken) ahead_.add(p_.w, p_.w_dtype);
-    ahead_.share(tiles_ * ((tokens + kBlock - 1) / kBlock));
+    prefetch_.start(next_rows);
+    for (const void* next : {p_.r, p_.k, p_.v, p_.gy}) prefetch_.add(next, p_.dtype);
+    if (kDecayPerToken) prefetch_.add(p_.w, p_.w_dtype);
+    prefetch_.share(tiles_ * ((tokens + kBlock - 1) / kBlock));
     for (int64_t t = (tokens - 1) / kBlock * kBlock; t >= 0; t -= kBlock) {
       run_block(place, begin, t, std::min(kBlock, tokens - t));
     }
@@ -181,10 +179,10 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   // t: the block's first token, counted from the segment's
   void run_block(const HeadPlace& place, int64_t segment_begin, int64_t t, int64_t tokens) {
     const int64_t begin = segment_begin + t;
-    OuterBlock<T> b = rows_.block(t, tokens);
-    b.gr = gr_, b.gk = gk_, b.gv = gv_, b.gd = gd_, b.history = history_, b.ahead = &ahead_;
+    Wkv5_6Block<T> b = rows_.block(t, tokens);
+    b.gr = gr_, b.gk = gk_, b.gv = gv_, b.gd = gd_, b.history = history_, b.prefetch = &prefetch_;
     for (int64_t n = 0; n < tokens; ++n) start_token(b, n * stride_);
-    outer_backward(b, state(t / kBlock), gradient_);
+    wkv5_6_backward(b, state(t / kBlock), gradient_);
     multiply(gd_, rows_.slope + t * stride_, tokens * stride_);
     write_rows(p_.gr, p_.dtype, place, begin, tokens, gr_, stride_);
     write_rows(p_.gk, p_.dtype, place, begin, tokens, gk_, stride_);
@@ -197,7 +195,7 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
   }
 
   // The gradients of the bonus (u k . r) v, to which the tiles add theirs.
-  void start_token(const OuterBlock<T>& b, int64_t at) {
+  void start_token(const Wkv5_6Block<T>& b, int64_t at) {
     const T *r = b.r + at, *k = b.k + at, *v = b.v + at, *gy = b.gy + at;
     const T weight = dot(v, gy, stride_);
     set_scaled(gv_ + at, dot(r, u_, k, stride_), gy, stride_);
@@ -207,19 +205,19 @@ template <typename T, bool kDecayPerToken> class OuterBackwardHeads {
     clear_rows(gd_ + at, stride_);
   }
 
-  const OuterBackward& p_;
+  const Wkv5_6Backward& p_;
   const int64_t most_, stride_, tiles_ = tile_count<T>(stride_), longest_, blocks_;
   Scratch<T> scratch_;
   Rows rows_;
-  Ahead ahead_;
+  Prefetch prefetch_;
   T *history_, *states_, *gradients_, *other_, *gr_, *gk_, *gv_, *gd_, *u_, *all_gu_, *all_gw_;
   // the present head's
   T *gradient_ = nullptr, *gu_ = nullptr, *gw_ = nullptr;
 };
 
-template <typename T> using Wkv5ForwardHeads = OuterForwardHeads<T, false>;
-template <typename T> using Wkv5BackwardHeads = OuterBackwardHeads<T, false>;
-template <typename T> using Wkv6ForwardHeads = OuterForwardHeads<T, true>;
-template <typename T> using Wkv6BackwardHeads = OuterBackwardHeads<T, true>;
+template <typename T> using Wkv5ForwardHeads = Wkv5_6ForwardHeads<T, false>;
+template <typename T> using Wkv5BackwardHeads = Wkv5_6BackwardHeads<T, false>;
+template <typename T> using Wkv6ForwardHeads = Wkv5_6ForwardHeads<T, true>;
+template <typename T> using Wkv6BackwardHeads = Wkv5_6BackwardHeads<T, true>;
 
 }  // namespace rwkv

@@ -20,13 +20,13 @@ namespace rwkv {
 
 // At most kBlock tokens of one head, none of which but the first starts a document. Rows of
 // `stride` elements, padded with zeros.
-template <typename T> struct OuterBlock {
+template <typename T> struct Wkv5_6Block {
   int64_t tokens, stride;
   const T *r, *k, *v, *d, *gy;   // inputs, decay per token, gradient of y
   T *y;                          // forward: the sum so far, without the bonus
   T *gr, *gk, *gv, *gd;          // backward: sums so far, without the bonus; gd is that of d
   T *history;                    // kBlock tiles
-  Ahead* ahead;                  // called once a tile
+  Prefetch* prefetch;            // called once a tile
 };
 
 // What it computes: y += r S and S <- d S + k v, token by token.
@@ -34,10 +34,10 @@ template <typename T> struct OuterBlock {
 // What it gave up: using matrix products over the block; they need no fewer operations at 64
 // channels a head.
 template <typename T, int kVectors>
-void outer_forward_tile(const OuterBlock<T> b, T* state, int64_t key, int64_t value) {
+void wkv5_6_forward_tile(const Wkv5_6Block<T> b, T* state, int64_t key, int64_t value) {
   constexpr int R = kRows<T>, L = kLanes<T>;
   T* const corner = state + key * b.stride + value;
-  Tile<T, R, kVectors> S;
+  VectorTile<T, R, kVectors> S;
   S.load_from(corner, b.stride);
   for (int64_t row = 0; row < b.tokens * b.stride; row += b.stride) {
     Vec<T> r[R], k[R], d[R];
@@ -63,9 +63,9 @@ void outer_forward_tile(const OuterBlock<T> b, T* state, int64_t key, int64_t va
 // What it computes: S <- d S + k v over the block.
 // What a call owns: kRows values x kVectors vectors of keys of `from` and `to` [value][key].
 template <typename T, int kVectors>
-void outer_advance_tile(const OuterBlock<T> b, const T* from, T* to, int64_t value, int64_t key) {
+void wkv5_6_advance_tile(const Wkv5_6Block<T> b, const T* from, T* to, int64_t value, int64_t key) {
   constexpr int R = kRows<T>, L = kLanes<T>;
-  Tile<T, R, kVectors> S;
+  VectorTile<T, R, kVectors> S;
   S.load_from(from + value * b.stride + key, b.stride);
   for (int64_t row = 0; row < b.tokens * b.stride; row += b.stride) {
     Vec<T> v[R];
@@ -84,12 +84,12 @@ void outer_advance_tile(const OuterBlock<T> b, const T* from, T* to, int64_t val
 // from the last token to the first, G <- d G + r gy with gk += G v, gv += G k, gd += S G.
 // What a call owns: kRows values x kVectors vectors of keys of `state` (at the block's start) and
 // `gradient` (of the state after the block on entry, at its start on return), both [value][key].
-template <typename T, int kVectors>
-void outer_backward_tile(const OuterBlock<T> b, const T* state, T* gradient, int64_t value,
-                         int64_t key) {
+template <typename T, int kVectors> void wkv5_6_backward_tile(const Wkv5_6Block<T> b,
+                                                              const T* state, T* gradient,
+                                                              int64_t value, int64_t key) {
   constexpr int R = kRows<T>, L = kLanes<T>, kTile = R * kVectors * L;
   const int64_t corner = value * b.stride + key;
-  Tile<T, R, kVectors> S;
+  VectorTile<T, R, kVectors> S;
   S.load_from(state + corner, b.stride);
   T* saved = b.history;
   for (int64_t row = 0; row < b.tokens * b.stride; row += b.stride, saved += kTile) {
@@ -111,7 +111,7 @@ void outer_backward_tile(const OuterBlock<T> b, const T* state, T* gradient, int
     }
   }
 
-  Tile<T, R, kVectors> G;
+  VectorTile<T, R, kVectors> G;
   G.load_from(gradient + corner, b.stride);
   for (int64_t row = (b.tokens - 1) * b.stride; row >= 0; row -= b.stride) {
     saved -= kTile;
@@ -138,23 +138,23 @@ void outer_backward_tile(const OuterBlock<T> b, const T* state, T* gradient, int
   G.store_to(gradient + corner, b.stride);
 }
 
-template <typename T> void outer_forward(const OuterBlock<T>& b, T* state) {
+template <typename T> void wkv5_6_forward(const Wkv5_6Block<T>& b, T* state) {
   for_each_tile<T>(b.stride, [&](auto vectors, int64_t key, int64_t value) {
-    b.ahead->fetch();
-    outer_forward_tile<T, vectors.value>(b, state, key, value);
+    b.prefetch->fetch();
+    wkv5_6_forward_tile<T, vectors.value>(b, state, key, value);
   });
 }
 
-template <typename T> void outer_advance(const OuterBlock<T>& b, const T* from, T* to) {
+template <typename T> void wkv5_6_advance(const Wkv5_6Block<T>& b, const T* from, T* to) {
   for_each_tile<T>(b.stride, [&](auto vectors, int64_t value, int64_t key) {
-    outer_advance_tile<T, vectors.value>(b, from, to, value, key);
+    wkv5_6_advance_tile<T, vectors.value>(b, from, to, value, key);
   });
 }
 
-template <typename T> void outer_backward(const OuterBlock<T>& b, const T* state, T* gradient) {
+template <typename T> void wkv5_6_backward(const Wkv5_6Block<T>& b, const T* state, T* gradient) {
   for_each_tile<T>(b.stride, [&](auto vectors, int64_t value, int64_t key) {
-    b.ahead->fetch();
-    outer_backward_tile<T, vectors.value>(b, state, gradient, value, key);
+    b.prefetch->fetch();
+    wkv5_6_backward_tile<T, vectors.value>(b, state, gradient, value, key);
   });
 }
 

@@ -10,13 +10,13 @@ namespace rwkv {
 
 // kFloats, kLaunch: as in wkv5_cuda.h and wkv6_cuda.h
 template <bool kDecayPerToken, auto kFloats, auto kLaunch>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> outer_forward_on_cuda(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> wkv5_6_forward_on_cuda(
     const at::Tensor& r, const at::Tensor& k, const at::Tensor& v, const at::Tensor& w,
     const at::Tensor& u, const std::optional<at::Tensor>& state,
-    const std::optional<at::Tensor>& reset, int64_t keep_every, int64_t kernel) {
-  const auto call = outer_forward_call<kDecayPerToken>(aligned(r), aligned(k), aligned(v),
-                                                       aligned_fp32(w), aligned(u), aligned(state),
-                                                       reset, keep_every);
+    const std::optional<at::Tensor>& reset, int64_t checkpoint_interval, int64_t kernel) {
+  const auto call =
+      wkv5_6_forward_call<kDecayPerToken>(aligned(r), aligned(k), aligned(v), aligned_fp32(w),
+                                          aligned(u), aligned(state), reset, checkpoint_interval);
   run_on_cuda(kDecayPerToken ? "wkv6_forward" : "wkv5_forward", call.params, kernel, r, kFloats,
               kLaunch);
   return {call.y, call.final_state, call.checkpoints};
@@ -24,14 +24,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> outer_forward_on_cuda(
 
 template <bool kDecayPerToken, auto kFloats, auto kLaunch>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-outer_backward_on_cuda(const at::Tensor& gy, const std::optional<at::Tensor>& gfinal_state,
-                       const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
-                       const at::Tensor& w, const at::Tensor& u,
-                       const std::optional<at::Tensor>& reset, const at::Tensor& checkpoints,
-                       int64_t keep_every, int64_t kernel) {
-  const auto call = outer_backward_call<kDecayPerToken>(
+wkv5_6_backward_on_cuda(const at::Tensor& gy, const std::optional<at::Tensor>& gfinal_state,
+                        const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
+                        const at::Tensor& w, const at::Tensor& u,
+                        const std::optional<at::Tensor>& reset, const at::Tensor& checkpoints,
+                        int64_t checkpoint_interval, int64_t kernel) {
+  const auto call = wkv5_6_backward_call<kDecayPerToken>(
       aligned(gy), aligned(gfinal_state), aligned(r), aligned(k), aligned(v), aligned_fp32(w),
-      aligned(u), reset, aligned(checkpoints), keep_every);
+      aligned(u), reset, aligned(checkpoints), checkpoint_interval);
   run_on_cuda(kDecayPerToken ? "wkv6_backward" : "wkv5_backward", call.params, kernel, r, kFloats,
               kLaunch);
   const at::Tensor gw = kDecayPerToken ? call.gw : call.gw.sum(0);

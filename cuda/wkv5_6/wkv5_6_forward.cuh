@@ -14,7 +14,7 @@
 namespace rwkv {
 
 // A chunk of tokens in shared memory: as fetched, and widened to fp32 for the scan.
-template <class TileType> struct OuterForwardShared {
+template <class TileType> struct Wkv5_6ForwardShared {
   static constexpr int kN = TileType::kN, kRows = TileType::kRows, kChunk = TileType::kChunk;
 
   float *r, *k, *d;  // [kChunk][kN]
@@ -23,7 +23,7 @@ template <class TileType> struct OuterForwardShared {
   unsigned char *raw_r, *raw_k, *raw_v, *raw_w;
   int bytes;
 
-  __host__ __device__ OuterForwardShared(unsigned char* base, DType dtype) {
+  __host__ __device__ Wkv5_6ForwardShared(unsigned char* base, DType dtype) {
     Pieces pieces(base);
     for (float** keys : {&r, &k, &d}) *keys = pieces.floats(kChunk * kN);
     for (float** values : {&v, &y}) *values = pieces.floats(kChunk * kRows);
@@ -37,18 +37,18 @@ template <class TileType> struct OuterForwardShared {
 };
 
 // What a block of the forward or of the replay kernel does; kWithOutput false leaves out y.
-template <class TileType, bool kDecayPerToken, bool kWithOutput> struct OuterForwardBlock {
+template <class TileType, bool kDecayPerToken, bool kWithOutput> struct Wkv5_6ForwardBlock {
   static constexpr int kN = TileType::kN, kRows = TileType::kRows, kR = TileType::kR;
   static constexpr int kC = TileType::kC, kChunk = TileType::kChunk;
   static constexpr int kThreads = TileType::kThreads;
   using State = float[kR][kC];
 
-  const OuterForward& p;
+  const Wkv5_6Forward& p;
   const HeadPlace<TileType> place;
-  const OuterForwardShared<TileType> shared;
+  const Wkv5_6ForwardShared<TileType> shared;
   const TileType tile;
 
-  __device__ OuterForwardBlock(const OuterForward& p, int64_t block, unsigned char* base)
+  __device__ Wkv5_6ForwardBlock(const Wkv5_6Forward& p, int64_t block, unsigned char* base)
       : p(p), place(p, block), shared(base, p.dtype) {}
 
   // S: the state before the range on entry, after it on return. keep: where states are to be kept.
@@ -84,43 +84,41 @@ template <class TileType, bool kDecayPerToken, bool kWithOutput> struct OuterFor
   }
 
   __device__ void widen_keys(int64_t t, int tokens) const {
-    constexpr int kOctets = kChunk * kN / kOctet;
+    constexpr int kVecs = kChunk * kN / kVec8;
     const int64_t head = place.head * kN;
-    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kOctets, kThreads>;
-         n += kThreads) {
-      const OctetOf<kN> octet(n);
-      const int at = n * kOctet;
-      const bool present = octet.token < tokens;
-      const bool starts = present && place.starts(p.reset, t + octet.token);
+    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kVecs, kThreads>; n += kThreads) {
+      const Vec8Place<kN> vec(n);
+      const int at = n * kVec8;
+      const bool present = vec.token < tokens;
+      const bool starts = present && place.starts(p.reset, t + vec.token);
       if (present) {
-        store_floats(shared.k + at, load_octet(shared.raw_k, at, p.dtype));
-        const Octet w = kDecayPerToken
-                            ? load_octet(shared.raw_w, at, DType::kFloat)
-                            : load_octet(p.w, head + octet.at, DType::kFloat);
-        store_floats(shared.d + at, starts ? Octet::of(0.0f) : outer_decay(w).decay);
+        store_floats(shared.k + at, load_vec8(shared.raw_k, at, p.dtype));
+        const Vec8 w = kDecayPerToken ? load_vec8(shared.raw_w, at, DType::kFloat)
+                                      : load_vec8(p.w, head + vec.at, DType::kFloat);
+        store_floats(shared.d + at, starts ? Vec8::of(0.0f) : wkv5_6_decay(w).decay);
       }
-      if constexpr (kWithOutput) widen_r(octet, at, head, present, starts);
+      if constexpr (kWithOutput) widen_r(vec, at, head, present, starts);
     }
   }
 
-  __device__ void widen_r(const OctetOf<kN>& octet, int at, int64_t head, bool present,
+  __device__ void widen_r(const Vec8Place<kN>& vec, int at, int64_t head, bool present,
                           bool starts) const {
     float bonus = 0.0f;
     if (present) {
-      const Octet r = load_octet(shared.raw_r, at, p.dtype);
-      const Octet k = load_octet(shared.raw_k, at, p.dtype);
-      const Octet u = load_octet(p.u, head + octet.at, DType::kFloat);
+      const Vec8 r = load_vec8(shared.raw_r, at, p.dtype);
+      const Vec8 k = load_vec8(shared.raw_k, at, p.dtype);
+      const Vec8 u = load_vec8(p.u, head + vec.at, DType::kFloat);
 #pragma unroll
-      for (int i = 0; i < kOctet; ++i) bonus += r.at[i] * u.at[i] * k.at[i];
-      store_floats(shared.r + at, starts ? Octet::of(0.0f) : r);
+      for (int i = 0; i < kVec8; ++i) bonus += r.at[i] * u.at[i] * k.at[i];
+      store_floats(shared.r + at, starts ? Vec8::of(0.0f) : r);
     }
-    bonus = sum_over_lanes<OctetOf<kN>::kPerRow>(bonus);
-    if (present && octet.at == 0) shared.bonus[octet.token] = bonus;
+    bonus = sum_over_lanes<Vec8Place<kN>::kPerRow>(bonus);
+    if (present && vec.at == 0) shared.bonus[vec.token] = bonus;
   }
 
   __device__ void widen_values(int tokens) const {
-    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kOctet; n += kThreads) {
-      store_floats(shared.v + n * kOctet, load_octet(shared.raw_v, n * kOctet, p.dtype));
+    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
+      store_floats(shared.v + n * kVec8, load_vec8(shared.raw_v, n * kVec8, p.dtype));
     }
   }
 
@@ -149,31 +147,33 @@ template <class TileType, bool kDecayPerToken, bool kWithOutput> struct OuterFor
   }
 
   __device__ void write_outputs(int64_t t, int tokens) const {
-    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kOctet; n += kThreads) {
-      const OctetOf<kRows> octet(n);
-      Octet y = load_floats(shared.y + n * kOctet);
-      const Octet v = load_floats(shared.v + n * kOctet);
-      const float bonus = shared.bonus[octet.token];
+    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
+      const Vec8Place<kRows> vec(n);
+      Vec8 y = load_floats(shared.y + n * kVec8);
+      const Vec8 v = load_floats(shared.v + n * kVec8);
+      const float bonus = shared.bonus[vec.token];
 #pragma unroll
-      for (int i = 0; i < kOctet; ++i) y.at[i] += bonus * v.at[i];
-      store_octet(p.y, place.token(t + octet.token) + place.slice * kRows + octet.at, p.dtype, y);
+      for (int i = 0; i < kVec8; ++i) y.at[i] += bonus * v.at[i];
+      store_vec8(p.y, place.token(t + vec.token) + place.slice * kRows + vec.at, p.dtype, y);
     }
   }
 };
 
-// What it computes: y, the final state and, for the backward pass, the state at every keep_every-th
-// token. What a thread owns: kR values x kC keys of one head's state, in registers, for all tokens.
-// What it gave up: parallelism over time, and tensor cores; few heads leave the card idle.
+// What it computes: y, the final state and, for the backward pass, the state at every
+// checkpoint_interval-th token. What a thread owns: kR values x kC keys of one head's state, in
+// registers, for all tokens. What it gave up: parallelism over time, and tensor cores; few heads
+// leave the card idle.
 template <class TileType, bool kDecayPerToken>
 __global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)
-    outer_forward_kernel(const __grid_constant__ OuterForward p) {
+    wkv5_6_forward_kernel(const __grid_constant__ Wkv5_6Forward p) {
   DYNAMIC_SHARED(base);
-  const OuterForwardBlock<TileType, kDecayPerToken, true> block(p, blockIdx.x, base);
+  const Wkv5_6ForwardBlock<TileType, kDecayPerToken, true> block(p, blockIdx.x, base);
   const int64_t at = block.place.state();
   const auto* state = static_cast<const float*>(p.state);
   float S[TileType::kR][TileType::kC];
   block.tile.load_state(S, state == nullptr ? nullptr : state + at);
-  block.scan(S, {0, p.time}, {static_cast<float*>(p.checkpoints), p.keep_every, p.kept, 0});
+  block.scan(S, {0, p.time},
+             {static_cast<float*>(p.checkpoints), p.checkpoint_interval, p.kept, 0});
   block.tile.store_state(S, static_cast<float*>(p.final_state) + at);
 }
 
@@ -184,13 +184,13 @@ __global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)
 // What it gave up: nothing but memory; all kept states of the range are started from at once.
 template <class TileType, bool kDecayPerToken>
 __global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)
-    outer_replay_kernel(const __grid_constant__ OuterForward p, TokenRange range,
-                        StatesAt<const float*> from, StatesAt<float*> to) {
+    wkv5_6_replay_kernel(const __grid_constant__ Wkv5_6Forward p, TokenRange range,
+                         StatesAt<const float*> from, StatesAt<float*> to) {
   DYNAMIC_SHARED(base);
   const int64_t segments = ceil_div(range.end - range.begin, from.every);
   const int64_t begin = range.begin + blockIdx.x % segments * from.every;
   const int64_t end = begin + from.every < range.end ? begin + from.every : range.end;
-  const OuterForwardBlock<TileType, kDecayPerToken, false> block(p, blockIdx.x / segments, base);
+  const Wkv5_6ForwardBlock<TileType, kDecayPerToken, false> block(p, blockIdx.x / segments, base);
   float S[TileType::kR][TileType::kC];
   block.tile.load_state(S, from.of(block.place, begin));
   block.scan(S, {begin, end}, to);

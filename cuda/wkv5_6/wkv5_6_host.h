@@ -12,23 +12,23 @@
 
 namespace rwkv {
 
-struct OuterForwardCall {
+struct Wkv5_6ForwardCall {
   at::Tensor r, k, v, w, u, state, reset;  // contiguous; undefined where absent
   at::Tensor y, final_state, checkpoints;
-  OuterForward params;
+  Wkv5_6Forward params;
 };
 
-struct OuterBackwardCall {
+struct Wkv5_6BackwardCall {
   at::Tensor gy, gfinal_state, r, k, v, w, u, reset, checkpoints;
   at::Tensor gr, gk, gv, gw, gu, gstate;  // gu (RWKV-5: and gw) per batch row
-  OuterBackward params;
+  Wkv5_6Backward params;
 };
 
 template <bool kDecayPerToken>
-HeadSizes outer_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
+HeadSizes wkv5_6_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
                        const at::Tensor& w, const at::Tensor& u,
-                       const std::optional<at::Tensor>& reset, int64_t keep_every) {
-  const HeadSizes sizes = head_sizes(r, w, reset, keep_every);
+                       const std::optional<at::Tensor>& reset, int64_t checkpoint_interval) {
+  const HeadSizes sizes = head_sizes(r, w, reset, checkpoint_interval);
   const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
   CHECK_SHAPE(k, B, T, H, N);
   CHECK_SHAPE(v, B, T, H, N);
@@ -42,17 +42,25 @@ HeadSizes outer_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tensor
 }
 
 template <bool kDecayPerToken>
-OuterForwardCall outer_forward_call(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
-                                    const at::Tensor& w, const at::Tensor& u,
-                                    const std::optional<at::Tensor>& state,
-                                    const std::optional<at::Tensor>& reset, int64_t keep_every) {
-  const HeadSizes sizes = outer_sizes<kDecayPerToken>(r, k, v, w, u, reset, keep_every);
+Wkv5_6ForwardCall wkv5_6_forward_call(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& w, const at::Tensor& u,
+                                      const std::optional<at::Tensor>& state,
+                                      const std::optional<at::Tensor>& reset,
+                                      int64_t checkpoint_interval) {
+  const HeadSizes sizes = wkv5_6_sizes<kDecayPerToken>(r, k, v, w, u, reset, checkpoint_interval);
   check_state(state, "state", sizes, r);
-  OuterForwardCall c{r.contiguous(), k.contiguous(), v.contiguous(), w.contiguous(), u.contiguous(),
-                     contiguous_or_undefined(state), contiguous_or_undefined(reset),
-                     at::empty(r.sizes(), r.options()), empty_state(sizes, r),
-                     empty_checkpoints(sizes, r), {}};
-  OuterForward& p = c.params;
+  Wkv5_6ForwardCall c{r.contiguous(),
+                      k.contiguous(),
+                      v.contiguous(),
+                      w.contiguous(),
+                      u.contiguous(),
+                      contiguous_or_undefined(state),
+                      contiguous_or_undefined(reset),
+                      at::empty(r.sizes(), r.options()),
+                      empty_state(sizes, r),
+                      empty_checkpoints(sizes, r),
+                      {}};
+  Wkv5_6Forward& p = c.params;
   static_cast<HeadSizes&>(p) = sizes;
   p.r = c.r.const_data_ptr(), p.k = c.k.const_data_ptr(), p.v = c.v.const_data_ptr();
   p.w = c.w.const_data_ptr(), p.u = c.u.const_data_ptr();
@@ -63,29 +71,36 @@ OuterForwardCall outer_forward_call(const at::Tensor& r, const at::Tensor& k, co
   return c;
 }
 
-template <bool kDecayPerToken>
-OuterBackwardCall outer_backward_call(const at::Tensor& gy,
-                                      const std::optional<at::Tensor>& gfinal_state,
-                                      const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
-                                      const at::Tensor& w, const at::Tensor& u,
-                                      const std::optional<at::Tensor>& reset,
-                                      const at::Tensor& checkpoints, int64_t keep_every) {
-  const HeadSizes sizes = outer_sizes<kDecayPerToken>(r, k, v, w, u, reset, keep_every);
+template <bool kDecayPerToken> Wkv5_6BackwardCall wkv5_6_backward_call(
+    const at::Tensor& gy, const std::optional<at::Tensor>& gfinal_state, const at::Tensor& r,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& w, const at::Tensor& u,
+    const std::optional<at::Tensor>& reset, const at::Tensor& checkpoints,
+    int64_t checkpoint_interval) {
+  const HeadSizes sizes = wkv5_6_sizes<kDecayPerToken>(r, k, v, w, u, reset, checkpoint_interval);
   const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
   const auto computing = r.options().dtype(computing_type(r));
   CHECK_SHAPE(gy, B, T, H, N);
   CHECK_LIKE(gy, r);
   check_checkpoints(checkpoints, sizes, r);
   check_state(gfinal_state, "gfinal_state", sizes, r);
-  OuterBackwardCall c{gy.contiguous(), contiguous_or_undefined(gfinal_state), r.contiguous(),
-                      k.contiguous(), v.contiguous(), w.contiguous(), u.contiguous(),
-                      contiguous_or_undefined(reset), checkpoints.contiguous(),
-                      at::empty(r.sizes(), r.options()), at::empty(r.sizes(), r.options()),
-                      at::empty(r.sizes(), r.options()),
-                      kDecayPerToken ? at::empty(w.sizes(), w.options())
-                                     : at::empty({B, H, N}, computing),
-                      at::empty({B, H, N}, computing), empty_state(sizes, r), {}};
-  OuterBackward& p = c.params;
+  Wkv5_6BackwardCall c{
+      gy.contiguous(),
+      contiguous_or_undefined(gfinal_state),
+      r.contiguous(),
+      k.contiguous(),
+      v.contiguous(),
+      w.contiguous(),
+      u.contiguous(),
+      contiguous_or_undefined(reset),
+      checkpoints.contiguous(),
+      at::empty(r.sizes(), r.options()),
+      at::empty(r.sizes(), r.options()),
+      at::empty(r.sizes(), r.options()),
+      kDecayPerToken ? at::empty(w.sizes(), w.options()) : at::empty({B, H, N}, computing),
+      at::empty({B, H, N}, computing),
+      empty_state(sizes, r),
+      {}};
+  Wkv5_6Backward& p = c.params;
   static_cast<HeadSizes&>(p) = sizes;
   p.r = c.r.const_data_ptr(), p.k = c.k.const_data_ptr(), p.v = c.v.const_data_ptr();
   p.w = c.w.const_data_ptr(), p.u = c.u.const_data_ptr();

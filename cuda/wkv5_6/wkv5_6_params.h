@@ -6,7 +6,11 @@
 
 namespace rwkv {
 
-struct OuterForward : HeadSizes {
+// Limit of w. Beyond it exp(-exp(w)) is zero in T. Without the limit exp(w) becomes infinite, and
+// zero times that, in the gradient of w, is NaN.
+template <typename T> constexpr T kLargestLogRate = sizeof(T) == 4 ? T(5) : T(7);
+
+struct Wkv5_6Forward : HeadSizes {
   const void *r, *k, *v;   // [B, T, H, N]
   const void* w;           // [B, T, H, N] (RWKV-6) or [H, N] (RWKV-5), before both exponentials
   const void* u;           // [H, N] of T
@@ -17,7 +21,7 @@ struct OuterForward : HeadSizes {
   void* checkpoints;       // [B, H, kept, N_key, N_value] of T, or null
 };
 
-struct OuterBackward : HeadSizes {
+struct Wkv5_6Backward : HeadSizes {
   const void *r, *k, *v, *w, *u;
   const bool* reset;
   const void* checkpoints;

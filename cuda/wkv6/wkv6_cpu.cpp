@@ -5,11 +5,11 @@
 
 namespace rwkv {
 
-void wkv6_forward_cpu(const OuterForward& params, int64_t most, int64_t begin, int64_t end) {
+void wkv6_forward_cpu(const Wkv5_6Forward& params, int64_t most, int64_t begin, int64_t end) {
   run_heads<Wkv6ForwardHeads>(params, most, begin, end);
 }
 
-void wkv6_backward_cpu(const OuterBackward& params, int64_t most, int64_t begin, int64_t end) {
+void wkv6_backward_cpu(const Wkv5_6Backward& params, int64_t most, int64_t begin, int64_t end) {
   run_heads<Wkv6BackwardHeads>(params, most, begin, end);
 }
 

@@ -3,22 +3,22 @@
 
 #include "../wkv5_6/wkv5_6_launch.cuh"
 
-int64_t rwkv_wkv6_forward_floats(const rwkv::OuterForward& params,
+int64_t rwkv_wkv6_forward_floats(const rwkv::Wkv5_6Forward& params,
                                  const rwkv::LaunchOptions& options) {
-  return rwkv::outer_forward_floats<true>(params, options);
+  return rwkv::wkv5_6_forward_floats<true>(params, options);
 }
 
-int64_t rwkv_wkv6_backward_floats(const rwkv::OuterBackward& params,
+int64_t rwkv_wkv6_backward_floats(const rwkv::Wkv5_6Backward& params,
                                   const rwkv::LaunchOptions& options) {
-  return rwkv::outer_backward_floats<true>(params, options);
+  return rwkv::wkv5_6_backward_floats<true>(params, options);
 }
 
-int rwkv_wkv6_forward_cuda(const rwkv::OuterForward& params, const rwkv::LaunchOptions& options,
+int rwkv_wkv6_forward_cuda(const rwkv::Wkv5_6Forward& params, const rwkv::LaunchOptions& options,
                            float* memory, void* stream) {
-  return rwkv::launch_outer_forward<true>(params, options, memory, stream);
+  return rwkv::launch_wkv5_6_forward<true>(params, options, memory, stream);
 }
 
-int rwkv_wkv6_backward_cuda(const rwkv::OuterBackward& params, const rwkv::LaunchOptions& options,
+int rwkv_wkv6_backward_cuda(const rwkv::Wkv5_6Backward& params, const rwkv::LaunchOptions& options,
                             float* memory, void* stream) {
-  return rwkv::launch_outer_backward<true>(params, options, memory, stream);
+  return rwkv::launch_wkv5_6_backward<true>(params, options, memory, stream);
 }

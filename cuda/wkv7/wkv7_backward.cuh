@@ -121,26 +121,25 @@ template <class TileType> struct Wkv7BackwardBlock {
 
   // Tokens beyond the end are staged so that they change nothing: zeros, and d = 1.
   __device__ void widen(int64_t t, int tokens) const {
-    const Octet zero = Octet::of(0.0f);
-    for (int n = static_cast<int>(threadIdx.x); n < kChunk * kN / kOctet; n += kThreads) {
-      const int at = n * kOctet, token = OctetOf<kN>(n).token;
+    const Vec8 zero = Vec8::of(0.0f);
+    for (int n = static_cast<int>(threadIdx.x); n < kChunk * kN / kVec8; n += kThreads) {
+      const int at = n * kVec8, token = Vec8Place<kN>(n).token;
       const bool present = token < tokens;
       const bool starts = present && place.starts(p.reset, t + token);
-      Wkv7Decay decay = {starts ? zero : Octet::of(1.0f), zero};
-      if (present && !starts) decay = wkv7_decay(load_octet(shared.raw_w, at, DType::kFloat));
+      Wkv7Decay decay = {starts ? zero : Vec8::of(1.0f), zero};
+      if (present && !starts) decay = wkv7_decay(load_vec8(shared.raw_w, at, DType::kFloat));
       store_floats(shared.d + at, decay.decay);
       store_floats(shared.slope + at, decay.slope);
-      store_floats(shared.r + at, present ? load_octet(shared.raw_r, at, p.dtype) : zero);
-      store_floats(shared.k + at, present ? load_octet(shared.raw_k, at, p.dtype) : zero);
-      store_floats(shared.b + at, present ? load_octet(shared.raw_b, at, p.dtype) : zero);
-      store_floats(shared.a + at,
-                   present && !starts ? load_octet(shared.raw_a, at, p.dtype) : zero);
+      store_floats(shared.r + at, present ? load_vec8(shared.raw_r, at, p.dtype) : zero);
+      store_floats(shared.k + at, present ? load_vec8(shared.raw_k, at, p.dtype) : zero);
+      store_floats(shared.b + at, present ? load_vec8(shared.raw_b, at, p.dtype) : zero);
+      store_floats(shared.a + at, present && !starts ? load_vec8(shared.raw_a, at, p.dtype) : zero);
     }
-    for (int n = static_cast<int>(threadIdx.x); n < kChunk * kRows / kOctet; n += kThreads) {
-      const int at = n * kOctet;
-      const bool present = OctetOf<kRows>(n).token < tokens;
-      store_floats(shared.v + at, present ? load_octet(shared.raw_v, at, p.dtype) : zero);
-      store_floats(shared.gy + at, present ? load_octet(shared.raw_gy, at, p.dtype) : zero);
+    for (int n = static_cast<int>(threadIdx.x); n < kChunk * kRows / kVec8; n += kThreads) {
+      const int at = n * kVec8;
+      const bool present = Vec8Place<kRows>(n).token < tokens;
+      store_floats(shared.v + at, present ? load_vec8(shared.raw_v, at, p.dtype) : zero);
+      store_floats(shared.gy + at, present ? load_vec8(shared.raw_gy, at, p.dtype) : zero);
     }
   }
 
@@ -175,7 +174,7 @@ template <class TileType> struct Wkv7BackwardBlock {
       for (int c = 0; c < kC; ++c) sums[i] += S[i][c] * a[c];
     }
     tile.store_row_sums(sums, shared.u + n * kRows);
-    give_sums<kR, kKeyLanes>(u, sums[0], tile.lane);
+    all_gather<kR, kKeyLanes>(u, sums[0], tile.lane);
     advance(S, S, u, n);
   }
 
@@ -268,48 +267,48 @@ template <class TileType> struct Wkv7BackwardBlock {
         sums[kR + i] += G[i][c] * k[c];
       }
     }
-    share_sums<2 * kR, kKeyLanes, 1>(sums, tile.lane);
+    reduce_scatter<2 * kR, kKeyLanes, 1>(sums, tile.lane);
     const int which = first_sum_kept<2 * kR, kKeyLanes, 1>(tile.lane);
     if (which >= kR && writes_sum<2 * kR, kKeyLanes, 1>(tile.lane)) {
       shared.gv[m * kRows + tile.first_row() + which - kR] = sums[0];
     }
-    give_sums<2 * kR, kKeyLanes>(gu, sums[0], tile.lane);
+    all_gather<2 * kR, kKeyLanes>(gu, sums[0], tile.lane);
   }
 
   __device__ void write_burst(int64_t t, int first, int tokens) const {
-    constexpr int kPerSum = kBurst * kN / kOctet;
-    constexpr int kTasks = kWkv7Sums * kPerSum + kBurst * kRows / kOctet;
+    constexpr int kPerSum = kBurst * kN / kVec8;
+    constexpr int kTasks = kWkv7Sums * kPerSum + kBurst * kRows / kVec8;
     for (int task = static_cast<int>(threadIdx.x); task < kTasks; task += kThreads) {
       const int which = task / kPerSum, rest = task - which * kPerSum;
       if (which == kWkv7Sums) {
-        const OctetOf<kRows> octet(rest);
-        const int n = first + octet.token;
+        const Vec8Place<kRows> vec(rest);
+        const int n = first + vec.token;
         if (n >= tokens) continue;
-        store_octet(p.gv, place.token(t + n) + place.slice * kRows + octet.at, p.dtype,
-                    load_floats(shared.gv + rest * kOctet));
+        store_vec8(p.gv, place.token(t + n) + place.slice * kRows + vec.at, p.dtype,
+                   load_floats(shared.gv + rest * kVec8));
       } else {
-        const OctetOf<kN> octet(rest);
-        if (first + octet.token < tokens) write_sum(t, first, octet, which);
+        const Vec8Place<kN> vec(rest);
+        if (first + vec.token < tokens) write_sum(t, first, vec, which);
       }
     }
   }
 
-  __device__ void write_sum(int64_t t, int first, const OctetOf<kN>& octet, int which) const {
-    const int n = first + octet.token;
-    Octet sum = load_floats(shared.sums_of(octet.token, 0, which) + octet.at);
+  __device__ void write_sum(int64_t t, int first, const Vec8Place<kN>& vec, int which) const {
+    const int n = first + vec.token;
+    Vec8 sum = load_floats(shared.sums_of(vec.token, 0, which) + vec.at);
     for (int warp = 1; warp < TileType::kWarps; ++warp) {
-      add_octet(sum, load_floats(shared.sums_of(octet.token, warp, which) + octet.at));
+      add_vec8(sum, load_floats(shared.sums_of(vec.token, warp, which) + vec.at));
     }
     if (which == kWkv7SumW) {
-      const Octet slope = load_floats(shared.slope + n * kN + octet.at);
+      const Vec8 slope = load_floats(shared.slope + n * kN + vec.at);
 #pragma unroll
-      for (int i = 0; i < kOctet; ++i) sum.at[i] *= slope.at[i];
-      return results.write(which, p.gw, place, t + n, octet.at, DType::kFloat, sum);
+      for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
+      return results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
     }
-    if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Octet::of(0.0f);
+    if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Vec8::of(0.0f);
     void* const result = which == kWkv7SumR ? p.gr : which == kWkv7SumK ? p.gk
                          : which == kWkv7SumA ? p.ga : p.gb;
-    results.write(which, result, place, t + n, octet.at, p.dtype, sum);
+    results.write(which, result, place, t + n, vec.at, p.dtype, sum);
   }
 };
 

@@ -12,7 +12,7 @@
 // products of Householder-like matrices.
 #pragma once
 
-#include "../common/gpu_chunks/fetch.cuh"
+#include "../common/gpu_chunks/chunk_fetch.cuh"
 #include "wkv7.h"
 #include "wkv7_decay.cuh"
 
@@ -71,14 +71,14 @@ struct Wkv7ChunkShared {
 #pragma unroll
     for (int i = 0; i < FourKeys::kTokens; ++i) {
       const int token = own.first_token + i, at = token * kFloatStride + own.key;
-      const float4 w = load_four(raw_w + at);
+      const float4 w = load_vec4(raw_w + at);
       const Wkv7TensorDecay d[4] = {Wkv7TensorDecay(w.x), Wkv7TensorDecay(w.y),
                                     Wkv7TensorDecay(w.z), Wkv7TensorDecay(w.w)};
       const bool present = token < tokens;
       logs[i] = present ? make_float4(d[0].log2, d[1].log2, d[2].log2, d[3].log2)
                         : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       if (slope != nullptr) {
-        store_four(slope + at, make_float4(d[0].slope, d[1].slope, d[2].slope, d[3].slope));
+        store_vec4(slope + at, make_float4(d[0].slope, d[1].slope, d[2].slope, d[3].slope));
       }
       add_to(sum, logs[i]);
     }
@@ -120,7 +120,7 @@ struct Wkv7ChunkShared {
     const float* const whole = growth + kChunk * kFloatStride + tile * 8 + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const float2 grown = load_two(whole + n * 8);
+      const float2 grown = load_vec2(whole + n * 8);
       scale_columns(S[tile + n], grown.x, grown.y);
     }
   }
@@ -153,19 +153,19 @@ struct Wkv7ChunkShared {
   __device__ __forceinline__ void scale_token(int token, int key, const float4& c,
                                               float4& grown) const {
     float* const growth_at = growth + token * kFloatStride + key;
-    store_four(growth_at, grown);
+    store_vec4(growth_at, grown);
     set_scaled(a, token, key, raw_a, grown);
     grown = fast_exp2(c);
     const float4 shrunk = fast_inverse(grown);
     if constexpr (kWithR) set_scaled(r, token, key, raw_r, grown);
     if constexpr (kWithK) set_scaled(k, token, key, raw_k, shrunk);
     set_scaled(b, token, key, raw_b, shrunk);
-    if (token == kChunk - 1) store_four(growth_at + kFloatStride, grown);
+    if (token == kChunk - 1) store_vec4(growth_at + kFloatStride, grown);
   }
 
   __device__ static void set_scaled(const Rows& to, int token, int key, const ExactRows& raw,
                                     const float4& factor) {
-    to.set_four(token, key, times(widen_four(raw.at(token, key)), factor));
+    to.set_vec4(token, key, times(widen_vec4(raw.at(token, key)), factor));
   }
 
   __device__ __forceinline__ void store_mix(const Accumulator (&x)[2], int lane) const {
@@ -230,8 +230,8 @@ struct Wkv7ChunkShared {
                                            const float (&column)[kChunk / 2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float4 low = load_four(rows + i * kMixStride);
-      const float4 high = load_four(rows + i * kMixStride + 4);
+      const float4 low = load_vec4(rows + i * kMixStride);
+      const float4 high = load_vec4(rows + i * kMixStride + 4);
       product[i] = low.x * column[0] + low.y * column[1] + low.z * column[2] + low.w * column[3] +
                    high.x * column[4] + high.y * column[5] + high.z * column[6] +
                    high.w * column[7];

@@ -15,7 +15,7 @@
 // Within 16 tokens these sums do not grow beyond what they are subtracted from.
 #pragma once
 
-#include "../common/gpu_chunks/walk.cuh"
+#include "../common/gpu_chunks/chunk_walk.cuh"
 #include "wkv7_chunk.cuh"
 
 namespace rwkv {
@@ -320,7 +320,7 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     }
 #pragma unroll
     for (int n = 0; n < Tile::kWarps; ++n) {
-      add_to(gradient, load_four(shared.state_sums + n * kN + own.key));
+      add_to(gradient, load_vec4(shared.state_sums + n * kN + own.key));
     }
     take_from(gradient, own.sum_before(sum));
     const bool cut = shared.documents.cut();
@@ -341,14 +341,14 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
   __device__ __forceinline__ Token results_at(int token, int key) const {
     const int at = token * Shared::kFloatStride + key;
     Token found;
-    found.a = load_four(shared.results(0) + at);
-    found.r = load_four(shared.results(1) + at);
-    found.b = load_four(shared.results(2) + at);
-    found.k = load_four(shared.results(3) + at);
-    found.of_a = times(shared.a.four(token, key), found.a);
-    found.without_a = times(shared.r.four(token, key), found.r);
-    take_from(found.without_a, times(shared.b.four(token, key), found.b));
-    take_from(found.without_a, times(shared.k.four(token, key), found.k));
+    found.a = load_vec4(shared.results(0) + at);
+    found.r = load_vec4(shared.results(1) + at);
+    found.b = load_vec4(shared.results(2) + at);
+    found.k = load_vec4(shared.results(3) + at);
+    found.of_a = times(shared.a.vec4(token, key), found.a);
+    found.without_a = times(shared.r.vec4(token, key), found.r);
+    take_from(found.without_a, times(shared.b.vec4(token, key), found.b));
+    take_from(found.without_a, times(shared.k.vec4(token, key), found.k));
     return found;
   }
 
@@ -357,15 +357,15 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
                                               const float4& log_gradient, bool starts) const {
     const int64_t to = place.token(t + n) + key;
     const float* const growth = shared.growth + n * Shared::kFloatStride + key;
-    const float4 before = load_four(growth), grown = load_four(growth + Shared::kFloatStride);
+    const float4 before = load_vec4(growth), grown = load_vec4(growth + Shared::kFloatStride);
     const float4 shrunk = fast_inverse(grown);
-    const float4 slope = load_four(shared.slope + n * Shared::kFloatStride + key);
-    narrow_four(static_cast<uint16_t*>(p.ga) + to, times(found.a, before));
-    narrow_four(static_cast<uint16_t*>(p.gr) + to, times(found.r, grown));
-    narrow_four(static_cast<uint16_t*>(p.gb) + to, times(found.b, shrunk));
-    narrow_four(static_cast<uint16_t*>(p.gk) + to, times(found.k, shrunk));
+    const float4 slope = load_vec4(shared.slope + n * Shared::kFloatStride + key);
+    narrow_vec4(static_cast<uint16_t*>(p.ga) + to, times(found.a, before));
+    narrow_vec4(static_cast<uint16_t*>(p.gr) + to, times(found.r, grown));
+    narrow_vec4(static_cast<uint16_t*>(p.gb) + to, times(found.b, shrunk));
+    narrow_vec4(static_cast<uint16_t*>(p.gk) + to, times(found.k, shrunk));
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    store_four(static_cast<float*>(p.gw) + to, starts ? zero : times(slope, log_gradient));
+    store_vec4(static_cast<float*>(p.gw) + to, starts ? zero : times(slope, log_gradient));
   }
 };
 

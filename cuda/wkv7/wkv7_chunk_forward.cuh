@@ -1,7 +1,7 @@
 // Forward pass of RWKV-7 by chunks of 16 tokens on tensor cores; the formulas: wkv7_chunk.cuh.
 #pragma once
 
-#include "../common/gpu_chunks/walk.cuh"
+#include "../common/gpu_chunks/chunk_walk.cuh"
 #include "wkv7_chunk.cuh"
 
 namespace rwkv {

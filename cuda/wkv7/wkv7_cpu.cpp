@@ -10,7 +10,7 @@
 #include "../common/cpu/exp.h"
 #include "../common/cpu/row_math.h"
 #include "../common/cpu/scratch.h"
-#include "../common/cpu/walk.h"
+#include "../common/cpu/head_walk.h"
 #include "wkv7_cpu_tiles.h"
 
 namespace rwkv {
@@ -67,9 +67,9 @@ template <typename T> struct Rows {
   }
 };
 
-template <typename Params> void add_inputs(Ahead& ahead, const Params& p) {
-  for (const void* next : {p.r, p.k, p.v, p.a, p.b}) ahead.add(next, p.dtype);
-  ahead.add(p.w, p.w_dtype);
+template <typename Params> void add_inputs(Prefetch& prefetch, const Params& p) {
+  for (const void* next : {p.r, p.k, p.v, p.a, p.b}) prefetch.add(next, p.dtype);
+  prefetch.add(p.w, p.w_dtype);
 }
 
 template <typename T> class ForwardHeads {
@@ -83,21 +83,21 @@ template <typename T> class ForwardHeads {
   }
 
   void run(int64_t task) {
-    walk_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
-                 [&](T* state, const TokenRange& block, const TokenRange& next) {
-                   run_block(state, block.place, block.begin, block.tokens, next);
-                 });
+    walk_heads_forward(p_, HeadGroup(p_, most_, task), stride_, states_, other_,
+                       [&](T* state, const HeadTokens& block, const HeadTokens& next) {
+                         run_block(state, block.place, block.begin, block.tokens, next);
+                       });
   }
 
  private:
   void run_block(T* state, const HeadPlace& place, int64_t begin, int64_t tokens,
-                 const TokenRange& next) {
+                 const HeadTokens& next) {
     rows_.read(p_, place, begin, tokens);
-    ahead_.start(next);
-    add_inputs(ahead_, p_);
-    ahead_.share(forward_tile_count<T>(stride_) * tokens);
+    prefetch_.start(next);
+    add_inputs(prefetch_, p_);
+    prefetch_.share(forward_tile_count<T>(stride_) * tokens);
     DeltaBlock<T> block = rows_.block(0, tokens);
-    block.y = y_, block.ahead = &ahead_;
+    block.y = y_, block.prefetch = &prefetch_;
     delta_forward<T, true>(block, state);
     write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
   }
@@ -106,14 +106,15 @@ template <typename T> class ForwardHeads {
   const int64_t most_, stride_;
   Scratch<T> scratch_;
   Rows<T> rows_;
-  Ahead ahead_;
+  Prefetch prefetch_;
   T *y_, *states_, *other_;
 };
 
 template <typename T> class BackwardHeads {
  public:
   BackwardHeads(const Wkv7Backward& p, int64_t most)
-      : p_(p), most_(most), stride_(padded<T>(p.size)), longest_(std::min(p.time, p.keep_every)),
+      : p_(p), most_(most), stride_(padded<T>(p.size)),
+        longest_(std::min(p.time, p.checkpoint_interval)),
         blocks_((longest_ + kBlock - 1) / kBlock), rows_(scratch_, longest_, stride_) {
     for (T** rows : {&gr_, &gk_, &gv_, &ga_, &gb_, &gd_}) scratch_.want(*rows, kBlock * stride_);
     scratch_.want(ab_, kBlock);
@@ -126,9 +127,10 @@ template <typename T> class BackwardHeads {
   }
 
   void run(int64_t task) {
-    walk_backward(p_, HeadGroup(p_, most_, task), stride_, gradients_,
-                  [&](const HeadPlace& place, int64_t, T* gradient, const Segment& segment,
-                      const TokenRange& next) { run_segment(place, gradient, segment, next); });
+    walk_heads_backward(
+        p_, HeadGroup(p_, most_, task), stride_, gradients_,
+        [&](const HeadPlace& place, int64_t, T* gradient, const Segment& segment,
+            const HeadTokens& next) { run_segment(place, gradient, segment, next); });
   }
 
  private:
@@ -136,7 +138,7 @@ template <typename T> class BackwardHeads {
   T* state(int64_t n) const { return states_ + n * stride_ * stride_; }
 
   void run_segment(const HeadPlace& place, T* gradient, const Segment& segment,
-                   const TokenRange& next) {
+                   const HeadTokens& next) {
     const int64_t begin = segment.begin, tokens = segment.tokens;
     rows_.read(p_, place, begin, tokens);
     read_rows(p_.gy, p_.dtype, place, begin, tokens, rows_.gy, stride_);
@@ -145,10 +147,10 @@ template <typename T> class BackwardHeads {
       transpose(walk_, state(t / kBlock), stride_, stride_);
       delta_forward<T, false>(rows_.block(t, std::min(kBlock, tokens - t)), walk_);
     }
-    ahead_.start(next);
-    add_inputs(ahead_, p_);
-    ahead_.add(p_.gy, p_.dtype);
-    ahead_.share(stride_ / kDeltaRows<T> * ((tokens + kBlock - 1) / kBlock));
+    prefetch_.start(next);
+    add_inputs(prefetch_, p_);
+    prefetch_.add(p_.gy, p_.dtype);
+    prefetch_.share(stride_ / kDeltaRows<T> * ((tokens + kBlock - 1) / kBlock));
     for (int64_t t = (tokens - 1) / kBlock * kBlock; t >= 0; t -= kBlock) {
       run_block(place, gradient, begin, t, std::min(kBlock, tokens - t));
     }
@@ -161,7 +163,7 @@ template <typename T> class BackwardHeads {
     DeltaBlock<T> block = rows_.block(t, tokens);
     block.gr = gr_, block.gk = gk_, block.gv = gv_, block.ga = ga_, block.gb = gb_;
     block.gd = gd_, block.ab = ab_, block.rb = rb_, block.history = history_;
-    block.ahead = &ahead_;
+    block.prefetch = &prefetch_;
     for (T* rows : {gr_, gk_, gv_, ga_, gb_, gd_}) clear_rows(rows, tokens * stride_);
     for (int64_t n = 1; n < tokens; ++n) {
       const int64_t at = n * stride_;
@@ -182,7 +184,7 @@ template <typename T> class BackwardHeads {
   const int64_t most_, stride_, longest_, blocks_;
   Scratch<T> scratch_;
   Rows<T> rows_;
-  Ahead ahead_;
+  Prefetch prefetch_;
   T *ab_, *rb_, *history_, *states_, *gradients_, *walk_, *gr_, *gk_, *gv_, *ga_, *gb_, *gd_;
 };
 

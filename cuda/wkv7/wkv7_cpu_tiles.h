@@ -30,7 +30,7 @@ template <typename T> struct DeltaBlock {
   T *y, *u;                             // forward: results; u is an input of the backward pass
   T *gr, *gd, *gk, *gv, *ga, *gb;       // backward: sums so far; gd is that of d
   T* history;                           // kBlock + 1 tiles of kDeltaRows rows
-  Ahead* ahead;                         // called once a tile, forward once a tile and token
+  Prefetch* prefetch;                   // called once a tile, forward once a tile and token
 };
 
 // Rows of a tile of the backward pass.
@@ -52,7 +52,7 @@ void delta_forward_tile(const DeltaBlock<T> p, T* state, int64_t value) {
   for (int64_t row = 0; row < p.tokens * p.stride; row += p.stride) {
     // Behind the last token there is no next one; its product is computed and dropped.
     const int64_t next_row = row + p.stride < p.tokens * p.stride ? row + p.stride : row;
-    if (kWithOutput) p.ahead->fetch();
+    if (kWithOutput) p.prefetch->fetch();
     Vec<T> v[kVectors], y[kVectors] = {}, next_u[kVectors] = {};
 #pragma GCC unroll 4
     for (int c = 0; c < kVectors; ++c) {
@@ -192,7 +192,7 @@ template <typename T, bool kWithOutput> void delta_forward(const DeltaBlock<T>& 
 
 template <typename T> void delta_backward(const DeltaBlock<T>& p, const T* state, T* gradient) {
   for (int64_t value = 0; value < p.stride; value += kDeltaRows<T>) {
-    p.ahead->fetch();
+    p.prefetch->fetch();
     delta_replay_tile(p, state, value);
     delta_backward_tile(p, gradient, value);
   }

@@ -1,7 +1,7 @@
 // CUDA kernels of WKV-7: picks a tile, launches, reports.
 #include "wkv7_cuda.h"
 
-#include "../common/gpu_chunks/launch.cuh"
+#include "../common/gpu_chunks/chunk_launch.cuh"
 #include "../common/gpu_scan/tile_choice.cuh"
 #include "wkv7_backward.cuh"
 #include "wkv7_chunk_backward.cuh"

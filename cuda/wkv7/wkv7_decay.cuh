@@ -32,13 +32,13 @@ struct Wkv7TensorDecay {
 __device__ inline float wkv7_rest(float w) { return 1.0f / (1.0f + expf(w)); }
 
 struct Wkv7Decay {
-  Octet decay, slope;  // d and dd/dw
+  Vec8 decay, slope;  // d and dd/dw
 };
 
-__device__ inline Wkv7Decay wkv7_decay(const Octet& w) {
+__device__ inline Wkv7Decay wkv7_decay(const Vec8& w) {
   Wkv7Decay result;
 #pragma unroll
-  for (int i = 0; i < kOctet; ++i) {
+  for (int i = 0; i < kVec8; ++i) {
     const float log_decay = wkv7_log_decay(w.at[i]);
     result.decay.at[i] = expf(log_decay);
     result.slope.at[i] = log_decay * wkv7_rest(w.at[i]) * result.decay.at[i];

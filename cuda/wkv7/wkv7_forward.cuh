@@ -83,19 +83,19 @@ template <class TileType, bool kWithOutput> struct Wkv7ForwardBlock {
   }
 
   __device__ void widen(int64_t t, int tokens) const {
-    for (int n = static_cast<int>(threadIdx.x); n < tokens * kN / kOctet; n += kThreads) {
-      const int at = n * kOctet;
-      const bool starts = place.starts(p.reset, t + OctetOf<kN>(n).token);
-      const Octet zero = Octet::of(0.0f);
-      const Octet w = load_octet(shared.raw_w, at, DType::kFloat);
+    for (int n = static_cast<int>(threadIdx.x); n < tokens * kN / kVec8; n += kThreads) {
+      const int at = n * kVec8;
+      const bool starts = place.starts(p.reset, t + Vec8Place<kN>(n).token);
+      const Vec8 zero = Vec8::of(0.0f);
+      const Vec8 w = load_vec8(shared.raw_w, at, DType::kFloat);
       store_floats(shared.d + at, starts ? zero : wkv7_decay(w).decay);
-      store_floats(shared.a + at, starts ? zero : load_octet(shared.raw_a, at, p.dtype));
-      store_floats(shared.k + at, load_octet(shared.raw_k, at, p.dtype));
-      store_floats(shared.b + at, load_octet(shared.raw_b, at, p.dtype));
-      if constexpr (kWithOutput) store_floats(shared.r + at, load_octet(shared.raw_r, at, p.dtype));
+      store_floats(shared.a + at, starts ? zero : load_vec8(shared.raw_a, at, p.dtype));
+      store_floats(shared.k + at, load_vec8(shared.raw_k, at, p.dtype));
+      store_floats(shared.b + at, load_vec8(shared.raw_b, at, p.dtype));
+      if constexpr (kWithOutput) store_floats(shared.r + at, load_vec8(shared.raw_r, at, p.dtype));
     }
-    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kOctet; n += kThreads) {
-      store_floats(shared.v + n * kOctet, load_octet(shared.raw_v, n * kOctet, p.dtype));
+    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
+      store_floats(shared.v + n * kVec8, load_vec8(shared.raw_v, n * kVec8, p.dtype));
     }
   }
 
@@ -112,8 +112,8 @@ template <class TileType, bool kWithOutput> struct Wkv7ForwardBlock {
 #pragma unroll
       for (int c = 0; c < kC; ++c) u[i] += S[i][c] * a[c];
     }
-    share_sums<kR, kKeyLanes, 1>(u, tile.lane);
-    give_sums<kR, kKeyLanes>(u, u[0], tile.lane);
+    reduce_scatter<kR, kKeyLanes, 1>(u, tile.lane);
+    all_gather<kR, kKeyLanes>(u, u[0], tile.lane);
 #pragma unroll
     for (int i = 0; i < kR; ++i) {
 #pragma unroll
@@ -132,17 +132,18 @@ template <class TileType, bool kWithOutput> struct Wkv7ForwardBlock {
   }
 
   __device__ void write_outputs(int64_t t, int tokens) const {
-    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kOctet; n += kThreads) {
-      const OctetOf<kRows> octet(n);
-      store_octet(p.y, place.token(t + octet.token) + place.slice * kRows + octet.at, p.dtype,
-                  load_floats(shared.y + n * kOctet));
+    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
+      const Vec8Place<kRows> vec(n);
+      store_vec8(p.y, place.token(t + vec.token) + place.slice * kRows + vec.at, p.dtype,
+                 load_floats(shared.y + n * kVec8));
     }
   }
 };
 
-// What it computes: y, the final state and, for the backward pass, the state at every keep_every-th
-// token. What a thread owns: kR values x kC keys of one head's state, in registers, for all tokens.
-// What it gave up: parallelism over time, and tensor cores; few heads leave the card idle.
+// What it computes: y, the final state and, for the backward pass, the state at every
+// checkpoint_interval-th token. What a thread owns: kR values x kC keys of one head's state, in
+// registers, for all tokens. What it gave up: parallelism over time, and tensor cores; few heads
+// leave the card idle.
 template <class TileType>
 __global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)
     wkv7_forward_kernel(const __grid_constant__ Wkv7Forward p) {
@@ -152,7 +153,8 @@ __global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)
   const auto* state = static_cast<const float*>(p.state);
   float S[TileType::kR][TileType::kC];
   block.tile.load_state(S, state == nullptr ? nullptr : state + at);
-  block.scan(S, {0, p.time}, {static_cast<float*>(p.checkpoints), p.keep_every, p.kept, 0});
+  block.scan(S, {0, p.time},
+             {static_cast<float*>(p.checkpoints), p.checkpoint_interval, p.kept, 0});
   block.tile.store_state(S, static_cast<float*>(p.final_state) + at);
 }
 

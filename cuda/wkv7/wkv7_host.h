@@ -26,8 +26,8 @@ struct Wkv7BackwardCall {
 
 inline HeadSizes wkv7_sizes(const at::Tensor& r, const at::Tensor& w, const at::Tensor& k,
                             const at::Tensor& v, const at::Tensor& a, const at::Tensor& b,
-                            const std::optional<at::Tensor>& reset, int64_t keep_every) {
-  const HeadSizes sizes = head_sizes(r, w, reset, keep_every);
+                            const std::optional<at::Tensor>& reset, int64_t checkpoint_interval) {
+  const HeadSizes sizes = head_sizes(r, w, reset, checkpoint_interval);
   const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
   CHECK_SHAPE(w, B, T, H, N);
   CHECK_SHAPE(k, B, T, H, N);
@@ -46,8 +46,8 @@ inline Wkv7ForwardCall wkv7_forward_call(const at::Tensor& r, const at::Tensor& 
                                          const at::Tensor& a, const at::Tensor& b,
                                          const std::optional<at::Tensor>& state,
                                          const std::optional<at::Tensor>& reset,
-                                         int64_t keep_every) {
-  const HeadSizes sizes = wkv7_sizes(r, w, k, v, a, b, reset, keep_every);
+                                         int64_t checkpoint_interval) {
+  const HeadSizes sizes = wkv7_sizes(r, w, k, v, a, b, reset, checkpoint_interval);
   check_state(state, "state", sizes, r);
   Wkv7ForwardCall c{r.contiguous(), w.contiguous(), k.contiguous(), v.contiguous(),
                     a.contiguous(), b.contiguous(), contiguous_or_undefined(state),
@@ -68,8 +68,8 @@ inline Wkv7BackwardCall wkv7_backward_call(
     const at::Tensor& gy, const std::optional<at::Tensor>& gfinal_state, const at::Tensor& r,
     const at::Tensor& w, const at::Tensor& k, const at::Tensor& v, const at::Tensor& a,
     const at::Tensor& b, const std::optional<at::Tensor>& reset, const at::Tensor& checkpoints,
-    int64_t keep_every) {
-  const HeadSizes sizes = wkv7_sizes(r, w, k, v, a, b, reset, keep_every);
+    int64_t checkpoint_interval) {
+  const HeadSizes sizes = wkv7_sizes(r, w, k, v, a, b, reset, checkpoint_interval);
   const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
   CHECK_SHAPE(gy, B, T, H, N);
   CHECK_LIKE(gy, r);

@@ -169,12 +169,13 @@ def compile_for_host(source: Path, library: Path, *flags: str) -> None:
 
 
 def source_hash(op: str | None, *extra: str) -> str:
-    """Of everything that an operator's kernels may be compiled from, and of `extra`."""
+    """Returns a hash of `extra` and of all that an operator's kernels may be compiled from."""
     digest = hashlib.sha256("\n".join(extra).encode())
-    for folder in ("common", "host_shim", *([op] if op else [])):
-        for file in sorted((SOURCES / folder).iterdir()):
+    for folder in ("common", "host_shim", "wkv5_6", *([op] if op else [])):
+        for file in sorted((SOURCES / folder).rglob("*")):
             if file.suffix in (".cu", ".cuh", ".h", ".cpp"):
-                digest.update(f"{folder}/{file.name}\n".encode() + file.read_bytes())
+                name = file.relative_to(SOURCES)
+                digest.update(f"{name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from tests.cuda.host_kernels import DTYPES, Guarded, HostKernels, Interface
 from tests.helpers import STORED_ONCE, TOLERANCE, relative_rms
 
-_HEAD_SIZES = ("batch", "time", "heads", "size", "keep_every", "kept", "dtype", "w_dtype")
+_HEAD_SIZES = ("batch", "time", "heads", "size", "checkpoint_interval", "kept", "dtype", "w_dtype")
 _CHANNEL = ("w", "u", "k", "v")
-_OUTER = ("r", "k", "v", "w", "u")
+_WKV5_6 = ("r", "k", "v", "w", "u")
 _DELTA = ("r", "w", "k", "v", "a", "b")
 
 
@@ -32,10 +32,10 @@ def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
 
 INTERFACES = {
     "wkv4": _interface("wkv4", "Wkv4", _CHANNEL)._replace(
-        sizes=("batch", "time", "width", "keep_every", "kept", "dtype")
+        sizes=("batch", "time", "width", "checkpoint_interval", "kept", "dtype")
     ),
-    "wkv5": _interface("wkv5", "Outer", _OUTER),
-    "wkv6": _interface("wkv6", "Outer", _OUTER),
+    "wkv5": _interface("wkv5", "Wkv5_6", _WKV5_6),
+    "wkv6": _interface("wkv6", "Wkv5_6", _WKV5_6),
     "wkv7": _interface("wkv7", "Wkv7", _DELTA),
 }
 # Operators with a matrix state; wkv4's is three rows: aa, bb, pp.
@@ -148,15 +148,15 @@ def expected_results(problem: Problem) -> dict[str, Tensor]:
 
 
 def kernel_results(
-    kernels: HostKernels, problem: Problem, *options: int, keep_every: int = 16
+    kernels: HostKernels, problem: Problem, *options: int, checkpoint_interval: int = 16
 ) -> dict[str, Tensor]:
     """The same from the kernels, each in its own dtype; gradients summed over the batch at the end.
 
     options: in the order of LaunchOptions.
     """
     op, shape, inputs, dtype = problem.op, problem.shape, problem.inputs, problem.gy.dtype
-    kept = -(-shape.time // keep_every)
-    sizes = (*shape.sequence(op), keep_every, kept, DTYPES[dtype], DTYPES[torch.float32])
+    kept = -(-shape.time // checkpoint_interval)
+    sizes = (*shape.sequence(op), checkpoint_interval, kept, DTYPES[dtype], DTYPES[torch.float32])
     state = shape.state(op)
     results = {
         "y": Guarded(problem.gy.shape, dtype),

@@ -39,7 +39,9 @@ def test_chunks_equal_the_reference(host_kernels, op, time, with_reset):
             with_state=seed == 1,
             with_reset=with_reset,
         )
-        found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=(16, 48)[seed])
+        found = kernel_results(
+            host_kernels(op), problem, CHUNKS, checkpoint_interval=(16, 48)[seed]
+        )
         assert_results_match(found, expected_results(problem))
 
 
@@ -47,7 +49,7 @@ def test_chunks_equal_the_reference(host_kernels, op, time, with_reset):
 @pytest.mark.parametrize("decay_shift", (-12.0, -3.0, 2.0, 20.0))
 def test_chunks_serve_every_decay(host_kernels, op, decay_shift):
     problem = make_problem(op, Shape(1, 90, 2, 64), torch.bfloat16, decay_shift=decay_shift)
-    found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=64)
+    found = kernel_results(host_kernels(op), problem, CHUNKS, checkpoint_interval=64)
     assert_results_match(found, expected_results(problem))
 
 
@@ -69,7 +71,7 @@ def test_no_result_is_worse_than_one_rounding_where_few_channels_remember(
             with_state=seed % 2 == 1,
         )
         remember(problem, channels, w, seed)
-        found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=64)
+        found = kernel_results(host_kernels(op), problem, CHUNKS, checkpoint_interval=64)
         assert_results_match(found, expected_results(problem), CANCELLED_SUM_ERRORS.get(op))
 
 
@@ -88,7 +90,7 @@ def test_no_result_is_worse_than_one_rounding_where_extreme_decays_and_inputs_mi
         problem.inputs["w"].copy_(torch.where(slow, -9.0, 20.0))
         for name in ("k", "v"):
             problem.inputs[name].mul_(torch.where(scaled, scale, 1.0))
-        found = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=64)
+        found = kernel_results(host_kernels(op), problem, CHUNKS, checkpoint_interval=64)
         assert_results_match(found, expected_results(problem))
 
 
@@ -104,17 +106,17 @@ def remember(problem: Problem, channels: int, w: float, seed: int) -> None:
 def test_results_do_not_depend_on_which_thread_runs_first(host_kernels, op):
     problem = make_problem(op, Shape(1, 37, 2, 64), torch.bfloat16)
     kernels = host_kernels(op)
-    first = kernel_results(kernels, problem, CHUNKS, keep_every=32)
+    first = kernel_results(kernels, problem, CHUNKS, checkpoint_interval=32)
     kernels.set_up(descending=True)
-    second = kernel_results(kernels, problem, CHUNKS, keep_every=32)
+    second = kernel_results(kernels, problem, CHUNKS, checkpoint_interval=32)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @every_op
 def test_little_working_memory_means_more_ranges_and_the_same_results(host_kernels, op):
     problem = make_problem(op, Shape(2, 150, 1, 64), torch.bfloat16)
-    whole = kernel_results(host_kernels(op), problem, CHUNKS, keep_every=64)
-    pieces = kernel_results(host_kernels(op), problem, CHUNKS, 1, keep_every=64)
+    whole = kernel_results(host_kernels(op), problem, CHUNKS, checkpoint_interval=64)
+    pieces = kernel_results(host_kernels(op), problem, CHUNKS, 1, checkpoint_interval=64)
     for name, x in whole.items():
         assert relative_rms(pieces[name], x) <= 1e-6, name
 
@@ -122,11 +124,11 @@ def test_little_working_memory_means_more_ranges_and_the_same_results(host_kerne
 @every_op
 @pytest.mark.parametrize("descending", (False, True))
 @pytest.mark.parametrize(
-    "time, keep_every, memory",
+    "time, checkpoint_interval, memory",
     ((1, 16, ()), (17, 16, ()), (100, 48, ()), (300, 64, ()), (333, 64, (1,)), (70, 128, ())),
 )
 def test_segments_side_by_side_give_the_bits_of_one_after_another(
-    host_kernels, op, time, keep_every, memory, descending
+    host_kernels, op, time, checkpoint_interval, memory, descending
 ):
     """But for sums over all tokens, which are added in another order.
 
@@ -143,8 +145,12 @@ def test_segments_side_by_side_give_the_bits_of_one_after_another(
             with_reset=with_reset,
             with_state=seed == 0,
         )
-        found = kernel_results(kernels, problem, SEGMENTS, *memory, keep_every=keep_every)
-        expected = kernel_results(kernels, problem, CHUNKS, *memory, keep_every=keep_every)
+        found = kernel_results(
+            kernels, problem, SEGMENTS, *memory, checkpoint_interval=checkpoint_interval
+        )
+        expected = kernel_results(
+            kernels, problem, CHUNKS, *memory, checkpoint_interval=checkpoint_interval
+        )
         for name, x in expected.items():
             if name[1:] in PER_BATCH_ROW.get(op, ()):
                 assert relative_rms(found[name], x) <= 1e-6, name
@@ -185,7 +191,7 @@ def test_few_heads_take_segments_of_their_own_accord(host_kernels, op):
     def floats(split: int, time: int, multiprocessors: int) -> int:
         kernels.set_up(multiprocessors=multiprocessors)
         problem = make_problem(op, Shape(1, time, 2, 64), torch.bfloat16)
-        kernel_results(kernels, problem, split, keep_every=64)
+        kernel_results(kernels, problem, split, checkpoint_interval=64)
         return kernels.last_floats
 
     chunks, segments = floats(CHUNKS, 256, 2), floats(SEGMENTS, 256, 2)
@@ -231,5 +237,5 @@ def test_wkv7_inverts_safely_when_all_keys_are_nearly_equal(host_kernels):
     kappa = torch.nn.functional.normalize(1 + 0.05 * noise, dim=-1)
     problem.inputs["a"].copy_(-kappa)
     problem.inputs["b"].copy_(0.99 * kappa)
-    found = kernel_results(host_kernels("wkv7"), problem, CHUNKS, keep_every=64)
+    found = kernel_results(host_kernels("wkv7"), problem, CHUNKS, checkpoint_interval=64)
     assert_results_match(found, expected_results(problem))

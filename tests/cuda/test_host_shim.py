@@ -25,7 +25,7 @@ every_matrix_op = pytest.mark.parametrize("op", MATRIX_OPS)
 both_splits = pytest.mark.parametrize("split", (FULL, WIDE), ids=("full", "wide"))
 
 
-def keep_every(op: str, wanted: int) -> int:
+def checkpoint_interval(op: str, wanted: int) -> int:
     """Tokens between kept states; wkv4's small ones are always kept every 16 tokens."""
     return 16 if op == "wkv4" else wanted
 
@@ -45,8 +45,8 @@ def test_kernels_equal_the_reference(host_kernels, op, split, dtype, time, size)
             with_state=seed != 1,
             with_reset=seed != 2,
         )
-        kept = keep_every(op, 16 * seed + 16)
-        found = kernel_results(host_kernels(op), problem, split, keep_every=kept)
+        kept = checkpoint_interval(op, 16 * seed + 16)
+        found = kernel_results(host_kernels(op), problem, split, checkpoint_interval=kept)
         assert_results_match(found, expected_results(problem))
 
 
@@ -66,9 +66,11 @@ def test_kernels_serve_large_heads(host_kernels, op, split, dtype, size):
 def test_results_do_not_depend_on_which_thread_runs_first(host_kernels, op, split):
     problem = make_problem(op, Shape(1, 37, 2, 64), torch.float32)
     kernels = host_kernels(op)
-    first = kernel_results(kernels, problem, split, keep_every=keep_every(op, 32))
+    first = kernel_results(kernels, problem, split, checkpoint_interval=checkpoint_interval(op, 32))
     kernels.set_up(descending=True)
-    second = kernel_results(kernels, problem, split, keep_every=keep_every(op, 32))
+    second = kernel_results(
+        kernels, problem, split, checkpoint_interval=checkpoint_interval(op, 32)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -76,7 +78,7 @@ def test_results_do_not_depend_on_which_thread_runs_first(host_kernels, op, spli
 @both_splits
 def test_little_working_memory_means_more_ranges_and_the_same_results(host_kernels, op, split):
     problem = make_problem(op, Shape(2, 150, 1, 64), torch.float32)
-    found = kernel_results(host_kernels(op), problem, split, 1, keep_every=64)
+    found = kernel_results(host_kernels(op), problem, split, 1, checkpoint_interval=64)
     assert_results_match(found, expected_results(problem))
 
 
@@ -86,7 +88,9 @@ def test_little_working_memory_means_more_ranges_and_the_same_results(host_kerne
 def test_any_decay_is_served_to_fp32_accuracy(host_kernels, op, split, decay_shift):
     """Kept for ever, kept, forgotten, forgotten at once, with exp(w) beyond fp32."""
     problem = make_problem(op, Shape(1, 70, 1, 64), torch.float32, decay_shift=decay_shift)
-    found = kernel_results(host_kernels(op), problem, split, keep_every=keep_every(op, 64))
+    found = kernel_results(
+        host_kernels(op), problem, split, checkpoint_interval=checkpoint_interval(op, 64)
+    )
     assert_results_match(found, expected_results(problem))
 
 
@@ -160,7 +164,7 @@ def test_an_unknown_head_size_is_refused(host_kernels, op, size):
 def test_states_kept_at_odd_places_are_refused(host_kernels, op):
     problem = make_problem(op, Shape(1, 30, 1, 64), torch.float32)
     with pytest.raises(KernelError, match="-1"):
-        kernel_results(host_kernels(op), problem, keep_every=20)
+        kernel_results(host_kernels(op), problem, checkpoint_interval=20)
 
 
 @both_splits
@@ -210,4 +214,4 @@ def test_wkv4_cuts_the_time_axis_only_when_there_are_few_channels(host_kernels):
 def test_wkv4_refuses_states_kept_less_often_than_it_fetches(host_kernels):
     problem = make_problem("wkv4", Shape(1, 40, 1, 64), torch.float32)
     with pytest.raises(KernelError, match="-1"):
-        kernel_results(host_kernels("wkv4"), problem, keep_every=32)
+        kernel_results(host_kernels("wkv4"), problem, checkpoint_interval=32)

@@ -34,7 +34,7 @@ KERNELS_OF_OPS = [(op, name) for name, (_, ops, _) in KERNELS.items() for op in 
 every_kernel = pytest.mark.parametrize("op, kernel", KERNELS_OF_OPS)
 
 
-def keep_every(op: str) -> int:
+def checkpoint_interval(op: str) -> int:
     """Tokens between kept states, as `src/rwkv_train/ops/<op>/native.py` asks."""
     return 16 if op == "wkv4" else 64
 
@@ -42,7 +42,9 @@ def keep_every(op: str) -> int:
 def check(kernels: HostKernels, problem: Problem, kernel: str) -> None:
     """Fails unless every result of the kernel agrees with the fp64 reference."""
     split = KERNELS[kernel][0]
-    found = kernel_results(kernels, problem, split, keep_every=keep_every(problem.op))
+    found = kernel_results(
+        kernels, problem, split, checkpoint_interval=checkpoint_interval(problem.op)
+    )
     assert_results_match(found, expected_results(problem))
 
 
@@ -82,13 +84,13 @@ def test_a_sequence_in_two_launches_equals_the_whole(host_kernels, op, kernel, c
     problem = make_problem(
         op, Shape(1, time, 1, size_for(kernel)), KERNELS[kernel][2], with_reset=False
     )
-    split, every = KERNELS[kernel][0], keep_every(op)
+    split, every = KERNELS[kernel][0], checkpoint_interval(op)
     whole = expected_results(problem)
     first, second = part_of(problem, 0, cut), part_of(problem, cut, time)
     state = final_state_of(kernels, first, split, every)
-    later = kernel_results(kernels, second._replace(state=state), split, keep_every=every)
+    later = kernel_results(kernels, second._replace(state=state), split, checkpoint_interval=every)
     first = first._replace(gfinal_state=later["gstate"])
-    earlier = kernel_results(kernels, first, split, keep_every=every)
+    earlier = kernel_results(kernels, first, split, checkpoint_interval=every)
     found = {"gstate": earlier["gstate"], "final_state": later["final_state"]}
     for name in whole.keys() - found.keys():
         is_sequence = whole[name].shape[:2] == (1, time)
@@ -113,7 +115,7 @@ def part_of(problem: Problem, begin: int, end: int) -> Problem:
 def final_state_of(kernels: HostKernels, problem: Problem, split: int, every: int) -> torch.Tensor:
     """The state that the forward kernel leaves, as it leaves it: wkv4's with its scale."""
     if problem.op != "wkv4":
-        return kernel_results(kernels, problem, split, keep_every=every)["final_state"]
+        return kernel_results(kernels, problem, split, checkpoint_interval=every)["final_state"]
     parts = reference.run(*problem.inputs.values(), problem.state.unbind(1), problem.reset)[1]
     return torch.stack(parts, 1)
 

@@ -16,7 +16,7 @@
 
 using namespace rwkv;
 
-constexpr int64_t kKeepEvery = 16;
+constexpr int64_t kCheckpointInterval = 16;
 
 using Bytes = std::vector<char>;
 
@@ -53,14 +53,14 @@ struct Sizes {
   int64_t states() const { return batch * heads * size * size; }
   HeadSizes of_heads() const {
     const DType w = dtype == DType::kDouble ? DType::kDouble : DType::kFloat;
-    return {batch, time, heads, size, kKeepEvery, kept, dtype, w};
+    return {batch, time, heads, size, kCheckpointInterval, kept, dtype, w};
   }
 };
 
 void run_wkv4(const Sizes& s, Streams& io) {
   const int64_t sequence = s.sequence() * s.element, row = s.row() * s.wide;
   const int64_t state = 3 * s.batch * row;
-  const Wkv4Sizes sizes{s.batch, s.time, s.row(), kKeepEvery, s.kept, s.dtype};
+  const Wkv4Sizes sizes{s.batch, s.time, s.row(), kCheckpointInterval, s.kept, s.dtype};
   Bytes checkpoints(s.kept * state);
   Wkv4Forward f{};
   Wkv4Backward g{};
@@ -78,12 +78,12 @@ void run_wkv4(const Sizes& s, Streams& io) {
   wkv4_backward_cpu(g, 0, tasks);
 }
 
-void run_outer(const Sizes& s, Streams& io, bool decays_by_token) {
+void run_wkv5_6(const Sizes& s, Streams& io, bool decays_by_token) {
   const int64_t sequence = s.sequence() * s.element, row = s.row() * s.wide;
   const int64_t state = s.states() * s.wide, decays = decays_by_token ? s.sequence() * s.wide : row;
   Bytes checkpoints(s.kept * state);
-  OuterForward f{};
-  OuterBackward g{};
+  Wkv5_6Forward f{};
+  Wkv5_6Backward g{};
   static_cast<HeadSizes&>(f) = s.of_heads(), static_cast<HeadSizes&>(g) = s.of_heads();
   f.r = g.r = io.take(sequence), f.k = g.k = io.take(sequence), f.v = g.v = io.take(sequence);
   f.w = g.w = io.take(decays), f.u = g.u = io.take(row);
@@ -128,12 +128,12 @@ int main(int count, char** words) {
   const auto dtype = static_cast<DType>(type);
   const int64_t wide = dtype == DType::kDouble ? 8 : 4;
   const bool is_half = dtype == DType::kHalf || dtype == DType::kBFloat16;
-  const int64_t kept = (time + kKeepEvery - 1) / kKeepEvery;
+  const int64_t kept = (time + kCheckpointInterval - 1) / kCheckpointInterval;
   const Sizes s{batch, time, heads, size, kept, dtype, is_half ? 2 : wide, wide};
   Streams io;
-  const FlushDenormals flush;
+  const FlushToZeroGuard flush_to_zero;
   if (op == "wkv4") run_wkv4(s, io);
   else if (op == "wkv7") run_wkv7(s, io);
-  else run_outer(s, io, op == "wkv6");
+  else run_wkv5_6(s, io, op == "wkv6");
   io.give();
 }

@@ -49,19 +49,19 @@ template <typename T> void run_heads(int64_t time, int64_t size, bool with_optio
   std::vector<T> kept(x.square * sizes.kept);
   const void* state = with_options ? x.state.data() : nullptr;
   const bool* reset = with_options ? reinterpret_cast<const bool*>(x.reset.data()) : nullptr;
-  OuterForward f{};
+  Wkv5_6Forward f{};
   static_cast<HeadSizes&>(f) = sizes;
   f.r = x.r.data(), f.k = x.k.data(), f.v = x.v.data(), f.w = x.w.data(), f.u = x.u.data();
   f.state = state, f.reset = reset, f.y = x.y.data(), f.final_state = x.left.data();
   f.checkpoints = kept.data();
-  OuterBackward g{};
+  Wkv5_6Backward g{};
   static_cast<HeadSizes&>(g) = sizes;
   g.r = f.r, g.k = f.k, g.v = f.v, g.w = f.w, g.u = f.u, g.reset = reset;
   g.checkpoints = kept.data(), g.gy = x.gy.data(), g.gfinal_state = state;
   g.gr = x.gr.data(), g.gk = x.gk.data(), g.gv = x.gv.data(), g.gw = x.gw.data();
   g.gu = x.gu.data(), g.gstate = x.gstate.data();
-  OuterForward f5 = f;
-  OuterBackward g5 = g;
+  Wkv5_6Forward f5 = f;
+  Wkv5_6Backward g5 = g;
   f5.w = g5.w = x.u.data(), g5.gw = x.ghead.data();
   Wkv7Forward f7{};
   static_cast<HeadSizes&>(f7) = sizes;
@@ -134,7 +134,7 @@ template <typename T> void run_shifts(int64_t time, int64_t width, bool with_opt
 }
 
 template <typename T> void run_all() {
-  const FlushDenormals flush;
+  const FlushToZeroGuard flush_to_zero;
   for (int64_t size : {1, 5, 33}) {
     for (int64_t time : {1, 40}) {
       for (bool with_options : {false, true}) {

@@ -11,21 +11,21 @@
 
 namespace rwkv {
 
-class FlushDenormals {
+class FlushToZeroGuard {
  public:
-  FlushDenormals() : saved_(read()) { write(saved_ | kFlush); }
-  ~FlushDenormals() { write(saved_); }
-  FlushDenormals(const FlushDenormals&) = delete;
-  FlushDenormals& operator=(const FlushDenormals&) = delete;
+  FlushToZeroGuard() : saved_(read()) { write(saved_ | kFlushToZero); }
+  ~FlushToZeroGuard() { write(saved_); }
+  FlushToZeroGuard(const FlushToZeroGuard&) = delete;
+  FlushToZeroGuard& operator=(const FlushToZeroGuard&) = delete;
 
  private:
 #if defined(__SSE__)
   // flush to zero (results) and denormals are zero (operands)
-  static constexpr uint64_t kFlush = 0x8040;
+  static constexpr uint64_t kFlushToZero = 0x8040;
   static uint64_t read() { return _mm_getcsr(); }
   static void write(uint64_t x) { _mm_setcsr(static_cast<unsigned>(x)); }
 #elif defined(__aarch64__)
-  static constexpr uint64_t kFlush = uint64_t{1} << 24;
+  static constexpr uint64_t kFlushToZero = uint64_t{1} << 24;
   static uint64_t read() {
     uint64_t x;
     asm volatile("mrs %0, fpcr" : "=r"(x));
@@ -33,7 +33,7 @@ class FlushDenormals {
   }
   static void write(uint64_t x) { asm volatile("msr fpcr, %0" : : "r"(x)); }
 #else
-  static constexpr uint64_t kFlush = 0;
+  static constexpr uint64_t kFlushToZero = 0;
   static uint64_t read() { return 0; }
   static void write(uint64_t) {}
 #endif

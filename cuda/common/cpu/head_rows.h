@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "rows.h"
+#include "typed_rows.h"
 #include "../params/head_params.h"
 
 namespace rwkv {
@@ -20,7 +20,7 @@ struct HeadPlace {
 };
 
 // Tokens [begin, begin + tokens) of a head; none of them before begin 0.
-struct TokenRange {
+struct HeadTokens {
   HeadPlace place;
   int64_t begin, tokens;
 };

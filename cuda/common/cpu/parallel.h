@@ -23,7 +23,7 @@ inline void check_cpu_kernel(int64_t kernel) {
 template <typename Run> void share_tasks(int64_t tasks, int64_t work, Run run) {
   const int64_t least = std::max<int64_t>(1, 100000 / std::max<int64_t>(work, 1));
   at::parallel_for(0, tasks, least, [&](int64_t begin, int64_t end) {
-    const FlushDenormals flush;
+    const FlushToZeroGuard flush_to_zero;
     run(begin, end);
   });
 }

@@ -13,10 +13,10 @@
 
 namespace rwkv {
 
-class Ahead {
+class Prefetch {
  public:
   // The rows of these tokens, of the tensors that follow.
-  void start(const TokenRange& range) {
+  void start(const HeadTokens& range) {
     left_ = range.tokens;
     first_ = range.place.token(range.begin);
     step_ = range.place.heads * range.place.size;

@@ -52,7 +52,7 @@ template <typename T> int64_t tile_count(int64_t size) {
 }
 
 // A tile of vectors, meant for registers: every loop over it has constant bounds and is unrolled.
-template <typename T, int kHeight, int kVectors> struct Tile {
+template <typename T, int kHeight, int kVectors> struct VectorTile {
   Vec<T> at[kHeight][kVectors];
 
   RWKV_INLINE void load_from(const T* corner, int64_t stride) {

@@ -199,7 +199,7 @@ template <int kRows, int kColumns> struct SplitMatrix {
     set_pair(row, column, SplitPair::of(x, y));
   }
   // Four neighbours; column a multiple of four.
-  __device__ __forceinline__ void set_four(int row, int column, const float4& x) const {
+  __device__ __forceinline__ void set_vec4(int row, int column, const float4& x) const {
     const SplitPair low = SplitPair::of(x.x, x.y), high = SplitPair::of(x.z, x.w);
     *reinterpret_cast<uint2*>(heads().at(row, column)) = {low.head, high.head};
     *reinterpret_cast<uint2*>(tails().at(row, column)) = {low.tail, high.tail};
@@ -208,13 +208,13 @@ template <int kRows, int kColumns> struct SplitMatrix {
   __device__ __forceinline__ void set_two_floats(int row, int column, float x, float y) const {
     set_pair(row, column, {__float_as_uint(x), __float_as_uint(y)});
   }
-  __device__ __forceinline__ float4 four_floats(int row, int column) const {
+  __device__ __forceinline__ float4 vec4_of_floats(int row, int column) const {
     const uint2 even = *reinterpret_cast<const uint2*>(heads().at(row, column));
     const uint2 odd = *reinterpret_cast<const uint2*>(tails().at(row, column));
     return make_float4(__uint_as_float(even.x), __uint_as_float(odd.x), __uint_as_float(even.y),
                        __uint_as_float(odd.y));
   }
-  __device__ __forceinline__ float4 four(int row, int column) const {
+  __device__ __forceinline__ float4 vec4(int row, int column) const {
     const uint2 head = *reinterpret_cast<const uint2*>(heads().at(row, column));
     const uint2 tail = *reinterpret_cast<const uint2*>(tails().at(row, column));
     const float2 low = SplitPair{head.x, tail.x}.sum(), high = SplitPair{head.y, tail.y}.sum();

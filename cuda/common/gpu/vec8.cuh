@@ -8,35 +8,35 @@
 
 namespace rwkv {
 
-constexpr int kOctet = 8;
+constexpr int kVec8 = 8;
 
-struct Octet {
-  float at[kOctet];
+struct Vec8 {
+  float at[kVec8];
 
-  __device__ static Octet of(float x) {
-    Octet o;
+  __device__ static Vec8 of(float x) {
+    Vec8 o;
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) o.at[i] = x;
+    for (int i = 0; i < kVec8; ++i) o.at[i] = x;
     return o;
   }
 };
 
 __host__ __device__ inline int element_bytes(DType dtype) { return dtype == DType::kFloat ? 4 : 2; }
 
-__device__ inline Octet load_floats(const float* from) {
+__device__ inline Vec8 load_floats(const float* from) {
   const float4 a = *reinterpret_cast<const float4*>(from);
   const float4 b = *reinterpret_cast<const float4*>(from + 4);
   return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
 }
 
-__device__ inline void store_floats(float* to, const Octet& x) {
+__device__ inline void store_floats(float* to, const Vec8& x) {
   *reinterpret_cast<float4*>(to) = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
   *reinterpret_cast<float4*>(to + 4) = make_float4(x.at[4], x.at[5], x.at[6], x.at[7]);
 }
 
-__device__ inline void add_octet(Octet& to, const Octet& x) {
+__device__ inline void add_vec8(Vec8& to, const Vec8& x) {
 #pragma unroll
-  for (int i = 0; i < kOctet; ++i) to.at[i] += x.at[i];
+  for (int i = 0; i < kVec8; ++i) to.at[i] += x.at[i];
 }
 
 template <typename To, typename From> __device__ inline To bit_cast_to(const From& from) {
@@ -47,9 +47,9 @@ template <typename To, typename From> __device__ inline To bit_cast_to(const Fro
 }
 
 // Eight elements of a two-byte type.
-__device__ inline Octet widen_octet(const uint4& packed, DType dtype) {
+__device__ inline Vec8 widen_vec8(const uint4& packed, DType dtype) {
   const unsigned words[4] = {packed.x, packed.y, packed.z, packed.w};
-  Octet o;
+  Vec8 o;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (dtype == DType::kBFloat16) {
@@ -65,10 +65,10 @@ __device__ inline Octet widen_octet(const uint4& packed, DType dtype) {
 }
 
 // base[index .. index + 8), index a multiple of 8
-__device__ inline Octet load_octet(const void* base, int64_t index, DType dtype) {
+__device__ inline Vec8 load_vec8(const void* base, int64_t index, DType dtype) {
   if (dtype == DType::kFloat) return load_floats(static_cast<const float*>(base) + index);
-  return widen_octet(
-      *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(base) + index), dtype);
+  return widen_vec8(*reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(base) + index),
+                    dtype);
 }
 
 __device__ inline unsigned packed_pair(float low, float high, DType dtype) {
@@ -76,16 +76,16 @@ __device__ inline unsigned packed_pair(float low, float high, DType dtype) {
                                    : bit_cast_to<unsigned>(__floats2half2_rn(low, high));
 }
 
-__device__ inline uint4 pack_octet(const Octet& x, DType dtype) {
+__device__ inline uint4 pack_vec8(const Vec8& x, DType dtype) {
   unsigned words[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) words[i] = packed_pair(x.at[2 * i], x.at[2 * i + 1], dtype);
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-__device__ inline void store_octet(void* base, int64_t index, DType dtype, const Octet& x) {
+__device__ inline void store_vec8(void* base, int64_t index, DType dtype, const Vec8& x) {
   if (dtype == DType::kFloat) return store_floats(static_cast<float*>(base) + index, x);
-  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + index) = pack_octet(x, dtype);
+  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + index) = pack_vec8(x, dtype);
 }
 
 // One element, of a type known at compile time.

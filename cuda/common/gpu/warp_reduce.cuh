@@ -10,15 +10,16 @@ namespace rwkv {
 template <int kCount, int kLanes>
 constexpr int kSumsKept = kCount > kLanes ? kCount / kLanes : 1;
 
-// One step of share_sums: lanes that differ in kMask add theirs, and halve the work if they can.
+// One step of reduce_scatter: lanes that differ in kMask add theirs, and halve the work if they
+// can.
 template <int kCount, int kMask, int kStride, int kTotal>
-__device__ __forceinline__ void share_sums_from(float (&x)[kTotal], int lane) {
+__device__ __forceinline__ void reduce_scatter_from(float (&x)[kTotal], int lane) {
   constexpr int kHalf = kCount / 2;
   if constexpr (kMask < kStride) {
     return;
   } else if constexpr (kHalf == 0) {
     x[0] += __shfl_xor_sync(kAllLanes, x[0], kMask);
-    share_sums_from<kCount, kMask / 2, kStride>(x, lane);
+    reduce_scatter_from<kCount, kMask / 2, kStride>(x, lane);
   } else {
     const bool upper = (lane & kMask) != 0;
 #pragma unroll
@@ -27,15 +28,15 @@ __device__ __forceinline__ void share_sums_from(float (&x)[kTotal], int lane) {
       const float give = upper ? x[i] : x[i + kHalf];
       x[i] = keep + __shfl_xor_sync(kAllLanes, give, kMask);
     }
-    share_sums_from<kHalf, kMask / 2, kStride>(x, lane);
+    reduce_scatter_from<kHalf, kMask / 2, kStride>(x, lane);
   }
 }
 
 // Sums x[0 .. kCount) over the kLanes lanes that lie kStride apart. On return the first kSumsKept
 // of x are the sums number first_sum_kept onwards.
 template <int kCount, int kLanes, int kStride>
-__device__ __forceinline__ void share_sums(float (&x)[kCount], int lane) {
-  share_sums_from<kCount, kStride * kLanes / 2, kStride>(x, lane);
+__device__ __forceinline__ void reduce_scatter(float (&x)[kCount], int lane) {
+  reduce_scatter_from<kCount, kStride * kLanes / 2, kStride>(x, lane);
 }
 
 template <int kCount, int kLanes, int kStride> __device__ inline int first_sum_kept(int lane) {
@@ -54,9 +55,9 @@ template <int kCount, int kLanes, int kStride> __device__ inline bool writes_sum
   return (lane & (kStride * (kCopies - 1))) == 0;
 }
 
-// After share_sums<kCount, kLanes, 1>, which left `mine`: the first kWanted sums, in all lanes.
+// After reduce_scatter<kCount, kLanes, 1>, which left `mine`: the first kWanted sums, in all lanes.
 template <int kCount, int kLanes, int kWanted>
-__device__ __forceinline__ void give_sums(float (&sums)[kWanted], float mine, int lane) {
+__device__ __forceinline__ void all_gather(float (&sums)[kWanted], float mine, int lane) {
   static_assert(kWanted <= kCount && kCount <= kLanes);
   const int base = lane & ~(kLanes - 1);
 #pragma unroll

@@ -74,12 +74,12 @@ template <typename Pointer> struct StatesAt {
   }
 };
 
-// Where octet `number` of some rows lies. Octets of a row belong to neighbouring lanes.
-template <int kRowElements> struct OctetOf {
-  static constexpr int kPerRow = kRowElements / kOctet;
+// Where vector number `number` of some rows lies. Vectors of a row belong to neighbouring lanes.
+template <int kRowElements> struct Vec8Place {
+  static constexpr int kPerRow = kRowElements / kVec8;
   int token, at;
-  __device__ explicit OctetOf(int number)
-      : token(number / kPerRow), at(number % kPerRow * kOctet) {}
+  __device__ explicit Vec8Place(int number)
+      : token(number / kPerRow), at(number % kPerRow * kVec8) {}
 };
 
 // The smallest multiple of kThreads from kCount on: a loop over n < it takes every lane along as

@@ -12,12 +12,12 @@ namespace rwkv {
 template <class TileType> class BackwardMemory {
  public:
   // always_replays: the states that the forward pass kept do not serve as they are. with_gradients:
-  // there is room for the gradients of the states after each segment of keep_every tokens.
+  // there is room for the gradients of the states after each segment of checkpoint_interval tokens.
   BackwardMemory(const HeadSizes& p, const LaunchOptions& options, int64_t results, int64_t totals,
                  bool always_replays = false, bool with_gradients = false)
       : p_(p), results_(results), totals_(totals), with_gradients_(with_gradients),
         replays_(always_replays || ceil_div(p.time, TileType::kChunk) != p.kept) {
-    const int64_t period = p.kept == 1 ? p.time : p.keep_every;
+    const int64_t period = p.kept == 1 ? p.time : p.checkpoint_interval;
     const int64_t fitting = options.most_floats / (floats_of(period) + 1);
     const int64_t periods = ceil_div(p.time, period);
     tokens_ = fitting >= periods ? p.time : (fitting > 1 ? fitting : 1) * period;
@@ -31,11 +31,11 @@ template <class TileType> class BackwardMemory {
   // chunks cannot be served.
   template <typename Replay, typename Run>
   int for_ranges(const void* checkpoints, float* memory, Replay replay, Run run) const {
-    if (p_.kept > 1 && p_.keep_every % TileType::kChunk != 0) return kUnsupported;
+    if (p_.kept > 1 && p_.checkpoint_interval % TileType::kChunk != 0) return kUnsupported;
     for (int64_t n = ceil_div(p_.time, tokens_) - 1; n >= 0; --n) {
       const int64_t begin = n * tokens_;
       const TokenRange range{begin, begin + tokens_ < p_.time ? begin + tokens_ : p_.time};
-      StatesAt<const float*> states{static_cast<const float*>(checkpoints), p_.keep_every,
+      StatesAt<const float*> states{static_cast<const float*>(checkpoints), p_.checkpoint_interval,
                                     p_.kept, 0};
       if (replays_) {
         const StatesAt<float*> to = chunk_states(memory, range);
@@ -52,8 +52,8 @@ template <class TileType> class BackwardMemory {
   float* slices(float* memory) const { return memory + states_of(tokens_); }
   // By the segment's first token.
   StatesAt<float*> gradients(float* memory, const TokenRange& range) const {
-    return {slices(memory) + layout_of(tokens_).floats(), p_.keep_every,
-            ceil_div(range.end - range.begin, p_.keep_every), range.begin};
+    return {slices(memory) + layout_of(tokens_).floats(), p_.checkpoint_interval,
+            ceil_div(range.end - range.begin, p_.checkpoint_interval), range.begin};
   }
 
   // sums[i]: result number i of the kernels, [B, T, H, N], of which the range's tokens are written;
@@ -95,7 +95,7 @@ template <class TileType> class BackwardMemory {
     return replays_ ? p_.batch * p_.heads * chunks * p_.size * p_.size : 0;
   }
   int64_t gradients_of(int64_t tokens) const {
-    const int64_t segments = with_gradients_ ? ceil_div(tokens, p_.keep_every) : 0;
+    const int64_t segments = with_gradients_ ? ceil_div(tokens, p_.checkpoint_interval) : 0;
     return p_.batch * p_.heads * segments * p_.size * p_.size;
   }
   int64_t floats_of(int64_t tokens) const {

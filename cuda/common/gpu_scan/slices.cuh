@@ -36,10 +36,10 @@ template <class TileType, int kResults, int kTotals> class SliceSums {
         parts_(parts) {}
 
   // Elements `at` .. at + 8 of token t's row of result `which`.
-  __device__ void write(int which, void* result, const Place& place, int64_t t, int at,
-                        DType dtype, const Octet& x) const {
+  __device__ void write(int which, void* result, const Place& place, int64_t t, int at, DType dtype,
+                        const Vec8& x) const {
     if constexpr (TileType::kSlices == 1) {
-      store_octet(result, place.token(t) + at, dtype, x);
+      store_vec8(result, place.token(t) + at, dtype, x);
     } else {
       const int64_t token = place.row * (range_.end - range_.begin) + t - range_.begin;
       const int64_t index = (token * place.heads + place.head) * TileType::kN + at;
@@ -73,20 +73,20 @@ struct PartOfRows {
 static __global__ void __launch_bounds__(kAddThreads)
     add_slices_kernel(const float* parts, int64_t slices, PartOfRows at, void* sum, DType dtype) {
   const int64_t count = at.rows * at.part;
-  const int64_t index = (static_cast<int64_t>(blockIdx.x) * kAddThreads + threadIdx.x) * kOctet;
+  const int64_t index = (static_cast<int64_t>(blockIdx.x) * kAddThreads + threadIdx.x) * kVec8;
   if (index >= count) return;
-  Octet total = load_floats(parts + index);
+  Vec8 total = load_floats(parts + index);
   for (int64_t slice = 1; slice < slices; ++slice) {
-    add_octet(total, load_floats(parts + slice * count + index));
+    add_vec8(total, load_floats(parts + slice * count + index));
   }
   const int64_t row = index / at.part, place = index - row * at.part;
-  store_octet(sum, row * at.whole + at.first + place, dtype, total);
+  store_vec8(sum, row * at.whole + at.first + place, dtype, total);
 }
 
 // at.part, at.whole, at.first: multiples of 8. Returns 0 or the error's number.
 inline int add_slices(const float* parts, int64_t slices, const PartOfRows& at, void* sum,
                       DType dtype, void* stream) {
-  const int64_t blocks = ceil_div(at.rows * at.part, kAddThreads * kOctet);
+  const int64_t blocks = ceil_div(at.rows * at.part, kAddThreads * kVec8);
   return launch(add_slices_kernel, blocks, kAddThreads, 0, stream, parts, slices, at, sum, dtype);
 }
 

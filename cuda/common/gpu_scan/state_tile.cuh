@@ -17,7 +17,8 @@ constexpr int kBurst = 4;
 //
 // kChunk tokens are staged in shared memory at a time; the backward pass starts from a state at
 // each. The forward pass may keep states less often, at multiples of it.
-template <int kSize, int kValuesPerThread, int kKeysPerThread, int kWarpsPerBlock> struct Tile {
+template <int kSize, int kValuesPerThread, int kKeysPerThread, int kWarpsPerBlock>
+struct StateTile {
   static constexpr int kN = kSize, kR = kValuesPerThread, kC = kKeysPerThread;
   static constexpr int kWarps = kWarpsPerBlock;
   static constexpr int kChunk = kN <= 64 ? 16 : 8;
@@ -31,7 +32,7 @@ template <int kSize, int kValuesPerThread, int kKeysPerThread, int kWarpsPerBloc
 
   int lane, warp;
 
-  __device__ Tile() : lane(lane_number()), warp(warp_number()) {}
+  __device__ StateTile() : lane(lane_number()), warp(warp_number()) {}
   __device__ int first_key(int quad) const {
     return (quad * kKeyLanes + lane % kKeyLanes) * 4;
   }
@@ -61,10 +62,10 @@ template <int kSize, int kValuesPerThread, int kKeysPerThread, int kWarpsPerBloc
     }
   }
 
-  // row[own key c] = x[c], where x are sums over this warp's values as share_sums leaves them: the
-  // lanes with the same keys write a share each.
+  // row[own key c] = x[c], where x are sums over this warp's values as reduce_scatter leaves them:
+  // the lanes with the same keys write a share each.
   __device__ __forceinline__ void store_key_sums(float (&x)[kC], float* row) const {
-    share_sums<kC, kGroups, kKeyLanes>(x, lane);
+    reduce_scatter<kC, kGroups, kKeyLanes>(x, lane);
     if constexpr (kGroups == 1) {
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
@@ -82,7 +83,7 @@ template <int kSize, int kValuesPerThread, int kKeysPerThread, int kWarpsPerBloc
   // slice
   __device__ __forceinline__ void store_row_sums(float (&x)[kR], float* row) const {
     static_assert(kR <= kKeyLanes && kGroups <= 4);
-    share_sums<kR, kKeyLanes, 1>(x, lane);
+    reduce_scatter<kR, kKeyLanes, 1>(x, lane);
     if (writes_sum<kR, kKeyLanes, 1>(lane)) {
       row[first_row() + first_sum_kept<kR, kKeyLanes, 1>(lane)] = x[0];
     }
@@ -142,12 +143,14 @@ template <int kSize, int kValuesPerThread, int kKeysPerThread, int kWarpsPerBloc
 
 // A tile that keeps the arithmetic units busy once there are enough heads to fill the card.
 // kMostWarps: per block; large heads take as many, as far as shared memory allows.
-template <int kN, int kMostWarps>
-using FullTile = Tile<kN, kN == 64 || kN == 128 ? 8 : 4, kN == 256 ? 8 : 4,
-                      kN == 32 ? 2 : kN == 64 ? 4 : kMostWarps>;
+template <int kN, int kMostWarps> using FullTile =
+    StateTile<kN, kN == 64 || kN == 128 ? 8 : 4, kN == 256 ? 8 : 4,
+              kN == 32   ? 2
+              : kN == 64 ? 4
+                         : kMostWarps>;
 
 // A tile for few heads: more blocks per head, and less work per token and thread.
-template <int kN> using WideTile = Tile<kN, 2, 4, kN == 32 ? 2 : 4>;
+template <int kN> using WideTile = StateTile<kN, 2, 4, kN == 32 ? 2 : 4>;
 template <int kN> constexpr bool kHasWide = kN <= 128;
 
 }  // namespace rwkv

@@ -12,8 +12,8 @@ namespace rwkv {
 
 struct HeadSizes {
   int64_t batch, time, heads, size;  // B, T, H, N
-  int64_t keep_every;                // tokens between the states kept for the backward pass
-  int64_t kept;                      // states kept per head: ceil(time / keep_every)
+  int64_t checkpoint_interval;       // tokens between the states kept for the backward pass
+  int64_t kept;                      // states kept per head: ceil(time / checkpoint_interval)
   DType dtype;                       // of r, k, v, a, b, y and their gradients
   DType w_dtype;                     // of w and its gradient
 };

@@ -11,19 +11,21 @@
 
 namespace rwkv {
 
-// keep_every: 0 keeps no states.
+// checkpoint_interval: 0 keeps no states.
 inline HeadSizes head_sizes(const at::Tensor& r, const at::Tensor& w,
-                            const std::optional<at::Tensor>& reset, int64_t keep_every) {
+                            const std::optional<at::Tensor>& reset, int64_t checkpoint_interval) {
   TORCH_CHECK(r.dim() == 4 && r.numel() > 0, "r must be [B, T, H, N], no axis empty, got ",
               r.sizes());
-  TORCH_CHECK(keep_every >= 0, "keep_every must not be negative, got ", keep_every);
+  TORCH_CHECK(checkpoint_interval >= 0, "checkpoint_interval must not be negative, got ",
+              checkpoint_interval);
   const int64_t B = r.size(0), T = r.size(1), H = r.size(2), N = r.size(3);
   if (reset.has_value()) {
     check_shape(*reset, "reset", "B, T", {B, T});
     check_dtype(*reset, "reset", at::kBool);
   }
-  const int64_t kept = keep_every == 0 ? 0 : (T + keep_every - 1) / keep_every;
-  const int64_t period = keep_every == 0 ? T : keep_every;
+  const int64_t kept =
+      checkpoint_interval == 0 ? 0 : (T + checkpoint_interval - 1) / checkpoint_interval;
+  const int64_t period = checkpoint_interval == 0 ? T : checkpoint_interval;
   return {B, T, H, N, period, kept, dtype_of(r, "r"), dtype_of(w, "w")};
 }
 
@@ -36,7 +38,8 @@ inline void check_state(const std::optional<at::Tensor>& state, const char* name
 
 inline void check_checkpoints(const at::Tensor& checkpoints, const HeadSizes& p,
                               const at::Tensor& r) {
-  TORCH_CHECK(p.kept > 0, "backward needs the states that forward keeps with keep_every > 0");
+  TORCH_CHECK(p.kept > 0,
+              "backward needs the states that forward keeps with checkpoint_interval > 0");
   check_shape(checkpoints, "checkpoints", "B, H, kept, N, N",
               {p.batch, p.heads, p.kept, p.size, p.size});
   check_dtype(checkpoints, "checkpoints", computing_type(r));

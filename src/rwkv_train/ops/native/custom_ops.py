@@ -20,7 +20,7 @@ from rwkv_train.ops.precision import compute_dtype
 
 # Tokens between the states that the forward pass keeps for the backward pass, which computes those
 # between them again. 64 costs as much memory per token as one more fp32 input of head size 64.
-KEEP_EVERY = 64
+CHECKPOINT_INTERVAL = 64
 
 # The kernels that may be asked for by name, numbered as cuda/common/params/launch_options.h does;
 # "" leaves the choice to the launcher's arithmetic. scan: over tokens, a block per head (wkv4: per
@@ -66,10 +66,10 @@ def registration(
 ) -> Registration:
     """The registration of an operator whose ops have arguments of this form:
 
-    `(*inputs, state, reset, keep_every, kernel) -> (y, final_state, checkpoints)` and
-    `(gy, gfinal_state, *inputs, reset, checkpoints, keep_every, kernel) -> (*gradients, gstate)`,
-    with a gradient for every input. inputs[v_at] is v, [B, T, ...]. state_shape and
-    checkpoint_shape follow from v's shape and the number of states kept.
+    `(*inputs, state, reset, checkpoint_interval, kernel) -> (y, final_state, checkpoints)` and
+    `(gy, gfinal_state, *inputs, reset, checkpoints, checkpoint_interval, kernel) ->
+    (*gradients, gstate)`, with a gradient for every input. inputs[v_at] is v, [B, T, ...].
+    state_shape and checkpoint_shape follow from v's shape and the number of states kept.
     """
 
     def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +129,7 @@ def refusal(call: Call, registration: Registration) -> Refusal | None:
     return _refusals[key]
 
 
-def keep_every(*tensors: Tensor | None, tokens: int = KEEP_EVERY) -> int:
+def checkpoint_interval(*tensors: Tensor | None, tokens: int = CHECKPOINT_INTERVAL) -> int:
     """How often to keep a state: every so many tokens if a backward pass may follow, else 0."""
     if not torch.is_grad_enabled():
         return 0

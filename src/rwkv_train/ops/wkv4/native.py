@@ -1,7 +1,7 @@
 """WKV-4 by the project's own kernels: C++ on a CPU, CUDA on a GPU (`cuda/wkv4`).
 
-Kept for the backward pass: the inputs, and the state at every KEEP_EVERY-th token. In between the
-backward pass computes the states again; no exponent of it is ever above zero.
+Kept for the backward pass: the inputs, and the state at every WKV4_CHECKPOINT_INTERVAL-th token.
+In between the backward pass computes the states again; no exponent of it is ever above zero.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
-from rwkv_train.ops.native.custom_ops import KERNELS, keep_every, refusal, registration
+from rwkv_train.ops.native.custom_ops import KERNELS, checkpoint_interval, refusal, registration
 
 # A state is three numbers per channel, so that it may be kept often: 0.75 bytes per token and
 # channel.
-KEEP_EVERY = 16
+WKV4_CHECKPOINT_INTERVAL = 16
 
 
 def _state_shape(v: Sequence[int], kept: int) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def run(
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Outputs [B, T, A] and final state (aa, bb, pp), each [B, A]; see `wkv4.wkv4`."""
     rows = None if state is None else torch.stack(state, 1)  # [B, 3, A]
-    every = keep_every(w, u, k, v, rows, tokens=KEEP_EVERY)
+    every = checkpoint_interval(w, u, k, v, rows, tokens=WKV4_CHECKPOINT_INTERVAL)
     y, final_rows, _ = torch.ops.rwkv.wkv4_forward(w, u, k, v, rows, reset, every, KERNELS[kernel])
     aa, bb, pp = final_rows.unbind(1)
     # pp is a scale: gradients of aa and bb are taken with it held constant.

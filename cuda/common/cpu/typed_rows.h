@@ -8,8 +8,12 @@
 
 namespace rwkv {
 
-struct BFloat16 { uint16_t bits; };
-struct Half { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
@@ -86,20 +90,28 @@ inline int64_t bytes_of(DType dtype) {
 template <typename T>
 inline void load_row(const void* base, DType dtype, int64_t offset, int64_t count, T* to) {
   switch (dtype) {
-    case DType::kFloat: return load_as<float>(base, offset, count, to);
-    case DType::kDouble: return load_as<double>(base, offset, count, to);
-    case DType::kHalf: return load_as<Half>(base, offset, count, to);
-    case DType::kBFloat16: return load_as<BFloat16>(base, offset, count, to);
+    case DType::kFloat:
+      return load_as<float>(base, offset, count, to);
+    case DType::kDouble:
+      return load_as<double>(base, offset, count, to);
+    case DType::kHalf:
+      return load_as<Half>(base, offset, count, to);
+    case DType::kBFloat16:
+      return load_as<BFloat16>(base, offset, count, to);
   }
 }
 
 template <typename T>
 inline void store_row(void* base, DType dtype, int64_t offset, int64_t count, const T* from) {
   switch (dtype) {
-    case DType::kFloat: return store_as<float>(base, offset, count, from);
-    case DType::kDouble: return store_as<double>(base, offset, count, from);
-    case DType::kHalf: return store_as<Half>(base, offset, count, from);
-    case DType::kBFloat16: return store_as<BFloat16>(base, offset, count, from);
+    case DType::kFloat:
+      return store_as<float>(base, offset, count, from);
+    case DType::kDouble:
+      return store_as<double>(base, offset, count, from);
+    case DType::kHalf:
+      return store_as<Half>(base, offset, count, from);
+    case DType::kBFloat16:
+      return store_as<BFloat16>(base, offset, count, from);
   }
 }
 

@@ -2,15 +2,13 @@
 // Forward, States (Forward without y), Backward, and Gradients (of the gradients' chain).
 #pragma once
 
-#include "chain.cuh"
-#include "choice.cuh"
+#include "chunk_chain.cuh"
+#include "chunk_choice.cuh"
 #include "../gpu_scan/ranges.cuh"
 
 namespace rwkv {
 
-template <class Block> int chunk_shared_bytes() {
-  return typename Block::Shared(nullptr).bytes;
-}
+template <class Block> int chunk_shared_bytes() { return typename Block::Shared(nullptr).bytes; }
 template <class Block> int chain_shared_bytes() {
   return kChainStages * chunk_shared_bytes<Block>();
 }
@@ -23,9 +21,9 @@ template <class Blocks> class ChunkForwardPass {
   using Params = typename Forward::Params;
 
   ChunkForwardPass(const Params& p, const LaunchOptions& options)
-      : p_(p), split_(split_in_chunks(p, options, Direction::kForward,
-                                      chunk_shared_bytes<Forward>(),
-                                      chain_shared_bytes<States>())) {}
+      : p_(p),
+        split_(split_in_chunks(p, options, Direction::kForward, chunk_shared_bytes<Forward>(),
+                               chain_shared_bytes<States>())) {}
 
   // Whether it serves the call.
   bool serves() const { return split_ != kUnsupported; }
@@ -41,7 +39,7 @@ template <class Blocks> class ChunkForwardPass {
       return launch(chunk_forward_kernel<Forward>, heads, ChunkTile::kThreads,
                     chunk_shared_bytes<Forward>(), stream, p_);
     }
-    StatesAt<float*> at{static_cast<float*>(p_.checkpoints), p_.keep_every, p_.kept, 0};
+    StatesAt<float*> at{static_cast<float*>(p_.checkpoints), p_.checkpoint_interval, p_.kept, 0};
     if (p_.kept == 0) at = {memory, own_segments().every, own_segments().count, 0};
     if (at.every % ChunkTile::kChunk != 0) return kUnsupported;
     const int error = launch(chunk_state_chain_kernel<States>, heads, kChainThreads,
@@ -119,9 +117,9 @@ template <class Blocks> class ChunkBackwardPass {
     int error = launch(chunk_gradient_chain_kernel<Gradients>, p_.batch * p_.heads, kChainThreads,
                        chain_shared_bytes<Gradients>(), stream, p_, range, to);
     if (error != 0) return error;
-    error = launch(chunk_segment_backward_kernel<Backward>, blocks(range, to.every),
-                   ChunkTile::kThreads, chunk_shared_bytes<Backward>(), stream, p_, range, states,
-                   to);
+    error =
+        launch(chunk_segment_backward_kernel<Backward>, blocks(range, to.every),
+               ChunkTile::kThreads, chunk_shared_bytes<Backward>(), stream, p_, range, states, to);
     if constexpr (Backward::kTotals > 0) {
       if (error != 0) return error;
       const StatesAt<const float*> parts{to.base, to.every, to.count, to.first};

@@ -8,7 +8,7 @@
 // first one the operands of the one after that. Each stage has a chunk's memory to itself, in turn.
 #pragma once
 
-#include "walk.cuh"
+#include "chunk_walk.cuh"
 
 namespace rwkv {
 
@@ -27,7 +27,7 @@ struct ChainPlace {
 // S: the state before the range, or kBackwards the gradient of the one after it, on entry; in the
 // last third of the threads the one at the other end on return. keep: where to leave the states at
 // which the walk enters segments, keep.every tokens each.
-// Block: as walk_forward asks for, without y.
+// Block: as walk_chunks_forward asks for, without y.
 template <bool kBackwards, class Block>
 __device__ __forceinline__ void walk_chain(const Block& block, unsigned char* base,
                                            ChunkTile::State& S, const TokenRange& range,
@@ -80,8 +80,7 @@ __device__ __forceinline__ void walk_chain(const Block& block, unsigned char* ba
 // What it computes: the final state and, to `keep`, the states at the starts of segments.
 // What a thread owns: of the last third, 32 numbers of one head's state, a warp 16 values and all
 // keys. What it gave up: threads; two thirds of them hold nothing.
-template <class Block>
-__global__ void __launch_bounds__(kChainThreads, 1)
+template <class Block> __global__ void __launch_bounds__(kChainThreads, 1)
     chunk_state_chain_kernel(const __grid_constant__ typename Block::Params p,
                              StatesAt<float*> keep) {
   DYNAMIC_SHARED(base);
@@ -97,10 +96,9 @@ __global__ void __launch_bounds__(kChainThreads, 1)
 
 // What it computes: for a range of tokens the gradient of the state before it and, to `keep`, those
 // of the states after segments. What a thread owns, what it gave up: as above.
-template <class Block>
-__global__ void __launch_bounds__(kChainThreads, 1)
-    chunk_gradient_chain_kernel(const __grid_constant__ typename Block::Params p,
-                                TokenRange range, StatesAt<float*> keep) {
+template <class Block> __global__ void __launch_bounds__(kChainThreads, 1)
+    chunk_gradient_chain_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
+                                StatesAt<float*> keep) {
   DYNAMIC_SHARED(base);
   const Block block(p, static_cast<int64_t>(blockIdx.x), base);
   const void* const after = range.end == p.time ? p.gfinal_state : p.gstate;

@@ -16,7 +16,7 @@
 //   leave_totals(to)                 to working memory
 #pragma once
 
-#include "fetch.cuh"
+#include "chunk_fetch.cuh"
 #include "../gpu/warp_reduce.cuh"
 
 namespace rwkv {
@@ -59,9 +59,9 @@ enum class Keeps { kNothing, kStates, kSplitStates };
 // S: the state before the range on entry, after it on return. keep: where states are to be kept,
 // the first one that before the range.
 template <Keeps kKeeps, class Block>
-__device__ __forceinline__ void walk_forward(const Block& block, ChunkTile::State& S,
-                                             const TokenRange& range,
-                                             const StatesAt<float*>& keep) {
+__device__ __forceinline__ void walk_chunks_forward(const Block& block, ChunkTile::State& S,
+                                                    const TokenRange& range,
+                                                    const StatesAt<float*>& keep) {
   constexpr int kN = ChunkTile::kN, kChunk = ChunkTile::kChunk;
   const auto fetch = [&](int64_t t, int turn) {
     block.fetch(t, range.tokens_from<kChunk>(t), turn);
@@ -113,7 +113,7 @@ __device__ __forceinline__ void sum_state_products(const ChunkTile::State& G,
       own[2 * (i + n) + 1] = S[n][1] * G[i + n][1] + S[n][3] * G[i + n][3];
     }
   }
-  share_sums<kCount, 8, 4>(own, lane);
+  reduce_scatter<kCount, 8, 4>(own, lane);
   const int kept = first_sum_kept<kCount, 8, 4>(lane);
   float* const to = sums + warp * ChunkTile::kN + kept / 2 * 8 + lane % 4 * 2;
   *reinterpret_cast<float2*>(to) = make_float2(own[0], own[1]);
@@ -122,9 +122,9 @@ __device__ __forceinline__ void sum_state_products(const ChunkTile::State& G,
 // G: the gradient of the state after the range on entry, of the one before it on return.
 // states: before every chunk, as the replay kernel leaves them.
 template <class Block>
-__device__ __forceinline__ void walk_back(Block& block, ChunkTile::State& G,
-                                          const TokenRange& range,
-                                          const StatesAt<const float*>& states) {
+__device__ __forceinline__ void walk_chunks_backward(Block& block, ChunkTile::State& G,
+                                                     const TokenRange& range,
+                                                     const StatesAt<const float*>& states) {
   constexpr int kN = ChunkTile::kN, kChunk = ChunkTile::kChunk;
   const auto fetch = [&](int64_t t, int turn) {
     block.fetch(t, range.tokens_from<kChunk>(t), turn);
@@ -164,11 +164,10 @@ struct SegmentOfBlock {
   }
 };
 
-// What it computes: y, the final state and, for the backward pass, the state at every keep_every-th
-// token. What a thread owns: 32 numbers of one head's state, a warp 16 values and all keys.
-// What it gave up: inputs other than bf16, and other head sizes.
-template <class Block>
-__global__ void __launch_bounds__(ChunkTile::kThreads, 4)
+// What it computes: y, the final state and, for the backward pass, the state at every
+// checkpoint_interval-th token. What a thread owns: 32 numbers of one head's state, a warp 16
+// values and all keys. What it gave up: inputs other than bf16, and other head sizes.
+template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
     chunk_forward_kernel(const __grid_constant__ typename Block::Params p) {
   DYNAMIC_SHARED(base);
   const Block block(p, static_cast<int64_t>(blockIdx.x), base);
@@ -176,8 +175,9 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
   const auto* state = static_cast<const float*>(p.state);
   ChunkTile::State S;
   ChunkTile::load_state(S, state == nullptr ? nullptr : state + at);
-  walk_forward<Keeps::kStates>(
-      block, S, {0, p.time}, {static_cast<float*>(p.checkpoints), p.keep_every, p.kept, 0});
+  walk_chunks_forward<Keeps::kStates>(
+      block, S, {0, p.time},
+      {static_cast<float*>(p.checkpoints), p.checkpoint_interval, p.kept, 0});
   ChunkTile::store_state(S, static_cast<float*>(p.final_state) + at);
 }
 
@@ -185,8 +185,7 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
 // make: y, or without it the states before every chunk, split, to `to`. What a thread owns: as in
 // the forward kernel. What it gave up: nothing but memory; all kept states of the range are started
 // from at once.
-template <class Block>
-__global__ void __launch_bounds__(ChunkTile::kThreads, 4)
+template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
     chunk_replay_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                         StatesAt<const float*> from, StatesAt<float*> to) {
   DYNAMIC_SHARED(base);
@@ -195,15 +194,14 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
   ChunkTile::State S;
   ChunkTile::load_state(S, from.of(block.place, segment.range.begin));
   constexpr Keeps kKeeps = Block::kWithOutput ? Keeps::kNothing : Keeps::kSplitStates;
-  walk_forward<kKeeps>(block, S, segment.range, to);
+  walk_chunks_forward<kKeeps>(block, S, segment.range, to);
 }
 
 // What it computes: for a range of tokens every gradient of chunk_forward_kernel; sums over all
 // tokens per batch row. What a thread owns: 32 numbers of the gradient of one head's state, a warp
 // 16 values and all keys.
 // What it gave up: inputs other than bf16, and other head sizes.
-template <class Block>
-__global__ void __launch_bounds__(ChunkTile::kThreads, 2)
+template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
     chunk_backward_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                           StatesAt<const float*> states) {
   DYNAMIC_SHARED(base);
@@ -214,7 +212,7 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
   const int64_t at = block.place.state();
   ChunkTile::State G;
   ChunkTile::load_state(G, after == nullptr ? nullptr : after + at);
-  walk_back(block, G, range, states);
+  walk_chunks_backward(block, G, range, states);
   block.write_totals(!is_first);
   ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
 }
@@ -223,8 +221,7 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
 // of the range's segments; `after` has the gradients of the states after each of them, and is where
 // sums over the segment are left.
 // What it gave up: the same.
-template <class Block>
-__global__ void __launch_bounds__(ChunkTile::kThreads, 2)
+template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
     chunk_segment_backward_kernel(const __grid_constant__ typename Block::Params p,
                                   TokenRange range, StatesAt<const float*> states,
                                   StatesAt<float*> after) {
@@ -234,7 +231,7 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
   ChunkTile::State G;
   float* const own = after.of(block.place, segment.range.begin);
   ChunkTile::load_state(G, own);
-  walk_back(block, G, segment.range, states);
+  walk_chunks_backward(block, G, segment.range, states);
   block.leave_totals(own);
 }
 
@@ -246,8 +243,7 @@ template <int kTotals> struct ChunkTotals {
 // What it computes: the sums over a range's segments of what chunk_segment_backward_kernel leaves
 // of each; adds: to what is there. What a thread owns: an element of a head. What it gave up:
 // nothing.
-template <int kTotals>
-__global__ void __launch_bounds__(ChunkTile::kN)
+template <int kTotals> __global__ void __launch_bounds__(ChunkTile::kN)
     chunk_add_totals_kernel(StatesAt<const float*> parts, ChunkTotals<kTotals> totals, bool adds) {
   constexpr int64_t kN = ChunkTile::kN;
   const int64_t head = blockIdx.x, own = threadIdx.x;

@@ -1,7 +1,7 @@
 // Which calls the kernels that go by chunks of tokens serve.
 #pragma once
 
-#include "tile.cuh"
+#include "chunk_tile.cuh"
 #include "../gpu/device.cuh"
 #include "../params/head_params.h"
 #include "../params/launch_options.h"

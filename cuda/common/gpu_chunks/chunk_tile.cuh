@@ -7,7 +7,7 @@
 // A chunk's tokens are the inner index of one operand.
 #pragma once
 
-#include "documents.cuh"
+#include "chunk_documents.cuh"
 #include "../gpu/vec4.cuh"
 #include "../gpu/mma.cuh"
 
@@ -16,16 +16,16 @@ namespace rwkv {
 struct ChunkTile {
   static constexpr int kN = 64, kRows = kN, kChunk = kChunkTokens, kSlices = 1;
   static constexpr int kWarps = kChunkWarps, kThreads = kWarps * kWarp;
-  static_assert(kThreads * kOctet == kChunk * kN);  // a thread has eight elements of a chunk's rows
-  static constexpr int kKeyTiles = kN / 8;  // accumulators of a thread
+  static_assert(kThreads * kVec8 == kChunk * kN);  // a thread has eight elements of a chunk's rows
+  static constexpr int kKeyTiles = kN / 8;         // accumulators of a thread
 
   using State = Accumulator[kKeyTiles];
   // Matrices of a chunk in shared memory, of numbers that are split or that are exact in bf16.
-  using Rows = SplitMatrix<kChunk, kN>;       // [token][key or value]
+  using Rows = SplitMatrix<kChunk, kN>;  // [token][key or value]
   using ExactRows = NarrowMatrix<kChunk, kN>;
-  using Columns = SplitMatrix<kN, kChunk>;    // [value][token]
-  using Square = SplitMatrix<kChunk, kChunk>; // [token][token]
-  using HeadState = SplitMatrix<kN, kN>;      // [value][key]
+  using Columns = SplitMatrix<kN, kChunk>;     // [value][token]
+  using Square = SplitMatrix<kChunk, kChunk>;  // [token][token]
+  using HeadState = SplitMatrix<kN, kN>;       // [value][key]
   // Of fp32 numbers, [token][key]: threads that read four keys meet in different banks.
   static constexpr int kFloatStride = kN + 8;
 
@@ -106,7 +106,8 @@ struct FourKeys {
 
 // The tokens with factor 1, inner index of the operands.
 __device__ __forceinline__ InnerMask mask_of(const float* factors, int lane) {
-  const float2 low = load_two(factors + lane % 4 * 2), high = load_two(factors + lane % 4 * 2 + 8);
+  const float2 low = load_vec2(factors + lane % 4 * 2),
+               high = load_vec2(factors + lane % 4 * 2 + 8);
   const auto word = [](const float2& x) {
     return (x.x != 0.0f ? 0xffffu : 0u) | (x.y != 0.0f ? 0xffff0000u : 0u);
   };
@@ -130,7 +131,7 @@ __device__ __forceinline__ void cut_documents(ChunkTile::State& S, const ChunkDo
 __device__ __forceinline__ void scale_tokens(Accumulator (&x)[2], const float* factors, int lane) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    const float2 factor = load_two(factors + n * 8 + lane % 4 * 2);
+    const float2 factor = load_vec2(factors + n * 8 + lane % 4 * 2);
     scale_columns(x[n], factor.x, factor.y);
   }
 }
@@ -207,10 +208,9 @@ __device__ __forceinline__ void store_rows(const Accumulator (&x)[kTiles], float
 
 // The warp's own values of bf16 rows in shared memory to rows of tokens in a tensor [B, T, H, 64].
 // Eight lanes that read together have the same column.
-template <class Place>
-__device__ void write_own_values(void* to, const ChunkTile::ExactRows& rows, const Place& place,
-                                 int64_t t, int tokens) {
-  const int token = lane_number() % 16, at = ChunkTile::warp() * 16 + lane_number() / 16 * kOctet;
+template <class Place> __device__ void write_own_values(void* to, const ChunkTile::ExactRows& rows,
+                                                        const Place& place, int64_t t, int tokens) {
+  const int token = lane_number() % 16, at = ChunkTile::warp() * 16 + lane_number() / 16 * kVec8;
   if (token >= tokens) return;
   *reinterpret_cast<uint4*>(static_cast<uint16_t*>(to) + place.token(t + token) + at) =
       *reinterpret_cast<const uint4*>(rows.at(token, at));

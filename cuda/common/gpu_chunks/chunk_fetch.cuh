@@ -1,7 +1,7 @@
 // How the kernels that go by chunks fetch a chunk's rows and a head's state into shared memory.
 #pragma once
 
-#include "tile.cuh"
+#include "chunk_tile.cuh"
 
 namespace rwkv {
 
@@ -9,8 +9,7 @@ namespace rwkv {
 // tensor's rows, so that their place is found once.
 class ChunkFetch {
  public:
-  template <class Place>
-  __device__ ChunkFetch(const Place& place, int64_t t, int tokens)
+  template <class Place> __device__ ChunkFetch(const Place& place, int64_t t, int tokens)
       : tokens_(tokens), from_(place.token(t)), stride_(place.stride()) {}
 
   // Rows of bf16; tokens beyond the end become zeros.

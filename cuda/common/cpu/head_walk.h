@@ -9,10 +9,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <iterator>
 
 #include "head_rows.h"
-#include "matrix.h"
 #include "row_math.h"
 #include "segments.h"
 #include "tiles.h"
@@ -35,12 +35,21 @@ struct HeadGroup {
   }
 };
 
+// Moves a square state between a tensor and padded working memory. Padding of `to` is left alone.
+// from, to: rows of `from_stride` and `to_stride` elements.
+template <typename T>
+void copy_matrix(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    std::memcpy(to + i * to_stride, from + i * from_stride, size * sizeof(T));
+  }
+}
+
 // states: one of stride x stride for every head of the group, [key][value] meanwhile; other: one
 // more; the padding of all is zero. run_block(state, block, next) advances `state` by the tokens of
-// `block`; `next` is what the following call will get. Params: as OuterForward or Wkv7Forward.
+// `block`; `next` is what the following call will get. Params: as Wkv5_6Forward or Wkv7Forward.
 template <typename T, typename Params, typename RunBlock>
-void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* states, T* other,
-                  RunBlock run_block) {
+void walk_heads_forward(const Params& p, const HeadGroup& group, int64_t stride, T* states,
+                        T* other, RunBlock run_block) {
   const int64_t square = p.size * p.size, padded_square = stride * stride;
   const int64_t first_task = group.row * p.heads + group.first;
   clear_rows(states, group.count * padded_square);
@@ -50,8 +59,8 @@ void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* st
     transpose(other, states + n * padded_square, stride, stride);
   }
   const bool* reset = p.reset == nullptr ? nullptr : p.reset + group.row * p.time;
-  const auto segments = cut_sequence(reset, p.time, p.kept > 0 ? p.keep_every : kTurn);
-  const auto first_block = [&](size_t index, int64_t n) -> TokenRange {
+  const auto segments = cut_sequence(reset, p.time, p.kept > 0 ? p.checkpoint_interval : kTurn);
+  const auto first_block = [&](size_t index, int64_t n) -> HeadTokens {
     if (n == group.count) n = 0, ++index;
     const HeadPlace place(p, first_task + n);
     if (index == segments.size()) return {place, 0, 0};
@@ -63,12 +72,12 @@ void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* st
       const HeadPlace place(p, first_task + n);
       T* const state = states + n * padded_square;
       if (segment.starts_document) clear_rows(state, padded_square);
-      if (p.checkpoints != nullptr && segment.begin % p.keep_every == 0) {
-        const int64_t index = place.task * p.kept + segment.begin / p.keep_every;
+      if (p.checkpoints != nullptr && segment.begin % p.checkpoint_interval == 0) {
+        const int64_t index = place.task * p.kept + segment.begin / p.checkpoint_interval;
         T* kept = static_cast<T*>(p.checkpoints) + index * square;
         copy_matrix(state, stride, kept, p.size, p.size);
       }
-      const auto block = [&](int64_t t) -> TokenRange {
+      const auto block = [&](int64_t t) -> HeadTokens {
         return {place, segment.begin + t, std::min(kBlock, segment.tokens - t)};
       };
       for (int64_t t = 0; t < segment.tokens; t += kBlock) {
@@ -85,22 +94,22 @@ void walk_forward(const Params& p, const HeadGroup& group, int64_t stride, T* st
 }
 
 // The state [key][value] in front of a segment.
-template <typename T, typename Params>
-void read_state(const Params& p, const HeadPlace& place, const Segment& segment, int64_t stride,
-                T* state) {
+template <typename T, typename Params> void read_state(const Params& p, const HeadPlace& place,
+                                                       const Segment& segment, int64_t stride,
+                                                       T* state) {
   if (segment.starts_document) return clear_rows(state, stride * stride);
-  const int64_t index = place.task * p.kept + segment.begin / p.keep_every;
+  const int64_t index = place.task * p.kept + segment.begin / p.checkpoint_interval;
   const T* kept = static_cast<const T*>(p.checkpoints) + index * p.size * p.size;
   copy_matrix(kept, p.size, state, stride, p.size);
 }
 
 // gradients: one of stride x stride for every head of the group, [value][key], with padding already
 // zero. run_segment(place, n, gradient, segment, next), for every head n of the group and from the
-// last segment to the first, turns the gradient of the state behind the segment into that before it;
-// `next` are the tokens of the following call.
+// last segment to the first, turns the gradient of the state behind the segment into that before
+// it; `next` are the tokens of the following call.
 template <typename T, typename Params, typename RunSegment>
-void walk_backward(const Params& p, const HeadGroup& group, int64_t stride, T* gradients,
-                   RunSegment run_segment) {
+void walk_heads_backward(const Params& p, const HeadGroup& group, int64_t stride, T* gradients,
+                         RunSegment run_segment) {
   const int64_t square = p.size * p.size, padded_square = stride * stride;
   const int64_t first_task = group.row * p.heads + group.first;
   clear_rows(gradients, group.count * padded_square);
@@ -109,15 +118,15 @@ void walk_backward(const Params& p, const HeadGroup& group, int64_t stride, T* g
     copy_matrix(given, p.size, gradients + n * padded_square, stride, p.size);
   }
   const bool* reset = p.reset == nullptr ? nullptr : p.reset + group.row * p.time;
-  const auto segments = cut_sequence(reset, p.time, p.keep_every);
+  const auto segments = cut_sequence(reset, p.time, p.checkpoint_interval);
   for (auto segment = segments.rbegin(); segment != segments.rend(); ++segment) {
     for (int64_t n = 0; n < group.count; ++n) {
       const bool turn_ends = n + 1 == group.count;
       const auto after = turn_ends ? std::next(segment) : segment;
       const HeadPlace next_place(p, first_task + (turn_ends ? 0 : n + 1));
-      const TokenRange next = after == segments.rend()
-                                  ? TokenRange{next_place, 0, 0}
-                                  : TokenRange{next_place, after->begin, after->tokens};
+      const HeadTokens next = after == segments.rend()
+                                  ? HeadTokens{next_place, 0, 0}
+                                  : HeadTokens{next_place, after->begin, after->tokens};
       T* const gradient = gradients + n * padded_square;
       run_segment(HeadPlace(p, first_task + n), n, gradient, *segment, next);
       // What came before the document does not act on it.
