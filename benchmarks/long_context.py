@@ -27,16 +27,18 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from rwkv_train.checkpoint.number_formats import DTYPES
+from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
-from rwkv_train.models.registry import build_model, complete
+from rwkv_train.models.registry import build_model
 from rwkv_train.ops.head_loss import Targets
 
 
 def make_model(version: str, options: argparse.Namespace, device: torch.device) -> RWKV:
     """A model whose gradients are all there and none of them zero."""
-    config = complete(
+    config = complete_model(
         ModelConfig(
             rwkv_version=version,
             n_layer=options.layers,
@@ -64,7 +66,7 @@ class Step:
         text = torch.randint(options.vocab, (1, length + 1), generator=generator).to(device)
         self.model, self.chunk_len, self.device = model, chunk_len, device
         self.tokens, self.targets = text[:, :-1], text[:, 1:]
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
+        self.dtype = DTYPES[options.precision]
 
     def __call__(self) -> None:
         self.model.chunk_len = self.chunk_len

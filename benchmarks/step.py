@@ -20,10 +20,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rwkv_train.checkpoint.number_formats import DTYPES
+from rwkv_train.config.resolve.model_sizes import complete_model
+from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize, parameter_groups
-from rwkv_train.models.registry import build_model, complete
+from rwkv_train.models.registry import build_model
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.ops.token_shift import token_shift
 from rwkv_train.ops.wkv4 import wkv4
@@ -70,7 +73,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, width: int, tokens: in
 
 def operator_seconds(
     version: str,
-    config: ModelConfig,
+    config: ResolvedModel,
     options: argparse.Namespace,
     device: torch.device,
     dtype: torch.dtype,
@@ -152,8 +155,8 @@ def shift_seconds(
 
 def measure(version: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Figures of one version."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
-    config = complete(
+    dtype = DTYPES[options.precision]
+    config = complete_model(
         ModelConfig(
             rwkv_version=version,
             n_layer=options.layers,
@@ -216,7 +219,7 @@ def main() -> None:
     parser.add_argument("--grad_cp", action="store_true")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
+    dtype = DTYPES[options.precision]
     rate = matmul_rate(device, dtype, options.width, options.batch * options.ctx_len)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(

@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "ops": {"errors", "compiler"},
     "data": {*BASE, "compiler", "config.schema"},
     "checkpoint": BASE,
-    "models": {"errors", "config.schema", "ops"},
+    "models": {"errors", "config.schema", "config.resolved", "config.versions", "ops"},
     "planning": {"errors", "config"},
     "training": {*BASE, "version", "config", "ops", "data", "checkpoint", "models", "planning"},
     "inference": INFERENCE,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_train.config.discovered import Discovered
+from rwkv_train.config.discovered import DataDiscovered, Discovered
 from rwkv_train.config.load import load_config
 from rwkv_train.config.resolve.resolve import resolve
 from rwkv_train.config.run_length import global_batch, tokens_per_step, total_steps, windows_per_row
 from rwkv_train.config.rwkv_lm.flags import FLAGS
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.errors import ConfigError
-from tests.config.resolving import MINIPILE, found
+from tests.config.resolving import MINIPILE, but, found
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -44,7 +44,7 @@ def test_a_recipe_says_how_it_is_run(path):
 
 
 def test_the_cpu_demo_fits_a_cpu():
-    discovered = Discovered(token_count=3_000_000, best_prime=11717, data_vocab_size=257)
+    discovered = Discovered(DataDiscovered(token_count=3_000_000, best_prime=11717, vocab_size=257))
     config, _ = resolve(recipe("demo-cpu", "--data_file", "text"), discovered)
     assert (config.hardware.accelerator, config.hardware.precision) == ("cpu", "fp32")
     assert (config.model.rwkv_version, config.model.vocab_size) == ("6", 257)
@@ -52,7 +52,7 @@ def test_the_cpu_demo_fits_a_cpu():
 
 
 def test_the_demo_of_rwkv_lm_has_its_length_and_batch():
-    gpu = dataclasses.replace(MINIPILE, gpu_count=1, gpu_has_bf16=True)
+    gpu = but(MINIPILE, gpu_count=1, gpu_has_bf16=True)
     config, _ = resolve(recipe("pretrain-12x768"), gpu)
     assert (global_batch(config), config.train.epoch_steps) == (16, 2520)
     assert (config.data.magic_prime, total_steps(config)) == (2926181, 182889)
@@ -60,7 +60,7 @@ def test_the_demo_of_rwkv_lm_has_its_length_and_batch():
 
 def test_finetuning_takes_the_shape_of_the_model_and_goes_on_by_the_same_line():
     flags = ("--data_file", "mine", "--load_model", "base.pth")
-    base = dataclasses.replace(MINIPILE, best_prime=365759)
+    base = but(MINIPILE, best_prime=365759)
     config, _ = resolve(recipe("finetune", *flags), found("weights", path="base.pth", base=base))
     assert (config.model.n_layer, config.model.n_embd, global_batch(config)) == (24, 2048, 16)
     later = found("state", 3, "out/finetune/rwkv-3.state", base)
@@ -69,7 +69,7 @@ def test_finetuning_takes_the_shape_of_the_model_and_goes_on_by_the_same_line():
 
 
 def test_long_context_is_read_in_chunks_and_may_be_truncated():
-    base = dataclasses.replace(MINIPILE, best_prime=22859, gpu_count=1, gpu_has_bf16=True)
+    base = but(MINIPILE, best_prime=22859, gpu_count=1, gpu_has_bf16=True)
     discovered = found("weights", path="base.pth", base=base)
     flags = ("--data_file", "books", "--load_model", "base.pth")
     config, _ = resolve(recipe("long-context", *flags), discovered)
@@ -79,11 +79,11 @@ def test_long_context_is_read_in_chunks_and_may_be_truncated():
 
 
 def test_learning_answers_refuses_data_without_a_mask():
-    base = dataclasses.replace(MINIPILE, best_prime=365759, has_loss_mask=True)
+    base = but(MINIPILE, best_prime=365759, has_loss_mask=True)
     flags = ("--data_file", "mine", "--load_model", "base.pth")
     config, _ = resolve(recipe("sft", *flags), found("weights", path="base.pth", base=base))
     assert (config.data.loss_mask, config.data.reset_at_documents) == ("on", True)
-    base = dataclasses.replace(base, has_loss_mask=False)
+    base = but(base, has_loss_mask=False)
     unmasked = found("weights", path="base.pth", base=base)
     with pytest.raises(ConfigError, match=r"--loss_mask on: there is no \.mask beside mine"):
         resolve(recipe("sft", *flags), unmasked)
@@ -92,19 +92,19 @@ def test_learning_answers_refuses_data_without_a_mask():
 @pytest.mark.parametrize("kind", ["lora", "states"])
 def test_frozen_models_are_trained_as_the_recipe_says(kind):
     flags = ("--data_file", "mine", "--load_model", "base.pth")
-    base = dataclasses.replace(MINIPILE, best_prime=731477)
+    base = but(MINIPILE, best_prime=731477)
     config, _ = resolve(recipe(kind, *flags), found("weights", path="base.pth", base=base))
     assert (config.train.train_type, config.model.n_layer) == (kind, 24)
 
 
 def test_a_larger_model_is_made_and_then_trained():
     small = ModelConfig(rwkv_version="7", n_layer=12, n_embd=768, vocab_size=65536, head_size=64)
-    made, _ = resolve(recipe("enlarge", "--load_model", "small.pth"), Discovered(donor_model=small))
+    made, _ = resolve(
+        recipe("enlarge", "--load_model", "small.pth"), but(Discovered(), donor_model=small)
+    )
     assert (made.model.n_layer, made.model.rwkv_version) == (24, "7")
     large = dataclasses.replace(small, n_layer=24, n_embd=1024)
-    discovered = dataclasses.replace(
-        MINIPILE, start="weights", start_model=large, start_path="out/enlarged/rwkv-init.pth"
-    )
+    discovered = found("weights", model=large, path="out/enlarged/rwkv-init.pth")
     flags = ("--train_stage", "3", "--data_file", "data/minipile")
     assert resolve(recipe("enlarge", *flags), discovered)[0].model.n_embd == 1024
 

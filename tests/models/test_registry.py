@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.errors import ConfigError
-from rwkv_train.models.registry import build_model, complete, config_from_shapes, version_module
+from rwkv_train.models.registry import build_model, config_from_shapes, version_module
 from tests.helpers import load_arrays
 from tests.models.tiny import VERSIONS, tiny_config, tiny_model
 
@@ -55,7 +56,7 @@ def shapes_of(version, **sizes):
 def test_models_have_the_published_number_of_parameters(
     version, vocab, layers, width, ranks, count, tensors
 ):
-    config = complete(
+    config = complete_model(
         ModelConfig(rwkv_version=version, n_layer=layers, n_embd=width, vocab_size=vocab, **ranks)
     )
     with torch.device("meta"):
@@ -77,7 +78,7 @@ def test_models_have_the_published_number_of_parameters(
     ],
 )
 def test_the_channel_mix_width_follows_the_version(version, width, expected):
-    config = complete(
+    config = complete_model(
         ModelConfig(
             rwkv_version=version,
             n_embd=width,
@@ -102,7 +103,7 @@ def test_the_channel_mix_width_follows_the_version(version, width, expected):
     ],
 )
 def test_rwkv7_ranks_follow_the_newest_trainer(width, decay, value, gate):
-    config = complete(ModelConfig(rwkv_version="7", n_embd=width, vocab_size=10))
+    config = complete_model(ModelConfig(rwkv_version="7", n_embd=width, vocab_size=10))
     assert (config.rank_decay, config.rank_iclr) == (decay, decay)
     assert (config.rank_value, config.rank_gate) == (value, gate)
 
@@ -110,11 +111,11 @@ def test_rwkv7_ranks_follow_the_newest_trainer(width, decay, value, gate):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_completing_twice_changes_nothing(version):
     config = tiny_config(version)
-    assert complete(config) == config
+    assert complete_model(config.as_given()) == config
 
 
 def test_what_is_given_is_kept():
-    config = complete(
+    config = complete_model(
         ModelConfig(
             rwkv_version="6",
             n_embd=128,
@@ -130,7 +131,7 @@ def test_what_is_given_is_kept():
 
 
 def test_an_empty_configuration_becomes_rwkv7():
-    config = complete(ModelConfig(vocab_size=256))
+    config = complete_model(ModelConfig(vocab_size=256))
     assert (config.rwkv_version, config.n_layer, config.n_embd) == ("7", 6, 512)
     assert (config.dim_att, config.head_size) == (512, 64)
 
@@ -138,27 +139,27 @@ def test_an_empty_configuration_becomes_rwkv7():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n_embd": 100}, "--n_embd 100 is not a multiple of 32; 96 is"),
+        ({"n_embd": 100}, "--n_embd 100 is not a multiple of 32; use 96"),
         ({"n_embd": 96}, "--n_embd 96 is not a multiple of --head_size 64"),
         ({"dim_ffn": 33}, "--dim_ffn 33 is not a multiple of 32"),
         ({"dim_att": 128, "n_embd": 64}, "--dim_att 128 differs from --n_embd 64"),
-        ({"n_layer": 0}, "--n_layer 0 is not possible"),
-        ({"vocab_size": -1}, "--vocab_size -1 is not possible"),
+        ({"n_layer": 0}, "--n_layer 0: must be at least 1"),
+        ({"vocab_size": -1}, "--vocab_size -1: must be at least 1"),
         ({"vocab_size": None}, "--vocab_size is not known"),
-        ({"rank_mix": 0}, "--rank_mix 0 is not possible"),
-        ({"rank_gate": 64}, "--rank_gate 64 was given, but RWKV-6 has no such part"),
-        ({"head_qk": 8}, "--head_qk 8 was given, but RWKV-6 has no such part"),
-        ({"dropout": 1.0}, "--dropout 1.0 is not possible"),
+        ({"rank_mix": 0}, "--rank_mix 0: must be at least 1"),
+        ({"rank_gate": 64}, "--rank_gate 64: RWKV-6 has no such size, only RWKV-7"),
+        ({"head_qk": 8}, "--head_qk 8: RWKV-6 has no such size, only RWKV-4, 5"),
+        ({"dropout": 1.0}, "--dropout 1.0: must be at least 0 and below 1"),
         ({"rwkv_version": "8"}, "version '8' is unknown, expected 4, 5, 6, 7"),
-        ({"rwkv_version": "4", "head_size": 32}, "--head_size 32 was given, but RWKV-4"),
-        ({"rwkv_version": "4", "head_qk": -1}, "--head_qk -1 is not possible"),
-        ({"rwkv_version": "7", "rank_mix": 32}, "--rank_mix 32 was given, but RWKV-7"),
+        ({"rwkv_version": "4", "head_size": 32}, "--head_size 32: RWKV-4 has no such size"),
+        ({"rwkv_version": "4", "head_qk": -1}, "--head_qk -1: must be at least 0"),
+        ({"rwkv_version": "7", "rank_mix": 32}, "--rank_mix 32: RWKV-7 has no such size"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(fields, message):
     config = replace(ModelConfig(rwkv_version="6", n_embd=128, n_layer=2, vocab_size=50), **fields)
     with pytest.raises(ConfigError) as caught:
-        complete(config)
+        complete_model(config)
     assert message in str(caught.value)
 
 
@@ -187,7 +188,7 @@ def test_rwkv4_time_mix_may_be_wider_than_the_model():
 )
 def test_the_configuration_can_be_read_from_a_checkpoint(version, sizes):
     config, shapes = shapes_of(version, **sizes)
-    assert complete(config_from_shapes(shapes)) == config
+    assert complete_model(config_from_shapes(shapes)) == config
 
 
 @pytest.mark.parametrize(("version", "name"), [("4", "4"), ("5", "5.2"), ("6", None), ("7", None)])
@@ -210,14 +211,14 @@ def test_flat_mixes_tell_the_same_as_spread_ones(version):
         for key, shape in shapes.items()
     }
     assert flat != shapes
-    assert complete(config_from_shapes(flat)) == config
+    assert complete_model(config_from_shapes(flat)) == config
 
 
 def test_trained_states_do_not_change_the_version():
     for version in ("5", "6", "7"):
         model = tiny_model(version, options={"train_states": True})
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        assert complete(config_from_shapes(shapes)) == model.config
+        assert complete_model(config_from_shapes(shapes)) == model.config
 
 
 def test_rwkv7_does_without_the_unused_tensors_of_layer_0():
@@ -228,13 +229,15 @@ def test_rwkv7_does_without_the_unused_tensors_of_layer_0():
         if not key.startswith("blocks.0.att.v") or key.endswith("value.weight")
     }
     assert len(less) == len(shapes) - 3
-    assert complete(config_from_shapes(less)) == config
+    assert complete_model(config_from_shapes(less)) == config
 
 
 @pytest.mark.parametrize("shape", [(2, 32), (2, 32, 1), (1, 2, 32)])
 def test_rwkv5_decay_may_have_extra_axes(shape):
     config, shapes = shapes_of("5")
-    assert complete(config_from_shapes({**shapes, "blocks.0.att.time_decay": shape})) == config
+    assert (
+        complete_model(config_from_shapes({**shapes, "blocks.0.att.time_decay": shape})) == config
+    )
 
 
 def renamed(shapes, old, new):

@@ -6,20 +6,22 @@ import torch
 from torch import Tensor
 
 from rwkv_train.checkpoint.weights import fit_weights
+from rwkv_train.config.resolve.model_sizes import complete_model
+from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
-from rwkv_train.models.registry import build_model, complete, config_from_shapes
+from rwkv_train.models.registry import build_model, config_from_shapes
 from tests.helpers import load_arrays
 
 VERSIONS = ("4", "5", "6", "7")
 MATRIX_VERSIONS = ("5", "6", "7")
 
 
-def tiny_config(version: str, **sizes) -> ModelConfig:
+def tiny_config(version: str, **sizes) -> ResolvedModel:
     """Two layers of width 64, two heads of 32 where there are heads, 50 tokens."""
     heads = {} if version == "4" else {"head_size": 32}
-    return complete(
+    return complete_model(
         ModelConfig(
             rwkv_version=version, **{"n_layer": 2, "n_embd": 64, "vocab_size": 50, **heads, **sizes}
         )
@@ -57,7 +59,7 @@ def golden_model(version: str, dtype: torch.dtype, **options) -> tuple[RWKV, dic
         for key, value in arrays.items()
         if key.startswith("param/")
     }
-    config = complete(config_from_shapes({key: tuple(w.shape) for key, w in weights.items()}))
+    config = complete_model(config_from_shapes({key: tuple(w.shape) for key, w in weights.items()}))
     model = build_model(config, **options)
     if model.train_states:
         weights |= {

@@ -62,6 +62,7 @@ def _merge(a: argparse.Namespace) -> None:
     import torch
 
     from rwkv_train.checkpoint.adapter_files import load_adapter, merge
+    from rwkv_train.checkpoint.number_formats import DTYPES
     from rwkv_train.checkpoint.weights import load_weights, save_weights
 
     out, change = Path(a.out), Path(a.change)
@@ -82,9 +83,7 @@ def _merge(a: argparse.Namespace) -> None:
     else:
         merged = merge(base, load_adapter(change))
     stored = next((v.dtype for v in base.values() if v.is_floating_point()), torch.float32)
-    dtype = {"auto": stored, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-        a.precision
-    ]
+    dtype = stored if a.precision == "auto" else DTYPES[a.precision]
     save_weights(out, merged, dtype)
     print(f"wrote {out}: {a.base} with {a.change}, {str(dtype).removeprefix('torch.')}")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 import yaml
@@ -24,8 +25,9 @@ from rwkv_train.config.command_line.argv import (
     write_arguments,
 )
 from rwkv_train.config.command_line.fields import fields, sections
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.rwkv_lm.flags import FLAGS
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.schema import RunConfig, Section
 from rwkv_train.errors import ConfigError
 
 _TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
@@ -53,14 +55,20 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     if asks_for_help(argv):
         tyro.cli(_CommandLine, args=["--help"], prog="train.py", use_underscores=True, config=_TYRO)
     arguments = read_arguments(argv)
-    files = [value for name, value in arguments if name == "config"]
-    if len(files) > 1:
-        raise ConfigError("--config is given twice; one file holds all sections")
-    if files and not files[0]:
-        raise ConfigError("--config needs a value: the path of a YAML file")
-    base = read_config(Path(files[0])) if files else RunConfig()
+    base = _named_file([value for name, value in arguments if name == "config"])
     flags = [_complete(argument) for argument in arguments if argument.name != "config"]
     return _apply(flags, base)
+
+
+def _named_file(files: Sequence[str | None]) -> RunConfig:
+    """Returns the configuration in the file that --config names, the defaults without one."""
+    if len(files) > 1:
+        raise ConfigError("--config is given twice; one file holds all sections")
+    if not files:
+        return RunConfig()
+    if not files[0]:
+        raise ConfigError("--config needs a value: the path of a YAML file")
+    return read_config(Path(files[0]))
 
 
 def read_config(path: Path) -> RunConfig:
@@ -75,12 +83,18 @@ def read_config(path: Path) -> RunConfig:
         return RunConfig()
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected the sections {', '.join(sections())}")
-    parts = {name: _section(path, name, body) for name, body in content.items()}
-    return RunConfig(**parts)
+    # Any: each name has its own type of section, which `_section` has made.
+    found: dict[str, Any] = {name: _section(path, name, body) for name, body in content.items()}
+    return RunConfig(**found)
 
 
 def dump_config(config: RunConfig) -> str:
-    """YAML text that read_config turns into `config` again: a commented section each."""
+    """Returns YAML text that read_config turns into `config` again: a commented section each.
+
+    A resolved configuration is written as a user would give it.
+    """
+    if isinstance(config, ResolvedConfig):
+        config = config.as_given()
     parts = []
     for name, section_type in sections().items():
         body = {name: dataclasses.asdict(getattr(config, name))}
@@ -98,14 +112,15 @@ def saved_values(text: str) -> dict[str, object]:
     return {name: value for body in content.values() for name, value in body.items()}
 
 
-def _section(path: Path, name: object, body: object) -> object:
-    if name not in sections():
+def _section(path: Path, name: object, body: object) -> Section:
+    """Returns a section of a file; ConfigError names what does not belong there."""
+    if not isinstance(name, str) or name not in sections():
         raise ConfigError(f"{path}: unknown section {name!r}{_advice(name)}")
     if body is None:
         body = {}
     if not isinstance(body, dict):
         raise ConfigError(f"{path}: {name}: expected `field: value` lines, got {body!r}")
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in body.items():
         entry = fields().get(key) if isinstance(key, str) else None
         if entry is None or entry.section != name:
@@ -188,7 +203,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML's safe loader, except that a key given twice is a fault and not the last one wins."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:

@@ -17,7 +17,7 @@ _NUMBER = r"\d+(?:\.\d+)?"
 _WEIGHTED = re.compile(rf"(.+):({_NUMBER})(?:\.\.({_NUMBER}))?", re.DOTALL)
 
 
-class Part(NamedTuple):
+class MixtureComponent(NamedTuple):
     """One data set of a mixture and its shares of the samples at begin and end of the run."""
 
     path: str
@@ -25,8 +25,8 @@ class Part(NamedTuple):
     end: Fraction
 
 
-def parts_of(data_file: str | None) -> tuple[Part, ...]:
-    """The parts of a mixture, () when data_file names a single data set.
+def mixture_components(data_file: str | None) -> tuple[MixtureComponent, ...]:
+    """Returns the components of a mixture, () when data_file names a single data set.
 
     A list is one as soon as an item ends with a colon and a number; then all items must. Raises
     ConfigError for items without a weight, named twice, and for weights that cannot be used.
@@ -35,30 +35,33 @@ def parts_of(data_file: str | None) -> tuple[Part, ...]:
     found = [_WEIGHTED.fullmatch(item.strip()) for item in items]
     if not any(found):
         return ()
+    matches = []
     for item, match in zip(items, found):
         if match is None:
             raise ConfigError(
                 f"--data_file {data_file}: {item.strip()!r} has no weight; write every part as "
                 "PREFIX:NUMBER, or PREFIX:BEGIN..END for a weight that changes over the run"
             )
-    paths = [match[1] for match in found]
+        matches.append(match)
+    paths = [match[1] for match in matches]
     repeated = [path for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise ConfigError(
             f"--data_file {data_file}: {repeated[0]} is named twice; name it once, with the sum of"
             " its weights"
         )
-    begin = _shares(data_file, [match[2] for match in found])
-    end = _shares(data_file, [match[3] or match[2] for match in found])
-    return tuple(map(Part, paths, begin, end))
+    begin = _shares(data_file, [match[2] for match in matches])
+    end = _shares(data_file, [match[3] or match[2] for match in matches])
+    return tuple(map(MixtureComponent, paths, begin, end))
 
 
-def weights_change(parts: tuple[Part, ...]) -> bool:
-    """Whether a share at the end is another than at the beginning."""
-    return any(part.begin != part.end for part in parts)
+def weights_change(components: tuple[MixtureComponent, ...]) -> bool:
+    """Tells whether a share at the end is another than at the beginning."""
+    return any(component.begin != component.end for component in components)
 
 
 def _shares(data_file: str | None, weights: list[str]) -> list[Fraction]:
+    """Returns the weights divided by their sum, exactly."""
     numbers = [Fraction(weight) for weight in weights]
     total = sum(numbers)
     if total == 0:

@@ -1,16 +1,46 @@
-"""How long a run is, in rows, windows and steps: pure arithmetic on the resolved configuration.
+"""How long a step, a row and a run are, in samples, tokens and optimizer steps.
 
-A row of ctx_len tokens is read in chunks, and for truncated backpropagation in windows. A window is
-what one optimizer step reads of a row: `bptt_chunks` chunks of `chunk_len` tokens, or without
-`bptt_chunks` the whole row.
+A row of ctx_len tokens is read in windows: a window is what one optimizer step reads of it, namely
+`bptt_chunks` chunks of `chunk_len` tokens, or without `bptt_chunks` the whole row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rwkv_train.config.schema import RunConfig
-from rwkv_train.errors import ConfigError
+from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware, ResolvedTrain
+from rwkv_train.config.schema import RunConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What one optimizer step reads over all processes and micro steps.
+
+    samples: rows it reads from; ctx_len: tokens of a row; windows: optimizer steps per row.
+    """
+
+    samples: int
+    ctx_len: int
+    windows: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return self.samples * (self.ctx_len // self.windows)
+
+
+def step_shape(train: TrainConfig, ctx_len: int, hardware: ResolvedHardware) -> StepShape:
+    """Returns what a step reads; needs the hardware resolved, which says how many read."""
+    processes = hardware.num_nodes * hardware.devices
+    samples = processes * train.micro_bsz * train.accumulate_grad_batches
+    return StepShape(samples, ctx_len, ctx_len // _window_len(train, ctx_len))
+
+
+def schedule_steps(train: ResolvedTrain, step: StepShape) -> int | None:
+    """Returns the optimizer steps from the start of the run to its schedule's end; None: no end."""
+    if train.exit_tokens:
+        return -(-abs(train.exit_tokens) // step.tokens)
+    return train.epoch_count * train.epoch_steps if train.epoch_count else None
 
 
 @dataclass(frozen=True)
@@ -38,11 +68,11 @@ class RunLength:
         return first + 1, first + self.batch_samples
 
 
-def run_length(config: RunConfig) -> RunLength:
+def run_length(config: ResolvedConfig) -> RunLength:
     """Returns the length of a run with this resolved configuration."""
-    train = config.train
+    train, step = config.train, _shape(config)
     ends: list[tuple[int, bool, str]] = []
-    steps = total_steps(config)
+    steps = schedule_steps(train, step)
     if steps is not None:
         budget = f"the budget of {abs(train.exit_tokens):,} tokens"
         reason = budget if train.exit_tokens else f"{train.epoch_count} mini-epochs"
@@ -52,52 +82,38 @@ def run_length(config: RunConfig) -> RunLength:
         ends.append((last, False, f"--exit_epoch {train.exit_epoch}"))
     if train.max_steps is not None:
         ends.append((train.max_steps, False, f"--max_steps {train.max_steps}"))
+    endless: tuple[int | None, bool, str] = (None, False, "nothing but you")
     # At equal length finishing wins over pausing: the weights of the end are what was asked for.
-    end, completes, reason = min(
-        ends, key=lambda end: (end[0], not end[1]), default=(None, False, "nothing but you")
-    )
+    end, completes, reason = min(ends, key=lambda end: (end[0], not end[1]), default=endless)
     return RunLength(
-        tokens_per_step=tokens_per_step(config),
+        tokens_per_step=step.tokens,
         epoch_steps=train.epoch_steps,
         total_steps=end,
         completes=completes,
         reason=reason,
-        batch_samples=global_batch(config),
-        windows=windows_per_row(config),
+        batch_samples=step.samples,
+        windows=step.windows,
     )
 
 
-def global_batch(config: RunConfig) -> int:
+def global_batch(config: ResolvedConfig) -> int:
     """Returns the samples per optimizer step over all processes and micro steps."""
-    hardware, train = config.hardware, config.train
-    assert hardware.devices is not None, "the hardware is resolved first"
-    processes = hardware.num_nodes * hardware.devices
-    return processes * train.micro_bsz * train.accumulate_grad_batches
+    return _shape(config).samples
 
 
-def tokens_per_step(config: RunConfig) -> int:
+def tokens_per_step(config: ResolvedConfig) -> int:
     """Returns the tokens that one optimizer step reads."""
-    return global_batch(config) * window_len(config)
+    return _shape(config).tokens
 
 
-def total_steps(config: RunConfig) -> int | None:
-    """Returns the optimizer steps from the start of the run to the end of its schedule.
-
-    None: the schedule has no end.
-    """
-    train = config.train
-    if train.exit_tokens:
-        return -(-abs(train.exit_tokens) // tokens_per_step(config))
-    return train.epoch_count * train.epoch_steps if train.epoch_count else None
+def total_steps(config: ResolvedConfig) -> int | None:
+    """Returns `schedule_steps` of a whole configuration."""
+    return schedule_steps(config.train, _shape(config))
 
 
 def window_len(config: RunConfig) -> int:
     """Returns the tokens of a row that one optimizer step reads."""
-    train = config.train
-    if train.bptt_chunks is None:
-        return config.data.ctx_len
-    assert train.chunk_len is not None, "checked: bptt_chunks needs chunk_len"
-    return train.bptt_chunks * train.chunk_len
+    return _window_len(config.train, config.data.ctx_len)
 
 
 def windows_per_row(config: RunConfig) -> int:
@@ -105,48 +121,12 @@ def windows_per_row(config: RunConfig) -> int:
     return config.data.ctx_len // window_len(config)
 
 
-def check_windows(config: RunConfig) -> None:
-    """Raises ConfigError when rows cannot be read in the chunks and windows asked for."""
-    train, ctx_len = config.train, config.data.ctx_len
-    chunk_len, chunks = train.chunk_len, train.bptt_chunks
-    if chunk_len is None:
-        if chunks is not None:
-            raise ConfigError(
-                f"--bptt_chunks {chunks} counts chunks of --chunk_len tokens, which is not given"
-            )
-        return
-    if config.model.head_qk:
-        raise ConfigError(
-            f"--chunk_len {chunk_len}: a model with head_qk looks back at every token of its row"
-            " and cannot read it in chunks; leave --chunk_len out"
-        )
-    if chunk_len > ctx_len:
-        raise ConfigError(
-            f"--chunk_len {chunk_len} is longer than --ctx_len {ctx_len}; use fewer tokens, or"
-            " leave it out to read every row at once"
-        )
-    if chunks is None:
-        return
-    if ctx_len % (chunks * chunk_len):
-        raise ConfigError(
-            f"--bptt_chunks {chunks} x --chunk_len {chunk_len} does not divide --ctx_len {ctx_len};"
-            f" {_nearest(ctx_len, chunk_len, chunks)}"
-        )
-    if train.train_type == "states" and windows_per_row(config) > 1:
-        raise ConfigError(
-            f"--bptt_chunks {chunks} with --train_type states: only the first window of a row"
-            " starts from the trained state; leave --bptt_chunks out, --chunk_len alone is exact"
-        )
+def _shape(config: ResolvedConfig) -> StepShape:
+    return step_shape(config.train, config.data.ctx_len, config.hardware)
 
 
-def _nearest(ctx_len: int, chunk_len: int, chunks: int) -> str:
-    """What would divide."""
-    whole, rest = divmod(ctx_len, chunk_len)
-    if rest:
-        window = chunks * chunk_len
-        lengths = sorted({max(1, ctx_len // window) * window, (ctx_len // window + 1) * window})
-        return "use --ctx_len " + " or ".join(map(str, lengths))
-    divisors = [n for n in range(1, whole + 1) if whole % n == 0]
-    below = max((n for n in divisors if n < chunks), default=1)
-    above = min((n for n in divisors if n > chunks), default=whole)
-    return "use --bptt_chunks " + " or ".join(map(str, sorted({below, above})))
+def _window_len(train: TrainConfig, ctx_len: int) -> int:
+    if train.bptt_chunks is None:
+        return ctx_len
+    assert train.chunk_len is not None, "checked: bptt_chunks needs chunk_len"
+    return train.bptt_chunks * train.chunk_len

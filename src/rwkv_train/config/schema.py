@@ -1,20 +1,29 @@
 """One frozen configuration, grouped in the sections that the layers receive.
 
 A field is a name, a type, a default and one line of help with its unit; the help is the text under
-the field, which `--help` prints. `None` means "derive it from the files, the hardware or the
-version"; after `resolve` no field that training needs is `None`. No leaf name occurs in two
-sections, so that the command line is flat (`--n_layer 12`) while code and YAML are grouped
-(`model.n_layer`).
+the field, which `--help` prints; the limits of a number stand in its annotation. `None` means
+"derive it from the files, the hardware or the version": `resolve` does so and returns a
+`ResolvedConfig`, whose types say what is known then. No leaf name occurs in two sections, so that
+the command line is flat (`--n_layer 12`) while code and YAML are grouped (`model.n_layer`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from rwkv_train.config.limits import Above, AtLeast, MultipleOf, Share
+from rwkv_train.config.versions import VERSIONS, WIDTH_UNIT
+
+if TYPE_CHECKING:
+    VersionName: TypeAlias = str
+else:
+    # The table's names, so that a new row is a new choice; a type checker wants them spelled out.
+    VersionName = Literal[tuple(VERSIONS)]
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-Strategy = Literal[
-    "auto",
+OptimizerName = Literal["adamw", "muon", "adam8bit"]
+ResolvedStrategy = Literal[
     "single_device",
     "ddp",
     "deepspeed_stage_1",
@@ -23,6 +32,7 @@ Strategy = Literal[
     "deepspeed_stage_3",
     "deepspeed_stage_3_offload",
 ]
+Strategy = Literal["auto", ResolvedStrategy]
 Backend = Literal[
     "auto",
     "native",
@@ -39,35 +49,35 @@ Backend = Literal[
 class ModelConfig:
     """Shape and architecture of the network."""
 
-    rwkv_version: Literal["4", "5", "6", "7"] | None = None
+    rwkv_version: VersionName | None = None
     """RWKV version: 4, 5 (x052), 6 (x060) or 7 (x070); None: the checkpoint's, else 7"""
-    n_layer: int | None = None
+    n_layer: Annotated[int | None, AtLeast(1)] = None
     """number of blocks; None: the checkpoint's, else 6"""
-    n_embd: int | None = None
+    n_embd: Annotated[int | None, AtLeast(1), MultipleOf(WIDTH_UNIT)] = None
     """width of the residual stream, a multiple of 32; None: the checkpoint's, else 512"""
-    dim_att: int | None = None
+    dim_att: Annotated[int | None, AtLeast(1), MultipleOf(WIDTH_UNIT)] = None
     """width of the time mix; None: n_embd"""
-    dim_ffn: int | None = None
+    dim_ffn: Annotated[int | None, AtLeast(1), MultipleOf(WIDTH_UNIT)] = None
     """hidden width of the channel mix; None: the version's rule (4x, or 3.5x rounded to 32)"""
-    vocab_size: int | None = None
+    vocab_size: Annotated[int | None, AtLeast(1)] = None
     """rows of embedding and head; None: the checkpoint's, else the tokenizer's"""
-    head_size: int | None = None
+    head_size: Annotated[int | None, AtLeast(1)] = None
     """channels per head (RWKV-5, 6, 7); None: the checkpoint's, else 64"""
-    head_size_divisor: int = 8
+    head_size_divisor: Annotated[int, AtLeast(1)] = 8
     """the group norm's eps is 1e-5 times its square; every runtime assumes 8"""
-    rank_mix: int | None = None
+    rank_mix: Annotated[int | None, AtLeast(1)] = None
     """rank of RWKV-6's token-shift mixer; None: the checkpoint's, else 32"""
-    rank_decay: int | None = None
+    rank_decay: Annotated[int | None, AtLeast(1)] = None
     """rank of the decay's low-rank pair (RWKV-6, 7); None: the checkpoint's, else the formula"""
-    rank_iclr: int | None = None
+    rank_iclr: Annotated[int | None, AtLeast(1)] = None
     """rank of RWKV-7's in-context learning rate; None: the checkpoint's, else the formula"""
-    rank_value: int | None = None
+    rank_value: Annotated[int | None, AtLeast(1)] = None
     """rank of RWKV-7's value residual; None: the checkpoint's, else the formula"""
-    rank_gate: int | None = None
+    rank_gate: Annotated[int | None, AtLeast(1)] = None
     """rank of RWKV-7's gate; None: the checkpoint's, else the formula"""
-    head_qk: int = 0
+    head_qk: Annotated[int, AtLeast(0)] = 0
     """width of the copy head added to the logits (RWKV-4, 5); 0: none"""
-    dropout: float = 0.0
+    dropout: Annotated[float, Share()] = 0.0
     """dropout rate on the embedding output and, up to RWKV-6, on the residual stream"""
 
 
@@ -78,17 +88,17 @@ class DataConfig:
     data_file: str | None = None
     """binidx prefix without extension; for the other data types a file; several binidx prefixes
     with weights: a:0.7,b:0.3, or a:0.7..0.3,b:0.3..0.7 for weights that change over the run"""
-    mix_tokens: int | None = None
+    mix_tokens: Annotated[int | None, AtLeast(1)] = None
     """tokens over which the weights of data_file change; None: the run's budget"""
     data_type: Literal["binidx", "numpy", "uint16", "utf-8", "utf-16le", "dummy"] = "binidx"
     """binidx, or one of RWKV-LM's small formats (read at random positions)"""
-    ctx_len: int = 1024
+    ctx_len: Annotated[int, AtLeast(1)] = 1024
     """tokens per sample; one more is read as the last target"""
-    magic_prime: int | None = None
+    magic_prime: Annotated[int | None, AtLeast(2)] = None
     """modulus of the sample permutation, prime and 2 mod 3; None: computed from the data"""
     sampling: Literal["permutation", "random"] | None = None
     """permutation: every slot once per pass; random: uniform positions; None: by stage and type"""
-    sample_offset: int = 0
+    sample_offset: Annotated[int, AtLeast(0)] = 0
     """tokens added to every sample's offset (permutation sampling)"""
     loss_mask: Literal["auto", "on", "off"] = "auto"
     """weigh the targets by PREFIX.mask, as make_data.py --chat_template writes it: auto: where
@@ -97,17 +107,17 @@ class DataConfig:
     """state and token shift start anew where a document starts inside a sample"""
     val_data_file: str | None = None
     """held-out binidx prefix for the validation loss; None: no validation, or val_split's"""
-    val_split: float | None = None
+    val_split: Annotated[float | None, Above(0)] = None
     """slots of ctx_len tokens of data_file that are held out from training and validated on: a
     share below 1, or their number from 1 on; None: none"""
-    val_samples: int = 128
+    val_samples: Annotated[int, AtLeast(1)] = 128
     """samples per validation, spread evenly over the held-out data; at most all of val_split's"""
-    val_ctx_len: int | None = None
+    val_ctx_len: Annotated[int | None, AtLeast(1)] = None
     """tokens per validation sample; beyond ctx_len the state is carried from part to part, so that
     memory stays that of ctx_len; None: ctx_len"""
     tokenizer: str | None = None
     """world, bytes or the path of a tokenizer.json; None: what the data's manifest says"""
-    num_workers: int = 2
+    num_workers: Annotated[int, AtLeast(0)] = 2
     """loader processes per training process"""
 
 
@@ -115,38 +125,38 @@ class DataConfig:
 class OptimConfig:
     """Optimizer and schedule (rates are base rates; parameter groups multiply them)."""
 
-    lr_init: float = 6e-4
+    lr_init: Annotated[float, AtLeast(0)] = 6e-4
     """base learning rate at the start"""
-    lr_final: float = 1e-5
+    lr_final: Annotated[float, AtLeast(0)] = 1e-5
     """base learning rate at the end; 0 makes the step-based schedule linear"""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int | None, AtLeast(-1)] = None
     """steps of linear warmup; -1: none; None: none on a fresh run, as in RWKV-LM, 10 or 30 when
     going on from bare weights, the run's own when going on exactly"""
-    beta1: float = 0.9
+    beta1: Annotated[float, Share()] = 0.9
     """Adam's decay of the first moment"""
-    beta2: float = 0.99
+    beta2: Annotated[float, Share()] = 0.99
     """Adam's decay of the second moment"""
-    adam_eps: float | None = None
+    adam_eps: Annotated[float | None, Above(0)] = None
     """added to the root of the second moment; None: 1e-8, for RWKV-7 1e-18"""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, AtLeast(0)] = 0.0
     """decoupled weight decay of the large matrices"""
-    weight_decay_final: float | None = None
+    weight_decay_final: Annotated[float | None, Above(0)] = None
     """weight decay at the end, reached geometrically; None: constant"""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, AtLeast(0)] = 1.0
     """global gradient norm is scaled down to this; 0: off"""
     layerwise_lr: bool = True
     """use the per-group rate factors (2x and 3x groups)"""
-    special_lr_factor: int | None = None
+    special_lr_factor: Annotated[int | None, AtLeast(1)] = None
     """5: RWKV-LM's stage 2, one factor for both special groups; None: the version's own factors"""
-    hold_epochs: int = 0
+    hold_epochs: Annotated[int, AtLeast(0)] = 0
     """mini-epochs to hold lr_init before the step-based schedule starts to fall"""
-    optimizer: Literal["auto", "adamw", "muon", "adam8bit"] = "auto"
+    optimizer: Literal["auto", OptimizerName] = "auto"
     """adamw; muon: Muon for the hidden matrices, AdamW for the rest; adam8bit: Adam with moments
     of 8 bits (bitsandbytes, GPU); auto: that of the state the run goes on from, else adamw"""
-    muon_lr: float | None = None
+    muon_lr: Annotated[float | None, Above(0)] = None
     """base rate of Muon's matrices, falling as lr_init does; None: lr_init, or 0.02 with
     muon_adjust_lr original"""
-    muon_momentum: float = 0.95
+    muon_momentum: Annotated[float, Share()] = 0.95
     """Muon's decay of the momentum"""
     muon_nesterov: bool = True
     """look ahead along the momentum (Nesterov)"""
@@ -169,26 +179,26 @@ class TrainConfig:
     train_stage: Literal[0, 1, 2, 3, 4] | None = None
     """0: start from load_model or fresh; 1: write rwkv-init.pth and leave;
     2 to 4: go on from proj_dir's newest checkpoint; None: go on if there is one, else start"""
-    micro_bsz: int = 8
+    micro_bsz: Annotated[int, AtLeast(1)] = 8
     """samples per process and forward pass"""
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: Annotated[int, AtLeast(1)] = 1
     """forward passes per optimizer step"""
     exit_tokens: int | None = None
     """token budget of the cosine schedule and of the run; None: one pass over the data;
     0: step-based schedule only; negative: the mean of cosine and step-based rates"""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, AtLeast(1)] = None
     """stop after this many optimizer steps in all, saved like a mini-epoch; None: no limit"""
-    exit_epoch: int | None = None
+    exit_epoch: Annotated[int | None, AtLeast(0)] = None
     """leave at the end of the mini-epoch with this number; None: no limit"""
-    epoch_steps: int | None = None
+    epoch_steps: Annotated[int | None, AtLeast(1)] = None
     """optimizer steps per mini-epoch; None: 40320 samples' worth"""
-    epoch_count: int | None = None
+    epoch_count: Annotated[int | None, AtLeast(0)] = None
     """length of the step-based schedule in mini-epochs, and the run's at most; None: the data's"""
-    epoch_begin: int | None = None
+    epoch_begin: Annotated[int | None, AtLeast(0)] = None
     """number of the first mini-epoch; None: after the newest checkpoint"""
-    epoch_save: int = 5
+    epoch_save: Annotated[int, AtLeast(0)] = 5
     """save rwkv-N.pth every so many mini-epochs; 0: only the last"""
-    val_every: int | None = None
+    val_every: Annotated[int | None, AtLeast(1)] = None
     """steps between validations, besides those at every mini-epoch that is saved; None: no more"""
     save_best: bool = False
     """keep the weights of the lowest validation loss so far in best.pth"""
@@ -196,14 +206,14 @@ class TrainConfig:
     """write checkpoints in fp32 instead of the training precision"""
     train_type: Literal["all", "states", "lora"] = "all"
     """what learns: all parameters, only the initial states, or low-rank adapters (flags lora_…)"""
-    random_seed: int | None = None
+    random_seed: Annotated[int | None, AtLeast(0)] = None
     """seed of initial weights, dropout and random sampling; None: 0"""
     grad_cp: bool = False
     """activation checkpointing: recompute every block in the backward pass"""
-    chunk_len: int | None = None
+    chunk_len: Annotated[int | None, AtLeast(1)] = None
     """read every sample in chunks of so many tokens: exact gradients in the memory of one chunk;
     None: at once"""
-    bptt_chunks: int | None = None
+    bptt_chunks: Annotated[int | None, AtLeast(1)] = None
     """truncated backpropagation: an optimizer step per so many chunks of a sample, the state
     carried on without its gradient; None: gradients through the whole sample"""
 
@@ -212,11 +222,11 @@ class TrainConfig:
 class AdapterConfig:
     """Low-rank adapters of --train_type lora."""
 
-    lora_r: int = 8
+    lora_r: Annotated[int, AtLeast(1)] = 8
     """rank of the adapters"""
-    lora_alpha: float = 16.0
+    lora_alpha: Annotated[float, Above(0)] = 16.0
     """their output is multiplied by lora_alpha / lora_r"""
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, Share()] = 0.0
     """dropout rate on their input"""
     lora_targets: str | None = None
     """matrices that get one, by comma: att.key, or key for att.key and ffn.key, or att;
@@ -234,27 +244,27 @@ class AdapterConfig:
 class SafetyConfig:
     """What is saved besides mini-epochs, what is kept, and what happens to a step gone wrong."""
 
-    save_every_steps: int | None = None
+    save_every_steps: Annotated[int | None, AtLeast(1)] = None
     """save the training state every so many optimizer steps too; None: not by steps"""
-    save_every_minutes: float = 30.0
+    save_every_minutes: Annotated[float, AtLeast(0)] = 30.0
     """save the training state when the last save is so many minutes old; 0: not by time"""
     save_in_background: bool = True
     """write while training goes on; 0: training waits until the files are on disk"""
-    save_retry_seconds: float = 60.0
+    save_retry_seconds: Annotated[float, AtLeast(0)] = 60.0
     """seconds between the attempts of a save that failed; the third failure stops the run"""
-    keep_last: int = 2
+    keep_last: Annotated[int, AtLeast(1)] = 2
     """training states to keep, newest first; rwkv-final.state is kept besides"""
-    keep_every: int | None = None
+    keep_every: Annotated[int | None, AtLeast(1)] = None
     """keep, whatever its age, what was saved at a multiple of so many steps; None: nothing"""
-    keep_last_weights: int | None = None
+    keep_last_weights: Annotated[int | None, AtLeast(1)] = None
     """numbered rwkv-N.pth files to keep, newest first; None: all"""
     on_bad_step: Literal["skip", "stop"] = "skip"
     """a step whose loss or gradient is not finite, or a spike: leave it out, or stop the run"""
-    spike_sigma: float = 0.0
+    spike_sigma: Annotated[float, AtLeast(0)] = 0.0
     """a loss so many standard deviations above the last 100 steps' mean is a spike; 0: none is"""
-    bad_steps_before_rollback: int = 3
+    bad_steps_before_rollback: Annotated[int, AtLeast(0)] = 3
     """skipped steps in a row after which the run goes back to an earlier state; 0: never"""
-    max_rollbacks: int = 3
+    max_rollbacks: Annotated[int, AtLeast(0)] = 3
     """times a run goes back before it stops with the cause"""
 
 
@@ -264,19 +274,19 @@ class HardwareConfig:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: a GPU if there is one"""
-    devices: int | None = None
+    devices: Annotated[int | None, AtLeast(1)] = None
     """processes per node, one per GPU; None: all GPUs, or one process on a CPU"""
-    num_nodes: int = 1
+    num_nodes: Annotated[int, AtLeast(1)] = 1
     """machines"""
     precision: Precision | None = None
     """fp32, tf32, bf16 or fp16; None: bf16 on a GPU, fp32 on a CPU"""
     strategy: Strategy = "auto"
     """auto: single_device for one process, else ddp on CPUs and deepspeed_stage_2 on GPUs"""
-    ds_bucket_mb: int = 200
+    ds_bucket_mb: Annotated[int, AtLeast(1)] = 200
     """DeepSpeed's bucket size in millions of elements"""
     wkv_backend: Backend = "auto"
     """implementation of the WKV operators; auto: the fastest that accepts the call"""
-    head_chunk: int | None = None
+    head_chunk: Annotated[int | None, AtLeast(1)] = None
     """rows per slice of the fused head and loss; None: chosen by vocabulary size"""
 
 
@@ -306,3 +316,25 @@ class RunConfig:
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+
+Section: TypeAlias = (
+    ModelConfig
+    | DataConfig
+    | OptimConfig
+    | TrainConfig
+    | AdapterConfig
+    | SafetyConfig
+    | HardwareConfig
+    | LogConfig
+)
+
+
+def sections_of(config: RunConfig) -> tuple[Section, ...]:
+    """Returns the sections of a configuration in the order of the schema."""
+    return tuple(getattr(config, entry.name) for entry in fields(config))
+
+
+def listed(words: str | None) -> tuple[str, ...]:
+    """Returns the words of a field that holds a list with commas; () for None."""
+    return tuple(word.strip() for word in (words or "").split(",") if word.strip())

@@ -75,6 +75,7 @@ def _generate(a: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} {getattr(a, name)} must be at least {lowest}")
     import torch
 
+    from rwkv_train.checkpoint.number_formats import DTYPES
     from rwkv_train.inference.generate import generate_text
     from rwkv_train.inference.loading import load_model, tokenizer_of
     from rwkv_train.inference.sampling import Sampler, SamplingOptions
@@ -86,7 +87,7 @@ def _generate(a: argparse.Namespace) -> None:
         raise ConfigError("--device cuda: there is no usable GPU here; use --device cpu")
     cuda = a.device == "cuda" or (a.device == "auto" and torch.cuda.is_available())
     precision = a.precision if a.precision != "auto" else ("bf16" if cuda else "fp32")
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = DTYPES[precision]
     model = load_model(
         a.load_model,
         device=torch.device("cuda" if cuda else "cpu"),

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.weights import fit_weights, load_weights
 from rwkv_train.config.load import read_config
+from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.models.backbone import RWKV
-from rwkv_train.models.registry import build_model, complete, config_from_shapes
+from rwkv_train.models.registry import build_model, config_from_shapes
 
 # Rows of the vocabularies that need no file: those of the tokenizers by these names.
 TOKENIZER_BY_ROWS = {65536: "world", 257: "bytes"}
@@ -37,7 +38,7 @@ def load_model(
             f"{path} holds only trained initial states, which need their base model: give that as "
             f"--load_model, and this file as --load_states"
         )
-    config = complete(config_from_shapes({k: tuple(v.shape) for k, v in weights.items()}))
+    config = complete_model(config_from_shapes({k: tuple(v.shape) for k, v in weights.items()}))
     if config.head_qk:
         raise ConfigError(
             f"{path} has a copy head (head_qk), which looks back at every token and has no "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rwkv_train.config.schema import ModelConfig
+from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.layers import Head, Linear
 from rwkv_train.models.row_chunks import chunked_loss, read_in_chunks
@@ -24,7 +24,7 @@ class Block(nn.Module):
     """Time mix and channel mix, each on a normalised input and added to the residual stream."""
 
     def __init__(
-        self, version: ModuleType, config: ModelConfig, layer: int, backend: str, time_state: bool
+        self, version: ModuleType, config: ResolvedModel, layer: int, backend: str, time_state: bool
     ) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.n_embd)
@@ -54,7 +54,7 @@ class RWKV(nn.Module):
     Parallel and recurrent use are the same call: tokens in, logits and the state after them out.
     All weights start at zero; `parameters.initialize` or `load_state_dict` gives them values.
 
-    config: the complete ModelConfig it was built from.
+    config: the sizes it was built from.
     chunk_len: tokens that the loss reads at a time (`models.chunked`); None: all.
     optional_keys: keys (patterns) that a checkpoint may lack, for `checkpoint.fit_weights`.
     """
@@ -62,7 +62,7 @@ class RWKV(nn.Module):
     def __init__(
         self,
         version: ModuleType,
-        config: ModelConfig,
+        config: ResolvedModel,
         *,
         wkv_backend: str = "auto",
         grad_cp: bool = False,

@@ -1,13 +1,12 @@
-"""The RWKV versions, one line each, and how a model comes from a configuration or a checkpoint.
+"""How a model comes from a configuration or a checkpoint, by the version's module.
 
-A version module holds:
+`config/versions.py` names the module of every version. A version module holds:
 
     NAME                            how messages call it
     TimeMix, ChannelMix             the two halves of a block
     PARAMETERS                      rows: key pattern, initial value, learning-rate group, decay
     RESIDUAL_DROPOUT                whether dropout also acts on the residual stream
     OPTIONAL_KEYS                   keys a checkpoint may lack
-    complete(config)                fills the sizes by the version's rules
     recognises(keys)                whether checkpoint keys are this version's
     sizes_from_shapes(shapes)       the version's own fields of ModelConfig
     wkv_to_rwkv_package(*wkv)       the operator's state in the `rwkv` package's order
@@ -15,17 +14,16 @@ A version module holds:
 
 from __future__ import annotations
 
+import importlib
 import re
 from types import ModuleType
 
+from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.config.schema import ModelConfig
+from rwkv_train.config.versions import VERSIONS, version_row
 from rwkv_train.errors import ConfigError
-from rwkv_train.models import rwkv4, rwkv5, rwkv6, rwkv7
 from rwkv_train.models.backbone import RWKV
-from rwkv_train.models.sizes import Shapes, check_sizes, matrix, with_defaults
-
-VERSIONS: dict[str, ModuleType] = {"4": rwkv4, "5": rwkv5, "6": rwkv6, "7": rwkv7}
-DEFAULT_VERSION = "7"
+from rwkv_train.models.sizes import Shapes, matrix
 
 # Ends of keys that only models we do not build have.
 _UNSUPPORTED = {
@@ -39,31 +37,27 @@ _BLOCK = re.compile(r"blocks\.([0-9]+)\.")
 
 
 def version_module(version: str) -> ModuleType:
-    """The module of RWKV version `version`; ConfigError when there is none."""
-    if version not in VERSIONS:
-        raise ConfigError(f"RWKV version {version!r} is unknown, expected {', '.join(VERSIONS)}")
-    return VERSIONS[version]
+    """Returns the module of RWKV version `version`; raises ConfigError when there is none."""
+    return importlib.import_module(f"rwkv_train.models.{version_row(version).module}")
 
 
 def build_model(
-    config: ModelConfig,
+    config: ResolvedModel,
     *,
     wkv_backend: str = "auto",
     grad_cp: bool = False,
     train_states: bool = False,
     chunk_len: int | None = None,
 ) -> RWKV:
-    """A model with all weights zero, fp32, on torch's current default device.
+    """Returns a model with all weights zero, fp32, on torch's current default device.
 
-    config: complete (see `complete`).  wkv_backend: as `--wkv_backend`.
+    config: every size, as `complete_model` fills them.  wkv_backend: as `--wkv_backend`.
     grad_cp: recompute every block in the backward pass.
     train_states: add att.time_state, the initial state of every layer, used when no state is given.
     chunk_len: tokens that the loss reads at a time; None: all.
     """
-    assert config == complete(config), "build_model needs a complete configuration"
-    module = version_module(config.rwkv_version)
     return RWKV(
-        module,
+        version_module(config.rwkv_version),
         config,
         wkv_backend=wkv_backend,
         grad_cp=grad_cp,
@@ -72,25 +66,8 @@ def build_model(
     )
 
 
-def complete(config: ModelConfig) -> ModelConfig:
-    """`config` with every size the version needs; fields it has no use for stay None.
-
-    Raises ConfigError for impossible or contradicting sizes and when vocab_size is unknown.
-    """
-    config = with_defaults(config, rwkv_version=DEFAULT_VERSION, n_layer=6, n_embd=512)
-    module = version_module(config.rwkv_version)
-    config = with_defaults(config, dim_att=config.n_embd)
-    if config.vocab_size is None:
-        raise ConfigError(
-            "--vocab_size is not known: give it, or data whose manifest names a tokenizer"
-        )
-    config = module.complete(config)
-    check_sizes(config)
-    return config
-
-
 def config_from_shapes(shapes: Shapes) -> ModelConfig:
-    """Version and sizes of the model whose checkpoint has tensors of these shapes.
+    """Returns version and sizes of the model whose checkpoint has tensors of these shapes.
 
     shapes: key -> shape, as `checkpoint.read_shapes` gives them, in any order. head_size_divisor
     and dropout leave no trace in a checkpoint and get their defaults. Raises ConfigError naming
@@ -101,7 +78,7 @@ def config_from_shapes(shapes: Shapes) -> ModelConfig:
             if key.endswith(ending):
                 raise ConfigError(f"the checkpoint has {what} ({key}), which is not supported")
     n_layer = _block_count(shapes)
-    found = [name for name, module in VERSIONS.items() if module.recognises(shapes)]
+    found = [name for name in VERSIONS if version_module(name).recognises(shapes)]
     if len(found) != 1:
         raise ConfigError(
             f"the checkpoint's version cannot be told: its first block looks like "
@@ -122,7 +99,7 @@ def config_from_shapes(shapes: Shapes) -> ModelConfig:
 
 
 def _block_count(shapes: Shapes) -> int:
-    """Number of blocks; ConfigError unless they are numbered 0, 1, 2 …"""
+    """Returns the number of blocks; raises ConfigError unless they are numbered 0, 1, 2 …"""
     numbers = {int(match.group(1)) for match in map(_BLOCK.match, shapes) if match}
     if not numbers:
         raise ConfigError("the checkpoint has no tensor blocks.N.…, so it is no RWKV model")

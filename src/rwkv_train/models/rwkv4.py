@@ -32,9 +32,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwkv_train.config.schema import ModelConfig
+from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.layers import Linear, full_precision, share_of_previous, shift_and_mix
-from rwkv_train.models.sizes import Shapes, refuse_fields, with_defaults
+from rwkv_train.models.sizes import Shapes
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
@@ -56,7 +56,7 @@ OPTIONAL_KEYS: tuple[str, ...] = ()
 class TimeMix(nn.Module):
     """Mixes over time by a decaying weighted average of the values, per channel."""
 
-    def __init__(self, config: ModelConfig, layer: int, backend: str, time_state: bool) -> None:
+    def __init__(self, config: ResolvedModel, layer: int, backend: str, time_state: bool) -> None:
         super().__init__()
         D, A = config.n_embd, config.dim_att
         self.backend = backend
@@ -109,7 +109,7 @@ class TimeMix(nn.Module):
 class ChannelMix(nn.Module):
     """The two-layer network of a block, gated by the receptance."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ResolvedModel, layer: int) -> None:
         super().__init__()
         D, hidden = config.n_embd, config.dim_ffn
         self.time_mix_k = nn.Parameter(torch.zeros(1, 1, D))
@@ -167,22 +167,6 @@ PARAMETERS = (
     Row("head_q.weight", zeros, decayed=True),
     Row("head_k.weight", orthogonal(0.1, grows=True), decayed=True),
 )
-
-
-def complete(config: ModelConfig) -> ModelConfig:
-    """`config` with every size that RWKV-4 needs; ConfigError for what it does not have."""
-    refuse_fields(
-        config,
-        NAME,
-        "head_size",
-        "head_size_divisor",
-        "rank_mix",
-        "rank_decay",
-        "rank_iclr",
-        "rank_value",
-        "rank_gate",
-    )
-    return with_defaults(config, dim_ffn=4 * config.n_embd)
 
 
 def recognises(keys: Collection[str]) -> bool:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwkv_train.config.schema import ModelConfig
+from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
 from rwkv_train.models import rwkv4
 from rwkv_train.models.layers import (
@@ -38,14 +38,7 @@ from rwkv_train.models.layers import (
     split_heads,
     starting_state,
 )
-from rwkv_train.models.sizes import (
-    Shapes,
-    refuse_fields,
-    require_equal_widths,
-    tensor_shape,
-    width_times,
-    with_defaults,
-)
+from rwkv_train.models.sizes import Shapes, tensor_shape
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
@@ -69,7 +62,7 @@ OPTIONAL_KEYS: tuple[str, ...] = ()
 class TimeMix(nn.Module):
     """Mixes over time through a matrix state per head that forgets at a constant rate."""
 
-    def __init__(self, config: ModelConfig, layer: int, backend: str, time_state: bool) -> None:
+    def __init__(self, config: ResolvedModel, layer: int, backend: str, time_state: bool) -> None:
         super().__init__()
         D, A, N = config.n_embd, config.dim_att, config.head_size
         self.head_size = N
@@ -164,13 +157,6 @@ PARAMETERS = (
     Row("head_q.weight", zeros, decayed=True),
     Row("head_k.weight", orthogonal(0.1), decayed=True),
 )
-
-
-def complete(config: ModelConfig) -> ModelConfig:
-    """`config` with every size that RWKV-5 needs; ConfigError for what it does not have."""
-    refuse_fields(config, NAME, "rank_mix", "rank_decay", "rank_iclr", "rank_value", "rank_gate")
-    require_equal_widths(config, NAME)
-    return with_defaults(config, dim_ffn=width_times(3.5, config.n_embd), head_size=64)
 
 
 def recognises(keys: Collection[str]) -> bool:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwkv_train.config.schema import ModelConfig
+from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.layers import (
     HeadNorm,
@@ -39,15 +39,7 @@ from rwkv_train.models.layers import (
     split_heads,
     starting_state,
 )
-from rwkv_train.models.sizes import (
-    Shapes,
-    matrix,
-    refuse_fields,
-    require_equal_widths,
-    tensor_shape,
-    width_times,
-    with_defaults,
-)
+from rwkv_train.models.sizes import Shapes, matrix, tensor_shape
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
@@ -75,7 +67,7 @@ MIXES = ("w", "k", "v", "r", "g")
 class TimeMix(nn.Module):
     """Mixes over time through a matrix state per head that forgets as the data says."""
 
-    def __init__(self, config: ModelConfig, layer: int, backend: str, time_state: bool) -> None:
+    def __init__(self, config: ResolvedModel, layer: int, backend: str, time_state: bool) -> None:
         super().__init__()
         D, A, N = config.n_embd, config.dim_att, config.head_size
         self.head_size = N
@@ -138,7 +130,7 @@ class TimeMix(nn.Module):
 class ChannelMix(nn.Module):
     """The two-layer network of a block, gated by the receptance."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ResolvedModel, layer: int) -> None:
         super().__init__()
         D, hidden = config.n_embd, config.dim_ffn
         self.time_maa_k = nn.Parameter(torch.zeros(1, 1, D))
@@ -195,15 +187,6 @@ PARAMETERS = (
     Row("blocks.*.ffn.value.weight", zeros, decayed=True),
     HEAD,
 )
-
-
-def complete(config: ModelConfig) -> ModelConfig:
-    """`config` with every size that RWKV-6 needs; ConfigError for what it does not have."""
-    refuse_fields(config, NAME, "rank_iclr", "rank_value", "rank_gate", "head_qk")
-    require_equal_widths(config, NAME)
-    return with_defaults(
-        config, dim_ffn=width_times(3.5, config.n_embd), head_size=64, rank_mix=32, rank_decay=64
-    )
 
 
 def recognises(keys: Collection[str]) -> bool:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwkv_train.config.schema import ModelConfig
+from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.layers import (
     HeadNorm,
     Linear,
@@ -45,14 +45,7 @@ from rwkv_train.models.layers import (
     split_heads,
     starting_state,
 )
-from rwkv_train.models.sizes import (
-    WIDTH_UNIT,
-    Shapes,
-    matrix,
-    refuse_fields,
-    require_equal_widths,
-    with_defaults,
-)
+from rwkv_train.models.sizes import Shapes, matrix
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
@@ -78,7 +71,7 @@ OPTIONAL_KEYS = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 class TimeMix(nn.Module):
     """Mixes over time through a matrix state per head, updated by a generalised delta rule."""
 
-    def __init__(self, config: ModelConfig, layer: int, backend: str, time_state: bool) -> None:
+    def __init__(self, config: ResolvedModel, layer: int, backend: str, time_state: bool) -> None:
         super().__init__()
         D, N = config.n_embd, config.head_size
         self.head_size = N
@@ -168,7 +161,7 @@ class TimeMix(nn.Module):
 class ChannelMix(nn.Module):
     """The two-layer network of a block."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ResolvedModel, layer: int) -> None:
         super().__init__()
         self.x_k = nn.Parameter(torch.zeros(1, 1, config.n_embd))
         self.key = Linear(config.n_embd, config.dim_ffn)
@@ -235,30 +228,6 @@ PARAMETERS = (
     Row("blocks.*.ffn.value.weight", zeros, decayed=True),
     HEAD,
 )
-
-
-def complete(config: ModelConfig) -> ModelConfig:
-    """`config` with every size that RWKV-7 needs; ConfigError for what it does not have."""
-    refuse_fields(config, NAME, "rank_mix", "head_qk")
-    require_equal_widths(config, NAME)
-    root = config.n_embd**0.5
-    return with_defaults(
-        config,
-        dim_ffn=4 * config.n_embd,
-        head_size=64,
-        rank_decay=_rank(2.5 * root),
-        rank_iclr=_rank(2.5 * root),
-        rank_value=_rank(1.7 * root),
-        rank_gate=_rank(5.0 * root),
-    )
-
-
-def _rank(wanted: float) -> int:
-    """`wanted` rounded to a multiple of 32 (halves to the even multiple), at least 32.
-
-    Source: RWKV-LM, RWKV-v7/train_temp.
-    """
-    return max(WIDTH_UNIT, WIDTH_UNIT * round(wanted / WIDTH_UNIT))
 
 
 def recognises(keys: Collection[str]) -> bool:

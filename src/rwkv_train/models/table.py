@@ -14,7 +14,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from rwkv_train.config.schema import ModelConfig
+from rwkv_train.config.resolved import ResolvedModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Place:
 
     shape: tuple[int, ...]
     layer: int
-    config: ModelConfig
+    config: ResolvedModel
     lr_init: float
     generator: torch.Generator
 

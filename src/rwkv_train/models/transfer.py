@@ -144,7 +144,7 @@ def shares(donor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _resized(
-    name: str, value: Tensor, parameter: Tensor, head_size: int | None, generator: torch.Generator
+    name: str, value: Tensor, parameter: Tensor, head_size: int, generator: torch.Generator
 ) -> Tensor:
     """`value` in the shape of `parameter`, which has its initial value."""
     axes = next(axes for key, axes in _AXES.items() if re.fullmatch(key, name)).split()
@@ -166,7 +166,7 @@ def _resized_axes(
     value: Tensor,
     parameter: Tensor,
     axes: list[str],
-    head_size: int | None,
+    head_size: int,
     generator: torch.Generator,
 ) -> Tensor:
     for number, axis in enumerate(axes):
@@ -208,8 +208,8 @@ def _with_more(name: str, value: Tensor, parameter: Tensor, axis: int) -> Tensor
     return torch.cat((value, fresh), axis)
 
 
-def _group(axis: str, head_size: int | None) -> int:
-    return head_size if axis.startswith("A") and head_size is not None else 1
+def _group(axis: str, head_size: int) -> int:
+    return head_size if axis.startswith("A") and head_size else 1
 
 
 def _source(name: str, layer_of: list[int]) -> tuple[str, int]:

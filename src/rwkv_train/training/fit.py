@@ -10,11 +10,11 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from rwkv_train.config.check.adapter_settings import listed
-from rwkv_train.config.conventions import Conventions
 from rwkv_train.config.load import dump_config
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength, run_length, window_len
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.schema import RunConfig, listed
+from rwkv_train.config.versions import Conventions
 from rwkv_train.data.samples.sample_source import SampleSource
 from rwkv_train.errors import ConfigError
 from rwkv_train.files import remove_partial_files, write_atomically
@@ -47,7 +47,7 @@ ENDLESS = 10**12
 
 
 def fit(
-    config: RunConfig,
+    config: ResolvedConfig,
     conventions: Conventions,
     origin: Origin,
     samples: RunSamples,
@@ -120,7 +120,7 @@ def fit(
     return loop.stop.exit_status
 
 
-def _progress(origin: Origin, config: RunConfig, length: RunLength) -> Progress:
+def _progress(origin: Origin, config: ResolvedConfig, length: RunLength) -> Progress:
     """Counters to go on with; bare weights of mini-epoch N stand for its last step."""
     if origin.state is not None:
         saved = Progress.from_dict(origin.state)
@@ -150,7 +150,7 @@ def _progress(origin: Origin, config: RunConfig, length: RunLength) -> Progress:
 
 
 def _carried(
-    origin: Origin, config: RunConfig, length: RunLength, progress: Progress
+    origin: Origin, config: ResolvedConfig, length: RunLength, progress: Progress
 ) -> CarriedStates:
     """The carried states to go on with: those of `origin` in the middle of rows, else none."""
     carried = CarriedStates(config.data.ctx_len)
@@ -161,7 +161,7 @@ def _carried(
     return carried
 
 
-def _set_up_torch(config: RunConfig) -> None:
+def _set_up_torch(config: ResolvedConfig) -> None:
     hardware = config.hardware
     if hardware.accelerator == "gpu":
         # RWKV-LM: TF32 everywhere but in fp32 mode.
@@ -183,7 +183,7 @@ def _described(groups: list[ParameterGroup]) -> dict[str, int]:
 
 
 def _begin_files(
-    config: RunConfig,
+    config: ResolvedConfig,
     saved_config: RunConfig,
     samples: RunSamples,
     length: RunLength,
@@ -203,7 +203,7 @@ def _begin_files(
         ) from error
 
 
-def _validation(config: RunConfig, samples: RunSamples) -> str:
+def _validation(config: ResolvedConfig, samples: RunSamples) -> str:
     """What is validated, on how many samples, and when."""
     if not samples.held_out:
         return "none"
@@ -218,7 +218,7 @@ def _validation(config: RunConfig, samples: RunSamples) -> str:
 
 
 def _reporters(
-    config: RunConfig, length: RunLength, progress: Progress, trainer: pl.Trainer
+    config: ResolvedConfig, length: RunLength, progress: Progress, trainer: pl.Trainer
 ) -> list[Reporter]:
     folder = Path(config.train.proj_dir)
     timestamp = datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
@@ -238,7 +238,7 @@ def _reporters(
     return reporters
 
 
-def _title(config: RunConfig) -> str:
+def _title(config: ResolvedConfig) -> str:
     m = config.model
     return (
         f"RWKV-{m.rwkv_version}, {m.n_layer} layers, width {m.n_embd}, context "
@@ -251,7 +251,7 @@ def _write_config(config: RunConfig) -> None:
     write_atomically(path, dump_config(config).encode())
 
 
-def _write_characters(config: RunConfig, dataset: SampleSource) -> None:
+def _write_characters(config: ResolvedConfig, dataset: SampleSource) -> None:
     """vocab.json of the character types, as RWKV-LM writes it: id -> character."""
     characters = dataset.characters
     if characters is not None:
@@ -260,7 +260,7 @@ def _write_characters(config: RunConfig, dataset: SampleSource) -> None:
         write_atomically(path, text.encode("utf-8", "surrogatepass"))
 
 
-def _say_finished(config: RunConfig, length: RunLength, progress: Progress) -> None:
+def _say_finished(config: ResolvedConfig, length: RunLength, progress: Progress) -> None:
     if is_rank_zero():
         print(
             f"the run in {config.train.proj_dir} is finished: {progress.step} of "

@@ -6,8 +6,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import window_len, windows_per_row
-from rwkv_train.config.schema import RunConfig
 from rwkv_train.data.samples.batch import Sample, collate
 from rwkv_train.data.samples.bptt_windows import WindowDataset, WindowNumbers
 from rwkv_train.data.samples.sample_source import SampleSource
@@ -41,7 +41,7 @@ class RunData(pl.LightningDataModule):
     """
 
     def __init__(
-        self, dataset: SampleSource, config: RunConfig, first_step: int, steps: int
+        self, dataset: SampleSource, config: ResolvedConfig, first_step: int, steps: int
     ) -> None:
         super().__init__()
         rows = FaultTelling(dataset, config.data.ctx_len)

@@ -25,8 +25,8 @@ from rwkv_train.training.reporting.reporter import Reporter, tell
 from rwkv_train.training.signals import StopRequest
 
 if TYPE_CHECKING:
+    from rwkv_train.config.resolved import ResolvedConfig
     from rwkv_train.config.run_length import RunLength
-    from rwkv_train.config.schema import RunConfig
     from rwkv_train.training.module import TrainingModule
     from rwkv_train.training.validation import Validator
 
@@ -36,7 +36,7 @@ class Loop(pl.Callback):
 
     def __init__(
         self,
-        config: RunConfig,
+        config: ResolvedConfig,
         length: RunLength,
         schedule: Schedule,
         progress: Progress,

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from rwkv_train.config.schema import HardwareConfig, OptimConfig
+from rwkv_train.config.resolved import ResolvedHardware, ResolvedOptim
 from rwkv_train.data.samples.batch import Batch
 from rwkv_train.errors import DataError
 from rwkv_train.models.backbone import RWKV
@@ -26,8 +26,8 @@ class TrainingModule(pl.LightningModule):
         self,
         model: RWKV,
         groups: list[ParameterGroup],
-        optim: OptimConfig,
-        hardware: HardwareConfig,
+        optim: ResolvedOptim,
+        hardware: ResolvedHardware,
         carried: CarriedStates,
     ) -> None:
         super().__init__()

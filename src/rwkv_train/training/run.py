@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from rwkv_train.config.conventions import CONVENTIONS
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import ConfigError
-from rwkv_train.models.registry import complete
 from rwkv_train.training.distributed.collectives import FaultElsewhereError
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.check_backend import check_backend
@@ -31,12 +29,9 @@ def run(config: RunConfig, notices: list[str]) -> int:
         return _run(config, notices, lock)
 
 
-def _run(config: RunConfig, notices: list[str], lock: RunLock) -> int:
-    origin = find_origin(config.train)
-    discovered = discover(config, origin)
-    given = config
-    config, derived = resolve(config, discovered)
-    config = replace(config, model=complete(config.model))
+def _run(given: RunConfig, notices: list[str], lock: RunLock) -> int:
+    origin = find_origin(given.train)
+    config, derived = resolve(given, discover(given, origin))
     check_packages(config)
     check_backend(config)
     samples = None if config.train.train_stage == 1 else open_samples(config)
@@ -64,7 +59,7 @@ def _run(config: RunConfig, notices: list[str], lock: RunLock) -> int:
     try:
         return fit(
             config,
-            CONVENTIONS[config.model.rwkv_version],
+            VERSIONS[config.model.rwkv_version].conventions,
             origin,
             samples,
             derived=derived,

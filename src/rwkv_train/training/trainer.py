@@ -7,13 +7,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.training.distributed.strategy import ZERO_STAGES, build_strategy
 
 LIGHTNING_PRECISION = {"fp32": 32, "tf32": 32, "bf16": "bf16", "fp16": 16}
 
 
-def build_trainer(config: RunConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(config: ResolvedConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
     """A Trainer that runs through the loader once: mini-epochs, logs and checkpoints are ours."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         # Its lines about TPUs and IPUs; importing it has just set the level back.

@@ -21,7 +21,7 @@ from rwkv_train.training.reporting.validation_record import (
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from rwkv_train.config.schema import RunConfig
+    from rwkv_train.config.resolved import ResolvedConfig
     from rwkv_train.models.backbone import RWKV
     from rwkv_train.training.checkpointing.saver import Saver
     from rwkv_train.training.module import TrainingModule
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Validator:
     """Validates when the loop asks for it, and keeps the best weights if that is wanted."""
 
-    def __init__(self, config: RunConfig, sources: Sequence[HeldOutSource]) -> None:
+    def __init__(self, config: ResolvedConfig, sources: Sequence[HeldOutSource]) -> None:
         self._config = config
         self._sources = sources
         data = config.data

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from tests.config.resolving import EIGHT_GPUS, MINIPILE, fault, resolved, values
+from tests.config.resolving import EIGHT_GPUS, MINIPILE, but, fault, resolved, values
 
 CPU = MINIPILE
-GPU = dataclasses.replace(MINIPILE, gpu_count=1, gpu_has_bf16=True)
-OLD = dataclasses.replace(GPU, gpu_has_bf16=False)
+GPU = but(MINIPILE, gpu_count=1, gpu_has_bf16=True)
+OLD = but(GPU, gpu_has_bf16=False)
 MACHINE = ("accelerator", "devices", "precision", "strategy")
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from rwkv_train.config.discovered import Discovered
+from rwkv_train.config.discovered import DataDiscovered, Discovered
 from rwkv_train.config.run_length import global_batch, total_steps
-from tests.config.resolving import MINIPILE, SMALL, fault, found, resolved, values
+from tests.config.resolving import MINIPILE, SMALL, but, fault, found, resolved, values
 
 
 def test_the_prime_is_computed_and_said():
@@ -18,7 +16,7 @@ def test_the_prime_is_computed_and_said():
 
 
 def test_other_formats_are_read_at_random_positions():
-    discovered = Discovered(token_count=5000, data_vocab_size=100)
+    discovered = Discovered(DataDiscovered(token_count=5000, vocab_size=100))
     assert values("--data_type numpy", "sampling", "magic_prime", discovered=discovered) == (
         "random",
         None,
@@ -26,12 +24,12 @@ def test_other_formats_are_read_at_random_positions():
 
 
 def test_too_little_data_is_refused():
-    few = Discovered(token_count=1000, best_prime=None, data_vocab_size=65536)
+    few = Discovered(DataDiscovered(token_count=1000, vocab_size=65536))
     assert "1536" in fault("--ctx_len 512", few)
     # 512 + 2 tokens have exactly one possible start.
     line = "--ctx_len 512 --sampling random"
     for tokens, fits in ((514, True), (513, False)):
-        discovered = dataclasses.replace(few, token_count=tokens)
+        discovered = but(few, token_count=tokens)
         if fits:
             assert values(line, "sampling", discovered=discovered) == "random"
         else:
@@ -49,12 +47,12 @@ def test_another_tokenizer_than_the_data_s_is_refused():
     assert values("--tokenizer world", "tokenizer") == "world"
     assert "world" in fault("--tokenizer bytes")
     assert "world" in fault("--tokenizer my/tokenizer.json")
-    moved = dataclasses.replace(MINIPILE, data_tokenizer="old/tokenizer.json")
+    moved = but(MINIPILE, tokenizer="old/tokenizer.json")
     assert values("--tokenizer new/t.json", "tokenizer", discovered=moved) == "new/t.json"
 
 
 def test_a_mask_beside_the_data_is_used_by_itself_and_said():
-    masked = dataclasses.replace(SMALL, has_loss_mask=True, supervised_tokens=50124)
+    masked = but(SMALL, has_loss_mask=True, supervised_tokens=50124)
     config, lines = resolved("", masked)
     assert config.data.loss_mask == "on"
     # 50124 / 200499 = 0.24999...

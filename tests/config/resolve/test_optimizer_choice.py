@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from tests.config.resolving import EIGHT_GPUS, MINIPILE, fault, found, resolved, values
+from tests.config.resolving import EIGHT_GPUS, MINIPILE, but, fault, found, resolved, values
 
-WITH_LIBRARY = dataclasses.replace(EIGHT_GPUS, has_bitsandbytes=True)
+WITH_LIBRARY = but(EIGHT_GPUS, has_bitsandbytes=True)
 
 
 def test_adamw_is_the_default():
@@ -32,7 +30,7 @@ def test_muons_rate_fits_its_scale(flags: str, rate: float):
 
 
 def test_a_state_brings_its_optimizer_unless_another_is_asked_for():
-    discovered = found("state", 3, "out/rwkv-3.state", state_optimizer="muon", state_warmup_steps=7)
+    discovered = found("state", 3, "out/rwkv-3.state", optimizer="muon", warmup_steps=7)
     assert values("", "optimizer", "warmup_steps", discovered=discovered) == ("muon", 7)
     assert any("that of out/rwkv-3.state" in line for line in resolved("", discovered)[1])
     # the moments start empty, as after a resume from bare weights

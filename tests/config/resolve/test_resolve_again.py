@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.schema import DataConfig, HardwareConfig, RunConfig, TrainConfig
-from tests.config.resolving import EIGHT_GPUS, MINIPILE, SMALL, config_of
+from tests.config.resolving import EIGHT_GPUS, MINIPILE, SMALL, config_of, found
 
 LINES = st.lists(
     st.sampled_from(
@@ -57,13 +57,9 @@ def test_resolving_a_saved_configuration_changes_nothing(line, discovered):
 def test_a_saved_configuration_goes_on_after_any_checkpoint(line, epoch):
     given_config = config_of(line)
     first, _ = resolve(given_config, MINIPILE)
-    discovered = dataclasses.replace(
-        MINIPILE,
-        start="state",
-        start_path="out/x.state",
-        start_epoch=epoch,
-        start_model=dataclasses.replace(first.model, n_layer=6, n_embd=512),
-        state_warmup_steps=first.optim.warmup_steps,
+    saved = first.as_given()
+    discovered = found(
+        "state", epoch, "out/x.state", model=saved.model, warmup_steps=saved.optim.warmup_steps
     )
     resumed, _ = resolve(for_saving(first, given_config), discovered)
     assert resumed.train.epoch_begin == epoch + 1

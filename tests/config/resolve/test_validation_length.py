@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from rwkv_train.config.load import dump_config, saved_values
-from tests.config.resolving import MINIPILE, config_of, fault, found, resolved, values
+from tests.config.resolving import MINIPILE, but, config_of, fault, found, resolved, values
 
-SPLIT = dataclasses.replace(MINIPILE, token_count=1000000, held_out_tokens=5120, best_prime=1949)
+SPLIT = but(MINIPILE, token_count=1000000, held_out_tokens=5120, best_prime=1949)
 
 
 def test_validation_samples_are_as_long_as_training_samples_unless_told():
@@ -32,9 +30,7 @@ def test_a_copy_head_cannot_be_validated_beyond_its_context():
 
 def state_of(line):
     config, _ = resolved(line, SPLIT)
-    return found(
-        "state", 3, "out/rwkv-3.state", SPLIT, state_config=saved_values(dump_config(config))
-    )
+    return found("state", 3, "out/rwkv-3.state", SPLIT, config=saved_values(dump_config(config)))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +50,7 @@ def test_the_same_split_goes_on_however_it_was_written():
     state = state_of("--val_split 10")
     assert values("--val_split 10.0 --val_ctx_len 512", "val_split", discovered=state) == 10
     assert values("--val_data_file v", "val_split", discovered=state_of("")) is None
-    older = dataclasses.replace(state, state_config={"ctx_len": 1024})
+    older = but(state, config={"ctx_len": 1024})
     assert values("--val_data_file v", "val_ctx_len", discovered=older) == 512
 
 

@@ -6,8 +6,11 @@ import math
 
 import pytest
 
-from rwkv_train.config.resolve.length import total_steps
-from rwkv_train.config.schema import DataConfig, HardwareConfig, RunConfig, TrainConfig
+from rwkv_train.config.discovered import DataDiscovered, Discovered
+from rwkv_train.config.resolve.resolve import resolve
+from rwkv_train.config.run_length import total_steps
+from rwkv_train.config.rwkv_lm.warmup import read_warmup
+from rwkv_train.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from rwkv_train.training.optim.schedule import Schedule, learning_rate, weight_decay
 from tests.helpers import load_json
 
@@ -22,7 +25,7 @@ def schedule_of(case: dict) -> Schedule:
         lr_final=c["lr_final"],
         tokens_per_step=c["ctx_len"] * c["real_bsz"],
         exit_tokens=c["my_exit_tokens"],
-        warmup_steps=c["warmup_steps"],
+        warmup_steps=read_warmup(c["warmup_steps"]),
         warmup_floor=0.2 if case["generation"] == "v4neo" else 0.01,
         decay_steps=c["epoch_count"] * c["epoch_steps"],
         hold_steps=c.get("my_pile_edecay", 0) * c["epoch_steps"],
@@ -49,11 +52,11 @@ def test_the_budget_ends_at_the_step_at_which_the_reference_leaves(case: dict):
         assert not any(row["exit_before_this_step"] for row in case["rows"])
         return
     config = RunConfig(
-        data=DataConfig(ctx_len=c["ctx_len"]),
-        hardware=HardwareConfig(devices=1),
+        model=ModelConfig(vocab_size=65536),
+        data=DataConfig(data_type="dummy", ctx_len=c["ctx_len"]),
         train=TrainConfig(micro_bsz=c["real_bsz"], exit_tokens=c["my_exit_tokens"]),
     )
-    last = total_steps(config)
+    last = total_steps(resolve(config, Discovered(DataDiscovered(10**6)))[0])
     for row in case["rows"]:
         assert row["exit_before_this_step"] == (row["real_step"] >= last), row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rwkv_train.config.schema import AdapterConfig, TrainConfig
+from rwkv_train.config.schema import AdapterConfig, TrainConfig, listed
 from rwkv_train.errors import ConfigError
 
 # What --lora_train may name; `models.adapters` says which tensors each one stands for.
@@ -32,8 +32,3 @@ def check_adapter(adapter: AdapterConfig, train: TrainConfig) -> None:
             "--lora_targets names no matrix; give names such as att.key,att.value, or leave it "
             "out for all large matrices"
         )
-
-
-def listed(words: str | None) -> tuple[str, ...]:
-    """The words of a list with commas; () for None."""
-    return tuple(word.strip() for word in (words or "").split(",") if word.strip())

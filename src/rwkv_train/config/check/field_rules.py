@@ -7,85 +7,30 @@ still None is skipped.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import NamedTuple
 
 from rwkv_train.config.check.adapter_settings import check_adapter
+from rwkv_train.config.check.field_limits import check_limits, check_version
 from rwkv_train.config.check.mixture_weights import check_mixture
 from rwkv_train.config.check.validation_settings import check_validation
-from rwkv_train.config.run_length import check_windows
+from rwkv_train.config.check.window_settings import check_windows
 from rwkv_train.config.schema import (
     DataConfig,
     LogConfig,
-    ModelConfig,
     OptimConfig,
     RunConfig,
     SafetyConfig,
+    Section,
     TrainConfig,
+    sections_of,
 )
 from rwkv_train.errors import ConfigError
-
-# Fields that belong to some versions only, and the values at which they are harmless elsewhere.
-# RWKV-LM's scripts give its default head size of 64 to RWKV-4 as well, which has no heads.
-_VERSION_FIELDS: dict[str, tuple[str, tuple[int | None, ...]]] = {
-    "head_qk": ("45", (0,)),
-    "head_size": ("567", (None, 64)),
-    "head_size_divisor": ("567", (8,)),
-    "rank_mix": ("6", (None,)),
-    "rank_decay": ("67", (None,)),
-    "rank_iclr": ("7", (None,)),
-    "rank_value": ("7", (None,)),
-    "rank_gate": ("7", (None,)),
-}
-
-
-class _Range(NamedTuple):
-    """Allowed values: from `lowest` to `highest`; `above`, `below`: without the end itself."""
-
-    lowest: float
-    highest: float = math.inf
-    above: bool = False
-    below: bool = False
-
-    def holds(self, value: float) -> bool:
-        high_enough = value > self.lowest if self.above else value >= self.lowest
-        return high_enough and (value < self.highest if self.below else value <= self.highest)
-
-    def __str__(self) -> str:
-        low = f"above {self.lowest:g}" if self.above else f"at least {self.lowest:g}"
-        if self.highest == math.inf:
-            return low
-        return f"{low} and {'below' if self.below else 'at most'} {self.highest:g}"
-
-
-_RANGES: tuple[tuple[_Range, str], ...] = (
-    (
-        _Range(1),
-        "n_layer n_embd dim_att dim_ffn vocab_size head_size head_size_divisor rank_mix rank_decay"
-        " rank_iclr rank_value rank_gate special_lr_factor ctx_len val_samples val_ctx_len"
-        " mix_tokens micro_bsz"
-        " accumulate_grad_batches max_steps epoch_steps val_every devices num_nodes ds_bucket_mb"
-        " head_chunk chunk_len bptt_chunks lora_r save_every_steps keep_last keep_every"
-        " keep_last_weights",
-    ),
-    (
-        _Range(0),
-        "head_qk sample_offset num_workers lr_init lr_final weight_decay grad_clip"
-        " hold_epochs exit_epoch epoch_count epoch_begin epoch_save random_seed"
-        " save_every_minutes save_retry_seconds bad_steps_before_rollback max_rollbacks"
-        " spike_sigma",
-    ),
-    (_Range(-1), "warmup_steps"),
-    (_Range(0, 1, below=True), "dropout beta1 beta2 muon_momentum lora_dropout"),
-    (_Range(0, above=True), "adam_eps weight_decay_final muon_lr lora_alpha val_split"),
-    (_Range(2), "magic_prime"),
-)
 
 
 def check_fields(config: RunConfig) -> None:
     """Raises ConfigError for a value out of range and for settings that exclude each other."""
-    _check_ranges(config)
-    _check_model(config.model)
+    for section in sections_of(config):
+        check_limits(section)
+    check_version(config.model)
     _check_data(config.data, config.train)
     _check_what_counts(config.data, config.train)
     check_validation(config.data, config.train)
@@ -97,31 +42,6 @@ def check_fields(config: RunConfig) -> None:
     _check_safety(config.safety, config.train)
     _check_log(config.log)
     check_windows(config)
-
-
-def _check_ranges(config: RunConfig) -> None:
-    limits = {name: limit for limit, names in _RANGES for name in names.split()}
-    for section in dataclasses.fields(config):
-        for name, value in dataclasses.asdict(getattr(config, section.name)).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"--{name} {value} is not a finite number")
-            if name in limits and value is not None and not limits[name].holds(value):
-                raise ConfigError(f"--{name} {value}: must be {limits[name]}")
-
-
-def _check_model(model: ModelConfig) -> None:
-    if model.n_embd is not None and model.n_embd % 32:
-        nearest = max(32, round(model.n_embd / 32) * 32)
-        raise ConfigError(f"--n_embd {model.n_embd} is not a multiple of 32; use {nearest}")
-    if model.rwkv_version is None:
-        return
-    for name, (versions, harmless) in _VERSION_FIELDS.items():
-        value = getattr(model, name)
-        if value not in harmless and model.rwkv_version not in versions:
-            raise ConfigError(
-                f"--{name} {value}: RWKV-{model.rwkv_version} has no such size, only RWKV-"
-                f"{', '.join(versions)}; leave it out"
-            )
 
 
 def _check_data(data: DataConfig, train: TrainConfig) -> None:
@@ -147,7 +67,7 @@ def _check_data(data: DataConfig, train: TrainConfig) -> None:
 
 
 def _check_what_counts(data: DataConfig, train: TrainConfig) -> None:
-    """Masks and document boundaries."""
+    """Raises ConfigError for masks and document boundaries that the data cannot have."""
     if data.loss_mask == "on" and data.data_type != "binidx":
         raise ConfigError(
             f"--loss_mask on: --data_type {data.data_type} has no loss mask, only binidx data has;"
@@ -245,8 +165,8 @@ def _check_safety(safety: SafetyConfig, train: TrainConfig) -> None:
         )
 
 
-def _changed(section: object) -> dict[str, object]:
-    """The fields of a section that are not at their defaults."""
+def _changed(section: Section) -> dict[str, object]:
+    """Returns the fields of a section that are not at their defaults."""
     return {
         f.name: getattr(section, f.name)
         for f in dataclasses.fields(section)

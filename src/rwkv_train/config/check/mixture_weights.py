@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rwkv_train.config.mixture_list import parts_of, weights_change
+from rwkv_train.config.mixture_list import mixture_components, weights_change
 from rwkv_train.config.schema import DataConfig
 from rwkv_train.errors import ConfigError
 
 
 def check_mixture(data: DataConfig) -> None:
     """Raises ConfigError for weights and settings that do not go together."""
-    parts = parts_of(data.data_file)
+    parts = mixture_components(data.data_file)
     if data.mix_tokens is not None and not weights_change(parts):
         raise ConfigError(
             f"--mix_tokens {data.mix_tokens} says over how many tokens weights change, but those of"

@@ -9,7 +9,7 @@ import typing
 from typing import NamedTuple
 
 from rwkv_train.config.command_line.argv import boolean
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.schema import RunConfig, Section
 
 
 class Field(NamedTuple):
@@ -76,7 +76,7 @@ def fields() -> dict[str, Field]:
 
 
 @functools.cache
-def sections() -> dict[str, type]:
+def sections() -> dict[str, type[Section]]:
     """Section name -> dataclass, in the order of the schema."""
     return typing.get_type_hints(RunConfig)
 

@@ -2,84 +2,88 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from rwkv_train.config.discovered import Discovered
+from rwkv_train.config.discovered import Discovered, MachineDiscovered
 from rwkv_train.config.resolve.optimizer_choice import chosen_optimizer
-from rwkv_train.config.schema import HardwareConfig, Precision, RunConfig, Strategy
+from rwkv_train.config.resolved import Accelerator, ResolvedHardware, not_narrowed
+from rwkv_train.config.schema import HardwareConfig, Precision, ResolvedStrategy, RunConfig
 from rwkv_train.errors import ConfigError
 
+_WITHOUT_OFFLOAD: dict[ResolvedStrategy, ResolvedStrategy] = {
+    "deepspeed_stage_2_offload": "deepspeed_stage_2",
+    "deepspeed_stage_3_offload": "deepspeed_stage_3",
+}
 
-def resolve_hardware(config: RunConfig, discovered: Discovered, lines: list[str]) -> HardwareConfig:
-    """The hardware section with nothing automatic left in accelerator, devices and strategy.
+
+def resolve_hardware(
+    config: RunConfig, discovered: Discovered, lines: list[str]
+) -> ResolvedHardware:
+    """Returns the hardware section with nothing automatic left.
 
     Raises ConfigError for devices, a precision or a strategy that this machine does not have.
     """
-    given = config.hardware
-    accelerator = _accelerator(given, discovered, lines)
-    devices = _devices(given, accelerator, discovered, lines)
+    given, machine = config.hardware, discovered.machine
     # Stage 1 only writes initial weights in the precision of the later run, often on a CPU.
     prepares = config.train.train_stage == 1
-    return dataclasses.replace(
-        given,
+    accelerator = _accelerator(given, machine, lines)
+    devices = _devices(given, accelerator, machine, lines)
+    precision = _precision(given, accelerator, prepares, machine, lines)
+    optimizer = chosen_optimizer(config.optim, discovered.start)
+    strategy = _strategy(given, accelerator, devices * given.num_nodes, prepares, optimizer, lines)
+    return ResolvedHardware(
         accelerator=accelerator,
         devices=devices,
-        precision=_precision(given, accelerator, prepares, discovered, lines),
-        strategy=_strategy(
-            given,
-            accelerator,
-            devices * given.num_nodes,
-            prepares,
-            chosen_optimizer(config, discovered),
-            lines,
-        ),
+        precision=precision,
+        strategy=strategy,
+        **not_narrowed(given, ResolvedHardware),
     )
 
 
-def _accelerator(given: HardwareConfig, discovered: Discovered, lines: list[str]) -> str:
-    if given.accelerator == "gpu" and discovered.gpu_count == 0:
+def _accelerator(
+    given: HardwareConfig, machine: MachineDiscovered, lines: list[str]
+) -> Accelerator:
+    if given.accelerator == "gpu" and machine.gpu_count == 0:
         raise ConfigError(
             "--accelerator gpu: torch finds no CUDA device here; use --accelerator cpu, or install"
             " a CUDA build of torch"
         )
     if given.accelerator != "auto":
         return given.accelerator
-    accelerator = "gpu" if discovered.gpu_count else "cpu"
-    found = f"{discovered.gpu_count} found" if discovered.gpu_count else "no CUDA device found"
+    accelerator: Accelerator = "gpu" if machine.gpu_count else "cpu"
+    found = f"{machine.gpu_count} found" if machine.gpu_count else "no CUDA device found"
     lines.append(f"accelerator {accelerator}: {found}")
     return accelerator
 
 
 def _devices(
-    given: HardwareConfig, accelerator: str, discovered: Discovered, lines: list[str]
+    given: HardwareConfig, accelerator: Accelerator, machine: MachineDiscovered, lines: list[str]
 ) -> int:
     if given.devices is None:
-        devices = discovered.gpu_count if accelerator == "gpu" else 1
+        devices = machine.gpu_count if accelerator == "gpu" else 1
         lines.append(f"devices {devices}: {'all GPUs' if accelerator == 'gpu' else 'one process'}")
         return devices
-    if accelerator == "gpu" and given.devices > discovered.gpu_count:
+    if accelerator == "gpu" and given.devices > machine.gpu_count:
         raise ConfigError(
-            f"--devices {given.devices}: this machine has {discovered.gpu_count} GPU(s); use"
-            f" --devices {discovered.gpu_count}"
+            f"--devices {given.devices}: this machine has {machine.gpu_count} GPU(s); use"
+            f" --devices {machine.gpu_count}"
         )
     return given.devices
 
 
 def _precision(
     given: HardwareConfig,
-    accelerator: str,
+    accelerator: Accelerator,
     prepares: bool,
-    discovered: Discovered,
+    machine: MachineDiscovered,
     lines: list[str],
 ) -> Precision:
     on_gpu = accelerator == "gpu"
     if given.precision is None:
-        precision = "bf16" if on_gpu and discovered.gpu_has_bf16 else "fp32"
+        precision: Precision = "bf16" if on_gpu and machine.gpu_has_bf16 else "fp32"
         lines.append(f"precision {precision}: the default on this {accelerator}")
         return precision
     if prepares:
         return given.precision
-    if given.precision == "bf16" and on_gpu and not discovered.gpu_has_bf16:
+    if given.precision == "bf16" and on_gpu and not machine.gpu_has_bf16:
         raise ConfigError(
             "--precision bf16: this GPU does not compute in bf16; use --precision fp16 or fp32"
         )
@@ -93,26 +97,25 @@ def _precision(
 
 def _strategy(
     given: HardwareConfig,
-    accelerator: str,
+    accelerator: Accelerator,
     processes: int,
     prepares: bool,
     optimizer: str,
     lines: list[str],
-) -> Strategy:
-    strategy = given.strategy
-    if strategy == "auto":
-        if processes == 1:
-            strategy = "single_device"
-        else:
-            # 8-bit moments cannot be cut by ZeRO
-            zero = accelerator == "gpu" and optimizer != "adam8bit"
-            strategy = "deepspeed_stage_2" if zero else "ddp"
+) -> ResolvedStrategy:
+    if given.strategy != "auto":
+        strategy = given.strategy
+    else:
+        # 8-bit moments cannot be cut by ZeRO
+        zero = accelerator == "gpu" and optimizer != "adam8bit"
+        several: ResolvedStrategy = "deepspeed_stage_2" if zero else "ddp"
+        strategy = "single_device" if processes == 1 else several
         lines.append(f"strategy {strategy}: the default for {processes} {accelerator} process(es)")
     if strategy == "single_device" and processes > 1:
         raise ConfigError(
             f"--strategy single_device runs one process, not {processes}; use --strategy auto"
         )
-    if strategy.endswith("_offload") and accelerator == "cpu" and not prepares:
-        strategy = strategy.removesuffix("_offload")
+    if strategy in _WITHOUT_OFFLOAD and accelerator == "cpu" and not prepares:
+        strategy = _WITHOUT_OFFLOAD[strategy]
         lines.append(f"strategy {strategy}: on a CPU there is nothing to offload")
     return strategy

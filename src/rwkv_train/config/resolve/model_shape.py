@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from rwkv_train.config.discovered import Discovered
-from rwkv_train.config.schema import ModelConfig, RunConfig
+from rwkv_train.config.discovered import DataDiscovered, Discovered, StartDiscovered
+from rwkv_train.config.resolve.model_sizes import complete_model
+from rwkv_train.config.resolved import ResolvedModel
+from rwkv_train.config.schema import DataConfig, ModelConfig, RunConfig
+from rwkv_train.config.versions import DEFAULT_VERSION, VERSIONS
 from rwkv_train.errors import ConfigError
-
-DEFAULT_VERSION = "7"
 
 # What a checkpoint's shapes tell; the other two fields leave no trace in it.
 _FROM_SHAPES = tuple(
@@ -18,36 +19,38 @@ _FROM_SHAPES = tuple(
 )
 
 
-def resolve_model(config: RunConfig, discovered: Discovered, lines: list[str]) -> ModelConfig:
-    """The model section with version and vocabulary, and every size the checkpoint tells.
+def resolve_model(config: RunConfig, discovered: Discovered, lines: list[str]) -> ResolvedModel:
+    """Returns the model section with every size: the checkpoint's, what was given, the version's.
 
     Raises ConfigError for a flag that contradicts the checkpoint or the data.
     """
-    model = _without_unused_head_size(config.model, discovered, lines)
-    if discovered.donor_model is not None:
-        model = _grown(model, discovered.donor_model, str(config.train.load_model), lines)
-    if discovered.start_model is not None:
-        model = _merged(model, discovered.start_model, str(discovered.start_path), lines)
+    start = discovered.start
+    model = _without_unused_head_size(config.model, start, lines)
+    if start.donor_model is not None:
+        model = _from_donor(model, start.donor_model, str(config.train.load_model), lines)
+    if start.model is not None:
+        model = _merged(model, start.model, str(start.path), lines)
     if model.rwkv_version is None:
         model = dataclasses.replace(model, rwkv_version=DEFAULT_VERSION)
         lines.append(f"rwkv_version {DEFAULT_VERSION}, since none is given")
-    model = dataclasses.replace(model, vocab_size=_vocabulary(model, config, discovered, lines))
-    return model
+    vocab_size = _vocabulary(model, config.data, discovered.data, start, lines)
+    return complete_model(dataclasses.replace(model, vocab_size=vocab_size))
 
 
 def _without_unused_head_size(
-    model: ModelConfig, discovered: Discovered, lines: list[str]
+    model: ModelConfig, start: StartDiscovered, lines: list[str]
 ) -> ModelConfig:
-    """RWKV-LM's scripts give a head size of 64 to every version; RWKV-4 has no heads."""
-    found = discovered.start_model or discovered.donor_model
-    version = model.rwkv_version or (found.rwkv_version if found else DEFAULT_VERSION)
-    if version != "4" or model.head_size != 64:
+    """Returns the model without the head size that RWKV-LM's scripts give to RWKV-4 as well."""
+    found = start.model or start.donor_model
+    version = model.rwkv_version or (found.rwkv_version if found else None) or DEFAULT_VERSION
+    if VERSIONS[version].has("head_size") or model.head_size != 64:
         return model
-    lines.append("head_size 64 is not used: RWKV-4 has no heads")
+    lines.append(f"head_size 64 is not used: RWKV-{version} has no heads")
     return dataclasses.replace(model, head_size=None)
 
 
 def _merged(given: ModelConfig, found: ModelConfig, path: str, lines: list[str]) -> ModelConfig:
+    """Returns what was given with what a checkpoint tells; raises ConfigError where they differ."""
     taken = {}
     for name in _FROM_SHAPES:
         asked, size = getattr(given, name), getattr(found, name)
@@ -64,8 +67,8 @@ def _merged(given: ModelConfig, found: ModelConfig, path: str, lines: list[str])
     return dataclasses.replace(given, **taken)
 
 
-def _grown(given: ModelConfig, donor: ModelConfig, path: str, lines: list[str]) -> ModelConfig:
-    """The sizes of a larger model: what is not given is the donor's, or follows from the width."""
+def _from_donor(given: ModelConfig, donor: ModelConfig, path: str, lines: list[str]) -> ModelConfig:
+    """Returns the sizes of a larger model: those not given are the donor's or the width's."""
     taken = {}
     for name in ("rwkv_version", "n_layer", "n_embd", "vocab_size", "head_size"):
         if getattr(given, name) is None:
@@ -101,35 +104,32 @@ def _grown(given: ModelConfig, donor: ModelConfig, path: str, lines: list[str]) 
     return model
 
 
-def _manifest(config: RunConfig) -> str:
-    return f"{config.data.data_file}.manifest.json" if config.data.data_file else "a --data_file"
-
-
 def _vocabulary(
-    model: ModelConfig, config: RunConfig, discovered: Discovered, lines: list[str]
+    model: ModelConfig,
+    data: DataConfig,
+    found: DataDiscovered | None,
+    start: StartDiscovered,
+    lines: list[str],
 ) -> int:
-    needed = discovered.data_vocab_size
+    """Returns the rows of embedding and head; raises ConfigError when the data needs more."""
+    needed = None if found is None else found.vocab_size
     if model.vocab_size is None:
         if needed is None:
+            manifest = f"{data.data_file}.manifest.json" if data.data_file else "a --data_file"
             raise ConfigError(
-                f"--vocab_size is not given, and {_manifest(config)} that would tell it is not"
+                f"--vocab_size is not given, and {manifest} that would tell it is not"
                 " there; it is 65536 for RWKV's World tokenizer, 50304 for the Pile's"
             )
         lines.append(f"vocab_size {needed}: what the data needs")
         return needed
-    if needed is not None and model.vocab_size < needed:
-        source = (
-            "--vocab_size"
-            if discovered.start_model is None
-            else f"the model {discovered.start_path}"
+    if found is not None and needed is not None and model.vocab_size < needed:
+        given = start.model is None
+        source = "--vocab_size" if given else f"the model {start.path}"
+        remedy = (
+            f"use --vocab_size {needed}" if given else "make the data with the model's tokenizer"
         )
         raise ConfigError(
             f"{source} has {model.vocab_size} rows, but the data was written with a vocabulary of"
-            f" {needed} ({discovered.data_tokenizer or config.data.data_type}); "
-            + (
-                f"use --vocab_size {needed}"
-                if discovered.start_model is None
-                else "make the data with the model's tokenizer"
-            )
+            f" {needed} ({found.tokenizer or data.data_type}); {remedy}"
         )
     return model.vocab_size

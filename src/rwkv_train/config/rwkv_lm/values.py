@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import get_args
 
 from rwkv_train.config.schema import Strategy
+from rwkv_train.config.versions import VERSIONS
 
 Ruled = tuple[str, str | None]
 Rule = Callable[[str], Ruled]
@@ -122,18 +123,23 @@ def devices(value: str) -> Ruled:
     return value, None
 
 
-_NAMES = "the exact names are x052, x060 and x070 (and the empty text for RWKV-4)"
+# RWKV-LM's exact names of the versions; the empty one is RWKV-4.
+_EXACT = [row.rwkv_lm_names[0] for row in VERSIONS.values()]
+_SPELLED = [name for name in _EXACT if name]
+_NAMES = (
+    f"the exact names are {', '.join(_SPELLED[:-1])} and {_SPELLED[-1]} (and the empty text for"
+    " RWKV-4)"
+)
 _EXPERIMENT = f"an experiment that no other runtime reads; {_NAMES}"
 _PREVIEW = "a preview of RWKV-5 from before its release; the released RWKV-5 is r2r3r4 or x052"
 _WIDE = "-f4 asks for a channel mix of 4 x n_embd; leave it out and give that number as --dim_ffn"
 
 my_testing: Rule = table(
-    # r2r3r4 is v4neo's name of the released RWKV-5: bonus per head, output gate, 3.5x channel mix.
-    {"": "4", "x052": "5", "r2r3r4": "5", "x060": "6", "x070": "7"},
+    {theirs: ours for ours, row in VERSIONS.items() for theirs in row.rwkv_lm_names},
     {
         **dict.fromkeys(("x060a", "x060b", "x060c", "g", "a", "x052g", "x060g"), _EXPERIMENT),
         **dict.fromkeys(("r", "r2", "r3", "r4", "r2r3", "r2r4", "r3r4"), _PREVIEW),
-        **dict.fromkeys(("-f4", "x052-f4", "x060-f4", "x070-f4"), _WIDE),
+        **dict.fromkeys((f"{name}-f4" for name in _EXACT), _WIDE),
         "mamba": f"not an RWKV model; {_NAMES}",
     },
     f"unknown version; {_NAMES}",

@@ -16,8 +16,8 @@ from rwkv_train.training.progress import BadStepRecord, RollbackRecord
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from rwkv_train.config.resolved import ResolvedConfig
     from rwkv_train.config.run_length import RunLength
-    from rwkv_train.config.schema import RunConfig
     from rwkv_train.training.bad_steps.detector import Guard
     from rwkv_train.training.bad_steps.step_veto import Outcome
     from rwkv_train.training.module import TrainingModule
@@ -36,7 +36,7 @@ class BadSteps:
     """
 
     def __init__(
-        self, config: RunConfig, length: RunLength, guard: Guard, parts: Mapping[str, Part]
+        self, config: ResolvedConfig, length: RunLength, guard: Guard, parts: Mapping[str, Part]
     ) -> None:
         self._config = config
         self._length = length

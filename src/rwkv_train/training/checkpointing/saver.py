@@ -17,9 +17,11 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.names import BEST, FINAL, STATE_SUFFIX, numbered, step_state
+from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.resume import save_state, state_path
 from rwkv_train.checkpoint.retention import Retention
 from rwkv_train.config.load import dump_config
+from rwkv_train.config.rwkv_lm.warmup import stored_warmup
 from rwkv_train.errors import CheckpointError, TrainingError
 from rwkv_train.training.checkpointing.save_job import ATTEMPTS, NotFiniteError, SaveJob
 from rwkv_train.training.checkpointing.training_state import Part, capture_state
@@ -32,17 +34,10 @@ from rwkv_train.version import code_version
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from rwkv_train.config.resolved import ResolvedConfig
     from rwkv_train.config.run_length import RunLength
-    from rwkv_train.config.schema import RunConfig
     from rwkv_train.training.module import TrainingModule
     from rwkv_train.training.progress import Progress
-
-DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 
 class Saver:
@@ -54,7 +49,7 @@ class Saver:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: ResolvedConfig,
         length: RunLength,
         parts: Mapping[str, Part],
         base: dict[str, Any] | None = None,
@@ -217,7 +212,7 @@ class Saver:
             "tokens_per_step": self._length.tokens_per_step,
             "ctx_len": self._config.data.ctx_len,
             "windows": self._length.windows,
-            "warmup_steps": self._config.optim.warmup_steps,
+            "warmup_steps": stored_warmup(self._config.optim.warmup_steps),
             "optimizer": self._config.optim.optimizer,
             "code_version": code_version(),
             **state_beside(captured["weights"], self._config, self._base),

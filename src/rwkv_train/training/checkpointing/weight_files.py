@@ -20,8 +20,8 @@ from torch import Tensor
 from rwkv_train.checkpoint.adapter_files import merge, save_adapter, split_adapter
 from rwkv_train.checkpoint.names import adapter_path, merged_path
 from rwkv_train.checkpoint.weights import save_weights
-from rwkv_train.config.check.adapter_settings import listed
-from rwkv_train.config.schema import AdapterConfig, RunConfig
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.schema import AdapterConfig, listed
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.adapters import is_adapter, learns
 
@@ -29,7 +29,7 @@ from rwkv_train.models.adapters import is_adapter, learns
 def publish(
     path: Path,
     weights: dict[str, Tensor],
-    config: RunConfig,
+    config: ResolvedConfig,
     dtype: torch.dtype,
     base: Mapping[str, Any] | None,
 ) -> None:
@@ -56,7 +56,7 @@ def publish(
 
 
 def state_beside(
-    weights: dict[str, Tensor], config: RunConfig, base: Mapping[str, Any] | None
+    weights: dict[str, Tensor], config: ResolvedConfig, base: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What the training state keeps of `weights`, and what `require_same_kind` compares.
 
@@ -72,7 +72,7 @@ def state_beside(
     return {**settings, "base": dict(base), "weights": adapters | _trained(weights, config)}
 
 
-def require_same_kind(state: dict[str, Any], path: Path, config: RunConfig) -> None:
+def require_same_kind(state: dict[str, Any], path: Path, config: ResolvedConfig) -> None:
     """ConfigError when a state cannot go on because another part of the model was trained in it."""
     found, asked = state["train_type"], config.train.train_type
     if found != asked:
@@ -92,6 +92,6 @@ def require_same_kind(state: dict[str, Any], path: Path, config: RunConfig) -> N
             )
 
 
-def _trained(weights: dict[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
+def _trained(weights: dict[str, Tensor], config: ResolvedConfig) -> dict[str, Tensor]:
     kind, fully = config.train.train_type, listed(config.adapter.lora_train)
     return {name: value for name, value in weights.items() if learns(name, kind, fully)}

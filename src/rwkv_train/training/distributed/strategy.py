@@ -20,7 +20,7 @@ from rwkv_train.training.optim.gather_matrices import ZeroMatrices
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
 if TYPE_CHECKING:
-    from rwkv_train.config.schema import HardwareConfig
+    from rwkv_train.config.resolved import ResolvedHardware
 
 # name on the command line -> (ZeRO stage, optimizer on the CPU, parameters on the CPU)
 ZERO_STAGES = {
@@ -85,7 +85,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return engine, zero_optimizer
 
 
-def build_strategy(hardware: HardwareConfig, *, micro_bsz: int, grad_clip: float) -> Any:
+def build_strategy(hardware: ResolvedHardware, *, micro_bsz: int, grad_clip: float) -> Any:
     """Lightning's `strategy` argument for a resolved hardware section.
 
     micro_bsz: samples per process and forward pass; grad_clip: DeepSpeed's engine clips itself.

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from rwkv_train.config.schema import HardwareConfig, OptimConfig
+from rwkv_train.config.resolved import ResolvedHardware, ResolvedOptim
 from rwkv_train.models.parameters import ParameterGroup
 from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
 
 def build_optimizer(
-    groups: list[ParameterGroup], optim: OptimConfig, hardware: HardwareConfig
+    groups: list[ParameterGroup], optim: ResolvedOptim, hardware: ResolvedHardware
 ) -> torch.optim.Optimizer:
     """The resolved optimizer; its groups carry `lr_factor` and the decay the schedule writes.
 
@@ -55,7 +55,7 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) 
             group["weight_decay"] = weight_decay
 
 
-def _described(group: ParameterGroup, optim: OptimConfig) -> dict[str, Any]:
+def _described(group: ParameterGroup, optim: ResolvedOptim) -> dict[str, Any]:
     factor = group.lr_factor
     if group.hidden_matrices:
         factor *= optim.muon_lr / optim.lr_init
@@ -68,7 +68,7 @@ def _described(group: ParameterGroup, optim: OptimConfig) -> dict[str, Any]:
 
 
 def _adamw(
-    groups: list[dict], options: dict[str, Any], hardware: HardwareConfig
+    groups: list[dict], options: dict[str, Any], hardware: ResolvedHardware
 ) -> torch.optim.Optimizer:
     """DeepSpeed's own where it needs or prefers it, torch's otherwise: one mathematics."""
     if "offload" in hardware.strategy:
@@ -90,6 +90,6 @@ def _adamw(
     return torch.optim.AdamW(groups, fused=_may_fuse(hardware), **options)
 
 
-def _may_fuse(hardware: HardwareConfig) -> bool:
+def _may_fuse(hardware: ResolvedHardware) -> bool:
     # Lightning's fp16 scaler cannot clip gradients of a fused optimizer.
     return hardware.precision != "fp16" or hardware.strategy.startswith("deepspeed")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import tokens_per_step
-from rwkv_train.config.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Schedule:
     """All numbers the two curves depend on.
 
     exit_tokens: token budget X; > 0 cosine, < 0 mean of cosine and step-based, 0 step-based.
-    warmup_steps: w; -1 means none (and, as in RWKV-LM, shifts the progress by one step).
+    warmup_steps: w; None: no warmup.
     warmup_floor: rate factor of the ramp's first step (0.01, for RWKV-4 0.2).
     decay_steps: end of the step-based curve in steps (mini-epochs times steps); 0: constant rate.
     hold_steps: steps before the step-based curve starts to fall.
@@ -30,15 +30,21 @@ class Schedule:
     lr_final: float
     tokens_per_step: int
     exit_tokens: int = 0
-    warmup_steps: int = -1
+    warmup_steps: int | None = None
     warmup_floor: float = 0.01
     decay_steps: int = 0
     hold_steps: int = 0
     weight_decay: float = 0.0
     weight_decay_final: float | None = None
 
+    @property
+    def curve_begin(self) -> int:
+        """Step at which the curve begins to fall, before `hold_steps`: the end of the warmup."""
+        # RWKV-LM says -1 for "no warmup" and subtracts that too: its curves are one step ahead.
+        return -1 if self.warmup_steps is None else self.warmup_steps
 
-def make_schedule(config: RunConfig, warmup_floor: float) -> Schedule:
+
+def make_schedule(config: ResolvedConfig, warmup_floor: float) -> Schedule:
     """Returns the rate and decay curves of a resolved configuration."""
     optim, train = config.optim, config.train
     return Schedule(
@@ -64,7 +70,7 @@ def learning_rate(schedule: Schedule, step: int, ramp_step: int) -> float:
         rate = (_cosine(s, _token_progress(s, step)) + _step_based(s, step)) / 2
     else:
         rate = _step_based(s, step)
-    if 0 <= ramp_step < s.warmup_steps:
+    if s.warmup_steps is not None and 0 <= ramp_step < s.warmup_steps:
         rate *= s.warmup_floor + (1 - s.warmup_floor) * ramp_step / s.warmup_steps
     return rate
 
@@ -79,7 +85,7 @@ def weight_decay(schedule: Schedule, step: int) -> float:
 
 
 def _token_progress(s: Schedule, step: int) -> float:
-    warmup_tokens = s.warmup_steps * s.tokens_per_step
+    warmup_tokens = s.curve_begin * s.tokens_per_step
     span = abs(s.exit_tokens) - warmup_tokens
     if span <= 0:
         # A warmup as long as the budget leaves no room to fall.
@@ -88,10 +94,10 @@ def _token_progress(s: Schedule, step: int) -> float:
 
 
 def _step_progress(s: Schedule, step: int) -> float:
-    span = s.decay_steps - s.hold_steps - s.warmup_steps
+    span = s.decay_steps - s.hold_steps - s.curve_begin
     if span <= 0:
         return 0.0
-    return min(max((step - s.hold_steps - s.warmup_steps + 1) / span, 0.0), 1.0)
+    return min(max((step - s.hold_steps - s.curve_begin + 1) / span, 0.0), 1.0)
 
 
 def _cosine(s: Schedule, progress: float) -> float:

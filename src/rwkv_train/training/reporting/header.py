@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from rwkv_train.config.resolved import ResolvedConfig, ResolvedOptim
 from rwkv_train.config.run_length import RunLength, global_batch, window_len
-from rwkv_train.config.schema import OptimConfig, RunConfig, SafetyConfig
+from rwkv_train.config.schema import SafetyConfig
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.start.resume_point import Origin
 
 
 def print_header(
-    config: RunConfig,
+    config: ResolvedConfig,
     length: RunLength,
     origin: Origin,
     progress: Progress,
@@ -73,7 +74,7 @@ def print_header(
     )
     _line("validation", validation)
     _line("safety", _safety(config.safety))
-    ramp = f"warmup {o.warmup_steps} steps" if o.warmup_steps > 0 else "no warmup"
+    ramp = f"warmup {o.warmup_steps} steps" if o.warmup_steps else "no warmup"
     decay = f"{o.weight_decay:g}" + (
         f" to {o.weight_decay_final:g}" if o.weight_decay_final is not None else ""
     )
@@ -92,7 +93,7 @@ def print_header(
     print(flush=True)
 
 
-def _chunks(config: RunConfig) -> Iterator[str]:
+def _chunks(config: ResolvedConfig) -> Iterator[str]:
     """How rows are read piece by piece, and what that costs."""
     t, ctx_len = config.train, config.data.ctx_len
     if t.chunk_len is None:
@@ -124,7 +125,7 @@ def _device_name(accelerator: str) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _optimizer(optim: OptimConfig) -> str:
+def _optimizer(optim: ResolvedOptim) -> str:
     if optim.optimizer == "adam8bit":
         return "AdamW with 8-bit moments"
     if optim.optimizer == "adamw":
@@ -136,7 +137,7 @@ def _optimizer(optim: OptimConfig) -> str:
     )
 
 
-def _curve(config: RunConfig) -> str:
+def _curve(config: ResolvedConfig) -> str:
     tokens = config.train.exit_tokens
     if config.optim.lr_init == config.optim.lr_final:
         return "constant"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError
 from rwkv_train.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
 from rwkv_train.training.reporting.reporter import Reporter
@@ -22,7 +22,7 @@ def _mode(asked: str) -> str | None:
 class WandbLog(Reporter):
     """Logs every step under its number counted from 1, as RWKV-LM does."""
 
-    def __init__(self, config: RunConfig, name: str, first_step: int) -> None:
+    def __init__(self, config: ResolvedConfig, name: str, first_step: int) -> None:
         import wandb
 
         folder = Path(config.train.proj_dir)
@@ -35,7 +35,7 @@ class WandbLog(Reporter):
                 name=name,
                 id=known,
                 resume="allow",
-                config=asdict(config),
+                config=asdict(config.as_given()),
                 dir=str(folder),
                 mode=_mode(config.log.wandb_mode),
                 save_code=False,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError, missing_package
 
 
-def check_packages(config: RunConfig) -> None:
+def check_packages(config: ResolvedConfig) -> None:
     """Raises ConfigError when the strategy or the log of a resolved run lacks its package."""
     if config.train.train_stage == 1:
         # Initial weights are written by torch alone, with the flags of the run that follows.

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from rwkv_train.checkpoint.weights import read_shapes
-from rwkv_train.config.discovered import Discovered
+from rwkv_train.config.discovered import (
+    DataDiscovered,
+    Discovered,
+    MachineDiscovered,
+    StartDiscovered,
+    StateDiscovered,
+)
 from rwkv_train.config.load import saved_values
-from rwkv_train.config.mixture_list import parts_of
+from rwkv_train.config.mixture_list import mixture_components
 from rwkv_train.config.schema import DataConfig, RunConfig
 from rwkv_train.data.binidx.loss_mask import find_mask
 from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_manifest
@@ -23,65 +31,86 @@ from rwkv_train.data.samples.token_sources import (
 )
 from rwkv_train.data.sampling.held_out import HeldOut, hold_out
 from rwkv_train.data.sampling.magic_prime import check_magic_prime, magic_prime
-from rwkv_train.errors import ConfigError, DataError
+from rwkv_train.errors import DataError
 from rwkv_train.models.registry import config_from_shapes
 from rwkv_train.training.start.resume_point import Origin
 
 
 def discover(config: RunConfig, origin: Origin) -> Discovered:
-    """Facts for `resolve`. Raises DataError or CheckpointError when files cannot be used."""
-    data = config.data
+    """Returns what `resolve` may know besides the configuration.
+
+    Raises DataError or CheckpointError when files cannot be used.
+    """
+    return Discovered(_data(config.data), _start(origin), _machine())
+
+
+def _start(origin: Origin) -> StartDiscovered:
+    """Returns what is known of the beginning of the run."""
+    donor = None if origin.donor is None else config_from_shapes(read_shapes(origin.donor))
+    return StartDiscovered(
+        path=None if origin.path is None else str(origin.path),
+        epoch=None if origin.epoch < 0 else origin.epoch,
+        model=None if origin.shapes is None else config_from_shapes(origin.shapes),
+        donor_model=donor,
+        state=None if origin.state is None else _state(origin.state),
+    )
+
+
+def _state(state: Mapping[str, Any]) -> StateDiscovered:
+    """Returns what is known of the run that wrote a training state."""
+    return StateDiscovered(
+        optimizer=state["optimizer"],
+        warmup_steps=state.get("warmup_steps"),
+        config=saved_values(state.get("config", "{}")),
+    )
+
+
+def _machine() -> MachineDiscovered:
+    """Returns what is known of this machine."""
     gpus = torch.cuda.device_count()
-    state = origin.state
-    common = {
-        "start": origin.kind,
-        "start_path": None if origin.path is None else str(origin.path),
-        "start_epoch": origin.epoch,
-        "start_model": None if origin.shapes is None else config_from_shapes(origin.shapes),
-        "donor_model": None
-        if origin.donor is None
-        else config_from_shapes(read_shapes(origin.donor)),
-        "state_warmup_steps": None if state is None else state.get("warmup_steps"),
-        "state_optimizer": None if state is None else state["optimizer"],
-        "has_bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,
-        "state_config": {} if state is None else saved_values(state.get("config", "{}")),
-        "gpu_count": gpus,
-        "gpu_has_bf16": gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
-    }
+    return MachineDiscovered(
+        gpu_count=gpus,
+        gpu_has_bf16=gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
+        has_bitsandbytes=importlib.util.find_spec("bitsandbytes") is not None,
+    )
+
+
+def _data(data: DataConfig) -> DataDiscovered | None:
+    """Returns what is known of the training data, None at stage 1 without data."""
     if data.data_file is None and data.data_type != "dummy":
-        if config.train.train_stage == 1:
-            return Discovered(**common)
-        raise ConfigError(
-            "--data_file is missing: give the prefix of a .bin/.idx pair made by make_data.py"
-        )
-    if parts_of(data.data_file):
-        return Discovered(**_mixed(data), **common)
+        return None
+    if mixture_components(data.data_file):
+        return _mixed(data)
     source = open_source(data.data_file, data.data_type)
-    manifest = read_manifest(data.data_file) if data.data_type == "binidx" else None
+    manifest = None
+    if data.data_file is not None and data.data_type == "binidx":
+        manifest = read_manifest(data.data_file)
     held_out = held_out_of(data, source)
     held_out_tokens = 0 if held_out is None else held_out.tokens
-    return Discovered(
+    return DataDiscovered(
         token_count=source.tokens - held_out_tokens,
         held_out_tokens=held_out_tokens,
         has_loss_mask=_has_mask(data, source, manifest),
         supervised_tokens=None if manifest is None else manifest.supervised_tokens,
         best_prime=_prime(data, source.tokens - held_out_tokens),
-        data_vocab_size=manifest.vocab_size if manifest is not None else _vocabulary(source),
-        data_tokenizer=None if manifest is None else manifest.tokenizer,
-        **common,
+        vocab_size=manifest.vocab_size if manifest is not None else _vocabulary(source),
+        tokenizer=None if manifest is None else manifest.tokenizer,
     )
 
 
-def _mixed(data: DataConfig) -> dict[str, object]:
-    """What is known of the parts of a mixture together; DataError when they do not fit."""
+def _mixed(data: DataConfig) -> DataDiscovered:
+    """Returns what is known of a mixture's components together.
+
+    Raises DataError when they do not fit.
+    """
     tokens, has_mask, known = 0, False, {}
-    for part in parts_of(data.data_file):
-        own = replace(data, data_file=part.path)
-        source, manifest = open_source(part.path, "binidx"), read_manifest(part.path)
+    for component in mixture_components(data.data_file):
+        own = replace(data, data_file=component.path)
+        source, manifest = open_source(component.path, "binidx"), read_manifest(component.path)
         tokens += source.tokens
         has_mask |= _has_mask(own, source, manifest)
         if manifest is not None:
-            known[part.path] = (manifest.tokenizer, manifest.vocab_size)
+            known[component.path] = (manifest.tokenizer, manifest.vocab_size)
     if len(set(known.values())) > 1:
         told = ", ".join(f"{path} {name} ({size})" for path, (name, size) in known.items())
         raise DataError(
@@ -89,12 +118,9 @@ def _mixed(data: DataConfig) -> dict[str, object]:
             "make them with one"
         )
     tokenizer, vocab_size = next(iter(known.values()), (None, None))
-    return {
-        "token_count": tokens,
-        "has_loss_mask": has_mask,
-        "data_tokenizer": tokenizer,
-        "data_vocab_size": vocab_size,
-    }
+    return DataDiscovered(
+        token_count=tokens, has_loss_mask=has_mask, tokenizer=tokenizer, vocab_size=vocab_size
+    )
 
 
 def held_out_of(data: DataConfig, source: TokenSource) -> HeldOut | None:

@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 from rwkv_train.checkpoint.names import INIT
+from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.weights import fit_weights, load_weights, save_weights
-from rwkv_train.config.check.adapter_settings import listed
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.schema import listed
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.models.adapters import attach_adapters, is_adapter
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.transfer import enlarge
-from rwkv_train.training.checkpointing.saver import DTYPES
 from rwkv_train.training.checkpointing.weight_files import require_same_kind
 from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.start.resume_point import Origin
 
 
-def make_model(config: RunConfig, origin: Origin) -> RWKV:
+def make_model(config: ResolvedConfig, origin: Origin) -> RWKV:
     """The network with its starting weights: those of `origin`, or fresh initial values.
 
     fp32, on the CPU. Raises CheckpointError when the weights do not fit.
@@ -46,7 +46,7 @@ def make_model(config: RunConfig, origin: Origin) -> RWKV:
     return model
 
 
-def _fit(model: RWKV, config: RunConfig, origin: Origin) -> dict[str, Tensor]:
+def _fit(model: RWKV, config: ResolvedConfig, origin: Origin) -> dict[str, Tensor]:
     """Loads the weights of `origin`; returns them with those of adapters, which are still to come.
 
     What is missing, and may be, gets the initial value.
@@ -76,7 +76,7 @@ def _fit(model: RWKV, config: RunConfig, origin: Origin) -> dict[str, Tensor]:
     return everything
 
 
-def _attach(model: RWKV, config: RunConfig, values: dict[str, Tensor] | None) -> None:
+def _attach(model: RWKV, config: ResolvedConfig, values: dict[str, Tensor] | None) -> None:
     attach_adapters(
         model,
         config.adapter,
@@ -93,7 +93,7 @@ def _take_over(model: RWKV, donor: Path, seed: int) -> None:
         print(f"{donor}: {report}")
 
 
-def save_initial_weights(config: RunConfig, origin: Origin) -> tuple[Path, RWKV]:
+def save_initial_weights(config: ResolvedConfig, origin: Origin) -> tuple[Path, RWKV]:
     """Writes rwkv-init.pth in the training precision; returns its path and the model.
 
     Raises ConfigError when it exists already: it may be someone's base model.
@@ -106,7 +106,7 @@ def save_initial_weights(config: RunConfig, origin: Origin) -> tuple[Path, RWKV]
     return path, model
 
 
-def write_initial_weights(config: RunConfig, origin: Origin, notes: list[str]) -> None:
+def write_initial_weights(config: ResolvedConfig, origin: Origin, notes: list[str]) -> None:
     """Stage 1: writes rwkv-init.pth and says what to do next. Raises ConfigError."""
     for note in notes:
         print(f"  note        {note}")
@@ -121,6 +121,6 @@ def write_initial_weights(config: RunConfig, origin: Origin, notes: list[str]) -
     print("train it with the same flags and --train_stage 3")
 
 
-def stored_dtype(config: RunConfig) -> torch.dtype:
+def stored_dtype(config: ResolvedConfig) -> torch.dtype:
     """Number format of the checkpoints of this run."""
     return torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rwkv_train.config.mixture_list import Part, parts_of
+from rwkv_train.config.mixture_list import MixtureComponent, mixture_components
+from rwkv_train.config.resolved import ResolvedConfig, ResolvedData
 from rwkv_train.config.run_length import global_batch, tokens_per_step, total_steps, windows_per_row
-from rwkv_train.config.schema import DataConfig, RunConfig
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
 from rwkv_train.data.binidx.manifest import manifest_prefix, read_manifest
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset, evenly_spread_samples
@@ -51,11 +51,11 @@ class _Data(NamedTuple):
     starts: DocumentStarts | None
 
 
-def open_samples(config: RunConfig) -> RunSamples:
+def open_samples(config: ResolvedConfig) -> RunSamples:
     """All data of a resolved configuration; DataError when some of it cannot be used."""
     d = config.data
     notes: list[str] = []
-    parts = parts_of(d.data_file)
+    parts = mixture_components(d.data_file)
     if parts:
         split, training = None, _mixed(config, parts, notes)
     else:
@@ -78,7 +78,7 @@ def open_samples(config: RunConfig) -> RunSamples:
 
 
 def _training(
-    config: RunConfig, data: _Data, prime: int | None, held_out: HeldOut | None = None
+    config: ResolvedConfig, data: _Data, prime: int | None, held_out: HeldOut | None = None
 ) -> TokenDataset:
     d = config.data
     order: SampleOrder = RandomStarts(config.train.random_seed)
@@ -96,12 +96,14 @@ def _training(
     )
 
 
-def _reading(config: RunConfig) -> StepReading:
+def _reading(config: ResolvedConfig) -> StepReading:
     """Returns what an optimizer step of the run reads."""
     return StepReading(global_batch(config), windows_per_row(config))
 
 
-def _mixed(config: RunConfig, parts: tuple[Part, ...], notes: list[str]) -> MixedDataset:
+def _mixed(
+    config: ResolvedConfig, parts: tuple[MixtureComponent, ...], notes: list[str]
+) -> MixedDataset:
     """The mixture's samples; says in `notes` how often each part is passed over."""
     d = config.data
     datasets = []
@@ -142,7 +144,7 @@ def mask_notes(samples: RunSamples) -> list[str]:
     return []
 
 
-def _open(data_file: str | None, data_type: str, data: DataConfig) -> _Data:
+def _open(data_file: str | None, data_type: str, data: ResolvedData) -> _Data:
     source = open_source(data_file, data_type)
     pairs, mask = pairs_of(source), None
     if data.loss_mask != "off" and pairs:
@@ -153,7 +155,7 @@ def _open(data_file: str | None, data_type: str, data: DataConfig) -> _Data:
 
 
 def _held_out(
-    data: _Data, offsets: list[int], config: RunConfig, notes: list[str]
+    data: _Data, offsets: list[int], config: ResolvedConfig, notes: list[str]
 ) -> HeldOutSource:
     """The samples at these places, read once: bad data should not end a run at a validation."""
     dataset = ValidationDataset(

@@ -19,7 +19,8 @@ from rwkv_train.checkpoint.resume import (
     resume_candidates,
 )
 from rwkv_train.checkpoint.weights import load_weights, read_shapes
-from rwkv_train.config.schema import OptimConfig, TrainConfig
+from rwkv_train.config.resolved import ResolvedOptim
+from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.training.optim.optimizer_state import without_moments
 from rwkv_train.training.progress import Progress
@@ -95,7 +96,7 @@ def find_origin(train: TrainConfig) -> Origin:
     return _given_or_fresh(train)
 
 
-def change_optimizer(origin: Origin, progress: Progress, optim: OptimConfig) -> Progress:
+def change_optimizer(origin: Origin, progress: Progress, optim: ResolvedOptim) -> Progress:
     """The counters to go on with when `origin` is a state, perhaps of another optimizer.
 
     Moments of another optimizer are dropped from it and the warmup ramp starts again, because it
@@ -107,7 +108,7 @@ def change_optimizer(origin: Origin, progress: Progress, optim: OptimConfig) -> 
     origin.state = without_moments(origin.state)
     ramp = (
         f"the warmup of {optim.warmup_steps} steps is repeated"
-        if optim.warmup_steps > 0
+        if optim.warmup_steps
         else "there is no warmup: --warmup_steps 10 would give one"
     )
     origin.notes.append(

@@ -1,0 +1,13 @@
+"""Which dtype a precision named on the command line stores and multiplies in."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {
+    "fp32": torch.float32,
+    # a mode of the GPU's multiplication; the numbers themselves are fp32
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}

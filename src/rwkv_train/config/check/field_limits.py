@@ -1,0 +1,57 @@
+"""Faults of single fields: a number that is not finite or beyond the limits in the schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+
+from rwkv_train.config.limits import Limit
+from rwkv_train.config.schema import ModelConfig, Section
+from rwkv_train.config.versions import version_row, versions_with
+from rwkv_train.errors import ConfigError
+
+# RWKV-LM's scripts give its default head size to RWKV-4 as well, which has no heads.
+_HARMLESS_HEAD_SIZE = 64
+
+
+def check_limits(section: Section) -> None:
+    """Raises ConfigError for a value out of its limits; a field that is None is skipped."""
+    limits = _limits(type(section))
+    for entry in dataclasses.fields(section):
+        value = getattr(section, entry.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{entry.name} {value} is not a finite number")
+        for limit in limits.get(entry.name, ()) if value is not None else ():
+            fault = limit.fault(value)
+            if fault is not None:
+                raise ConfigError(f"--{entry.name} {value}{fault}")
+
+
+def check_version(model: ModelConfig) -> None:
+    """Raises ConfigError for an unknown version, and for a size or setting that it does not have.
+
+    Without a version nothing is checked.
+    """
+    version = model.rwkv_version
+    if version is None:
+        return
+    version_row(version)
+    for entry in dataclasses.fields(model):
+        value, versions = getattr(model, entry.name), versions_with(entry.name)
+        harmless = (entry.default, _HARMLESS_HEAD_SIZE if entry.name == "head_size" else None)
+        if version not in versions and value not in harmless:
+            raise ConfigError(
+                f"--{entry.name} {value}: RWKV-{version} has no such size, only RWKV-"
+                f"{', '.join(versions)}; leave it out"
+            )
+
+
+def _limits(section: type[Section]) -> dict[str, tuple[Limit, ...]]:
+    """Returns the limits by field, as the schema's annotations name them."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {
+        name: tuple(extra for extra in hint.__metadata__ if isinstance(extra, Limit))
+        for name, hint in hints.items()
+        if typing.get_origin(hint) is typing.Annotated
+    }

@@ -1,0 +1,137 @@
+"""The configuration of a run once nothing is left open: the schema's sections with narrower types.
+
+A section here redeclares the fields that `resolve` fills.  Where a field may still be None, None is
+the answer and not a question: no limit, no validation, no mixture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rwkv_train.config.rwkv_lm.warmup import stored_warmup
+from rwkv_train.config.schema import (
+    DataConfig,
+    HardwareConfig,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    Precision,
+    ResolvedStrategy,
+    RunConfig,
+    Section,
+    TrainConfig,
+)
+from rwkv_train.config.versions import VERSIONS
+
+# What --accelerator can be once it is decided.
+Accelerator = Literal["cpu", "gpu"]
+# Sizes that not every version has; the schema's default of all of them is None.
+SPECIFIC_SIZES = ("head_size", "rank_mix", "rank_decay", "rank_iclr", "rank_value", "rank_gate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel(ModelConfig):
+    """Shape and architecture of the network; a size that the version does not have is 0."""
+
+    rwkv_version: str = field()
+    n_layer: int = field()
+    n_embd: int = field()
+    dim_att: int = field()
+    dim_ffn: int = field()
+    vocab_size: int = field()
+    head_size: int = field()
+    rank_mix: int = field()
+    rank_decay: int = field()
+    rank_iclr: int = field()
+    rank_value: int = field()
+    rank_gate: int = field()
+
+    def as_given(self) -> ModelConfig:
+        """Returns the section as a user would write it: a size that does not exist is None."""
+        row = VERSIONS[self.rwkv_version]
+        return ModelConfig(**_values(self) | {n: None for n in SPECIFIC_SIZES if not row.has(n)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedData(DataConfig):
+    """Where the tokens come from and in which order they are read.
+
+    val_ctx_len: of the validation, if there is one.
+    """
+
+    sampling: Literal["permutation", "random"] = field()
+    val_ctx_len: int = field()
+
+    def as_given(self) -> DataConfig:
+        """Returns the section as a user would write it: no length of a validation without one."""
+        validates = self.val_data_file is not None or self.val_split is not None
+        length = {"val_ctx_len": self.val_ctx_len if validates else None}
+        return DataConfig(**_values(self) | length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptim(OptimConfig):
+    """Optimizer and schedule.
+
+    warmup_steps: None: no warmup, whose curve is not that of 0 steps (`training.optim.schedule`).
+    muon_lr: None without Muon.
+    """
+
+    adam_eps: float = field()
+    optimizer: OptimizerName = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTrain(TrainConfig):
+    """One run; epoch_count is the length of a step-based schedule, None with a token budget."""
+
+    exit_tokens: int = field()
+    epoch_steps: int = field()
+    epoch_begin: int = field()
+    random_seed: int = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedHardware(HardwareConfig):
+    """What it runs on."""
+
+    accelerator: Accelerator = field()
+    devices: int = field()
+    precision: Precision = field()
+    strategy: ResolvedStrategy = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(RunConfig):
+    """Everything a run needs, as `resolve` returns it."""
+
+    model: ResolvedModel = field()
+    data: ResolvedData = field()
+    optim: ResolvedOptim = field()
+    train: ResolvedTrain = field()
+    hardware: ResolvedHardware = field()
+
+    def as_given(self) -> RunConfig:
+        """Returns the configuration as a user would write it, which resolves to this one."""
+        warmup = {"warmup_steps": stored_warmup(self.optim.warmup_steps)}
+        return RunConfig(
+            model=self.model.as_given(),
+            data=self.data.as_given(),
+            optim=OptimConfig(**_values(self.optim) | warmup),
+            train=TrainConfig(**_values(self.train)),
+            adapter=self.adapter,
+            safety=self.safety,
+            hardware=HardwareConfig(**_values(self.hardware)),
+            log=self.log,
+        )
+
+
+def not_narrowed(given: Section, kind: type[Section]) -> dict[str, Any]:
+    """Returns the fields of `given` that the resolved section `kind` does not redeclare."""
+    return {k: v for k, v in _values(given).items() if k not in kind.__annotations__}
+
+
+def _values(section: Section) -> dict[str, Any]:
+    return {entry.name: getattr(section, entry.name) for entry in dataclasses.fields(section)}
