@@ -47,7 +47,7 @@ class _CommandLine(RunConfig):
 
 
 def load_config(argv: Sequence[str]) -> RunConfig:
-    """Defaults <- the file named by --config <- the other flags.
+    """Returns the defaults, overlaid by the file named by --config, overlaid by the other flags.
 
     Prints the help and leaves with status 0 for -h or --help.  Raises ConfigError, in one line,
     for an unknown flag, a missing value, a value of the wrong type and a fault in the file.
@@ -72,7 +72,7 @@ def _named_file(files: Sequence[str | None]) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in a YAML file; ConfigError names the file and the dotted path."""
+    """Returns the configuration in a YAML file; ConfigError names the file and the dotted path."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except OSError as error:
@@ -104,7 +104,7 @@ def dump_config(config: RunConfig) -> str:
 
 
 def saved_values(text: str) -> dict[str, object]:
-    """Leaf name -> value of a configuration that `dump_config` wrote, also an older version.
+    """Returns leaf name -> value of what `dump_config` wrote, also in an older version.
 
     Fields that it lacks are absent; nothing is checked.
     """
@@ -135,7 +135,7 @@ def _section(path: Path, name: object, body: object) -> Section:
 
 
 def _advice(key: object) -> str:
-    """Where a misplaced or misspelt name of a file belongs."""
+    """Returns advice about a misplaced or misspelt name of a file."""
     key = str(key).replace("-", "_")
     if key in fields():
         return f"; {key} belongs into the section {fields()[key].section}"
@@ -145,7 +145,7 @@ def _advice(key: object) -> str:
 
 
 def _complete(argument: Argument) -> Argument:
-    """The argument with a value that tyro reads; ConfigError if there is no such flag."""
+    """Returns the argument with a value that tyro reads; ConfigError if there is no such flag."""
     name, value = argument
     entry = fields().get(name)
     if entry is None:
@@ -161,6 +161,7 @@ def _complete(argument: Argument) -> Argument:
 
 
 def _apply(flags: Sequence[Argument], base: RunConfig) -> RunConfig:
+    """Returns `base` with these flags; raises ConfigError for the first value of a wrong type."""
     try:
         return _parse(flags, base)
     except SystemExit:
@@ -177,6 +178,7 @@ def _apply(flags: Sequence[Argument], base: RunConfig) -> RunConfig:
 
 
 def _parse(flags: Sequence[Argument], base: RunConfig) -> RunConfig:
+    """Returns `base` with these flags; raises SystemExit when tyro cannot read them."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         return tyro.cli(
             RunConfig,

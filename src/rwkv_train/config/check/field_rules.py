@@ -27,7 +27,7 @@ from rwkv_train.errors import ConfigError
 
 
 def check_fields(config: RunConfig) -> None:
-    """Raises ConfigError for a value out of range and for settings that exclude each other."""
+    """Raises ConfigError for a value beyond its limits and for settings that exclude each other."""
     for section in sections_of(config):
         check_limits(section)
     check_version(config.model)
@@ -45,6 +45,7 @@ def check_fields(config: RunConfig) -> None:
 
 
 def _check_data(data: DataConfig, train: TrainConfig) -> None:
+    """Raises ConfigError when there is nothing to read, or nothing that is read so."""
     if data.data_type == "dummy" and data.data_file is not None:
         raise ConfigError(
             f"--data_file {data.data_file} is not read with --data_type dummy; leave one out"
@@ -88,6 +89,7 @@ def _check_what_counts(data: DataConfig, train: TrainConfig) -> None:
 
 
 def _check_schedule(optim: OptimConfig, train: TrainConfig) -> None:
+    """Raises ConfigError for rates and decays that a curve cannot have."""
     if optim.lr_init == 0 and train.exit_tokens not in (None, 0):
         raise ConfigError(
             f"--lr_init 0 with a budget of {train.exit_tokens} tokens: the cosine needs a rate"
@@ -111,6 +113,7 @@ def _check_schedule(optim: OptimConfig, train: TrainConfig) -> None:
 
 
 def _check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
+    """Raises ConfigError for Muon where it has no matrices, and for its settings without it."""
     if optim.optimizer == "muon" and train.train_type != "all":
         raise ConfigError(
             f"--optimizer muon orthogonalises whole matrices, of which --train_type"
@@ -132,6 +135,7 @@ def _check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
 
 
 def _check_start(train: TrainConfig) -> None:
+    """Raises ConfigError for a model that the stage would not load."""
     if train.load_model is None or train.train_stage in (None, 0, 1):
         return
     raise ConfigError(
@@ -142,6 +146,7 @@ def _check_start(train: TrainConfig) -> None:
 
 
 def _check_safety(safety: SafetyConfig, train: TrainConfig) -> None:
+    """Raises ConfigError for limits that are never met and states that are never kept."""
     given = _changed(safety)
     for name in ("bad_steps_before_rollback", "max_rollbacks"):
         if name in given and safety.on_bad_step == "stop":
@@ -175,5 +180,6 @@ def _changed(section: Section) -> dict[str, object]:
 
 
 def _check_log(log: LogConfig) -> None:
+    """Raises ConfigError for a mode of a log that is not written."""
     if log.wandb is None and log.wandb_mode == "offline":
         raise ConfigError("--wandb_mode offline needs --wandb PROJECT")

@@ -24,7 +24,7 @@ class Argument(NamedTuple):
 
 
 def read_arguments(argv: Sequence[str]) -> list[Argument]:
-    """The flags of `argv` in order; `--flag value`, `--flag=value` and `--flag` are understood.
+    """Returns the flags of `argv` in order: `--flag value`, `--flag=value` and `--flag`.
 
     A word belongs to the flag before it unless it starts with two dashes, so negative numbers are
     values.  Raises ConfigError for a word that belongs to no flag.
@@ -45,21 +45,21 @@ def read_arguments(argv: Sequence[str]) -> list[Argument]:
 
 
 def write_arguments(arguments: Iterable[Argument]) -> list[str]:
-    """The inverse of read_arguments, in the form that no value can break: --name=value."""
+    """Returns the words of these flags, each in the form that no value can break: --name=value."""
     return [f"--{name}" if value is None else f"--{name}={value}" for name, value in arguments]
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether -h or --help is among the words."""
+    """Tells whether -h or --help is among the words."""
     return any(word in HELP for word in argv)
 
 
 def boolean(word: str) -> bool | None:
-    """True, False, or None for a word that is neither; 0/1, true/false, yes/no, on/off."""
+    """Returns the truth that 0/1, true/false, yes/no or on/off names; None for other words."""
     return _BOOLEANS.get(word.strip().lower())
 
 
 def perhaps(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """'; perhaps you meant ...', or nothing when no known name is similar."""
+    """Returns '; perhaps you meant ...', or nothing when no known name is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; perhaps you meant {prefix}{close[0]}" if close else ""

@@ -1,4 +1,4 @@
-"""The schema's fields as a table: what each is called, where it stands, which values it takes."""
+"""The schema's fields as a table: the name, the section and the values of each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Field(NamedTuple):
         return words + (" or None" if self.optional else "")
 
     def checked(self, value: object) -> object:
-        """`value`, as a YAML file gave it, in the field's type; ValueError if it does not fit."""
+        """Returns a value of a YAML file in the field's type; raises ValueError if it has none."""
         if value is None and self.optional:
             return None
         if isinstance(value, bool) and "on" in self.choices:
@@ -65,7 +65,7 @@ class Field(NamedTuple):
 
 @functools.cache
 def fields() -> dict[str, Field]:
-    """All fields by leaf name, in the order of the schema."""
+    """Returns all fields by leaf name, in the order of the schema."""
     table: dict[str, Field] = {}
     for section, section_type in typing.get_type_hints(RunConfig).items():
         hints = typing.get_type_hints(section_type)
@@ -77,7 +77,7 @@ def fields() -> dict[str, Field]:
 
 @functools.cache
 def sections() -> dict[str, type[Section]]:
-    """Section name -> dataclass, in the order of the schema."""
+    """Returns section name -> dataclass, in the order of the schema."""
     return typing.get_type_hints(RunConfig)
 
 

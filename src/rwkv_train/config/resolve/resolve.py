@@ -29,7 +29,7 @@ def resolve(config: RunConfig, discovered: Discovered) -> tuple[ResolvedConfig, 
     """
     check_fields(config)
     lines: list[str] = []
-    _check_start(config.train, discovered.start, lines)
+    _check_beginning(config.train, discovered.start, lines)
     model = resolve_model(config, discovered, lines)
     hardware = resolve_hardware(config, discovered, lines)
     data = resolve_data(config, discovered, lines)
@@ -64,7 +64,7 @@ def for_saving(resolved: ResolvedConfig, given: RunConfig) -> RunConfig:
     return dataclasses.replace(saved, train=train)
 
 
-def _check_start(train: TrainConfig, start: StartDiscovered, lines: list[str]) -> None:
+def _check_beginning(train: TrainConfig, start: StartDiscovered, lines: list[str]) -> None:
     """Raises ConfigError for settings that the run's beginning contradicts."""
     if train.train_type != "all" and start.kind == "fresh" and train.train_stage != 1:
         what = {"states": "tunes the initial states of", "lora": "adapts"}[train.train_type]

@@ -184,7 +184,7 @@ _STAGE_DEFAULTS: dict[str, dict[str, str]] = {
 
 
 def translate(argv: Sequence[str]) -> Translation:
-    """The command line in our own flags; unknown flags are passed on for `load` to name.
+    """Returns the command line in our own flags; unknown ones are passed on for `load` to name.
 
     Raises ConfigError for a refused flag or value, with the reason, and for two different names
     of one setting with different values.
@@ -211,7 +211,7 @@ def translate(argv: Sequence[str]) -> Translation:
 
 
 def _translated(flag: Argument, notices: list[str]) -> Argument | None:
-    """Our flag for one of RWKV-LM's, or None where nothing is left to say."""
+    """Returns our flag for one of RWKV-LM's, or None where nothing is left to say."""
     name, value = flag
     row = FLAGS.get(name)
     if row is None:
@@ -244,7 +244,7 @@ def _shown(value: str) -> str:
 
 
 def _with_stage(flags: list[Argument], notices: list[str]) -> list[Argument]:
-    """The flags completed by what RWKV-LM's older generations do and assume at their stage."""
+    """Returns the flags and what RWKV-LM's older generations do and assume at their stage."""
     given = {flag.name: flag.value for flag in flags}
     stage = given["train_stage"] or ""
     if stage != "0" and given.get("epoch_count", values.NONE) != values.NONE:

@@ -19,12 +19,12 @@ NONE = "None"
 
 
 def same(value: str) -> Ruled:
-    """The value as it stands."""
+    """Returns the value as it stands."""
     return value, None
 
 
 def whole(value: str) -> Ruled:
-    """A whole number as it stands, checked here so that a fault names the flag as it was given."""
+    """Returns a whole number as it stands; a fault here names the flag as it was given."""
     try:
         int(value)
     except ValueError:
@@ -33,7 +33,7 @@ def whole(value: str) -> Ruled:
 
 
 def none_if(*words: str) -> Rule:
-    """Any of `words` means "not given"; numbers are compared as numbers."""
+    """Returns the rule that takes `words` for "not given"; numbers are compared as numbers."""
 
     def rule(value: str) -> Ruled:
         return (NONE if is_one_of(value, words) else value), None
@@ -42,35 +42,35 @@ def none_if(*words: str) -> Rule:
 
 
 def none_if_negative(value: str) -> Ruled:
-    """RWKV-LM's -1 for "automatic"."""
+    """Translates RWKV-LM's -1, which means "automatic"."""
     number = _number(value)
     return (NONE if number is not None and number < 0 else value), None
 
 
 def none_if_not_positive(value: str) -> Ruled:
-    """RWKV-LM's 0 (or -1) for "automatic" or "off"."""
+    """Translates RWKV-LM's 0 (or -1), which means "automatic" or "off"."""
     number = _number(value)
     return (NONE if number is not None and number <= 0 else value), None
 
 
 def one_if_none(value: str) -> Ruled:
-    """Lightning's None for "1"."""
+    """Translates Lightning's None, which means 1."""
     return ("1" if value == NONE else value), None
 
 
 def zero_if_negative(value: str) -> Ruled:
-    """Negative means 0."""
+    """Translates a negative number, which means 0."""
     return str(max(0, int(whole(value)[0]))), None
 
 
 def positive_is_true(value: str) -> Ruled:
-    """Any positive number switches on."""
+    """Translates a number into a switch: any positive one switches on."""
     number = _number(value)
     return (value if number is None else str(number > 0)), None
 
 
 def zero_or_one(value: str) -> Ruled:
-    """A switch of which RWKV-LM reads only the exact value 1."""
+    """Checks a switch of which RWKV-LM reads only the exact value 1."""
     number = _number(value)
     if number is not None and number not in (0, 1):
         raise ValueError("only 1 has an effect in RWKV-LM; give 0 or 1")
@@ -78,7 +78,7 @@ def zero_or_one(value: str) -> Ruled:
 
 
 def table(values: Mapping[str, str], refused: Mapping[str, str], otherwise: str) -> Rule:
-    """Exact lookup: our value, or the reason of a refusal; `otherwise` for all other words."""
+    """Returns the rule that looks up our value, or the reason of a refusal, else `otherwise`."""
 
     def rule(value: str) -> Ruled:
         if value in values:
@@ -89,7 +89,7 @@ def table(values: Mapping[str, str], refused: Mapping[str, str], otherwise: str)
 
 
 def noticed(values: Mapping[str, str], then: Rule) -> Rule:
-    """Exact lookup that tells the user about the other spelling; `then` for all other words."""
+    """Returns the rule that looks up our value and says so; `then` rules all other words."""
 
     def rule(value: str) -> Ruled:
         if value in values:
@@ -100,19 +100,19 @@ def noticed(values: Mapping[str, str], then: Rule) -> Rule:
 
 
 def is_one_of(value: str, words: tuple[str, ...]) -> bool:
-    """Whether `value` is one of `words`, numbers compared as numbers (0.0 is 0)."""
+    """Tells whether `value` is one of `words`, numbers compared as numbers (0.0 is 0)."""
     number = _number(value)
     return value in words or (number is not None and number in map(_number, words))
 
 
 def my_exit(value: str) -> Ruled:
-    """The number of the last mini-epoch; RWKV-LM's default of 99999999 means no limit."""
+    """Translates the number of the last mini-epoch; RWKV-LM's 99999999 means no limit."""
     number = int(whole(value)[0])
     return (NONE if number == 99999999 else str(max(0, number))), None
 
 
 def devices(value: str) -> Ruled:
-    """A number of processes per node; -1 and auto mean all."""
+    """Translates a number of processes per node; -1 and auto mean all."""
     if value in ("auto", "-1"):
         return NONE, None
     if "," in value:
@@ -130,14 +130,14 @@ _NAMES = (
     f"the exact names are {', '.join(_SPELLED[:-1])} and {_SPELLED[-1]} (and the empty text for"
     " RWKV-4)"
 )
-_EXPERIMENT = f"an experiment that no other runtime reads; {_NAMES}"
+_VARIANT = f"an experiment that no other runtime reads; {_NAMES}"
 _PREVIEW = "a preview of RWKV-5 from before its release; the released RWKV-5 is r2r3r4 or x052"
 _WIDE = "-f4 asks for a channel mix of 4 x n_embd; leave it out and give that number as --dim_ffn"
 
 my_testing: Rule = table(
     {theirs: ours for ours, row in VERSIONS.items() for theirs in row.rwkv_lm_names},
     {
-        **dict.fromkeys(("x060a", "x060b", "x060c", "g", "a", "x052g", "x060g"), _EXPERIMENT),
+        **dict.fromkeys(("x060a", "x060b", "x060c", "g", "a", "x052g", "x060g"), _VARIANT),
         **dict.fromkeys(("r", "r2", "r3", "r4", "r2r3", "r2r4", "r3r4"), _PREVIEW),
         **dict.fromkeys((f"{name}-f4" for name in _EXACT), _WIDE),
         "mamba": f"not an RWKV model; {_NAMES}",
@@ -201,7 +201,7 @@ accelerator: Rule = noticed(
 
 
 def is_positive(value: str | None) -> bool:
-    """Whether `value` is a number above 0."""
+    """Tells whether `value` is a number above 0."""
     number = None if value is None else _number(value)
     return number is not None and number > 0
 
