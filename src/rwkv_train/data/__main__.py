@@ -182,7 +182,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def run_tool(arguments: argparse.Namespace) -> None:
     """Prints what was found out, or what was joined."""
-    from rwkv_train.data.convert.merge_pairs import merge
+    from rwkv_train.data.convert.merge_pairs import merge_pairs
     from rwkv_train.data.inspect.examine import inspect, verify
     from rwkv_train.data.inspect.summary import primes_line
 
@@ -192,7 +192,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
     elif arguments.verify_pair:
         print(verify(prefix, arguments.verify or "sample"))
     else:
-        merged = merge(
+        merged = merge_pairs(
             arguments.merge,
             prefix,
             tokenizer=arguments.tokenizer,
@@ -200,7 +200,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
             overwrite=arguments.overwrite,
         )
         for name, manifest in merged.manifests.items():
-            again = " (already made; left as it was)" if merged.already_made else ""
+            again = " (already made; left as it was)" if merged.reused else ""
             print(f"{name}: {manifest.documents} documents, {manifest.tokens} tokens{again}")
             print(f"magic primes by ctx_len: {primes_line(manifest)}")
         for note in merged.notes:
@@ -209,7 +209,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> ConvertOptions:
-    from rwkv_train.data.convert.pipeline import ConvertOptions, Part
+    from rwkv_train.data.convert.pipeline import ConvertOptions, InputShard
     from rwkv_train.data.convert.select import Arrangement
 
     if (arguments.worker is None) != (arguments.of is None):
@@ -234,7 +234,7 @@ def _options(arguments: argparse.Namespace) -> ConvertOptions:
         workers=arguments.workers,
         shard_tokens=arguments.shard_tokens,
         overwrite=arguments.overwrite,
-        part=None if arguments.of is None else Part(arguments.worker, arguments.of),
+        part=None if arguments.of is None else InputShard(arguments.worker, arguments.of),
     )
 
 

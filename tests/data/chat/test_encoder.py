@@ -12,15 +12,17 @@ import pytest
 
 import make_data
 from rwkv_train.data.binidx.loss_mask import find_mask
-from rwkv_train.data.binidx.manifest import file_sha256, read_manifest
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
-from rwkv_train.data.chat.encoder import join_pieces
-from rwkv_train.data.convert.merge_pairs import merge
-from rwkv_train.data.convert.pipeline import ConvertOptions, Part, convert
+from rwkv_train.data.binidx.manifest import read_manifest
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
+from rwkv_train.data.chat.encoder import join_segments
+from rwkv_train.data.convert.merge_pairs import merge_pairs
+from rwkv_train.data.convert.pipeline import ConvertOptions, InputShard, convert
 from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.inspect.examine import inspect, verify
 from rwkv_train.data.inspect.loss_mask_preview import marked
 from rwkv_train.data.samples.token_sources import open_source, pairs_of
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.bulk_encoder import EncodedTexts
 from rwkv_train.data.tokenize.tokenizer import BytesTokenizer, load_tokenizer
 from rwkv_train.errors import DataError
@@ -159,9 +161,9 @@ def test_any_number_of_workers_and_machines_makes_the_same_bytes(tmp_path):
     names = [
         name
         for worker in range(3)
-        for name in convert(replace(machines, part=Part(worker, 3))).manifests
+        for name in convert(replace(machines, part=InputShard(worker, 3))).manifests
     ]
-    merge(names, str(tmp_path / "merged"))
+    merge_pairs(names, str(tmp_path / "merged"))
     endings = [
         path.name.removeprefix("out")
         for path in tmp_path.glob("out*")
@@ -179,9 +181,9 @@ def test_a_machine_without_documents_is_no_obstacle(tmp_path):
     names = [
         name
         for worker in range(30)
-        for name in convert(replace(wanted, part=Part(worker, 30))).manifests
+        for name in convert(replace(wanted, part=InputShard(worker, 30))).manifests
     ]
-    merge(names, str(tmp_path / "merged"))
+    merge_pairs(names, str(tmp_path / "merged"))
     assert written(tmp_path / "merged") == [by_hand(row) for row in many(2)]
 
 
@@ -189,7 +191,7 @@ def test_joined_with_data_that_has_no_mask_its_text_is_learnt(tmp_path):
     convert(options(tmp_path))
     plain = options(tmp_path, [{"text": "all"}], chat_template=None, prefix=str(tmp_path / "plain"))
     convert(plain)
-    merge([str(tmp_path / "plain"), str(tmp_path / "out")], str(tmp_path / "both"))
+    merge_pairs([str(tmp_path / "plain"), str(tmp_path / "out")], str(tmp_path / "both"))
     assert written(tmp_path / "both") == ["[all0]", *WRITTEN]
     assert verify(str(tmp_path / "both"))
 
@@ -211,7 +213,7 @@ def test_a_fault_in_one_piece_takes_all_of_its_text():
         text_bytes=np.array([2, 0, 1, 1, 2]),
         faults={1: "broken", 2: "too"},
     )
-    joined, weights = join_pieces(
+    joined, weights = join_segments(
         encoded, np.array([1, 2, 2]), np.array([5, 5, 6, 7, 8, 8], np.uint8)
     )
     assert joined.tokens.tolist() == [1, 2, 7, 8, 9] and weights.tolist() == [5, 5, 7, 8, 8]
@@ -263,7 +265,7 @@ def test_rows_of_a_parquet_file_are_read_whole(tmp_path):
 
 def test_made_again_it_is_left_and_another_template_is_not_mixed_in(tmp_path):
     convert(options(tmp_path))
-    assert convert(options(tmp_path)).already_made
+    assert convert(options(tmp_path)).reused
     own = tmp_path / "own.yaml"
     own.write_text("roles: {user: {before: 'Q:'}, assistant: {before: 'A:', weight: 1}}")
     with pytest.raises(DataError, match=r"different: chat_template"):
@@ -285,7 +287,7 @@ def test_a_damaged_mask_is_noticed_and_made_again(damage, tmp_path):
         path.write_bytes(good[:-1] + b"\7")
     with pytest.raises(DataError, match=r"out\.mask is (not what it was|missing)"):
         verify(str(tmp_path / "out"))
-    assert not convert(options(tmp_path, overwrite=True)).already_made
+    assert not convert(options(tmp_path, overwrite=True)).reused
     assert path.read_bytes() == good
 
 
@@ -361,8 +363,8 @@ def test_a_mask_that_another_tool_put_beside_its_pair_is_joined(tmp_path):
         writer.append([98, 99, 0])
     (tmp_path / "foreign.mask").write_bytes(b"\0\1\1")
     names = [str(tmp_path / "foreign")] * 2
-    merge(names, str(tmp_path / "both"), tokenizer="bytes")
+    merge_pairs(names, str(tmp_path / "both"), tokenizer="bytes")
     assert written(tmp_path / "both") == ["a[b0]", "a[b0]"]
     (tmp_path / "foreign.mask").write_bytes(b"\1\1\1")
     with pytest.raises(DataError, match=r"something else \(different: mask_sha256\)"):
-        merge(names, str(tmp_path / "both"), tokenizer="bytes")
+        merge_pairs(names, str(tmp_path / "both"), tokenizer="bytes")

@@ -7,7 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ _BATCH_TOKENS = 1 << 21
 _BATCH_DOCUMENTS = 1 << 16
 
 
-class TokenStore:
+class DocumentReader:
     """Documents lying in some files.
 
     dtype   stored type of the tokens
@@ -68,7 +68,7 @@ class TokenStore:
         run_starts = (starts[np.concatenate(([0], breaks + 1))] * width).tolist()
         run_ends = (ends[np.concatenate((breaks, [len(ends) - 1]))] * width).tolist()
         tokens = np.empty(int((ends - starts).sum()), self.dtype)
-        target, at = memoryview(tokens.view(np.uint8)), 0
+        target, at = tokens.view(np.uint8).data, 0
         for start, end in zip(run_starts, run_ends):
             self._fill(target[at : at + end - start], start)
             at += end - start
@@ -97,19 +97,30 @@ class TokenStore:
         return count
 
 
-def read_weighted(
-    tokens: TokenStore, weights: TokenStore | None, numbers: npt.NDArray[np.int64]
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]]:
-    """As `TokenStore.read`, with the weights of the tokens if there are any.
+class WeightedDocuments(NamedTuple):
+    """Some documents, one after another.
 
-    weights: the same documents, a byte per token.
+    tokens: of all of them.  sizes: [documents].  weights: of the tokens; None: no loss mask.
+    """
+
+    tokens: npt.NDArray[Any]
+    sizes: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.uint8] | None = None
+
+
+def read_weighted(
+    tokens: DocumentReader, weights: DocumentReader | None, numbers: npt.NDArray[np.int64]
+) -> Iterator[WeightedDocuments]:
+    """Yields the documents of those numbers in batches, with the weights of their tokens if any.
+
+    weights: of the same documents, a byte per token.
     """
     if weights is None:
-        yield from ((batch, sizes, None) for batch, sizes in tokens.read(numbers))
+        yield from (WeightedDocuments(batch, sizes) for batch, sizes in tokens.read(numbers))
         return
     # Equal sizes are cut into equal batches.
     for (batch, sizes), (batch_weights, _) in zip(tokens.read(numbers), weights.read(numbers)):
-        yield batch, sizes, batch_weights
+        yield WeightedDocuments(batch, sizes, batch_weights)
 
 
 def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
@@ -132,7 +143,7 @@ def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
             f"{pair.prefix}.idx is damaged: its items do not lie one after another; copy or make "
             "the pair again"
         )
-    sizes = np.diff(np.concatenate(([0], ends))[bounds])
+    sizes: npt.NDArray[np.int64] = np.diff(np.concatenate(([0], ends))[bounds])
     if sizes.max() > np.iinfo(np.int32).max:
         raise DataError(f"{pair.prefix} has a document of {sizes.max()} tokens, more than 2^31 - 1")
     return sizes.astype(np.int32)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,6 @@ from rwkv_train.data.binidx.layout import mask_path
 from rwkv_train.data.binidx.manifest import Manifest, manifest_path
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.errors import DataError
-
-LARGEST_WEIGHT = 255
 
 
 class LossMask:
@@ -54,11 +51,8 @@ class LossMask:
             number, offset, length = number + 1, offset + count, length - count
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"pairs": self._pairs}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["pairs"])
+    def __reduce__(self) -> tuple[type[LossMask], tuple[list[tuple[str, int]]]]:
+        return LossMask, (self._pairs,)
 
 
 def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> LossMask | None:

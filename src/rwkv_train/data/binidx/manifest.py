@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_train.data.binidx.durable import write_atomically
-from rwkv_train.data.binidx.layout import DTYPES, bin_path
+from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, bin_path
 from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
+from rwkv_train.data.storage.durable import writing
 from rwkv_train.errors import DataError
+from rwkv_train.files import write_atomically
 
 USUAL_CTX_LENS = (512, 1024, 2048, 4096, 8192)
 _ENDING = ".manifest.json"
-_DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPES.values() if dtype.kind in "iu")
+_DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPE_OF_CODE.values() if dtype.kind in "iu")
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
             described.pop("sha256_mask")
             described.pop("learnt_tokens", None)
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(manifest_path(prefix), text.encode())
+    path = manifest_path(prefix)
+    with writing(path):
+        write_atomically(path, text.encode())
 
 
 def shard_prefix(prefix: str | Path, shard: Shard) -> str:
@@ -143,16 +146,20 @@ def joint_mask_sha256(shards: Sequence[Shard]) -> str | None:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def file_sha256(path: str | Path) -> str:
-    """Digest of a file's bytes, read in blocks; DataError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()
+def pair_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
+    """Returns what a manifest says of its pairs: prefix -> digest of .bin."""
+    if not manifest.shards:
+        return {prefix: manifest.sha256_bin}
+    return {shard_prefix(prefix, shard): shard.sha256_bin for shard in manifest.shards}
+
+
+def mask_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
+    """Returns what a manifest says of its loss masks: prefix -> digest of .mask; {} without."""
+    if manifest.sha256_mask is None:
+        return {}
+    if not manifest.shards:
+        return {prefix: manifest.sha256_mask}
+    return {shard_prefix(prefix, shard): shard.sha256_mask or "" for shard in manifest.shards}
 
 
 def _parsed(content: Any) -> Manifest:

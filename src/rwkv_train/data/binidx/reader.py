@@ -1,4 +1,4 @@
-"""Reader of the binidx pair, and the door to its writer (layout: `binidx_layout`)."""
+"""Reader of the binidx pair (files: `layout`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.layout import DTYPES, HEADER, MAGIC, VERSION, bin_path, idx_path
-from rwkv_train.data.binidx.writer import BinidxWriter, publish
+from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, HEADER, MAGIC, VERSION, bin_path, idx_path
 from rwkv_train.errors import DataError
-
-__all__ = ["Binidx", "BinidxWriter", "publish"]
 
 
 class Binidx:
@@ -58,11 +55,8 @@ class Binidx:
         """Tokens of one item, as int64."""
         return self.get(int(self.pointers[number]) // self.dtype.itemsize, int(self.sizes[number]))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"prefix": self.prefix}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["prefix"])
+    def __reduce__(self) -> tuple[type[Binidx], tuple[str]]:
+        return Binidx, (self.prefix,)
 
 
 def _map(path: Path, prefix: str) -> mmap.mmap:
@@ -94,12 +88,12 @@ def _check_header(index: mmap.mmap, path: Path) -> tuple[np.dtype[Any], int, int
     _, version, code, items, documents = HEADER.unpack_from(index)
     if version != VERSION:
         raise DataError(f"{path} has index version {version}; only version {VERSION} can be read")
-    if code not in DTYPES:
+    if code not in DTYPE_OF_CODE:
         raise DataError(f"{path} has the unknown data type code {code}; known are 1 to 8")
-    if DTYPES[code].kind == "f":
+    if DTYPE_OF_CODE[code].kind == "f":
         raise DataError(
-            f"{path} holds {DTYPES[code].name} values (code {code}); token ids must be integers, "
-            "because a float cannot number a row of the embedding: make the pair again"
+            f"{path} holds {DTYPE_OF_CODE[code].name} values (code {code}); token ids must be "
+            "integers, because a float cannot number a row of the embedding: make the pair again"
         )
     expected = HEADER.size + 12 * items + 8 * documents
     if len(index) != expected:
@@ -109,7 +103,7 @@ def _check_header(index: mmap.mmap, path: Path) -> tuple[np.dtype[Any], int, int
         )
     if items == 0:
         raise DataError(f"{path} lists no items; there is nothing to train on")
-    return DTYPES[code], items, documents
+    return DTYPE_OF_CODE[code], items, documents
 
 
 def _check_data(pair: Binidx, actual: int) -> None:

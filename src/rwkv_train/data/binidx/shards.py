@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rwkv_train.data.binidx.document_reader import WeightedDocuments
 from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
 from rwkv_train.data.binidx.manifest import (
     Manifest,
@@ -22,11 +23,10 @@ from rwkv_train.data.binidx.manifest import (
     usual_magic_primes,
     write_manifest,
 )
-from rwkv_train.data.binidx.reader import BinidxWriter, publish
+from rwkv_train.data.binidx.writer import BinidxWriter, publish_pairs
 from rwkv_train.errors import DataError
 
-# Tokens, sizes of the documents, weights of the tokens if there is a loss mask.
-Batches = Iterable[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]]
+Batches = Iterable[WeightedDocuments]
 Describe = Callable[["OutputWriter"], Manifest]
 
 
@@ -175,7 +175,7 @@ def publish_outputs(
 ) -> dict[str, Manifest]:
     """Gives pairs and manifests their final names, replacing what was there.
 
-    Whenever this is interrupted, everything that can be opened is correct: see `binidx.publish`.
+    Whenever this is interrupted, everything that can be opened is correct: see `publish_pairs`.
     """
     manifests = {output.prefix: describe(output) for output in outputs}
 
@@ -186,7 +186,7 @@ def publish_outputs(
             write_manifest(output.prefix, manifests[output.prefix])
 
     writers = [writer for output in outputs for writer in output.writers]
-    publish(writers, between=replace_manifests)
+    publish_pairs(writers, between=replace_manifests)
     return manifests
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.durable import close_durably, create
 from rwkv_train.data.binidx.layout import (
     HEADER,
     MAGIC,
@@ -22,7 +21,8 @@ from rwkv_train.data.binidx.layout import (
     idx_path,
     mask_path,
 )
-from rwkv_train.data.convert.streams import BackgroundSha256
+from rwkv_train.data.storage.durable import close_durably, create_file
+from rwkv_train.data.storage.hashing import BackgroundSha256
 from rwkv_train.errors import DataError
 from rwkv_train.files import partial_path, sync_folder
 
@@ -55,7 +55,7 @@ class BinidxWriter:
         self._paths = {path: partial_path(path) for path in paths}
         self._published: list[Path] = []
         self._finished = False
-        self._files = [create(partial) for partial in self._paths.values()]
+        self._files = [create_file(partial) for partial in self._paths.values()]
         self._bin, self._idx = self._files[:2]
         self._idx.write(bytes(HEADER.size))
 
@@ -95,7 +95,7 @@ class BinidxWriter:
         assert tokens.dtype == self.dtype, f"{tokens.dtype} is not {self.dtype}"
         assert (weights is not None) == self.masked, "a masked writer takes weights, no other does"
         assert tokens.size == sizes.sum(dtype=np.int64), "sizes do not add up"
-        raw = memoryview(np.ascontiguousarray(tokens)).cast("B") if tokens.size else b""
+        raw = np.ascontiguousarray(tokens).data.cast("B") if tokens.size else b""
         self._bin.write(raw)
         self._sha256.update(raw)
         if weights is not None:
@@ -106,7 +106,7 @@ class BinidxWriter:
 
     def close(self) -> None:
         """Completes the pair and gives it its final names, replacing an older pair."""
-        publish([self])
+        publish_pairs([self])
 
     def finish(self) -> None:
         """Completes both files under their temporary names and forces them to disk."""
@@ -201,7 +201,9 @@ class BinidxWriter:
             yield items[~np.isin(items, continued)]
 
 
-def publish(writers: Sequence[BinidxWriter], between: Callable[[], None] | None = None) -> None:
+def publish_pairs(
+    writers: Sequence[BinidxWriter], between: Callable[[], None] | None = None
+) -> None:
     """Completes several pairs and gives all of them their final names, replacing older pairs.
 
     Whenever this is interrupted, every pair that can be opened is a correct one: the old indexes

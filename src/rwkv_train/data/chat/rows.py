@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rwkv_train.data.binidx.loss_mask import LARGEST_WEIGHT
+from rwkv_train.data.binidx.layout import LARGEST_WEIGHT
 from rwkv_train.data.text.jsonl import checked_text, keys_of, kind_of
 from rwkv_train.errors import DataError
 
@@ -96,7 +96,8 @@ def _message(entry: Any, place: str) -> Message:
 
 
 def _pair(row: Mapping[str, Any], prompt: str | None, answer: str) -> list[Message]:
-    questions = [checked_text(row[key], key) for key in (prompt, _INPUT) if key in row]
+    keys = (_INPUT,) if prompt is None else (prompt, _INPUT)
+    questions = [checked_text(row[key], key) for key in keys if key in row]
     messages = [
         Message("user", "\n".join(filter(str.strip, questions))),
         Message("assistant", checked_text(row[answer], answer)),

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from rwkv_train.data.binidx.loss_mask import LARGEST_WEIGHT
+from rwkv_train.data.binidx.layout import LARGEST_WEIGHT
 from rwkv_train.data.chat.rows import Message
 from rwkv_train.data.text.jsonl import keys_of
 from rwkv_train.errors import DataError
@@ -39,7 +39,7 @@ _ALIASES = {"human": "user", "gpt": "assistant"}
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """Text that is tokenized by itself, and the weight of its tokens."""
 
     text: str
@@ -68,14 +68,14 @@ class ChatTemplate:
     identity: str = field(default="", compare=False)
     """"world", or a digest of what the file says"""
 
-    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The conversation's text in pieces; DataError when the template does not fit it.
 
         What is not learnt is one piece up to the next answer, cut as a prompt is cut when the
         model is used. An answer and its end are a piece each: the end is the same token whatever
         the answer ends with. A 0 behind the last piece belongs to it.
         """
-        found: list[Piece] = []
+        found: list[Segment] = []
         unlearnt = self.begin
         for number, message in enumerate(messages, 1):
             role = self._role(message, number)
@@ -87,11 +87,11 @@ class ChatTemplate:
             if weight == 0:
                 unlearnt += role.lead + content + role.after
                 continue
-            found += [Piece(unlearnt, 0), Piece(role.lead + content, weight)]
-            found.append(Piece(role.after, weight))
+            found += [Segment(unlearnt, 0), Segment(role.lead + content, weight)]
+            found.append(Segment(role.after, weight))
             unlearnt = ""
-        found = [piece for piece in (*found, Piece(unlearnt, 0)) if piece.text]
-        if not any(piece.weight for piece in found):
+        found = [segment for segment in (*found, Segment(unlearnt, 0)) if segment.text]
+        if not any(segment.weight for segment in found):
             learnt = ", ".join(name for name, role in self.roles.items() if role.weight)
             raise DataError(f"there is nothing to learn: no message of {learnt} with a weight")
         return found

@@ -13,39 +13,39 @@ from rwkv_train.data.convert.shared_file import SharedFile
 from rwkv_train.data.text.blocks import BLOCK_BYTES
 
 # A block ends with a whole line, so it can be longer than BLOCK_BYTES by the rest of one.
-_PLACE_BYTES = 2 * BLOCK_BYTES
+_SLOT_BYTES = 2 * BLOCK_BYTES
 
 
-class Placed(NamedTuple):
-    """Content that lies on a `Desk`."""
+class BufferSlot(NamedTuple):
+    """Content that lies on a `BlockBuffer`."""
 
     offset: int
     length: int
 
 
-class Desk:
+class BlockBuffer:
     """Some places that are used in turn, so content must be taken before `places` others are put.
 
     folder: where its unnamed file is.
     """
 
-    def __init__(self, folder: Path, places: int) -> None:
+    def __init__(self, folder: Path, slots: int) -> None:
         self._file = SharedFile(folder)
-        self._places = places
+        self._slots = slots
         self._next = 0
 
-    def put(self, content: Any) -> Any:
+    def write(self, content: Any) -> Any:
         """What to send in the content's place: itself where it is no bytes or too long."""
-        if not isinstance(content, bytes) or len(content) > _PLACE_BYTES:
+        if not isinstance(content, bytes) or len(content) > _SLOT_BYTES:
             return content
-        offset = self._next * _PLACE_BYTES
-        self._next = (self._next + 1) % self._places
+        offset = self._next * _SLOT_BYTES
+        self._next = (self._next + 1) % self._slots
         self._file.write(content, offset)
-        return Placed(offset, len(content))
+        return BufferSlot(offset, len(content))
 
-    def take(self, sent: Any) -> Any:
+    def read(self, sent: Any) -> Any:
         """The content again, in any process."""
-        return self._file.read(sent.length, sent.offset) if isinstance(sent, Placed) else sent
+        return self._file.read(sent.length, sent.offset) if isinstance(sent, BufferSlot) else sent
 
     def close(self) -> None:
         """Frees the file."""

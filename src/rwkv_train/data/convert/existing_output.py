@@ -8,12 +8,13 @@ from typing import Any
 from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
 from rwkv_train.data.binidx.manifest import (
     Manifest,
-    file_sha256,
     manifest_path,
+    mask_digests,
+    pair_digests,
     read_manifest,
-    shard_prefix,
 )
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.tokenizer import JsonTokenizer, Tokenizer
 from rwkv_train.errors import DataError
 
@@ -34,12 +35,12 @@ def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom)
     }
 
 
-def anything_there(prefixes: Sequence[str]) -> bool:
+def exists(prefixes: Sequence[str]) -> bool:
     """Whether any file of the outputs exists."""
     return any(path.exists() for prefix in prefixes for path in _paths(prefix))
 
 
-def already_made(
+def reusable(
     prefixes: Sequence[str], origin: MadeFrom, overwrite: bool
 ) -> dict[str, Manifest] | None:
     """Manifests by prefix when all data is complete and made from `origin`, else None.
@@ -56,22 +57,6 @@ def already_made(
             if prefix not in ours:
                 _refuse_existing(prefix, found[prefix], origin)
     return None
-
-
-def pair_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
-    """What a manifest says of its pairs: prefix -> digest of .bin."""
-    if not manifest.shards:
-        return {prefix: manifest.sha256_bin}
-    return {shard_prefix(prefix, shard): shard.sha256_bin for shard in manifest.shards}
-
-
-def mask_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
-    """What a manifest says of its loss masks: prefix -> digest of .mask; nothing without them."""
-    if manifest.sha256_mask is None:
-        return {}
-    if not manifest.shards:
-        return {prefix: manifest.sha256_mask}
-    return {shard_prefix(prefix, shard): shard.sha256_mask or "" for shard in manifest.shards}
 
 
 def _manifest(prefix: str) -> Manifest | None:

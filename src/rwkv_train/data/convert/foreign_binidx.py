@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_bin
 from rwkv_train.data.binidx.layout import bin_path
-from rwkv_train.data.binidx.manifest import Manifest, file_sha256
+from rwkv_train.data.binidx.manifest import Manifest
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, load_tokenizer
 from rwkv_train.errors import DataError
 
@@ -26,7 +27,7 @@ def foreign_manifest(prefix: str, tokenizer: str) -> tuple[Manifest, int]:
     sizes = document_sizes(pair)
     unclosed = 0
     with open_bin(pair) as file:
-        store = TokenStore(pair.dtype, [file], [pair.tokens], sizes)
+        store = DocumentReader(pair.dtype, [file], [pair.tokens], sizes)
         for tokens, lengths in store.read(np.arange(len(sizes))):
             _check_ids(tokens, known.vocab_size, prefix, known.name)
             unclosed += _unclosed(tokens, lengths)

@@ -17,26 +17,32 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore, document_sizes, open_bin, open_mask
+from rwkv_train.data.binidx.document_reader import (
+    DocumentReader,
+    document_sizes,
+    open_bin,
+    open_mask,
+)
 from rwkv_train.data.binidx.layout import mask_path
 from rwkv_train.data.binidx.loss_mask import find_mask
-from rwkv_train.data.binidx.manifest import Manifest, file_sha256, manifest_prefix, read_manifest
+from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, pair_digests, read_manifest
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.data.binidx.shards import OutputWriter
-from rwkv_train.data.convert.existing_output import already_made, anything_there, pair_digests
+from rwkv_train.data.convert import existing_output
 from rwkv_train.data.convert.foreign_binidx import foreign_manifest
 from rwkv_train.data.convert.pipeline import arrange
 from rwkv_train.data.convert.select import Arrangement
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.block_encoder import DIGEST_BYTES, document_digests
 from rwkv_train.errors import DataError
 
 
 class Merged(NamedTuple):
-    """What `merge` made, or found already made."""
+    """What `merge_pairs` made, or found already made."""
 
     manifests: Mapping[str, Manifest]
     """by prefix: the data, then held-out data if the parts' options ask for it"""
-    already_made: bool
+    reused: bool
     notes: Sequence[str] = ()
     """what is odd about pairs of other tools"""
 
@@ -56,7 +62,7 @@ class _Input:
         return part
 
 
-def merge(
+def merge_pairs(
     names: Sequence[str],
     output: str,
     *,
@@ -82,10 +88,10 @@ def merge(
     like = _checked_alike(inputs)
     prefixes = [output, f"{output}_val"][: 1 + (wanted.validation > 0)]
     origin = _origin(inputs, shard_tokens)
-    if anything_there(prefixes):
-        found = already_made(prefixes, origin, overwrite)
+    if existing_output.exists(prefixes):
+        found = existing_output.reusable(prefixes, origin, overwrite)
         if found is not None:
-            return Merged(found, already_made=True, notes=notes)
+            return Merged(found, reused=True, notes=notes)
 
     def describe(writer: OutputWriter) -> Manifest:
         return writer.manifest(like.tokenizer, like.vocab_size, origin, _bytes_per_token(inputs))
@@ -99,7 +105,7 @@ def merge(
             made, _ = arrange(store, weights, digests, wanted, prefixes, shard_tokens, describe)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror}") from error
-    return Merged(made, already_made=False, notes=notes)
+    return Merged(made, reused=False, notes=notes)
 
 
 def _opened(prefix: str, tokenizer: str | None) -> _Input:
@@ -165,7 +171,7 @@ def _checked_alike(inputs: Sequence[_Input]) -> Manifest:
 
 
 def _origin(inputs: Sequence[_Input], shard_tokens: int | None) -> dict[str, Any]:
-    origin = {"input_sha256": [given.manifest.sha256_bin for given in inputs]}
+    origin: dict[str, Any] = {"input_sha256": [given.manifest.sha256_bin for given in inputs]}
     masks = [given.manifest.sha256_mask or _unlisted_mask(given) for given in inputs]
     if any(masks):
         origin |= {"mask_sha256": masks}
@@ -188,27 +194,27 @@ def _bytes_per_token(inputs: Sequence[_Input]) -> float | None:
     return sum((m.bytes_per_token or 0) * m.tokens for m in manifests) / tokens
 
 
-def _store(pairs: Sequence[Binidx], files: ExitStack) -> TokenStore:
+def _store(pairs: Sequence[Binidx], files: ExitStack) -> DocumentReader:
     if not pairs:
         raise DataError("there are no documents in any of the parts")
     sizes = [document_sizes(pair) for pair in pairs]
     opened = [files.enter_context(open_bin(pair)) for pair in pairs]
     tokens = [pair.tokens for pair in pairs]
-    return TokenStore(pairs[0].dtype, opened, tokens, np.concatenate(sizes))
+    return DocumentReader(pairs[0].dtype, opened, tokens, np.concatenate(sizes))
 
 
 def _weights(
-    inputs: Sequence[_Input], pairs: Sequence[Binidx], store: TokenStore, files: ExitStack
-) -> TokenStore | None:
+    inputs: Sequence[_Input], pairs: Sequence[Binidx], store: DocumentReader, files: ExitStack
+) -> DocumentReader | None:
     """The weights of the store's tokens, None when no input has a loss mask."""
     masks = [find_mask(given.prefix, given.pairs, given.manifest) for given in inputs]
     if not any(masks):
         return None
     opened = [files.enter_context(open_mask(pair) or nullcontext()) for pair in pairs]
-    return TokenStore(np.dtype(np.uint8), opened, [pair.tokens for pair in pairs], store.sizes)
+    return DocumentReader(np.dtype(np.uint8), opened, [pair.tokens for pair in pairs], store.sizes)
 
 
-def _digests(store: TokenStore) -> npt.NDArray[np.void]:
+def _digests(store: DocumentReader) -> npt.NDArray[np.void]:
     everything = np.arange(len(store.sizes))
     parts = [document_digests(tokens, sizes) for tokens, sizes in store.read(everything)]
     return np.concatenate([np.zeros(0, f"V{DIGEST_BYTES}"), *parts])

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore, read_weighted
+from rwkv_train.data.binidx.document_reader import DocumentReader, read_weighted
 from rwkv_train.data.binidx.manifest import Manifest
 from rwkv_train.data.binidx.shards import (
     Batches,
@@ -31,27 +31,28 @@ from rwkv_train.data.binidx.shards import (
     write_outputs,
 )
 from rwkv_train.data.chat.template import load_template
-from rwkv_train.data.convert.existing_output import (
-    MadeFrom,
-    already_made,
-    anything_there,
-    made_from,
-)
-from rwkv_train.data.convert.progress_bars import shown_while_written
-from rwkv_train.data.convert.select import Arrangement, LeftOut, divide, keep
-from rwkv_train.data.convert.streams import read_ahead
+from rwkv_train.data.convert import existing_output
+from rwkv_train.data.convert.existing_output import MadeFrom, made_from
+from rwkv_train.data.convert.select import Arrangement, FilteredOut, divide, keep
+from rwkv_train.data.convert.streams import read_ahead, shown_while_written
 from rwkv_train.data.convert.token_spool import Spool
 from rwkv_train.data.convert.tokenize_corpus import Corpus
 from rwkv_train.data.convert.workers import available_cores
 from rwkv_train.data.text.blocks import digest
-from rwkv_train.data.text.inputs import Piece, default_prefix, find_inputs, pieces, total_bytes
+from rwkv_train.data.text.inputs import (
+    FileRange,
+    default_prefix,
+    file_ranges,
+    find_inputs,
+    total_bytes,
+)
 from rwkv_train.data.tokenize.block_encoder import OnError, Verify
 from rwkv_train.data.tokenize.bulk_encoder import token_dtype
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError
 
 
-class Part(NamedTuple):
+class InputShard(NamedTuple):
     """One of `of` parts of the inputs, counted from 0."""
 
     worker: int
@@ -88,8 +89,8 @@ class ConvertOptions:
     """cut the training data into pairs of at most so many tokens"""
     overwrite: bool = False
     """replace data that was made from something else"""
-    part: Part | None = None
-    """only tokenize one of several parts of the inputs; `merge` does the rest"""
+    part: InputShard | None = None
+    """only tokenize one of several parts of the inputs; `merge_pairs` does the rest"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Converted:
     tokenizer: Tokenizer
     manifests: Mapping[str, Manifest]
     """by prefix: the training data, then the held-out data if there is any"""
-    already_made: bool = False
+    reused: bool = False
     normalized: int = 0
     """of the documents checked, those changed by the tokenizer's own normalization"""
     skipped: int = 0
@@ -108,7 +109,7 @@ class Converted:
     """the first of them, with their reasons"""
     note: str | None = None
     """`Corpus.note`"""
-    left_out: LeftOut = field(default_factory=LeftOut)
+    filtered_out: FilteredOut = field(default_factory=FilteredOut)
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`Corpus.seconds`, and `arrange`: reading in order, hashing and writing"""
 
@@ -126,13 +127,13 @@ def convert(options: ConvertOptions) -> Converted:
     prefixes = [prefix, f"{prefix}_val"][: 1 + (options.arrangement.validation > 0)]
     if options.part is not None:
         prefixes = [options.part.prefix(prefix)]
-    mine = pieces(files, *(options.part or ()))
-    if anything_there(prefixes):
+    mine = file_ranges(files, *(options.part or ()))
+    if existing_output.exists(prefixes):
         read = None if total_bytes(files) is None else digest(mine)
         origin = made_from(read, tokenizer, byte_options(options))
-        found = already_made(prefixes, origin, options.overwrite)
+        found = existing_output.reusable(prefixes, origin, options.overwrite)
         if found is not None:
-            return Converted(tokenizer, found, already_made=True)
+            return Converted(tokenizer, found, reused=True)
     try:
         return _convert(options, mine, prefixes, tokenizer)
     except OSError as error:
@@ -140,24 +141,24 @@ def convert(options: ConvertOptions) -> Converted:
 
 
 def arrange(
-    store: TokenStore,
-    weights: TokenStore | None,
+    store: DocumentReader,
+    weights: DocumentReader | None,
     digests: npt.NDArray[np.void] | None,
     wanted: Arrangement,
     prefixes: Sequence[str],
     shard_tokens: int | None,
     describe: Describe,
-) -> tuple[dict[str, Manifest], LeftOut]:
+) -> tuple[dict[str, Manifest], FilteredOut]:
     """The second stage: writes the documents that are wanted in the order that is wanted.
 
     weights: of the documents' tokens, for a loss mask.  Raises DataError when no document is left;
     OSError when something cannot be written.
     """
-    kept, left_out = keep(store.sizes, digests, wanted)
+    kept, filtered_out = keep(store.sizes, digests, wanted)
     if len(kept) == 0:
         raise DataError(
-            f"no document is left: {left_out.too_short} are shorter than --min_tokens and "
-            f"{left_out.too_long} longer than --max_tokens"
+            f"no document is left: {filtered_out.too_short} are shorter than --min_tokens and "
+            f"{filtered_out.too_long} longer than --max_tokens"
         )
     orders, held_out = divide(kept, wanted)
     training: Batches = read_ahead(
@@ -170,7 +171,7 @@ def arrange(
     training = shown_while_written(training, total)
     parts = dict(zip(prefixes, [training, read_weighted(store, weights, held_out)]))
     masked = weights is not None
-    return write_outputs(parts, store.dtype, shard_tokens, describe, masked=masked), left_out
+    return write_outputs(parts, store.dtype, shard_tokens, describe, masked=masked), filtered_out
 
 
 def byte_options(options: ConvertOptions) -> MadeFrom:
@@ -203,7 +204,10 @@ def _check(options: ConvertOptions) -> None:
 
 
 def _convert(
-    options: ConvertOptions, mine: Sequence[Piece], prefixes: Sequence[str], tokenizer: Tokenizer
+    options: ConvertOptions,
+    mine: Sequence[FileRange],
+    prefixes: Sequence[str],
+    tokenizer: Tokenizer,
 ) -> Converted:
     wanted, shard_tokens = options.arrangement, options.shard_tokens
     if options.part is not None:
@@ -225,10 +229,10 @@ def _convert(
         bytes_per_token = corpus.text_bytes / max(spool.tokens, 1)
         began = perf_counter()
         if spool.tokens == 0:
-            manifests, left_out = write_empty(prefixes[0], spool.dtype, describe), LeftOut()
+            manifests, filtered_out = write_empty(prefixes[0], spool.dtype, describe), FilteredOut()
         else:
             digests = corpus.digests if wanted.dedup else None
-            manifests, left_out = arrange(
+            manifests, filtered_out = arrange(
                 spool.store(), spool.weights(), digests, wanted, prefixes, shard_tokens, describe
             )
         corpus.seconds["arrange"] = perf_counter() - began
@@ -239,12 +243,12 @@ def _convert(
         skipped=corpus.skipped,
         faults=corpus.faults,
         note=corpus.note,
-        left_out=left_out,
+        filtered_out=filtered_out,
         seconds=corpus.seconds,
     )
 
 
-def _corpus(options: ConvertOptions, mine: Sequence[Piece], *, hashed: bool) -> Corpus:
+def _corpus(options: ConvertOptions, mine: Sequence[FileRange], *, hashed: bool) -> Corpus:
     template = None if options.chat_template is None else load_template(options.chat_template)
     return Corpus(
         mine,

@@ -51,7 +51,7 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class FilteredOut:
     """Documents that were not taken, by reason."""
 
     duplicates: int = 0
@@ -61,7 +61,7 @@ class LeftOut:
 
 def keep(
     sizes: npt.NDArray[np.int32], digests: npt.NDArray[np.void] | None, wanted: Arrangement
-) -> tuple[Numbers, LeftOut]:
+) -> tuple[Numbers, FilteredOut]:
     """Numbers of the documents that pass the filters, in order, and how many do not.
 
     sizes: [documents], the final 0 included.  digests: [documents], needed for `dedup`.
@@ -77,7 +77,7 @@ def keep(
         first = _first_of_equals(digests[numbers])
         duplicates = len(numbers) - len(first)
         numbers = numbers[first]
-    return numbers, LeftOut(duplicates, int(short.sum()), int(long.sum()))
+    return numbers, FilteredOut(duplicates, int(short.sum()), int(long.sum()))
 
 
 def divide(kept: Numbers, wanted: Arrangement) -> tuple[Iterator[Numbers], Numbers]:

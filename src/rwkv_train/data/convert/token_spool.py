@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore
+from rwkv_train.data.binidx.document_reader import DocumentReader
 from rwkv_train.data.convert.shared_file import SharedFile
 
 
@@ -37,7 +37,7 @@ class Spool:
         """Puts tokens, and weights if it is weighted, behind all others; says where, in tokens."""
         assert (weights is not None) == (self._weights is not None), "weights are all or none"
         with self._end.get_lock():
-            start = self._end.value
+            start: int = self._end.value
             self._end.value += tokens.size
         self._tokens.write(tokens, start * self.dtype.itemsize)
         if self._weights is not None:
@@ -51,14 +51,14 @@ class Spool:
         self._sizes.append(sizes)
         self.tokens += int(sizes.sum(dtype=np.int64))
 
-    def store(self) -> TokenStore:
+    def store(self) -> DocumentReader:
         """All documents that were added, for reading."""
         # One array takes the place of the many, so that there is one copy.
         self._sizes = [np.concatenate([np.zeros(0, np.int32), *self._sizes])]
         self._starts = [np.concatenate([np.zeros(0, np.int64), *self._starts])]
         return self._stored(self.dtype, self._tokens)
 
-    def weights(self) -> TokenStore | None:
+    def weights(self) -> DocumentReader | None:
         """The weights of their tokens; after `store`."""
         return None if self._weights is None else self._stored(np.dtype(np.uint8), self._weights)
 
@@ -68,6 +68,6 @@ class Spool:
         if self._weights is not None:
             self._weights.close()
 
-    def _stored(self, dtype: np.dtype[Any], shared: SharedFile) -> TokenStore:
+    def _stored(self, dtype: np.dtype[Any], shared: SharedFile) -> DocumentReader:
         (sizes,), (starts,) = self._sizes, self._starts
-        return TokenStore(dtype, [shared.file], [self._end.value], sizes, starts)
+        return DocumentReader(dtype, [shared.file], [self._end.value], sizes, starts)

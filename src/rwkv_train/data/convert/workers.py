@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
@@ -33,7 +33,7 @@ def available_cores() -> int:
 
 def map_in_order(
     function: Callable[[In], Out], values: Iterable[In], workers: int
-) -> Iterator[Out]:
+) -> Generator[Out, None, None]:
     """Yields function(value) for all values, in their order.
 
     With one worker, or no second value, everything happens in this process. At most IN_FLIGHT

@@ -10,15 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_bin
 from rwkv_train.data.binidx.layout import bin_path, dtype_code, mask_path
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
-from rwkv_train.data.binidx.manifest import Manifest, file_sha256, manifest_prefix, read_manifest
+from rwkv_train.data.binidx.manifest import (
+    Manifest,
+    manifest_prefix,
+    mask_digests,
+    pair_digests,
+    read_manifest,
+)
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.data.convert.existing_output import mask_digests, pair_digests
 from rwkv_train.data.inspect.lengths import describe_lengths
 from rwkv_train.data.inspect.summary import primes_line, what_is_inside
 from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.block_encoder import Verify, check_every
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError
@@ -144,7 +150,7 @@ def _batches(pair: Binidx) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[
     """Number of the first document, tokens and sizes, batch after batch."""
     with ExitStack() as files:
         file = files.enter_context(open_bin(pair))
-        store = TokenStore(pair.dtype, [file], [pair.tokens], document_sizes(pair))
+        store = DocumentReader(pair.dtype, [file], [pair.tokens], document_sizes(pair))
         first = 0
         for tokens, sizes in store.read(np.arange(len(store.sizes))):
             yield first, tokens, sizes

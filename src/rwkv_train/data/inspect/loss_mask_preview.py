@@ -19,7 +19,7 @@ _SHOWN_STRETCHES = 12
 _SHOWN_DOCUMENTS = 3
 
 
-def learnt_line(manifest: Manifest) -> str:
+def supervised_line(manifest: Manifest) -> str:
     """How many of the tokens are learnt."""
     if manifest.supervised_tokens is None or not manifest.tokens:
         return "loss mask: there is one"

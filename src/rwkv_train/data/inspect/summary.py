@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Sequence
 
 from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
-from rwkv_train.data.binidx.manifest import Manifest
+from rwkv_train.data.binidx.manifest import Manifest, pair_digests
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.data.convert.existing_output import pair_digests
 from rwkv_train.data.convert.pipeline import Converted
-from rwkv_train.data.inspect.loss_mask_preview import learnt_line, marked_examples
+from rwkv_train.data.inspect.loss_mask_preview import marked_examples, supervised_line
 from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
 
@@ -23,7 +22,7 @@ def report(converted: Converted, ctx_len: int) -> str:
     (prefix, manifest), *held_out = converted.manifests.items()
     lines = [_counts(prefix, manifest)]
     lines += [f"{_counts(p, m)}, held out" for p, m in held_out]
-    if converted.already_made:
+    if converted.reused:
         lines.append("(already made from this input with these options; left as it was)")
     lines += _notes(converted)
     lines += leftovers(prefix, list(converted.manifests))
@@ -83,7 +82,7 @@ def what_is_inside(pairs: Sequence[Binidx], manifest: Manifest, tokenizer: Token
     """Some documents; with a loss mask how much is learnt, and which parts of them."""
     if manifest.sha256_mask is None:
         return preview(pairs[0], pairs[-1], tokenizer)
-    return "\n".join([learnt_line(manifest), *marked_examples(pairs, tokenizer)])
+    return "\n".join([supervised_line(manifest), *marked_examples(pairs, tokenizer)])
 
 
 def preview(first: Binidx, last: Binidx, tokenizer: Tokenizer) -> str:
@@ -121,12 +120,12 @@ def _counts(prefix: str, manifest: Manifest) -> str:
 
 def _notes(converted: Converted) -> list[str]:
     """What was not taken as it was, and why."""
-    left_out = converted.left_out
+    filtered_out = converted.filtered_out
     counts = {
         "changed by the tokenizer's own normalization (of those checked)": converted.normalized,
-        "left out because they repeat an earlier one": left_out.duplicates,
-        "left out because they are shorter than --min_tokens": left_out.too_short,
-        "left out because they are longer than --max_tokens": left_out.too_long,
+        "left out because they repeat an earlier one": filtered_out.duplicates,
+        "left out because they are shorter than --min_tokens": filtered_out.too_short,
+        "left out because they are longer than --max_tokens": filtered_out.too_long,
         "skipped because they cannot be used": converted.skipped,
     }
     notes = [f"note: {count} documents were {what}" for what, count in counts.items() if count]

@@ -87,7 +87,9 @@ def _starts_between(pair: Binidx, first: int, last: int) -> npt.NDArray[np.int64
     _check_order(pair, max(items[0] - 1, 0), items[1], first * width, last * width)
     documents = [bisect_left(pair.doc_idx, item) for item in items]
     chosen = pair.doc_idx[slice(*documents)]
-    return pair.pointers[chosen[chosen < pair.item_count]] // width
+    # The last boundary is the item count, where no document starts.
+    begins: npt.NDArray[np.int64] = pair.pointers[chosen[chosen < pair.item_count]]
+    return begins // width
 
 
 def _check_order(pair: Binidx, start: int, stop: int, first_byte: int, last_byte: int) -> None:

@@ -26,6 +26,9 @@ from rwkv_train.data.binidx.manifest import (
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.errors import DataError
 
+# Reads a file as one flat array; a module\'s function, so that sources can be pickled.
+Load = Callable[[str], npt.NDArray[Any]]
+
 
 class TokenSource(Protocol):
     """What a dataset needs to know of its tokens."""
@@ -76,7 +79,7 @@ class ShardedTokens:
 class ArraySource:
     """Tokens of one flat array; a mapped file is mapped again after pickling, not copied."""
 
-    def __init__(self, name: str, load: Callable[[str], npt.NDArray[Any]]) -> None:
+    def __init__(self, name: str, load: Load) -> None:
         self.name = name
         self._load = load
         self._array = load(name)
@@ -90,11 +93,8 @@ class ArraySource:
         _check_inside(self.name, self.tokens, offset, length)
         return self._array[offset : offset + length].astype(np.int64)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "_load": self._load}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["name"], state["_load"])
+    def __reduce__(self) -> tuple[type[ArraySource], tuple[str, Load]]:
+        return type(self), (self.name, self._load)
 
 
 class CharacterSource(ArraySource):
@@ -103,7 +103,7 @@ class CharacterSource(ArraySource):
     characters: id -> character, in code point order. vocab_size: their number.
     """
 
-    def __init__(self, name: str, load: Callable[[str], npt.NDArray[Any]]) -> None:
+    def __init__(self, name: str, load: Load) -> None:
         super().__init__(name, load)
         codes = self._array
         present = np.zeros(0x110000, bool)
@@ -238,7 +238,7 @@ def _code_points(text: str) -> npt.NDArray[Any]:
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
-_SOURCES: dict[str, tuple[type[ArraySource], Callable[[str], npt.NDArray[Any]]]] = {
+_SOURCES: dict[str, tuple[type[ArraySource], Load]] = {
     "numpy": (ArraySource, _load_numpy),
     "uint16": (ArraySource, _load_uint16),
     "utf-8": (CharacterSource, _load_utf8),

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import orjson
 
-from rwkv_train.data.binidx.durable import write_atomically
+from rwkv_train.data.storage.durable import writing
 from rwkv_train.errors import DataError, TrainerError
+from rwkv_train.files import write_atomically
 
 _ENDINGS = (".py", ".rst", ".txt")
 # Installed packages are not part of Python; test data and code tables hardly read like programs.
@@ -79,7 +80,8 @@ def write_corpus(output: Path, library: Path, max_bytes: int) -> str:
         if output.read_bytes() != content:
             raise DataError(f"{output} exists with other contents; remove it or give another name")
         return f"{about} (already there)"
-    write_atomically(output, content)
+    with writing(output):
+        write_atomically(output, content)
     return about
 
 

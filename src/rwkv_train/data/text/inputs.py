@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple
 from rwkv_train.errors import DataError
 
 STANDARD_INPUT = "-"
-_COMPRESSIONS: dict[str, Literal["gz", "zst"]] = {".gz": "gz", ".zst": "zst"}
-_KINDS: dict[str, Literal["parquet", "txt"]] = {".parquet": "parquet", ".txt": "txt"}
+Kind = Literal["jsonl", "txt", "parquet"]
+Compression = Literal["gz", "zst"]
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gz", ".zst": "zst"}
+_KINDS: dict[str, Kind] = {".parquet": "parquet", ".txt": "txt"}
 
 
 class InputFile(NamedTuple):
@@ -19,13 +21,13 @@ class InputFile(NamedTuple):
     .parquet, the former two also with .gz or .zst behind."""
 
     path: str
-    kind: Literal["jsonl", "txt", "parquet"]
-    compression: Literal["gz", "zst"] | None
+    kind: Kind
+    compression: Compression | None
     size: int | None
     """bytes on disk; None for the standard input"""
 
 
-class Piece(NamedTuple):
+class FileRange(NamedTuple):
     """A file, or the lines of it that begin in [start, end); end None: the whole file."""
 
     file: InputFile
@@ -66,7 +68,7 @@ def total_bytes(files: Sequence[InputFile]) -> int | None:
     return sum(file.size or 0 for file in files)
 
 
-def pieces(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> list[Piece]:
+def file_ranges(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> list[FileRange]:
     """The part of the inputs that machine `worker` of `of` (counted from 0) processes.
 
     The bytes of all files, one after another, are cut into `of` equal stretches. An uncompressed
@@ -74,7 +76,7 @@ def pieces(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> list[Pie
     as a whole to the stretch in which it begins.
     """
     if of == 1:
-        return [Piece(file) for file in files]
+        return [FileRange(file) for file in files]
     total = total_bytes(files)
     if total is None:
         raise DataError("the standard input (-) cannot be divided; --worker needs files")
@@ -85,9 +87,9 @@ def pieces(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> list[Pie
         if file.kind == "jsonl" and file.compression is None:
             start, end = max(low - begin, 0), min(high - begin, size)
             if start < end:
-                chosen.append(Piece(file, start, end))
+                chosen.append(FileRange(file, start, end))
         elif low <= begin < high:
-            chosen.append(Piece(file))
+            chosen.append(FileRange(file))
         begin += size
     return chosen
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -13,10 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.data.binidx.layout import MAX_ITEM_TOKENS
-from rwkv_train.data.text.blocks import Block, lines_before
-from rwkv_train.data.text.inputs import Piece
+from rwkv_train.data.text.blocks import TextBlock, lines_before
+from rwkv_train.data.text.inputs import FileRange
 from rwkv_train.data.text.jsonl import checked_text, document_text
-from rwkv_train.data.tokenize.bulk_encoder import BulkEncoder, BulkTokenizer, EncodedTexts, Flags
+from rwkv_train.data.tokenize.bulk_encoder import (
+    BoolArray,
+    BulkEncoder,
+    BulkTokenizer,
+    EncodedTexts,
+    Seconds,
+)
 from rwkv_train.errors import DataError
 
 OnError = Literal["stop", "skip"]
@@ -39,7 +44,7 @@ class Fault(NamedTuple):
 class EncodedBlock:
     """The documents of a block as tokens, in order; arrays, because they go between processes."""
 
-    block: Block
+    block: TextBlock
     """without its content"""
     tokens: npt.NDArray[Any]
     sizes: npt.NDArray[np.int32]
@@ -53,7 +58,7 @@ class EncodedBlock:
     faults: list[Fault]
     normalized: int = 0
     """of the documents checked, those changed by the tokenizer's own normalization"""
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: Seconds = field(default_factory=Seconds)
     """parse, tokenize, verify, convert; in the end also spool"""
     weights: npt.NDArray[np.uint8] | None = None
     """of the tokens in the loss; None: there is no mask"""
@@ -84,15 +89,13 @@ class BlockEncoder:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}
 
-    def __call__(self, block: Block) -> EncodedBlock:
+    def __call__(self, block: TextBlock) -> EncodedBlock:
         """The block's documents as tokens, with the faults found."""
-        if self._encode is None:
-            self._encode = self._tokenizer.load()
         faults: list[Fault] = []
         began = perf_counter()
-        rows, lines = block_rows(block)
+        rows, lines = block_documents(block)
         numbered = list(self._documents(block, rows, faults))
-        seconds = Counter(parse=perf_counter() - began)
+        seconds = Seconds(parse=perf_counter() - began)
         documents = [document for _, document in numbered]
         encoded, weights = self._encoded(documents, self._checked(len(numbered)))
         began = perf_counter()
@@ -100,7 +103,7 @@ class BlockEncoder:
         faults += [Fault(numbered[i][0], reason) for i, reason in encoded.faults.items()]
         sizes = np.delete(encoded.sizes, list(encoded.faults)).astype(np.int32)
         digests = document_digests(encoded.tokens, sizes if self._hashed else sizes[:0])
-        seconds.update(encoded.seconds)
+        seconds.add(encoded.seconds)
         seconds["convert"] += perf_counter() - began
         return EncodedBlock(
             block=block._replace(content=b""),
@@ -116,18 +119,26 @@ class BlockEncoder:
         )
 
     def _encoded(
-        self, documents: Sequence[Any], checked: Flags
+        self, documents: Sequence[Any], checked: BoolArray
     ) -> tuple[EncodedTexts, npt.NDArray[np.uint8] | None]:
         """What `_document` returned as tokens, and their weights."""
-        return self._encode(documents, np.ones(len(documents), bool), checked), None
+        return self._bulk_encode(documents, np.ones(len(documents), bool), checked), None
 
-    def _checked(self, documents: int) -> Flags:
+    @property
+    def _bulk_encode(self) -> BulkEncoder:
+        """The tokenizer, loaded in the process that uses it: its tables are too large to send."""
+        if self._encode is None:
+            self._encode = self._tokenizer.load()
+        return self._encode
+
+    def _checked(self, documents: int) -> BoolArray:
         if self._check_every == 0:
             return np.zeros(documents, bool)
-        return np.arange(documents) % self._check_every == 0
+        checked: BoolArray = np.arange(documents) % self._check_every == 0
+        return checked
 
     def _documents(
-        self, block: Block, rows: Iterable[tuple[int, Any]], faults: list[Fault]
+        self, block: TextBlock, rows: Iterable[tuple[int, Any]], faults: list[Fault]
     ) -> Iterator[tuple[int, Any]]:
         """Line numbers and contents of the usable documents."""
         for line, value in rows:
@@ -140,11 +151,11 @@ class BlockEncoder:
             else:
                 yield line, document
 
-    def _document(self, block: Block, value: Any) -> Any:
+    def _document(self, block: TextBlock, value: Any) -> Any:
         """The text of a document, still as it stands in the file."""
-        if block.piece.file.kind == "jsonl":
+        if block.file_range.file.kind == "jsonl":
             return document_text(value, self._text_key)
-        if block.piece.file.kind == "parquet":
+        if block.file_range.file.kind == "parquet":
             return checked_text(value, self._text_key)
         try:
             return value.decode()
@@ -189,21 +200,21 @@ def document_digests(
     return np.frombuffer(content, f"V{DIGEST_BYTES}")
 
 
-def place(piece: Piece, line: int) -> str:
+def location(file_range: FileRange, line: int) -> str:
     """File and line of the piece's `line`, from 1, for messages; reads the file before the piece,
     if there is any."""
-    path, kind = piece.file.path, piece.file.kind
+    path, kind = file_range.file.path, file_range.file.kind
     if kind == "txt":
         return path
     word = "row" if kind == "parquet" else "line"
     name = "standard input" if path == "-" else path
-    return f"{name}, {word} {lines_before(piece) + line}"
+    return f"{name}, {word} {lines_before(file_range) + line}"
 
 
-def block_rows(block: Block) -> tuple[Iterable[tuple[int, Any]], int]:
+def block_documents(block: TextBlock) -> tuple[Iterable[tuple[int, Any]], int]:
     """Numbers, from 1, and raw contents of a block's documents, and how many lines or rows end in
     it; blank lines are no documents."""
-    if block.piece.file.kind == "txt":
+    if block.file_range.file.kind == "txt":
         return [(1, block.content)], 0
     if not isinstance(block.content, bytes):
         return enumerate(block.content, 1), len(block.content)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -24,7 +23,19 @@ from rwkv_train.data.tokenize.tokenizer import (
 from rwkv_train.data.tokenize.world_trie import SOURCE, WorldTrie, load_library
 from rwkv_train.errors import BackendError, DataError
 
-Flags = npt.NDArray[np.bool_]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Seconds(dict[str, float]):
+    """Time spent by stage; a stage that was not met yet counts 0."""
+
+    def __missing__(self, stage: str) -> float:
+        return 0.0
+
+    def add(self, other: Mapping[str, float]) -> None:
+        """Adds the stages of another, for example of another worker."""
+        for stage, spent in other.items():
+            self[stage] += spent
 
 
 @dataclass
@@ -41,14 +52,14 @@ class EncodedTexts:
     """by number of the text, why it cannot be used"""
     normalized: int = 0
     """of the texts checked, those changed by the tokenizer's own normalization"""
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: Seconds = field(default_factory=Seconds)
     """tokenize, verify, convert"""
 
 
 class BulkEncoder(Protocol):
     """Encodes texts; `closed` puts a 0 behind a text, `checked` decodes it again and compares."""
 
-    def __call__(self, texts: Sequence[str], closed: Flags, checked: Flags) -> EncodedTexts:
+    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
         """[texts] each."""
 
 
@@ -90,7 +101,7 @@ class _TrieEncoder:
     def __init__(self, trie: WorldTrie) -> None:
         self._trie = trie
 
-    def __call__(self, texts: Sequence[str], closed: Flags, checked: Flags) -> EncodedTexts:
+    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
         began = perf_counter()
         encoded, faults = _utf8_texts(texts)
         if faults:
@@ -108,7 +119,7 @@ class _TrieEncoder:
                 f"the ids of the text {texts[inexact][:40]!r} do not decode to it: a fault of "
                 "this program, of its compiler or of the machine; nothing was written"
             )
-        seconds = Counter(convert=converted - began, tokenize=tokenized - converted)
+        seconds = Seconds(convert=converted - began, tokenize=tokenized - converted)
         seconds["verify"] = perf_counter() - tokenized
         return EncodedTexts(tokens, sizes, text_bytes, faults, 0, seconds)
 
@@ -119,8 +130,8 @@ class _OneByOne:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, texts: Sequence[str], closed: Flags, checked: Flags) -> EncodedTexts:
-        seconds: Counter[str] = Counter()
+    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
+        seconds = Seconds()
         found: list[array[int]] = []
         faults: dict[int, str] = {}
         normalized = 0
@@ -144,7 +155,7 @@ class _OneByOne:
 
 
 def tokenize(
-    text: str, tokenizer: Tokenizer, checked: bool, seconds: Counter[str]
+    text: str, tokenizer: Tokenizer, checked: bool, seconds: Seconds
 ) -> tuple[array[int], bool]:
     """A text's ids, and False if normalization changed it, which only `checked` finds out.
 

@@ -106,9 +106,11 @@ class WorldTokenizer(Tokenizer):
     @cached_property
     def _encode(self) -> Callable[[str], list[int]]:
         """The library's function; its tables take 230 MB, and whoever only decodes needs none."""
-        from pyrwkv_tokenizer import RWKVTokenizer
+        # The package has no type information.
+        from pyrwkv_tokenizer import RWKVTokenizer  # type: ignore[import-untyped]
 
-        return RWKVTokenizer().tokenizer.encode
+        encode: Callable[[str], list[int]] = RWKVTokenizer().tokenizer.encode
+        return encode
 
     @cached_property
     def _table(self) -> _TokenTable:
