@@ -161,7 +161,7 @@ def test_any_number_of_workers_and_machines_makes_the_same_bytes(tmp_path):
     names = [
         name
         for worker in range(3)
-        for name in convert(replace(machines, part=InputShard(worker, 3))).manifests
+        for name in convert(replace(machines, input_shard=InputShard(worker, 3))).manifests
     ]
     merge_pairs(names, str(tmp_path / "merged"))
     endings = [
@@ -181,7 +181,7 @@ def test_a_machine_without_documents_is_no_obstacle(tmp_path):
     names = [
         name
         for worker in range(30)
-        for name in convert(replace(wanted, part=InputShard(worker, 30))).manifests
+        for name in convert(replace(wanted, input_shard=InputShard(worker, 30))).manifests
     ]
     merge_pairs(names, str(tmp_path / "merged"))
     assert written(tmp_path / "merged") == [by_hand(row) for row in many(2)]

@@ -21,7 +21,7 @@ from tests.data.corpora import arranged_options, documents_of, write_random_json
 def make_parts(wanted, of):
     names = []
     for worker in range(of):
-        names += convert(replace(wanted, part=InputShard(worker, of))).manifests
+        names += convert(replace(wanted, input_shard=InputShard(worker, of))).manifests
     return names
 
 
@@ -108,10 +108,10 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     assert not list(tmp_path.glob("merged*"))
 
 
-@pytest.mark.parametrize("part", [InputShard(-1, 3), InputShard(3, 3), InputShard(0, 0)])
-def test_a_part_that_cannot_be_is_refused(part, tmp_path):
+@pytest.mark.parametrize("shard", [InputShard(-1, 3), InputShard(3, 3), InputShard(0, 0)])
+def test_a_part_that_cannot_be_is_refused(shard, tmp_path):
     with pytest.raises(DataError, match="counted from 0"):
-        convert(arranged_options(tmp_path, part=part))
+        convert(arranged_options(tmp_path, input_shard=shard))
 
 
 def write_foreign(prefix, *items, dtype="uint16"):

@@ -162,7 +162,11 @@ def test_a_fault_in_a_later_part_is_named_with_its_line_in_the_file(tmp_path):
     (file_range,) = file_ranges(files, 2, 3)
     assert 0 < blocks.lines_before(file_range) < 50
     options = ConvertOptions(
-        [str(tmp_path / "a.jsonl")], str(tmp_path / "out"), KEPT, "bytes", part=InputShard(2, 3)
+        [str(tmp_path / "a.jsonl")],
+        str(tmp_path / "out"),
+        KEPT,
+        "bytes",
+        input_shard=InputShard(2, 3),
     )
     with pytest.raises(DataError, match=r"a\.jsonl, line 51: not JSON"):
         convert(options)

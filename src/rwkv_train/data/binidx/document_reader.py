@@ -50,10 +50,11 @@ class DocumentReader:
     def read(
         self, numbers: npt.NDArray[np.int64]
     ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]:
-        """The documents of those numbers in that order: batches of their tokens and their sizes."""
+        """Yields the documents of those numbers in that order, in batches: tokens, sizes."""
         for first in range(0, len(numbers), _BATCH_DOCUMENTS):
             chosen = numbers[first : first + _BATCH_DOCUMENTS]
             sizes = self.sizes[chosen]
+            # Documents that end in the same multiple of _BATCH_TOKENS are read together.
             batch = np.cumsum(sizes, dtype=np.int64) // _BATCH_TOKENS
             cuts = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(chosen)]
             for start, end in itertools.pairwise(cuts):
@@ -75,9 +76,12 @@ class DocumentReader:
         return tokens
 
     def _fill(self, target: memoryview, offset: int) -> None:
-        """Reads what lies from that byte on, over the borders of files."""
+        """Fills `target` with the bytes from `offset` on, over the borders of files."""
+        # To the right: an empty file starts where the next one does, and holds no byte to read.
         number = bisect_right(self._file_starts, offset) - 1
         while len(target):
+            # preadv may return fewer bytes than asked for, and a stretch may cross into the next
+            # file.
             part = target[: self._file_starts[number + 1] - offset]
             if len(part):
                 count = self._read(number, part, offset - self._file_starts[number])
@@ -124,10 +128,11 @@ def read_weighted(
 
 
 def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
-    """Tokens of each document of a pair, in which a document may be several items.
+    """Returns the tokens of each document of a pair, in which a document may be several items.
 
     Raises DataError unless the items lie one after another and every document is one of them.
     """
+    # Whole arrays are compared, because an index may list a hundred million items.
     ends = np.cumsum(pair.sizes, dtype=np.int64)
     bounds = pair.doc_idx
     width = pair.dtype.itemsize
@@ -150,12 +155,12 @@ def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
 
 
 def open_bin(pair: Binidx) -> BinaryIO:
-    """The .bin for reading without mapping it, which would count as memory in use."""
+    """Opens the .bin for reading; a map of it would count as memory in use."""
     return _open(bin_path(pair.prefix))
 
 
 def open_mask(pair: Binidx) -> BinaryIO | None:
-    """The .mask in the same way; None when the pair has none, so that every token counts once."""
+    """Opens the .mask in the same way; None when the pair has none: every token counts once."""
     path = mask_path(pair.prefix)
     return _open(path) if path.exists() else None
 

@@ -48,22 +48,22 @@ LARGEST_WEIGHT = 255
 
 
 def bin_path(prefix: str | Path) -> Path:
-    """PREFIX.bin (the prefix may contain dots)."""
+    """Returns PREFIX.bin (the prefix may contain dots)."""
     return Path(f"{prefix}.bin")
 
 
 def mask_path(prefix: str | Path) -> Path:
-    """PREFIX.mask, the loss mask beside a pair (`masks`)."""
+    """Returns PREFIX.mask, the loss mask next to a pair (`loss_mask`)."""
     return Path(f"{prefix}.mask")
 
 
 def idx_path(prefix: str | Path) -> Path:
-    """PREFIX.idx."""
+    """Returns PREFIX.idx."""
     return Path(f"{prefix}.idx")
 
 
 def dtype_code(dtype: np.dtype[Any]) -> int:
-    """Code of an integer type; DataError for one that the format lacks (uint32, floats)."""
+    """Returns the code of an integer type; DataError for one the format lacks (uint32, floats)."""
     for code, known in DTYPE_OF_CODE.items():
         if known == dtype and known.kind in "iu":
             return code

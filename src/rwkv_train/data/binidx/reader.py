@@ -38,12 +38,13 @@ class Binidx:
         self.pointers = np.frombuffer(index, "<i8", n, start + 4 * n)
         self.doc_idx = np.frombuffer(index, "<i8", documents, start + 12 * n)
         data = _map(bin_path(prefix), self.prefix)
+        # A map costs no memory until it is read, and the pages are shared by all workers.
         _check_data(self, len(data))
         self.tokens = len(data) // self.dtype.itemsize
         self._data = np.frombuffer(data, self.dtype)
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
-        """Tokens offset ... offset + length - 1 of the whole file, as int64; DataError outside."""
+        """Returns tokens offset ... offset + length - 1 of the file as int64; DataError outside."""
         if offset < 0 or length < 0 or offset + length > self.tokens:
             raise DataError(
                 f"{bin_path(self.prefix)} holds {self.tokens} tokens; tokens {offset} to "
@@ -52,7 +53,7 @@ class Binidx:
         return self._data[offset : offset + length].astype(np.int64)
 
     def item(self, number: int) -> npt.NDArray[np.int64]:
-        """Tokens of one item, as int64."""
+        """Returns the tokens of one item as int64."""
         return self.get(int(self.pointers[number]) // self.dtype.itemsize, int(self.sizes[number]))
 
     def __reduce__(self) -> tuple[type[Binidx], tuple[str]]:
@@ -60,7 +61,7 @@ class Binidx:
 
 
 def _map(path: Path, prefix: str) -> mmap.mmap:
-    """Read-only map of a whole file."""
+    """Maps a whole file for reading."""
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -80,7 +81,8 @@ def _prefix_advice(prefix: str) -> str:
 
 
 def _check_header(index: mmap.mmap, path: Path) -> tuple[np.dtype[Any], int, int]:
-    """Data type, item count and number of document boundaries of a sound index."""
+    """Returns data type, item count and number of document boundaries of a sound index."""
+    # Cheapest first: what is no index at all must not be called a damaged one.
     if index[: len(MAGIC)] != MAGIC:
         raise DataError(f"{path} is not a binidx index: it does not begin with MMIDIDX")
     if len(index) < HEADER.size:

@@ -1,4 +1,4 @@
-"""Writer of the binidx pair (layout: `binidx_layout`) and of the loss mask beside it."""
+"""Writer of the binidx pair (files: `layout`) and of the loss mask next to it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 
 class BinidxWriter:
-    """Writes a pair under temporary names beside the final ones, which appear at the end.
+    """Writes a pair under temporary names next to the final ones, which appear at the end.
 
     `append` a document at a time, then `close`. As a context manager it closes on success and
     removes everything it wrote when an exception passes. `tokens` and `documents` count what was
@@ -57,6 +57,7 @@ class BinidxWriter:
         self._finished = False
         self._files = [create_file(partial) for partial in self._paths.values()]
         self._bin, self._idx = self._files[:2]
+        # Zeros stand for the header until all is written: a cut-off index is none to any reader.
         self._idx.write(bytes(HEADER.size))
 
     @property
@@ -95,6 +96,7 @@ class BinidxWriter:
         assert tokens.dtype == self.dtype, f"{tokens.dtype} is not {self.dtype}"
         assert (weights is not None) == self.masked, "a masked writer takes weights, no other does"
         assert tokens.size == sizes.sum(dtype=np.int64), "sizes do not add up"
+        # The digest's thread reads the same bytes, which are not changed afterwards.
         raw = np.ascontiguousarray(tokens).data.cast("B") if tokens.size else b""
         self._bin.write(raw)
         self._sha256.update(raw)
@@ -134,6 +136,7 @@ class BinidxWriter:
                 file.close()
         for partial in self._paths.values():
             partial.unlink(missing_ok=True)
+        # Without its index a pair is not complete under its name.
         if idx_path(self.prefix) not in self._published:
             for path in self._published:
                 path.unlink(missing_ok=True)
@@ -182,7 +185,7 @@ class BinidxWriter:
         return tokens.astype(self.dtype)
 
     def _pointer_blocks(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Byte offset of every item, from the sizes already written to the index."""
+        """Yields the byte offset of every item, from the sizes already written to the index."""
         end = 0
         with self._paths[idx_path(self.prefix)].open("rb") as written:
             written.seek(HEADER.size)
@@ -194,7 +197,7 @@ class BinidxWriter:
                 end = int(ends[-1])
 
     def _document_blocks(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Item with which every document starts, then the item count."""
+        """Yields the item with which every document starts, then the item count."""
         continued = np.asarray(self._continued, "<i8")
         for first in range(0, self.items + 1, _BLOCK):
             items = np.arange(first, min(first + _BLOCK, self.items + 1), dtype="<i8")
@@ -212,12 +215,14 @@ def publish_pairs(
     """
     for writer in writers:
         writer.finish()
+    # Renames are durable once their folders are: each stage is flushed before the next begins.
     folders = {bin_path(writer.prefix).parent for writer in writers}
     for writer in writers:
         idx_path(writer.prefix).unlink(missing_ok=True)
     for folder in folders:
         sync_folder(folder)
     for writer in writers:
+        # An old mask next to new tokens would weigh the wrong ones.
         mask_path(writer.prefix).unlink(missing_ok=True)
     if between is not None:
         between()

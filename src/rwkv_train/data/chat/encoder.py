@@ -20,7 +20,7 @@ Weights = npt.NDArray[np.uint8]
 
 
 class ChatEncoder(BlockEncoder):
-    """A `BlockEncoder` of rows (`chat_rows`), written by a template; texts are learnt whole."""
+    """A `BlockEncoder` of rows (`chat.rows`), written by a template; texts are supervised whole."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class ChatEncoder(BlockEncoder):
         counts = np.fromiter(map(len, documents), np.int64, len(documents))
         segments = list(chain.from_iterable(documents))
         closed = np.zeros(len(segments), bool)
+        # Only the last segment of a document is followed by the end-of-document token.
         closed[np.cumsum(counts) - 1] = True
         encoded = self._bulk_encode([p.text for p in segments], closed, np.repeat(checked, counts))
         weights = np.fromiter((p.weight for p in segments), np.uint8, len(segments))
@@ -59,10 +60,10 @@ class ChatEncoder(BlockEncoder):
 def join_segments(
     encoded: EncodedTexts, counts: npt.NDArray[np.int64], weights: Weights
 ) -> tuple[EncodedTexts, Weights]:
-    """Texts made of some pieces each, and the weights of their tokens.
+    """Joins the segments of each text, and returns the weights of the tokens too.
 
-    counts: [texts] pieces of each, at least 1.  weights: [tokens].  A fault in a piece is one of
-    its text, of which nothing is left.
+    counts: [texts] segments of each, at least 1.  weights: [tokens].  A fault in a segment is one
+    of its text, of which nothing is left.
     """
     owner = np.repeat(np.arange(len(counts)), counts)
     faults: dict[int, str] = {}
@@ -86,5 +87,6 @@ def _sums(
     values: npt.NDArray[np.int64], owner: npt.NDArray[np.int64], texts: int
 ) -> npt.NDArray[np.int64]:
     sums = np.zeros(texts, np.int64)
+    # Unlike `sums[owner] += values` this adds every value of a text, not the last one only.
     np.add.at(sums, owner, values)
     return sums

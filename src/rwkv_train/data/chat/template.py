@@ -1,4 +1,4 @@
-"""Chat templates: messages to pieces of text, each with the weight of its tokens in the loss.
+"""Chat templates: messages to segments of text, each with the weight of its tokens in the loss.
 
 A template is data: for every role a text before and after its messages, and a weight. Nothing in
 it is executed. A file of one's own is YAML or JSON:
@@ -9,8 +9,8 @@ it is executed. A file of one's own is YAML or JSON:
       assistant: {before: "Assistant:", lead: " ", after: "\\n\\n", weight: 1}
     blank_lines: single
 
-`before` is never learnt. Of a role whose weight is above 0, `lead`, the message and `after` are
-learnt: what a model writes when it is given the prompt up to and with `before`, and the end that
+`before` is never supervised. Of a role whose weight is above 0, `lead`, the message and `after`
+are: what a model writes when it is given the prompt up to and with `before`, and the end that
 it must write. `first` allows the role in the first message only. `begin` is a text before
 everything. `blank_lines: single` makes single newlines of the blank lines inside a message (keep:
 as they are), `strip: false` keeps its white space at both ends. This example is the template
@@ -66,34 +66,34 @@ class ChatTemplate:
     blank_lines: Literal["keep", "single"] = "keep"
     strip: bool = True
     identity: str = field(default="", compare=False)
-    """"world", or a digest of what the file says"""
+    """"world", or a digest of the file's values"""
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """The conversation's text in pieces; DataError when the template does not fit it.
+        """Returns the conversation's text in segments; DataError when the template does not fit.
 
-        What is not learnt is one piece up to the next answer, cut as a prompt is cut when the
-        model is used. An answer and its end are a piece each: the end is the same token whatever
-        the answer ends with. A 0 behind the last piece belongs to it.
+        Unsupervised text is one segment up to the next answer, cut as a prompt is cut when the
+        model is used. An answer and its end are a segment each: the end is the same token whatever
+        the answer ends with. A 0 behind the last segment belongs to it.
         """
         found: list[Segment] = []
-        unlearnt = self.begin
+        context = self.begin
         for number, message in enumerate(messages, 1):
             role = self._role(message, number)
             content = self._content(message, number)
             if content is None:
                 continue
             weight = role.weight if message.weight is None else message.weight
-            unlearnt += role.before
+            context += role.before
             if weight == 0:
-                unlearnt += role.lead + content + role.after
+                context += role.lead + content + role.after
                 continue
-            found += [Segment(unlearnt, 0), Segment(role.lead + content, weight)]
+            found += [Segment(context, 0), Segment(role.lead + content, weight)]
             found.append(Segment(role.after, weight))
-            unlearnt = ""
-        found = [segment for segment in (*found, Segment(unlearnt, 0)) if segment.text]
+            context = ""
+        found = [segment for segment in (*found, Segment(context, 0)) if segment.text]
         if not any(segment.weight for segment in found):
-            learnt = ", ".join(name for name, role in self.roles.items() if role.weight)
-            raise DataError(f"there is nothing to learn: no message of {learnt} with a weight")
+            supervised = ", ".join(name for name, role in self.roles.items() if role.weight)
+            raise DataError(f"there is nothing to learn: no message of {supervised} with a weight")
         return found
 
     def _role(self, message: Message, number: int) -> Role:
@@ -103,12 +103,14 @@ class ChatTemplate:
                 f"message {number}: the chat template has no role {message.role!r:.60}, only "
                 f"{keys_of(self.roles)}; give a --chat_template of your own that has it"
             )
+        # In the middle a model would never have met it.
         if role.first and number > 1:
             raise DataError(f"message {number}: only the first message may be of {message.role}")
         return role
 
     def _content(self, message: Message, number: int) -> str | None:
-        """The message's text; None for an empty one that only sets the scene."""
+        """Returns the message's text; None for an empty system message, which is skipped."""
+        # Line ends of Windows would be other tokens than a model is prompted with.
         content = message.content.replace("\r\n", "\n")
         if self.blank_lines == "single":
             content = _BLANK_LINES.sub("\n", content)
@@ -134,13 +136,14 @@ WORLD = ChatTemplate(
 
 
 def load_template(name: str) -> ChatTemplate:
-    """The template "world", or that of a YAML or JSON file; DataError when it cannot be used."""
+    """Loads the template "world", or that of a YAML or JSON file; DataError for unusable ones."""
     if name == "world":
         return WORLD
     path = Path(name)
     if not path.is_file():
         raise DataError(f"--chat_template {name} is neither 'world' nor an existing file")
     try:
+        # JSON is YAML, so that one parser reads both. Deeply nested files end its recursion.
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -149,6 +152,7 @@ def load_template(name: str) -> ChatTemplate:
         template = _parsed(content)
     except DataError as error:
         raise DataError(f"--chat_template {name}: {error}") from error
+    # By its values, not its bytes: a comment in the file changes no token.
     described = json.dumps(asdict(template), sort_keys=True)
     return replace(template, identity=hashlib.sha256(described.encode()).hexdigest())
 

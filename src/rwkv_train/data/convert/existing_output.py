@@ -1,4 +1,4 @@
-"""What is already there before a conversion: the same data, something else, or nothing."""
+"""Output that exists before a conversion: the same data, something else, or nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _CONVERTER_VERSION = 1
 
 
 def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom) -> MadeFrom:
-    """Everything that decides the bytes of the output; files go in by their contents."""
+    """Returns everything that decides the bytes of the output; files go in by their contents."""
+    # The path of a file says nothing about its contents.
     is_file = isinstance(tokenizer, JsonTokenizer)
     return {
         "converter_version": _CONVERTER_VERSION,
@@ -36,20 +37,21 @@ def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom)
 
 
 def exists(prefixes: Sequence[str]) -> bool:
-    """Whether any file of the outputs exists."""
+    """Tells whether any file of the outputs exists."""
     return any(path.exists() for prefix in prefixes for path in _paths(prefix))
 
 
 def reusable(
     prefixes: Sequence[str], origin: MadeFrom, overwrite: bool
 ) -> dict[str, Manifest] | None:
-    """Manifests by prefix when all data is complete and made from `origin`, else None.
+    """Returns the manifests by prefix when all data is complete and made from `origin`, else None.
 
-    Raises DataError when files stand in the way that were made from something else, unless
+    Raises DataError when existing files were made from something else, unless
     `overwrite` is given.
     """
     found = {prefix: _manifest(prefix) for prefix in prefixes}
     ours = {p: m for p, m in found.items() if m is not None and m.made_from == origin}
+    # The digests are compared too: files may be damaged since.
     if len(ours) == len(prefixes) and all(_is_sound(p, m) for p, m in ours.items()):
         return ours
     if not overwrite:
@@ -60,7 +62,7 @@ def reusable(
 
 
 def _manifest(prefix: str) -> Manifest | None:
-    """The manifest if it is readable and fits the .bin."""
+    """Returns the manifest if it is readable and fits the .bin."""
     try:
         return read_manifest(prefix)
     except DataError:

@@ -1,7 +1,7 @@
 """Joins data that is already tokenized: pairs and shards of any origin, or the parts of one run.
 
-Joining keeps every document of every input once, in the order given; beside data with a loss mask
-all tokens of data without one are learnt. Parts that several machines
+Joining keeps every document of every input once, in the order given; joined to data with a loss
+mask, all tokens of data without one are supervised. Parts that several machines
 made of one corpus (`--worker i --of n`) are put together as their common options say: repeated,
 shuffled, divided and filtered over all documents, which gives the bytes that one machine would
 have made.
@@ -30,7 +30,7 @@ from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.data.binidx.shards import OutputWriter
 from rwkv_train.data.convert import existing_output
 from rwkv_train.data.convert.foreign_binidx import foreign_manifest
-from rwkv_train.data.convert.pipeline import arrange
+from rwkv_train.data.convert.pipeline import InputShard, arrange
 from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.block_encoder import DIGEST_BYTES, document_digests
@@ -38,13 +38,13 @@ from rwkv_train.errors import DataError
 
 
 class Merged(NamedTuple):
-    """What `merge_pairs` made, or found already made."""
+    """The result of `merge_pairs`: newly made, or found already made."""
 
     manifests: Mapping[str, Manifest]
     """by prefix: the data, then held-out data if the parts' options ask for it"""
     reused: bool
     notes: Sequence[str] = ()
-    """what is odd about pairs of other tools"""
+    """oddities of pairs of other tools"""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,17 @@ class _Input:
     notes: Sequence[str] = ()
 
     @property
-    def part(self) -> Mapping[str, int] | None:
+    def input_shard(self) -> InputShard | None:
+        """The part of a divided corpus that this data is; None for complete data."""
         part = self.manifest.made_from.get("part")
-        if part is not None and not all(isinstance(part[name], int) for name in ("worker", "of")):
+        if part is None:
+            return None
+        worker, of = (
+            (part.get("worker"), part.get("of")) if isinstance(part, dict) else (None, None)
+        )
+        if not isinstance(worker, int) or not isinstance(of, int):
             raise DataError(f"{self.prefix}.manifest.json is damaged: {part} is no part")
-        return part
+        return InputShard(worker, of)
 
 
 def merge_pairs(
@@ -79,7 +85,8 @@ def merge_pairs(
     inputs = [_opened(manifest_prefix(name), tokenizer) for name in names]
     notes = [note for given in inputs for note in given.notes]
     wanted = Arrangement(shuffle=False)
-    if any(given.part for given in inputs):
+    if any(given.input_shard for given in inputs):
+        # The arrangement was put off until all documents are together; it stands in the manifests.
         inputs = _all_parts(inputs)
         options = inputs[0].manifest.made_from
         names_of_fields = {field.name for field in fields(Arrangement)} & options.keys()
@@ -133,16 +140,17 @@ def _foreign(prefix: str, tokenizer: str | None) -> _Input:
 
 
 def _all_parts(inputs: Sequence[_Input]) -> list[_Input]:
-    """The parts in their order; DataError unless they are all parts of one run."""
+    """Returns the shards of one run in their order; DataError unless they are all there."""
     common = [_without_own(given) for given in inputs]
     for given, options in zip(inputs, common):
-        if given.part is None or options != common[0]:
+        if given.input_shard is None or options != common[0]:
             raise DataError(
                 f"{given.prefix} is not a part of the same run as {inputs[0].prefix}: parts are "
                 "made by one command line that differs in --worker only"
             )
-    by_worker = {given.part["worker"]: given for given in inputs if given.part}
-    wanted = range(inputs[0].part["of"] if inputs[0].part else 0)
+    by_worker = {given.input_shard.worker: given for given in inputs if given.input_shard}
+    first = inputs[0].input_shard
+    wanted = range(first.of if first else 0)
     missing = [str(worker) for worker in wanted if worker not in by_worker]
     if missing:
         raise DataError(f"the parts of --worker {', '.join(missing)} are missing")
@@ -152,8 +160,11 @@ def _all_parts(inputs: Sequence[_Input]) -> list[_Input]:
 
 
 def _without_own(given: _Input) -> dict[str, Any]:
-    """What the parts of one run have in common."""
-    options = {**given.manifest.made_from, "of": (given.part or {}).get("of")}
+    """Returns the options that the input shards of one run have in common."""
+    options = {
+        **given.manifest.made_from,
+        "of": given.input_shard.of if given.input_shard else None,
+    }
     return {key: value for key, value in options.items() if key not in ("part", "input_sha256")}
 
 
@@ -174,14 +185,15 @@ def _origin(inputs: Sequence[_Input], shard_tokens: int | None) -> dict[str, Any
     origin: dict[str, Any] = {"input_sha256": [given.manifest.sha256_bin for given in inputs]}
     masks = [given.manifest.sha256_mask or _unlisted_mask(given) for given in inputs]
     if any(masks):
+        # Only where there are masks: data made without them keeps the options it was made from.
         origin |= {"mask_sha256": masks}
-    if inputs[0].part:
+    if inputs[0].input_shard:
         origin |= {"parts_of": _without_own(inputs[0])}
     return origin | ({"shard_tokens": shard_tokens} if shard_tokens else {})
 
 
 def _unlisted_mask(given: _Input) -> str | None:
-    """Digest of loss masks that another tool put beside the pairs; None when there are none."""
+    """Returns the digests of loss masks no manifest lists (other tools'); None without any."""
     there = [mask_path(pair.prefix) for pair in given.pairs if mask_path(pair.prefix).exists()]
     return " ".join(file_sha256(path) for path in there) or None
 
@@ -206,8 +218,9 @@ def _store(pairs: Sequence[Binidx], files: ExitStack) -> DocumentReader:
 def _weights(
     inputs: Sequence[_Input], pairs: Sequence[Binidx], store: DocumentReader, files: ExitStack
 ) -> DocumentReader | None:
-    """The weights of the store's tokens, None when no input has a loss mask."""
+    """Returns the weights of the documents' tokens, None when no input has a loss mask."""
     masks = [find_mask(given.prefix, given.pairs, given.manifest) for given in inputs]
+    # Where one input has a mask, tokens of those without get weight 1 (`open_mask`).
     if not any(masks):
         return None
     opened = [files.enter_context(open_mask(pair) or nullcontext()) for pair in pairs]

@@ -53,19 +53,19 @@ from rwkv_train.errors import DataError
 
 
 class InputShard(NamedTuple):
-    """One of `of` parts of the inputs, counted from 0."""
+    """The part of the inputs that one of `of` machines tokenizes; workers are counted from 0."""
 
     worker: int
     of: int
 
     def prefix(self, prefix: str) -> str:
-        """Where the part goes."""
+        """Returns the prefix under which this shard's output goes."""
         return f"{prefix}.part-{self.worker:05d}-of-{self.of:05d}"
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `convert` is to make."""
+    """The options of a conversion (`convert`)."""
 
     inputs: Sequence[str]
     """files, patterns, or - for the standard input"""
@@ -80,7 +80,7 @@ class ConvertOptions:
     chat_template: str | None = None
     """world or the path of a template: rows are conversations, and a loss mask is written"""
     on_error: OnError = "stop"
-    """what to do about a document that cannot be used"""
+    """stop at a document that cannot be used, or skip it"""
     verify: Verify = "sample"
     """which documents are decoded again and compared with their text"""
     workers: int | None = None
@@ -89,13 +89,13 @@ class ConvertOptions:
     """cut the training data into pairs of at most so many tokens"""
     overwrite: bool = False
     """replace data that was made from something else"""
-    part: InputShard | None = None
-    """only tokenize one of several parts of the inputs; `merge_pairs` does the rest"""
+    input_shard: InputShard | None = None
+    """only tokenize this part of the inputs; `merge_pairs` does the rest"""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was made, or found already made."""
+    """The result of a conversion: newly made, or found already made."""
 
     tokenizer: Tokenizer
     manifests: Mapping[str, Manifest]
@@ -115,7 +115,7 @@ class Converted:
 
 
 def convert(options: ConvertOptions) -> Converted:
-    """Makes the data, or returns what is there when the same input and options made it.
+    """Makes the data, or returns the existing data when the same input and options made it.
 
     Raises DataError for wrong options, unusable input (with file and line number) and existing
     output made from something else; whatever is raised, nothing half-made stays behind.
@@ -125,10 +125,11 @@ def convert(options: ConvertOptions) -> Converted:
     prefix = options.prefix or default_prefix(files)
     tokenizer = load_tokenizer(options.tokenizer)
     prefixes = [prefix, f"{prefix}_val"][: 1 + (options.arrangement.validation > 0)]
-    if options.part is not None:
-        prefixes = [options.part.prefix(prefix)]
-    mine = file_ranges(files, *(options.part or ()))
+    if options.input_shard is not None:
+        prefixes = [options.input_shard.prefix(prefix)]
+    mine = file_ranges(files, *(options.input_shard or ()))
     if existing_output.exists(prefixes):
+        # The standard input can be read only once, by the conversion itself.
         read = None if total_bytes(files) is None else digest(mine)
         origin = made_from(read, tokenizer, byte_options(options))
         found = existing_output.reusable(prefixes, origin, options.overwrite)
@@ -149,12 +150,13 @@ def arrange(
     shard_tokens: int | None,
     describe: Describe,
 ) -> tuple[dict[str, Manifest], FilteredOut]:
-    """The second stage: writes the documents that are wanted in the order that is wanted.
+    """Runs the second stage: writes the documents that are wanted in the order that is wanted.
 
     weights: of the documents' tokens, for a loss mask.  Raises DataError when no document is left;
     OSError when something cannot be written.
     """
     kept, filtered_out = keep(store.sizes, digests, wanted)
+    # An empty pair could not be opened.
     if len(kept) == 0:
         raise DataError(
             f"no document is left: {filtered_out.too_short} are shorter than --min_tokens and "
@@ -168,6 +170,7 @@ def arrange(
         int(store.sizes[numbers].sum(dtype=np.int64)) for numbers in (kept, held_out)
     )
     total = wanted.repeats * (kept_tokens - held_out_tokens)
+    # Last, so that the bar follows the writing and not the reading ahead.
     training = shown_while_written(training, total)
     parts = dict(zip(prefixes, [training, read_weighted(store, weights, held_out)]))
     masked = weights is not None
@@ -175,11 +178,11 @@ def arrange(
 
 
 def byte_options(options: ConvertOptions) -> MadeFrom:
-    """The options that decide the bytes written; the newer ones only where they do something."""
+    """Returns the options that decide the bytes; the newer ones only where they do something."""
     arrangement = asdict(options.arrangement)
     newer = {key: arrangement.pop(key) for key in ("dedup", "min_tokens", "max_tokens")}
     newer["shard_tokens"] = options.shard_tokens
-    newer["part"] = None if options.part is None else options.part._asdict()
+    newer["part"] = None if options.input_shard is None else options.input_shard._asdict()
     if options.chat_template is not None:
         newer["chat_template"] = load_template(options.chat_template).identity
     newer["on_error"] = options.on_error if options.on_error != "stop" else None
@@ -196,10 +199,11 @@ def _check(options: ConvertOptions) -> None:
         raise DataError(f"--workers is {options.workers}; it must be at least 1")
     if options.shard_tokens is not None and options.shard_tokens < 1:
         raise DataError(f"--shard_tokens is {options.shard_tokens}; it must be at least 1")
-    if options.part is not None and not 0 <= options.part.worker < options.part.of:
+    shard = options.input_shard
+    if shard is not None and not 0 <= shard.worker < shard.of:
         raise DataError(
-            f"--worker {options.part.worker} --of {options.part.of}: workers are counted from 0, "
-            "so it must be 0 or more and below --of"
+            f"--worker {shard.worker} --of {shard.of}: workers are counted from 0, so it must be "
+            "0 or more and below --of"
         )
 
 
@@ -210,9 +214,10 @@ def _convert(
     tokenizer: Tokenizer,
 ) -> Converted:
     wanted, shard_tokens = options.arrangement, options.shard_tokens
-    if options.part is not None:
+    if options.input_shard is not None:
         # Every document once; the rest is done to all parts together.
         wanted, shard_tokens = Arrangement(shuffle=False), None
+    # Taken before the work: a template's file may change in the meantime.
     decides = byte_options(options)
     corpus = _corpus(options, mine, hashed=wanted.dedup)
 
@@ -224,7 +229,7 @@ def _convert(
     dtype, weighted = token_dtype(tokenizer.vocab_size), options.chat_template is not None
     with closing(Spool(folder, dtype, weighted=weighted)) as spool:
         corpus.tokenize(spool, options.workers or available_cores(), folder)
-        if spool.tokens == 0 and options.part is None:
+        if spool.tokens == 0 and options.input_shard is None:
             raise DataError(_nothing(options.inputs, corpus))
         bytes_per_token = corpus.text_bytes / max(spool.tokens, 1)
         began = perf_counter()

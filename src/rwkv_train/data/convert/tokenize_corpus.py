@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,10 @@ from tqdm import tqdm
 from rwkv_train.data.chat.encoder import ChatEncoder
 from rwkv_train.data.chat.rows import CHAT_KEYS
 from rwkv_train.data.chat.template import ChatTemplate
-from rwkv_train.data.convert.block_buffer import BlockBuffer
+from rwkv_train.data.convert.block_buffer import BlockBuffer, BufferSlot
 from rwkv_train.data.convert.token_spool import Spool
 from rwkv_train.data.convert.workers import IN_FLIGHT, map_in_order
-from rwkv_train.data.text.blocks import BlockReader, TextBlock
+from rwkv_train.data.text.blocks import BlockReader, Content, TextBlock
 from rwkv_train.data.text.inputs import FileRange
 from rwkv_train.data.tokenize.block_encoder import (
     DIGEST_BYTES,
@@ -37,9 +38,9 @@ _FAULTS_KEPT = 3
 
 
 class Corpus:
-    """Reads and tokenizes the inputs; `tokenize` once, then ask what was met.
+    """Reads and tokenizes the inputs: `tokenize` once, then read the counts.
 
-    With a template the documents are conversations, prompts with answers and texts (`chat_rows`).
+    With a template the documents are conversations, prompts with answers and texts (`chat.rows`).
 
     text_bytes  UTF-8 bytes of the texts taken
     normalized  of the documents checked, those changed by the tokenizer's own normalization
@@ -78,7 +79,7 @@ class Corpus:
 
     @property
     def input_sha256(self) -> str:
-        """What identifies the inputs read."""
+        """Digest of the inputs read."""
         return self._reader.sha256
 
     @property
@@ -87,16 +88,19 @@ class Corpus:
         return np.concatenate([np.zeros(0, f"V{DIGEST_BYTES}"), *self._digests])
 
     def tokenize(self, spool: Spool, workers: int, folder: Path) -> None:
-        """Puts the tokens of all documents into the spool, with a template also their weights.
+        """Writes the tokens of all documents to the spool, with a template also their weights.
 
         folder: for a temporary file.  Raises DataError for an input that cannot be read and, unless
         they are to be skipped, for the first document that cannot be used.
         """
         began = perf_counter()
         with closing(BlockBuffer(folder, IN_FLIGHT * workers)) as buffer:
-            blocks = (b._replace(content=buffer.write(b.content)) for b in self._reader)
-            work = _Work(self._encoder, buffer, spool)
-            with closing(map_in_order(work, blocks, workers)) as results:
+            blocks = (
+                SentBlock(b._replace(content=b""), buffer.write(b.content)) for b in self._reader
+            )
+            tokenize = _TokenizeBlock(self._encoder, buffer, spool)
+            # Closing ends the workers before the buffer they read is freed.
+            with closing(map_in_order(tokenize, blocks, workers)) as results:
                 for start, encoded in self._with_progress(results, spool):
                     self._take(encoded)
                     spool.add(start, encoded.sizes)
@@ -106,6 +110,7 @@ class Corpus:
         file_range = encoded.block.file_range
         if encoded.faults:
             self._report(encoded, self._lines[file_range])
+        # Ranges come one after another: of those before nobody asks again.
         self._lines = Counter({file_range: self._lines[file_range] + encoded.lines})
         self._digests.append(encoded.digests)
         self.text_bytes += encoded.text_bytes
@@ -136,20 +141,28 @@ class Corpus:
                     bar.set_postfix_str(f"{spool.tokens / elapsed / 1e6:.1f}M tokens/s", False)
 
 
-class _Work:
-    """What a worker does: takes a block from the buffer, puts its tokens into the spool."""
+class SentBlock(NamedTuple):
+    """A block on its way to a worker, its content apart."""
+
+    block: TextBlock
+    content: Content | BufferSlot
+
+
+class _TokenizeBlock:
+    """A worker's job: reads a block from the buffer, writes its tokens to the spool."""
 
     def __init__(self, encoder: BlockEncoder, buffer: BlockBuffer, spool: Spool) -> None:
         self._encoder = encoder
         self._buffer = buffer
         self._spool = spool
 
-    def __call__(self, block: TextBlock) -> tuple[int, EncodedBlock]:
-        """Where in the spool the tokens lie, and the rest of what is known of the block."""
-        encoded = self._encoder(block._replace(content=self._buffer.read(block.content)))
+    def __call__(self, sent: SentBlock) -> tuple[int, EncodedBlock]:
+        """Returns the tokens' position in the spool, and the block's other results."""
+        encoded = self._encoder(sent.block._replace(content=self._buffer.read(sent.content)))
         began = perf_counter()
         start = self._spool.write(encoded.tokens, encoded.weights)
         encoded.seconds["spool"] += perf_counter() - began
+        # The tokens stay in the spool; only where they are goes back through the pipe.
         return start, replace(encoded, tokens=encoded.tokens[:0], weights=None)
 
 

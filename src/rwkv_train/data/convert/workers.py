@@ -45,6 +45,7 @@ def map_in_order(
     if workers == 1 or len(begin) < 2:
         yield from map(function, chain(begin, rest))
         return
+    # spawn: a forked child would inherit locks that threads of this process hold.
     executor = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start, (function,)
     )
@@ -70,6 +71,7 @@ def _start(function: Callable[[Any], Any]) -> None:
     _function = function
     # Ctrl-C reaches the whole group; the main process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A killed main process runs no clean-up; without this its workers would stay.
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from rwkv_train.data.storage.hashing import BackgroundSha256, file_sha256
 from rwkv_train.data.text.inputs import STANDARD_INPUT, FileRange
@@ -19,20 +19,22 @@ BLOCK_BYTES = 1 << 19
 _PARQUET_ROWS = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+Content = bytes | list[Any]
+
 
 class TextBlock(NamedTuple):
     """Some documents, still as they stand in the file."""
 
     file_range: FileRange
-    content: Any
+    content: Content
     """bytes: lines of a jsonl, the whole of a txt; a list: values of a parquet column, or rows of
-    several; in between what a `BlockBuffer` made of it"""
+    several"""
     bytes_read: int
     """bytes on disk read since the block before"""
 
 
 class BlockReader:
-    """Yields the blocks of all pieces in order, in memory for one block and its longest line.
+    """Yields the blocks of all ranges in order, in memory for one block and its longest line.
 
     `sha256` afterwards identifies what was read: the digest of a single file's bytes, or of the
     list of such digests. With `row_keys` a parquet file gives whole rows: objects with those keys
@@ -74,7 +76,7 @@ class BlockReader:
 
 
 def digest(file_ranges: Sequence[FileRange]) -> str:
-    """What `BlockReader.sha256` will be, found by reading the files without unpacking them."""
+    """Returns what `BlockReader.sha256` will be, reading the files without unpacking them."""
     digests = []
     for file_range in file_ranges:
         with _reported(file_range), _opened(file_range) as raw:
@@ -85,7 +87,7 @@ def digest(file_ranges: Sequence[FileRange]) -> str:
 
 
 def lines_before(file_range: FileRange) -> int:
-    """Lines of the file before the piece, for messages; reads that much of the file."""
+    """Counts the lines of the file before the range, for messages; reads that much of the file."""
     if file_range.start == 0:
         return 0
     with _reported(file_range), Path(file_range.file.path).open("rb") as file:
@@ -95,6 +97,10 @@ def lines_before(file_range: FileRange) -> int:
             count += content.count(b"\n")
             left -= len(content)
     return count
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 class _Counted:
@@ -130,7 +136,7 @@ def _opened(file_range: FileRange) -> Iterator[_Counted]:
 
 
 def _line_start(file: BinaryIO, position: int) -> int:
-    """Where the first line that begins at or after `position` begins."""
+    """Finds where the first line that begins at or after `position` begins."""
     if position == 0:
         return 0
     file.seek(position - 1)
@@ -138,10 +144,11 @@ def _line_start(file: BinaryIO, position: int) -> int:
     return file.tell()
 
 
-def _unpacked(raw: _Counted, file_range: FileRange) -> Any:
+def _unpacked(raw: _Counted, file_range: FileRange) -> _Readable:
     if file_range.file.compression == "gz":
         # GzipFile calls read() alone, though its type asks for seek() too.
-        return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[call-overload]
+        unpacked: _Readable = gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[call-overload]
+        return unpacked
     if file_range.file.compression == "zst":
         try:
             import zstandard
@@ -149,12 +156,15 @@ def _unpacked(raw: _Counted, file_range: FileRange) -> Any:
             raise _missing("zstandard", file_range) from error
         decompressor = zstandard.ZstdDecompressor()
         # stream_reader() calls read() alone, though its type asks for a whole file object.
-        return decompressor.stream_reader(raw, read_across_frames=True)  # type: ignore[arg-type]
+        return decompressor.stream_reader(
+            raw,  # type: ignore[arg-type]
+            read_across_frames=True,
+        )
     return raw
 
 
-def _line_blocks(stream: Any) -> Iterator[bytes]:
-    """Whole lines, about BLOCK_BYTES at a time; more when a line is longer."""
+def _line_blocks(stream: _Readable) -> Iterator[bytes]:
+    """Yields whole lines, about BLOCK_BYTES at a time; more when a line is longer."""
     begun: list[bytes] = []
     while content := stream.read(BLOCK_BYTES):
         cut = content.rfind(b"\n") + 1
@@ -166,7 +176,7 @@ def _line_blocks(stream: Any) -> Iterator[bytes]:
         yield rest
 
 
-def _whole(stream: Any) -> Iterator[bytes]:
+def _whole(stream: _Readable) -> Iterator[bytes]:
     parts = []
     while content := stream.read(BLOCK_BYTES):
         parts.append(content)
@@ -208,7 +218,7 @@ def _missing(package: str, file_range: FileRange) -> DataError:
 
 @contextmanager
 def _reported(file_range: FileRange) -> Iterator[None]:
-    """Turns what goes wrong with a file into a DataError."""
+    """Turns errors of reading and unpacking a file into a DataError."""
     path = file_range.file.path
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a worker does with a block: documents out of it, their tokens, and checks."""
+"""From a block of text to tokens: its documents, their tokens, and checks."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class BlockEncoder:
         return {**self.__dict__, "_encode": None}
 
     def __call__(self, block: TextBlock) -> EncodedBlock:
-        """The block's documents as tokens, with the faults found."""
+        """Returns the block's documents as tokens, with the faults found."""
         faults: list[Fault] = []
         began = perf_counter()
         rows, lines = block_documents(block)
@@ -121,7 +121,7 @@ class BlockEncoder:
     def _encoded(
         self, documents: Sequence[Any], checked: BoolArray
     ) -> tuple[EncodedTexts, npt.NDArray[np.uint8] | None]:
-        """What `_document` returned as tokens, and their weights."""
+        """Returns tokens of what `_document` returned, and their weights."""
         return self._bulk_encode(documents, np.ones(len(documents), bool), checked), None
 
     @property
@@ -140,7 +140,7 @@ class BlockEncoder:
     def _documents(
         self, block: TextBlock, rows: Iterable[tuple[int, Any]], faults: list[Fault]
     ) -> Iterator[tuple[int, Any]]:
-        """Line numbers and contents of the usable documents."""
+        """Yields line numbers and contents of the usable documents."""
         for line, value in rows:
             try:
                 document = self._document(block, value)
@@ -152,7 +152,7 @@ class BlockEncoder:
                 yield line, document
 
     def _document(self, block: TextBlock, value: Any) -> Any:
-        """The text of a document, still as it stands in the file."""
+        """Returns the text of a document, `value` as it stands in the file."""
         if block.file_range.file.kind == "jsonl":
             return document_text(value, self._text_key)
         if block.file_range.file.kind == "parquet":
@@ -166,7 +166,7 @@ class BlockEncoder:
 
 
 def check_every(verify: Verify, input_bytes: int | None) -> int:
-    """Every how many documents one is checked: of a sample every tenth, of small inputs all."""
+    """Returns every how many documents one is checked: in a sample every tenth, else all."""
     small = input_bytes is not None and input_bytes <= _SMALL_BYTES
     return {"all": 1, "sample": 1 if small else _SAMPLE_EVERY, "none": 0}[verify]
 
@@ -174,7 +174,7 @@ def check_every(verify: Verify, input_bytes: int | None) -> int:
 def _refuse_long(
     encoded: EncodedTexts, weights: npt.NDArray[np.uint8] | None
 ) -> npt.NDArray[np.uint8] | None:
-    """Makes a fault of every document that is longer than the format can hold; other weights."""
+    """Makes a fault of every document too long for the format; returns the other weights."""
     long = encoded.sizes > MAX_ITEM_TOKENS
     if not long.any():
         return weights
@@ -191,9 +191,10 @@ def _refuse_long(
 def document_digests(
     tokens: npt.NDArray[Any], sizes: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.void]:
-    """[documents] 128-bit hashes of the documents that lie one after another in `tokens`."""
+    """Returns [documents] 128-bit hashes of the documents one after another in `tokens`."""
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
     content = b"".join(
+        # 128 bits: the odds that two of 10^12 different documents collide are below 10^-14.
         hashlib.blake2b(tokens[start:end].data, digest_size=DIGEST_BYTES).digest()
         for start, end in zip([0, *ends], ends)
     )
@@ -201,8 +202,10 @@ def document_digests(
 
 
 def location(file_range: FileRange, line: int) -> str:
-    """File and line of the piece's `line`, from 1, for messages; reads the file before the piece,
-    if there is any."""
+    """Returns file and line of the range's `line`, from 1, for messages.
+
+    Reads the file before the range, if there is any.
+    """
     path, kind = file_range.file.path, file_range.file.kind
     if kind == "txt":
         return path
@@ -212,8 +215,10 @@ def location(file_range: FileRange, line: int) -> str:
 
 
 def block_documents(block: TextBlock) -> tuple[Iterable[tuple[int, Any]], int]:
-    """Numbers, from 1, and raw contents of a block's documents, and how many lines or rows end in
-    it; blank lines are no documents."""
+    """Returns numbers, from 1, and raw contents of a block's documents, and how many lines it ends.
+
+    Rows count as lines; blank lines are no documents.
+    """
     if block.file_range.file.kind == "txt":
         return [(1, block.content)], 0
     if not isinstance(block.content, bytes):

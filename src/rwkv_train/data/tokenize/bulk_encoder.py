@@ -40,7 +40,7 @@ class Seconds(dict[str, float]):
 
 @dataclass
 class EncodedTexts:
-    """Ids of several texts, one after another; of a text with a fault nothing."""
+    """Ids of several texts, one after another; none of a text with a fault."""
 
     tokens: npt.NDArray[Any]
     """[sum of sizes], of the stored type"""
@@ -60,12 +60,12 @@ class BulkEncoder(Protocol):
     """Encodes texts; `closed` puts a 0 behind a text, `checked` decodes it again and compares."""
 
     def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
-        """[texts] each."""
+        """Returns the ids of all texts; closed, checked: [texts]."""
 
 
 @dataclass(frozen=True)
 class BulkTokenizer:
-    """How a process comes to its encoder; can be pickled."""
+    """A recipe for a process's encoder; can be pickled."""
 
     name: str
     """for `load_tokenizer`"""
@@ -75,7 +75,7 @@ class BulkTokenizer:
     """why it is slower than it could be"""
 
     def load(self) -> BulkEncoder:
-        """The encoder, with its tables."""
+        """Loads the encoder with its tables."""
         tokenizer = load_tokenizer(self.name)
         if self.library is not None and isinstance(tokenizer, WorldTokenizer):
             return _TrieEncoder(WorldTrie(self.library, tokenizer.token_bytes()))
@@ -83,7 +83,7 @@ class BulkTokenizer:
 
 
 def bulk_tokenizer(name: str) -> BulkTokenizer:
-    """The fastest way to encode with that tokenizer here; compiles the library if need be."""
+    """Returns the fastest way to encode with that tokenizer here; may compile the library."""
     if not isinstance(load_tokenizer(name), WorldTokenizer):
         return BulkTokenizer(name)
     try:
@@ -105,6 +105,7 @@ class _TrieEncoder:
         began = perf_counter()
         encoded, faults = _utf8_texts(texts)
         if faults:
+            # A text with a fault must leave nothing behind, its end neither.
             closed = closed & ~np.isin(np.arange(len(texts)), list(faults))
         content = b"".join(encoded)
         text_bytes = np.fromiter(map(len, encoded), np.int64, len(encoded))
@@ -157,7 +158,7 @@ class _OneByOne:
 def tokenize(
     text: str, tokenizer: Tokenizer, checked: bool, seconds: Seconds
 ) -> tuple[array[int], bool]:
-    """A text's ids, and False if normalization changed it, which only `checked` finds out.
+    """Returns a text's ids, and False if normalization changed it, which only `checked` notices.
 
     Adds the time spent to `seconds`. Raises DataError for a text that cannot be encoded or, with
     `checked`, does not decode to itself.
@@ -176,8 +177,10 @@ def tokenize(
 
 
 def decodes_exactly(ids: Iterable[int], text: str, tokenizer: Tokenizer) -> bool:
-    """Whether the ids decode to exactly its text, or else to what the tokenizer's own
-    normalization makes of it; anything else is a DataError."""
+    """Tells whether the ids decode to exactly the text.
+
+    False: they decode to the tokenizer's own normalization of it; anything else is a DataError.
+    """
     decoded = tokenizer.decode_bytes(ids)
     if decoded == text.encode():
         return True
@@ -192,7 +195,7 @@ def decodes_exactly(ids: Iterable[int], text: str, tokenizer: Tokenizer) -> bool
 def to_arrays(
     texts: Sequence[array[int]], vocab_size: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """All ids in one array of the stored type, and the number of each text's ids."""
+    """Returns all ids in one array of the stored type, and the number of each text's ids."""
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     dtype = token_dtype(vocab_size)
     parts = [np.frombuffer(text, np.uint32) for text in texts if text]
@@ -200,12 +203,12 @@ def to_arrays(
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Stored type: uint16 while every id fits, else int32 (the format has no uint32)."""
+    """Returns the stored type: uint16 while every id fits, else int32 (there is no uint32)."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
 
 
 def _utf8_texts(texts: Sequence[str]) -> tuple[list[bytes], dict[int, str]]:
-    """The texts' bytes, none for those that have no UTF-8, and why."""
+    """Returns the texts' bytes, none for those that have no UTF-8, and the reasons."""
     encoded, faults = [], {}
     for number, text in enumerate(texts):
         try:
