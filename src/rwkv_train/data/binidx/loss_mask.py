@@ -30,7 +30,7 @@ class LossMask:
     def __init__(self, pairs: list[tuple[str, int]]) -> None:
         self._pairs = pairs
         self._ends = list(accumulate(tokens for _, tokens in pairs))
-        self._parts = [_map(prefix, tokens) for prefix, tokens in pairs]
+        self._parts = [_map_mask(prefix, tokens) for prefix, tokens in pairs]
 
     @property
     def tokens(self) -> int:
@@ -81,7 +81,7 @@ def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> Lo
     return LossMask([(pair.prefix, pair.tokens) for pair in pairs])
 
 
-def _map(prefix: str, tokens: int) -> npt.NDArray[np.uint8]:
+def _map_mask(prefix: str, tokens: int) -> npt.NDArray[np.uint8]:
     path = mask_path(prefix)
     try:
         with path.open("rb") as file:

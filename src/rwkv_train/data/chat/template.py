@@ -34,7 +34,7 @@ from rwkv_train.data.chat.rows import Message
 from rwkv_train.data.text.jsonl import keys_of
 from rwkv_train.errors import DataError
 
-# What other formats call the usual roles.
+# Other formats' names of the usual roles.
 _ALIASES = {"human": "user", "gpt": "assistant"}
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
@@ -149,7 +149,7 @@ def load_template(name: str) -> ChatTemplate:
         reason = " ".join(str(error).split())
         raise DataError(f"--chat_template {name} is not readable YAML or JSON: {reason}") from error
     try:
-        template = _parsed(content)
+        template = _template_of(content)
     except DataError as error:
         raise DataError(f"--chat_template {name}: {error}") from error
     # By its values, not its bytes: a comment in the file changes no token.
@@ -157,13 +157,13 @@ def load_template(name: str) -> ChatTemplate:
     return replace(template, identity=hashlib.sha256(described.encode()).hexdigest())
 
 
-def _parsed(content: Any) -> ChatTemplate:
+def _template_of(content: Any) -> ChatTemplate:
     known = ("roles", "begin", "blank_lines", "strip")
     values = _checked(content, known, "it")
     roles = values.get("roles")
     if not isinstance(roles, dict) or not roles:
         raise DataError("it has no 'roles'; see docs/data.md for an example")
-    parsed = {str(name): _parsed_role(role, f"role {str(name)!r}") for name, role in roles.items()}
+    parsed = {str(name): _role_of(role, f"role {str(name)!r}") for name, role in roles.items()}
     if not any(role.weight for role in parsed.values()):
         raise DataError("no role has a weight above 0, so nothing would be learnt")
     if values.get("blank_lines", "keep") not in ("keep", "single"):
@@ -173,7 +173,7 @@ def _parsed(content: Any) -> ChatTemplate:
     return ChatTemplate(**{**values, "roles": parsed})
 
 
-def _parsed_role(content: Any, place: str) -> Role:
+def _role_of(content: Any, place: str) -> Role:
     values = _checked(content, tuple(entry.name for entry in fields(Role)), place)
     for name in ("before", "lead", "after"):
         _require(values, name, str, "a string", place)

@@ -82,7 +82,7 @@ def merge_pairs(
     made pairs without a manifest.  Raises DataError when they do not fit together, a part is
     missing, or other data is in the way.
     """
-    inputs = [_opened(manifest_prefix(name), tokenizer) for name in names]
+    inputs = [_open_input(manifest_prefix(name), tokenizer) for name in names]
     notes = [note for given in inputs for note in given.notes]
     wanted = Arrangement(shuffle=False)
     if any(given.input_shard for given in inputs):
@@ -115,16 +115,16 @@ def merge_pairs(
     return Merged(made, reused=False, notes=notes)
 
 
-def _opened(prefix: str, tokenizer: str | None) -> _Input:
+def _open_input(prefix: str, tokenizer: str | None) -> _Input:
     manifest = read_manifest(prefix)
     if manifest is None:
-        return _foreign(prefix, tokenizer)
+        return _open_foreign(prefix, tokenizer)
     if manifest.documents == 0:
         return _Input(prefix, manifest, [])
     return _Input(prefix, manifest, [Binidx(pair) for pair in pair_digests(prefix, manifest)])
 
 
-def _foreign(prefix: str, tokenizer: str | None) -> _Input:
+def _open_foreign(prefix: str, tokenizer: str | None) -> _Input:
     pair = Binidx(prefix)
     if tokenizer is None:
         raise DataError(

@@ -1,7 +1,7 @@
 """Text to binidx: blocks of documents -> tokens -> a spool on disk -> pairs in the wanted order.
 
 A document becomes its tokens and one 0. Worker processes tokenize; the text is tokenized once, into
-an unnamed temporary file beside the output (2 bytes a token). Then every repetition reads the
+an unnamed temporary file next to the output (2 bytes a token). Then every repetition reads the
 documents from there in its own order, which depends on their place in the inputs, the seed and the
 repetition alone. So the bytes written do not depend on the number of workers.
 

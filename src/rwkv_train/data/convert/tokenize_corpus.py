@@ -102,11 +102,11 @@ class Corpus:
             # Closing ends the workers before the buffer they read is freed.
             with closing(map_in_order(tokenize, blocks, workers)) as results:
                 for start, encoded in self._with_progress(results, spool):
-                    self._take(encoded)
+                    self._count(encoded)
                     spool.add(start, encoded.sizes)
         self.seconds["first stage"] = perf_counter() - began
 
-    def _take(self, encoded: EncodedBlock) -> None:
+    def _count(self, encoded: EncodedBlock) -> None:
         file_range = encoded.block.file_range
         if encoded.faults:
             self._report(encoded, self._lines[file_range])

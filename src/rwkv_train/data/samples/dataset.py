@@ -185,11 +185,11 @@ def _read(
     """Reads ctx_len + 1 tokens as an int64 tensor and checks every id."""
     tokens = source.get(offset, ctx_len + 1)
     if vocab_size is not None:
-        _check_ids(tokens, vocab_size, offset, name)
+        _check_tokens(tokens, vocab_size, offset, name)
     return torch.from_numpy(tokens)
 
 
-def _check_ids(tokens: npt.NDArray[np.int64], vocab_size: int, offset: int, name: str) -> None:
+def _check_tokens(tokens: npt.NDArray[np.int64], vocab_size: int, offset: int, name: str) -> None:
     if tokens.min() >= 0 and tokens.max() < vocab_size:
         return
     # Only now: the usual case pays for min and max alone.

@@ -51,7 +51,7 @@ class Mixture:
         if self._steps:
             done = self._steps.pop()
             first, before = done.first, done.before
-        self._steps.append(_Step(first, before, _whole(end)))
+        self._steps.append(_Step(first, before, _period_of(end)))
         self._firsts = [step.first for step in self._steps]
 
     def pick(self, n: int) -> tuple[int, int]:
@@ -77,7 +77,7 @@ class Mixture:
         return step, *divmod(index - step.first, sum(step.period))
 
 
-def _whole(shares: Sequence[Fraction]) -> tuple[int, ...]:
+def _period_of(shares: Sequence[Fraction]) -> tuple[int, ...]:
     period = lcm(*(share.denominator for share in shares))
     return tuple(int(share * period) for share in shares)
 

@@ -66,7 +66,7 @@ class BlockReader:
     def _stream_blocks(self, file_range: FileRange) -> Iterator[TextBlock]:
         cut = _line_blocks if file_range.file.kind == "jsonl" else _whole
         reported = 0
-        with _opened(file_range) as raw:
+        with _opened_file(file_range) as raw:
             for number, content in enumerate(cut(_unpacked(raw, file_range))):
                 if number == 0 and file_range.start == 0:
                     content = content.removeprefix(_BYTE_ORDER_MARK)
@@ -79,7 +79,7 @@ def digest(file_ranges: Sequence[FileRange]) -> str:
     """Returns what `BlockReader.sha256` will be, reading the files without unpacking them."""
     digests = []
     for file_range in file_ranges:
-        with _reported(file_range), _opened(file_range) as raw:
+        with _reported(file_range), _opened_file(file_range) as raw:
             while raw.read(BLOCK_BYTES):
                 pass
             digests.append(raw.sha256.hexdigest())
@@ -122,7 +122,7 @@ class _Counted:
 
 
 @contextmanager
-def _opened(file_range: FileRange) -> Iterator[_Counted]:
+def _opened_file(file_range: FileRange) -> Iterator[_Counted]:
     if file_range.file.path == STANDARD_INPUT:
         yield _Counted(sys.stdin.buffer, None)
         return
