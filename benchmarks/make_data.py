@@ -99,8 +99,8 @@ def _chinese(generator: random.Random) -> str:
     characters = [chr(code) for code in range(0x4E00, 0x4E00 + 4000)]
     generator.shuffle(characters)
     weights = [1 / (rank + 5) for rank in range(len(characters))]
-    pieces = generator.choices(characters, weights, k=_POOL_BYTES // 3)
-    return "".join(p + generator.choice(("", "", "", "", "", "，", "。")) for p in pieces)
+    file_ranges = generator.choices(characters, weights, k=_POOL_BYTES // 3)
+    return "".join(p + generator.choice(("", "", "", "", "", "，", "。")) for p in file_ranges)
 
 
 def texts_of(path: Path, size: int) -> list[str]:

@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from rwkv_train.data.binidx.manifest import Manifest, manifest_path, read_manifest, write_manifest
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
 from rwkv_train.data.chat.rows import Message, row_messages
 from rwkv_train.data.chat.template import WORLD, load_template
 from rwkv_train.data.inspect.examine import inspect, verify
 from rwkv_train.data.samples.token_sources import open_source
-from rwkv_train.data.text.blocks import Block
-from rwkv_train.data.text.inputs import InputFile, Piece
+from rwkv_train.data.text.blocks import TextBlock
+from rwkv_train.data.text.inputs import FileRange, InputFile
 from rwkv_train.data.text.jsonl import document_text, line_object
 from rwkv_train.data.tokenize.block_encoder import BlockEncoder
 from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, bulk_tokenizer
@@ -61,9 +62,9 @@ def chat_row(content: bytes) -> None:
     try:
         row = row_messages(line_object(content, "{}"), "text")
         if not isinstance(row, str):
-            pieces = WORLD.pieces(row)
-            assert all(piece.text for piece in pieces)
-            assert any(piece.weight for piece in pieces)
+            segments = WORLD.segments(row)
+            assert all(segment.text for segment in segments)
+            assert any(segment.weight for segment in segments)
     except DataError as error:
         one_line(error)
 
@@ -82,8 +83,8 @@ class Template:
             one_line(error)
             return
         learnt = [name for name, role in template.roles.items() if role.weight]
-        pieces = template.pieces([Message(learnt[0], "words")])
-        assert sum("words" in piece.text and piece.weight > 0 for piece in pieces) == 1
+        segments = template.segments([Message(learnt[0], "words")])
+        assert sum("words" in segment.text and segment.weight > 0 for segment in segments) == 1
 
 
 class Tokenizing:
@@ -94,12 +95,12 @@ class Tokenizing:
             BlockEncoder(chosen, "text", "skip", 1, hashed=True)
             for chosen in (bulk_tokenizer("world"), BulkTokenizer("world"))
         ]
-        self._piece = Piece(InputFile("fuzz.jsonl", "jsonl", None, None))
+        self._piece = FileRange(InputFile("fuzz.jsonl", "jsonl", None, None))
         # Loads the tables, which would look like a slow input.
         self(b'{"text": "a"}')
 
     def __call__(self, content: bytes) -> None:
-        block = Block(self._piece, content, len(content))
+        block = TextBlock(self._piece, content, len(content))
         fast, slow = (encode(block) for encode in self._encoders)
         assert fast.tokens.tolist() == slow.tokens.tolist()
         assert fast.sizes.tolist() == slow.sizes.tolist()

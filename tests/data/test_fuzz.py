@@ -18,7 +18,8 @@ from rwkv_train.data.binidx.manifest import (
     read_manifest,
     write_manifest,
 )
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
 from rwkv_train.data.inspect.examine import inspect
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.data.tokenize.tokenizer import load_tokenizer

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rwkv_train.data.binidx.document_reader import TokenStore, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_bin
 from rwkv_train.data.binidx.layout import HEADER, MAGIC
 from rwkv_train.data.binidx.manifest import Manifest, Shard, joint_sha256, write_manifest
 from rwkv_train.data.binidx.reader import Binidx
@@ -65,7 +65,7 @@ def test_tokens_beyond_2_to_the_32_are_read_where_they_are(folder):
     assert sizes.sum(dtype=np.int64) == tokens
     with open_bin(pair) as file:
         lengths, starts = np.array([3, 2], np.int32), np.array([far - 1, 2**36])
-        store = TokenStore(pair.dtype, [file], [tokens], lengths, starts)
+        store = DocumentReader(pair.dtype, [file], [tokens], lengths, starts)
         ((found, _),) = store.read(np.arange(2))
     assert found.tolist() == [0, 43, 0, 42, 0]
 

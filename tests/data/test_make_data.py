@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import make_data
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
 
 ROOT = Path(__file__).parents[2]
 

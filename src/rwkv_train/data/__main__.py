@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,8 +37,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (try {self.prog} --help)\n")
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line's values; leaves with status 2 and one line when they are wrong."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line of a conversion; leaves with status 2 and one line when it is wrong.
+
+    Each helper adds some arguments, in the order in which --help lists them.
+    """
     parser = _Parser(
         prog="make_data.py",
         description=DESCRIPTION,
@@ -45,6 +49,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_input(parser)
+    _add_order(parser)
+    _add_selection(parser)
+    _add_resources(parser)
+    return parser.parse_args(argv)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "inputs",
@@ -76,6 +88,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "answers or texts: write them as RWKV World models read them, or by a template of your "
         "own, and PREFIX.mask, which tells train.py to learn the answers only (docs/data.md)",
     )
+
+
+def _add_order(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--seed", type=int, default=0, metavar="N", help="decides the order (default: 0)")
     add("--no_shuffle", action="store_true", help="keep the file's order")
     add(
@@ -92,9 +108,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default="stop",
         help="what to do about a document that cannot be used (default: stop)",
     )
-    _add_selection(parser)
-    _add_resources(parser)
-    return parser.parse_args(argv)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -131,13 +144,27 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add("--of", type=int, metavar="N", help="number of parts")
 
 
-def parse_tool(argv: list[str]) -> argparse.Namespace:
-    """The values of a command line about data that is already made; leaves as `parse` does."""
+def parse_tool(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line about data that is already made; leaves as `parse` does."""
     parser = _Parser(prog="make_data.py", allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True).add_argument
     what("--inspect", metavar="PREFIX", help="what is in this data")
     what("--verify_pair", metavar="PREFIX", help="check all of this data")
     what("--merge", metavar="PREFIX", nargs="+", help="join data, or the parts of one run")
+    _add_tool_options(parser)
+    arguments = parser.parse_args(argv)
+    joins = arguments.merge is not None
+    if joins and arguments.output is None:
+        parser.error("--merge needs --output PREFIX")
+    of_merge = ("output", "tokenizer", "shard_tokens", "overwrite")
+    if not joins and any(getattr(arguments, name) for name in of_merge):
+        parser.error("--output, --tokenizer, --shard_tokens and --overwrite belong to --merge")
+    if arguments.verify and arguments.verify_pair is None:
+        parser.error("--verify belongs to --verify_pair here")
+    return arguments
+
+
+def _add_tool_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", "-o", metavar="PREFIX", help="where the joined data goes")
     add(
@@ -155,20 +182,10 @@ def parse_tool(argv: list[str]) -> argparse.Namespace:
         "and encodes again (default: every tenth, of small data all)",
     )
     add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
-    arguments = parser.parse_args(argv)
-    joins = arguments.merge is not None
-    if joins and arguments.output is None:
-        parser.error("--merge needs --output PREFIX")
-    of_merge = ("output", "tokenizer", "shard_tokens", "overwrite")
-    if not joins and any(getattr(arguments, name) for name in of_merge):
-        parser.error("--output, --tokenizer, --shard_tokens and --overwrite belong to --merge")
-    if arguments.verify and arguments.verify_pair is None:
-        parser.error("--verify belongs to --verify_pair here")
-    return arguments
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Converts and prints what was made."""
+def run_conversion(arguments: argparse.Namespace) -> None:
+    """Converts, and prints a report on the data made."""
     # Here, so that --help need not wait for NumPy.
     from rwkv_train.data.convert.pipeline import convert
     from rwkv_train.data.inspect.summary import report
@@ -181,8 +198,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def run_tool(arguments: argparse.Namespace) -> None:
-    """Prints what was found out, or what was joined."""
-    from rwkv_train.data.convert.merge_pairs import merge
+    """Inspects, verifies or joins data that is already made, and prints the result."""
+    from rwkv_train.data.convert.merge_pairs import merge_pairs
     from rwkv_train.data.inspect.examine import inspect, verify
     from rwkv_train.data.inspect.summary import primes_line
 
@@ -192,7 +209,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
     elif arguments.verify_pair:
         print(verify(prefix, arguments.verify or "sample"))
     else:
-        merged = merge(
+        merged = merge_pairs(
             arguments.merge,
             prefix,
             tokenizer=arguments.tokenizer,
@@ -200,7 +217,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
             overwrite=arguments.overwrite,
         )
         for name, manifest in merged.manifests.items():
-            again = " (already made; left as it was)" if merged.already_made else ""
+            again = " (already made; left as it was)" if merged.reused else ""
             print(f"{name}: {manifest.documents} documents, {manifest.tokens} tokens{again}")
             print(f"magic primes by ctx_len: {primes_line(manifest)}")
         for note in merged.notes:
@@ -209,7 +226,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> ConvertOptions:
-    from rwkv_train.data.convert.pipeline import ConvertOptions, Part
+    from rwkv_train.data.convert.pipeline import ConvertOptions, InputShard
     from rwkv_train.data.convert.select import Arrangement
 
     if (arguments.worker is None) != (arguments.of is None):
@@ -234,7 +251,7 @@ def _options(arguments: argparse.Namespace) -> ConvertOptions:
         workers=arguments.workers,
         shard_tokens=arguments.shard_tokens,
         overwrite=arguments.overwrite,
-        part=None if arguments.of is None else Part(arguments.worker, arguments.of),
+        input_shard=None if arguments.of is None else InputShard(arguments.worker, arguments.of),
     )
 
 
@@ -247,9 +264,12 @@ def _draw(path: Path | None, prefix: str) -> None:
         print(f"lengths of the documents: {path}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 2 after an error message, 130 when interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns 0, 2 after an error message, or 130 when interrupted.
+
+    argv: without the program's name; None: the command line (a console command passes nothing).
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
     # A polite kill cleans up like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -259,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
         if any(argument in TOOLS for argument in argv):
             run_tool(parse_tool(argv))
         else:
-            run(parse(argv))
+            run_conversion(parse(argv))
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -270,4 +290,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rwkv_train.data.tokenize.tokenizer import Tokenizer
+from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
 from rwkv_train.inference.sampling import Sampler
 from rwkv_train.inference.streaming import TextStream
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.state import ModelState
 
-END_OF_DOCUMENT = 0
 # Tokens read at once: bounds the memory of a long prompt, whose state goes on from piece to piece.
 PREFILL = 1024
 

@@ -12,7 +12,8 @@ import torch
 
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
 from rwkv_train.data.binidx.manifest import Manifest, Shard, joint_sha256, write_manifest
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
 from rwkv_train.data.samples.batch import collate
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset
 from rwkv_train.data.samples.sample_source import StepReading

@@ -7,14 +7,9 @@ import json
 
 import pytest
 
-from rwkv_train.data.binidx.manifest import (
-    Manifest,
-    file_sha256,
-    manifest_path,
-    read_manifest,
-    write_manifest,
-)
-from rwkv_train.data.binidx.reader import BinidxWriter
+from rwkv_train.data.binidx.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from rwkv_train.data.binidx.writer import BinidxWriter
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.errors import DataError
 
 MANIFEST = Manifest("world", 65536, 3, 1, "uint16", "ab" * 32, {"seed": 4, "input": "ä"})

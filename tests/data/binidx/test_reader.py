@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rwkv_train.data.binidx import writer as binidx_writer
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter, publish
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter, publish_pairs
 from rwkv_train.errors import DataError
 from tests.helpers import VECTORS, load_json
 
@@ -265,7 +266,7 @@ def test_a_kill_while_two_pairs_are_renamed_leaves_only_right_ones_readable(
         writer.append([7, 8])
         writer.append([9, 0])
     with pytest.raises(Killed):
-        publish(writers)
+        publish_pairs(writers)
     for name in ("train", "val"):
         try:
             pair = Binidx(tmp_path / name)

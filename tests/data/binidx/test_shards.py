@@ -87,9 +87,9 @@ def test_an_incomplete_set_of_shards_cannot_be_opened_and_is_made_again(damage, 
     damage(tmp_path)
     with pytest.raises(DataError, match="out-0000"):
         open_source(str(tmp_path / "out"), "binidx")
-    assert not convert(options(tmp_path)).already_made
+    assert not convert(options(tmp_path)).reused
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == sound
-    assert convert(options(tmp_path)).already_made
+    assert convert(options(tmp_path)).reused
 
 
 def test_shards_that_are_no_longer_needed_are_removed(tmp_path):

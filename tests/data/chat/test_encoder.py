@@ -2,86 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-import make_data
-from rwkv_train.data.binidx.loss_mask import find_mask
-from rwkv_train.data.binidx.manifest import file_sha256, read_manifest
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
-from rwkv_train.data.chat.encoder import join_pieces
-from rwkv_train.data.convert.merge_pairs import merge
-from rwkv_train.data.convert.pipeline import ConvertOptions, Part, convert
+from rwkv_train.data.binidx.manifest import read_manifest
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.chat.encoder import join_segments
+from rwkv_train.data.convert.merge_pairs import merge_pairs
+from rwkv_train.data.convert.pipeline import ConvertOptions, InputShard, convert
 from rwkv_train.data.convert.select import Arrangement
-from rwkv_train.data.inspect.examine import inspect, verify
-from rwkv_train.data.inspect.loss_mask_preview import marked
-from rwkv_train.data.samples.token_sources import open_source, pairs_of
+from rwkv_train.data.inspect.examine import verify
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.bulk_encoder import EncodedTexts
-from rwkv_train.data.tokenize.tokenizer import BytesTokenizer, load_tokenizer
+from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 from rwkv_train.errors import DataError
-
-KEPT = Arrangement(shuffle=False)
-ROWS = [
-    {"messages": [{"role": "user", "content": "a\n\nb"}, {"role": "assistant", "content": "c"}]},
-    {"text": "plain"},
-    {"prompt": "q", "response": "r"},
-    {
-        "conversations": [
-            {"from": "human", "value": "x"},
-            {"from": "gpt", "value": "y"},
-            {"from": "human", "value": "z"},
-        ]
-    },
-]
-# What the documents are, learnt text in brackets, by hand.
-WRITTEN = [
-    "User: a\nb\n\nAssistant:[ c\n\n0]",
-    "[plain0]",
-    "User: q\n\nAssistant:[ r\n\n0]",
-    "User: x\n\nAssistant:[ y\n\n]User: z\n\n0",
-]
-
-
-def rows_file(folder, rows=ROWS, name="in.jsonl"):
-    path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def options(folder, rows=ROWS, **changes):
-    given = {
-        "tokenizer": "bytes",
-        "prefix": str(folder / "out"),
-        "arrangement": KEPT,
-        "chat_template": "world",
-    } | changes
-    return ConvertOptions([rows_file(folder, rows)], **given)
-
-
-def written(prefix):
-    """The documents of a bytes-tokenized data set, learnt text in brackets, 0 at the end."""
-    source = open_source(str(prefix), "binidx")
-    pairs = pairs_of(source)
-    mask = find_mask(str(prefix), pairs, read_manifest(prefix))
-    found, offset = [], 0
-    for pair in pairs:
-        for number in range(pair.item_count):
-            ids = pair.item(number).tolist()
-            weights = [0, *mask.get(offset, len(ids)).tolist(), 0]
-            offset += len(ids)
-            text = ""
-            for i, token in enumerate(ids):
-                before, weight, after = weights[i : i + 3]
-                text += "[" * (weight > 0 and before == 0)
-                text += chr(token - 1) if token else "0"
-                text += "]" * (weight > 0 and (after == 0 or i + 1 == len(ids)))
-            found.append(text)
-    return found
+from tests.data.chat.conversations import KEPT, ROWS, WRITTEN, options, written
 
 
 def test_answers_and_their_ends_are_learnt_and_nothing_else(tmp_path):
@@ -159,9 +96,9 @@ def test_any_number_of_workers_and_machines_makes_the_same_bytes(tmp_path):
     names = [
         name
         for worker in range(3)
-        for name in convert(replace(machines, part=Part(worker, 3))).manifests
+        for name in convert(replace(machines, input_shard=InputShard(worker, 3))).manifests
     ]
-    merge(names, str(tmp_path / "merged"))
+    merge_pairs(names, str(tmp_path / "merged"))
     endings = [
         path.name.removeprefix("out")
         for path in tmp_path.glob("out*")
@@ -179,9 +116,9 @@ def test_a_machine_without_documents_is_no_obstacle(tmp_path):
     names = [
         name
         for worker in range(30)
-        for name in convert(replace(wanted, part=Part(worker, 30))).manifests
+        for name in convert(replace(wanted, input_shard=InputShard(worker, 30))).manifests
     ]
-    merge(names, str(tmp_path / "merged"))
+    merge_pairs(names, str(tmp_path / "merged"))
     assert written(tmp_path / "merged") == [by_hand(row) for row in many(2)]
 
 
@@ -189,7 +126,7 @@ def test_joined_with_data_that_has_no_mask_its_text_is_learnt(tmp_path):
     convert(options(tmp_path))
     plain = options(tmp_path, [{"text": "all"}], chat_template=None, prefix=str(tmp_path / "plain"))
     convert(plain)
-    merge([str(tmp_path / "plain"), str(tmp_path / "out")], str(tmp_path / "both"))
+    merge_pairs([str(tmp_path / "plain"), str(tmp_path / "out")], str(tmp_path / "both"))
     assert written(tmp_path / "both") == ["[all0]", *WRITTEN]
     assert verify(str(tmp_path / "both"))
 
@@ -211,7 +148,7 @@ def test_a_fault_in_one_piece_takes_all_of_its_text():
         text_bytes=np.array([2, 0, 1, 1, 2]),
         faults={1: "broken", 2: "too"},
     )
-    joined, weights = join_pieces(
+    joined, weights = join_segments(
         encoded, np.array([1, 2, 2]), np.array([5, 5, 6, 7, 8, 8], np.uint8)
     )
     assert joined.tokens.tolist() == [1, 2, 7, 8, 9] and weights.tolist() == [5, 5, 7, 8, 8]
@@ -259,110 +196,3 @@ def test_rows_of_a_parquet_file_are_read_whole(tmp_path):
         )
     )
     assert written(tmp_path / "out") == [WRITTEN[0], WRITTEN[2], WRITTEN[1]]
-
-
-def test_made_again_it_is_left_and_another_template_is_not_mixed_in(tmp_path):
-    convert(options(tmp_path))
-    assert convert(options(tmp_path)).already_made
-    own = tmp_path / "own.yaml"
-    own.write_text("roles: {user: {before: 'Q:'}, assistant: {before: 'A:', weight: 1}}")
-    with pytest.raises(DataError, match=r"different: chat_template"):
-        convert(options(tmp_path, chat_template=str(own)))
-    convert(options(tmp_path, chat_template=str(own), overwrite=True))
-    assert written(tmp_path / "out")[2] == "Q:qA:[r0]"
-
-
-@pytest.mark.parametrize("damage", ["changed", "gone"])
-def test_a_damaged_mask_is_noticed_and_made_again(damage, tmp_path):
-    convert(options(tmp_path))
-    path = tmp_path / "out.mask"
-    good = path.read_bytes()
-    if damage == "gone":
-        path.unlink()
-        with pytest.raises(DataError, match=r"out\.mask is missing"):
-            inspect(str(tmp_path / "out"))
-    else:
-        path.write_bytes(good[:-1] + b"\7")
-    with pytest.raises(DataError, match=r"out\.mask is (not what it was|missing)"):
-        verify(str(tmp_path / "out"))
-    assert not convert(options(tmp_path, overwrite=True)).already_made
-    assert path.read_bytes() == good
-
-
-def test_replaced_by_data_without_a_mask_the_mask_is_gone(tmp_path):
-    convert(options(tmp_path, shard_tokens=60))
-    assert len(list(tmp_path.glob("out*.mask"))) > 1
-    convert(options(tmp_path, overwrite=True))
-    assert [path.name for path in tmp_path.glob("out*.mask")] == ["out.mask"]
-    convert(options(tmp_path, [{"text": "a"}], chat_template=None, overwrite=True))
-    assert list(tmp_path.glob("*.mask")) == []
-
-
-def test_a_mask_alone_is_not_overwritten(tmp_path):
-    (tmp_path / "out.mask").write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"out\.mask exists and what it was made from is not known"):
-        convert(options(tmp_path))
-
-
-def test_interrupted_it_leaves_no_mask(tmp_path, monkeypatch):
-    def interrupt(self, *documents):
-        append(self, *documents)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    append = BinidxWriter.append_documents
-    monkeypatch.setattr(BinidxWriter, "append_documents", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        convert(options(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-def test_the_tools_show_what_is_learnt(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows_file(tmp_path)
-    line = ["in.jsonl", "1", "8", "--tokenizer", "bytes", "--no_shuffle", "-o", "out"]
-    assert make_data.main([*line, "--chat_template", "world"]) == 0
-    # 21 + 5, 6, 19 + 5 and 19 + 4 + 10 tokens, of which 5 + 6 + 5 + 4 count
-    shown = "loss mask: 20 of 89 tokens are learnt (22.5%)"
-    assert shown in capsys.readouterr().out
-    assert make_data.main(["--inspect", "out"]) == 0
-    out = capsys.readouterr().out
-    assert shown in out
-    assert r"document 0 of out (26 tokens): User: a\nb\n\nAssistant:[[ c\n\n<0>]]" in out
-    assert r"User: x\n\nAssistant:[[ y\n\n]]User: z\n\n<0>" in out
-    assert make_data.main(["--verify_pair", "out"]) == 0
-    assert "sha256, loss mask and index are right; 4 documents decoded" in capsys.readouterr().out
-
-
-def test_weights_and_long_stretches_are_shown_in_short():
-    ids = np.array([*[ord("a") + 1] * 100, *[ord("b") + 1] * 3, 0])
-    weights = np.array([0] * 100 + [2] * 3 + [1], np.uint8)
-    shown = marked(ids, weights, BytesTokenizer())
-    assert shown == f"{'a' * 30} ... {'a' * 30}[[2:bbb]][[<0>]]"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--chat_template", "none.yaml"], ["--chat_template none.yaml", "'world'"]),
-        ([], ["line 1: there is no key 'text'", "--chat_template"]),
-    ],
-)
-def test_a_mistake_is_one_line(arguments, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows_file(tmp_path)
-    assert make_data.main(["in.jsonl", "1", "8", "--tokenizer", "bytes", *arguments]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and all(word in err for word in words), err
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-def test_a_mask_that_another_tool_put_beside_its_pair_is_joined(tmp_path):
-    with BinidxWriter(tmp_path / "foreign", "uint16") as writer:
-        writer.append([98, 99, 0])
-    (tmp_path / "foreign.mask").write_bytes(b"\0\1\1")
-    names = [str(tmp_path / "foreign")] * 2
-    merge(names, str(tmp_path / "both"), tokenizer="bytes")
-    assert written(tmp_path / "both") == ["a[b0]", "a[b0]"]
-    (tmp_path / "foreign.mask").write_bytes(b"\1\1\1")
-    with pytest.raises(DataError, match=r"something else \(different: mask_sha256\)"):
-        merge(names, str(tmp_path / "both"), tokenizer="bytes")

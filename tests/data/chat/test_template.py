@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_train.data.chat.rows import Message
-from rwkv_train.data.chat.template import WORLD, Piece, load_template
+from rwkv_train.data.chat.template import WORLD, Segment, load_template
 from rwkv_train.errors import DataError
 
 CHATML = """
@@ -38,22 +38,22 @@ def test_the_world_template_learns_answers_and_their_ends():
         Message("user", "Bye"),
         Message("assistant", "See you."),
     ]
-    assert WORLD.pieces(messages) == [
-        Piece("System: Be brief.\n\nUser: Hi\n\nAssistant:", 0),
-        Piece(" Hello!", 1),
-        Piece("\n\n", 1),
-        Piece("User: Bye\n\nAssistant:", 0),
-        Piece(" See you.", 1),
-        Piece("\n\n", 1),
+    assert WORLD.segments(messages) == [
+        Segment("System: Be brief.\n\nUser: Hi\n\nAssistant:", 0),
+        Segment(" Hello!", 1),
+        Segment("\n\n", 1),
+        Segment("User: Bye\n\nAssistant:", 0),
+        Segment(" See you.", 1),
+        Segment("\n\n", 1),
     ]
 
 
 def test_blank_lines_inside_a_message_become_single_newlines():
     messages = [Message("user", "\r\n a\r\n\r\n\r\n  b\nc \n"), Message("gpt", "d\n \t\n  e")]
-    assert WORLD.pieces(messages) == [
-        Piece("User: a\n  b\nc\n\nAssistant:", 0),
-        Piece(" d\n  e", 1),
-        Piece("\n\n", 1),
+    assert WORLD.segments(messages) == [
+        Segment("User: a\n  b\nc\n\nAssistant:", 0),
+        Segment(" d\n  e", 1),
+        Segment("\n\n", 1),
     ]
 
 
@@ -61,27 +61,27 @@ def test_blank_lines_inside_a_message_become_single_newlines():
 def test_a_message_never_holds_the_end_of_a_message(contents):
     messages = [Message("user" if i % 2 else "human", text) for i, text in enumerate(contents)]
     messages = [m for m in messages if m.content.strip()] + [Message("gpt", "x\n\ny")]
-    pieces = WORLD.pieces(messages)
-    assert "".join(piece.text for piece in pieces).count("\n\n") == len(messages)
+    segments = WORLD.segments(messages)
+    assert "".join(segment.text for segment in segments).count("\n\n") == len(messages)
 
 
 def test_what_follows_the_last_answer_is_not_learnt():
     messages = [Message("assistant", "Hi"), Message("user", "Bye")]
-    assert WORLD.pieces(messages)[-1] == Piece("User: Bye\n\n", 0)
+    assert WORLD.segments(messages)[-1] == Segment("User: Bye\n\n", 0)
 
 
 def test_a_message_s_own_weight_wins():
     messages = [Message("user", "a"), Message("assistant", "b", 0), Message("assistant", "c", 3)]
-    assert WORLD.pieces(messages) == [
-        Piece("User: a\n\nAssistant: b\n\nAssistant:", 0),
-        Piece(" c", 3),
-        Piece("\n\n", 3),
+    assert WORLD.segments(messages) == [
+        Segment("User: a\n\nAssistant: b\n\nAssistant:", 0),
+        Segment(" c", 3),
+        Segment("\n\n", 3),
     ]
 
 
 def test_an_empty_system_message_is_left_out():
     messages = [Message("system", " "), Message("user", "a"), Message("assistant", "b")]
-    assert WORLD.pieces(messages)[0].text == "User: a\n\nAssistant:"
+    assert WORLD.segments(messages)[0].text == "User: a\n\nAssistant:"
 
 
 @pytest.mark.parametrize(
@@ -102,20 +102,20 @@ def test_an_empty_system_message_is_left_out():
 )
 def test_a_conversation_that_does_not_fit_is_refused(messages, reason):
     with pytest.raises(DataError, match=reason):
-        WORLD.pieces(messages)
+        WORLD.segments(messages)
 
 
 def test_a_template_of_one_s_own_is_written_as_it_says(tmp_path):
     template = own(tmp_path, CHATML)
     messages = [Message("human", "a\n\nb "), Message("tool", "t"), Message("gpt", "c")]
-    assert template.pieces(messages) == [
-        Piece(
+    assert template.segments(messages) == [
+        Segment(
             "<s><|im_start|>user\na\n\nb <|im_end|>\n<|im_start|>tool\nt<|im_end|>\n"
             "<|im_start|>assistant\n",
             0,
         ),
-        Piece("c", 2),
-        Piece("<|im_end|>\n", 2),
+        Segment("c", 2),
+        Segment("<|im_end|>\n", 2),
     ]
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from rwkv_train.data.binidx.manifest import read_manifest, write_manifest
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
-from rwkv_train.data.convert.merge_pairs import merge
-from rwkv_train.data.convert.pipeline import ConvertOptions, Part, convert
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
+from rwkv_train.data.convert.merge_pairs import merge_pairs
+from rwkv_train.data.convert.pipeline import ConvertOptions, InputShard, convert
 from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.inspect.examine import verify
 from rwkv_train.errors import DataError
@@ -20,14 +21,14 @@ from tests.data.corpora import arranged_options, documents_of, write_random_json
 def make_parts(wanted, of):
     names = []
     for worker in range(of):
-        names += convert(replace(wanted, part=Part(worker, of))).manifests
+        names += convert(replace(wanted, input_shard=InputShard(worker, of))).manifests
     return names
 
 
 def test_three_machines_parts_become_one_machines_bytes(tmp_path):
     wanted = arranged_options(tmp_path, shard_tokens=20_000)
     names = make_parts(wanted, 3)
-    merge([names[2], f"{names[0]}.manifest.json", names[1]], str(tmp_path / "merged"))
+    merge_pairs([names[2], f"{names[0]}.manifest.json", names[1]], str(tmp_path / "merged"))
     convert(wanted)
     shards = read_manifest(tmp_path / "out").shards
     assert len(shards) > 3
@@ -45,7 +46,7 @@ def test_a_machine_without_documents_is_no_obstacle(tmp_path):
     wanted = arranged_options(tmp_path, arrangement=Arrangement())
     names = make_parts(wanted, 40)
     assert read_manifest(names[1]).documents == 0
-    merge(names, str(tmp_path / "merged"))
+    merge_pairs(names, str(tmp_path / "merged"))
     convert(wanted)
     assert documents_of(tmp_path / "merged") == documents_of(tmp_path / "out")
     assert make_parts(wanted, 40) == names
@@ -63,12 +64,12 @@ def test_pairs_and_shards_are_joined_in_the_order_given(tmp_path):
                 shard_tokens=4,
             )
         )
-    made = merge([str(tmp_path / "pb"), str(tmp_path / "pa")], str(tmp_path / "joined"))
+    made = merge_pairs([str(tmp_path / "pb"), str(tmp_path / "pa")], str(tmp_path / "joined"))
     assert documents_of(tmp_path / "joined") == ["z", "xx", "w", "x", "y"]
-    again = merge([str(tmp_path / "pb"), str(tmp_path / "pa")], str(tmp_path / "joined"))
-    assert again.already_made and again.manifests == made.manifests
+    again = merge_pairs([str(tmp_path / "pb"), str(tmp_path / "pa")], str(tmp_path / "joined"))
+    assert again.reused and again.manifests == made.manifests
     with pytest.raises(DataError, match=r"joined\.bin exists .*different: input_sha256"):
-        merge([str(tmp_path / "pa")], str(tmp_path / "joined"))
+        merge_pairs([str(tmp_path / "pa")], str(tmp_path / "joined"))
 
 
 def test_items_of_one_document_become_one_item(tmp_path):
@@ -80,7 +81,7 @@ def test_items_of_one_document_become_one_item(tmp_path):
     convert(ConvertOptions([str(tmp_path / "in")], str(tmp_path / "own"), tokenizer="bytes"))
     manifest = read_manifest(tmp_path / "own")
     write_manifest(tmp_path / "foreign", replace(manifest, tokens=6, documents=2))
-    merge([str(tmp_path / "foreign"), str(tmp_path / "own")], str(tmp_path / "joined"))
+    merge_pairs([str(tmp_path / "foreign"), str(tmp_path / "own")], str(tmp_path / "joined"))
     pair = Binidx(tmp_path / "joined")
     items = [pair.item(i).tolist() for i in range(pair.item_count)]
     assert items == [[5, 6, 7, 0], [8, 0], [98, 0]]
@@ -103,14 +104,14 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         ([str(tmp_path / "nothing")], "does not exist"),
     ):
         with pytest.raises(DataError, match=message):
-            merge(names, str(tmp_path / "merged"))
+            merge_pairs(names, str(tmp_path / "merged"))
     assert not list(tmp_path.glob("merged*"))
 
 
-@pytest.mark.parametrize("part", [Part(-1, 3), Part(3, 3), Part(0, 0)])
-def test_a_part_that_cannot_be_is_refused(part, tmp_path):
+@pytest.mark.parametrize("shard", [InputShard(-1, 3), InputShard(3, 3), InputShard(0, 0)])
+def test_a_part_that_cannot_be_is_refused(shard, tmp_path):
     with pytest.raises(DataError, match="counted from 0"):
-        convert(arranged_options(tmp_path, part=part))
+        convert(arranged_options(tmp_path, input_shard=shard))
 
 
 def write_foreign(prefix, *items, dtype="uint16"):
@@ -127,18 +128,18 @@ def test_a_pair_of_another_tool_is_joined_once_its_tokenizer_is_given(tmp_path):
     convert(own)
     foreign = write_foreign(tmp_path / "foreign", [98, 99, 0], [100, 0])
     with pytest.raises(DataError, match=r"foreign\.manifest\.json does not exist.*--tokenizer"):
-        merge([foreign, own.prefix], str(tmp_path / "joined"))
+        merge_pairs([foreign, own.prefix], str(tmp_path / "joined"))
     assert not list(tmp_path.glob("joined*"))
-    made = merge([foreign, own.prefix], str(tmp_path / "joined"), tokenizer="bytes")
+    made = merge_pairs([foreign, own.prefix], str(tmp_path / "joined"), tokenizer="bytes")
     assert made.notes == []
     assert documents_of(tmp_path / "joined") == ["ab", "c", *documents_of(tmp_path / "out")]
     assert "are right" in verify(str(tmp_path / "joined"), "all")
-    assert merge([foreign, own.prefix], str(tmp_path / "joined"), tokenizer="bytes").already_made
+    assert merge_pairs([foreign, own.prefix], str(tmp_path / "joined"), tokenizer="bytes").reused
 
 
 def test_documents_of_another_tool_that_do_not_end_with_0_are_reported(tmp_path):
     foreign = write_foreign(tmp_path / "foreign", [98, 0], [98, 99], [100, 0], [])
-    made = merge([foreign], str(tmp_path / "joined"), tokenizer="bytes")
+    made = merge_pairs([foreign], str(tmp_path / "joined"), tokenizer="bytes")
     assert made.notes == [
         f"2 of the 4 documents of {foreign} do not end with token 0; they were taken as they are"
     ]
@@ -164,5 +165,5 @@ def test_a_pair_of_another_tool_that_does_not_fit_is_refused(
     convert(own)
     foreign = write_foreign(tmp_path / "foreign", [98, 0], [last, 0], dtype=dtype)
     with pytest.raises(DataError, match=message):
-        merge([foreign, own.prefix], str(tmp_path / "joined"), tokenizer=tokenizer)
+        merge_pairs([foreign, own.prefix], str(tmp_path / "joined"), tokenizer=tokenizer)
     assert not list(tmp_path.glob("joined*"))

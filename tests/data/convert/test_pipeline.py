@@ -10,10 +10,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from rwkv_train.data.binidx import manifest as manifest_module
 from rwkv_train.data.binidx import shards as shards_module
-from rwkv_train.data.binidx.manifest import file_sha256, read_manifest
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.binidx.manifest import read_manifest
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
 from rwkv_train.data.convert.pipeline import convert
 from rwkv_train.data.convert.select import random_order
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize import block_encoder as encode_module
 from rwkv_train.errors import DataError
 from tests.data.corpora import documents_of, options_for
@@ -149,7 +151,7 @@ def test_the_same_conversion_again_leaves_the_data_as_it_is(tmp_path):
     first = convert(wanted)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = convert(wanted)
-    assert (first.already_made, again.already_made) == (False, True)
+    assert (first.reused, again.reused) == (False, True)
     assert again.manifests == first.manifests
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
@@ -172,7 +174,7 @@ def test_data_made_with_other_options_is_not_replaced_unless_asked(changes, diff
     assert (tmp_path / "out.bin").read_bytes() == before
     assert outputs(tmp_path) == ["out.bin", "out.idx", "out.manifest.json"]
     made = convert(options_for(tmp_path, LETTERS, overwrite=True, **changes))
-    assert not made.already_made
+    assert not made.reused
     assert read_manifest(tmp_path / "out").made_from[difference] == changes[difference]
 
 
@@ -198,7 +200,7 @@ def test_our_own_damaged_data_is_made_again(ending, tmp_path):
     path = tmp_path / f"out.{ending}"
     sound = path.read_bytes()
     path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]) if ending == "bin" else sound[:50])
-    assert not convert(wanted).already_made
+    assert not convert(wanted).reused
     assert path.read_bytes() == sound
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rwkv_train.data.convert.pipeline import ConvertOptions, convert
-from rwkv_train.data.convert.select import Arrangement, LeftOut, divide, keep
+from rwkv_train.data.convert.select import Arrangement, FilteredOut, divide, keep
 from rwkv_train.errors import DataError
 from tests.data.corpora import documents_of, write_jsonl
 
@@ -16,16 +16,16 @@ DIGESTS = np.array([bytes(15) + bytes([b]) for b in (0, 7, 5, 7, 1, 7)], "V16")
 
 
 def test_lengths_outside_the_limits_are_left_out_and_counted():
-    numbers, left_out = keep(SIZES, None, Arrangement(min_tokens=1, max_tokens=2))
+    numbers, filtered_out = keep(SIZES, None, Arrangement(min_tokens=1, max_tokens=2))
     assert numbers.tolist() == [1, 2, 3, 5]
-    assert left_out == LeftOut(0, too_short=1, too_long=1)
+    assert filtered_out == FilteredOut(0, too_short=1, too_long=1)
 
 
 def test_only_the_first_of_equal_documents_is_kept():
-    numbers, left_out = keep(SIZES, DIGESTS, Arrangement(dedup=True))
-    assert (numbers.tolist(), left_out) == ([0, 1, 2, 4], LeftOut(duplicates=2))
-    numbers, left_out = keep(SIZES, DIGESTS, Arrangement(dedup=True, min_tokens=2))
-    assert (numbers.tolist(), left_out) == ([1, 4], LeftOut(duplicates=2, too_short=2))
+    numbers, filtered_out = keep(SIZES, DIGESTS, Arrangement(dedup=True))
+    assert (numbers.tolist(), filtered_out) == ([0, 1, 2, 4], FilteredOut(duplicates=2))
+    numbers, filtered_out = keep(SIZES, DIGESTS, Arrangement(dedup=True, min_tokens=2))
+    assert (numbers.tolist(), filtered_out) == ([1, 4], FilteredOut(duplicates=2, too_short=2))
 
 
 def test_every_kept_document_is_held_out_or_in_every_repetition():
@@ -50,4 +50,4 @@ def test_a_conversion_without_documents_left_is_refused(tmp_path):
         convert(ConvertOptions(*given, Arrangement(min_tokens=2, max_tokens=8), "bytes"))
     made = convert(ConvertOptions(*given, Arrangement(min_tokens=2), "bytes"))
     assert documents_of(tmp_path / "out") == ["b" * 9]
-    assert made.left_out == LeftOut(too_short=1)
+    assert made.filtered_out == FilteredOut(too_short=1)

@@ -76,7 +76,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
         prefix = tmp_path / f"w{number}" / "out"
         options = ConvertOptions([str(path)], str(prefix), arrangement, workers=number)
         made = convert(options)
-        assert made.left_out.duplicates > 0
+        assert made.filtered_out.duplicates > 0
         content[number] = {p.name: p.read_bytes() for p in sorted(prefix.parent.iterdir())}
     assert len(content[1]) == 6
     assert content[1] == content[2] == content[4]

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rwkv_train.data.binidx.manifest import file_sha256, read_manifest, write_manifest
-from rwkv_train.data.binidx.reader import BinidxWriter
+from rwkv_train.data.binidx.manifest import read_manifest, write_manifest
+from rwkv_train.data.binidx.writer import BinidxWriter
 from rwkv_train.data.convert.pipeline import ConvertOptions, convert
 from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.inspect.examine import inspect, verify
 from rwkv_train.data.inspect.lengths import describe_lengths, draw_lengths, length_histogram
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.errors import DataError
 from tests.data.corpora import write_jsonl
 

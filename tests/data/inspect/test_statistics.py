@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rwkv_train.data.binidx.reader import BinidxWriter
+from rwkv_train.data.binidx.writer import BinidxWriter
 from rwkv_train.data.inspect import statistics
 from rwkv_train.data.inspect.statistics import unigram_entropy
 from rwkv_train.errors import DataError

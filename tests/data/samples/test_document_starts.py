@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rwkv_train.data.binidx.layout import HEADER
 from rwkv_train.data.binidx.manifest import Manifest, Shard, joint_sha256, write_manifest
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset
 from rwkv_train.data.samples.document_starts import document_starts
 from rwkv_train.data.samples.token_sources import open_source

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from rwkv_train.data.binidx.reader import BinidxWriter
+from rwkv_train.data.binidx.writer import BinidxWriter
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.errors import DataError
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rwkv_train.data.binidx.reader import Binidx, BinidxWriter
+from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.binidx.writer import BinidxWriter
 
 
 class Counting:

@@ -10,11 +10,11 @@ import types
 
 import pytest
 
-from rwkv_train.data.convert.pipeline import ConvertOptions, Part, convert
+from rwkv_train.data.convert.pipeline import ConvertOptions, InputShard, convert
 from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.text import blocks, inputs
 from rwkv_train.data.text.blocks import BlockReader, digest
-from rwkv_train.data.text.inputs import default_prefix, find_inputs, pieces
+from rwkv_train.data.text.inputs import default_prefix, file_ranges, find_inputs
 from rwkv_train.errors import DataError
 from tests.data.corpora import documents_of
 
@@ -147,7 +147,7 @@ def test_the_parts_of_several_machines_hold_every_document_once(of, tmp_path, mo
     files = find_inputs([str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl")])
     found = []
     for worker in range(of):
-        mine = pieces(files, worker, of)
+        mine = file_ranges(files, worker, of)
         reader = BlockReader(mine, "text")
         content = b"\n".join(block.content for block in reader)
         found += [json.loads(line)["text"] for line in content.splitlines() if line]
@@ -159,10 +159,14 @@ def test_a_fault_in_a_later_part_is_named_with_its_line_in_the_file(tmp_path):
     content = lines(*(f"{i}" for i in range(50)))
     (tmp_path / "a.jsonl").write_bytes(content + b"broken\n")
     files = find_inputs([str(tmp_path / "a.jsonl")])
-    (piece,) = pieces(files, 2, 3)
-    assert 0 < blocks.lines_before(piece) < 50
+    (file_range,) = file_ranges(files, 2, 3)
+    assert 0 < blocks.lines_before(file_range) < 50
     options = ConvertOptions(
-        [str(tmp_path / "a.jsonl")], str(tmp_path / "out"), KEPT, "bytes", part=Part(2, 3)
+        [str(tmp_path / "a.jsonl")],
+        str(tmp_path / "out"),
+        KEPT,
+        "bytes",
+        input_shard=InputShard(2, 3),
     )
     with pytest.raises(DataError, match=r"a\.jsonl, line 51: not JSON"):
         convert(options)
@@ -170,4 +174,4 @@ def test_a_fault_in_a_later_part_is_named_with_its_line_in_the_file(tmp_path):
 
 def test_the_standard_input_cannot_be_divided():
     with pytest.raises(DataError, match="cannot be divided"):
-        inputs.pieces(find_inputs(["-"]), 0, 2)
+        inputs.file_ranges(find_inputs(["-"]), 0, 2)

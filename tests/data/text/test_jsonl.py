@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from rwkv_train.data.text import blocks
 from rwkv_train.data.text.blocks import BlockReader
-from rwkv_train.data.text.inputs import find_inputs, pieces
+from rwkv_train.data.text.inputs import file_ranges, find_inputs
 from rwkv_train.data.text.jsonl import document_text
-from rwkv_train.data.tokenize.block_encoder import block_rows, place
+from rwkv_train.data.tokenize.block_encoder import block_documents, location
 from rwkv_train.errors import DataError
 
 GOOD = b'{"text": "fine"}\n'
@@ -21,13 +21,13 @@ GOOD = b'{"text": "fine"}\n'
 def rows(path, text_key="text"):
     """Line numbers and texts of a file's documents, or a DataError with the place."""
     found, before = [], 0
-    for block in BlockReader(pieces(find_inputs([str(path)])), text_key):
-        numbered, lines = block_rows(block)
+    for block in BlockReader(file_ranges(find_inputs([str(path)])), text_key):
+        numbered, lines = block_documents(block)
         for line, content in numbered:
             try:
                 found.append((before + line, document_text(content, text_key)))
             except DataError as error:
-                raise DataError(f"{place(block.piece, before + line)}: {error}") from error
+                raise DataError(f"{location(block.file_range, before + line)}: {error}") from error
         before += lines
     return found
 

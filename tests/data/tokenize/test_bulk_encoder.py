@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 
 import numpy as np
@@ -14,7 +15,7 @@ from rwkv_train.compiler import plain_library
 from rwkv_train.data.convert.pipeline import ConvertOptions, convert
 from rwkv_train.data.inspect.summary import report
 from rwkv_train.data.tokenize import bulk_encoder as bulk
-from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, bulk_tokenizer
+from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, Seconds, bulk_tokenizer
 from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 from rwkv_train.data.tokenize.world_trie import SOURCE, WorldTrie
 from rwkv_train.errors import BackendError, DataError
@@ -174,3 +175,10 @@ def test_the_vocabulary_has_a_token_for_every_byte():
     assert len(tokens) == 65536
     assert set(BYTES) <= set(tokens)
     assert tokens[0] == b""
+
+
+def test_seconds_add_up_by_stage_also_across_processes():
+    total = Seconds(parse=1.0)
+    total["verify"] += 0.5
+    total.add(pickle.loads(pickle.dumps(Seconds(parse=2.0, spool=4.0))))
+    assert total == {"parse": 3.0, "verify": 0.5, "spool": 4.0}

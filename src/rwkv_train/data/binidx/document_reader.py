@@ -7,7 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ _BATCH_TOKENS = 1 << 21
 _BATCH_DOCUMENTS = 1 << 16
 
 
-class TokenStore:
+class DocumentReader:
     """Documents lying in some files.
 
     dtype   stored type of the tokens
@@ -50,10 +50,11 @@ class TokenStore:
     def read(
         self, numbers: npt.NDArray[np.int64]
     ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]:
-        """The documents of those numbers in that order: batches of their tokens and their sizes."""
+        """Yields the documents of those numbers in that order, in batches: tokens, sizes."""
         for first in range(0, len(numbers), _BATCH_DOCUMENTS):
             chosen = numbers[first : first + _BATCH_DOCUMENTS]
             sizes = self.sizes[chosen]
+            # Documents that end in the same multiple of _BATCH_TOKENS are read together.
             batch = np.cumsum(sizes, dtype=np.int64) // _BATCH_TOKENS
             cuts = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(chosen)]
             for start, end in itertools.pairwise(cuts):
@@ -68,16 +69,19 @@ class TokenStore:
         run_starts = (starts[np.concatenate(([0], breaks + 1))] * width).tolist()
         run_ends = (ends[np.concatenate((breaks, [len(ends) - 1]))] * width).tolist()
         tokens = np.empty(int((ends - starts).sum()), self.dtype)
-        target, at = memoryview(tokens.view(np.uint8)), 0
+        target, at = tokens.view(np.uint8).data, 0
         for start, end in zip(run_starts, run_ends):
             self._fill(target[at : at + end - start], start)
             at += end - start
         return tokens
 
     def _fill(self, target: memoryview, offset: int) -> None:
-        """Reads what lies from that byte on, over the borders of files."""
+        """Fills `target` with the bytes from `offset` on, over the borders of files."""
+        # To the right: an empty file starts where the next one does, and holds no byte to read.
         number = bisect_right(self._file_starts, offset) - 1
         while len(target):
+            # preadv may return fewer bytes than asked for, and a stretch may cross into the next
+            # file.
             part = target[: self._file_starts[number + 1] - offset]
             if len(part):
                 count = self._read(number, part, offset - self._file_starts[number])
@@ -97,26 +101,38 @@ class TokenStore:
         return count
 
 
-def read_weighted(
-    tokens: TokenStore, weights: TokenStore | None, numbers: npt.NDArray[np.int64]
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]]:
-    """As `TokenStore.read`, with the weights of the tokens if there are any.
+class WeightedDocuments(NamedTuple):
+    """Some documents, one after another.
 
-    weights: the same documents, a byte per token.
+    tokens: of all of them.  sizes: [documents].  weights: of the tokens; None: no loss mask.
+    """
+
+    tokens: npt.NDArray[Any]
+    sizes: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.uint8] | None = None
+
+
+def read_weighted(
+    tokens: DocumentReader, weights: DocumentReader | None, numbers: npt.NDArray[np.int64]
+) -> Iterator[WeightedDocuments]:
+    """Yields the documents of those numbers in batches, with the weights of their tokens if any.
+
+    weights: of the same documents, a byte per token.
     """
     if weights is None:
-        yield from ((batch, sizes, None) for batch, sizes in tokens.read(numbers))
+        yield from (WeightedDocuments(batch, sizes) for batch, sizes in tokens.read(numbers))
         return
     # Equal sizes are cut into equal batches.
     for (batch, sizes), (batch_weights, _) in zip(tokens.read(numbers), weights.read(numbers)):
-        yield batch, sizes, batch_weights
+        yield WeightedDocuments(batch, sizes, batch_weights)
 
 
 def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
-    """Tokens of each document of a pair, in which a document may be several items.
+    """Returns the tokens of each document of a pair, in which a document may be several items.
 
     Raises DataError unless the items lie one after another and every document is one of them.
     """
+    # Whole arrays are compared, because an index may list a hundred million items.
     ends = np.cumsum(pair.sizes, dtype=np.int64)
     bounds = pair.doc_idx
     width = pair.dtype.itemsize
@@ -132,19 +148,19 @@ def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
             f"{pair.prefix}.idx is damaged: its items do not lie one after another; copy or make "
             "the pair again"
         )
-    sizes = np.diff(np.concatenate(([0], ends))[bounds])
+    sizes: npt.NDArray[np.int64] = np.diff(np.concatenate(([0], ends))[bounds])
     if sizes.max() > np.iinfo(np.int32).max:
         raise DataError(f"{pair.prefix} has a document of {sizes.max()} tokens, more than 2^31 - 1")
     return sizes.astype(np.int32)
 
 
 def open_bin(pair: Binidx) -> BinaryIO:
-    """The .bin for reading without mapping it, which would count as memory in use."""
+    """Opens the .bin for reading; a map of it would count as memory in use."""
     return _open(bin_path(pair.prefix))
 
 
 def open_mask(pair: Binidx) -> BinaryIO | None:
-    """The .mask in the same way; None when the pair has none, so that every token counts once."""
+    """Opens the .mask in the same way; None when the pair has none: every token counts once."""
     path = mask_path(pair.prefix)
     return _open(path) if path.exists() else None
 

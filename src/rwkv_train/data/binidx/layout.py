@@ -31,7 +31,7 @@ from rwkv_train.errors import DataError
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {
+DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
     1: np.dtype("uint8"),
     2: np.dtype("int8"),
     3: np.dtype("<i2"),
@@ -43,26 +43,28 @@ DTYPES = {
 }
 # Sizes are int32.
 MAX_ITEM_TOKENS = 2**31 - 1
+# A loss mask holds a byte per token.
+LARGEST_WEIGHT = 255
 
 
 def bin_path(prefix: str | Path) -> Path:
-    """PREFIX.bin (the prefix may contain dots)."""
+    """Returns PREFIX.bin (the prefix may contain dots)."""
     return Path(f"{prefix}.bin")
 
 
 def mask_path(prefix: str | Path) -> Path:
-    """PREFIX.mask, the loss mask beside a pair (`masks`)."""
+    """Returns PREFIX.mask, the loss mask next to a pair (`loss_mask`)."""
     return Path(f"{prefix}.mask")
 
 
 def idx_path(prefix: str | Path) -> Path:
-    """PREFIX.idx."""
+    """Returns PREFIX.idx."""
     return Path(f"{prefix}.idx")
 
 
 def dtype_code(dtype: np.dtype[Any]) -> int:
-    """Code of an integer type; DataError for one that the format lacks (uint32, floats)."""
-    for code, known in DTYPES.items():
+    """Returns the code of an integer type; DataError for one the format lacks (uint32, floats)."""
+    for code, known in DTYPE_OF_CODE.items():
         if known == dtype and known.kind in "iu":
             return code
     raise DataError(f"binidx has no token type {dtype}; use uint16 or int32")

@@ -1,7 +1,7 @@
-"""Loss masks: PREFIX.mask beside a binidx pair, one byte per token, the weight of its prediction.
+"""Loss masks: PREFIX.mask next to a binidx pair, one byte per token, the weight of its prediction.
 
 A token counts with its weight where it is a target: 0 for text the model only reads (prompts), 1
-for what it learns to write (answers and their ends). Only the ratios of the weights matter. The
+for what is supervised (answers and their ends). Only the ratios of the weights matter. The
 shards of a manifest each have a sidecar of their own.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,6 @@ from rwkv_train.data.binidx.layout import mask_path
 from rwkv_train.data.binidx.manifest import Manifest, manifest_path
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.errors import DataError
-
-LARGEST_WEIGHT = 255
 
 
 class LossMask:
@@ -33,14 +30,14 @@ class LossMask:
     def __init__(self, pairs: list[tuple[str, int]]) -> None:
         self._pairs = pairs
         self._ends = list(accumulate(tokens for _, tokens in pairs))
-        self._parts = [_map(prefix, tokens) for prefix, tokens in pairs]
+        self._parts = [_map_mask(prefix, tokens) for prefix, tokens in pairs]
 
     @property
     def tokens(self) -> int:
         return self._ends[-1]
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
-        """Weights of tokens offset ... offset + length - 1 of all pairs; the caller must not write.
+        """Returns the weights of tokens offset ... offset + length - 1; the caller must not write.
 
         They must be inside the data, which whoever reads the tokens checks.
         """
@@ -52,19 +49,17 @@ class LossMask:
             count = min(length, len(part) - start)
             parts.append(part[start : start + count])
             number, offset, length = number + 1, offset + count, length - count
+        # The empty array stands for a length of 0, for which there are no parts.
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"pairs": self._pairs}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["pairs"])
+    def __reduce__(self) -> tuple[type[LossMask], tuple[list[tuple[str, int]]]]:
+        return LossMask, (self._pairs,)
 
 
 def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> LossMask | None:
-    """The loss mask of the data under `prefix`, None when it has none.
+    """Opens the loss mask of the data under `prefix`, None when it has none.
 
-    pairs: the data's own pair, or its shards.  Raises DataError when the manifest tells of a mask
+    pairs: the data's own pair, or its shards.  Raises DataError when the manifest lists a mask
     or some of the shards have one, but a sidecar is missing or not of these pairs.
     """
     if not pairs:
@@ -72,6 +67,7 @@ def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> Lo
         return None
     there = [pair.prefix for pair in pairs if mask_path(pair.prefix).exists()]
     promised = manifest is not None and manifest.sha256_mask is not None
+    # A mask that only the files show, without a manifest, comes from another tool and counts too.
     if not there and not promised:
         return None
     for pair in pairs:
@@ -85,7 +81,7 @@ def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> Lo
     return LossMask([(pair.prefix, pair.tokens) for pair in pairs])
 
 
-def _map(prefix: str, tokens: int) -> npt.NDArray[np.uint8]:
+def _map_mask(prefix: str, tokens: int) -> npt.NDArray[np.uint8]:
     path = mask_path(prefix)
     try:
         with path.open("rb") as file:

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_train.data.binidx.durable import write_atomically
-from rwkv_train.data.binidx.layout import DTYPES, bin_path
+from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, bin_path
 from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
+from rwkv_train.data.storage.durable import writing
 from rwkv_train.errors import DataError
+from rwkv_train.files import write_atomically
 
 USUAL_CTX_LENS = (512, 1024, 2048, 4096, 8192)
 _ENDING = ".manifest.json"
-_DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPES.values() if dtype.kind in "iu")
+_DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPE_OF_CODE.values() if dtype.kind in "iu")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Manifest:
     made_from: Mapping[str, Any] = field(default_factory=dict)
     """input and options; equal ones give the same bytes"""
     shards: Sequence[Shard] = ()
-    """the pairs, in order; none: the pair beside the manifest"""
+    """the pairs, in order; none: the pair next to the manifest"""
     magic_primes: Mapping[str, int] = field(default_factory=dict)
     """by ctx_len, for the usual ones"""
     bytes_per_token: float | None = None
@@ -65,17 +66,17 @@ class Manifest:
 
 
 def manifest_path(prefix: str | Path) -> Path:
-    """PREFIX.manifest.json."""
+    """Returns PREFIX.manifest.json."""
     return Path(f"{prefix}{_ENDING}")
 
 
 def manifest_prefix(name: str | Path) -> str:
-    """PREFIX of PREFIX.manifest.json; any other name as it is."""
+    """Returns PREFIX of PREFIX.manifest.json, and any other name as it is."""
     return str(name).removesuffix(_ENDING)
 
 
 def read_manifest(prefix: str | Path) -> Manifest | None:
-    """The manifest beside a pair (its own name will do as well), None when there is none.
+    """Reads the manifest next to a pair (its own name will do as well); None when there is none.
 
     Raises DataError when it is damaged or counts other tokens than the .bin holds.
     """
@@ -93,6 +94,7 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
             f"{path} is damaged ({problem}); remove it, or make the data again"
         ) from error
     if not manifest.shards:
+        # Of shards each pair's own index is compared with the manifest when it is opened.
         _check_size(path, manifest, bin_path(prefix))
     return manifest
 
@@ -109,17 +111,20 @@ def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
             # Data without a mask says nothing of masks.
             described.pop("sha256_mask")
             described.pop("learnt_tokens", None)
+    # Prefixes and file names in other scripts stay readable.
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(manifest_path(prefix), text.encode())
+    path = manifest_path(prefix)
+    with writing(path):
+        write_atomically(path, text.encode())
 
 
 def shard_prefix(prefix: str | Path, shard: Shard) -> str:
-    """Prefix of a shard of the manifest beside `prefix`."""
+    """Returns the prefix of a shard of the manifest next to `prefix`."""
     return str(Path(prefix).with_name(shard.name))
 
 
 def usual_magic_primes(tokens: int) -> dict[str, int]:
-    """Magic primes of the usual context lengths for which the data is large enough."""
+    """Returns the magic primes of the usual context lengths for which the data is large enough."""
     possible = largest_ctx_len(tokens)
     return {
         str(ctx_len): magic_prime(tokens, ctx_len)
@@ -129,12 +134,12 @@ def usual_magic_primes(tokens: int) -> dict[str, int]:
 
 
 def joint_sha256(shards: Sequence[Shard]) -> str:
-    """A manifest's sha256_bin for shards."""
+    """Returns a manifest's sha256_bin for shards."""
     return hashlib.sha256("".join(shard.sha256_bin for shard in shards).encode()).hexdigest()
 
 
 def joint_mask_sha256(shards: Sequence[Shard]) -> str | None:
-    """A manifest's sha256_mask for shards, which all have a loss mask or none; else ValueError."""
+    """Returns a manifest's sha256_mask for shards; ValueError unless all have a mask or none."""
     digests = [shard.sha256_mask for shard in shards if shard.sha256_mask is not None]
     if not digests:
         return None
@@ -143,20 +148,24 @@ def joint_mask_sha256(shards: Sequence[Shard]) -> str | None:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def file_sha256(path: str | Path) -> str:
-    """Digest of a file's bytes, read in blocks; DataError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()
+def pair_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
+    """Returns what a manifest says of its pairs: prefix -> digest of .bin."""
+    if not manifest.shards:
+        return {prefix: manifest.sha256_bin}
+    return {shard_prefix(prefix, shard): shard.sha256_bin for shard in manifest.shards}
+
+
+def mask_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
+    """Returns what a manifest says of its loss masks: prefix -> digest of .mask; {} without."""
+    if manifest.sha256_mask is None:
+        return {}
+    if not manifest.shards:
+        return {prefix: manifest.sha256_mask}
+    return {shard_prefix(prefix, shard): shard.sha256_mask or "" for shard in manifest.shards}
 
 
 def _parsed(content: Any) -> Manifest:
-    """Raises ValueError, TypeError or KeyError for what is no manifest."""
+    """Returns the manifest of a JSON value; ValueError, TypeError or KeyError when it is none."""
     manifest = Manifest(
         tokenizer=_of(str, content["tokenizer"]),
         vocab_size=_count(content["vocab_size"]),
@@ -196,6 +205,7 @@ def _parsed_shard(content: Any) -> Shard:
         sha256_bin=_of(str, content["sha256_bin"]),
         sha256_mask=_of((str, type(None)), content.get("sha256_mask")),
     )
+    # A manifest from a stranger must not name files outside its own folder.
     if not shard.name or Path(shard.name).name != shard.name or "\0" in shard.name:
         raise ValueError(f"{shard.name!r} is not a name in the manifest's folder")
     return shard
@@ -208,6 +218,7 @@ def _of(kind: type | tuple[type, ...], value: Any) -> Any:
 
 
 def _count(value: Any) -> int:
+    # JSON's true is an int in Python.
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is not a count")
     return value

@@ -1,4 +1,4 @@
-"""Reader of the binidx pair, and the door to its writer (layout: `binidx_layout`)."""
+"""Reader of the binidx pair (files: `layout`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.layout import DTYPES, HEADER, MAGIC, VERSION, bin_path, idx_path
-from rwkv_train.data.binidx.writer import BinidxWriter, publish
+from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, HEADER, MAGIC, VERSION, bin_path, idx_path
 from rwkv_train.errors import DataError
-
-__all__ = ["Binidx", "BinidxWriter", "publish"]
 
 
 class Binidx:
@@ -41,12 +38,13 @@ class Binidx:
         self.pointers = np.frombuffer(index, "<i8", n, start + 4 * n)
         self.doc_idx = np.frombuffer(index, "<i8", documents, start + 12 * n)
         data = _map(bin_path(prefix), self.prefix)
+        # A map costs no memory until it is read, and the pages are shared by all workers.
         _check_data(self, len(data))
         self.tokens = len(data) // self.dtype.itemsize
         self._data = np.frombuffer(data, self.dtype)
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
-        """Tokens offset ... offset + length - 1 of the whole file, as int64; DataError outside."""
+        """Returns tokens offset ... offset + length - 1 of the file as int64; DataError outside."""
         if offset < 0 or length < 0 or offset + length > self.tokens:
             raise DataError(
                 f"{bin_path(self.prefix)} holds {self.tokens} tokens; tokens {offset} to "
@@ -55,18 +53,15 @@ class Binidx:
         return self._data[offset : offset + length].astype(np.int64)
 
     def item(self, number: int) -> npt.NDArray[np.int64]:
-        """Tokens of one item, as int64."""
+        """Returns the tokens of one item as int64."""
         return self.get(int(self.pointers[number]) // self.dtype.itemsize, int(self.sizes[number]))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"prefix": self.prefix}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["prefix"])
+    def __reduce__(self) -> tuple[type[Binidx], tuple[str]]:
+        return Binidx, (self.prefix,)
 
 
 def _map(path: Path, prefix: str) -> mmap.mmap:
-    """Read-only map of a whole file."""
+    """Maps a whole file for reading."""
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -86,7 +81,8 @@ def _prefix_advice(prefix: str) -> str:
 
 
 def _check_header(index: mmap.mmap, path: Path) -> tuple[np.dtype[Any], int, int]:
-    """Data type, item count and number of document boundaries of a sound index."""
+    """Returns data type, item count and number of document boundaries of a sound index."""
+    # Cheapest first: what is no index at all must not be called a damaged one.
     if index[: len(MAGIC)] != MAGIC:
         raise DataError(f"{path} is not a binidx index: it does not begin with MMIDIDX")
     if len(index) < HEADER.size:
@@ -94,12 +90,12 @@ def _check_header(index: mmap.mmap, path: Path) -> tuple[np.dtype[Any], int, int
     _, version, code, items, documents = HEADER.unpack_from(index)
     if version != VERSION:
         raise DataError(f"{path} has index version {version}; only version {VERSION} can be read")
-    if code not in DTYPES:
+    if code not in DTYPE_OF_CODE:
         raise DataError(f"{path} has the unknown data type code {code}; known are 1 to 8")
-    if DTYPES[code].kind == "f":
+    if DTYPE_OF_CODE[code].kind == "f":
         raise DataError(
-            f"{path} holds {DTYPES[code].name} values (code {code}); token ids must be integers, "
-            "because a float cannot number a row of the embedding: make the pair again"
+            f"{path} holds {DTYPE_OF_CODE[code].name} values (code {code}); token ids must be "
+            "integers, because a float cannot number a row of the embedding: make the pair again"
         )
     expected = HEADER.size + 12 * items + 8 * documents
     if len(index) != expected:
@@ -109,7 +105,7 @@ def _check_header(index: mmap.mmap, path: Path) -> tuple[np.dtype[Any], int, int
         )
     if items == 0:
         raise DataError(f"{path} lists no items; there is nothing to train on")
-    return DTYPES[code], items, documents
+    return DTYPE_OF_CODE[code], items, documents
 
 
 def _check_data(pair: Binidx, actual: int) -> None:

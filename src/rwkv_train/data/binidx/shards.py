@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rwkv_train.data.binidx.document_reader import WeightedDocuments
 from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
 from rwkv_train.data.binidx.manifest import (
     Manifest,
@@ -22,11 +23,10 @@ from rwkv_train.data.binidx.manifest import (
     usual_magic_primes,
     write_manifest,
 )
-from rwkv_train.data.binidx.reader import BinidxWriter, publish
+from rwkv_train.data.binidx.writer import BinidxWriter, publish_pairs
 from rwkv_train.errors import DataError
 
-# Tokens, sizes of the documents, weights of the tokens if there is a loss mask.
-Batches = Iterable[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.uint8] | None]]
+Batches = Iterable[WeightedDocuments]
 Describe = Callable[["OutputWriter"], Manifest]
 
 
@@ -34,7 +34,7 @@ class OutputWriter:
     """Documents under one prefix: one pair, or shards of at most `shard_tokens` tokens each.
 
     A shard ends with a whole document; one that is longer than `shard_tokens` has a shard of its
-    own. A `masked` one writes a loss mask beside each. Nothing has its final name before
+    own. A `masked` one writes a loss mask next to each. Nothing has its final name before
     `publish_outputs`.
     """
 
@@ -76,10 +76,12 @@ class OutputWriter:
         while document < len(sizes):
             writer = self.writers[-1]
             limit = token + self._shard_tokens - writer.tokens
+            # The last document that still ends within the shard.
             last = int(np.searchsorted(ends, limit, "right"))
             if last <= document and writer.tokens > 0:
                 self._begin()
                 continue
+            # Into an empty shard goes a document of any length.
             last = max(last, document + 1)
             end = int(ends[last - 1])
             of_tokens = None if weights is None else weights[token:end]
@@ -87,7 +89,7 @@ class OutputWriter:
             document, token = last, end
 
     def shards(self) -> list[Shard]:
-        """What a manifest says of the shards; none when there is one pair."""
+        """Returns the manifest's entries for the shards; none when there is one pair."""
         if self._shard_tokens is None:
             return []
         return [
@@ -102,7 +104,7 @@ class OutputWriter:
         made_from: Mapping[str, Any],
         bytes_per_token: float | None,
     ) -> Manifest:
-        """What there is to say of the documents written."""
+        """Returns the manifest of the documents written."""
         shards = self.shards()
         return Manifest(
             tokenizer=tokenizer,
@@ -122,7 +124,7 @@ class OutputWriter:
         )
 
     def abort(self) -> None:
-        """Removes what has no final name yet."""
+        """Removes the files that have no final name yet."""
         for writer in self.writers:
             writer.abort()
 
@@ -156,6 +158,7 @@ def write_outputs(
             outputs.append(output)
             for tokens, sizes, weights in batches:
                 output.append(tokens, sizes, weights)
+        # Published pairs are complete by then; abort() leaves them alone.
         return publish_outputs(outputs, describe, cleanup)
 
 
@@ -175,7 +178,7 @@ def publish_outputs(
 ) -> dict[str, Manifest]:
     """Gives pairs and manifests their final names, replacing what was there.
 
-    Whenever this is interrupted, everything that can be opened is correct: see `binidx.publish`.
+    Whenever this is interrupted, everything that can be opened is correct: see `publish_pairs`.
     """
     manifests = {output.prefix: describe(output) for output in outputs}
 
@@ -186,12 +189,12 @@ def publish_outputs(
             write_manifest(output.prefix, manifests[output.prefix])
 
     writers = [writer for output in outputs for writer in output.writers]
-    publish(writers, between=replace_manifests)
+    publish_pairs(writers, between=replace_manifests)
     return manifests
 
 
 def older_prefixes(prefix: str) -> list[str]:
-    """Prefixes of the pairs that belong to the data under `prefix` now."""
+    """Returns the prefixes of the pairs that belong to the data under `prefix` now."""
     try:
         manifest = read_manifest(prefix)
     except DataError:

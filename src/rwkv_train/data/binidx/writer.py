@@ -1,4 +1,4 @@
-"""Writer of the binidx pair (layout: `binidx_layout`) and of the loss mask beside it."""
+"""Writer of the binidx pair (files: `layout`) and of the loss mask next to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.durable import close_durably, create
 from rwkv_train.data.binidx.layout import (
     HEADER,
     MAGIC,
@@ -22,7 +21,8 @@ from rwkv_train.data.binidx.layout import (
     idx_path,
     mask_path,
 )
-from rwkv_train.data.convert.streams import BackgroundSha256
+from rwkv_train.data.storage.durable import close_durably, create_file
+from rwkv_train.data.storage.hashing import BackgroundSha256
 from rwkv_train.errors import DataError
 from rwkv_train.files import partial_path, sync_folder
 
@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 
 class BinidxWriter:
-    """Writes a pair under temporary names beside the final ones, which appear at the end.
+    """Writes a pair under temporary names next to the final ones, which appear at the end.
 
     `append` a document at a time, then `close`. As a context manager it closes on success and
     removes everything it wrote when an exception passes. `tokens` and `documents` count what was
@@ -55,8 +55,9 @@ class BinidxWriter:
         self._paths = {path: partial_path(path) for path in paths}
         self._published: list[Path] = []
         self._finished = False
-        self._files = [create(partial) for partial in self._paths.values()]
+        self._files = [create_file(partial) for partial in self._paths.values()]
         self._bin, self._idx = self._files[:2]
+        # Zeros stand for the header until all is written: a cut-off index is none to any reader.
         self._idx.write(bytes(HEADER.size))
 
     @property
@@ -95,7 +96,8 @@ class BinidxWriter:
         assert tokens.dtype == self.dtype, f"{tokens.dtype} is not {self.dtype}"
         assert (weights is not None) == self.masked, "a masked writer takes weights, no other does"
         assert tokens.size == sizes.sum(dtype=np.int64), "sizes do not add up"
-        raw = memoryview(np.ascontiguousarray(tokens)).cast("B") if tokens.size else b""
+        # The digest's thread reads the same bytes, which are not changed afterwards.
+        raw = np.ascontiguousarray(tokens).data.cast("B") if tokens.size else b""
         self._bin.write(raw)
         self._sha256.update(raw)
         if weights is not None:
@@ -106,7 +108,7 @@ class BinidxWriter:
 
     def close(self) -> None:
         """Completes the pair and gives it its final names, replacing an older pair."""
-        publish([self])
+        publish_pairs([self])
 
     def finish(self) -> None:
         """Completes both files under their temporary names and forces them to disk."""
@@ -134,6 +136,7 @@ class BinidxWriter:
                 file.close()
         for partial in self._paths.values():
             partial.unlink(missing_ok=True)
+        # Without its index a pair is not complete under its name.
         if idx_path(self.prefix) not in self._published:
             for path in self._published:
                 path.unlink(missing_ok=True)
@@ -182,7 +185,7 @@ class BinidxWriter:
         return tokens.astype(self.dtype)
 
     def _pointer_blocks(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Byte offset of every item, from the sizes already written to the index."""
+        """Yields the byte offset of every item, from the sizes already written to the index."""
         end = 0
         with self._paths[idx_path(self.prefix)].open("rb") as written:
             written.seek(HEADER.size)
@@ -194,14 +197,16 @@ class BinidxWriter:
                 end = int(ends[-1])
 
     def _document_blocks(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Item with which every document starts, then the item count."""
+        """Yields the item with which every document starts, then the item count."""
         continued = np.asarray(self._continued, "<i8")
         for first in range(0, self.items + 1, _BLOCK):
             items = np.arange(first, min(first + _BLOCK, self.items + 1), dtype="<i8")
             yield items[~np.isin(items, continued)]
 
 
-def publish(writers: Sequence[BinidxWriter], between: Callable[[], None] | None = None) -> None:
+def publish_pairs(
+    writers: Sequence[BinidxWriter], between: Callable[[], None] | None = None
+) -> None:
     """Completes several pairs and gives all of them their final names, replacing older pairs.
 
     Whenever this is interrupted, every pair that can be opened is a correct one: the old indexes
@@ -210,12 +215,14 @@ def publish(writers: Sequence[BinidxWriter], between: Callable[[], None] | None 
     """
     for writer in writers:
         writer.finish()
+    # Renames are durable once their folders are: each stage is flushed before the next begins.
     folders = {bin_path(writer.prefix).parent for writer in writers}
     for writer in writers:
         idx_path(writer.prefix).unlink(missing_ok=True)
     for folder in folders:
         sync_folder(folder)
     for writer in writers:
+        # An old mask next to new tokens would weigh the wrong ones.
         mask_path(writer.prefix).unlink(missing_ok=True)
     if between is not None:
         between()

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.data.chat.rows import row_messages
-from rwkv_train.data.chat.template import ChatTemplate, Piece
-from rwkv_train.data.text.blocks import Block
+from rwkv_train.data.chat.template import ChatTemplate, Segment
+from rwkv_train.data.text.blocks import TextBlock
 from rwkv_train.data.text.jsonl import line_object
 from rwkv_train.data.tokenize.block_encoder import BlockEncoder, OnError
 from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, EncodedTexts
@@ -20,7 +20,7 @@ Weights = npt.NDArray[np.uint8]
 
 
 class ChatEncoder(BlockEncoder):
-    """A `BlockEncoder` of rows (`chat_rows`), written by a template; texts are learnt whole."""
+    """A `BlockEncoder` of rows (`chat.rows`), written by a template; texts are supervised whole."""
 
     def __init__(
         self,
@@ -34,35 +34,36 @@ class ChatEncoder(BlockEncoder):
         super().__init__(tokenizer, text_key, on_error, check_every, hashed)
         self._template = template
 
-    def _document(self, block: Block, value: Any) -> list[Piece]:
-        kind = block.piece.file.kind
+    def _document(self, block: TextBlock, value: Any) -> list[Segment]:
+        kind = block.file_range.file.kind
         if kind == "txt":
-            return [Piece(super()._document(block, value), 1)]
+            return [Segment(super()._document(block, value), 1)]
         row = line_object(value, '{"messages": [...]}') if kind == "jsonl" else value
         messages = row_messages(row, self._text_key)
         if isinstance(messages, str):
-            return [Piece(messages, 1)]
-        return self._template.pieces(messages)
+            return [Segment(messages, 1)]
+        return self._template.segments(messages)
 
     def _encoded(
-        self, documents: Sequence[list[Piece]], checked: npt.NDArray[np.bool_]
+        self, documents: Sequence[list[Segment]], checked: npt.NDArray[np.bool_]
     ) -> tuple[EncodedTexts, Weights]:
         counts = np.fromiter(map(len, documents), np.int64, len(documents))
-        pieces = list(chain.from_iterable(documents))
-        closed = np.zeros(len(pieces), bool)
+        segments = list(chain.from_iterable(documents))
+        closed = np.zeros(len(segments), bool)
+        # Only the last segment of a document is followed by the end-of-document token.
         closed[np.cumsum(counts) - 1] = True
-        encoded = self._encode([p.text for p in pieces], closed, np.repeat(checked, counts))
-        weights = np.fromiter((p.weight for p in pieces), np.uint8, len(pieces))
-        return join_pieces(encoded, counts, np.repeat(weights, encoded.sizes))
+        encoded = self._bulk_encode([p.text for p in segments], closed, np.repeat(checked, counts))
+        weights = np.fromiter((p.weight for p in segments), np.uint8, len(segments))
+        return join_segments(encoded, counts, np.repeat(weights, encoded.sizes))
 
 
-def join_pieces(
+def join_segments(
     encoded: EncodedTexts, counts: npt.NDArray[np.int64], weights: Weights
 ) -> tuple[EncodedTexts, Weights]:
-    """Texts made of some pieces each, and the weights of their tokens.
+    """Joins the segments of each text, and returns the weights of the tokens too.
 
-    counts: [texts] pieces of each, at least 1.  weights: [tokens].  A fault in a piece is one of
-    its text, of which nothing is left.
+    counts: [texts] segments of each, at least 1.  weights: [tokens].  A fault in a segment is one
+    of its text, of which nothing is left.
     """
     owner = np.repeat(np.arange(len(counts)), counts)
     faults: dict[int, str] = {}
@@ -86,5 +87,6 @@ def _sums(
     values: npt.NDArray[np.int64], owner: npt.NDArray[np.int64], texts: int
 ) -> npt.NDArray[np.int64]:
     sums = np.zeros(texts, np.int64)
+    # Unlike `sums[owner] += values` this adds every value of a text, not the last one only.
     np.add.at(sums, owner, values)
     return sums

@@ -4,7 +4,7 @@
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
     {"prompt": "...", "response": "..."}      also question; completion, answer, output
     {"instruction": "...", "input": "...", "output": "..."}
-    {"text": "..."}                           all of it is learnt
+    {"text": "..."}                           all of it is supervised
 
 Each becomes a list of messages. A message may say its own "weight"; a row with a prompt may have a
 "system" text. Other keys are not looked at, and null is as good as absent.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rwkv_train.data.binidx.loss_mask import LARGEST_WEIGHT
+from rwkv_train.data.binidx.layout import LARGEST_WEIGHT
 from rwkv_train.data.text.jsonl import checked_text, keys_of, kind_of
 from rwkv_train.errors import DataError
 
@@ -31,7 +31,7 @@ CHAT_KEYS = (*_CONVERSATIONS, *_PROMPTS, _INPUT, *_ANSWERS, _SYSTEM)
 
 
 class Message(NamedTuple):
-    """What one side says; weight: what the row itself asks for, None if it does not."""
+    """One turn of a conversation; weight: the one the row asks for, None if it asks for none."""
 
     role: str
     content: str
@@ -39,7 +39,8 @@ class Message(NamedTuple):
 
 
 def row_messages(row: Mapping[str, Any], text_key: str) -> list[Message] | str:
-    """The messages of a row, or its text; DataError with the reason when it has neither."""
+    """Returns the messages of a row, or its text; DataError with the reason for neither."""
+    # Columns of a table hold null where a row has nothing to say.
     row = {key: value for key, value in row.items() if value is not None}
     if conversation := _one_of(row, _CONVERSATIONS):
         return _conversation(row[conversation], conversation)
@@ -55,8 +56,9 @@ def row_messages(row: Mapping[str, Any], text_key: str) -> list[Message] | str:
 
 
 def _one_of(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """The one of the keys that is there, None if none is."""
+    """Returns the one of the keys that is there, None if none is."""
     found = [name for name in names if name in row]
+    # Taking either would drop text in silence.
     if len(found) > 1:
         raise DataError(f"'{found[0]}' and '{found[1]}' mean the same; keep one of them")
     return found[0] if found else None
@@ -96,7 +98,8 @@ def _message(entry: Any, place: str) -> Message:
 
 
 def _pair(row: Mapping[str, Any], prompt: str | None, answer: str) -> list[Message]:
-    questions = [checked_text(row[key], key) for key in (prompt, _INPUT) if key in row]
+    keys = (_INPUT,) if prompt is None else (prompt, _INPUT)
+    questions = [checked_text(row[key], key) for key in keys if key in row]
     messages = [
         Message("user", "\n".join(filter(str.strip, questions))),
         Message("assistant", checked_text(row[answer], answer)),

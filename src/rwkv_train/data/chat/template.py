@@ -1,4 +1,4 @@
-"""Chat templates: messages to pieces of text, each with the weight of its tokens in the loss.
+"""Chat templates: messages to segments of text, each with the weight of its tokens in the loss.
 
 A template is data: for every role a text before and after its messages, and a weight. Nothing in
 it is executed. A file of one's own is YAML or JSON:
@@ -9,8 +9,8 @@ it is executed. A file of one's own is YAML or JSON:
       assistant: {before: "Assistant:", lead: " ", after: "\\n\\n", weight: 1}
     blank_lines: single
 
-`before` is never learnt. Of a role whose weight is above 0, `lead`, the message and `after` are
-learnt: what a model writes when it is given the prompt up to and with `before`, and the end that
+`before` is never supervised. Of a role whose weight is above 0, `lead`, the message and `after`
+are: what a model writes when it is given the prompt up to and with `before`, and the end that
 it must write. `first` allows the role in the first message only. `begin` is a text before
 everything. `blank_lines: single` makes single newlines of the blank lines inside a message (keep:
 as they are), `strip: false` keeps its white space at both ends. This example is the template
@@ -29,17 +29,17 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from rwkv_train.data.binidx.loss_mask import LARGEST_WEIGHT
+from rwkv_train.data.binidx.layout import LARGEST_WEIGHT
 from rwkv_train.data.chat.rows import Message
 from rwkv_train.data.text.jsonl import keys_of
 from rwkv_train.errors import DataError
 
-# What other formats call the usual roles.
+# Other formats' names of the usual roles.
 _ALIASES = {"human": "user", "gpt": "assistant"}
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """Text that is tokenized by itself, and the weight of its tokens."""
 
     text: str
@@ -66,34 +66,34 @@ class ChatTemplate:
     blank_lines: Literal["keep", "single"] = "keep"
     strip: bool = True
     identity: str = field(default="", compare=False)
-    """"world", or a digest of what the file says"""
+    """"world", or a digest of the file's values"""
 
-    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
-        """The conversation's text in pieces; DataError when the template does not fit it.
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """Returns the conversation's text in segments; DataError when the template does not fit.
 
-        What is not learnt is one piece up to the next answer, cut as a prompt is cut when the
-        model is used. An answer and its end are a piece each: the end is the same token whatever
-        the answer ends with. A 0 behind the last piece belongs to it.
+        Unsupervised text is one segment up to the next answer, cut as a prompt is cut when the
+        model is used. An answer and its end are a segment each: the end is the same token whatever
+        the answer ends with. A 0 behind the last segment belongs to it.
         """
-        found: list[Piece] = []
-        unlearnt = self.begin
+        found: list[Segment] = []
+        context = self.begin
         for number, message in enumerate(messages, 1):
             role = self._role(message, number)
             content = self._content(message, number)
             if content is None:
                 continue
             weight = role.weight if message.weight is None else message.weight
-            unlearnt += role.before
+            context += role.before
             if weight == 0:
-                unlearnt += role.lead + content + role.after
+                context += role.lead + content + role.after
                 continue
-            found += [Piece(unlearnt, 0), Piece(role.lead + content, weight)]
-            found.append(Piece(role.after, weight))
-            unlearnt = ""
-        found = [piece for piece in (*found, Piece(unlearnt, 0)) if piece.text]
-        if not any(piece.weight for piece in found):
-            learnt = ", ".join(name for name, role in self.roles.items() if role.weight)
-            raise DataError(f"there is nothing to learn: no message of {learnt} with a weight")
+            found += [Segment(context, 0), Segment(role.lead + content, weight)]
+            found.append(Segment(role.after, weight))
+            context = ""
+        found = [segment for segment in (*found, Segment(context, 0)) if segment.text]
+        if not any(segment.weight for segment in found):
+            supervised = ", ".join(name for name, role in self.roles.items() if role.weight)
+            raise DataError(f"there is nothing to learn: no message of {supervised} with a weight")
         return found
 
     def _role(self, message: Message, number: int) -> Role:
@@ -103,12 +103,14 @@ class ChatTemplate:
                 f"message {number}: the chat template has no role {message.role!r:.60}, only "
                 f"{keys_of(self.roles)}; give a --chat_template of your own that has it"
             )
+        # In the middle a model would never have met it.
         if role.first and number > 1:
             raise DataError(f"message {number}: only the first message may be of {message.role}")
         return role
 
     def _content(self, message: Message, number: int) -> str | None:
-        """The message's text; None for an empty one that only sets the scene."""
+        """Returns the message's text; None for an empty system message, which is skipped."""
+        # Line ends of Windows would be other tokens than a model is prompted with.
         content = message.content.replace("\r\n", "\n")
         if self.blank_lines == "single":
             content = _BLANK_LINES.sub("\n", content)
@@ -134,32 +136,34 @@ WORLD = ChatTemplate(
 
 
 def load_template(name: str) -> ChatTemplate:
-    """The template "world", or that of a YAML or JSON file; DataError when it cannot be used."""
+    """Loads the template "world", or that of a YAML or JSON file; DataError for unusable ones."""
     if name == "world":
         return WORLD
     path = Path(name)
     if not path.is_file():
         raise DataError(f"--chat_template {name} is neither 'world' nor an existing file")
     try:
+        # JSON is YAML, so that one parser reads both. Deeply nested files end its recursion.
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"--chat_template {name} is not readable YAML or JSON: {reason}") from error
     try:
-        template = _parsed(content)
+        template = _template_of(content)
     except DataError as error:
         raise DataError(f"--chat_template {name}: {error}") from error
+    # By its values, not its bytes: a comment in the file changes no token.
     described = json.dumps(asdict(template), sort_keys=True)
     return replace(template, identity=hashlib.sha256(described.encode()).hexdigest())
 
 
-def _parsed(content: Any) -> ChatTemplate:
+def _template_of(content: Any) -> ChatTemplate:
     known = ("roles", "begin", "blank_lines", "strip")
     values = _checked(content, known, "it")
     roles = values.get("roles")
     if not isinstance(roles, dict) or not roles:
         raise DataError("it has no 'roles'; see docs/data.md for an example")
-    parsed = {str(name): _parsed_role(role, f"role {str(name)!r}") for name, role in roles.items()}
+    parsed = {str(name): _role_of(role, f"role {str(name)!r}") for name, role in roles.items()}
     if not any(role.weight for role in parsed.values()):
         raise DataError("no role has a weight above 0, so nothing would be learnt")
     if values.get("blank_lines", "keep") not in ("keep", "single"):
@@ -169,7 +173,7 @@ def _parsed(content: Any) -> ChatTemplate:
     return ChatTemplate(**{**values, "roles": parsed})
 
 
-def _parsed_role(content: Any, place: str) -> Role:
+def _role_of(content: Any, place: str) -> Role:
     values = _checked(content, tuple(entry.name for entry in fields(Role)), place)
     for name in ("before", "lead", "after"):
         _require(values, name, str, "a string", place)

@@ -7,45 +7,48 @@ corpus that is a third of the main process's time.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rwkv_train.data.convert.shared_file import SharedFile
-from rwkv_train.data.text.blocks import BLOCK_BYTES
+from rwkv_train.data.text.blocks import BLOCK_BYTES, Content
 
 # A block ends with a whole line, so it can be longer than BLOCK_BYTES by the rest of one.
-_PLACE_BYTES = 2 * BLOCK_BYTES
+_SLOT_BYTES = 2 * BLOCK_BYTES
 
 
-class Placed(NamedTuple):
-    """Content that lies on a `Desk`."""
+class BufferSlot(NamedTuple):
+    """The place of some content in a `BlockBuffer`."""
 
     offset: int
     length: int
 
 
-class Desk:
-    """Some places that are used in turn, so content must be taken before `places` others are put.
+class BlockBuffer:
+    """A ring of slots: content must be read before `slots` others are written.
 
     folder: where its unnamed file is.
     """
 
-    def __init__(self, folder: Path, places: int) -> None:
+    def __init__(self, folder: Path, slots: int) -> None:
         self._file = SharedFile(folder)
-        self._places = places
+        self._slots = slots
         self._next = 0
 
-    def put(self, content: Any) -> Any:
-        """What to send in the content's place: itself where it is no bytes or too long."""
-        if not isinstance(content, bytes) or len(content) > _PLACE_BYTES:
-            return content
-        offset = self._next * _PLACE_BYTES
-        self._next = (self._next + 1) % self._places
-        self._file.write(content, offset)
-        return Placed(offset, len(content))
+    def write(self, content: Content) -> Content | BufferSlot:
+        """Writes content to the next slot and returns the slot, which is sent to a worker.
 
-    def take(self, sent: Any) -> Any:
-        """The content again, in any process."""
-        return self._file.read(sent.length, sent.offset) if isinstance(sent, Placed) else sent
+        Returns the content itself where it is not bytes (rows of a parquet file) or too long.
+        """
+        if not isinstance(content, bytes) or len(content) > _SLOT_BYTES:
+            return content
+        offset = self._next * _SLOT_BYTES
+        self._next = (self._next + 1) % self._slots
+        self._file.write(content, offset)
+        return BufferSlot(offset, len(content))
+
+    def read(self, sent: Content | BufferSlot) -> Content:
+        """Returns the content that `write` was given, in any process."""
+        return self._file.read(sent.length, sent.offset) if isinstance(sent, BufferSlot) else sent
 
     def close(self) -> None:
         """Frees the file."""

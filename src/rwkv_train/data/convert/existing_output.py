@@ -1,4 +1,4 @@
-"""What is already there before a conversion: the same data, something else, or nothing."""
+"""Output that exists before a conversion: the same data, something else, or nothing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
 from rwkv_train.data.binidx.manifest import (
     Manifest,
-    file_sha256,
     manifest_path,
+    mask_digests,
+    pair_digests,
     read_manifest,
-    shard_prefix,
 )
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.tokenizer import JsonTokenizer, Tokenizer
 from rwkv_train.errors import DataError
 
@@ -24,7 +25,8 @@ _CONVERTER_VERSION = 1
 
 
 def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom) -> MadeFrom:
-    """Everything that decides the bytes of the output; files go in by their contents."""
+    """Returns everything that decides the bytes of the output; files go in by their contents."""
+    # The path of a file says nothing about its contents.
     is_file = isinstance(tokenizer, JsonTokenizer)
     return {
         "converter_version": _CONVERTER_VERSION,
@@ -34,21 +36,22 @@ def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom)
     }
 
 
-def anything_there(prefixes: Sequence[str]) -> bool:
-    """Whether any file of the outputs exists."""
+def exists(prefixes: Sequence[str]) -> bool:
+    """Tells whether any file of the outputs exists."""
     return any(path.exists() for prefix in prefixes for path in _paths(prefix))
 
 
-def already_made(
+def reusable(
     prefixes: Sequence[str], origin: MadeFrom, overwrite: bool
 ) -> dict[str, Manifest] | None:
-    """Manifests by prefix when all data is complete and made from `origin`, else None.
+    """Returns the manifests by prefix when all data is complete and made from `origin`, else None.
 
-    Raises DataError when files stand in the way that were made from something else, unless
+    Raises DataError when existing files were made from something else, unless
     `overwrite` is given.
     """
     found = {prefix: _manifest(prefix) for prefix in prefixes}
     ours = {p: m for p, m in found.items() if m is not None and m.made_from == origin}
+    # The digests are compared too: files may be damaged since.
     if len(ours) == len(prefixes) and all(_is_sound(p, m) for p, m in ours.items()):
         return ours
     if not overwrite:
@@ -58,24 +61,8 @@ def already_made(
     return None
 
 
-def pair_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
-    """What a manifest says of its pairs: prefix -> digest of .bin."""
-    if not manifest.shards:
-        return {prefix: manifest.sha256_bin}
-    return {shard_prefix(prefix, shard): shard.sha256_bin for shard in manifest.shards}
-
-
-def mask_digests(prefix: str, manifest: Manifest) -> dict[str, str]:
-    """What a manifest says of its loss masks: prefix -> digest of .mask; nothing without them."""
-    if manifest.sha256_mask is None:
-        return {}
-    if not manifest.shards:
-        return {prefix: manifest.sha256_mask}
-    return {shard_prefix(prefix, shard): shard.sha256_mask or "" for shard in manifest.shards}
-
-
 def _manifest(prefix: str) -> Manifest | None:
-    """The manifest if it is readable and fits the .bin."""
+    """Returns the manifest if it is readable and fits the .bin."""
     try:
         return read_manifest(prefix)
     except DataError:

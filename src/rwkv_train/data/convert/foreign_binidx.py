@@ -1,4 +1,4 @@
-"""Pairs of other tools, which have no manifest: what can be found out about them."""
+"""Pairs of other tools, which have no manifest: facts found by reading them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_bin
 from rwkv_train.data.binidx.layout import bin_path
-from rwkv_train.data.binidx.manifest import Manifest, file_sha256
+from rwkv_train.data.binidx.manifest import Manifest
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, load_tokenizer
 from rwkv_train.errors import DataError
 
 
 def foreign_manifest(prefix: str, tokenizer: str) -> tuple[Manifest, int]:
-    """A manifest for the pair, and how many of its documents do not end with the token 0.
+    """Returns a manifest for the pair, and how many documents do not end with the token 0.
 
     Reads all of it.  tokenizer: the name of the one that made it.  Raises DataError when the pair
     is damaged or holds ids outside that tokenizer's vocabulary.
@@ -26,7 +27,7 @@ def foreign_manifest(prefix: str, tokenizer: str) -> tuple[Manifest, int]:
     sizes = document_sizes(pair)
     unclosed = 0
     with open_bin(pair) as file:
-        store = TokenStore(pair.dtype, [file], [pair.tokens], sizes)
+        store = DocumentReader(pair.dtype, [file], [pair.tokens], sizes)
         for tokens, lengths in store.read(np.arange(len(sizes))):
             _check_ids(tokens, known.vocab_size, prefix, known.name)
             unclosed += _unclosed(tokens, lengths)
@@ -51,6 +52,7 @@ def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, prefix: str, tokenizer
 
 
 def _unclosed(tokens: npt.NDArray[Any], sizes: npt.NDArray[np.int32]) -> int:
+    # An empty document has no last token; it counts as one without its 0.
     filled = sizes[sizes > 0]
     lasts = tokens[np.cumsum(filled, dtype=np.int64) - 1]
     return int((lasts != END_OF_DOCUMENT).sum()) + len(sizes) - len(filled)

@@ -1,7 +1,7 @@
 """Text to binidx: blocks of documents -> tokens -> a spool on disk -> pairs in the wanted order.
 
 A document becomes its tokens and one 0. Worker processes tokenize; the text is tokenized once, into
-an unnamed temporary file beside the output (2 bytes a token). Then every repetition reads the
+an unnamed temporary file next to the output (2 bytes a token). Then every repetition reads the
 documents from there in its own order, which depends on their place in the inputs, the seed and the
 repetition alone. So the bytes written do not depend on the number of workers.
 
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore, read_weighted
+from rwkv_train.data.binidx.document_reader import DocumentReader, read_weighted
 from rwkv_train.data.binidx.manifest import Manifest
 from rwkv_train.data.binidx.shards import (
     Batches,
@@ -31,40 +31,41 @@ from rwkv_train.data.binidx.shards import (
     write_outputs,
 )
 from rwkv_train.data.chat.template import load_template
-from rwkv_train.data.convert.existing_output import (
-    MadeFrom,
-    already_made,
-    anything_there,
-    made_from,
-)
-from rwkv_train.data.convert.progress_bars import shown_while_written
-from rwkv_train.data.convert.select import Arrangement, LeftOut, divide, keep
-from rwkv_train.data.convert.streams import read_ahead
+from rwkv_train.data.convert import existing_output
+from rwkv_train.data.convert.existing_output import MadeFrom, made_from
+from rwkv_train.data.convert.select import Arrangement, FilteredOut, divide, keep
+from rwkv_train.data.convert.streams import read_ahead, shown_while_written
 from rwkv_train.data.convert.token_spool import Spool
 from rwkv_train.data.convert.tokenize_corpus import Corpus
 from rwkv_train.data.convert.workers import available_cores
 from rwkv_train.data.text.blocks import digest
-from rwkv_train.data.text.inputs import Piece, default_prefix, find_inputs, pieces, total_bytes
+from rwkv_train.data.text.inputs import (
+    FileRange,
+    default_prefix,
+    file_ranges,
+    find_inputs,
+    total_bytes,
+)
 from rwkv_train.data.tokenize.block_encoder import OnError, Verify
 from rwkv_train.data.tokenize.bulk_encoder import token_dtype
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError
 
 
-class Part(NamedTuple):
-    """One of `of` parts of the inputs, counted from 0."""
+class InputShard(NamedTuple):
+    """The part of the inputs that one of `of` machines tokenizes; workers are counted from 0."""
 
     worker: int
     of: int
 
     def prefix(self, prefix: str) -> str:
-        """Where the part goes."""
+        """Returns the prefix under which this shard's output goes."""
         return f"{prefix}.part-{self.worker:05d}-of-{self.of:05d}"
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What `convert` is to make."""
+    """The options of a conversion (`convert`)."""
 
     inputs: Sequence[str]
     """files, patterns, or - for the standard input"""
@@ -79,7 +80,7 @@ class ConvertOptions:
     chat_template: str | None = None
     """world or the path of a template: rows are conversations, and a loss mask is written"""
     on_error: OnError = "stop"
-    """what to do about a document that cannot be used"""
+    """stop at a document that cannot be used, or skip it"""
     verify: Verify = "sample"
     """which documents are decoded again and compared with their text"""
     workers: int | None = None
@@ -88,18 +89,18 @@ class ConvertOptions:
     """cut the training data into pairs of at most so many tokens"""
     overwrite: bool = False
     """replace data that was made from something else"""
-    part: Part | None = None
-    """only tokenize one of several parts of the inputs; `merge` does the rest"""
+    input_shard: InputShard | None = None
+    """only tokenize this part of the inputs; `merge_pairs` does the rest"""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was made, or found already made."""
+    """The result of a conversion: newly made, or found already made."""
 
     tokenizer: Tokenizer
     manifests: Mapping[str, Manifest]
     """by prefix: the training data, then the held-out data if there is any"""
-    already_made: bool = False
+    reused: bool = False
     normalized: int = 0
     """of the documents checked, those changed by the tokenizer's own normalization"""
     skipped: int = 0
@@ -108,13 +109,13 @@ class Converted:
     """the first of them, with their reasons"""
     note: str | None = None
     """`Corpus.note`"""
-    left_out: LeftOut = field(default_factory=LeftOut)
+    filtered_out: FilteredOut = field(default_factory=FilteredOut)
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`Corpus.seconds`, and `arrange`: reading in order, hashing and writing"""
 
 
 def convert(options: ConvertOptions) -> Converted:
-    """Makes the data, or returns what is there when the same input and options made it.
+    """Makes the data, or returns the existing data when the same input and options made it.
 
     Raises DataError for wrong options, unusable input (with file and line number) and existing
     output made from something else; whatever is raised, nothing half-made stays behind.
@@ -124,15 +125,16 @@ def convert(options: ConvertOptions) -> Converted:
     prefix = options.prefix or default_prefix(files)
     tokenizer = load_tokenizer(options.tokenizer)
     prefixes = [prefix, f"{prefix}_val"][: 1 + (options.arrangement.validation > 0)]
-    if options.part is not None:
-        prefixes = [options.part.prefix(prefix)]
-    mine = pieces(files, *(options.part or ()))
-    if anything_there(prefixes):
+    if options.input_shard is not None:
+        prefixes = [options.input_shard.prefix(prefix)]
+    mine = file_ranges(files, *(options.input_shard or ()))
+    if existing_output.exists(prefixes):
+        # The standard input can be read only once, by the conversion itself.
         read = None if total_bytes(files) is None else digest(mine)
         origin = made_from(read, tokenizer, byte_options(options))
-        found = already_made(prefixes, origin, options.overwrite)
+        found = existing_output.reusable(prefixes, origin, options.overwrite)
         if found is not None:
-            return Converted(tokenizer, found, already_made=True)
+            return Converted(tokenizer, found, reused=True)
     try:
         return _convert(options, mine, prefixes, tokenizer)
     except OSError as error:
@@ -140,24 +142,25 @@ def convert(options: ConvertOptions) -> Converted:
 
 
 def arrange(
-    store: TokenStore,
-    weights: TokenStore | None,
+    store: DocumentReader,
+    weights: DocumentReader | None,
     digests: npt.NDArray[np.void] | None,
     wanted: Arrangement,
     prefixes: Sequence[str],
     shard_tokens: int | None,
     describe: Describe,
-) -> tuple[dict[str, Manifest], LeftOut]:
-    """The second stage: writes the documents that are wanted in the order that is wanted.
+) -> tuple[dict[str, Manifest], FilteredOut]:
+    """Runs the second stage: writes the documents that are wanted in the order that is wanted.
 
     weights: of the documents' tokens, for a loss mask.  Raises DataError when no document is left;
     OSError when something cannot be written.
     """
-    kept, left_out = keep(store.sizes, digests, wanted)
+    kept, filtered_out = keep(store.sizes, digests, wanted)
+    # An empty pair could not be opened.
     if len(kept) == 0:
         raise DataError(
-            f"no document is left: {left_out.too_short} are shorter than --min_tokens and "
-            f"{left_out.too_long} longer than --max_tokens"
+            f"no document is left: {filtered_out.too_short} are shorter than --min_tokens and "
+            f"{filtered_out.too_long} longer than --max_tokens"
         )
     orders, held_out = divide(kept, wanted)
     training: Batches = read_ahead(
@@ -167,18 +170,19 @@ def arrange(
         int(store.sizes[numbers].sum(dtype=np.int64)) for numbers in (kept, held_out)
     )
     total = wanted.repeats * (kept_tokens - held_out_tokens)
+    # Last, so that the bar follows the writing and not the reading ahead.
     training = shown_while_written(training, total)
     parts = dict(zip(prefixes, [training, read_weighted(store, weights, held_out)]))
     masked = weights is not None
-    return write_outputs(parts, store.dtype, shard_tokens, describe, masked=masked), left_out
+    return write_outputs(parts, store.dtype, shard_tokens, describe, masked=masked), filtered_out
 
 
 def byte_options(options: ConvertOptions) -> MadeFrom:
-    """The options that decide the bytes written; the newer ones only where they do something."""
+    """Returns the options that decide the bytes; the newer ones only where they do something."""
     arrangement = asdict(options.arrangement)
     newer = {key: arrangement.pop(key) for key in ("dedup", "min_tokens", "max_tokens")}
     newer["shard_tokens"] = options.shard_tokens
-    newer["part"] = None if options.part is None else options.part._asdict()
+    newer["part"] = None if options.input_shard is None else options.input_shard._asdict()
     if options.chat_template is not None:
         newer["chat_template"] = load_template(options.chat_template).identity
     newer["on_error"] = options.on_error if options.on_error != "stop" else None
@@ -195,20 +199,25 @@ def _check(options: ConvertOptions) -> None:
         raise DataError(f"--workers is {options.workers}; it must be at least 1")
     if options.shard_tokens is not None and options.shard_tokens < 1:
         raise DataError(f"--shard_tokens is {options.shard_tokens}; it must be at least 1")
-    if options.part is not None and not 0 <= options.part.worker < options.part.of:
+    shard = options.input_shard
+    if shard is not None and not 0 <= shard.worker < shard.of:
         raise DataError(
-            f"--worker {options.part.worker} --of {options.part.of}: workers are counted from 0, "
-            "so it must be 0 or more and below --of"
+            f"--worker {shard.worker} --of {shard.of}: workers are counted from 0, so it must be "
+            "0 or more and below --of"
         )
 
 
 def _convert(
-    options: ConvertOptions, mine: Sequence[Piece], prefixes: Sequence[str], tokenizer: Tokenizer
+    options: ConvertOptions,
+    mine: Sequence[FileRange],
+    prefixes: Sequence[str],
+    tokenizer: Tokenizer,
 ) -> Converted:
     wanted, shard_tokens = options.arrangement, options.shard_tokens
-    if options.part is not None:
+    if options.input_shard is not None:
         # Every document once; the rest is done to all parts together.
         wanted, shard_tokens = Arrangement(shuffle=False), None
+    # Taken before the work: a template's file may change in the meantime.
     decides = byte_options(options)
     corpus = _corpus(options, mine, hashed=wanted.dedup)
 
@@ -220,15 +229,15 @@ def _convert(
     dtype, weighted = token_dtype(tokenizer.vocab_size), options.chat_template is not None
     with closing(Spool(folder, dtype, weighted=weighted)) as spool:
         corpus.tokenize(spool, options.workers or available_cores(), folder)
-        if spool.tokens == 0 and options.part is None:
+        if spool.tokens == 0 and options.input_shard is None:
             raise DataError(_nothing(options.inputs, corpus))
         bytes_per_token = corpus.text_bytes / max(spool.tokens, 1)
         began = perf_counter()
         if spool.tokens == 0:
-            manifests, left_out = write_empty(prefixes[0], spool.dtype, describe), LeftOut()
+            manifests, filtered_out = write_empty(prefixes[0], spool.dtype, describe), FilteredOut()
         else:
             digests = corpus.digests if wanted.dedup else None
-            manifests, left_out = arrange(
+            manifests, filtered_out = arrange(
                 spool.store(), spool.weights(), digests, wanted, prefixes, shard_tokens, describe
             )
         corpus.seconds["arrange"] = perf_counter() - began
@@ -239,12 +248,12 @@ def _convert(
         skipped=corpus.skipped,
         faults=corpus.faults,
         note=corpus.note,
-        left_out=left_out,
+        filtered_out=filtered_out,
         seconds=corpus.seconds,
     )
 
 
-def _corpus(options: ConvertOptions, mine: Sequence[Piece], *, hashed: bool) -> Corpus:
+def _corpus(options: ConvertOptions, mine: Sequence[FileRange], *, hashed: bool) -> Corpus:
     template = None if options.chat_template is None else load_template(options.chat_template)
     return Corpus(
         mine,

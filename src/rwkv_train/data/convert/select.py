@@ -30,9 +30,9 @@ class Arrangement:
     dedup: bool = False
     """keep only the first of equal documents"""
     min_tokens: int | None = None
-    """leave out documents of fewer tokens (the final 0 not counted)"""
+    """drop documents of fewer tokens (the final 0 not counted)"""
     max_tokens: int | None = None
-    """leave out documents of more tokens (the final 0 not counted)"""
+    """drop documents of more tokens (the final 0 not counted)"""
 
     def check(self) -> None:
         """Raises DataError for values that make no sense."""
@@ -51,8 +51,8 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """Documents that were not taken, by reason."""
+class FilteredOut:
+    """Counts of the documents that the filters dropped, by reason."""
 
     duplicates: int = 0
     too_short: int = 0
@@ -61,8 +61,8 @@ class LeftOut:
 
 def keep(
     sizes: npt.NDArray[np.int32], digests: npt.NDArray[np.void] | None, wanted: Arrangement
-) -> tuple[Numbers, LeftOut]:
-    """Numbers of the documents that pass the filters, in order, and how many do not.
+) -> tuple[Numbers, FilteredOut]:
+    """Returns the numbers of the documents that pass the filters, in order, and how many do not.
 
     sizes: [documents], the final 0 included.  digests: [documents], needed for `dedup`.
     Lengths are judged first, so that a duplicate is counted only once.
@@ -77,19 +77,20 @@ def keep(
         first = _first_of_equals(digests[numbers])
         duplicates = len(numbers) - len(first)
         numbers = numbers[first]
-    return numbers, LeftOut(duplicates, int(short.sum()), int(long.sum()))
+    return numbers, FilteredOut(duplicates, int(short.sum()), int(long.sum()))
 
 
 def divide(kept: Numbers, wanted: Arrangement) -> tuple[Iterator[Numbers], Numbers]:
-    """Document numbers of the training data, an array a repetition, and of the held-out data.
+    """Returns document numbers: of the training data, an array a repetition, and held-out ones.
 
-    The former are worked out when they are asked for: together they may be larger than memory.
+    The former are computed when they are asked for: together they may be larger than memory.
     """
     count = len(kept)
     held_out = np.zeros(count, bool)
     if wanted.validation > 0:
         if count < 2:
             raise DataError("there is one document; --validation needs at least two")
+        # Both sides get a document, whatever the share rounds to.
         share = min(max(round(wanted.validation * count), 1), count - 1)
         held_out[random_order(count, wanted.seed, _HELD_OUT_STREAM)[:share]] = True
 
@@ -98,6 +99,7 @@ def divide(kept: Numbers, wanted: Arrangement) -> tuple[Iterator[Numbers], Numbe
             if not wanted.shuffle:
                 yield kept[~held_out]
                 continue
+            # Drawn over all documents, so that held-out ones do not move the others.
             order = random_order(count, wanted.seed, 1 + repetition)
             yield kept[order[~held_out[order]]]
 
@@ -105,7 +107,7 @@ def divide(kept: Numbers, wanted: Arrangement) -> tuple[Iterator[Numbers], Numbe
 
 
 def random_order(count: int, seed: int, stream: int) -> Numbers:
-    """A permutation of 0 ... count - 1 that depends on the arguments alone.
+    """Returns a permutation of 0 ... count - 1 that depends on the arguments alone.
 
     Sorted by random keys from Philox's raw stream, which NumPy keeps the same across releases.
     """
@@ -114,7 +116,8 @@ def random_order(count: int, seed: int, stream: int) -> Numbers:
 
 
 def _first_of_equals(digests: npt.NDArray[np.void]) -> Numbers:
-    """Numbers, in order, of the digests that did not occur before."""
+    """Returns the numbers, in order, of the digests that did not occur before."""
+    # NumPy sorts two integers a row several times as fast as 16 opaque bytes.
     halves = np.frombuffer(digests.tobytes(), "<u8").reshape(-1, 2)
     # lexsort is stable: among equals the first comes first.
     order = np.lexsort((halves[:, 0], halves[:, 1]))

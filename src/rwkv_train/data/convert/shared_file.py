@@ -23,17 +23,18 @@ class SharedFile:
         self.file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
 
     def __reduce__(self) -> tuple[Callable[..., SharedFile], tuple[Any]]:
+        # Only the descriptor can lead to a file without a name.
         return _reopened, (DupFd(self.file.fileno()),)
 
     def write(self, content: Any, offset: int) -> None:
-        """Puts bytes there; raises OSError when they cannot be written."""
+        """Writes bytes from `offset` on; raises OSError when they cannot be written."""
         left = memoryview(content).cast("B")
         while len(left):
             count = os.pwrite(self.file.fileno(), left, offset)
             left, offset = left[count:], offset + count
 
     def read(self, length: int, offset: int) -> bytes:
-        """The bytes there, all of which were written before."""
+        """Returns `length` bytes from `offset` on, all of which were written before."""
         content = os.pread(self.file.fileno(), length, offset)
         assert len(content) == length, "reading what was never written"
         return content

@@ -1,4 +1,4 @@
-"""Where the workers put the tokens of a corpus until their order is decided."""
+"""The file that holds the tokens of a corpus until their order is decided."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore
+from rwkv_train.data.binidx.document_reader import DocumentReader
 from rwkv_train.data.convert.shared_file import SharedFile
 
 
@@ -34,10 +34,11 @@ class Spool:
         return {**self.__dict__, "_starts": [], "_sizes": []}
 
     def write(self, tokens: npt.NDArray[Any], weights: npt.NDArray[np.uint8] | None) -> int:
-        """Puts tokens, and weights if it is weighted, behind all others; says where, in tokens."""
+        """Appends tokens, and weights if it is weighted; returns the position, in tokens."""
         assert (weights is not None) == (self._weights is not None), "weights are all or none"
+        # Only the room is reserved under the lock; the workers write at the same time.
         with self._end.get_lock():
-            start = self._end.value
+            start: int = self._end.value
             self._end.value += tokens.size
         self._tokens.write(tokens, start * self.dtype.itemsize)
         if self._weights is not None:
@@ -45,21 +46,21 @@ class Spool:
         return start
 
     def add(self, start: int, sizes: npt.NDArray[np.int32]) -> None:
-        """Documents of those sizes, which lie one after another from `start` on, come next."""
+        """Adds documents of those sizes, one after another from `start` on, as the next ones."""
         ends = start + np.cumsum(sizes, dtype=np.int64)
         self._starts.append(ends - sizes)
         self._sizes.append(sizes)
         self.tokens += int(sizes.sum(dtype=np.int64))
 
-    def store(self) -> TokenStore:
-        """All documents that were added, for reading."""
+    def store(self) -> DocumentReader:
+        """Returns a reader of all documents that were added."""
         # One array takes the place of the many, so that there is one copy.
         self._sizes = [np.concatenate([np.zeros(0, np.int32), *self._sizes])]
         self._starts = [np.concatenate([np.zeros(0, np.int64), *self._starts])]
         return self._stored(self.dtype, self._tokens)
 
-    def weights(self) -> TokenStore | None:
-        """The weights of their tokens; after `store`."""
+    def weights(self) -> DocumentReader | None:
+        """Returns a reader of the weights of their tokens; to be called after `store`."""
         return None if self._weights is None else self._stored(np.dtype(np.uint8), self._weights)
 
     def close(self) -> None:
@@ -68,6 +69,6 @@ class Spool:
         if self._weights is not None:
             self._weights.close()
 
-    def _stored(self, dtype: np.dtype[Any], shared: SharedFile) -> TokenStore:
+    def _stored(self, dtype: np.dtype[Any], shared: SharedFile) -> DocumentReader:
         (sizes,), (starts,) = self._sizes, self._starts
-        return TokenStore(dtype, [shared.file], [self._end.value], sizes, starts)
+        return DocumentReader(dtype, [shared.file], [self._end.value], sizes, starts)

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,11 @@ from tqdm import tqdm
 from rwkv_train.data.chat.encoder import ChatEncoder
 from rwkv_train.data.chat.rows import CHAT_KEYS
 from rwkv_train.data.chat.template import ChatTemplate
-from rwkv_train.data.convert.block_buffer import Desk
+from rwkv_train.data.convert.block_buffer import BlockBuffer, BufferSlot
 from rwkv_train.data.convert.token_spool import Spool
 from rwkv_train.data.convert.workers import IN_FLIGHT, map_in_order
-from rwkv_train.data.text.blocks import Block, BlockReader
-from rwkv_train.data.text.inputs import Piece
+from rwkv_train.data.text.blocks import BlockReader, Content, TextBlock
+from rwkv_train.data.text.inputs import FileRange
 from rwkv_train.data.tokenize.block_encoder import (
     DIGEST_BYTES,
     BlockEncoder,
@@ -28,18 +29,18 @@ from rwkv_train.data.tokenize.block_encoder import (
     OnError,
     Verify,
     check_every,
-    place,
+    location,
 )
-from rwkv_train.data.tokenize.bulk_encoder import bulk_tokenizer
+from rwkv_train.data.tokenize.bulk_encoder import Seconds, bulk_tokenizer
 from rwkv_train.errors import DataError
 
 _FAULTS_KEPT = 3
 
 
 class Corpus:
-    """Reads and tokenizes the inputs; `tokenize` once, then ask what was met.
+    """Reads and tokenizes the inputs: `tokenize` once, then read the counts.
 
-    With a template the documents are conversations, prompts with answers and texts (`chat_rows`).
+    With a template the documents are conversations, prompts with answers and texts (`chat.rows`).
 
     text_bytes  UTF-8 bytes of the texts taken
     normalized  of the documents checked, those changed by the tokenizer's own normalization
@@ -50,7 +51,7 @@ class Corpus:
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
+        file_ranges: Sequence[FileRange],
         *,
         tokenizer: str,
         text_key: str,
@@ -59,10 +60,10 @@ class Corpus:
         hashed: bool,
         template: ChatTemplate | None = None,
     ) -> None:
-        sizes = [_disk_bytes(piece) for piece in pieces]
+        sizes = [_disk_bytes(file_range) for file_range in file_ranges]
         self._total = None if None in sizes else sum(size or 0 for size in sizes)
         self._on_error = on_error
-        self._reader = BlockReader(pieces, text_key, CHAT_KEYS if template else ())
+        self._reader = BlockReader(file_ranges, text_key, CHAT_KEYS if template else ())
         bulk = bulk_tokenizer(tokenizer)
         self.note = bulk.note
         options = (bulk, text_key, on_error, check_every(verify, self._total), hashed)
@@ -73,12 +74,12 @@ class Corpus:
         self.skipped = 0
         self.faults: list[str] = []
         # Lines or rows of the piece that is being read, up to the block that came last.
-        self._lines: Counter[Piece] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self._lines: Counter[FileRange] = Counter()
+        self.seconds = Seconds()
 
     @property
     def input_sha256(self) -> str:
-        """What identifies the inputs read."""
+        """Digest of the inputs read."""
         return self._reader.sha256
 
     @property
@@ -87,36 +88,40 @@ class Corpus:
         return np.concatenate([np.zeros(0, f"V{DIGEST_BYTES}"), *self._digests])
 
     def tokenize(self, spool: Spool, workers: int, folder: Path) -> None:
-        """Puts the tokens of all documents into the spool, with a template also their weights.
+        """Writes the tokens of all documents to the spool, with a template also their weights.
 
         folder: for a temporary file.  Raises DataError for an input that cannot be read and, unless
         they are to be skipped, for the first document that cannot be used.
         """
         began = perf_counter()
-        with closing(Desk(folder, IN_FLIGHT * workers)) as desk:
-            blocks = (b._replace(content=desk.put(b.content)) for b in self._reader)
-            work = _Work(self._encoder, desk, spool)
-            with closing(map_in_order(work, blocks, workers)) as results:
+        with closing(BlockBuffer(folder, IN_FLIGHT * workers)) as buffer:
+            blocks = (
+                SentBlock(b._replace(content=b""), buffer.write(b.content)) for b in self._reader
+            )
+            tokenize = _TokenizeBlock(self._encoder, buffer, spool)
+            # Closing ends the workers before the buffer they read is freed.
+            with closing(map_in_order(tokenize, blocks, workers)) as results:
                 for start, encoded in self._with_progress(results, spool):
-                    self._take(encoded)
+                    self._count(encoded)
                     spool.add(start, encoded.sizes)
         self.seconds["first stage"] = perf_counter() - began
 
-    def _take(self, encoded: EncodedBlock) -> None:
-        piece = encoded.block.piece
+    def _count(self, encoded: EncodedBlock) -> None:
+        file_range = encoded.block.file_range
         if encoded.faults:
-            self._report(encoded, self._lines[piece])
-        self._lines = Counter({piece: self._lines[piece] + encoded.lines})
+            self._report(encoded, self._lines[file_range])
+        # Ranges come one after another: of those before nobody asks again.
+        self._lines = Counter({file_range: self._lines[file_range] + encoded.lines})
         self._digests.append(encoded.digests)
         self.text_bytes += encoded.text_bytes
         self.normalized += encoded.normalized
-        self.seconds.update(encoded.seconds)
+        self.seconds.add(encoded.seconds)
 
     def _report(self, encoded: EncodedBlock, lines_before: int) -> None:
         """Raises the first fault or remembers all of them."""
         for fault in encoded.faults[: _FAULTS_KEPT - len(self.faults)]:
             line = lines_before + fault.line
-            message = f"{place(encoded.block.piece, line)}: {fault.reason}"
+            message = f"{location(encoded.block.file_range, line)}: {fault.reason}"
             if self._on_error == "stop":
                 raise DataError(message)
             self.faults.append(message)
@@ -126,8 +131,9 @@ class Corpus:
         self, results: Iterator[tuple[int, EncodedBlock]], spool: Spool
     ) -> Iterator[tuple[int, EncodedBlock]]:
         """Passes the results on, showing MB/s, tokens/s and the time left on a terminal."""
-        unit = {"unit": "B", "unit_scale": True, "desc": "tokenizing"}
-        with tqdm(total=self._total, **unit, disable=None) as bar:
+        with tqdm(
+            total=self._total, unit="B", unit_scale=True, desc="tokenizing", disable=None
+        ) as bar:
             for start, encoded in results:
                 yield start, encoded
                 bar.update(encoded.block.bytes_read)
@@ -135,22 +141,30 @@ class Corpus:
                     bar.set_postfix_str(f"{spool.tokens / elapsed / 1e6:.1f}M tokens/s", False)
 
 
-class _Work:
-    """What a worker does: takes a block from the desk, puts its tokens into the spool."""
+class SentBlock(NamedTuple):
+    """A block on its way to a worker, its content apart."""
 
-    def __init__(self, encoder: BlockEncoder, desk: Desk, spool: Spool) -> None:
+    block: TextBlock
+    content: Content | BufferSlot
+
+
+class _TokenizeBlock:
+    """A worker's job: reads a block from the buffer, writes its tokens to the spool."""
+
+    def __init__(self, encoder: BlockEncoder, buffer: BlockBuffer, spool: Spool) -> None:
         self._encoder = encoder
-        self._desk = desk
+        self._buffer = buffer
         self._spool = spool
 
-    def __call__(self, block: Block) -> tuple[int, EncodedBlock]:
-        """Where in the spool the tokens lie, and the rest of what is known of the block."""
-        encoded = self._encoder(block._replace(content=self._desk.take(block.content)))
+    def __call__(self, sent: SentBlock) -> tuple[int, EncodedBlock]:
+        """Returns the tokens' position in the spool, and the block's other results."""
+        encoded = self._encoder(sent.block._replace(content=self._buffer.read(sent.content)))
         began = perf_counter()
         start = self._spool.write(encoded.tokens, encoded.weights)
         encoded.seconds["spool"] += perf_counter() - began
+        # The tokens stay in the spool; only where they are goes back through the pipe.
         return start, replace(encoded, tokens=encoded.tokens[:0], weights=None)
 
 
-def _disk_bytes(piece: Piece) -> int | None:
-    return piece.file.size if piece.end is None else piece.end - piece.start
+def _disk_bytes(file_range: FileRange) -> int | None:
+    return file_range.file.size if file_range.end is None else file_range.end - file_range.start

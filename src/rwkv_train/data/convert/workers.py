@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
@@ -33,7 +33,7 @@ def available_cores() -> int:
 
 def map_in_order(
     function: Callable[[In], Out], values: Iterable[In], workers: int
-) -> Iterator[Out]:
+) -> Generator[Out, None, None]:
     """Yields function(value) for all values, in their order.
 
     With one worker, or no second value, everything happens in this process. At most IN_FLIGHT
@@ -45,6 +45,7 @@ def map_in_order(
     if workers == 1 or len(begin) < 2:
         yield from map(function, chain(begin, rest))
         return
+    # spawn: a forked child would inherit locks that threads of this process hold.
     executor = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start, (function,)
     )
@@ -70,6 +71,7 @@ def _start(function: Callable[[Any], Any]) -> None:
     _function = function
     # Ctrl-C reaches the whole group; the main process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A killed main process runs no clean-up; without this its workers would stay.
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""Looks at finished data: what is in it (`inspect`), and whether all of it is right (`verify`)."""
+"""Finished data: describes it (`inspect`), or checks all of it (`verify`)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import TokenStore, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_bin
 from rwkv_train.data.binidx.layout import bin_path, dtype_code, mask_path
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
-from rwkv_train.data.binidx.manifest import Manifest, file_sha256, manifest_prefix, read_manifest
+from rwkv_train.data.binidx.manifest import (
+    Manifest,
+    manifest_prefix,
+    mask_digests,
+    pair_digests,
+    read_manifest,
+)
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.data.convert.existing_output import mask_digests, pair_digests
 from rwkv_train.data.inspect.lengths import describe_lengths
 from rwkv_train.data.inspect.summary import primes_line, what_is_inside
 from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.block_encoder import Verify, check_every
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError
 
 
 def inspect(name: str) -> str:
-    """Header, counts, lengths, first and last document and the manifest's word on a pair or shards.
+    """Describes a pair or shards: header, counts, lengths, first and last document, manifest.
 
     Raises DataError when the data is damaged or does not fit its manifest.
     """
@@ -54,7 +60,7 @@ def inspect(name: str) -> str:
 
 
 def verify(name: str, which: Verify = "sample") -> str:
-    """Reads all of the data and returns a line that says what is right with it.
+    """Reads all of the data and returns a line about the checks it passed.
 
     Checked are digests, counts, the index, that a 0 ends every document and is nowhere else, that
     all ids are in the vocabulary and that documents (`which`: all, a sample or none) are encoded
@@ -82,7 +88,7 @@ def verify(name: str, which: Verify = "sample") -> str:
 def _verify_documents(
     prefix: str, manifest: Manifest, mask: LossMask | None, every: int
 ) -> tuple[int, int]:
-    """Reads all documents; how many there are, and how many of them were encoded again."""
+    """Reads all documents; returns how many there are, and how many were encoded again."""
     tokenizer = load_tokenizer(manifest.tokenizer)
     documents = checked = at = 0
     for pair in _pairs(prefix, manifest):
@@ -90,6 +96,7 @@ def _verify_documents(
             place = f"{pair.prefix}, documents {first} to {first + len(sizes) - 1}"
             _check_batch(tokens, sizes, manifest.vocab_size, place)
             ends = np.cumsum(sizes, dtype=np.int64)
+            # Every so many documents of the pair, wherever its batches begin.
             for number in range(-first % every, len(sizes), every) if every else ():
                 start, end = int(ends[number] - sizes[number]), int(ends[number] - 1)
                 where = f"{pair.prefix}, document {first + number}"
@@ -102,7 +109,7 @@ def _verify_documents(
 
 
 def _verified_mask(prefix: str, manifest: Manifest) -> LossMask | None:
-    """The loss mask the manifest tells of, read and found right; None when it tells of none."""
+    """Reads and checks the loss mask that the manifest lists; None when it lists none."""
     digests = mask_digests(prefix, manifest)
     if not digests:
         return None
@@ -114,7 +121,7 @@ def _verified_mask(prefix: str, manifest: Manifest) -> LossMask | None:
 
 
 def all_document_sizes(name: str) -> npt.NDArray[np.int32]:
-    """Tokens of every document of a pair or of shards, the final 0 included."""
+    """Returns the tokens of every document of a pair or of shards, the final 0 included."""
     prefix = manifest_prefix(name)
     pairs = _pairs(prefix, read_manifest(prefix))
     return np.concatenate([document_sizes(pair) for pair in pairs])
@@ -141,10 +148,10 @@ def _check_documents(prefix: str, manifest: Manifest, documents: int) -> None:
 
 
 def _batches(pair: Binidx) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int32]]]:
-    """Number of the first document, tokens and sizes, batch after batch."""
+    """Yields batches of documents: number of the first one, tokens and sizes."""
     with ExitStack() as files:
         file = files.enter_context(open_bin(pair))
-        store = TokenStore(pair.dtype, [file], [pair.tokens], document_sizes(pair))
+        store = DocumentReader(pair.dtype, [file], [pair.tokens], document_sizes(pair))
         first = 0
         for tokens, sizes in store.read(np.arange(len(store.sizes))):
             yield first, tokens, sizes
@@ -155,6 +162,7 @@ def _check_batch(
     tokens: npt.NDArray[Any], sizes: npt.NDArray[np.int32], vocab_size: int, place: str
 ) -> None:
     ends = np.cumsum(sizes, dtype=np.int64)
+    # One comparison finds both a missing 0 and one within a document.
     zeros = np.flatnonzero(tokens == END_OF_DOCUMENT)
     if not np.array_equal(zeros, ends - 1):
         raise DataError(f"{place}: not every document ends with the only 0 in it")
@@ -168,10 +176,9 @@ def _check_batch(
 def _check_round_trip(
     document: npt.NDArray[Any], tokenizer: Tokenizer, place: str, weights: npt.NDArray[Any] | None
 ) -> None:
-    """Whether the ids come again when the text is encoded again.
+    """Raises DataError unless encoding the decoded text gives the ids again.
 
-    weights: of a document with a loss mask, whose pieces were encoded each by itself. What is not
-    learnt between two answers is one piece; where an answer's end begins is not known any more.
+    weights: of a document with a loss mask, whose segments were encoded each by itself.
     """
     cuts = [0, len(document)]
     if weights is not None:
@@ -182,8 +189,10 @@ def _check_round_trip(
             text = tokenizer.decode_bytes(ids).decode()
         except UnicodeDecodeError as error:
             raise DataError(f"{place}: the tokens do not decode to UTF-8 text") from error
-        learnt = weights is not None and start < end and weights[start] > 0
-        if not learnt and tokenizer.encode(text) != ids:
+        # An answer and its end are two segments of one weight: where the end begins is not stored,
+        # so that only unsupervised segments, each between two cuts, can be encoded again.
+        supervised = weights is not None and start < end and weights[start] > 0
+        if not supervised and tokenizer.encode(text) != ids:
             raise DataError(
                 f"{place}: the text is encoded differently by the tokenizer {tokenizer.name}"
             )

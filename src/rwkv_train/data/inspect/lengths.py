@@ -1,4 +1,4 @@
-"""How long documents are: a few lines of text, or a picture."""
+"""Lengths of documents: a few lines of text, or a picture."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _BAR = 40
 
 
 def length_histogram(sizes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], ...]:
-    """Documents and tokens by length: bin k holds the lengths 2^k to 2^(k+1) - 1.
+    """Counts documents and tokens by length: bin k holds the lengths 2^k to 2^(k+1) - 1.
 
     sizes: [documents] tokens; 0 counts as 1.  Returns two arrays [bins].
     """
+    # frexp is exact at powers of two, where log2 may round to the wrong bin.
     _, exponents = np.frexp(np.maximum(sizes, 1).astype(np.float64))
     documents = np.bincount(exponents - 1)
     # Exact up to 2^53 tokens.
@@ -25,7 +26,7 @@ def length_histogram(sizes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64
 
 
 def describe_lengths(sizes: npt.NDArray[np.int32]) -> str:
-    """The histogram as lines with bars, and median, mean and maximum."""
+    """Returns the histogram as lines with bars, and median, mean and maximum."""
     documents = length_histogram(sizes)[0]
     most = documents.max()
     lines = [
@@ -66,5 +67,5 @@ def draw_lengths(path: Path, sizes: npt.NDArray[np.int32], title: str) -> None:
 
 
 def _first_bin(documents: npt.NDArray[np.int64]) -> int:
-    """The first bin that holds any."""
+    """Returns the first bin that is not empty."""
     return int(np.flatnonzero(documents)[0])

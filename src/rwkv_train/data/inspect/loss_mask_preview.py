@@ -1,4 +1,4 @@
-"""Shows what of some data is learnt: counts, and documents with the learnt part marked."""
+"""Shows which part of some data is supervised: counts, and documents with that part marked."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rwkv_train.data.binidx.manifest import Manifest
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
 
-# Of a longer stretch only its beginning and its end are shown, of a document so many stretches.
+# Of a longer stretch only its beginning and its end are shown; of a document so many stretches.
 _SHOWN_TOKENS = 60
 _SHOWN_STRETCHES = 12
 _SHOWN_DOCUMENTS = 3
 
 
-def learnt_line(manifest: Manifest) -> str:
-    """How many of the tokens are learnt."""
+def supervised_line(manifest: Manifest) -> str:
+    """Returns a line with the share of the tokens that are supervised."""
     if manifest.supervised_tokens is None or not manifest.tokens:
         return "loss mask: there is one"
     share = manifest.supervised_tokens / manifest.tokens
@@ -29,7 +29,7 @@ def learnt_line(manifest: Manifest) -> str:
 
 
 def marked_examples(pairs: Sequence[Binidx], tokenizer: Tokenizer) -> list[str]:
-    """The first, a middle and the last document of pairs with masks, learnt text in [[ ]]."""
+    """Shows the first, a middle and the last document, supervised text in [[ ]]."""
     places = {}
     for share in np.linspace(0, 1, _SHOWN_DOCUMENTS):
         pair = pairs[round(share * (len(pairs) - 1))]
@@ -48,7 +48,7 @@ def marked_examples(pairs: Sequence[Binidx], tokenizer: Tokenizer) -> list[str]:
 def marked(
     ids: npt.NDArray[np.integer], weights: npt.NDArray[np.uint8], tokenizer: Tokenizer
 ) -> str:
-    """The document on one line, learnt stretches in [[ ]], with their weight if it is not 1."""
+    """Returns the document on one line, supervised text in [[ ]], with its weight if not 1."""
     stretches = list(_stretches(weights))
     parts = []
     for start, end in stretches[:_SHOWN_STRETCHES]:
@@ -61,7 +61,7 @@ def marked(
 
 
 def _stretches(weights: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Start and end of the stretches of equal weight."""
+    """Yields start and end of the stretches of equal weight."""
     cuts = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(weights)]
     yield from pairwise(cuts)
 
@@ -74,6 +74,6 @@ def _shortened(ids: npt.NDArray[np.integer], tokenizer: Tokenizer) -> str:
 
 
 def _visible(ids: npt.NDArray[np.integer], tokenizer: Tokenizer) -> str:
-    """The text with its newlines written out."""
+    """Returns the text with its newlines written out."""
     text = repr(tokenizer.decode(ids.tolist()))[1:-1].replace("\\'", "'")
     return text + "<0>" * int((ids == END_OF_DOCUMENT).sum())

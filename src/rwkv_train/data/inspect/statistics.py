@@ -15,7 +15,7 @@ _BLOCK_TOKENS = 1 << 20
 
 
 def unigram_entropy(prefix: str | Path) -> float:
-    """Entropy of the token frequencies in nats per token, H = -sum p ln p.
+    """Returns the entropy of the token frequencies in nats per token, H = -sum p ln p.
 
     It is the smallest mean loss of a model that knows the frequencies but no context. Takes memory
     in proportion to the largest id; raises DataError for an unusable pair or a negative id.
@@ -26,6 +26,7 @@ def unigram_entropy(prefix: str | Path) -> float:
         ids = pair.get(offset, min(_BLOCK_TOKENS, pair.tokens - offset))
         if ids.min() < 0:
             raise DataError(f"{prefix}.bin holds the negative token id {ids.min()}")
+        # Grows with the largest id met: the size of the vocabulary need not be known.
         block = np.bincount(ids, minlength=counts.size)
         block[: counts.size] += counts
         counts = block

@@ -1,4 +1,4 @@
-"""What `make_data.py` tells about the data it made."""
+"""The report of `make_data.py` on the data it made."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Sequence
 
 from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
-from rwkv_train.data.binidx.manifest import Manifest
+from rwkv_train.data.binidx.manifest import Manifest, pair_digests
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.data.convert.existing_output import pair_digests
 from rwkv_train.data.convert.pipeline import Converted
-from rwkv_train.data.inspect.loss_mask_preview import learnt_line, marked_examples
+from rwkv_train.data.inspect.loss_mask_preview import marked_examples, supervised_line
 from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
 
@@ -19,11 +18,11 @@ _PREVIEW_TOKENS = 100
 
 
 def report(converted: Converted, ctx_len: int) -> str:
-    """Counts, a preview of the first and last document, and the flags to train with."""
+    """Returns counts, a preview of the first and last document, and the flags to train with."""
     (prefix, manifest), *held_out = converted.manifests.items()
     lines = [_counts(prefix, manifest)]
     lines += [f"{_counts(p, m)}, held out" for p, m in held_out]
-    if converted.already_made:
+    if converted.reused:
         lines.append("(already made from this input with these options; left as it was)")
     lines += _notes(converted)
     lines += leftovers(prefix, list(converted.manifests))
@@ -48,7 +47,7 @@ def flag_line(
     vocab_size: int | None = None,
     val_prefix: str | None = None,
 ) -> str:
-    """The flags of train.py that belong to this data, on one line.
+    """Returns the flags of train.py that belong to this data, on one line.
 
     Raises DataError when the data has fewer than three slots of ctx_len tokens.
     """
@@ -64,13 +63,13 @@ def flag_line(
 
 
 def primes_line(manifest: Manifest) -> str:
-    """Magic primes of the usual context lengths, `ctx_len: prime, ...`."""
+    """Returns the magic primes of the usual context lengths, `ctx_len: prime, ...`."""
     primes = ", ".join(f"{ctx_len}: {prime}" for ctx_len, prime in manifest.magic_primes.items())
     return primes or "too few tokens"
 
 
 def small_data_advice(tokens: int, ctx_len: int) -> str:
-    """What to do when the data is too small for the ctx_len."""
+    """Returns a note on data that is too small for the ctx_len, with the remedy."""
     largest = largest_ctx_len(tokens)
     advice = "more text is needed" if largest == 0 else f"use --ctx_len {largest} or less"
     return (
@@ -80,14 +79,14 @@ def small_data_advice(tokens: int, ctx_len: int) -> str:
 
 
 def what_is_inside(pairs: Sequence[Binidx], manifest: Manifest, tokenizer: Tokenizer) -> str:
-    """Some documents; with a loss mask how much is learnt, and which parts of them."""
+    """Shows some documents; with a loss mask also their supervised parts and share."""
     if manifest.sha256_mask is None:
         return preview(pairs[0], pairs[-1], tokenizer)
-    return "\n".join([learnt_line(manifest), *marked_examples(pairs, tokenizer)])
+    return "\n".join([supervised_line(manifest), *marked_examples(pairs, tokenizer)])
 
 
 def preview(first: Binidx, last: Binidx, tokenizer: Tokenizer) -> str:
-    """Beginning of the first pair's first and of the last pair's last document, a line each."""
+    """Shows the beginning of the first pair's first and the last pair's last document."""
     lines = []
     for name, pair, number in (("first", first, 0), ("last", last, last.item_count - 1)):
         ids = pair.item(number)
@@ -98,11 +97,12 @@ def preview(first: Binidx, last: Binidx, tokenizer: Tokenizer) -> str:
 
 
 def leftovers(prefix: str, prefixes: Sequence[str]) -> list[str]:
-    """Notes on files beside the data that look as if they belonged to it."""
+    """Returns notes on files next to the data that look as if they belonged to it."""
     notes = []
     stale = f"{prefix}_val"
     if stale not in prefixes and bin_path(stale).exists():
         notes.append(f"note: {stale}.bin was held out of other data, not of this")
+    # A killed run leaves them, and their names end with its process id.
     for path in (bin_path(prefix), idx_path(prefix), mask_path(prefix)):
         for partial in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
             notes.append(f"note: {partial} is left from an interrupted run; it can be removed")
@@ -120,13 +120,13 @@ def _counts(prefix: str, manifest: Manifest) -> str:
 
 
 def _notes(converted: Converted) -> list[str]:
-    """What was not taken as it was, and why."""
-    left_out = converted.left_out
+    """Returns notes on documents that were changed or dropped, with the reasons."""
+    filtered_out = converted.filtered_out
     counts = {
         "changed by the tokenizer's own normalization (of those checked)": converted.normalized,
-        "left out because they repeat an earlier one": left_out.duplicates,
-        "left out because they are shorter than --min_tokens": left_out.too_short,
-        "left out because they are longer than --max_tokens": left_out.too_long,
+        "left out because they repeat an earlier one": filtered_out.duplicates,
+        "left out because they are shorter than --min_tokens": filtered_out.too_short,
+        "left out because they are longer than --max_tokens": filtered_out.too_long,
         "skipped because they cannot be used": converted.skipped,
     }
     notes = [f"note: {count} documents were {what}" for what, count in counts.items() if count]

@@ -1,4 +1,4 @@
-"""What a sample and a micro batch are made of, from the data set to the model."""
+"""A sample and a micro batch: the fields that pass from the data set to the model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """One batch of samples of equal length and position.
+    """Stacks samples of equal length and position into one batch.
 
     All have a mask or none, and so for the resets.
     """
@@ -65,7 +65,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """None when no sample has the part; a sample with a fault lacks what the others have."""
+    """Stacks a field of all samples; None when no sample has it. A sample with a fault lacks it."""
     present = [part for part in parts if part is not None]
     if not present:
         return None

@@ -1,4 +1,4 @@
-"""Rows read in windows, for truncated backpropagation: which step reads what.
+"""Rows read in windows, for truncated backpropagation: the order of windows.
 
 With W windows per row, optimizer step S reads window S mod W of the rows that step S div W would
 read whole. So a row's windows follow each other at the same place of the micro batch, step by step.
@@ -47,15 +47,15 @@ class WindowDataset(Dataset[Sample]):
         self._window_len = window_len
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """Tokens, targets, mask and reset of the window; its position in the row."""
+        """Returns the window of a row by (sample number, window), with its position in the row."""
         number, window = key
         row = self._rows[number]
         position = window * self._window_len
-        part = slice(position, position + self._window_len)
+        columns = slice(position, position + self._window_len)
         return row._replace(
-            tokens=row.tokens[part],
-            targets=row.targets[part],
-            mask=None if row.mask is None else row.mask[part],
-            reset=None if row.reset is None else row.reset[part],
+            tokens=row.tokens[columns],
+            targets=row.targets[columns],
+            mask=None if row.mask is None else row.mask[columns],
+            reset=None if row.reset is None else row.reset[columns],
             position=position,
         )

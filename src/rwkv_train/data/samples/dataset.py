@@ -90,6 +90,7 @@ class TokenDataset(Dataset[Sample]):
         offset = self.offset(n)
         tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, f"sample {n}")
         reset = _resets(self.starts, offset, self.ctx_len)
+        # Views of one array: the targets cost no copy.
         return Sample(tokens[:-1], tokens[1:], None, reset, number=n)
 
     def weights(self, n: int) -> npt.NDArray[np.uint8]:
@@ -141,7 +142,7 @@ class ValidationDataset(Dataset[Sample]):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        """Validation sample `index`, counted from 0, of ctx_len tokens."""
+        """Returns validation sample `index`, counted from 0, of ctx_len tokens."""
         name = f"validation sample {index}"
         offset = self.offsets[index]
         tokens = _read(self.source, offset, self.ctx_len, self.vocab_size, name)
@@ -154,7 +155,7 @@ class ValidationDataset(Dataset[Sample]):
 
 
 def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:
-    """First tokens of `count` samples, from the data's start to its end in equal distances.
+    """Returns the first tokens of `count` samples in equal distances from start to end.
 
     Samples share no input token unless count * ctx_len exceeds the data. Raises DataError when the
     data is too short for a single sample of ctx_len + 1 tokens.
@@ -166,7 +167,7 @@ def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:
 
 
 def target_weights(loss_mask: LossMask, offset: int, ctx_len: int) -> npt.NDArray[np.uint8]:
-    """[ctx_len] weights of the targets of the sample that begins at `offset`: one token later."""
+    """Returns [ctx_len] weights of the targets of the sample at `offset`: one token later."""
     return loss_mask.get(offset + 1, ctx_len)
 
 
@@ -181,16 +182,17 @@ def _resets(starts: DocumentStarts | None, offset: int, ctx_len: int) -> Tensor 
 def _read(
     source: TokenSource, offset: int, ctx_len: int, vocab_size: int | None, name: str
 ) -> Tensor:
-    """ctx_len + 1 tokens as an int64 tensor, every id checked."""
+    """Reads ctx_len + 1 tokens as an int64 tensor and checks every id."""
     tokens = source.get(offset, ctx_len + 1)
     if vocab_size is not None:
-        _check_ids(tokens, vocab_size, offset, name)
+        _check_tokens(tokens, vocab_size, offset, name)
     return torch.from_numpy(tokens)
 
 
-def _check_ids(tokens: npt.NDArray[np.int64], vocab_size: int, offset: int, name: str) -> None:
+def _check_tokens(tokens: npt.NDArray[np.int64], vocab_size: int, offset: int, name: str) -> None:
     if tokens.min() >= 0 and tokens.max() < vocab_size:
         return
+    # Only now: the usual case pays for min and max alone.
     where = int(np.flatnonzero((tokens < 0) | (tokens >= vocab_size))[0])
     raise DataError(
         f"token id {tokens[where]} at position {where} of {name} (token {offset + where} of the "

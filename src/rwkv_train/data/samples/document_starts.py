@@ -1,4 +1,4 @@
-"""Where documents start: from the index of a binidx pair, else after every token 0."""
+"""Starts of documents: from the index of a binidx pair, else after every token 0."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DocumentStarts(Protocol):
     """Tells which tokens begin a document."""
 
     def among(self, offset: int, length: int) -> npt.NDArray[np.bool_]:
-        """[length] True where token offset + i is the first of a document."""
+        """Returns [length] True where token offset + i is the first of a document."""
 
 
 class IndexedStarts:
@@ -31,10 +31,11 @@ class IndexedStarts:
         self._pairs = pairs
 
     def among(self, offset: int, length: int) -> npt.NDArray[np.bool_]:
-        """[length] True where token offset + i of all pairs together starts a document."""
+        """Returns [length] True where token offset + i of all pairs together starts a document."""
         starts = np.zeros(length, bool)
         begin = 0
         for pair in self._pairs:
+            # The stretch of the window that lies in this pair.
             first, last = max(offset, begin), min(offset + length, begin + pair.tokens)
             if first < last:
                 found = _starts_between(pair, first - begin, last - begin)
@@ -50,14 +51,15 @@ class StartsAfterZero:
         self._source = source
 
     def among(self, offset: int, length: int) -> npt.NDArray[np.bool_]:
-        """[length] True where token offset + i follows a 0."""
+        """Returns [length] True where token offset + i follows a 0."""
+        # The first token of all has no token before it, and starts a document.
         before = self._source.get(max(offset - 1, 0), length - (offset == 0))
         starts = before == END_OF_DOCUMENT
         return np.concatenate(([True], starts)) if offset == 0 else starts
 
 
 def document_starts(source: Source) -> DocumentStarts:
-    """Where the documents of a source start; DataError when nothing can tell."""
+    """Finds a source's way to tell where documents start; DataError when it has none."""
     if isinstance(source, CharacterSource):
         raise DataError(
             f"--reset_at_documents: {source.name} is one text of characters and does not say where "
@@ -68,7 +70,7 @@ def document_starts(source: Source) -> DocumentStarts:
 
 
 def _check_index(pair: Binidx) -> None:
-    """The ends of the document index, which is all that can be looked at without a scan."""
+    """Checks the ends of the document index, all that can be checked without a scan."""
     bounds = pair.doc_idx
     if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != pair.item_count:
         raise DataError(
@@ -78,7 +80,7 @@ def _check_index(pair: Binidx) -> None:
 
 
 def _starts_between(pair: Binidx, first: int, last: int) -> npt.NDArray[np.int64]:
-    """Tokens in [first, last) of the pair that start a document.
+    """Returns the tokens in [first, last) of the pair that start a document.
 
     bisect, not np.searchsorted: the arrays are mapped and not aligned, so NumPy would copy them.
     """
@@ -87,11 +89,13 @@ def _starts_between(pair: Binidx, first: int, last: int) -> npt.NDArray[np.int64
     _check_order(pair, max(items[0] - 1, 0), items[1], first * width, last * width)
     documents = [bisect_left(pair.doc_idx, item) for item in items]
     chosen = pair.doc_idx[slice(*documents)]
-    return pair.pointers[chosen[chosen < pair.item_count]] // width
+    # The last boundary is the item count, where no document starts.
+    begins: npt.NDArray[np.int64] = pair.pointers[chosen[chosen < pair.item_count]]
+    return begins // width
 
 
 def _check_order(pair: Binidx, start: int, stop: int, first_byte: int, last_byte: int) -> None:
-    """Items start ... stop - 1 must lie one after another and cover those bytes."""
+    """Raises DataError unless items start ... stop - 1 adjoin and cover those bytes."""
     begins = pair.pointers[start:stop]
     ends = begins + pair.sizes[start:stop].astype(np.int64) * pair.dtype.itemsize
     if (

@@ -26,16 +26,19 @@ from rwkv_train.data.binidx.manifest import (
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.errors import DataError
 
+# Reads a file as one flat array; a module\'s function, so that sources can be pickled.
+Load = Callable[[str], npt.NDArray[Any]]
+
 
 class TokenSource(Protocol):
-    """What a dataset needs to know of its tokens."""
+    """Tokens by number, as a dataset reads them."""
 
     @property
     def tokens(self) -> int:
         """Number of tokens."""
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
-        """Tokens offset ... offset + length - 1."""
+        """Returns tokens offset ... offset + length - 1."""
 
 
 class ShardedTokens:
@@ -61,7 +64,7 @@ class ShardedTokens:
         return self._ends[-1]
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
-        """Tokens offset ... offset + length - 1 of all shards, as int64; DataError outside."""
+        """Returns tokens offset ... offset + length - 1 of all shards; DataError outside."""
         _check_inside(self.prefix, self.tokens, offset, length)
         parts, number = [], bisect_right(self._ends, offset)
         while length > 0:
@@ -70,13 +73,14 @@ class ShardedTokens:
             count = min(length, pair.tokens - start)
             parts.append(pair.get(start, count))
             number, offset, length = number + 1, offset + count, length - count
+        # The empty array stands for a length of 0, for which there are no parts.
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 class ArraySource:
     """Tokens of one flat array; a mapped file is mapped again after pickling, not copied."""
 
-    def __init__(self, name: str, load: Callable[[str], npt.NDArray[Any]]) -> None:
+    def __init__(self, name: str, load: Load) -> None:
         self.name = name
         self._load = load
         self._array = load(name)
@@ -86,15 +90,12 @@ class ArraySource:
         return int(self._array.size)
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
-        """Tokens offset ... offset + length - 1 as int64; DataError outside the array."""
+        """Returns tokens offset ... offset + length - 1 as int64; DataError outside the array."""
         _check_inside(self.name, self.tokens, offset, length)
         return self._array[offset : offset + length].astype(np.int64)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "_load": self._load}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["name"], state["_load"])
+    def __reduce__(self) -> tuple[type[ArraySource], tuple[str, Load]]:
+        return type(self), (self.name, self._load)
 
 
 class CharacterSource(ArraySource):
@@ -103,9 +104,10 @@ class CharacterSource(ArraySource):
     characters: id -> character, in code point order. vocab_size: their number.
     """
 
-    def __init__(self, name: str, load: Callable[[str], npt.NDArray[Any]]) -> None:
+    def __init__(self, name: str, load: Load) -> None:
         super().__init__(name, load)
         codes = self._array
+        # One place for every code point of Unicode.
         present = np.zeros(0x110000, bool)
         present[codes] = True
         ranks = np.cumsum(present) - 1
@@ -148,7 +150,7 @@ def open_source(data_file: str | None, data_type: str) -> Source:
 
 
 def pairs_of(source: Source) -> list[Binidx]:
-    """The pairs a source reads, in order; none for the other formats."""
+    """Returns the pairs a source reads, in order; none for the other formats."""
     if isinstance(source, ShardedTokens):
         return source.pairs
     return [source] if isinstance(source, Binidx) else []
@@ -160,7 +162,7 @@ def characters_of(source: TokenSource) -> Mapping[int, str] | None:
 
 
 def _open_binidx(prefix: str) -> Binidx | ShardedTokens:
-    """A pair, or the shards that the manifest lists."""
+    """Opens a pair, or the shards that the manifest lists."""
     manifest = read_manifest(prefix)
     if manifest is not None and manifest.shards:
         return ShardedTokens(prefix, manifest)
@@ -174,7 +176,7 @@ def _open_binidx(prefix: str) -> Binidx | ShardedTokens:
 
 
 def _listed(pair: str, prefix: str) -> Binidx:
-    """A pair of which the manifest speaks."""
+    """Opens a pair that a manifest lists."""
     for path in (bin_path(pair), idx_path(pair)):
         if not path.exists():
             raise DataError(
@@ -229,7 +231,7 @@ def _load_utf16le(name: str) -> npt.NDArray[Any]:
 
 
 def _load_dummy(_: str) -> npt.NDArray[Any]:
-    """RWKV-LM's self-made text: additions of k and k^2, both modulo 10000."""
+    """Makes RWKV-LM's dummy text: additions of k and k^2, both modulo 10000."""
     pairs = ((k % 10000, k * k % 10000) for k in range(100_000))
     return _code_points("".join(f".{a}+{b}={a + b}." for a, b in pairs))
 
@@ -238,7 +240,7 @@ def _code_points(text: str) -> npt.NDArray[Any]:
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
-_SOURCES: dict[str, tuple[type[ArraySource], Callable[[str], npt.NDArray[Any]]]] = {
+_SOURCES: dict[str, tuple[type[ArraySource], Load]] = {
     "numpy": (ArraySource, _load_numpy),
     "uint16": (ArraySource, _load_uint16),
     "utf-8": (CharacterSource, _load_utf8),

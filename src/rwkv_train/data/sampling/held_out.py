@@ -1,4 +1,4 @@
-"""Slots of the data that are never trained on: which they are, and where training goes around them.
+"""Slots of the data that are never trained on, and the numbering of the others.
 
 The data has floor(tokens / ctx_len) - 1 slots whose last target is inside for certain. Of these,
 blocks of `width` neighbouring slots are held out, spread evenly; the others are numbered from 0 to
@@ -35,23 +35,24 @@ class HeldOut(NamedTuple):
         return self.blocks * self.width * self.ctx_len
 
     def offset(self, block: int) -> int:
-        """Number of the first token of a held-out block."""
+        """Returns the number of the first token of a held-out block."""
         before = (2 * block + 1) * self.rest // (2 * self.blocks)
         return (before + block * self.width) * self.ctx_len
 
     def spread_offsets(self, count: int) -> list[int]:
-        """First tokens of `count` blocks in equal distances, the first and last too; or of all."""
+        """Returns the first tokens of `count` blocks in equal distances, both ends included."""
         count = min(count, self.blocks)
         return [self.offset(i * (self.blocks - 1) // max(count - 1, 1)) for i in range(count)]
 
     def training_slot(self, index: int) -> int:
-        """Slot in the data of training slot `index`, 0 <= index < rest."""
+        """Returns the slot in the data of training slot `index`, 0 <= index < rest."""
+        # The module's q: inverts `offset`'s rounding in integers, exact at any size.
         odd = (2 * self.blocks * (index + 1) - 1) // self.rest
         return index + (odd + 1) // 2 * self.width
 
 
 def hold_out(tokens: int, ctx_len: int, share: float, val_ctx_len: int) -> HeldOut:
-    """What `--val_split share` holds out of so many tokens.
+    """Returns what `--val_split share` holds out of so many tokens.
 
     share: below 1 of the slots, from 1 on their number. A block is as wide as val_ctx_len needs;
     there are as many whole blocks as fit into what was asked for, and one at least. Raises
@@ -59,6 +60,7 @@ def hold_out(tokens: int, ctx_len: int, share: float, val_ctx_len: int) -> HeldO
     """
     slots = max(0, tokens // ctx_len - 1)
     asked = round(share * slots) if share < 1 else int(share)
+    # Rounded up: a longer validation sample covers several slots.
     width = -(-val_ctx_len // ctx_len)
     blocks = max(1, asked // width)
     held_out = HeldOut(blocks, width, slots - blocks * width, ctx_len)

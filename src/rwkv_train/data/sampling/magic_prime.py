@@ -14,7 +14,7 @@ _WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 
 
 def is_prime(n: int) -> bool:
-    """Whether n is prime; exact for n below 3.3e24, far beyond any token count."""
+    """Tells whether n is prime; exact for n below 3.3e24, far beyond any token count."""
     if n < 2:
         return False
     for prime in _WITNESSES:
@@ -27,9 +27,9 @@ def is_prime(n: int) -> bool:
 
 
 def magic_prime(tokens: int, ctx_len: int) -> int:
-    """Largest prime p <= floor(tokens / ctx_len) - 1 with p mod 3 = 2: RWKV-LM's choice.
+    """Returns the largest prime p <= floor(tokens / ctx_len) - 1 with p mod 3 = 2.
 
-    Raises DataError when the data has fewer than three slots, where no such prime exists.
+    It is RWKV-LM's choice.  Raises DataError below three slots, where no such prime exists.
     """
     prime = _largest_usable(_slots(tokens, ctx_len) - 1)
     if prime is None:
@@ -38,12 +38,12 @@ def magic_prime(tokens: int, ctx_len: int) -> int:
 
 
 def largest_ctx_len(tokens: int) -> int:
-    """Largest ctx_len for which `magic_prime` exists; 0 when there are fewer than three tokens."""
+    """Returns the largest ctx_len for which `magic_prime` exists; 0 below three tokens."""
     return tokens // 3
 
 
 def check_magic_prime(prime: int, tokens: int, ctx_len: int) -> None:
-    """Passes when `prime` permutes nearly all of the data; raises DataError with the right value.
+    """Raises DataError, with the right value, unless `prime` permutes nearly all of the data.
 
     It must be a prime, 2 mod 3, its last target token (number prime * ctx_len) must be inside the
     file, and it must reach more than 0.9 of the slots unless small data has no larger one.
@@ -75,7 +75,8 @@ def _slots(tokens: int, ctx_len: int) -> int:
 
 
 def _largest_usable(limit: int) -> int | None:
-    """Largest prime p <= limit with p mod 3 = 2, None below 2."""
+    """Returns the largest prime p <= limit with p mod 3 = 2, None below 2."""
+    # Steps of 3 keep the remainder 2; primes are dense enough for a few dozen tests at most.
     candidate = limit - (limit - 2) % 3
     while candidate >= 2 and not is_prime(candidate):
         candidate -= 3
@@ -91,7 +92,7 @@ def _too_small(tokens: int, ctx_len: int) -> str:
 
 
 def _passes_miller_rabin(n: int, base: int, odd: int, twos: int) -> bool:
-    """Whether n = odd * 2^twos + 1 looks prime to this base."""
+    """Tells whether n = odd * 2^twos + 1 looks prime to this base."""
     power = pow(base, odd, n)
     if power in (1, n - 1):
         return True

@@ -1,4 +1,4 @@
-"""Which data set a sample comes from: exact proportions at every point of a run, without a replay.
+"""The data set each sample comes from: exact proportions at every point of a run, without replay.
 
 With constant shares the picks repeat with a period P, the common denominator: part i is picked
 a_i = P share_i times in it. Pick m of part i is due within samples floor((m - 1) P / a_i) + 1 to
@@ -43,7 +43,7 @@ class Mixture:
     def __init__(
         self, begin: Sequence[Fraction], end: Sequence[Fraction], samples: int = 0
     ) -> None:
-        """begin, end: shares that add up to 1; samples: over which they change."""
+        """Takes begin, end: shares that add up to 1; samples: over which they change."""
         assert sum(begin) == sum(end) == 1, (begin, end)
         last = tuple(begin) == tuple(end) or samples == 0
         self._steps = [] if last else _moving(begin, end, samples)
@@ -51,18 +51,18 @@ class Mixture:
         if self._steps:
             done = self._steps.pop()
             first, before = done.first, done.before
-        self._steps.append(_Step(first, before, _whole(end)))
+        self._steps.append(_Step(first, before, _period_of(end)))
         self._firsts = [step.first for step in self._steps]
 
     def pick(self, n: int) -> tuple[int, int]:
-        """Part of sample n, and the number of the sample within that part, from 1."""
+        """Returns the part of sample n, and the sample's number within that part, from 1."""
         step, passes, place = self._locate(n - 1)
         parts, ranks = _order(step.period)
         part = int(parts[place])
         return part, step.before[part] + passes * step.period[part] + int(ranks[place]) + 1
 
     def counts(self, n: int) -> tuple[int, ...]:
-        """How many of samples 1 ... n come from each part."""
+        """Returns how many of samples 1 ... n come from each part."""
         step, passes, place = self._locate(n)
         parts, _ = _order(step.period)
         within = np.bincount(parts[:place], minlength=len(step.period)).tolist()
@@ -72,17 +72,18 @@ class Mixture:
         )
 
     def _locate(self, index: int) -> tuple[_Step, int, int]:
+        # At most MOST_STEPS entries, however far the run is.
         step = self._steps[bisect_right(self._firsts, index) - 1]
         return step, *divmod(index - step.first, sum(step.period))
 
 
-def _whole(shares: Sequence[Fraction]) -> tuple[int, ...]:
+def _period_of(shares: Sequence[Fraction]) -> tuple[int, ...]:
     period = lcm(*(share.denominator for share in shares))
     return tuple(int(share * period) for share in shares)
 
 
 def _moving(begin: Sequence[Fraction], end: Sequence[Fraction], samples: int) -> list[_Step]:
-    """The steps in which shares move, and one more that only tells what came before the end."""
+    """Returns the steps in which shares move, and one more with the counts before the end."""
     steps = max(1, min(MOST_STEPS, isqrt(samples)))
     length = max(1, min(_LONGEST_PERIOD, samples // steps))
     passes = max(1, samples // (steps * length))
@@ -94,6 +95,7 @@ def _moving(begin: Sequence[Fraction], end: Sequence[Fraction], samples: int) ->
             (a * done + (b - a) * done * done / (2 * samples) - count) / passes
             for a, b, count in zip(begin, end, counts)
         ]
+        # `due` is what the line's integral lacks, so that rounding errors do not add up.
         period = _rounded(due, length)
         found.append(_Step(i * passes * length, tuple(counts), period))
         counts = [count + passes * some for count, some in zip(counts, period)]
@@ -102,11 +104,12 @@ def _moving(begin: Sequence[Fraction], end: Sequence[Fraction], samples: int) ->
 
 
 def _rounded(due: Sequence[Fraction], total: int) -> tuple[int, ...]:
-    """Whole numbers from 0 on that add up to `total`, as near to `due` as may be."""
+    """Returns whole numbers from 0 on that add up to `total`, as near to `due` as may be."""
     numbers = [max(0, floor(value)) for value in due]
     while sum(numbers) != total:
         change = 1 if sum(numbers) < total else -1
         open_ = [i for i, number in enumerate(numbers) if number + change >= 0]
+        # The part that rounding has wronged most gets the change.
         chosen = max(open_, key=lambda i: change * (due[i] - numbers[i]))
         numbers[chosen] += change
     return tuple(numbers)
@@ -114,7 +117,7 @@ def _rounded(due: Sequence[Fraction], total: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _order(period: tuple[int, ...]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """[P] part of every sample of a period, and how often the part was picked before in it."""
+    """Returns [P] part of every sample of a period, and the part's earlier picks in it."""
     length = sum(period)
     parts, ranks = np.zeros(length, np.int32), np.zeros(length, np.int32)
     # (first sample at which it may be picked, part) and (last one, part)
@@ -123,6 +126,7 @@ def _order(period: tuple[int, ...]) -> tuple[npt.NDArray[np.int32], npt.NDArray[
     picked = [0] * len(period)
     heapq.heapify(waiting)
     for n in range(1, length + 1):
+        # A pick becomes possible at its release, and is due at its deadline.
         while waiting and waiting[0][0] <= n:
             _, part = heapq.heappop(waiting)
             heapq.heappush(possible, (-(-(picked[part] + 1) * length // period[part]), part))

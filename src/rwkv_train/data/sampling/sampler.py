@@ -1,4 +1,4 @@
-"""Which samples a training process reads, in which order: every sample has one global number n.
+"""The order in which a training process reads samples: every sample has one global number n.
 
 n counts the samples of the whole run from 1. Where sample n lies in the data depends on n alone, so
 the content of a global batch depends neither on the number of processes nor on the split into micro
@@ -15,12 +15,12 @@ from torch.utils.data import Sampler
 
 
 def golden_factor(prime: int) -> int:
-    """trunc(prime * (sqrt(5) - 1) / 2), the product taken in binary64 as RWKV-LM takes it."""
+    """Returns trunc(prime * (sqrt(5) - 1) / 2), in binary64 as RWKV-LM computes it."""
     return int(prime * ((math.sqrt(5) - 1) / 2))
 
 
 def slot(n: int, prime: int) -> int:
-    """Slot of sample n, in [0, prime): (golden_factor * n^3) mod prime in exact integers.
+    """Returns the slot of sample n in [0, prime): (golden_factor * n^3) mod prime, exactly.
 
     Any `prime` consecutive n visit every slot once. Source: RWKV-LM v5 and v7, `dataset.py`.
     """
@@ -28,7 +28,7 @@ def slot(n: int, prime: int) -> int:
 
 
 def sample_offset(n: int, prime: int, ctx_len: int, shift: int = 0) -> int:
-    """Number of the first token of sample n; the sample is that token and ctx_len more."""
+    """Returns the first token's number of sample n, which is that token and ctx_len more."""
     return slot(n, prime) * ctx_len + shift
 
 
@@ -69,7 +69,8 @@ class SampleNumbers(Sampler[int]):
             yield from self.of_step(step)
 
     def of_step(self, step: int) -> Iterator[int]:
-        """The numbers of optimizer step `step`."""
+        """Yields the numbers of optimizer step `step`."""
+        # Rank by rank within a position: a global batch is the same for any number of ranks.
         first = step * self.per_step
         for i in range(first, first + self.per_step):
             yield 1 + i * self.world_size + self.rank

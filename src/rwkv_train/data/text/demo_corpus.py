@@ -17,8 +17,9 @@ from pathlib import Path
 
 import orjson
 
-from rwkv_train.data.binidx.durable import write_atomically
+from rwkv_train.data.storage.durable import writing
 from rwkv_train.errors import DataError, TrainerError
+from rwkv_train.files import write_atomically
 
 _ENDINGS = (".py", ".rst", ".txt")
 # Installed packages are not part of Python; test data and code tables hardly read like programs.
@@ -35,12 +36,12 @@ _MIN_CORPUS_BYTES = 200_000
 
 
 def standard_library() -> Path:
-    """Folder of the running Python's standard library, also inside a virtual environment."""
+    """Returns the standard library's folder, also inside a virtual environment."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def documents(library: Path) -> Iterator[str]:
-    """Texts of the library's sources and plain-text documentation, in a fixed order."""
+    """Yields the library's sources and plain-text documentation in a fixed order."""
     names = [path.relative_to(library).as_posix() for path in _files(library)]
     for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
         try:
@@ -52,7 +53,7 @@ def documents(library: Path) -> Iterator[str]:
 
 
 def build_corpus(library: Path, max_bytes: int) -> tuple[bytes, int, int]:
-    """The jsonl contents, the number of documents and their UTF-8 bytes (at most max_bytes)."""
+    """Returns the jsonl contents, the number of documents and their UTF-8 bytes."""
     lines, size = [], 0
     for text in documents(library):
         length = len(text.encode())
@@ -79,12 +80,13 @@ def write_corpus(output: Path, library: Path, max_bytes: int) -> str:
         if output.read_bytes() != content:
             raise DataError(f"{output} exists with other contents; remove it or give another name")
         return f"{about} (already there)"
-    write_atomically(output, content)
+    with writing(output):
+        write_atomically(output, content)
     return about
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0, or 2 after an error message."""
+    """Returns the exit status: 0, or 2 after an error message."""
     parser = argparse.ArgumentParser(
         prog="python -m rwkv_train.data.text.demo_corpus", description=__doc__
     )
@@ -101,8 +103,9 @@ def main(argv: list[str]) -> int:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Wanted files below a folder; links lead out of the library (Debian's sitecustomize)."""
+    """Yields the sources and documentation below a folder."""
     for path in folder.iterdir():
+        # A link leads out of the library (Debian's sitecustomize).
         if path.is_symlink():
             continue
         if path.is_dir():

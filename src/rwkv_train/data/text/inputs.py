@@ -1,4 +1,4 @@
-"""The files a corpus lies in: which there are, how they are packed, and which part is ours."""
+"""The files a corpus lies in: how they are packed, and how machines divide them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from typing import Literal, NamedTuple
 from rwkv_train.errors import DataError
 
 STANDARD_INPUT = "-"
-_COMPRESSIONS: dict[str, Literal["gz", "zst"]] = {".gz": "gz", ".zst": "zst"}
-_KINDS: dict[str, Literal["parquet", "txt"]] = {".parquet": "parquet", ".txt": "txt"}
+Kind = Literal["jsonl", "txt", "parquet"]
+Compression = Literal["gz", "zst"]
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gz", ".zst": "zst"}
+_KINDS: dict[str, Kind] = {".parquet": "parquet", ".txt": "txt"}
 
 
 class InputFile(NamedTuple):
-    """One input and what is inside, told by its name: .jsonl (also for unknown endings), .txt,
+    """One input and its format, by its name: .jsonl (also for unknown endings), .txt,
     .parquet, the former two also with .gz or .zst behind."""
 
     path: str
-    kind: Literal["jsonl", "txt", "parquet"]
-    compression: Literal["gz", "zst"] | None
+    kind: Kind
+    compression: Compression | None
     size: int | None
     """bytes on disk; None for the standard input"""
 
 
-class Piece(NamedTuple):
+class FileRange(NamedTuple):
     """A file, or the lines of it that begin in [start, end); end None: the whole file."""
 
     file: InputFile
@@ -34,7 +36,7 @@ class Piece(NamedTuple):
 
 
 def find_inputs(names: Sequence[str]) -> list[InputFile]:
-    """The files of those names and patterns in the order given, a pattern's files sorted.
+    """Finds the files of those names and patterns in the order given, a pattern's files sorted.
 
     Raises DataError when one does not exist or a pattern fits nothing.
     """
@@ -52,7 +54,7 @@ def find_inputs(names: Sequence[str]) -> list[InputFile]:
 
 
 def default_prefix(files: Sequence[InputFile]) -> str:
-    """Output prefix in the current folder named after a single input; DataError for others."""
+    """Returns the output prefix named after a single input; DataError for others."""
     if len(files) != 1 or files[0].path == STANDARD_INPUT:
         raise DataError("--output PREFIX is needed for several inputs and for the standard input")
     path = Path(files[0].path)
@@ -60,21 +62,21 @@ def default_prefix(files: Sequence[InputFile]) -> str:
 
 
 def total_bytes(files: Sequence[InputFile]) -> int | None:
-    """Bytes on disk of all inputs; None when that is not known (standard input)."""
+    """Returns the bytes on disk of all inputs; None when not known (standard input)."""
     if any(file.size is None for file in files):
         return None
     return sum(file.size or 0 for file in files)
 
 
-def pieces(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> list[Piece]:
-    """The part of the inputs that machine `worker` of `of` (counted from 0) processes.
+def file_ranges(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> list[FileRange]:
+    """Returns the part of the inputs that machine `worker` of `of` (counted from 0) processes.
 
     The bytes of all files, one after another, are cut into `of` equal stretches. An uncompressed
     jsonl is cut there: a line belongs to the stretch in which it begins. Every other file belongs
     as a whole to the stretch in which it begins.
     """
     if of == 1:
-        return [Piece(file) for file in files]
+        return [FileRange(file) for file in files]
     total = total_bytes(files)
     if total is None:
         raise DataError("the standard input (-) cannot be divided; --worker needs files")
@@ -85,9 +87,9 @@ def pieces(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> list[Pie
         if file.kind == "jsonl" and file.compression is None:
             start, end = max(low - begin, 0), min(high - begin, size)
             if start < end:
-                chosen.append(Piece(file, start, end))
+                chosen.append(FileRange(file, start, end))
         elif low <= begin < high:
-            chosen.append(Piece(file))
+            chosen.append(FileRange(file))
         begin += size
     return chosen
 

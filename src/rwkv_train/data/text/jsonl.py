@@ -13,7 +13,7 @@ _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or fal
 
 
 def document_text(line: bytes, text_key: str) -> str:
-    """The string under `text_key` of the JSON object on a line; DataError with the reason."""
+    """Returns the string under `text_key` of the object on a line; DataError with the reason."""
     content = line_object(line, f'{{"{text_key}": "..."}}')
     if text_key not in content:
         raise DataError(
@@ -25,7 +25,7 @@ def document_text(line: bytes, text_key: str) -> str:
 
 
 def line_object(line: bytes, example: str) -> dict[str, Any]:
-    """The JSON object on a line; DataError with the reason, which shows the example."""
+    """Returns the JSON object on a line; DataError with the reason, which shows the example."""
     try:
         content = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -36,7 +36,7 @@ def line_object(line: bytes, example: str) -> dict[str, Any]:
 
 
 def checked_text(value: object, text_key: str) -> str:
-    """The value itself if it is a string, else a DataError."""
+    """Returns the value itself if it is a string, else raises DataError."""
     if not isinstance(value, str):
         raise DataError(f"'{text_key}' must be a string, found {kind_of(value)}")
     return value
@@ -54,12 +54,12 @@ def _reason(line: bytes, error: orjson.JSONDecodeError) -> str:
 
 
 def keys_of(content: Mapping[str, Any]) -> str:
-    """The first keys of an object on one line, for messages."""
+    """Returns the first keys of an object on one line, for messages."""
     return ", ".join(f"{key!r:.60}".strip("'") for key in list(content)[:8]) or "none"
 
 
 def kind_of(value: object) -> str:
-    """What a value is called in JSON, for messages."""
+    """Returns the name of a value's type in JSON, for messages."""
     if value is None:
         return "null"
     return _KINDS.get(type(value), "a number")

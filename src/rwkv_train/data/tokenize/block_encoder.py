@@ -1,9 +1,8 @@
-"""What a worker does with a block: documents out of it, their tokens, and checks."""
+"""From a block of text to tokens: its documents, their tokens, and checks."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -13,10 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.data.binidx.layout import MAX_ITEM_TOKENS
-from rwkv_train.data.text.blocks import Block, lines_before
-from rwkv_train.data.text.inputs import Piece
+from rwkv_train.data.text.blocks import TextBlock, lines_before
+from rwkv_train.data.text.inputs import FileRange
 from rwkv_train.data.text.jsonl import checked_text, document_text
-from rwkv_train.data.tokenize.bulk_encoder import BulkEncoder, BulkTokenizer, EncodedTexts, Flags
+from rwkv_train.data.tokenize.bulk_encoder import (
+    BoolArray,
+    BulkEncoder,
+    BulkTokenizer,
+    EncodedTexts,
+    Seconds,
+)
 from rwkv_train.errors import DataError
 
 OnError = Literal["stop", "skip"]
@@ -39,7 +44,7 @@ class Fault(NamedTuple):
 class EncodedBlock:
     """The documents of a block as tokens, in order; arrays, because they go between processes."""
 
-    block: Block
+    block: TextBlock
     """without its content"""
     tokens: npt.NDArray[Any]
     sizes: npt.NDArray[np.int32]
@@ -53,7 +58,7 @@ class EncodedBlock:
     faults: list[Fault]
     normalized: int = 0
     """of the documents checked, those changed by the tokenizer's own normalization"""
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: Seconds = field(default_factory=Seconds)
     """parse, tokenize, verify, convert; in the end also spool"""
     weights: npt.NDArray[np.uint8] | None = None
     """of the tokens in the loss; None: there is no mask"""
@@ -84,15 +89,13 @@ class BlockEncoder:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}
 
-    def __call__(self, block: Block) -> EncodedBlock:
-        """The block's documents as tokens, with the faults found."""
-        if self._encode is None:
-            self._encode = self._tokenizer.load()
+    def __call__(self, block: TextBlock) -> EncodedBlock:
+        """Returns the block's documents as tokens, with the faults found."""
         faults: list[Fault] = []
         began = perf_counter()
-        rows, lines = block_rows(block)
+        rows, lines = block_documents(block)
         numbered = list(self._documents(block, rows, faults))
-        seconds = Counter(parse=perf_counter() - began)
+        seconds = Seconds(parse=perf_counter() - began)
         documents = [document for _, document in numbered]
         encoded, weights = self._encoded(documents, self._checked(len(numbered)))
         began = perf_counter()
@@ -100,7 +103,7 @@ class BlockEncoder:
         faults += [Fault(numbered[i][0], reason) for i, reason in encoded.faults.items()]
         sizes = np.delete(encoded.sizes, list(encoded.faults)).astype(np.int32)
         digests = document_digests(encoded.tokens, sizes if self._hashed else sizes[:0])
-        seconds.update(encoded.seconds)
+        seconds.add(encoded.seconds)
         seconds["convert"] += perf_counter() - began
         return EncodedBlock(
             block=block._replace(content=b""),
@@ -116,20 +119,28 @@ class BlockEncoder:
         )
 
     def _encoded(
-        self, documents: Sequence[Any], checked: Flags
+        self, documents: Sequence[Any], checked: BoolArray
     ) -> tuple[EncodedTexts, npt.NDArray[np.uint8] | None]:
-        """What `_document` returned as tokens, and their weights."""
-        return self._encode(documents, np.ones(len(documents), bool), checked), None
+        """Returns tokens of what `_document` returned, and their weights."""
+        return self._bulk_encode(documents, np.ones(len(documents), bool), checked), None
 
-    def _checked(self, documents: int) -> Flags:
+    @property
+    def _bulk_encode(self) -> BulkEncoder:
+        """The tokenizer, loaded in the process that uses it: its tables are too large to send."""
+        if self._encode is None:
+            self._encode = self._tokenizer.load()
+        return self._encode
+
+    def _checked(self, documents: int) -> BoolArray:
         if self._check_every == 0:
             return np.zeros(documents, bool)
-        return np.arange(documents) % self._check_every == 0
+        checked: BoolArray = np.arange(documents) % self._check_every == 0
+        return checked
 
     def _documents(
-        self, block: Block, rows: Iterable[tuple[int, Any]], faults: list[Fault]
+        self, block: TextBlock, rows: Iterable[tuple[int, Any]], faults: list[Fault]
     ) -> Iterator[tuple[int, Any]]:
-        """Line numbers and contents of the usable documents."""
+        """Yields line numbers and contents of the usable documents."""
         for line, value in rows:
             try:
                 document = self._document(block, value)
@@ -140,11 +151,11 @@ class BlockEncoder:
             else:
                 yield line, document
 
-    def _document(self, block: Block, value: Any) -> Any:
-        """The text of a document, still as it stands in the file."""
-        if block.piece.file.kind == "jsonl":
+    def _document(self, block: TextBlock, value: Any) -> Any:
+        """Returns the text of a document, `value` as it stands in the file."""
+        if block.file_range.file.kind == "jsonl":
             return document_text(value, self._text_key)
-        if block.piece.file.kind == "parquet":
+        if block.file_range.file.kind == "parquet":
             return checked_text(value, self._text_key)
         try:
             return value.decode()
@@ -155,7 +166,7 @@ class BlockEncoder:
 
 
 def check_every(verify: Verify, input_bytes: int | None) -> int:
-    """Every how many documents one is checked: of a sample every tenth, of small inputs all."""
+    """Returns every how many documents one is checked: in a sample every tenth, else all."""
     small = input_bytes is not None and input_bytes <= _SMALL_BYTES
     return {"all": 1, "sample": 1 if small else _SAMPLE_EVERY, "none": 0}[verify]
 
@@ -163,7 +174,7 @@ def check_every(verify: Verify, input_bytes: int | None) -> int:
 def _refuse_long(
     encoded: EncodedTexts, weights: npt.NDArray[np.uint8] | None
 ) -> npt.NDArray[np.uint8] | None:
-    """Makes a fault of every document that is longer than the format can hold; other weights."""
+    """Makes a fault of every document too long for the format; returns the other weights."""
     long = encoded.sizes > MAX_ITEM_TOKENS
     if not long.any():
         return weights
@@ -180,30 +191,35 @@ def _refuse_long(
 def document_digests(
     tokens: npt.NDArray[Any], sizes: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.void]:
-    """[documents] 128-bit hashes of the documents that lie one after another in `tokens`."""
+    """Returns [documents] 128-bit hashes of the documents one after another in `tokens`."""
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
     content = b"".join(
+        # 128 bits: the odds that two of 10^12 different documents collide are below 10^-14.
         hashlib.blake2b(tokens[start:end].data, digest_size=DIGEST_BYTES).digest()
         for start, end in zip([0, *ends], ends)
     )
     return np.frombuffer(content, f"V{DIGEST_BYTES}")
 
 
-def place(piece: Piece, line: int) -> str:
-    """File and line of the piece's `line`, from 1, for messages; reads the file before the piece,
-    if there is any."""
-    path, kind = piece.file.path, piece.file.kind
+def location(file_range: FileRange, line: int) -> str:
+    """Returns file and line of the range's `line`, from 1, for messages.
+
+    Reads the file before the range, if there is any.
+    """
+    path, kind = file_range.file.path, file_range.file.kind
     if kind == "txt":
         return path
     word = "row" if kind == "parquet" else "line"
     name = "standard input" if path == "-" else path
-    return f"{name}, {word} {lines_before(piece) + line}"
+    return f"{name}, {word} {lines_before(file_range) + line}"
 
 
-def block_rows(block: Block) -> tuple[Iterable[tuple[int, Any]], int]:
-    """Numbers, from 1, and raw contents of a block's documents, and how many lines or rows end in
-    it; blank lines are no documents."""
-    if block.piece.file.kind == "txt":
+def block_documents(block: TextBlock) -> tuple[Iterable[tuple[int, Any]], int]:
+    """Returns numbers, from 1, and raw contents of a block's documents, and how many lines it ends.
+
+    Rows count as lines; blank lines are no documents.
+    """
+    if block.file_range.file.kind == "txt":
         return [(1, block.content)], 0
     if not isinstance(block.content, bytes):
         return enumerate(block.content, 1), len(block.content)

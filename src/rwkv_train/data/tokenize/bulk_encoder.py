@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -24,12 +23,24 @@ from rwkv_train.data.tokenize.tokenizer import (
 from rwkv_train.data.tokenize.world_trie import SOURCE, WorldTrie, load_library
 from rwkv_train.errors import BackendError, DataError
 
-Flags = npt.NDArray[np.bool_]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Seconds(dict[str, float]):
+    """Time spent by stage; a stage that was not met yet counts 0."""
+
+    def __missing__(self, stage: str) -> float:
+        return 0.0
+
+    def add(self, other: Mapping[str, float]) -> None:
+        """Adds the stages of another, for example of another worker."""
+        for stage, spent in other.items():
+            self[stage] += spent
 
 
 @dataclass
 class EncodedTexts:
-    """Ids of several texts, one after another; of a text with a fault nothing."""
+    """Ids of several texts, one after another; none of a text with a fault."""
 
     tokens: npt.NDArray[Any]
     """[sum of sizes], of the stored type"""
@@ -41,20 +52,20 @@ class EncodedTexts:
     """by number of the text, why it cannot be used"""
     normalized: int = 0
     """of the texts checked, those changed by the tokenizer's own normalization"""
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: Seconds = field(default_factory=Seconds)
     """tokenize, verify, convert"""
 
 
 class BulkEncoder(Protocol):
     """Encodes texts; `closed` puts a 0 behind a text, `checked` decodes it again and compares."""
 
-    def __call__(self, texts: Sequence[str], closed: Flags, checked: Flags) -> EncodedTexts:
-        """[texts] each."""
+    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
+        """Returns the ids of all texts; closed, checked: [texts]."""
 
 
 @dataclass(frozen=True)
 class BulkTokenizer:
-    """How a process comes to its encoder; can be pickled."""
+    """A recipe for a process's encoder; can be pickled."""
 
     name: str
     """for `load_tokenizer`"""
@@ -64,7 +75,7 @@ class BulkTokenizer:
     """why it is slower than it could be"""
 
     def load(self) -> BulkEncoder:
-        """The encoder, with its tables."""
+        """Loads the encoder with its tables."""
         tokenizer = load_tokenizer(self.name)
         if self.library is not None and isinstance(tokenizer, WorldTokenizer):
             return _TrieEncoder(WorldTrie(self.library, tokenizer.token_bytes()))
@@ -72,7 +83,7 @@ class BulkTokenizer:
 
 
 def bulk_tokenizer(name: str) -> BulkTokenizer:
-    """The fastest way to encode with that tokenizer here; compiles the library if need be."""
+    """Returns the fastest way to encode with that tokenizer here; may compile the library."""
     if not isinstance(load_tokenizer(name), WorldTokenizer):
         return BulkTokenizer(name)
     try:
@@ -90,10 +101,11 @@ class _TrieEncoder:
     def __init__(self, trie: WorldTrie) -> None:
         self._trie = trie
 
-    def __call__(self, texts: Sequence[str], closed: Flags, checked: Flags) -> EncodedTexts:
+    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
         began = perf_counter()
         encoded, faults = _utf8_texts(texts)
         if faults:
+            # A text with a fault must leave nothing behind, its end neither.
             closed = closed & ~np.isin(np.arange(len(texts)), list(faults))
         content = b"".join(encoded)
         text_bytes = np.fromiter(map(len, encoded), np.int64, len(encoded))
@@ -108,7 +120,7 @@ class _TrieEncoder:
                 f"the ids of the text {texts[inexact][:40]!r} do not decode to it: a fault of "
                 "this program, of its compiler or of the machine; nothing was written"
             )
-        seconds = Counter(convert=converted - began, tokenize=tokenized - converted)
+        seconds = Seconds(convert=converted - began, tokenize=tokenized - converted)
         seconds["verify"] = perf_counter() - tokenized
         return EncodedTexts(tokens, sizes, text_bytes, faults, 0, seconds)
 
@@ -119,8 +131,8 @@ class _OneByOne:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, texts: Sequence[str], closed: Flags, checked: Flags) -> EncodedTexts:
-        seconds: Counter[str] = Counter()
+    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
+        seconds = Seconds()
         found: list[array[int]] = []
         faults: dict[int, str] = {}
         normalized = 0
@@ -144,9 +156,9 @@ class _OneByOne:
 
 
 def tokenize(
-    text: str, tokenizer: Tokenizer, checked: bool, seconds: Counter[str]
+    text: str, tokenizer: Tokenizer, checked: bool, seconds: Seconds
 ) -> tuple[array[int], bool]:
-    """A text's ids, and False if normalization changed it, which only `checked` finds out.
+    """Returns a text's ids, and False if normalization changed it, which only `checked` notices.
 
     Adds the time spent to `seconds`. Raises DataError for a text that cannot be encoded or, with
     `checked`, does not decode to itself.
@@ -165,8 +177,10 @@ def tokenize(
 
 
 def decodes_exactly(ids: Iterable[int], text: str, tokenizer: Tokenizer) -> bool:
-    """Whether the ids decode to exactly its text, or else to what the tokenizer's own
-    normalization makes of it; anything else is a DataError."""
+    """Tells whether the ids decode to exactly the text.
+
+    False: they decode to the tokenizer's own normalization of it; anything else is a DataError.
+    """
     decoded = tokenizer.decode_bytes(ids)
     if decoded == text.encode():
         return True
@@ -181,7 +195,7 @@ def decodes_exactly(ids: Iterable[int], text: str, tokenizer: Tokenizer) -> bool
 def to_arrays(
     texts: Sequence[array[int]], vocab_size: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """All ids in one array of the stored type, and the number of each text's ids."""
+    """Returns all ids in one array of the stored type, and the number of each text's ids."""
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     dtype = token_dtype(vocab_size)
     parts = [np.frombuffer(text, np.uint32) for text in texts if text]
@@ -189,12 +203,12 @@ def to_arrays(
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Stored type: uint16 while every id fits, else int32 (the format has no uint32)."""
+    """Returns the stored type: uint16 while every id fits, else int32 (there is no uint32)."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
 
 
 def _utf8_texts(texts: Sequence[str]) -> tuple[list[bytes], dict[int, str]]:
-    """The texts' bytes, none for those that have no UTF-8, and why."""
+    """Returns the texts' bytes, none for those that have no UTF-8, and the reasons."""
     encoded, faults = [], {}
     for number, text in enumerate(texts):
         try:

@@ -26,7 +26,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
 def utf8(text: str) -> bytes:
-    """The text's bytes; DataError when it holds a lone surrogate."""
+    """Returns the text's bytes; DataError when it holds a lone surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -42,7 +42,7 @@ class _TokenTable:
         self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes of the ids; DataError for one outside the table."""
+        """Returns the bytes of the ids; DataError for one outside the table."""
         numbers = _in_vocabulary(ids, len(self._lengths))
         return b"".join(
             self._joined(numbers[first : first + _DECODED_AT_ONCE])
@@ -65,22 +65,22 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, all in 1 ... vocab_size - 1; DataError for a lone surrogate."""
+        """Returns the text's ids, all in 1 ... vocab_size - 1; DataError for a lone surrogate."""
 
     @abstractmethod
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes the ids stand for, possibly cut within a character.
+        """Returns the UTF-8 bytes the ids stand for, possibly cut within a character.
 
         An id without a token (a model may produce one) gives U+FFFD; DataError for an id that is
         negative or not below vocab_size.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
+        """Returns the text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def normalize(self, text: str) -> str:
-        """What the tokenizer itself makes of the text before it cuts it up; mostly the text."""
+        """Returns the text as the tokenizer normalizes it before encoding; mostly unchanged."""
         return text
 
 
@@ -105,10 +105,12 @@ class WorldTokenizer(Tokenizer):
 
     @cached_property
     def _encode(self) -> Callable[[str], list[int]]:
-        """The library's function; its tables take 230 MB, and whoever only decodes needs none."""
-        from pyrwkv_tokenizer import RWKVTokenizer
+        """Loads the library's function; its tables take 230 MB, and decoding needs none."""
+        # The package has no type information.
+        from pyrwkv_tokenizer import RWKVTokenizer  # type: ignore[import-untyped]
 
-        return RWKVTokenizer().tokenizer.encode
+        encode: Callable[[str], list[int]] = RWKVTokenizer().tokenizer.encode
+        return encode
 
     @cached_property
     def _table(self) -> _TokenTable:
@@ -118,7 +120,7 @@ class WorldTokenizer(Tokenizer):
         return _TokenTable(tokens)
 
     def token_bytes(self) -> list[bytes]:
-        """[vocab_size] bytes by id, empty for an id that is not in the vocabulary.
+        """Returns [vocab_size] bytes by id, empty for an id that is not in the vocabulary.
 
         Read from the library's own file of it: `id literal length` lines.
         """
@@ -167,6 +169,7 @@ class JsonTokenizer(Tokenizer):
         except Exception as error:
             raise DataError(f"{path} is not a usable tokenizer.json: {error}") from error
         self.name = str(path.resolve())
+        # A file may ask for both, which would drop or invent tokens of a long document.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -174,6 +177,7 @@ class JsonTokenizer(Tokenizer):
         _check_separator(self._tokenizer, path)
 
     def encode(self, text: str) -> list[int]:
+        # The library would replace a lone surrogate in silence.
         utf8(text)
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if END_OF_DOCUMENT in ids:
@@ -191,7 +195,7 @@ class JsonTokenizer(Tokenizer):
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of that name: "world", "bytes", or the path of a tokenizer.json."""
+    """Returns the tokenizer of that name: "world", "bytes", or the path of a tokenizer.json."""
     if name == "world":
         return WorldTokenizer()
     if name == "bytes":
@@ -211,7 +215,7 @@ def _lone_surrogate(error: UnicodeEncodeError) -> DataError:
 
 
 def _literal(source: str) -> bytes:
-    """The bytes of a Python string or bytes literal."""
+    """Returns the bytes of a Python string or bytes literal."""
     if source[0] != "b" and "\\" not in source:
         # Nearly all; Python's parser takes a hundred times as long.
         return source[1:-1].encode()
@@ -220,7 +224,7 @@ def _literal(source: str) -> bytes:
 
 
 def _check_separator(tokenizer: Any, path: Path) -> None:
-    """Id 0 must be unused or a special token."""
+    """Raises DataError unless id 0 is unused or a special token."""
     token = tokenizer.id_to_token(END_OF_DOCUMENT)
     added = tokenizer.get_added_tokens_decoder().get(END_OF_DOCUMENT)
     if token is not None and (added is None or not added.special):

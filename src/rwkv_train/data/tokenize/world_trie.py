@@ -25,7 +25,7 @@ _FUNCTIONS = ("build_trie", "encode_texts", "first_inexact")
 class WorldTrie:
     """Greedy longest match over byte strings, and the comparison of ids with their text.
 
-    library: what `compiler.plain_library(SOURCE)` made.  tokens: bytes by id, empty where there is
+    library: made by `compiler.plain_library(SOURCE)`.  tokens: bytes by id, empty where there is
     none; every single byte must be a token.  Raises OSError when the library cannot be loaded.
     """
 
@@ -52,7 +52,7 @@ class WorldTrie:
     def encode(
         self, content: bytes, ends: npt.NDArray[np.int64], closed: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-        """Ids of all texts, one after another, and how many each has.
+        """Returns the ids of all texts, one after another, and how many each has.
 
         content: the UTF-8 texts, one after another.  ends: [texts] where each ends.  closed:
         [texts] whether a 0 follows its ids.
@@ -81,7 +81,7 @@ class WorldTrie:
         ids: npt.NDArray[np.uint16],
         sizes: npt.NDArray[np.int64],
     ) -> int | None:
-        """The first text with `checked` whose ids do not stand for exactly its bytes.
+        """Finds the first text with `checked` whose ids do not stand for exactly its bytes.
 
         Works with the vocabulary alone, without the trie.  Arguments as of `encode`.
         """
@@ -102,7 +102,7 @@ class WorldTrie:
 
 
 def load_library(path: Path) -> ctypes.CDLL:
-    """The compiled functions; OSError when they cannot be used here."""
+    """Loads the compiled functions; OSError when they cannot be used here."""
     library = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.build_trie.argtypes = [pointer] * 3 + [number, pointer, number]
@@ -114,7 +114,7 @@ def load_library(path: Path) -> ctypes.CDLL:
 
 
 def _joined(tokens: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """All bytes, and where each token starts, the end of the last one behind."""
+    """Joins all bytes; returns where each token starts too, with the end of the last one."""
     starts = np.zeros(len(tokens) + 1, np.int64)
     np.cumsum([len(token) for token in tokens], out=starts[1:])
     return np.frombuffer(b"".join(tokens), np.uint8), starts
