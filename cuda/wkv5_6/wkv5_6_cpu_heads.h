@@ -14,7 +14,7 @@
 #include "../common/cpu/row_math.h"
 #include "../common/cpu/scratch.h"
 #include "../common/cpu/head_walk.h"
-#include "wkv5_6_params.h"
+#include "wkv5_6_cpu.h"
 
 namespace rwkv {
 
@@ -215,9 +215,22 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
   T *gradient_ = nullptr, *gu_ = nullptr, *gw_ = nullptr;
 };
 
-template <typename T> using Wkv5ForwardHeads = Wkv5_6ForwardHeads<T, false>;
-template <typename T> using Wkv5BackwardHeads = Wkv5_6BackwardHeads<T, false>;
-template <typename T> using Wkv6ForwardHeads = Wkv5_6ForwardHeads<T, true>;
-template <typename T> using Wkv6BackwardHeads = Wkv5_6BackwardHeads<T, true>;
+// The heads' classes with the element type alone left open, as run_heads takes them.
+template <bool kDecayPerToken> struct Wkv5_6Heads {
+  template <typename T> using Forward = Wkv5_6ForwardHeads<T, kDecayPerToken>;
+  template <typename T> using Backward = Wkv5_6BackwardHeads<T, kDecayPerToken>;
+};
+
+template <bool kDecayPerToken>
+void Wkv5_6CpuKernels<kDecayPerToken>::forward(const Wkv5_6Forward& params, int64_t most,
+                                               int64_t begin, int64_t end) {
+  run_heads<Wkv5_6Heads<kDecayPerToken>::template Forward>(params, most, begin, end);
+}
+
+template <bool kDecayPerToken>
+void Wkv5_6CpuKernels<kDecayPerToken>::backward(const Wkv5_6Backward& params, int64_t most,
+                                                int64_t begin, int64_t end) {
+  run_heads<Wkv5_6Heads<kDecayPerToken>::template Backward>(params, most, begin, end);
+}
 
 }  // namespace rwkv

@@ -44,7 +44,8 @@ class Interface(NamedTuple):
     """The names by which an operator's launchers know their parameters.
 
     sizes: integer fields; pointers: of the forward and of the backward parameters. with_options:
-    whether the launchers take LaunchOptions and working memory.
+    whether the launchers take LaunchOptions and working memory. launchers: what stands before
+    `forward_cuda`, `forward_floats` and so on in their names.
     """
 
     op: str
@@ -54,6 +55,7 @@ class Interface(NamedTuple):
     forward: tuple[str, ...]
     backward: tuple[str, ...]
     with_options: bool = True
+    launchers: str = ""
 
 
 class KernelError(Exception):
@@ -191,7 +193,7 @@ def _built(interface: Interface, folder: Path) -> Path:
 
 
 def _wrapper(interface: Interface) -> str:
-    op = interface.op
+    op, launchers = interface.op, interface.launchers or f"rwkv_{interface.op}_"
     unused = "[[maybe_unused]]"
     arguments = (
         f"{unused} const int64_t* sizes, {unused} void* const* pointers, "
@@ -206,7 +208,7 @@ def _wrapper(interface: Interface) -> str:
             for i, field in enumerate(fields)
         ]
         params = f"{which}_params(sizes, pointers)"
-        floats = f"rwkv_{op}_{which}_floats({params}, chosen(options))"
+        floats = f"{launchers}{which}_floats({params}, chosen(options))"
         signature = f"{which}_params(const int64_t* sizes, void* const* pointers)"
         return "\n".join(
             [
@@ -219,7 +221,7 @@ def _wrapper(interface: Interface) -> str:
                 f"  return {floats if interface.with_options else 0};",
                 "}",
                 f'extern "C" int {which}({arguments}, {unused} float* memory) {{',
-                f"  return rwkv_{op}_{which}_cuda({params}, {options}{memory}nullptr);",
+                f"  return {launchers}{which}_cuda({params}, {options}{memory}nullptr);",
                 "}",
             ]
         )

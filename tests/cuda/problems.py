@@ -18,7 +18,7 @@ _WKV5_6 = ("r", "k", "v", "w", "u")
 _DELTA = ("r", "w", "k", "v", "a", "b")
 
 
-def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
+def _interface(op: str, struct: str, inputs: tuple[str, ...], launchers: str = "") -> Interface:
     gradients = tuple(f"g{name}" for name in (*inputs, "state"))
     return Interface(
         op,
@@ -27,6 +27,7 @@ def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
         _HEAD_SIZES,
         (*inputs, "state", "reset", "y", "final_state", "checkpoints"),
         (*inputs, "reset", "checkpoints", "gy", "gfinal_state", *gradients),
+        launchers=launchers,
     )
 
 
@@ -34,8 +35,8 @@ INTERFACES = {
     "wkv4": _interface("wkv4", "Wkv4", _CHANNEL)._replace(
         sizes=("batch", "time", "width", "checkpoint_interval", "kept", "dtype")
     ),
-    "wkv5": _interface("wkv5", "Wkv5_6", _WKV5_6),
-    "wkv6": _interface("wkv6", "Wkv5_6", _WKV5_6),
+    "wkv5": _interface("wkv5", "Wkv5_6", _WKV5_6, "rwkv::Wkv5_6Launchers<false>::"),
+    "wkv6": _interface("wkv6", "Wkv5_6", _WKV5_6, "rwkv::Wkv5_6Launchers<true>::"),
     "wkv7": _interface("wkv7", "Wkv7", _DELTA),
 }
 # Operators with a matrix state; wkv4's is three rows: aa, bb, pp.
