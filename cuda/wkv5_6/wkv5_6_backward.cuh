@@ -242,7 +242,7 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
     results.write(which, which == kSumR ? p.gr : p.gk, place, t + n, vec.at, p.dtype, sum);
   }
 
-  // Always by the same thread for the same place.
+  // Always by the same thread for the same place, so that no barrier is needed.
   __device__ static void add_to(float* total, const Vec8& x) {
     Vec8 sum = load_floats(total);
     add_vec8(sum, x);

@@ -36,6 +36,8 @@ wkv5_6_backward_on_cuda(const at::Tensor& gy, const std::optional<at::Tensor>& g
   run_on_cuda(kDecayPerToken ? "wkv6_backward" : "wkv5_backward", call.params, kernel, r,
               &Wkv5_6Launchers<kDecayPerToken>::backward_floats,
               &Wkv5_6Launchers<kDecayPerToken>::backward_cuda);
+  // RWKV-5's w is one row for all batch rows; the kernels leave a gradient per batch row, so that
+  // no two blocks add to the same element.
   const at::Tensor gw = kDecayPerToken ? call.gw : call.gw.sum(0);
   return {call.gr, call.gk, call.gv, gw.to(w.scalar_type()), call.gu.sum(0), call.gstate};
 }

@@ -112,6 +112,7 @@ template <class TileType> struct Wkv7BackwardBlock
       } else if (burst > 0) {
         tile.park_state(S, parked(burst));
       }
+// Unrolled, the operands of several tokens would be held in registers at the same time.
 #pragma unroll 1
       for (int n = burst * kBurst; n < (burst + 1) * kBurst; ++n) sweep_token(S, n);
     }
@@ -245,6 +246,7 @@ template <class TileType> struct Wkv7BackwardBlock
       for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
       return results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
     }
+    // a was staged as zero there, so what its sum holds is no gradient.
     if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Vec8::of(0.0f);
     void* const result = which == kWkv7SumR ? p.gr : which == kWkv7SumK ? p.gk
                          : which == kWkv7SumA ? p.ga : p.gb;

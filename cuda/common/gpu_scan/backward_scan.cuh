@@ -137,12 +137,13 @@ __device__ __forceinline__ void scan_backward(const Block& block, typename Block
 // tokens per batch row; where a head has several slices, sums over values are left per slice.
 // What a thread owns: kR values x kC keys of S for kBurst tokens, and of G.
 // What it gave up: work, for the states are computed twice again, and parallelism over time.
-template <class Block> __global__ void __launch_bounds__(Block::kThreads, 256 / Block::kThreads)
+template <class Block>
+__global__ void __launch_bounds__(Block::kThreads, 256 / Block::kThreads)
     scan_backward_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                          StatesAt<const float*> states, float* slices) {
   DYNAMIC_SHARED(base);
   const Block block(p, range, states, slices, blockIdx.x, base);
-  // Between ranges gstate carries the gradient on.
+  // Between two ranges gstate holds the gradient: the later range left it there.
   const auto* after = static_cast<const float*>(range.end == p.time ? p.gfinal_state : p.gstate);
   const int64_t at = block.place.state();
   typename Block::State G;

@@ -58,7 +58,8 @@ template <class Block> __device__ __forceinline__ void scan_forward(const Block&
 // What it computes: y, the final state and, to p.checkpoints, one state per checkpoint interval.
 // What a thread owns: kR values x kC keys of one head's state, in registers, for all tokens.
 // What it gave up: parallelism over time, and tensor cores; few heads leave the card idle.
-template <class Block> __global__ void __launch_bounds__(Block::kThreads, 512 / Block::kThreads)
+template <class Block>
+__global__ void __launch_bounds__(Block::kThreads, 512 / Block::kThreads)
     scan_forward_kernel(const __grid_constant__ typename Block::Params p) {
   DYNAMIC_SHARED(base);
   const Block block(p, blockIdx.x, base);
@@ -74,7 +75,8 @@ template <class Block> __global__ void __launch_bounds__(Block::kThreads, 512 / 
 // What it computes: the states before every chunk of the range, from those that forward kept.
 // What a thread owns: kR values x kC keys of one head's state, from one kept state to the next.
 // What it gave up: memory, to go through all checkpoint intervals of the range at the same time.
-template <class Block> __global__ void __launch_bounds__(Block::kThreads, 512 / Block::kThreads)
+template <class Block>
+__global__ void __launch_bounds__(Block::kThreads, 512 / Block::kThreads)
     scan_replay_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                        StatesAt<const float*> from, StatesAt<float*> to) {
   DYNAMIC_SHARED(base);
