@@ -74,7 +74,7 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
   }
 
   __device__ void fetch(int64_t t) const {
-    const int tokens = range.tokens_from<kChunk>(t);
+    const int tokens = range.template tokens_from<kChunk>(t);
     place.fetch_keys(shared.raw_r, p.r, p.dtype, t, tokens);
     place.fetch_keys(shared.raw_k, p.k, p.dtype, t, tokens);
     place.fetch_values(shared.raw_v, p.v, p.dtype, t, tokens);

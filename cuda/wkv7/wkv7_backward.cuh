@@ -60,7 +60,7 @@ template <class TileType> struct Wkv7BackwardBlock
   static constexpr int kStartsIn = 1;
 
   __device__ void fetch(int64_t t) const {
-    const int tokens = range.tokens_from<kChunk>(t);
+    const int tokens = range.template tokens_from<kChunk>(t);
     place.fetch_keys(shared.raw_r, p.r, p.dtype, t, tokens);
     place.fetch_keys(shared.raw_k, p.k, p.dtype, t, tokens);
     place.fetch_keys(shared.raw_a, p.a, p.dtype, t, tokens);
