@@ -124,7 +124,7 @@ class Runner {
     check_guards(bytes);
   }
 
-  // Until all threads of the warp wait for the block, are done or cannot go on.
+  // Until all threads of the warp wait for the block, are done or cannot continue.
   void run_warp(int warp) {
     const int first = warp * kWarpSize;
     const int count = std::min(kWarpSize, static_cast<int>(fibres_.size()) - first);

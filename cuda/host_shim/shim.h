@@ -87,8 +87,9 @@ inline void wait_for_copies(size_t pending) {
 }
 
 // ldmatrix of four matrices of 8 x 8 elements of 16 bits; a lane gives row lane % 8 of matrix
-// lane / 8 and receives two elements of each: of a row, or transposed of a column. The eight rows of
-// a matrix must lie in different banks: right it would be otherwise too, but slow, and unnoticed.
+// lane / 8 and receives two elements of each: of a row, or transposed of a column. The eight rows
+// of a matrix must lie in different banks: otherwise the result is right, but slow, and no test of
+// numbers would notice.
 inline void load_matrices(uint32_t (&x)[4], const uint16_t* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0 && runner.error.empty()) {
     runner.error = "ldmatrix: a row does not begin at a multiple of 16 bytes";

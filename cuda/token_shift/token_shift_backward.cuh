@@ -110,8 +110,8 @@ template <int kChannels, bool kMoves> struct ShiftBackwardThread {
 
 // What it computes: gx, glast, gmoves and, per block of tokens, the sums that gmixes is made of.
 // What a thread owns: 8 channels (1 where the width is no multiple of 8) of 16 tokens.
-// What it gave up: as the forward pass; gy, too, is read twice at every 16th token, so that warps
-// have nothing to tell each other but their sums.
+// What it gave up: x and gy are read twice at every 16th token, so that warps exchange nothing but
+// their sums; lanes idle where the width is no multiple of 256 (of 32).
 template <int kChannels, bool kMoves>
 __global__ void __launch_bounds__(kShiftThreads, 3)
     token_shift_backward_kernel(const __grid_constant__ TokenShiftBackward p) {

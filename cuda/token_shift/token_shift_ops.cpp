@@ -1,5 +1,5 @@
-// Schema of the token shift operators (the contract with src/rwkv_train/ops/token_shift/native.py) and their
-// host code for the CPU.
+// Schema of the token shift operators (the contract with
+// src/rwkv_train/ops/token_shift/native.py) and their host code for the CPU.
 //
 // mixes: [n, C] in the computing type; moves: [n, B, T, C]; dtype: of the n results [B, T, C].
 // gmoves is empty without moves.

@@ -70,7 +70,7 @@ template <int kChannels, bool kMoves, class Params> struct ShiftWalk {
   }
 
   // Per step from token n on and result i: visit(i, n, slot). fetch(i, n, slot) fetches what it
-  // needs beside x and the shares. finish(n): after the last result of the step.
+  // needs besides x and the shares. finish(n): after the last result of the step.
   template <typename Fetch, typename Visit, typename Finish>
   __device__ __forceinline__ void run(Fetch fetch, Visit visit, Finish finish) {
     const int count = static_cast<int>(p.count);

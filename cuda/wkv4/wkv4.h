@@ -7,6 +7,11 @@
 
 namespace rwkv {
 
+// The exponent of an empty sum: exp(it - anything) is 0, and twice it is finite in fp32.
+constexpr double kWkv4EmptyExponent = -1e38;
+// Limit of w: exp(20) dwarfs every finite difference of keys, so beyond it nothing changes.
+constexpr double kWkv4LargestLogRate = 20;
+
 // Tensors are contiguous; null stands for one that is absent or not wanted. "T" is the computing
 // type: double if `dtype` is double, else float. The three rows of a state are aa, bb and pp.
 struct Wkv4Sizes {

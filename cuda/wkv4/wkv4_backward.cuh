@@ -142,7 +142,8 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
 }
 
 // What it computes: the adjoints after every segment, in place of what the segments add.
-// What a thread owns: one channel of one batch row. What it gave up: nothing; segments are few.
+// What a thread owns: one channel of one batch row.
+// What it gave up: parallelism over segments; they are few.
 static __global__ void __launch_bounds__(kWkv4Threads)
     wkv4_suffix_kernel(const __grid_constant__ Wkv4Backward p, Segments segments,
                        ChannelRows summaries) {
@@ -184,7 +185,8 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
 }
 
 // What it computes: the sums over segments of gw and gu, [segments, B, A] each.
-// What a thread owns: one element of both. What it gave up: nothing; segments are few.
+// What a thread owns: one element of both.
+// What it gave up: parallelism over segments; they are few, and their order is fixed.
 static __global__ void __launch_bounds__(kWkv4Threads)
     wkv4_totals_kernel(const float* gw_parts, const float* gu_parts, int64_t segments,
                        int64_t count, float* gw, float* gu) {

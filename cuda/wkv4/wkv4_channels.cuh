@@ -1,10 +1,10 @@
 // What the kernels of RWKV-4 share: channels, segments of the time axis, the scaled sums.
 //
 // The sums a = aa exp(pp) and b = bb exp(pp) of a stretch of tokens, the adjoints A exp(R) and
-// B exp(R) likewise, join associatively: only how much the stretch decays what came before it must
-// be known beside them. So the tokens are cut into segments that run at the same time: first every
-// segment from an empty state, then a short scan over segments, then every segment again from the
-// state it really starts with.
+// B exp(R) likewise, join associatively: besides them only how much the stretch
+// decays what came before it must be known. So the tokens are cut into segments that run at the
+// same time: first every segment from an empty state, then a short scan over segments, then every
+// segment again from the state it really starts with.
 #pragma once
 
 #include "../common/gpu/copy_async.cuh"
@@ -15,13 +15,12 @@ namespace rwkv {
 
 constexpr int kWkv4Threads = 128;  // of a block, each with one channel
 constexpr int kWkv4Chunk = 16;     // tokens fetched at a time, and between kept states
-constexpr float kEmptyScale = -1e38f;  // the exponent of an empty sum; twice it is still finite
-// exp(20) dwarfs every finite difference of keys, so beyond it nothing changes.
-constexpr float kWkv4LargestLogRate = 20.0f;
+constexpr float kEmptyScale = static_cast<float>(kWkv4EmptyExponent);
 
 __device__ inline float wkv4_log_decay(float w) {
   // Written so that NaN stays NaN.
-  return -expf(w > kWkv4LargestLogRate ? kWkv4LargestLogRate : w);
+  constexpr float kLargest = static_cast<float>(kWkv4LargestLogRate);
+  return -expf(w > kLargest ? kLargest : w);
 }
 
 // A stretch of tokens as the sums of it alone, and the exponent by which it decays earlier sums

@@ -6,107 +6,12 @@
 #include "wkv4.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "../common/cpu/row_math.h"
-#include "../common/cpu/typed_rows.h"
-#include "../common/cpu/scratch.h"
 #include "../common/cpu/segments.h"
-#include "wkv4_cpu_exponent.h"
+#include "wkv4_cpu_channels.h"
 
 namespace rwkv {
 namespace {
-
-// The exponent of an empty sum: exp(kEmpty - anything) is 0, and twice it is finite in float.
-constexpr double kEmpty = -1e38;
-// exp(20) dwarfs every finite difference of keys, so beyond it nothing changes.
-constexpr double kLargestLogRate = 20;
-
-constexpr int64_t kStride = kWkv4Channels;
-
-// What a task owns: channels [first, first + count) of one batch row.
-struct Channels {
-  int64_t row, first, count;
-  const Wkv4Sizes& p;
-
-  Channels(const Wkv4Sizes& p, int64_t task) : p(p) {
-    const int64_t groups = (p.width + kStride - 1) / kStride;
-    row = task / groups;
-    first = task % groups * kStride;
-    count = std::min(kStride, p.width - first);
-  }
-  int64_t token(int64_t t) const { return (row * p.time + t) * p.width + first; }
-  // rows aa, bb, pp = 0, 1, 2
-  int64_t state(int64_t part) const { return (row * 3 + part) * p.width + first; }
-  int64_t checkpoint(int64_t n, int64_t part) const {
-    return ((row * p.kept + n) * 3 + part) * p.width + first;
-  }
-  const bool* reset(const bool* all) const { return all == nullptr ? nullptr : all + row * p.time; }
-};
-
-// The state and the parameters of a task's channels.
-template <typename T> struct Working {
-  T *aa, *bb, *pp, *low, *u, *step;
-
-  explicit Working(Scratch<T>& scratch) {
-    for (T** row : {&aa, &bb, &pp, &low, &u, &step}) scratch.want(*row, kStride);
-  }
-
-  // step = -exp(w), the decay's exponent per token
-  void read_parameters(const void* w, const void* given_u, const Channels& at) const {
-    load_row<T>(w, kDTypeOf<T>, at.first, at.count, step);
-    load_row<T>(given_u, kDTypeOf<T>, at.first, at.count, u);
-    for (int64_t i = 0; i < kStride; i += kLanes<T>) {
-      const Vec<T> limited = min<T>(T(kLargestLogRate), load<T>(step + i));
-      store<T>(step + i, -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited)));
-    }
-  }
-
-  void clear() const {
-    clear_rows(aa, kStride);
-    clear_rows(bb, kStride);
-    clear_rows(low, kStride);
-    std::fill_n(pp, kStride, T(kEmpty));
-  }
-};
-
-template <typename T> void read_tokens(const void* from, DType dtype, const Channels& at,
-                                       int64_t begin, int64_t tokens, T* to) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    load_row<T>(from, dtype, at.token(begin + t), at.count, to + t * kStride);
-  }
-}
-
-template <typename T> void write_tokens(void* to, DType dtype, const Channels& at, int64_t begin,
-                                        int64_t tokens, const T* from) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    store_row<T>(to, dtype, at.token(begin + t), at.count, from + t * kStride);
-  }
-}
-
-// What the channels of one vector know before a token.
-template <typename T> struct Sums {
-  Vec<T> aa, bb;
-  Exponent<T> pp;
-
-  RWKV_INLINE Sums(const Working<T>& from, int64_t i)
-      : aa(load<T>(from.aa + i)), bb(load<T>(from.bb + i)),
-        pp{load<T>(from.pp + i), load<T>(from.low + i)} {}
-
-  RWKV_INLINE void store_to(const Working<T>& to, int64_t i) const {
-    store<T>(to.aa + i, aa);
-    store<T>(to.bb + i, bb);
-    store<T>(to.pp + i, pp.high);
-    store<T>(to.low + i, pp.low);
-  }
-
-  RWKV_INLINE void take(Vec<T> step, Vec<T> k, Vec<T> v) {
-    const Scaled<T> e(pp.after(step), {k, Vec<T>{}});
-    aa = e.first * aa + e.second * v;
-    bb = e.first * bb + e.second;
-    pp = e.largest;
-  }
-};
 
 template <typename T> class ForwardChannels {
  public:
@@ -116,7 +21,7 @@ template <typename T> class ForwardChannels {
   }
 
   void run(int64_t task) {
-    const Channels at(p_, task);
+    const ChannelGroup at(p_, task);
     now_.read_parameters(p_.w, p_.u, at);
     now_.clear();
     T* const parts[3] = {now_.aa, now_.bb, now_.pp};
@@ -138,13 +43,13 @@ template <typename T> class ForwardChannels {
   }
 
  private:
-  void run_tokens(const Channels& at, int64_t begin, int64_t tokens) {
+  void run_tokens(const ChannelGroup& at, int64_t begin, int64_t tokens) {
     read_tokens(p_.k, p_.dtype, at, begin, tokens, k_);
     read_tokens(p_.v, p_.dtype, at, begin, tokens, v_);
     for (int64_t row = 0; row < tokens * kStride; row += kStride) {
       for (int64_t i = 0; i < kStride; i += kLanes<T>) {
         const Vec<T> k = load<T>(k_ + row + i), v = load<T>(v_ + row + i);
-        Sums<T> now(now_, i);
+        ChannelSums<T> now(now_, i);
         const Scaled<T> e(now.pp, {load<T>(now_.u + i) + k, Vec<T>{}});
         store<T>(y_ + row + i, (e.first * now.aa + e.second * v) / (e.first * now.bb + e.second));
         now.take(load<T>(now_.step + i), k, v);
@@ -156,7 +61,7 @@ template <typename T> class ForwardChannels {
 
   const Wkv4Forward& p_;
   Scratch<T> scratch_;
-  Working<T> now_;
+  ChannelState<T> now_;
   T *k_, *v_, *y_;
 };
 
@@ -174,7 +79,7 @@ template <typename T> class BackwardChannels {
   }
 
   void run(int64_t task) {
-    const Channels at(p_, task);
+    const ChannelGroup at(p_, task);
     now_.read_parameters(p_.w, p_.u, at);
     clear_rows(gu_, kStride);
     clear_rows(gw_, kStride);
@@ -197,18 +102,18 @@ template <typename T> class BackwardChannels {
     clear_rows(A_, kStride);
     clear_rows(B_, kStride);
     clear_rows(R_low_, kStride);
-    std::fill_n(R_, kStride, T(kEmpty));
+    std::fill_n(R_, kStride, T(kWkv4EmptyExponent));
   }
 
   // From the gradients of the final aa and bb; now_.pp is the final pp.
-  void start_adjoint(const Channels& at) {
+  void start_adjoint(const ChannelGroup& at) {
     load_row<T>(p_.gfinal_state, kDTypeOf<T>, at.state(0), at.count, A_);
     load_row<T>(p_.gfinal_state, kDTypeOf<T>, at.state(1), at.count, B_);
     for (int64_t i = 0; i < kStride; i += kLanes<T>) store<T>(R_ + i, -load<T>(now_.pp + i));
   }
 
   // Fills for every token: the state before it, what its output was made of, and gy / denominator.
-  void replay(const Channels& at, const Segment& segment) {
+  void replay(const ChannelGroup& at, const Segment& segment) {
     read_tokens(p_.k, p_.dtype, at, segment.begin, segment.tokens, k_);
     read_tokens(p_.v, p_.dtype, at, segment.begin, segment.tokens, v_);
     read_tokens(p_.gy, p_.dtype, at, segment.begin, segment.tokens, gy_);
@@ -221,7 +126,7 @@ template <typename T> class BackwardChannels {
     for (int64_t row = 0; row < segment.tokens * kStride; row += kStride) {
       for (int64_t i = 0; i < kStride; i += kLanes<T>) {
         const Vec<T> k = load<T>(k_ + row + i), v = load<T>(v_ + row + i);
-        Sums<T> now(now_, i);
+        ChannelSums<T> now(now_, i);
         const Scaled<T> e(now.pp, {load<T>(now_.u + i) + k, Vec<T>{}});
         const Vec<T> denominator = e.first * now.bb + e.second;
         store<T>(aa_ + row + i, now.aa);
@@ -269,7 +174,7 @@ template <typename T> class BackwardChannels {
   }
 
   // The rows of the first token still hold the state that the sequence began with.
-  void finish(const Channels& at) {
+  void finish(const ChannelGroup& at) {
     T *const gaa = gk_, *const gbb = gv_, *const gpp = gy_;
     for (int64_t i = 0; i < kStride; i += kLanes<T>) {
       const Vec<T> scale =
@@ -293,7 +198,7 @@ template <typename T> class BackwardChannels {
   const Wkv4Backward& p_;
   const int64_t longest_;
   Scratch<T> scratch_;
-  Working<T> now_;
+  ChannelState<T> now_;
   T *k_, *v_, *gy_, *gk_, *gv_, *aa_, *bb_, *pp_, *pp_low_, *largest_, *largest_low_;
   T *current_, *y_, *q_, *A_, *B_, *R_, *R_low_, *gu_, *gw_;
 };

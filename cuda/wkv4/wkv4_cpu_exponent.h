@@ -2,8 +2,9 @@
 // of the two exponentials that a maximum leads to, one is 1, and the other is computed.
 //
 // A running exponent takes a step of the decay at every token. Its rounding would be the same at
-// every step and grow with the length of the sequence, so the lost part is carried along; every few
-// tokens it goes into the exponent, as far as that can hold it, and into the sums.
+// every step and grow with the length of the sequence, so the lost part is kept next to the
+// exponent; every few tokens it goes into the exponent, as far as that can hold it, and into the
+// sums.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The CUDA launchers of WKV-4; no torch. What they return: common/params/launch_options.h. Any width;
-// states for the backward pass are kept every 16 tokens.
+// The CUDA launchers of WKV-4; no torch. What they return: common/params/launch_options.h. Any
+// width; states for the backward pass are kept every 16 tokens.
 #pragma once
 
 #include "../common/params/launch_options.h"

@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kWkv4Threads, 6)
 }
 
 // What it computes: the state at the start of every segment, in place of the segments' sums.
-// What a thread owns: one channel of one batch row. What it gave up: nothing; segments are few.
+// What a thread owns: one channel of one batch row.
+// What it gave up: parallelism over segments; they are few.
 static __global__ void __launch_bounds__(kWkv4Threads)
     wkv4_prefix_kernel(const __grid_constant__ Wkv4Forward p, Segments segments,
                        ChannelRows summaries, ChannelRows state) {
@@ -93,10 +94,9 @@ static __global__ void __launch_bounds__(kWkv4Threads)
   }
 }
 
-// What it computes: y, the final state and, for the backward pass, the state at every
-// checkpoint_interval-th token. What a thread owns: one channel of one segment of one batch row,
-// from the state in `starts`. What it gave up: 16-byte stores of y; the rows of a block are stored
-// as whole sectors all the same.
+// What it computes: y, the final state and, to p.checkpoints, one state per checkpoint interval.
+// What a thread owns: one channel of one segment of one batch row, from the state in `starts`.
+// What it gave up: 16-byte stores of y; the rows of a block fill whole sectors all the same.
 template <DType kType>
 __global__ void __launch_bounds__(kWkv4Threads, 6)
     wkv4_forward_kernel(const __grid_constant__ Wkv4Forward p, Segments segments,

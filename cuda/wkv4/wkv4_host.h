@@ -63,6 +63,8 @@ inline Wkv4ForwardCall wkv4_forward_call(const at::Tensor& w, const at::Tensor& 
   const Wkv4Sizes sizes = wkv4_sizes(w, u, k, v, reset, checkpoint_interval);
   check_wkv4_state(state, "state", sizes, k);
   const auto computing = k.options().dtype(computing_type(k));
+  // The call owns what contiguous() may have copied until the kernels have run. Results are not
+  // initialised: the kernels write every element.
   Wkv4ForwardCall c{w.contiguous(), u.contiguous(), k.contiguous(), v.contiguous(),
                     contiguous_or_undefined(state), contiguous_or_undefined(reset),
                     at::empty(k.sizes(), k.options()),
@@ -75,6 +77,7 @@ inline Wkv4ForwardCall wkv4_forward_call(const at::Tensor& w, const at::Tensor& 
   p.state = data_or_null(c.state);
   p.reset = static_cast<const bool*>(data_or_null(c.reset));
   p.y = c.y.mutable_data_ptr(), p.final_state = c.final_state.mutable_data_ptr();
+  // Null, since a tensor without elements has an address of its own.
   p.checkpoints = sizes.kept > 0 ? c.checkpoints.mutable_data_ptr() : nullptr;
   return c;
 }

@@ -13,28 +13,24 @@
 // before.
 #pragma once
 
-#include "../common/gpu_scan/head_place.cuh"
+#include "../common/gpu_scan/backward_scan.cuh"
 #include "wkv5_6_decay.cuh"
 #include "wkv5_6_params.h"
-#include "../common/gpu_scan/slices.cuh"
 
 namespace rwkv {
 
 enum Wkv5_6Sum { kSumR, kSumK, kSumD, kWkv5_6Sums };
 
-template <class TileType> struct Wkv5_6BackwardShared {
+template <class TileType> struct Wkv5_6BackwardShared : BurstShared<TileType, kWkv5_6Sums> {
+  using Base = BurstShared<TileType, kWkv5_6Sums>;
+  using Base::gv, Base::kParked, Base::parked, Base::sums;
   static constexpr int kN = TileType::kN, kRows = TileType::kRows, kChunk = TileType::kChunk;
-  // Of a chunk's bursts the first one's state is in memory and the last one's is not read again.
-  static constexpr int kParked = kChunk / kBurst - 2;
 
   float *r, *k, *d, *slope;   // [kChunk][kN]; slope: of the decay by w
   float *v, *gy, *masked_gy;  // [kChunk][kRows]; masked: zero where a document starts
   float *delta, *bonus;       // [kChunk]: v . gy over the slice, and sum_i r u k
-  float* sums;                // [kBurst][kWarps][kWkv5_6Sums][kN]: over the values of a warp
-  float* gv;                  // [kBurst][kRows]
   float* gu;                  // [kThreads][kVec8]: each thread's own
   float* gw;                  // [kBurst][kN], RWKV-5: over the tokens met so far
-  float* parked;              // [kParked][kThreads][kR][kC]
   unsigned char *raw_r, *raw_k, *raw_v, *raw_gy, *raw_w;
   int bytes;
 
@@ -54,81 +50,31 @@ template <class TileType> struct Wkv5_6BackwardShared {
     raw_w = pieces.bytes(kChunk * kN * 4);
     bytes = pieces.used();
   }
-  __device__ float* sums_of(int token, int warp, int which) const {
-    return sums + ((token * TileType::kWarps + warp) * kWkv5_6Sums + which) * kN;
-  }
 };
 
-template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock {
-  static constexpr int kN = TileType::kN, kRows = TileType::kRows, kR = TileType::kR;
-  static constexpr int kC = TileType::kC, kThreads = TileType::kThreads;
-  static constexpr int kChunk = TileType::kChunk, kDecays = kDecayPerToken ? 1 : 0;
-  using State = float[kR][kC];
-  using Keys = float[kC];
-  using Values = float[kR];
+// RWKV-6 has a gradient of w per token, RWKV-5 one per head.
+template <class TileType, bool kDecayPerToken> using Wkv5_6BackwardBase =
+    ScanBackwardBlock<Wkv5_6Backward, TileType, Wkv5_6BackwardShared<TileType>, kWkv5_6Sums,
+                      kDecayPerToken ? 3 : 2, kDecayPerToken ? 1 : 2>;
 
-  const Wkv5_6Backward& p;
-  const TokenRange range;
-  const StatesAt<const float*> states;  // before every chunk
-  const HeadPlace<TileType> place;
-  const SliceSums<TileType, 2 + kDecays, 2 - kDecays> results;
-  const Wkv5_6BackwardShared<TileType> shared;
-  const TileType tile;
+template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
+    : Wkv5_6BackwardBase<TileType, kDecayPerToken> {
+  using Base = Wkv5_6BackwardBase<TileType, kDecayPerToken>;
+  using Base::Base, Base::p, Base::parked, Base::place, Base::range, Base::results, Base::shared;
+  using Base::kC, Base::kChunk, Base::kN, Base::kR, Base::kRows, Base::kThreads, Base::tile;
+  using typename Base::Keys, typename Base::State, typename Base::Values;
+  static constexpr int kStartsIn = 0;
 
-  __device__ Wkv5_6BackwardBlock(const Wkv5_6Backward& p, const TokenRange& range,
-                                 const StatesAt<const float*>& states, float* slices, int64_t block,
-                                 unsigned char* base)
-      : p(p), range(range), states(states), place(p, block), results(p, range, slices),
-        shared(base, p.dtype) {}
-
-  // G: the gradient of the state after the range on entry, of the one before it on return.
-  __device__ __forceinline__ void scan(State& G) const {
-    clear_totals();
-    const int64_t chunks = ceil_div(range.end - range.begin, kChunk);
-    fetch(range.begin + (chunks - 1) * kChunk);
-    for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-      const int64_t t = range.begin + chunk * kChunk;
-      const int tokens = range.tokens_from<kChunk>(t);
-      State S[kBurst];
-      tile.load_state(S[0], states.of(place, t));
-      wait_for_copies();
-      __syncthreads();
-      widen_values(t, tokens);
-      __syncthreads();
-      widen_keys(t, tokens);
-      __syncthreads();
-      if (chunk > 0) fetch(t - kChunk);
-      scan_chunk(S, G, t, tokens);
-    }
-    write_totals();
-  }
-
- private:
-  // Where the state before burst number 1 .. kParked lies.
-  __device__ float* parked(int burst) const { return shared.parked + (burst - 1) * kRows * kN; }
-
-  // S[0]: the state before token t
-  __device__ __forceinline__ void scan_chunk(State (&S)[kBurst], State& G, int64_t t,
-                                             int tokens) const {
-    const int last = (tokens - 1) / kBurst;
+  // S[0]: the state before the chunk on entry, before burst `last` on return
+  __device__ __forceinline__ void park_states(State (&S)[kBurst], int last) const {
     for (int n = 0; n < last * kBurst; ++n) {
       if (n > 0 && n % kBurst == 0) tile.park_state(S[0], parked(n / kBurst));
       advance(S[0], S[0], n);
     }
-    for (int burst = last; burst >= 0; --burst) {
-      if (burst < last) {
-        if (burst == 0) tile.load_state(S[0], states.of(place, t));
-        else tile.unpark_state(S[0], parked(burst));
-      }
-      run_burst(S, G, burst * kBurst);
-      __syncthreads();
-      write_burst(t, burst * kBurst, tokens);
-      __syncthreads();
-    }
   }
 
   __device__ void fetch(int64_t t) const {
-    const int tokens = range.tokens_from<kChunk>(t);
+    const int tokens = range.template tokens_from<kChunk>(t);
     place.fetch_keys(shared.raw_r, p.r, p.dtype, t, tokens);
     place.fetch_keys(shared.raw_k, p.k, p.dtype, t, tokens);
     place.fetch_values(shared.raw_v, p.v, p.dtype, t, tokens);
@@ -140,6 +86,13 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock {
   }
 
   // Tokens beyond the end are staged so that they change nothing: zeros, and d = 1.
+  __device__ void widen(int64_t t, int tokens) const {
+    widen_values(t, tokens);
+    // The bonus needs delta of every token.
+    __syncthreads();
+    widen_keys(t, tokens);
+  }
+
   __device__ void widen_values(int64_t t, int tokens) const {
     constexpr int kVecs = kChunk * kRows / kVec8;
     for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kVecs, kThreads>; n += kThreads) {
@@ -257,21 +210,6 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock {
     tile.store_key_sums(gd, shared.sums_of(m, tile.warp, kSumD));
   }
 
-  __device__ void write_burst(int64_t t, int first, int tokens) const {
-    constexpr int kPerSum = kBurst * kN / kVec8;
-    constexpr int kTasks = kWkv5_6Sums * kPerSum + kBurst * kRows / kVec8;
-    for (int task = static_cast<int>(threadIdx.x); task < kTasks; task += kThreads) {
-      const int which = task / kPerSum, rest = task - which * kPerSum;
-      if (which == kWkv5_6Sums) {
-        const Vec8Place<kRows> vec(rest);
-        if (first + vec.token < tokens) write_gv(t, first, vec);
-      } else {
-        const Vec8Place<kN> vec(rest);
-        if (first + vec.token < tokens) write_sum(t, first, vec, which);
-      }
-    }
-  }
-
   __device__ void write_gv(int64_t t, int first, const Vec8Place<kRows>& vec) const {
     const int n = first + vec.token;
     Vec8 gv = load_floats(shared.gv + vec.token * kRows + vec.at);
@@ -284,10 +222,7 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock {
 
   __device__ void write_sum(int64_t t, int first, const Vec8Place<kN>& vec, int which) const {
     const int n = first + vec.token, at = n * kN + vec.at;
-    Vec8 sum = load_floats(shared.sums_of(vec.token, 0, which) + vec.at);
-    for (int warp = 1; warp < TileType::kWarps; ++warp) {
-      add_vec8(sum, load_floats(shared.sums_of(vec.token, warp, which) + vec.at));
-    }
+    Vec8 sum = this->sum_over_warps(vec, which);
     if (which == kSumD) {
       const Vec8 slope = load_floats(shared.slope + at);
 #pragma unroll
@@ -307,7 +242,7 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock {
     results.write(which, which == kSumR ? p.gr : p.gk, place, t + n, vec.at, p.dtype, sum);
   }
 
-  // Always by the same thread for the same place.
+  // Always by the same thread for the same place, so that no barrier is needed.
   __device__ static void add_to(float* total, const Vec8& x) {
     Vec8 sum = load_floats(total);
     add_vec8(sum, x);
@@ -337,25 +272,5 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock {
     }
   }
 };
-
-// What it computes: for a range of tokens every gradient of wkv5_6_forward_kernel, gu (RWKV-5: and
-// gw) per batch row; where a head has several slices, sums over values are left per slice.
-// What a thread owns: kR values x kC keys of S for kBurst tokens, and of G.
-// What it gave up: work, for the states are computed twice again, and parallelism over time.
-template <class TileType, bool kDecayPerToken>
-__global__ void __launch_bounds__(TileType::kThreads, 256 / TileType::kThreads)
-    wkv5_6_backward_kernel(const __grid_constant__ Wkv5_6Backward p, TokenRange range,
-                           StatesAt<const float*> states, float* slices) {
-  DYNAMIC_SHARED(base);
-  const Wkv5_6BackwardBlock<TileType, kDecayPerToken> block(p, range, states, slices, blockIdx.x,
-                                                            base);
-  // Between ranges gstate carries the gradient on.
-  const auto* after = static_cast<const float*>(range.end == p.time ? p.gfinal_state : p.gstate);
-  const int64_t at = block.place.state();
-  float G[TileType::kR][TileType::kC];
-  block.tile.load_state(G, after == nullptr ? nullptr : after + at);
-  block.scan(G);
-  block.tile.store_state(G, static_cast<float*>(p.gstate) + at);
-}
 
 }  // namespace rwkv

@@ -13,11 +13,11 @@
 // counts. At h = 1 the factors are 1, and a thread has both tokens: it finds its part of the sum.
 #pragma once
 
+#include "../common/gpu/warp_reduce.cuh"
 #include "../common/gpu_chunks/chunk_fetch.cuh"
 #include "wkv5_6_chunk_decays.cuh"
 #include "wkv5_6_decay.cuh"
 #include "wkv5_6_params.h"
-#include "../common/gpu/warp_reduce.cuh"
 
 namespace rwkv {
 
@@ -115,9 +115,9 @@ template <Wkv5_6Parts kParts> struct Wkv5_6ChunkShared {
     return mine;
   }
 
-  // A: three warps form the pairs of a level each, the fourth one the diagonal and what is beside
+  // A: three warps form the pairs of a level each, the fourth one the diagonal and what is next to
   // it. By words of two neighbours: in a square of 8 x 8 tokens a lane has row g and columns s and
-  // s + 1, which are at the same level, or on the diagonal and beside it.
+  // s + 1, which are at the same level, or on the diagonal and next to it.
   __device__ __forceinline__ void form_square() const {
     const int lane = lane_number(), warp = ChunkTile::warp(), g = lane / 4, s = lane % 4 * 2;
     if (warp == kLevels) return form_diagonal(lane, g, s);

@@ -10,13 +10,13 @@ namespace rwkv {
 template <bool kOutput> using Wkv5_6ChunkForwardShared =
     ChunkForwardShared<Wkv5_6ChunkShared<kOutput ? Wkv5_6Parts::kAll : Wkv5_6Parts::kStates>>;
 
-// Of the forward or of the replay kernel; kOutput false leaves out y.
+// Of the forward or of the replay kernel; kOutput false skips y.
 template <bool kDecayPerToken, bool kOutput> struct Wkv5_6ChunkForwardBlock
     : ChunkBlock<Wkv5_6Forward, Wkv5_6ChunkForwardShared<kOutput>> {
   using Base = ChunkBlock<Wkv5_6Forward, Wkv5_6ChunkForwardShared<kOutput>>;
   using Base::Base, Base::lane, Base::p, Base::place, Base::shared, Base::warp;
   using typename Base::Tile;
-  // The square is formed while advancing, by warps that go on before it is needed.
+  // The square is formed while advancing, by warps that need it only at the end.
   static constexpr bool kWithOutput = kOutput, kWithSquares = false;
 
   __device__ void fetch(int64_t t, int tokens, int turn) const {

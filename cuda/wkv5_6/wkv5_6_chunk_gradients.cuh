@@ -42,7 +42,7 @@ struct Wkv5_6ChunkBackwardShared : Wkv5_6ChunkShared<Wkv5_6Parts::kAll> {
 // Of dA, what belongs to a thread's pair of tokens.
 struct PairOfGradients {
   float diagonal[FourKeys::kTokens];
-  float beside;  // of the second token's row and the first one's column
+  float off_diagonal;  // of the second token's row and the first one's column
 
   // x: dA, as a warp holds it
   __device__ __forceinline__ PairOfGradients(const Accumulator (&x)[2], int lane) {
@@ -56,7 +56,7 @@ struct PairOfGradients {
     };
     diagonal[0] = given(0, even);
     diagonal[1] = given(1, odd);
-    beside = given(0, odd);
+    off_diagonal = given(0, odd);
   }
 };
 
@@ -112,9 +112,9 @@ struct Wkv5_6ChunkGradients {
       add_to(gk[i], times(pair.diagonal[i], times(u, r[i])));
       add_to(gu, times(pair.diagonal[i], times(r[i], k[i])));
     }
-    const float beside = sees ? pair.beside : 0.0f;
-    add_to(gr[1], times(beside, k[0]));
-    add_to(gk[0], times(beside, r[1]));
+    const float off_diagonal = sees ? pair.off_diagonal : 0.0f;
+    add_to(gr[1], times(off_diagonal, k[0]));
+    add_to(gk[0], times(off_diagonal, r[1]));
   }
 
   // Of the decay's value before both exponentials, at token i.
@@ -147,7 +147,7 @@ struct Wkv5_6ChunkGradients {
     through = times(through, load_vec4(shared.whole + own.key));
   }
 
-  // Adds what the pairs of the half beside give; x: what this pair gives.
+  // Adds what the pairs of the other half give; x: what this pair gives.
   __device__ __forceinline__ void pass(float4 x, int half) {
 #pragma unroll
     for (int bit = 1; bit < half; bit *= 2) add_to(x, FourKeys::of_pair(x, bit));

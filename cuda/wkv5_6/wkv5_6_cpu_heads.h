@@ -8,13 +8,13 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../common/cpu/head_rows.h"
 #include "../common/cpu/exp.h"
-#include "wkv5_6_cpu_scan.h"
+#include "../common/cpu/head_rows.h"
+#include "../common/cpu/head_walk.h"
 #include "../common/cpu/row_math.h"
 #include "../common/cpu/scratch.h"
-#include "../common/cpu/head_walk.h"
-#include "wkv5_6_params.h"
+#include "wkv5_6_cpu.h"
+#include "wkv5_6_cpu_scan.h"
 
 namespace rwkv {
 
@@ -92,9 +92,11 @@ template <typename T, bool kDecayPerToken> class Wkv5_6ForwardHeads {
     rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
     Wkv5_6Block<T> b = rows_.block(0, tokens);
     b.y = y_;
+    // The bonus takes O(N) per token here, and would cost the tiles N x N.
     for (int64_t at = 0; at < tokens * stride_; at += stride_) {
       set_scaled(y_ + at, dot(b.r + at, u_, b.k + at, stride_), b.v + at, stride_);
     }
+    // The next block's rows come while the tiles compute; its reads above would wait for memory.
     prefetch_.start(next_rows);
     for (const void* next : {p_.r, p_.k, p_.v}) prefetch_.add(next, p_.dtype);
     if (kDecayPerToken) prefetch_.add(p_.w, p_.w_dtype);
@@ -131,6 +133,7 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
 
   void run(int64_t task) {
     const HeadGroup group(p_, most_, task);
+    // Sums over the whole sequence: the heads of a group are interleaved, so each has its own row.
     clear_rows(all_gu_, most_ * stride_);
     clear_rows(all_gw_, most_ * stride_);
     walk_heads_backward(p_, group, stride_, gradients_,
@@ -183,6 +186,7 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
     b.gr = gr_, b.gk = gk_, b.gv = gv_, b.gd = gd_, b.history = history_, b.prefetch = &prefetch_;
     for (int64_t n = 0; n < tokens; ++n) start_token(b, n * stride_);
     wkv5_6_backward(b, state(t / kBlock), gradient_);
+    // By the chain rule from d to w, for all tokens of the block in one pass.
     multiply(gd_, rows_.slope + t * stride_, tokens * stride_);
     write_rows(p_.gr, p_.dtype, place, begin, tokens, gr_, stride_);
     write_rows(p_.gk, p_.dtype, place, begin, tokens, gk_, stride_);
@@ -215,9 +219,22 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
   T *gradient_ = nullptr, *gu_ = nullptr, *gw_ = nullptr;
 };
 
-template <typename T> using Wkv5ForwardHeads = Wkv5_6ForwardHeads<T, false>;
-template <typename T> using Wkv5BackwardHeads = Wkv5_6BackwardHeads<T, false>;
-template <typename T> using Wkv6ForwardHeads = Wkv5_6ForwardHeads<T, true>;
-template <typename T> using Wkv6BackwardHeads = Wkv5_6BackwardHeads<T, true>;
+// The heads' classes with the element type alone left open, as run_heads takes them.
+template <bool kDecayPerToken> struct Wkv5_6Heads {
+  template <typename T> using Forward = Wkv5_6ForwardHeads<T, kDecayPerToken>;
+  template <typename T> using Backward = Wkv5_6BackwardHeads<T, kDecayPerToken>;
+};
+
+template <bool kDecayPerToken>
+void Wkv5_6CpuKernels<kDecayPerToken>::forward(const Wkv5_6Forward& params, int64_t most,
+                                               int64_t begin, int64_t end) {
+  run_heads<Wkv5_6Heads<kDecayPerToken>::template Forward>(params, most, begin, end);
+}
+
+template <bool kDecayPerToken>
+void Wkv5_6CpuKernels<kDecayPerToken>::backward(const Wkv5_6Backward& params, int64_t most,
+                                                int64_t begin, int64_t end) {
+  run_heads<Wkv5_6Heads<kDecayPerToken>::template Backward>(params, most, begin, end);
+}
 
 }  // namespace rwkv

@@ -62,6 +62,7 @@ void wkv5_6_forward_tile(const Wkv5_6Block<T> b, T* state, int64_t key, int64_t 
 
 // What it computes: S <- d S + k v over the block.
 // What a call owns: kRows values x kVectors vectors of keys of `from` and `to` [value][key].
+// What it gave up: y, so that the backward pass may have the states in its own orientation.
 template <typename T, int kVectors>
 void wkv5_6_advance_tile(const Wkv5_6Block<T> b, const T* from, T* to, int64_t value, int64_t key) {
   constexpr int R = kRows<T>, L = kLanes<T>;
@@ -84,6 +85,8 @@ void wkv5_6_advance_tile(const Wkv5_6Block<T> b, const T* from, T* to, int64_t v
 // from the last token to the first, G <- d G + r gy with gk += G v, gv += G k, gd += S G.
 // What a call owns: kRows values x kVectors vectors of keys of `state` (at the block's start) and
 // `gradient` (of the state after the block on entry, at its start on return), both [value][key].
+// What it gave up: work, to compute the block's states again; they never leave the first-level
+// cache.
 template <typename T, int kVectors> void wkv5_6_backward_tile(const Wkv5_6Block<T> b,
                                                               const T* state, T* gradient,
                                                               int64_t value, int64_t key) {

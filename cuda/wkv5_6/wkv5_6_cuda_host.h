@@ -4,12 +4,12 @@
 #include <tuple>
 
 #include "../common/torch/cuda_host.h"
+#include "wkv5_6_cuda.h"
 #include "wkv5_6_host.h"
 
 namespace rwkv {
 
-// kFloats, kLaunch: as in wkv5_cuda.h and wkv6_cuda.h
-template <bool kDecayPerToken, auto kFloats, auto kLaunch>
+template <bool kDecayPerToken>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> wkv5_6_forward_on_cuda(
     const at::Tensor& r, const at::Tensor& k, const at::Tensor& v, const at::Tensor& w,
     const at::Tensor& u, const std::optional<at::Tensor>& state,
@@ -17,12 +17,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> wkv5_6_forward_on_cuda(
   const auto call =
       wkv5_6_forward_call<kDecayPerToken>(aligned(r), aligned(k), aligned(v), aligned_fp32(w),
                                           aligned(u), aligned(state), reset, checkpoint_interval);
-  run_on_cuda(kDecayPerToken ? "wkv6_forward" : "wkv5_forward", call.params, kernel, r, kFloats,
-              kLaunch);
+  run_on_cuda(kDecayPerToken ? "wkv6_forward" : "wkv5_forward", call.params, kernel, r,
+              &Wkv5_6Launchers<kDecayPerToken>::forward_floats,
+              &Wkv5_6Launchers<kDecayPerToken>::forward_cuda);
   return {call.y, call.final_state, call.checkpoints};
 }
 
-template <bool kDecayPerToken, auto kFloats, auto kLaunch>
+template <bool kDecayPerToken>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 wkv5_6_backward_on_cuda(const at::Tensor& gy, const std::optional<at::Tensor>& gfinal_state,
                         const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
@@ -32,8 +33,11 @@ wkv5_6_backward_on_cuda(const at::Tensor& gy, const std::optional<at::Tensor>& g
   const auto call = wkv5_6_backward_call<kDecayPerToken>(
       aligned(gy), aligned(gfinal_state), aligned(r), aligned(k), aligned(v), aligned_fp32(w),
       aligned(u), reset, aligned(checkpoints), checkpoint_interval);
-  run_on_cuda(kDecayPerToken ? "wkv6_backward" : "wkv5_backward", call.params, kernel, r, kFloats,
-              kLaunch);
+  run_on_cuda(kDecayPerToken ? "wkv6_backward" : "wkv5_backward", call.params, kernel, r,
+              &Wkv5_6Launchers<kDecayPerToken>::backward_floats,
+              &Wkv5_6Launchers<kDecayPerToken>::backward_cuda);
+  // RWKV-5's w is one row for all batch rows; the kernels leave a gradient per batch row, so that
+  // no two blocks add to the same element.
   const at::Tensor gw = kDecayPerToken ? call.gw : call.gw.sum(0);
   return {call.gr, call.gk, call.gv, gw.to(w.scalar_type()), call.gu.sum(0), call.gstate};
 }

@@ -32,6 +32,7 @@ HeadSizes wkv5_6_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tenso
   const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
   CHECK_SHAPE(k, B, T, H, N);
   CHECK_SHAPE(v, B, T, H, N);
+  // Not w, which may stay in fp32 where the other inputs come in 16 bit.
   CHECK_LIKE(k, r);
   CHECK_LIKE(v, r);
   if (kDecayPerToken) CHECK_SHAPE(w, B, T, H, N);
@@ -49,6 +50,8 @@ Wkv5_6ForwardCall wkv5_6_forward_call(const at::Tensor& r, const at::Tensor& k, 
                                       int64_t checkpoint_interval) {
   const HeadSizes sizes = wkv5_6_sizes<kDecayPerToken>(r, k, v, w, u, reset, checkpoint_interval);
   check_state(state, "state", sizes, r);
+  // The call owns what contiguous() may have copied until the kernels have run. Results are not
+  // initialised: the kernels write every element.
   Wkv5_6ForwardCall c{r.contiguous(),
                       k.contiguous(),
                       v.contiguous(),
@@ -67,6 +70,7 @@ Wkv5_6ForwardCall wkv5_6_forward_call(const at::Tensor& r, const at::Tensor& k, 
   p.state = data_or_null(c.state);
   p.reset = static_cast<const bool*>(data_or_null(c.reset));
   p.y = c.y.mutable_data_ptr(), p.final_state = c.final_state.mutable_data_ptr();
+  // Null, since a tensor without elements has an address of its own.
   p.checkpoints = sizes.kept > 0 ? c.checkpoints.mutable_data_ptr() : nullptr;
   return c;
 }

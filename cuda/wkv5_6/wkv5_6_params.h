@@ -1,4 +1,4 @@
-// What the kernels of RWKV-5 and 6 are told: sizes, element types and raw memory, no torch. "T" is
+// What the kernels of RWKV-5 and 6 receive: sizes, element types and raw memory, no torch. "T" is
 // the computing type.
 #pragma once
 
@@ -18,7 +18,9 @@ struct Wkv5_6Forward : HeadSizes {
   const bool* reset;       // [B, T] or null
   void* y;                 // [B, T, H, N]
   void* final_state;       // as state
-  void* checkpoints;       // [B, H, kept, N_key, N_value] of T, or null
+  // [B, H, kept, N, N] of T, or null; [key][value] on a CPU, [value][key] on a GPU: forward writes
+  // it for the same device's backward, and nobody else reads it
+  void* checkpoints;
 };
 
 struct Wkv5_6Backward : HeadSizes {

@@ -5,6 +5,9 @@
 
 namespace rwkv {
 
+// exp(-1/2): the decay is exp(-exp(-1/2) sigmoid(w)), so never below 0.545.
+constexpr double kWkv7LargestRate = 0.60653065971263342;
+
 struct Wkv7Forward : HeadSizes {
   const void *r, *k, *v, *a, *b;  // [B, T, H, N]
   const void* w;                  // [B, T, H, N] of w_dtype, before the sigmoid
@@ -12,7 +15,9 @@ struct Wkv7Forward : HeadSizes {
   const bool* reset;              // [B, T]
   void* y;                        // [B, T, H, N]
   void* final_state;              // as state
-  void* checkpoints;              // [B, H, kept, N_key, N_value] of the computing type
+  // [B, H, kept, N, N] of the computing type, [key][value] on a CPU, [value][key] on a GPU: forward
+  // writes it for the same device's backward, and nobody else reads it
+  void* checkpoints;
 };
 
 struct Wkv7Backward : HeadSizes {

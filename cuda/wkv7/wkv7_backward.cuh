@@ -12,7 +12,7 @@
 // At a document start a and d are staged as zero: G passes nothing on; ga is cleared when written.
 #pragma once
 
-#include "../common/gpu_scan/slices.cuh"
+#include "../common/gpu_scan/backward_scan.cuh"
 #include "wkv7.h"
 #include "wkv7_decay.cuh"
 
@@ -20,16 +20,13 @@ namespace rwkv {
 
 enum Wkv7Sum { kWkv7SumR, kWkv7SumK, kWkv7SumA, kWkv7SumB, kWkv7SumW, kWkv7Sums };
 
-template <class TileType> struct Wkv7BackwardShared {
+template <class TileType> struct Wkv7BackwardShared : BurstShared<TileType, kWkv7Sums> {
+  using Base = BurstShared<TileType, kWkv7Sums>;
+  using Base::gv, Base::kParked, Base::parked, Base::sums;
   static constexpr int kN = TileType::kN, kRows = TileType::kRows, kChunk = TileType::kChunk;
-  // Of a chunk's bursts the first one's state is in memory and the last one's is not read again.
-  static constexpr int kParked = kChunk / kBurst - 2;
 
   float *r, *k, *a, *b, *d, *slope;  // [kChunk][kN]; slope: of the decay by w
   float *v, *gy, *u;                 // [kChunk][kRows]
-  float* sums;                       // [kBurst][kWarps][kWkv7Sums][kN]: over the values of a warp
-  float* gv;                         // [kBurst][kRows]
-  float* parked;                     // [kParked][kThreads][kR][kC]
   unsigned char *raw_r, *raw_k, *raw_a, *raw_b, *raw_v, *raw_gy, *raw_w;
   int bytes;
 
@@ -48,67 +45,22 @@ template <class TileType> struct Wkv7BackwardShared {
     raw_w = pieces.bytes(kChunk * kN * 4);
     bytes = pieces.used();
   }
-  __device__ float* sums_of(int token, int warp, int which) const {
-    return sums + ((token * TileType::kWarps + warp) * kWkv7Sums + which) * kN;
-  }
 };
 
-template <class TileType> struct Wkv7BackwardBlock {
-  static constexpr int kN = TileType::kN, kRows = TileType::kRows, kR = TileType::kR;
-  static constexpr int kC = TileType::kC, kKeyLanes = TileType::kKeyLanes;
-  static constexpr int kThreads = TileType::kThreads, kChunk = TileType::kChunk;
-  using State = float[kR][kC];
-  using Keys = float[kC];
-  using Values = float[kR];
-
-  const Wkv7Backward& p;
-  const TokenRange range;
-  const StatesAt<const float*> states;  // before every chunk
-  const HeadPlace<TileType> place;
-  const SliceSums<TileType, kWkv7Sums, 0> results;
-  const Wkv7BackwardShared<TileType> shared;
-  const TileType tile;
-
-  __device__ Wkv7BackwardBlock(const Wkv7Backward& p, const TokenRange& range,
-                               const StatesAt<const float*>& states, float* slices, int64_t block,
-                               unsigned char* base)
-      : p(p), range(range), states(states), place(p, block), results(p, range, slices),
-        shared(base, p.dtype) {}
-
-  // G: the gradient of the state after the range on entry, of the one before it on return.
-  __device__ __forceinline__ void scan(State& G) const {
-    const int64_t chunks = ceil_div(range.end - range.begin, kChunk);
-    fetch(range.begin + (chunks - 1) * kChunk);
-    for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-      const int64_t t = range.begin + chunk * kChunk;
-      const int tokens = range.tokens_from<kChunk>(t), last = (tokens - 1) / kBurst;
-      State S[kBurst];
-      tile.load_state(S[1], states.of(place, t));
-      wait_for_copies();
-      __syncthreads();
-      widen(t, tokens);
-      __syncthreads();
-      if (chunk > 0) fetch(t - kChunk);
-      sweep(S[0], S[1], last);
-      for (int burst = last; burst >= 0; --burst) {
-        if (burst < last) {
-          if (burst == 0) tile.load_state(S[0], states.of(place, t));
-          else tile.unpark_state(S[0], parked(burst));
-        }
-        run_burst(S, G, burst * kBurst);
-        __syncthreads();
-        write_burst(t, burst * kBurst, tokens);
-        __syncthreads();
-      }
-    }
-  }
-
- private:
-  // Where the state before burst number 1 .. kParked lies.
-  __device__ float* parked(int burst) const { return shared.parked + (burst - 1) * kRows * kN; }
+template <class TileType> struct Wkv7BackwardBlock
+    : ScanBackwardBlock<Wkv7Backward, TileType, Wkv7BackwardShared<TileType>, kWkv7Sums, kWkv7Sums,
+                        0> {
+  using Base = ScanBackwardBlock<Wkv7Backward, TileType, Wkv7BackwardShared<TileType>, kWkv7Sums,
+                                 kWkv7Sums, 0>;
+  using Base::Base, Base::p, Base::parked, Base::place, Base::range, Base::results, Base::shared;
+  using Base::kC, Base::kChunk, Base::kN, Base::kR, Base::kRows, Base::kThreads, Base::tile;
+  using typename Base::Keys, typename Base::State, typename Base::Values;
+  static constexpr int kKeyLanes = TileType::kKeyLanes;
+  // The sweep through a chunk uses up its state, and must not overwrite what it finds.
+  static constexpr int kStartsIn = 1;
 
   __device__ void fetch(int64_t t) const {
-    const int tokens = range.tokens_from<kChunk>(t);
+    const int tokens = range.template tokens_from<kChunk>(t);
     place.fetch_keys(shared.raw_r, p.r, p.dtype, t, tokens);
     place.fetch_keys(shared.raw_k, p.k, p.dtype, t, tokens);
     place.fetch_keys(shared.raw_a, p.a, p.dtype, t, tokens);
@@ -143,6 +95,10 @@ template <class TileType> struct Wkv7BackwardBlock {
     }
   }
 
+  __device__ __forceinline__ void park_states(State (&S)[kBurst], int last) const {
+    sweep(S[0], S[1], last);
+  }
+
   // Finds u of every token and the states before the bursts; `before_last` is that of burst `last`.
   // S: the state before the chunk, used up.
   __device__ __forceinline__ void sweep(State& before_last, State& S, int last) const {
@@ -156,6 +112,7 @@ template <class TileType> struct Wkv7BackwardBlock {
       } else if (burst > 0) {
         tile.park_state(S, parked(burst));
       }
+// Unrolled, the operands of several tokens would be held in registers at the same time.
 #pragma unroll 1
       for (int n = burst * kBurst; n < (burst + 1) * kBurst; ++n) sweep_token(S, n);
     }
@@ -275,60 +232,26 @@ template <class TileType> struct Wkv7BackwardBlock {
     all_gather<2 * kR, kKeyLanes>(gu, sums[0], tile.lane);
   }
 
-  __device__ void write_burst(int64_t t, int first, int tokens) const {
-    constexpr int kPerSum = kBurst * kN / kVec8;
-    constexpr int kTasks = kWkv7Sums * kPerSum + kBurst * kRows / kVec8;
-    for (int task = static_cast<int>(threadIdx.x); task < kTasks; task += kThreads) {
-      const int which = task / kPerSum, rest = task - which * kPerSum;
-      if (which == kWkv7Sums) {
-        const Vec8Place<kRows> vec(rest);
-        const int n = first + vec.token;
-        if (n >= tokens) continue;
-        store_vec8(p.gv, place.token(t + n) + place.slice * kRows + vec.at, p.dtype,
-                   load_floats(shared.gv + rest * kVec8));
-      } else {
-        const Vec8Place<kN> vec(rest);
-        if (first + vec.token < tokens) write_sum(t, first, vec, which);
-      }
-    }
+  __device__ void write_gv(int64_t t, int first, const Vec8Place<kRows>& vec) const {
+    store_vec8(p.gv, place.token(t + first + vec.token) + place.slice * kRows + vec.at, p.dtype,
+               load_floats(shared.gv + vec.token * kRows + vec.at));
   }
 
   __device__ void write_sum(int64_t t, int first, const Vec8Place<kN>& vec, int which) const {
     const int n = first + vec.token;
-    Vec8 sum = load_floats(shared.sums_of(vec.token, 0, which) + vec.at);
-    for (int warp = 1; warp < TileType::kWarps; ++warp) {
-      add_vec8(sum, load_floats(shared.sums_of(vec.token, warp, which) + vec.at));
-    }
+    Vec8 sum = this->sum_over_warps(vec, which);
     if (which == kWkv7SumW) {
       const Vec8 slope = load_floats(shared.slope + n * kN + vec.at);
 #pragma unroll
       for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
       return results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
     }
+    // a was staged as zero there, so what its sum holds is no gradient.
     if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Vec8::of(0.0f);
     void* const result = which == kWkv7SumR ? p.gr : which == kWkv7SumK ? p.gk
                          : which == kWkv7SumA ? p.ga : p.gb;
     results.write(which, result, place, t + n, vec.at, p.dtype, sum);
   }
 };
-
-// What it computes: for a range of tokens every gradient of wkv7_forward_kernel; where a head has
-// several slices, sums over values are left per slice.
-// What a thread owns: kR values x kC keys of S for kBurst tokens, and of G.
-// What it gave up: work, for the states are computed twice again, and parallelism over time.
-template <class TileType>
-__global__ void __launch_bounds__(TileType::kThreads, 256 / TileType::kThreads)
-    wkv7_backward_kernel(const __grid_constant__ Wkv7Backward p, TokenRange range,
-                         StatesAt<const float*> states, float* slices) {
-  DYNAMIC_SHARED(base);
-  const Wkv7BackwardBlock<TileType> block(p, range, states, slices, blockIdx.x, base);
-  // Between ranges gstate carries the gradient on.
-  const auto* after = static_cast<const float*>(range.end == p.time ? p.gfinal_state : p.gstate);
-  const int64_t at = block.place.state();
-  float G[TileType::kR][TileType::kC];
-  block.tile.load_state(G, after == nullptr ? nullptr : after + at);
-  block.scan(G);
-  block.tile.store_state(G, static_cast<float*>(p.gstate) + at);
-}
 
 }  // namespace rwkv

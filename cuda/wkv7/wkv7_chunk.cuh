@@ -47,7 +47,7 @@ struct Wkv7ChunkShared {
   __device__ ExactRows v(int turn) const { return values.of(turn); }
 
   // p: Wkv7Forward or Wkv7Backward; the copies are not closed as a group. Without kWithR or kWithK
-  // what needs r or k is left out, here and below.
+  // what needs r or k is skipped, here and below.
   template <bool kWithR, bool kWithK, class Params>
   __device__ void fetch(const Params& p, const ChunkFetch& chunk, int turn) const {
     if constexpr (kWithR) chunk.copy(raw_r, p.r);

@@ -8,7 +8,7 @@ namespace rwkv {
 
 using Wkv7ChunkForwardShared = ChunkForwardShared<Wkv7ChunkShared>;
 
-// kOutput false leaves out y.
+// kOutput false skips y.
 template <bool kOutput>
 struct Wkv7ChunkForwardBlock : ChunkBlock<Wkv7Forward, Wkv7ChunkForwardShared> {
   static constexpr bool kWithOutput = kOutput, kWithSquares = true;

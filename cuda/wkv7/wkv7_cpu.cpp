@@ -5,19 +5,16 @@
 
 #include <algorithm>
 
-#include "../common/cpu/prefetch.h"
-#include "../common/cpu/head_rows.h"
 #include "../common/cpu/exp.h"
+#include "../common/cpu/head_rows.h"
+#include "../common/cpu/head_walk.h"
+#include "../common/cpu/prefetch.h"
 #include "../common/cpu/row_math.h"
 #include "../common/cpu/scratch.h"
-#include "../common/cpu/head_walk.h"
 #include "wkv7_cpu_tiles.h"
 
 namespace rwkv {
 namespace {
-
-// exp(-1/2): the decay is exp(-exp(-1/2) sigmoid(w))
-constexpr double kLargestRate = 0.60653065971263342;
 
 // decay of w, and slope, its derivative; count: a multiple of kLanes
 template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t count) {
@@ -27,7 +24,7 @@ template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t coun
     const Vec<T> e = exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, x < 0 ? x : -x));
     const Vec<T> large = 1 / (1 + e), small = e / (1 + e);
     const Vec<T> sigmoid = x < 0 ? small : large, complement = x < 0 ? large : small;
-    const Vec<T> log_decay = sigmoid * T(-kLargestRate);
+    const Vec<T> log_decay = sigmoid * T(-kWkv7LargestRate);
     const Vec<T> d = exp_in_range<T>(log_decay);
     store<T>(decay + i, d);
     store<T>(slope + i, d * (log_decay * complement));
@@ -93,6 +90,7 @@ template <typename T> class ForwardHeads {
   void run_block(T* state, const HeadPlace& place, int64_t begin, int64_t tokens,
                  const HeadTokens& next) {
     rows_.read(p_, place, begin, tokens);
+    // The next block's rows come while the tiles compute.
     prefetch_.start(next);
     add_inputs(prefetch_, p_);
     prefetch_.share(forward_tile_count<T>(stride_) * tokens);
@@ -143,6 +141,7 @@ template <typename T> class BackwardHeads {
     rows_.read(p_, place, begin, tokens);
     read_rows(p_.gy, p_.dtype, place, begin, tokens, rows_.gy, stride_);
     read_state(p_, place, segment, stride_, walk_);
+    // The forward tiles give the state [key][value]; the backward tiles want [value][key].
     for (int64_t t = 0; t < tokens; t += kBlock) {
       transpose(walk_, state(t / kBlock), stride_, stride_);
       delta_forward<T, false>(rows_.block(t, std::min(kBlock, tokens - t)), walk_);
@@ -165,6 +164,7 @@ template <typename T> class BackwardHeads {
     block.gd = gd_, block.ab = ab_, block.rb = rb_, block.history = history_;
     block.prefetch = &prefetch_;
     for (T* rows : {gr_, gk_, gv_, ga_, gb_, gd_}) clear_rows(rows, tokens * stride_);
+    // With these products of neighbouring tokens the tiles find gu of a token before its G.
     for (int64_t n = 1; n < tokens; ++n) {
       const int64_t at = n * stride_;
       ab_[n] = dot(block.a + at, block.b + at - stride_, stride_);

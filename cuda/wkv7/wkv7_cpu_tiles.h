@@ -83,6 +83,7 @@ void delta_forward_tile(const DeltaBlock<T> p, T* state, int64_t value) {
 // What it computes: the states of the block again, all kept in p.history, and gr += S gy.
 // What a call owns: kDeltaRows rows of values from `value` on of `state` [value][key], which is the
 // block's first.
+// What it gave up: registers; the rows of all tokens go to the first-level cache.
 template <typename T> void delta_replay_tile(const DeltaBlock<T> p, const T* state, int64_t value) {
   constexpr int R = kDeltaRows<T>, L = kLanes<T>;
   T* saved = p.history;
@@ -113,6 +114,9 @@ template <typename T> void delta_replay_tile(const DeltaBlock<T> p, const T* sta
 // gv = G k.
 // What a call owns: kDeltaRows rows of values of `gradient` [value][key]: on entry what later
 // blocks contribute to the state after this one, on return the gradient of the state before it.
+// What it gave up: as many multiplications again for gu, so that no sum over lanes lies between
+// one token and the next.
+//
 // G of token t - 1 is G diag(d) + gu a^T + gy r^T, with gy and r of t - 1; multiplying this out
 // gives the gu of t - 1 without waiting for the new G.
 template <typename T> void delta_backward_tile(const DeltaBlock<T> p, T* gradient, int64_t value) {

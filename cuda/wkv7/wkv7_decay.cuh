@@ -3,10 +3,11 @@
 
 #include "../common/gpu/fast_math.cuh"
 #include "../common/gpu/vec8.cuh"
+#include "wkv7.h"
 
 namespace rwkv {
 
-constexpr float kLargestRate = 0.6065306597126334f;  // exp(-1/2)
+constexpr float kLargestRate = static_cast<float>(kWkv7LargestRate);
 
 // The decay's logarithm.
 __device__ inline float wkv7_log_decay(float w) { return -kLargestRate / (1.0f + expf(-w)); }

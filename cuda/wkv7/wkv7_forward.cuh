@@ -7,7 +7,7 @@
 // of the old state remains. (An infinite old state would still spread.)
 #pragma once
 
-#include "../common/gpu_scan/head_place.cuh"
+#include "../common/gpu_scan/forward_scan.cuh"
 #include "wkv7.h"
 #include "wkv7_decay.cuh"
 
@@ -36,42 +36,16 @@ template <class TileType> struct Wkv7ForwardShared {
   }
 };
 
-// What a block of the forward or of the replay kernel does; kWithOutput false leaves out y.
-template <class TileType, bool kWithOutput> struct Wkv7ForwardBlock {
-  static constexpr int kN = TileType::kN, kRows = TileType::kRows, kR = TileType::kR;
-  static constexpr int kC = TileType::kC, kKeyLanes = TileType::kKeyLanes;
-  static constexpr int kThreads = TileType::kThreads, kChunk = TileType::kChunk;
-  using State = float[kR][kC];
+// What a block of the forward or of the replay kernel does; kOutput false skips y.
+template <class TileType, bool kOutput> struct Wkv7ForwardBlock
+    : ScanForwardBlock<Wkv7Forward, TileType, Wkv7ForwardShared<TileType>> {
+  using Base = ScanForwardBlock<Wkv7Forward, TileType, Wkv7ForwardShared<TileType>>;
+  using Base::Base, Base::p, Base::place, Base::shared, Base::tile;
+  using Base::kC, Base::kN, Base::kR, Base::kRows, Base::kThreads;
+  using typename Base::State;
+  static constexpr int kKeyLanes = TileType::kKeyLanes;
+  static constexpr bool kWithOutput = kOutput;
 
-  const Wkv7Forward& p;
-  const HeadPlace<TileType> place;
-  const Wkv7ForwardShared<TileType> shared;
-  const TileType tile;
-
-  __device__ Wkv7ForwardBlock(const Wkv7Forward& p, int64_t block, unsigned char* base)
-      : p(p), place(p, block), shared(base, p.dtype) {}
-
-  // S: the state before the range on entry, after it on return. keep: where states are to be kept.
-  __device__ __forceinline__ void scan(State& S, const TokenRange& range,
-                                       const StatesAt<float*>& keep) const {
-    fetch(range.begin, range.tokens_from<kChunk>(range.begin));
-    for (int64_t t = range.begin; t < range.end; t += kChunk) {
-      const int tokens = range.tokens_from<kChunk>(t);
-      if (keep.has(t)) tile.store_state(S, keep.of(place, t));
-      wait_for_copies();
-      __syncthreads();
-      widen(t, tokens);
-      __syncthreads();
-      if (t + kChunk < range.end) fetch(t + kChunk, range.tokens_from<kChunk>(t + kChunk));
-      for (int n = 0; n < tokens; ++n) step(S, n);
-      if constexpr (kWithOutput) {
-        __syncthreads();
-        write_outputs(t, tokens);
-      }
-    }
-  }
-
- private:
   __device__ void fetch(int64_t t, int tokens) const {
     if constexpr (kWithOutput) place.fetch_keys(shared.raw_r, p.r, p.dtype, t, tokens);
     place.fetch_keys(shared.raw_k, p.k, p.dtype, t, tokens);
@@ -139,41 +113,5 @@ template <class TileType, bool kWithOutput> struct Wkv7ForwardBlock {
     }
   }
 };
-
-// What it computes: y, the final state and, for the backward pass, the state at every
-// checkpoint_interval-th token. What a thread owns: kR values x kC keys of one head's state, in
-// registers, for all tokens. What it gave up: parallelism over time, and tensor cores; few heads
-// leave the card idle.
-template <class TileType>
-__global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)
-    wkv7_forward_kernel(const __grid_constant__ Wkv7Forward p) {
-  DYNAMIC_SHARED(base);
-  const Wkv7ForwardBlock<TileType, true> block(p, blockIdx.x, base);
-  const int64_t at = block.place.state();
-  const auto* state = static_cast<const float*>(p.state);
-  float S[TileType::kR][TileType::kC];
-  block.tile.load_state(S, state == nullptr ? nullptr : state + at);
-  block.scan(S, {0, p.time},
-             {static_cast<float*>(p.checkpoints), p.checkpoint_interval, p.kept, 0});
-  block.tile.store_state(S, static_cast<float*>(p.final_state) + at);
-}
-
-// What it computes: the states before every chunk of the range, from those that the forward pass
-// kept. What a thread owns: kR values x kC keys of one head's state, for the tokens between two
-// kept ones. What it gave up: nothing but memory; all kept states of the range are started from at
-// once.
-template <class TileType>
-__global__ void __launch_bounds__(TileType::kThreads, 512 / TileType::kThreads)
-    wkv7_replay_kernel(const __grid_constant__ Wkv7Forward p, TokenRange range,
-                       StatesAt<const float*> from, StatesAt<float*> to) {
-  DYNAMIC_SHARED(base);
-  const int64_t segments = ceil_div(range.end - range.begin, from.every);
-  const int64_t begin = range.begin + blockIdx.x % segments * from.every;
-  const int64_t end = begin + from.every < range.end ? begin + from.every : range.end;
-  const Wkv7ForwardBlock<TileType, false> block(p, blockIdx.x / segments, base);
-  float S[TileType::kR][TileType::kC];
-  block.tile.load_state(S, from.of(block.place, begin));
-  block.scan(S, {begin, end}, to);
-}
 
 }  // namespace rwkv

@@ -34,6 +34,7 @@ inline HeadSizes wkv7_sizes(const at::Tensor& r, const at::Tensor& w, const at::
   CHECK_SHAPE(v, B, T, H, N);
   CHECK_SHAPE(a, B, T, H, N);
   CHECK_SHAPE(b, B, T, H, N);
+  // Not w, which may stay in fp32 where the other inputs come in 16 bit.
   CHECK_LIKE(k, r);
   CHECK_LIKE(v, r);
   CHECK_LIKE(a, r);
@@ -49,6 +50,8 @@ inline Wkv7ForwardCall wkv7_forward_call(const at::Tensor& r, const at::Tensor& 
                                          int64_t checkpoint_interval) {
   const HeadSizes sizes = wkv7_sizes(r, w, k, v, a, b, reset, checkpoint_interval);
   check_state(state, "state", sizes, r);
+  // The call owns what contiguous() may have copied until the kernels have run. Results are not
+  // initialised: the kernels write every element.
   Wkv7ForwardCall c{r.contiguous(), w.contiguous(), k.contiguous(), v.contiguous(),
                     a.contiguous(), b.contiguous(), contiguous_or_undefined(state),
                     contiguous_or_undefined(reset), at::empty(r.sizes(), r.options()),
@@ -60,6 +63,7 @@ inline Wkv7ForwardCall wkv7_forward_call(const at::Tensor& r, const at::Tensor& 
   p.state = data_or_null(c.state);
   p.reset = static_cast<const bool*>(data_or_null(c.reset));
   p.y = c.y.mutable_data_ptr(), p.final_state = c.final_state.mutable_data_ptr();
+  // Null, since a tensor without elements has an address of its own.
   p.checkpoints = sizes.kept > 0 ? c.checkpoints.mutable_data_ptr() : nullptr;
   return c;
 }

@@ -18,7 +18,7 @@ ALL_INTERFACES = {**INTERFACES, SHIFT_INTERFACE.op: SHIFT_INTERFACE}
 
 @pytest.fixture(scope="session")
 def build_folder(pytestconfig: pytest.Config) -> Path:
-    """Where compiled kernels stay from run to run; deleting it costs a minute."""
+    """Gives the folder where compiled kernels stay from run to run; deleting it costs a minute."""
     if shutil.which(COMPILER) is None:
         pytest.skip(f"needs {COMPILER} to compile the kernels for the CPU")
     return Path(pytestconfig.cache.mkdir("cuda_kernels"))

@@ -8,20 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.wkv4 import wkv4
-from rwkv_train.ops.wkv5 import wkv5
-from rwkv_train.ops.wkv6 import wkv6
-from rwkv_train.ops.wkv7 import wkv7
+from rwkv_train.ops.native.custom_ops import CUDA_DTYPES, CUDA_HEAD_SIZES
 from tests.cuda.problems import INTERFACES, MATRIX_OPS, Problem, Shape, make_problem
+from tests.ops.native_cases import OPERATORS
 from tests.ops.shift_cases import Case, make_case
 from tests.ops.shift_cases import run as run_shift
 
 DEVICE = "cuda"
-OPERATORS = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
 
 
 def on_device(problem: Problem, device: str = DEVICE) -> Problem:
-    """The same problem with all its tensors on `device`."""
+    """Returns the same problem with all its tensors on `device`."""
 
     def moved(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(device)
@@ -35,8 +32,15 @@ def on_device(problem: Problem, device: str = DEVICE) -> Problem:
     )
 
 
+def shift_on_device(case: Case) -> Case:
+    """Returns the same case of the token shift with all its tensors on the device."""
+    inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
+    reset = None if case.reset is None else case.reset.to(DEVICE)
+    return Case(inputs, reset, case.gy.to(DEVICE))
+
+
 def in_fp64(problem: Problem) -> Problem:
-    """The same problem with every number in fp64, exactly."""
+    """Returns the same problem with every number in fp64, exactly."""
 
     def wide(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.double()
@@ -50,7 +54,7 @@ def in_fp64(problem: Problem) -> Problem:
 
 
 def results(problem: Problem, backend: str = "native") -> dict[str, Tensor]:
-    """y, the final state (wkv4: its two sums) and the gradient of every input and of the state."""
+    """Computes y, the final state (wkv4: its two sums) and the gradients of inputs and state."""
     leaves = {name: x.clone().requires_grad_() for name, x in problem.inputs.items()}
     state = None if problem.state is None else problem.state.clone().requires_grad_()
     is_rows = problem.op == "wkv4"
@@ -75,9 +79,9 @@ def main() -> None:
     """Runs every kernel once: few heads and many, an odd length, document starts, all dtypes."""
     cores = torch.cuda.get_device_properties(0).multi_processor_count
     for op in INTERFACES:
-        for size in (32, 64, 128, 256):
+        for size in CUDA_HEAD_SIZES:
             for heads, time in ((2, 37), (2 * cores, 18)):
-                for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                for dtype in CUDA_DTYPES:
                     results(on_device(make_problem(op, Shape(1, time, heads, size), dtype)))
         if op in MATRIX_OPS:
             run_by_chunks(op)
@@ -89,7 +93,7 @@ def main() -> None:
 
 
 def run_by_chunks(op: str) -> None:
-    """The kernels on tensor cores, in one pass and in two, with a backward pass and without."""
+    """Runs the kernels on tensor cores, in one pass and in two, with and without backward."""
     for backend in ("native:chunks", "native:segments"):
         for heads, time in ((2, 37), (3, 150)):
             problem = on_device(make_problem(op, Shape(1, time, heads, 64), torch.bfloat16))
@@ -100,14 +104,12 @@ def run_by_chunks(op: str) -> None:
 
 
 def run_shifts() -> None:
-    """The token shift: widths of both kinds, all options and none, one dtype and mixed ones."""
+    """Runs the token shift: both kinds of width, all options and none, one dtype and mixed ones."""
     for width in (33, 264):
         for options in (True, False):
             case = make_case(2, 37, width, 6, last=options, moves=options, reset=options)
-            inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
-            reset = None if case.reset is None else case.reset.to(DEVICE)
-            moved = Case(inputs, reset, case.gy.to(DEVICE))
-            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            moved = shift_on_device(case)
+            for dtype in CUDA_DTYPES:
                 run_shift(moved, "native", dtype)
             run_shift(moved, "native", torch.float32, torch.bfloat16)
 

@@ -17,9 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rwkv_train.ops.native.build import with_includes
+
 SOURCES = Path(__file__).parents[2] / "cuda"
+SHIM = SOURCES / "host_shim" / "shim.h"
 COMPILER = "g++"
-FLAGS = (
+HOST_FLAGS = (
     "-std=c++20",
     "-O1",
     "-fPIC",
@@ -31,9 +34,9 @@ FLAGS = (
     "-x",
     "c++",
     "-include",
-    str(SOURCES / "host_shim" / "shim.h"),
+    str(SHIM),
 )
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 GUARD_BYTES = 256
 GUARD = 0xA5
 AUTO, FULL, WIDE, CHUNKS, SEGMENTS = range(5)
@@ -44,7 +47,8 @@ class Interface(NamedTuple):
     """The names by which an operator's launchers know their parameters.
 
     sizes: integer fields; pointers: of the forward and of the backward parameters. with_options:
-    whether the launchers take LaunchOptions and working memory.
+    whether the launchers take LaunchOptions and working memory. launchers: what stands before
+    `forward_cuda`, `forward_floats` and so on in their names.
     """
 
     op: str
@@ -54,6 +58,7 @@ class Interface(NamedTuple):
     forward: tuple[str, ...]
     backward: tuple[str, ...]
     with_options: bool = True
+    launchers: str = ""
 
 
 class KernelError(Exception):
@@ -78,7 +83,7 @@ class HostKernels:
         multiprocessors: int = 132,
         most_shared_bytes: int = 227 * 1024,
     ) -> None:
-        """In which order warps and lanes run, and how large the card is."""
+        """Sets the order in which warps and lanes run, and how large the card is."""
         self._library.rwkv_shim_set_up(int(descending), multiprocessors, most_shared_bytes)
 
     def forward(
@@ -94,7 +99,7 @@ class HostKernels:
     def backward(
         self, sizes: Sequence[int], tensors: Mapping[str, Tensor | None], *options: int
     ) -> None:
-        """As `forward`, for the backward launcher."""
+        """Runs the backward launcher as `forward` does the forward one."""
         self._run("backward", self.interface.backward, sizes, tensors, options)
 
     def _run(
@@ -159,29 +164,37 @@ class Guarded:
             raise KernelError(f"a kernel wrote behind {name}")
 
 
+def tensors_of(buffers: Mapping[str, Guarded]) -> dict[str, Tensor]:
+    """Returns the tensors inside the buffers, by the same names."""
+    return {name: buffer.tensor for name, buffer in buffers.items()}
+
+
 def compile_for_host(source: Path, library: Path, *flags: str) -> None:
     """Compiles one C++ or CUDA file through the shim into a shared library; atomic."""
     work = library.with_suffix(f".{os.getpid()}")
-    command = [COMPILER, *FLAGS, *flags, str(source), "-o", str(work)]
+    command = [COMPILER, *HOST_FLAGS, *flags, str(source), "-o", str(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
     work.replace(library)
 
 
-def source_hash(op: str | None, *extra: str) -> str:
-    """Returns a hash of `extra` and of all that an operator's kernels may be compiled from."""
+def source_hash(sources: Sequence[Path], *extra: str) -> str:
+    """Returns a hash of `extra`, of `sources` and the shim, and of all that these include."""
     digest = hashlib.sha256("\n".join(extra).encode())
-    for folder in ("common", "host_shim", "wkv5_6", *([op] if op else [])):
-        for file in sorted((SOURCES / folder).rglob("*")):
-            if file.suffix in (".cu", ".cuh", ".h", ".cpp"):
-                name = file.relative_to(SOURCES)
-                digest.update(f"{name}\n".encode() + file.read_bytes())
+    for file in sorted(with_includes([*sources, SHIM])):
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def cuda_source(op: str) -> Path:
+    """Returns the operator's translation unit for nvcc."""
+    return SOURCES / op / f"{op}_cuda.cu"
 
 
 def _built(interface: Interface, folder: Path) -> Path:
     wrapper = _wrapper(interface)
-    library = folder / f"{interface.op}-{source_hash(interface.op, wrapper, *FLAGS)}.so"
+    key = source_hash([cuda_source(interface.op)], wrapper, *HOST_FLAGS)
+    library = folder / f"{interface.op}-{key}.so"
     if not library.exists():
         source = folder / f"{interface.op}.{os.getpid()}.cpp"
         source.write_text(wrapper, encoding="utf-8")
@@ -191,7 +204,7 @@ def _built(interface: Interface, folder: Path) -> Path:
 
 
 def _wrapper(interface: Interface) -> str:
-    op = interface.op
+    op, launchers = interface.op, interface.launchers or f"rwkv_{interface.op}_"
     unused = "[[maybe_unused]]"
     arguments = (
         f"{unused} const int64_t* sizes, {unused} void* const* pointers, "
@@ -206,7 +219,7 @@ def _wrapper(interface: Interface) -> str:
             for i, field in enumerate(fields)
         ]
         params = f"{which}_params(sizes, pointers)"
-        floats = f"rwkv_{op}_{which}_floats({params}, chosen(options))"
+        floats = f"{launchers}{which}_floats({params}, chosen(options))"
         signature = f"{which}_params(const int64_t* sizes, void* const* pointers)"
         return "\n".join(
             [
@@ -219,13 +232,13 @@ def _wrapper(interface: Interface) -> str:
                 f"  return {floats if interface.with_options else 0};",
                 "}",
                 f'extern "C" int {which}({arguments}, {unused} float* memory) {{',
-                f"  return rwkv_{op}_{which}_cuda({params}, {options}{memory}nullptr);",
+                f"  return {launchers}{which}_cuda({params}, {options}{memory}nullptr);",
                 "}",
             ]
         )
 
     return f"""
-#include "{SOURCES / op / (op + "_cuda.cu")}"
+#include "{cuda_source(op)}"
 {unused} static rwkv::LaunchOptions chosen(const int64_t* options) {{
   return {{options[0], options[1]}};
 }}

@@ -9,16 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.cuda.host_kernels import DTYPES, Guarded, HostKernels, Interface
+from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
 from tests.helpers import STORED_ONCE, TOLERANCE, relative_rms
+from tests.ops.native_cases import INPUTS
 
 _HEAD_SIZES = ("batch", "time", "heads", "size", "checkpoint_interval", "kept", "dtype", "w_dtype")
-_CHANNEL = ("w", "u", "k", "v")
-_WKV5_6 = ("r", "k", "v", "w", "u")
-_DELTA = ("r", "w", "k", "v", "a", "b")
 
 
-def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
+def _interface(op: str, struct: str, launchers: str = "") -> Interface:
+    inputs = tuple(INPUTS[op])
     gradients = tuple(f"g{name}" for name in (*inputs, "state"))
     return Interface(
         op,
@@ -27,21 +26,30 @@ def _interface(op: str, struct: str, inputs: tuple[str, ...]) -> Interface:
         _HEAD_SIZES,
         (*inputs, "state", "reset", "y", "final_state", "checkpoints"),
         (*inputs, "reset", "checkpoints", "gy", "gfinal_state", *gradients),
+        launchers=launchers,
     )
 
 
 INTERFACES = {
-    "wkv4": _interface("wkv4", "Wkv4", _CHANNEL)._replace(
+    "wkv4": _interface("wkv4", "Wkv4")._replace(
         sizes=("batch", "time", "width", "checkpoint_interval", "kept", "dtype")
     ),
-    "wkv5": _interface("wkv5", "Wkv5_6", _WKV5_6),
-    "wkv6": _interface("wkv6", "Wkv5_6", _WKV5_6),
-    "wkv7": _interface("wkv7", "Wkv7", _DELTA),
+    "wkv5": _interface("wkv5", "Wkv5_6", "rwkv::Wkv5_6Launchers<false>::"),
+    "wkv6": _interface("wkv6", "Wkv5_6", "rwkv::Wkv5_6Launchers<true>::"),
+    "wkv7": _interface("wkv7", "Wkv7"),
 }
 # Operators with a matrix state; wkv4's is three rows: aa, bb, pp.
 MATRIX_OPS = tuple(op for op in INTERFACES if op != "wkv4")
 # Inputs whose gradient the kernels leave per batch row.
 PER_BATCH_ROW = {"wkv4": ("w", "u"), "wkv5": ("w", "u"), "wkv6": ("u",)}
+
+
+def interval_of(op: str, wanted: int = 64) -> int:
+    """Returns the tokens between kept states: `wanted`, but for wkv4 always 16.
+
+    wkv4's states are small, so that its kernels keep one before every chunk.
+    """
+    return 16 if op == "wkv4" else wanted
 
 
 class Shape(NamedTuple):
@@ -53,19 +61,19 @@ class Shape(NamedTuple):
     size: int
 
     def sequence(self, op: str) -> tuple[int, ...]:
-        """Of k, v and the like."""
+        """Returns the shape of k, v and the like."""
         if op == "wkv4":
             return self.batch, self.time, self.heads * self.size
         return tuple(self)
 
     def state(self, op: str, *kept: int) -> tuple[int, ...]:
-        """Of a state, or of `kept` states per head (wkv4: per batch row)."""
+        """Returns the shape of a state, or of `kept` states per head (wkv4: per batch row)."""
         if op == "wkv4":
             return self.batch, *kept, 3, self.heads * self.size
         return self.batch, self.heads, *kept, self.size, self.size
 
     def row(self, op: str) -> tuple[int, ...]:
-        """Of a parameter that all tokens share."""
+        """Returns the shape of a parameter that all tokens share."""
         return self.sequence(op)[2:]
 
 
@@ -94,7 +102,7 @@ def make_problem(
     with_reset: bool = True,
     decay_shift: float = -1.0,
 ) -> Problem:
-    """Normally distributed inputs; `w` about decay_shift, every fifth token starts a document."""
+    """Draws normal inputs; `w` about decay_shift, every fifth token starts a document."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int, to: torch.dtype = torch.float32) -> Tensor:
@@ -125,9 +133,9 @@ def make_problem(
 
 
 def expected_results(problem: Problem) -> dict[str, Tensor]:
-    """y, final_state and every gradient in fp64, from the reference and autograd.
+    """Computes y, final_state and every gradient in fp64, from the reference and autograd.
 
-    Of wkv4's final state the two sums.
+    wkv4's final state is given as its two sums.
     """
     reference = importlib.import_module(f"rwkv_train.ops.{problem.op}.reference")
     leaves = {name: x.double().requires_grad_() for name, x in problem.inputs.items()}
@@ -150,13 +158,21 @@ def expected_results(problem: Problem) -> dict[str, Tensor]:
 def kernel_results(
     kernels: HostKernels, problem: Problem, *options: int, checkpoint_interval: int = 16
 ) -> dict[str, Tensor]:
-    """The same from the kernels, each in its own dtype; gradients summed over the batch at the end.
+    """Runs the kernels and returns the same results, each in its own dtype.
+
+    Gradients that the kernels leave per batch row are summed over the batch.
 
     options: in the order of LaunchOptions.
     """
     op, shape, inputs, dtype = problem.op, problem.shape, problem.inputs, problem.gy.dtype
     kept = -(-shape.time // checkpoint_interval)
-    sizes = (*shape.sequence(op), checkpoint_interval, kept, DTYPES[dtype], DTYPES[torch.float32])
+    sizes = (
+        *shape.sequence(op),
+        checkpoint_interval,
+        kept,
+        DTYPE_CODES[dtype],
+        DTYPE_CODES[torch.float32],
+    )
     state = shape.state(op)
     results = {
         "y": Guarded(problem.gy.shape, dtype),
@@ -164,17 +180,17 @@ def kernel_results(
         "checkpoints": Guarded(shape.state(op, kept), torch.float32),
     }
     given = {**inputs, "reset": problem.reset}
-    kernels.forward(sizes, {**given, "state": problem.state, **_tensors(results)}, *options)
+    kernels.forward(sizes, {**given, "state": problem.state, **tensors_of(results)}, *options)
     gradients = {f"g{name}": Guarded(x.shape, x.dtype) for name, x in inputs.items()}
     for name in PER_BATCH_ROW.get(op, ()):
         gradients[f"g{name}"] = Guarded((shape.batch, *shape.row(op)), torch.float32)
     gradients["gstate"] = Guarded(state, torch.float32)
     more = {"gy": problem.gy, "gfinal_state": problem.gfinal_state}
     more["checkpoints"] = results["checkpoints"].tensor
-    kernels.backward(sizes, {**given, **more, **_tensors(gradients)}, *options)
+    kernels.backward(sizes, {**given, **more, **tensors_of(gradients)}, *options)
     for name, buffer in {**results, **gradients}.items():
         buffer.check(name)
-    found = _tensors(results) | _tensors(gradients)
+    found = tensors_of(results) | tensors_of(gradients)
     del found["checkpoints"]
     for name in PER_BATCH_ROW.get(op, ()):
         found[f"g{name}"] = found[f"g{name}"].sum(0)
@@ -208,7 +224,7 @@ def _empty_state(problem: Problem) -> Tensor:
 
 
 def _with_sums(op: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
-    """wkv4's final state as the sums that it stands for: the scale itself is arbitrary."""
+    """Gives wkv4's final state as the sums that it stands for: the scale itself is arbitrary."""
     if op == "wkv4":
         aa, bb, pp = results["final_state"].unbind(1)
         results["final_state"] = torch.stack([aa * pp.exp(), bb * pp.exp()], 1)
@@ -218,7 +234,7 @@ def _with_sums(op: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
 def _delta_inputs(
     shape: Shape, dtype: torch.dtype, normal: Callable[..., Tensor], decay_shift: float
 ) -> dict[str, Tensor]:
-    """a = -kappa and b = kappa * rate, as the model gives them: the state stays bounded."""
+    """Draws a = -kappa and b = kappa * rate, as the model gives them: the state stays bounded."""
     kappa = torch.nn.functional.normalize(normal(*shape), dim=-1)
     return {
         "r": normal(*shape, to=dtype),
@@ -228,7 +244,3 @@ def _delta_inputs(
         "a": -kappa.to(dtype),
         "b": (kappa * torch.sigmoid(normal(*shape))).to(dtype),
     }
-
-
-def _tensors(buffers: Mapping[str, Guarded]) -> dict[str, Tensor]:
-    return {name: buffer.tensor for name, buffer in buffers.items()}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.cuda.host_kernels import DTYPES, Guarded, HostKernels, Interface
+from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
 from tests.ops.shift_cases import Case, run
 
 MOST_MIXES = 8
@@ -36,34 +36,36 @@ class Types(NamedTuple):
     moves: torch.dtype
 
     def of(self, name: str) -> torch.dtype:
-        """That of an input."""
+        """Returns the element type of the input `name`."""
         return {"mixes": torch.float32, "moves": self.moves}.get(name, self.x)
 
 
 def rounded(case: Case, types: Types) -> Case:
-    """The case with all numbers as the kernels are given them, in fp64."""
+    """Returns the case with all numbers as the kernels receive them, in fp64."""
     inputs = {name: x.to(types.of(name)).double() for name, x in case.inputs.items()}
     return Case(inputs, case.reset, case.gy.to(types.y).double())
 
 
-def expected_results(case: Case) -> dict[str, Tensor]:
-    """Every result and every gradient in fp64."""
+def expected_shift_results(case: Case) -> dict[str, Tensor]:
+    """Computes every result and every gradient in fp64."""
     return run(case, "reference")
 
 
-def kernel_results(kernels: HostKernels, case: Case, types: Types) -> dict[str, Tensor]:
-    """The same from the kernels, each in its own dtype; gmixes summed over the blocks at the end.
+def shift_kernel_results(kernels: HostKernels, case: Case, types: Types) -> dict[str, Tensor]:
+    """Runs the kernels and returns the same results, each in its own dtype.
+
+    gmixes, which the kernels leave per block of tokens, is summed over the blocks.
 
     Around every input lie NaN, around every output guard bytes.
     """
     batch, time, width = case.inputs["x"].shape
     count = case.inputs["mixes"].shape[0]
-    sizes = (batch, time, width, count, *(DTYPES[dtype] for dtype in types))
+    sizes = (batch, time, width, count, *(DTYPE_CODES[dtype] for dtype in types))
     given: dict[str, Tensor | None] = dict.fromkeys(_INPUTS)
     given |= {name: surrounded(x.to(types.of(name))) for name, x in case.inputs.items()}
     given["reset"] = case.reset
     y = {f"y[{i}]": Guarded((batch, time, width), types.y) for i in range(count)}
-    kernels.forward(sizes, given | _padded("y", _tensors(y)))
+    kernels.forward(sizes, given | _padded("y", tensors_of(y)))
     blocks = batch * -(-time // BLOCK_TOKENS)
     gradients = {
         "gx": Guarded((batch, time, width), types.x),
@@ -73,7 +75,7 @@ def kernel_results(kernels: HostKernels, case: Case, types: Types) -> dict[str, 
     if "moves" in case.inputs:
         gradients["gmoves"] = Guarded((count, batch, time, width), types.moves)
     gy = {f"gy[{i}]": surrounded(g.to(types.y)) for i, g in enumerate(case.gy)}
-    outputs = {"gmoves": None, **_tensors(gradients)}
+    outputs = {"gmoves": None, **tensors_of(gradients)}
     kernels.backward(sizes, {**given, **_padded("gy", gy), **outputs})
     for name, buffer in {**y, **gradients}.items():
         buffer.check(name)
@@ -84,16 +86,12 @@ def kernel_results(kernels: HostKernels, case: Case, types: Types) -> dict[str, 
 
 
 def surrounded(x: Tensor) -> Tensor:
-    """A copy of x that starts at a multiple of 16 bytes and has NaN on both sides."""
+    """Returns a copy of x that starts at a multiple of 16 bytes and has NaN on both sides."""
     memory = torch.full((x.numel() + 2 * MARGIN,), float("nan"), dtype=x.dtype)
     inside = memory[MARGIN : MARGIN + x.numel()].view(x.shape)
     return inside.copy_(x)
 
 
 def _padded(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    """With None in the places of the mixes that the call does not have."""
+    """Adds None in the places of the mixes that the call does not have."""
     return {f"{name}[{i}]": tensors.get(f"{name}[{i}]") for i in range(MOST_MIXES)}
-
-
-def _tensors(buffers: Mapping[str, Guarded]) -> dict[str, Tensor]:
-    return {name: buffer.tensor for name, buffer in buffers.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cuda.host_kernels import AUTO, CHUNKS, DTYPES, SEGMENTS, Guarded, KernelError
+from tests.cuda.host_kernels import AUTO, CHUNKS, DTYPE_CODES, SEGMENTS, Guarded, KernelError
 from tests.cuda.problems import (
     PER_BATCH_ROW,
     Problem,
@@ -60,7 +60,7 @@ def test_chunks_serve_every_decay(host_kernels, op, decay_shift):
 def test_no_result_is_worse_than_one_rounding_where_few_channels_remember(
     host_kernels, op, channels, w
 ):
-    """What sums over tokens leave of few channels may be a small part of their terms."""
+    """Tries sums over tokens that leave, of few channels, a small part of their terms."""
     for seed in range(6):
         problem = make_problem(
             op,
@@ -80,7 +80,7 @@ def test_no_result_is_worse_than_one_rounding_where_few_channels_remember(
 def test_no_result_is_worse_than_one_rounding_where_extreme_decays_and_inputs_mix(
     host_kernels, op, scale
 ):
-    """Slow and instant decays beside each other, and half of k and v far larger, or zero."""
+    """Mixes slow and instant decays, and makes half of k and v far larger, or zero."""
     for seed in range(4):
         problem = make_problem(op, Shape(1, 100, 1, 64), torch.bfloat16, seed=seed)
         generator = torch.Generator().manual_seed(seed)
@@ -130,7 +130,7 @@ def test_little_working_memory_means_more_ranges_and_the_same_results(host_kerne
 def test_segments_side_by_side_give_the_bits_of_one_after_another(
     host_kernels, op, time, checkpoint_interval, memory, descending
 ):
-    """But for sums over all tokens, which are added in another order.
+    """Excepts sums over all tokens, which are added in another order.
 
     memory: how much there may be, so that the backward pass takes ranges of segments.
     """
@@ -163,10 +163,10 @@ def test_segments_side_by_side_give_the_bits_of_one_after_another(
 def test_segments_need_no_states_that_are_kept_for_a_backward_pass(
     host_kernels, op, time, segments
 ):
-    """Of 64 tokens; where there would be more than 64, of 16 tokens more."""
+    """Counts segments of 64 tokens; where they would be more than 64, of 16 tokens more."""
     problem = make_problem(op, Shape(1, time, 1, 64), torch.bfloat16)
     kernels = host_kernels(op)
-    sizes = (*problem.shape, 0, 0, DTYPES[torch.bfloat16], DTYPES[torch.float32])
+    sizes = (*problem.shape, 0, 0, DTYPE_CODES[torch.bfloat16], DTYPE_CODES[torch.float32])
     results = []
     for split in (CHUNKS, SEGMENTS):
         y = Guarded(problem.gy.shape, torch.bfloat16)
@@ -185,7 +185,7 @@ def test_segments_need_no_states_that_are_kept_for_a_backward_pass(
 
 @every_op
 def test_few_heads_take_segments_of_their_own_accord(host_kernels, op):
-    """The memory that a backward pass asks for tells which kernels serve it."""
+    """Tells which kernels serve a backward pass by the memory that it asks for."""
     kernels = host_kernels(op)
 
     def floats(split: int, time: int, multiprocessors: int) -> int:
@@ -229,7 +229,7 @@ def test_a_call_that_chunks_cannot_serve_is_refused(host_kernels, op, dtype, siz
 
 
 def test_wkv7_inverts_safely_when_all_keys_are_nearly_equal(host_kernels):
-    """Powers of the matrix to be inverted reach 1e4 here; the product form loses every digit."""
+    """Inverts a matrix whose powers reach 1e4, where the product form loses every digit."""
     problem = make_problem(
         "wkv7", Shape(1, 64, 1, 64), torch.bfloat16, with_reset=False, decay_shift=-20.0
     )

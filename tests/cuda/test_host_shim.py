@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rwkv_train.ops.native.custom_ops import CUDA_DTYPES
 from tests.cuda.host_kernels import AUTO, FULL, WIDE, KernelError
 from tests.cuda.problems import (
     INTERFACES,
@@ -12,12 +13,12 @@ from tests.cuda.problems import (
     Shape,
     assert_results_match,
     expected_results,
+    interval_of,
     kernel_results,
     make_problem,
 )
 from tests.helpers import assert_close
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = ((1, 1), (3, 1), (1, 3))
 
 every_op = pytest.mark.parametrize("op", INTERFACES)
@@ -25,14 +26,9 @@ every_matrix_op = pytest.mark.parametrize("op", MATRIX_OPS)
 both_splits = pytest.mark.parametrize("split", (FULL, WIDE), ids=("full", "wide"))
 
 
-def checkpoint_interval(op: str, wanted: int) -> int:
-    """Tokens between kept states; wkv4's small ones are always kept every 16 tokens."""
-    return 16 if op == "wkv4" else wanted
-
-
 @every_op
 @both_splits
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("time", (1, 2, 15, 17, 33))
 @pytest.mark.parametrize("size", (32, 64))
 def test_kernels_equal_the_reference(host_kernels, op, split, dtype, time, size):
@@ -45,14 +41,14 @@ def test_kernels_equal_the_reference(host_kernels, op, split, dtype, time, size)
             with_state=seed != 1,
             with_reset=seed != 2,
         )
-        kept = checkpoint_interval(op, 16 * seed + 16)
+        kept = interval_of(op, 16 * seed + 16)
         found = kernel_results(host_kernels(op), problem, split, checkpoint_interval=kept)
         assert_results_match(found, expected_results(problem))
 
 
 @every_matrix_op
 @both_splits
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("size", (128, 256))
 def test_kernels_serve_large_heads(host_kernels, op, split, dtype, size):
     for time in (3, 17):
@@ -66,11 +62,9 @@ def test_kernels_serve_large_heads(host_kernels, op, split, dtype, size):
 def test_results_do_not_depend_on_which_thread_runs_first(host_kernels, op, split):
     problem = make_problem(op, Shape(1, 37, 2, 64), torch.float32)
     kernels = host_kernels(op)
-    first = kernel_results(kernels, problem, split, checkpoint_interval=checkpoint_interval(op, 32))
+    first = kernel_results(kernels, problem, split, checkpoint_interval=interval_of(op, 32))
     kernels.set_up(descending=True)
-    second = kernel_results(
-        kernels, problem, split, checkpoint_interval=checkpoint_interval(op, 32)
-    )
+    second = kernel_results(kernels, problem, split, checkpoint_interval=interval_of(op, 32))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -86,10 +80,10 @@ def test_little_working_memory_means_more_ranges_and_the_same_results(host_kerne
 @both_splits
 @pytest.mark.parametrize("decay_shift", (-1000.0, -9.0, 6.0, 60.0, 1000.0))
 def test_any_decay_is_served_to_fp32_accuracy(host_kernels, op, split, decay_shift):
-    """Kept for ever, kept, forgotten, forgotten at once, with exp(w) beyond fp32."""
+    """Tries decays that keep for ever, keep, forget, forget at once, and exp(w) beyond fp32."""
     problem = make_problem(op, Shape(1, 70, 1, 64), torch.float32, decay_shift=decay_shift)
     found = kernel_results(
-        host_kernels(op), problem, split, checkpoint_interval=checkpoint_interval(op, 64)
+        host_kernels(op), problem, split, checkpoint_interval=interval_of(op, 64)
     )
     assert_results_match(found, expected_results(problem))
 
@@ -123,7 +117,7 @@ def test_a_document_start_hides_what_came_before(host_kernels, op):
 
 @every_matrix_op
 def test_few_heads_are_split_and_many_are_not(host_kernels, op):
-    """The wide tiles need more working memory, which tells the two apart."""
+    """Tells the tiles apart by their working memory: the wide ones need more."""
     problem = make_problem(op, Shape(1, 16, 2, 64), torch.float32)
     kernels = host_kernels(op)
     sizes = {}
@@ -169,7 +163,7 @@ def test_states_kept_at_odd_places_are_refused(host_kernels, op):
 
 @both_splits
 def test_wkv4_stays_exact_over_thousands_of_tokens(host_kernels, split):
-    """A running exponent would gather a rounding per token, which exp() makes relative errors."""
+    """Checks that no rounding per token gathers in the running exponent."""
     problem = make_problem("wkv4", Shape(1, 3000, 1, 64), torch.float32, with_reset=False)
     found = kernel_results(host_kernels("wkv4"), problem, split)
     expected = expected_results(problem)
@@ -178,7 +172,7 @@ def test_wkv4_stays_exact_over_thousands_of_tokens(host_kernels, split):
 
 
 @pytest.mark.parametrize("width", (1, 5, 127, 130, 264))
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @both_splits
 def test_wkv4_serves_any_width(host_kernels, width, dtype, split):
     # With seed 0 the one gw of width 1 is a difference of nearly equal sums, for any fp32 backend.

@@ -17,59 +17,55 @@ from tests.cuda.problems import (
     Shape,
     assert_results_match,
     expected_results,
+    interval_of,
     kernel_results,
     make_problem,
 )
 
 # Operators with the kernel, and an element type; chunks serve bf16 alone.
-KERNELS = {
+KERNEL_KINDS = {
     "scan": (FULL, tuple(INTERFACES), torch.float32),
     "wide": (WIDE, tuple(INTERFACES), torch.float32),
     "chunks": (CHUNKS, MATRIX_OPS, torch.bfloat16),
     "segments": (SEGMENTS, MATRIX_OPS, torch.bfloat16),
 }
 BY_CHUNKS = ("chunks", "segments")
-KERNELS_OF_OPS = [(op, name) for name, (_, ops, _) in KERNELS.items() for op in ops]
+KINDS_OF_OPS = [(op, name) for name, (_, ops, _) in KERNEL_KINDS.items() for op in ops]
 
-every_kernel = pytest.mark.parametrize("op, kernel", KERNELS_OF_OPS)
-
-
-def checkpoint_interval(op: str) -> int:
-    """Tokens between kept states, as `src/rwkv_train/ops/<op>/native.py` asks."""
-    return 16 if op == "wkv4" else 64
+every_kernel = pytest.mark.parametrize("op, kernel", KINDS_OF_OPS)
 
 
 def check(kernels: HostKernels, problem: Problem, kernel: str) -> None:
     """Fails unless every result of the kernel agrees with the fp64 reference."""
-    split = KERNELS[kernel][0]
-    found = kernel_results(
-        kernels, problem, split, checkpoint_interval=checkpoint_interval(problem.op)
-    )
+    split = KERNEL_KINDS[kernel][0]
+    found = kernel_results(kernels, problem, split, checkpoint_interval=interval_of(problem.op))
     assert_results_match(found, expected_results(problem))
 
 
 def size_for(kernel: str) -> int:
-    """The smallest head that the kernel serves."""
+    """Returns the smallest head size that the kernel serves."""
     return 64 if kernel in BY_CHUNKS else 32
 
 
 @every_kernel
 @pytest.mark.parametrize("time", (16, 63, 64, 65, 500))
 def test_kernels_equal_the_reference_at_long_and_at_even_lengths(host_kernels, op, kernel, time):
-    problem = make_problem(op, Shape(1, time, 1, size_for(kernel)), KERNELS[kernel][2], seed=time)
+    problem = make_problem(
+        op, Shape(1, time, 1, size_for(kernel)), KERNEL_KINDS[kernel][2], seed=time
+    )
     check(host_kernels(op), problem, kernel)
 
 
 @every_kernel
 def test_kernels_equal_the_reference_for_forty_heads(host_kernels, op, kernel):
-    problem = make_problem(op, Shape(4, 5, 10, size_for(kernel)), KERNELS[kernel][2])
+    problem = make_problem(op, Shape(4, 5, 10, size_for(kernel)), KERNEL_KINDS[kernel][2])
     check(host_kernels(op), problem, kernel)
 
 
 @every_kernel
 @pytest.mark.parametrize("scale", (0.0, 1000.0), ids=("zero", "large"))
 def test_kernels_serve_zero_and_large_inputs(host_kernels, op, kernel, scale):
-    problem = make_problem(op, Shape(1, 40, 1, size_for(kernel)), KERNELS[kernel][2])
+    problem = make_problem(op, Shape(1, 40, 1, size_for(kernel)), KERNEL_KINDS[kernel][2])
     # wkv4 exponentiates k: 10 sigma is e^30. The recurrences of the others are linear in k and v.
     problem.inputs["k"].mul_(min(scale, 10.0) if op == "wkv4" else scale)
     problem.inputs["v"].mul_(scale)
@@ -79,12 +75,12 @@ def test_kernels_serve_zero_and_large_inputs(host_kernels, op, kernel, scale):
 @every_kernel
 @pytest.mark.parametrize("cut", (1, 16, 37))
 def test_a_sequence_in_two_launches_equals_the_whole(host_kernels, op, kernel, cut):
-    """Forwards the state passes on, backwards its gradient, as autograd does between two calls."""
+    """Hands on the state forwards and its gradient backwards, as autograd would."""
     kernels, time = host_kernels(op), 40
     problem = make_problem(
-        op, Shape(1, time, 1, size_for(kernel)), KERNELS[kernel][2], with_reset=False
+        op, Shape(1, time, 1, size_for(kernel)), KERNEL_KINDS[kernel][2], with_reset=False
     )
-    split, every = KERNELS[kernel][0], checkpoint_interval(op)
+    split, every = KERNEL_KINDS[kernel][0], interval_of(op)
     whole = expected_results(problem)
     first, second = part_of(problem, 0, cut), part_of(problem, cut, time)
     state = final_state_of(kernels, first, split, every)
@@ -100,7 +96,7 @@ def test_a_sequence_in_two_launches_equals_the_whole(host_kernels, op, kernel, c
 
 
 def part_of(problem: Problem, begin: int, end: int) -> Problem:
-    """The problem's tokens [begin, end)."""
+    """Returns the problem's tokens [begin, end)."""
     time = problem.shape.time
     return problem._replace(
         shape=problem.shape._replace(time=end - begin),
@@ -113,7 +109,7 @@ def part_of(problem: Problem, begin: int, end: int) -> Problem:
 
 
 def final_state_of(kernels: HostKernels, problem: Problem, split: int, every: int) -> torch.Tensor:
-    """The state that the forward kernel leaves, as it leaves it: wkv4's with its scale."""
+    """Returns the state as the forward kernel leaves it: wkv4's with its scale."""
     if problem.op != "wkv4":
         return kernel_results(kernels, problem, split, checkpoint_interval=every)["final_state"]
     parts = reference.run(*problem.inputs.values(), problem.state.unbind(1), problem.reset)[1]
@@ -127,7 +123,7 @@ def final_state_of(kernels: HostKernels, problem: Problem, split: int, every: in
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    op_and_kernel=st.sampled_from(KERNELS_OF_OPS),
+    op_and_kernel=st.sampled_from(KINDS_OF_OPS),
     batch=st.integers(1, 3),
     time=st.integers(1, 70),
     heads=st.integers(1, 3),
@@ -155,7 +151,7 @@ def test_any_shape_and_any_values_agree(
     problem = make_problem(
         op,
         Shape(batch, time, heads, 64 if kernel in BY_CHUNKS else size),
-        KERNELS[kernel][2],
+        KERNEL_KINDS[kernel][2],
         seed=seed,
         with_state=with_state,
         with_reset=with_reset,
@@ -171,7 +167,7 @@ def test_any_shape_and_any_values_agree(
 def test_the_shared_memory_that_is_asked_for_suffices_and_less_does_not(host_kernels, op, kernel):
     kernels = host_kernels(op)
     if kernel in BY_CHUNKS:
-        needed, split = CHUNKS_SHARED_BYTES[kernel][op], KERNELS[kernel][0]
+        needed, split = CHUNKS_SHARED_BYTES[kernel][op], KERNEL_KINDS[kernel][0]
         problem = make_problem(op, Shape(1, 2, 1, 64), torch.bfloat16)
     else:
         needed, split = LARGE_HEAD_SHARED_BYTES[op], AUTO

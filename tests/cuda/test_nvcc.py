@@ -11,12 +11,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.cuda.host_kernels import COMPILER, SOURCES, source_hash
+from tests.cuda.host_kernels import COMPILER, SOURCES, cuda_source, source_hash
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 ARCHITECTURES = ("80", "90")
-FLAGS = (
+NVCC_FLAGS = (
     "-std=c++20",
     "-O3",
     "--expt-relaxed-constexpr",
@@ -30,7 +30,7 @@ FLAGS = (
     *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES),
 )
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
-OPERATORS = (*INTERFACES, SHIFT_INTERFACE.op)
+OPS = (*INTERFACES, SHIFT_INTERFACE.op)
 REPORT = "registers.txt"
 
 
@@ -45,7 +45,7 @@ class KernelUse(NamedTuple):
 
 
 def nvcc_or_skip() -> str:
-    """The path of nvcc, as the program itself looks for it."""
+    """Returns the path of nvcc, looked for as the program itself does; skips without one."""
     usual = Path("/usr/local/cuda/bin/nvcc")
     path = shutil.which("nvcc") or (str(usual) if usual.exists() else None)
     if path is None:
@@ -54,14 +54,14 @@ def nvcc_or_skip() -> str:
 
 
 def compiled(op: str, folder: Path) -> str:
-    """What nvcc and ptxas say while they compile the operator; remembered in `folder`."""
+    """Compiles the operator and returns what nvcc and ptxas say; remembered in `folder`."""
     nvcc = nvcc_or_skip()
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
-    log = folder / f"{op}-nvcc-{source_hash(op, version.stdout, *FLAGS)}.txt"
+    source = cuda_source(op)
+    log = folder / f"{op}-nvcc-{source_hash([source], version.stdout, *NVCC_FLAGS)}.txt"
     if not log.exists():
-        source = SOURCES / op / f"{op}_cuda.cu"
         output = folder / f"{op}.fatbin"
-        command = [nvcc, *FLAGS, str(source), "-o", str(output)]
+        command = [nvcc, *NVCC_FLAGS, str(source), "-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
         output.unlink()
@@ -70,7 +70,7 @@ def compiled(op: str, folder: Path) -> str:
 
 
 def kernels_of(log: str) -> list[KernelUse]:
-    """Every kernel that ptxas reports on."""
+    """Returns every kernel that ptxas reports on."""
     found = []
     for part in log.split("Compiling entry function '")[1:]:
         name, architecture = re.match(r"(\w+)' for 'sm_(\w+)'", part).groups()
@@ -84,13 +84,13 @@ def kernels_of(log: str) -> list[KernelUse]:
 
 
 def readable(mangled: str) -> str:
-    """A kernel's name and the numbers among its template arguments."""
+    """Returns a kernel's name and the numbers among its template arguments."""
     name = re.search(r"rwkv\d+(\w+?_kernel)", mangled)[1]
     numbers = re.findall(r"L(?:i|b|NS_5DTypeE)(\d+)E", mangled)
     return f"{name}<{', '.join(numbers)}>"
 
 
-@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("op", OPS)
 def test_every_kernel_keeps_its_values_in_registers(op, build_folder):
     kernels = kernels_of(compiled(op, build_folder))
     assert {kernel.architecture for kernel in kernels} == set(ARCHITECTURES)
@@ -101,7 +101,7 @@ def test_every_kernel_keeps_its_values_in_registers(op, build_folder):
 
 def test_the_register_counts_are_written_down(build_folder):
     lines = []
-    for op in OPERATORS:
+    for op in OPS:
         table: dict[str, dict[str, int]] = {}
         for kernel in kernels_of(compiled(op, build_folder)):
             table.setdefault(readable(kernel.name), {})[kernel.architecture] = kernel.registers
@@ -113,7 +113,7 @@ def test_the_register_counts_are_written_down(build_folder):
     assert any("backward_kernel" in line for line in lines)
 
 
-@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("op", OPS)
 def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
     """Checks types and names only; a torch built for CPUs has the headers but not the library."""
     toolkit = Path(nvcc_or_skip()).resolve().parent.parent / "include"
@@ -121,7 +121,8 @@ def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
         toolkit = Path("/usr/local/cuda/include")
     if not (TORCH_HEADERS / "c10" / "cuda" / "CUDAGuard.h").exists():
         pytest.skip("this torch comes without the headers of its CUDA half")
-    done = build_folder / f"{op}-binding-{source_hash(op, torch.__version__)}.txt"
+    source = SOURCES / op / f"{op}_cuda_binding.cpp"
+    done = build_folder / f"{op}-binding-{source_hash([source], torch.__version__)}.txt"
     if done.exists():
         return
     # The one header that a build for CPUs leaves out.
@@ -129,7 +130,6 @@ def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
     generated.parent.mkdir(parents=True)
     generated.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n", encoding="utf-8")
     includes = [arg for f in (TORCH_HEADERS, toolkit, tmp_path) for arg in ("-isystem", str(f))]
-    source = SOURCES / op / f"{op}_cuda_binding.cpp"
     command = [COMPILER, "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *includes, str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"

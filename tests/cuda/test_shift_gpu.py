@@ -6,30 +6,22 @@ import pytest
 import torch
 
 from rwkv_train.errors import BackendError
+from rwkv_train.ops.native.custom_ops import CUDA_DTYPES
 from rwkv_train.ops.token_shift import token_shift
-from tests.cuda.gpu_calls import DEVICE
+from tests.cuda.gpu_calls import DEVICE, shift_on_device
 from tests.cuda.problems import assert_results_match
-from tests.cuda.shift_problems import Types, expected_results, rounded
+from tests.cuda.shift_problems import Types, expected_shift_results, rounded
 from tests.ops.shift_cases import Case, make_case, run
 
 pytestmark = pytest.mark.gpu
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-def on_device(case: Case, types: Types) -> Case:
-    """The case as the kernels are given it, on the GPU."""
-    case = rounded(case, types)
-    inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
-    reset = None if case.reset is None else case.reset.to(DEVICE)
-    return Case(inputs, reset, case.gy.to(DEVICE))
+every_dtype = pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 
 
 def check(case: Case, dtype: torch.dtype, to: torch.dtype | None = None) -> None:
     """Fails unless the native backend is as exact as fp32 sums, rounded once, can be."""
-    case = on_device(case, Types(dtype, to or dtype, dtype))
-    assert_results_match(run(case, "native", dtype, to), expected_results(case))
+    case = shift_on_device(rounded(case, Types(dtype, to or dtype, dtype)))
+    assert_results_match(run(case, "native", dtype, to), expected_shift_results(case))
 
 
 @every_dtype
@@ -54,19 +46,19 @@ def test_every_option_is_served(count, last, moves, reset):
     check(case, torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES[1:], ids=str)
 def test_results_may_be_rounded_to_another_dtype(dtype):
     check(make_case(2, 70, 96, 6), torch.float32, dtype)
 
 
 def test_two_runs_give_the_same_bits():
-    case = on_device(make_case(8, 500, 768, 6), Types(*[torch.bfloat16] * 3))
+    case = shift_on_device(rounded(make_case(8, 500, 768, 6), Types(*[torch.bfloat16] * 3)))
     first, second = (run(case, "native", torch.bfloat16) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_strided_and_unaligned_inputs_are_served():
-    case = on_device(make_case(2, 40, 64, 3), Types(*[torch.bfloat16] * 3))
+    case = shift_on_device(rounded(make_case(2, 40, 64, 3), Types(*[torch.bfloat16] * 3)))
     given = {name: x.bfloat16() for name, x in case.inputs.items()}
     moved = {}
     for name, x in given.items():
@@ -84,7 +76,7 @@ def test_strided_and_unaligned_inputs_are_served():
 
 
 def test_it_runs_on_the_current_stream():
-    case = on_device(make_case(8, 500, 768, 6), Types(*[torch.float32] * 3))
+    case = shift_on_device(rounded(make_case(8, 500, 768, 6), Types(*[torch.float32] * 3)))
     expected = run(case, "native", torch.float32)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -102,19 +94,21 @@ def test_it_runs_on_the_current_stream():
 
 
 def test_fp64_is_refused_by_name_and_served_by_auto():
-    case = on_device(make_case(1, 20, 16, 2), Types(*[torch.float64] * 3))
+    case = shift_on_device(rounded(make_case(1, 20, 16, 2), Types(*[torch.float64] * 3)))
     with pytest.raises(BackendError, match=r"not torch\.float64"):
         run(case, "native")
-    found, expected = run(case, "auto"), expected_results(case)
+    found, expected = run(case, "auto"), expected_shift_results(case)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("options", (True, False), ids=("options", "no_options"))
 @every_dtype
 def test_torch_accepts_the_registration(options, dtype):
-    case = on_device(
-        make_case(2, 35, 24, 3, last=options, moves=options, reset=options),
-        Types(torch.float32, dtype, torch.float32),
+    case = shift_on_device(
+        rounded(
+            make_case(2, 35, 24, 3, last=options, moves=options, reset=options),
+            Types(torch.float32, dtype, torch.float32),
+        )
     )
     run(case, "native", torch.float32)  # loads and registers
     leaves = {name: x.float().requires_grad_() for name, x in case.inputs.items()}
@@ -126,7 +120,7 @@ def test_torch_accepts_the_registration(options, dtype):
 
 
 def test_it_can_be_compiled_without_a_graph_break():
-    case = on_device(make_case(1, 20, 16, 2), Types(*[torch.float32] * 3))
+    case = shift_on_device(rounded(make_case(1, 20, 16, 2), Types(*[torch.float32] * 3)))
     given = {name: x.float() for name, x in case.inputs.items()}
     arguments = (given["x"], given["mixes"], given["last"])
     options = {"moves": given["moves"], "reset": case.reset, "backend": "native"}

@@ -9,20 +9,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rwkv_train.ops.native.custom_ops import CUDA_DTYPES
 from tests.cuda.host_kernels import HostKernels, KernelError
 from tests.cuda.problems import assert_results_match
 from tests.cuda.shift_problems import (
     BLOCK_TOKENS,
     WARP_TOKENS,
     Types,
-    expected_results,
-    kernel_results,
+    expected_shift_results,
     rounded,
+    shift_kernel_results,
 )
 from tests.helpers import assert_close
 from tests.ops.shift_cases import Case, make_case
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP32 = Types(*[torch.float32] * 3)
 # The least that a block can have on a card of compute capability 8.0 or newer.
 LEAST_SHARED_BYTES = 99 * 1024
@@ -36,16 +36,16 @@ def kernels(host_kernels) -> HostKernels:
 def check(kernels: HostKernels, case: Case, types: Types = FP32) -> None:
     """Fails unless every result is the fp64 one, up to fp32 sums and one rounding."""
     case = rounded(case, types)
-    assert_results_match(kernel_results(kernels, case, types), expected_results(case))
+    assert_results_match(shift_kernel_results(kernels, case, types), expected_shift_results(case))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("time", (1, 2, 3, 15, 16, 17, 18, 63, 64, 65, 130))
 def test_kernels_equal_the_reference_at_any_length(kernels, dtype, time):
     check(kernels, make_case(2, time, 24, 3, seed=time), Types(dtype, dtype, dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("width", (1, 7, 31, 33, 40, 65, 256, 264, 520))
 def test_kernels_equal_the_reference_at_any_width(kernels, dtype, width):
     check(kernels, make_case(1, 19, width, 2, seed=width), Types(dtype, dtype, dtype))
@@ -60,7 +60,9 @@ def test_every_option_is_served(kernels, count, width, last, moves, reset):
     check(kernels, make_case(2, 35, width, count, last=last, moves=moves, reset=reset))
 
 
-@pytest.mark.parametrize("types", [Types(*each) for each in product(DTYPES, repeat=3)], ids=str)
+@pytest.mark.parametrize(
+    "types", [Types(*each) for each in product(CUDA_DTYPES, repeat=3)], ids=str
+)
 @pytest.mark.parametrize("width", (5, 16))
 def test_x_results_and_moves_may_have_different_dtypes(kernels, types, width):
     check(kernels, make_case(1, 19, width, 2), types)
@@ -71,7 +73,10 @@ def test_x_results_and_moves_may_have_different_dtypes(kernels, types, width):
 def test_results_are_those_in_fp32_rounded_once(kernels, dtype, moves):
     types = FP32._replace(y=dtype)
     case = rounded(make_case(1, 40, 24, 2, moves=moves), types)
-    plain, once = kernel_results(kernels, case, FP32), kernel_results(kernels, case, types)
+    plain, once = (
+        shift_kernel_results(kernels, case, FP32),
+        shift_kernel_results(kernels, case, types),
+    )
     for name, value in once.items():
         assert torch.equal(value, plain[name].to(value.dtype)), name
 
@@ -89,7 +94,7 @@ def test_a_document_start_hides_what_came_before(kernels, start):
     # Before the start nothing has a gradient of its own, so none may arrive there.
     case.gy[:, :, :start] = 0
     check(kernels, case)
-    results = kernel_results(kernels, case, FP32)
+    results = shift_kernel_results(kernels, case, FP32)
     assert not results["gx"][:, :start].any() and not results["glast"].any()
 
 
@@ -101,7 +106,7 @@ def test_no_infinity_crosses_a_document_start(kernels):
     case = Case(case.inputs, reset, case.gy)
     case.inputs["x"][:, start - 1] = float("inf")
     case.gy[:, :, start] = float("inf")
-    results = kernel_results(kernels, case, FP32)
+    results = shift_kernel_results(kernels, case, FP32)
     assert results["y0"][:, start:].isfinite().all()
     assert results["gx"][:, :start].isfinite().all()
 
@@ -118,22 +123,22 @@ def test_a_sequence_in_two_launches_equals_the_whole(kernels, cut):
         None,
         case.gy[:, :, cut:],
     )
-    earlier, later = (kernel_results(kernels, part, FP32) for part in (first, second))
+    earlier, later = (shift_kernel_results(kernels, part, FP32) for part in (first, second))
     earlier["gx"][:, -1] += later["glast"]
     found = {"glast": earlier["glast"], "gmixes": earlier["gmixes"] + later["gmixes"]}
     found["gmoves"] = torch.cat([earlier["gmoves"], later["gmoves"]], 2)
     for name in ("y0", "y1", "y2", "gx"):
         found[name] = torch.cat([earlier[name], later[name]], 1)
-    for name, exact in expected_results(rounded(case, FP32)).items():
+    for name, exact in expected_shift_results(rounded(case, FP32)).items():
         assert_close(name, found[name], exact, 1e-5)
 
 
 @pytest.mark.parametrize("width", (9, 264))
 def test_results_do_not_depend_on_which_thread_runs_first(kernels, width):
     case = make_case(2, 70, width, 3)
-    first = kernel_results(kernels, case, FP32)
+    first = shift_kernel_results(kernels, case, FP32)
     kernels.set_up(descending=True)
-    second = kernel_results(kernels, case, FP32)
+    second = shift_kernel_results(kernels, case, FP32)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -146,7 +151,7 @@ def test_the_largest_call_fits_the_smallest_card(kernels, width):
 @pytest.mark.parametrize("width", (9, 16))
 def test_fp64_is_refused(kernels, width):
     with pytest.raises(KernelError, match="-1"):
-        kernel_results(kernels, make_case(1, 3, width, 1), Types(*[torch.float64] * 3))
+        shift_kernel_results(kernels, make_case(1, 3, width, 1), Types(*[torch.float64] * 3))
 
 
 @settings(
@@ -163,7 +168,7 @@ def test_fp64_is_refused(kernels, width):
     last=st.booleans(),
     moves=st.booleans(),
     reset=st.booleans(),
-    types=st.builds(Types, *[st.sampled_from(DTYPES)] * 3),
+    types=st.builds(Types, *[st.sampled_from(CUDA_DTYPES)] * 3),
     seed=st.integers(0, 1000),
 )
 def test_any_call_agrees(kernels, batch, time, width, count, last, moves, reset, types, seed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 
 from tests.cuda.host_kernels import SOURCES, compile_for_host, source_hash
 
-KERNELS = r"""
+FAULTY_KERNELS = r"""
 #include "common/gpu/copy_async.cuh"
 #include "common/gpu/mma.cuh"
+#include "common/gpu/split_matrix.cuh"
 #include "common/gpu/vec8.cuh"
 #include "common/gpu/warp_reduce.cuh"
 using namespace rwkv;
@@ -137,10 +139,11 @@ RACES = "races"
 
 @pytest.fixture(scope="module")
 def library(build_folder):
-    path = build_folder / f"faults-{source_hash(None, KERNELS)}.so"
+    included = [SOURCES / name for name in re.findall(r'#include "(.+)"', FAULTY_KERNELS)]
+    path = build_folder / f"faults-{source_hash(included, FAULTY_KERNELS)}.so"
     if not path.exists():
         source = path.with_suffix(".cpp")
-        source.write_text(KERNELS, encoding="utf-8")
+        source.write_text(FAULTY_KERNELS, encoding="utf-8")
         compile_for_host(source, path, f"-I{SOURCES}", "-Wno-unused-parameter")
     loaded = ctypes.CDLL(str(path))
     loaded.rwkv_shim_take_error.restype = ctypes.c_char_p
@@ -148,7 +151,7 @@ def library(build_folder):
 
 
 def run(library: ctypes.CDLL, name: str, *, descending: bool = False) -> tuple[str, np.ndarray]:
-    """What the shim has to say about a kernel of one block of 64 threads, and its output."""
+    """Runs a kernel of one block of 64 threads; returns what the shim reports and its output."""
     out = np.zeros(192, dtype=np.float32)
     library.rwkv_shim_set_up(int(descending), 132, 227 * 1024)
     getattr(library, f"run_{name}")(ctypes.c_void_p(out.ctypes.data))

@@ -10,8 +10,7 @@
 
 #include "common/cpu/denormals.h"
 #include "wkv4/wkv4.h"
-#include "wkv5/wkv5.h"
-#include "wkv6/wkv6.h"
+#include "wkv5_6/wkv5_6_cpu.h"
 #include "wkv7/wkv7.h"
 
 using namespace rwkv;
@@ -95,8 +94,10 @@ void run_wkv5_6(const Sizes& s, Streams& io, bool decays_by_token) {
   g.gw = io.result(decays_by_token ? decays : s.batch * row), g.gu = io.result(s.batch * row);
   g.gstate = io.result(state);
   const int64_t tasks = s.batch * s.heads;
-  decays_by_token ? wkv6_forward_cpu(f, 1, 0, tasks) : wkv5_forward_cpu(f, 1, 0, tasks);
-  decays_by_token ? wkv6_backward_cpu(g, 1, 0, tasks) : wkv5_backward_cpu(g, 1, 0, tasks);
+  decays_by_token ? Wkv5_6CpuKernels<true>::forward(f, 1, 0, tasks)
+                  : Wkv5_6CpuKernels<false>::forward(f, 1, 0, tasks);
+  decays_by_token ? Wkv5_6CpuKernels<true>::backward(g, 1, 0, tasks)
+                  : Wkv5_6CpuKernels<false>::backward(g, 1, 0, tasks);
 }
 
 void run_wkv7(const Sizes& s, Streams& io) {

@@ -7,8 +7,7 @@
 #include "common/cpu/denormals.h"
 #include "token_shift/token_shift.h"
 #include "wkv4/wkv4.h"
-#include "wkv5/wkv5.h"
-#include "wkv6/wkv6.h"
+#include "wkv5_6/wkv5_6_cpu.h"
 #include "wkv7/wkv7.h"
 
 using namespace rwkv;
@@ -76,10 +75,10 @@ template <typename T> void run_heads(int64_t time, int64_t size, bool with_optio
   g7.ga = x.ga.data(), g7.gb = x.gb.data(), g7.gstate = x.gstate.data();
   for (int64_t most = 1; most <= 3; most += 2) {
     const int64_t tasks = x.B * ((x.H + most - 1) / most);
-    wkv5_forward_cpu(f5, most, 0, tasks);
-    wkv5_backward_cpu(g5, most, 0, tasks);
-    wkv6_forward_cpu(f, most, 0, tasks);
-    wkv6_backward_cpu(g, most, 0, tasks);
+    Wkv5_6CpuKernels<false>::forward(f5, most, 0, tasks);
+    Wkv5_6CpuKernels<false>::backward(g5, most, 0, tasks);
+    Wkv5_6CpuKernels<true>::forward(f, most, 0, tasks);
+    Wkv5_6CpuKernels<true>::backward(g, most, 0, tasks);
     wkv7_forward_cpu(f7, most, 0, tasks);
     wkv7_backward_cpu(g7, most, 0, tasks);
   }

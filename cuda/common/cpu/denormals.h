@@ -1,4 +1,4 @@
-// Numbers below the smallest normal one (1e-38 in float) are taken for zero while this lives.
+// Numbers below the smallest normal one (1e-38 in float) count as zero while a guard lives.
 // Processors work on them up to fifty times slower, and a decaying state arrives there by itself:
 // rounding to nearest even keeps it from ever reaching zero.
 #pragma once
@@ -20,11 +20,12 @@ class FlushToZeroGuard {
 
  private:
 #if defined(__SSE__)
-  // flush to zero (results) and denormals are zero (operands)
+  // Two bits of MXCSR: flush to zero (results) and denormals are zero (operands).
   static constexpr uint64_t kFlushToZero = 0x8040;
   static uint64_t read() { return _mm_getcsr(); }
   static void write(uint64_t x) { _mm_setcsr(static_cast<unsigned>(x)); }
 #elif defined(__aarch64__)
+  // Bit FZ of FPCR serves results and operands.
   static constexpr uint64_t kFlushToZero = uint64_t{1} << 24;
   static uint64_t read() {
     uint64_t x;

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "typed_rows.h"
 #include "../params/head_params.h"
+#include "typed_rows.h"
 
 namespace rwkv {
 

@@ -2,9 +2,9 @@
 // moves their states between tensors and working memory. The same for all operators with a matrix
 // state.
 //
-// The heads take turns at every segment: the tokens of a head lie in different pages of memory,
-// and those of its neighbours in the same ones. At 8192 tokens this is 15 % faster than walking one
-// head to its end before the next.
+// The heads are interleaved segment by segment: the tokens of a head lie in different pages of
+// memory, and those of its neighbours in the same ones. At 8192 tokens this is 15 % faster than
+// walking one head to its end before the next.
 #pragma once
 
 #include <algorithm>

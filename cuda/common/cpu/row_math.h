@@ -1,4 +1,4 @@
-// Arithmetic on padded rows: O(N) work per token beside the N x N work of the tiles. Every count
+// Arithmetic on padded rows: O(N) work per token, next to the N x N work of the tiles. Every count
 // and stride is a multiple of kLanes.
 #pragma once
 

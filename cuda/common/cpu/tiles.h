@@ -51,7 +51,8 @@ template <typename T> int64_t tile_count(int64_t size) {
   return count;
 }
 
-// A tile of vectors, meant for registers: every loop over it has constant bounds and is unrolled.
+// A tile of vectors that is to stay in registers: every loop over it has constant bounds and is
+// unrolled.
 template <typename T, int kHeight, int kVectors> struct VectorTile {
   Vec<T> at[kHeight][kVectors];
 

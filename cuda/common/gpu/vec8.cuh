@@ -3,8 +3,8 @@
 // eight elements, whereas a template value would triple what has to be compiled.
 #pragma once
 
-#include "device.cuh"
 #include "../params/dtypes.h"
+#include "device.cuh"
 
 namespace rwkv {
 
@@ -46,7 +46,7 @@ template <typename To, typename From> __device__ inline To bit_cast_to(const Fro
   return to;
 }
 
-// Eight elements of a two-byte type.
+// Eight elements of a two-byte type. A bf16 is the upper half of an fp32, so widening is a shift.
 __device__ inline Vec8 widen_vec8(const uint4& packed, DType dtype) {
   const unsigned words[4] = {packed.x, packed.y, packed.z, packed.w};
   Vec8 o;

@@ -1,11 +1,12 @@
-// Where there are few heads, most of a card waits for the chunks of each, one after another. Then
-// the states alone are carried from chunk to chunk, as fast as that goes, and kept where segments
-// begin; all else is computed from those, segments side by side. The same backwards, with the
-// states' gradients.
+// Where there are few heads, most of a card would wait for the chunks of each, one after another.
+// Then a chain of chunks computes the states alone and keeps those at which segments of the time
+// axis begin; all else is computed from these, all segments at the same time. Backwards likewise,
+// with the states' gradients.
 //
-// A block of the chain has three times the usual threads, each third a stage: while the last one
-// carries the state through a chunk, the second one forms the squares of the next chunk and the
-// first one the operands of the one after that. Each stage has a chunk's memory to itself, in turn.
+// A block of the chain is a pipeline of three stages, each with the threads of an ordinary block:
+// while the last stage takes the state through a chunk, the second forms the squares of the next
+// chunk and the first the operands of the one after that. Each stage has a chunk's memory to
+// itself, in turn.
 #pragma once
 
 #include "chunk_walk.cuh"
@@ -25,7 +26,7 @@ struct ChainPlace {
 };
 
 // S: the state before the range, or kBackwards the gradient of the one after it, on entry; in the
-// last third of the threads the one at the other end on return. keep: where to leave the states at
+// last stage the one at the other end on return. keep: where to leave the states at
 // which the walk enters segments, keep.every tokens each.
 // Block: as walk_chunks_forward asks for, without y.
 template <bool kBackwards, class Block>
@@ -78,9 +79,10 @@ __device__ __forceinline__ void walk_chain(const Block& block, unsigned char* ba
 }
 
 // What it computes: the final state and, to `keep`, the states at the starts of segments.
-// What a thread owns: of the last third, 32 numbers of one head's state, a warp 16 values and all
-// keys. What it gave up: threads; two thirds of them hold nothing.
-template <class Block> __global__ void __launch_bounds__(kChainThreads, 1)
+// What a thread owns: in the last stage, 32 numbers of one head's state; a warp owns 16 values.
+// What it gave up: two thirds of the threads hold no state.
+template <class Block>
+__global__ void __launch_bounds__(kChainThreads, 1)
     chunk_state_chain_kernel(const __grid_constant__ typename Block::Params p,
                              StatesAt<float*> keep) {
   DYNAMIC_SHARED(base);
@@ -95,8 +97,11 @@ template <class Block> __global__ void __launch_bounds__(kChainThreads, 1)
 }
 
 // What it computes: for a range of tokens the gradient of the state before it and, to `keep`, those
-// of the states after segments. What a thread owns, what it gave up: as above.
-template <class Block> __global__ void __launch_bounds__(kChainThreads, 1)
+// of the states after segments.
+// What a thread owns: in the last stage, 32 numbers of the gradient of one head's state.
+// What it gave up: two thirds of the threads hold no gradient.
+template <class Block>
+__global__ void __launch_bounds__(kChainThreads, 1)
     chunk_gradient_chain_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                                 StatesAt<float*> keep) {
   DYNAMIC_SHARED(base);

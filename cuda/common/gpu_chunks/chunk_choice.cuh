@@ -1,14 +1,14 @@
 // Which calls the kernels that go by chunks of tokens serve.
 #pragma once
 
-#include "chunk_tile.cuh"
 #include "../gpu/device.cuh"
 #include "../params/head_params.h"
 #include "../params/launch_options.h"
+#include "chunk_tile.cuh"
 
 namespace rwkv {
 
-// Calls of fewer tokens go by chunks only where that is asked for: a scan is soon through them.
+// Calls of fewer tokens go by chunks only where that is asked for: a scan takes few steps for them.
 constexpr int64_t kChunksFromTokens = 65;
 
 // Whether no other kernels may serve a call that asks for `split`.

@@ -22,7 +22,7 @@ class ChunkFetch {
         static_cast<const uint16_t*>(from) + from_ + (present ? token : 0) * stride_ + column;
     copy_16_or_zeros_async(to.at(token, column), source, present);
   }
-  // Rows of fp32; tokens beyond the end are left out.
+  // Rows of fp32; tokens beyond the end are skipped.
   __device__ __forceinline__ void copy(float* to, const void* from) const {
     constexpr int kPerRow = ChunkTile::kN / 4, kRows = ChunkTile::kThreads / kPerRow;
     const int first = ChunkTile::thread() / kPerRow;

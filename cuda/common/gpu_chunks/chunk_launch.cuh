@@ -2,9 +2,9 @@
 // Forward, States (Forward without y), Backward, and Gradients (of the gradients' chain).
 #pragma once
 
+#include "../gpu_scan/ranges.cuh"
 #include "chunk_chain.cuh"
 #include "chunk_choice.cuh"
-#include "../gpu_scan/ranges.cuh"
 
 namespace rwkv {
 
@@ -58,6 +58,8 @@ template <class Blocks> class ChunkForwardPass {
   // Enough to fill a card, and however long the sequence is no more.
   Segments own_segments() const {
     constexpr int64_t kShortest = 64, kMost = 64;
+    // Segments run side by side in blocks of their own: 64 of them fill a card with few heads, and
+    // fewer than 64 tokens would not pay for reading a state.
     const int64_t even = ceil_div(p_.time, kMost * ChunkTile::kChunk) * ChunkTile::kChunk;
     const int64_t every = even < kShortest ? kShortest : even;
     return {every, ceil_div(p_.time, every)};

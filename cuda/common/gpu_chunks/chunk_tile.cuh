@@ -7,9 +7,9 @@
 // A chunk's tokens are the inner index of one operand.
 #pragma once
 
-#include "chunk_documents.cuh"
+#include "../gpu/split_matrix.cuh"
 #include "../gpu/vec4.cuh"
-#include "../gpu/mma.cuh"
+#include "chunk_documents.cuh"
 
 namespace rwkv {
 

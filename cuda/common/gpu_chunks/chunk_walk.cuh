@@ -7,7 +7,7 @@
 //   form_operands(t, tokens)   from what was fetched
 // and forwards
 //   kWithSquares, form_squares(t)
-//   kWithOutput, advance(S, turn)    S goes on by the chunk; y takes the place of v
+//   kWithOutput, advance(S, turn)    S passes the chunk; y takes the place of v
 // or, with before (the state before the chunk) and gv() in shared memory, backwards
 //   go_back(G, t, tokens, turn)      G becomes the gradient of the state before the chunk; writes
 //                                    the other gradients, gv to shared memory
@@ -16,8 +16,8 @@
 //   leave_totals(to)                 to working memory
 #pragma once
 
-#include "chunk_fetch.cuh"
 #include "../gpu/warp_reduce.cuh"
+#include "chunk_fetch.cuh"
 
 namespace rwkv {
 
@@ -164,10 +164,11 @@ struct SegmentOfBlock {
   }
 };
 
-// What it computes: y, the final state and, for the backward pass, the state at every
-// checkpoint_interval-th token. What a thread owns: 32 numbers of one head's state, a warp 16
-// values and all keys. What it gave up: inputs other than bf16, and other head sizes.
-template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
+// What it computes: y, the final state and, to p.checkpoints, one state per checkpoint interval.
+// What a thread owns: 32 numbers of one head's state; a warp owns 16 values and all keys.
+// What it gave up: inputs other than bf16, and other head sizes.
+template <class Block>
+__global__ void __launch_bounds__(ChunkTile::kThreads, 4)
     chunk_forward_kernel(const __grid_constant__ typename Block::Params p) {
   DYNAMIC_SHARED(base);
   const Block block(p, static_cast<int64_t>(blockIdx.x), base);
@@ -181,11 +182,12 @@ template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
   ChunkTile::store_state(S, static_cast<float*>(p.final_state) + at);
 }
 
-// What it computes: from states that were kept, `from`, all that the chunks up to the next kept one
-// make: y, or without it the states before every chunk, split, to `to`. What a thread owns: as in
-// the forward kernel. What it gave up: nothing but memory; all kept states of the range are started
-// from at once.
-template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
+// What it computes: from the kept states `from`, y of the chunks up to the next kept state; without
+// output, the states before every chunk instead, split, to `to`.
+// What a thread owns: 32 numbers of one head's state, between two kept states.
+// What it gave up: memory, to go through all checkpoint intervals of the range at the same time.
+template <class Block>
+__global__ void __launch_bounds__(ChunkTile::kThreads, 4)
     chunk_replay_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                         StatesAt<const float*> from, StatesAt<float*> to) {
   DYNAMIC_SHARED(base);
@@ -197,16 +199,17 @@ template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
   walk_chunks_forward<kKeeps>(block, S, segment.range, to);
 }
 
-// What it computes: for a range of tokens every gradient of chunk_forward_kernel; sums over all
-// tokens per batch row. What a thread owns: 32 numbers of the gradient of one head's state, a warp
-// 16 values and all keys.
+// What it computes: for a range of tokens every gradient of chunk_forward_kernel; those summed over
+// tokens per batch row.
+// What a thread owns: 32 numbers of the gradient of one head's state; a warp owns 16 values.
 // What it gave up: inputs other than bf16, and other head sizes.
-template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
+template <class Block>
+__global__ void __launch_bounds__(ChunkTile::kThreads, 2)
     chunk_backward_kernel(const __grid_constant__ typename Block::Params p, TokenRange range,
                           StatesAt<const float*> states) {
   DYNAMIC_SHARED(base);
   Block block(p, static_cast<int64_t>(blockIdx.x), base);
-  // Between ranges gstate carries the gradient on.
+  // Between two ranges gstate holds the gradient: the later range left it there.
   const bool is_first = range.end == p.time;
   const auto* after = static_cast<const float*>(is_first ? p.gfinal_state : p.gstate);
   const int64_t at = block.place.state();
@@ -217,11 +220,12 @@ template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
   ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
 }
 
-// What it computes: as chunk_backward_kernel, but for gstate. What a thread owns: the same, of one
-// of the range's segments; `after` has the gradients of the states after each of them, and is where
-// sums over the segment are left.
-// What it gave up: the same.
-template <class Block> __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
+// What it computes: as chunk_backward_kernel, without gstate. `after` holds the gradients of the
+// states after each segment of the range, and receives the sums over the segment's tokens.
+// What a thread owns: 32 numbers of the gradient of one head's state, for one segment.
+// What it gave up: inputs other than bf16, other head sizes, and the chain's pass over the tokens.
+template <class Block>
+__global__ void __launch_bounds__(ChunkTile::kThreads, 2)
     chunk_segment_backward_kernel(const __grid_constant__ typename Block::Params p,
                                   TokenRange range, StatesAt<const float*> states,
                                   StatesAt<float*> after) {
@@ -240,10 +244,12 @@ template <int kTotals> struct ChunkTotals {
   float* at[kTotals];
 };
 
-// What it computes: the sums over a range's segments of what chunk_segment_backward_kernel leaves
-// of each; adds: to what is there. What a thread owns: an element of a head. What it gave up:
-// nothing.
-template <int kTotals> __global__ void __launch_bounds__(ChunkTile::kN)
+// What it computes: the sums over a range's segments of what chunk_segment_backward_kernel left of
+// each; adds: to what is there.
+// What a thread owns: one element of a head.
+// What it gave up: parallelism over segments; they are few, and their order is fixed.
+template <int kTotals>
+__global__ void __launch_bounds__(ChunkTile::kN)
     chunk_add_totals_kernel(StatesAt<const float*> parts, ChunkTotals<kTotals> totals, bool adds) {
   constexpr int64_t kN = ChunkTile::kN;
   const int64_t head = blockIdx.x, own = threadIdx.x;

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "../gpu/copy_async.cuh"
-#include "../params/head_params.h"
 #include "../gpu/vec8.cuh"
+#include "../params/head_params.h"
 #include "state_tile.cuh"
 
 namespace rwkv {

@@ -1,5 +1,5 @@
-// How the backward passes of RWKV-5, 6 and 7 divide the tokens into ranges, so that what they keep
-// beside the results does not grow with the length; and what they keep.
+// How the backward passes of RWKV-5, 6 and 7 divide the tokens into ranges, so that their
+// working memory does not grow with the length; and how that memory is divided.
 #pragma once
 
 #include "../params/launch_options.h"

@@ -63,13 +63,15 @@ template <class TileType, int kResults, int kTotals> class SliceSums {
 
 constexpr int kAddThreads = 128;
 
-// Rows of a tensor [rows, whole] of which elements first .. first + part of each are meant.
+// Rows of a tensor [rows, whole] of each of which elements first .. first + part take part.
 struct PartOfRows {
   int64_t rows, part, whole, first;
 };
 
 // What it computes: the sum of `slices` fp32 arrays [rows, part] that lie one behind the other.
-// What a thread owns: eight elements. What it gave up: nothing; it reads every part once.
+// What a thread owns: eight elements.
+// What it gave up: one more pass over the parts in memory, to do without atomics: the order is
+// fixed.
 static __global__ void __launch_bounds__(kAddThreads)
     add_slices_kernel(const float* parts, int64_t slices, PartOfRows at, void* sum, DType dtype) {
   const int64_t count = at.rows * at.part;

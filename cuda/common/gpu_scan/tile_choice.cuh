@@ -28,17 +28,18 @@ template <class Full> bool prefers_wide(const HeadSizes& p, int64_t split, int s
 }
 
 // run.template operator()<TileType>() likewise, for the tile that `split` asks for, if a block can
-// have the shared memory. Shared: what a tile's kernel keeps there.
-template <int kMostWarps, template <class> class Shared, typename Result, typename Run>
+// have the shared memory. Block<TileType>: whose Shared says how much that is.
+template <int kMostWarps, template <class> class Block, typename Result, typename Run>
 Result with_tile(const HeadSizes& p, int64_t split, Run run, Result otherwise) {
   const auto run_tile = [&]<class TileType>() -> Result {
-    const bool fits = Shared<TileType>(nullptr, p.dtype).bytes <= most_shared_bytes();
+    const bool fits =
+        typename Block<TileType>::Shared(nullptr, p.dtype).bytes <= most_shared_bytes();
     return fits ? run.template operator()<TileType>() : otherwise;
   };
   const auto run_size = [&]<int kN>() -> Result {
     using Full = FullTile<kN, kMostWarps>;
     if constexpr (kHasWide<kN>) {
-      if (prefers_wide<Full>(p, split, Shared<Full>(nullptr, p.dtype).bytes)) {
+      if (prefers_wide<Full>(p, split, typename Block<Full>::Shared(nullptr, p.dtype).bytes)) {
         return run_tile.template operator()<WideTile<kN>>();
       }
     }

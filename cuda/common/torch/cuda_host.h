@@ -35,8 +35,8 @@ inline void check_launch(int code, const char* op) {
 
 inline void check_launch(int code, const char* op, const at::Tensor& like) {
   TORCH_CHECK(code != kUnsupported, op, ": the CUDA kernels serve float32, bfloat16 and float16, ",
-              "head sizes 32, 64, 128 and (on cards with enough shared memory) 256, and states kept "
-              "every multiple of 16 tokens (wkv4: every 16); got ",
+              "head sizes 32, 64, 128 and (on cards with enough shared memory) 256, and states "
+              "kept every multiple of 16 tokens (wkv4: every 16); got ",
               like.scalar_type(), " ", like.sizes());
   check_launch(code, op);
 }

@@ -6,8 +6,8 @@
 
 #include <optional>
 
-#include "check.h"
 #include "../params/head_params.h"
+#include "check.h"
 
 namespace rwkv {
 
@@ -25,6 +25,7 @@ inline HeadSizes head_sizes(const at::Tensor& r, const at::Tensor& w,
   }
   const int64_t kept =
       checkpoint_interval == 0 ? 0 : (T + checkpoint_interval - 1) / checkpoint_interval;
+  // Never 0, so that kernels may divide by it.
   const int64_t period = checkpoint_interval == 0 ? T : checkpoint_interval;
   return {B, T, H, N, period, kept, dtype_of(r, "r"), dtype_of(w, "w")};
 }
