@@ -21,7 +21,7 @@ def source_files() -> dict[str, Path]:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yields the dotted names of all imported modules, also in functions; relative ones with a dot."""
+    """Yields the dotted names of imported modules, also in functions; relative ones with a dot."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -13,6 +13,7 @@ from collections import defaultdict
 
 from tests.import_graph import PACKAGE, SRC, source_files
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 VERB = re.compile(r"[A-Z][a-z]*s")
 # They look like verbs in the third person.
 NOT_VERBS = {
@@ -64,8 +65,7 @@ def test_docstrings_of_functions_open_with_a_verb_in_the_third_person():
         f"{path.relative_to(SRC / PACKAGE)}:{node.lineno} {node.name}: {line}"
         for path in source_files().values()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (line := opening_fault(node))
+        if isinstance(node, FUNCTIONS) and (line := opening_fault(node))
     ]
     assert not faults, "\n".join(faults)
 
