@@ -142,8 +142,10 @@ def _encode_alone(texts: list[str], trie: bool, start: object, results: object) 
 
 
 def alone_on_all_cores(texts: list[str], cores: int, trie: bool = False) -> tuple[float, float]:
-    """Returns the MB/s of the compiled tokenizer (the library's, or our trie) in one process per core,
-    each on all the texts; and MB per second of processor time, which says more on a busy machine."""
+    """Returns the MB/s of the compiled tokenizer (the library's, or our trie) in one process per
+    core, each on all the texts; and MB per second of processor time, which says more on a busy
+    machine.
+    """
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(cores), context.Queue()
     processes = [
