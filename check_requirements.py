@@ -1,4 +1,4 @@
-"""Whether the running Python satisfies a requirements file; standard library only.
+"""Tells whether the running Python satisfies a requirements file; standard library only.
 
     python check_requirements.py requirements.txt               exit status 0 when it does
     python check_requirements.py --only torch requirements.txt  looks at that one package
@@ -18,10 +18,11 @@ from pathlib import Path
 
 TORCH_AT_LEAST = (2, 11)
 LINE = re.compile(r"([A-Za-z0-9_.-]+)\s*(.*)")
+CONDITION = re.compile(r"\s*(==|>=|<)\s*([\w.]+)\s*")
 
 
 def read_lines(path: Path) -> list[str]:
-    """Requirement lines of a file, with those it includes by -r."""
+    """Returns the requirement lines of a file, with those it includes by -r."""
     lines: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         line = line.split("#")[0].strip()
@@ -33,21 +34,34 @@ def read_lines(path: Path) -> list[str]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
-    return tuple(int(n) for n in re.match(r"[0-9.]*", text).group().split(".") if n)
+    """Returns the leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    leading = re.split(r"[^0-9.]", text, maxsplit=1)[0]
+    return tuple(int(n) for n in leading.split(".") if n)
+
+
+def split_line(line: str) -> tuple[str, list[tuple[str, str]]]:
+    """Returns the package of a requirement line and its conditions: [(">=", "1.26"), ...].
+
+    Raises ValueError for a line that says anything else, such as a marker.
+    """
+    parts = LINE.fullmatch(line)
+    found = [CONDITION.fullmatch(text) for text in parts.group(2).split(",")] if parts else []
+    conditions = [match.groups() for match in found if match is not None]
+    if parts is None or (parts.group(2) and len(conditions) < len(found)):
+        raise ValueError(f"'{line}' is not a package with versions, as in numpy>=1.26,<3")
+    return parts.group(1), [(operator, version) for operator, version in conditions]
 
 
 def is_satisfied(line: str) -> bool:
-    """Whether the installed packages satisfy one requirement line."""
-    name, conditions = LINE.fullmatch(line).groups()
+    """Tells whether the installed packages satisfy one requirement line."""
+    name, conditions = split_line(line)
     try:
         installed = numbers(version(name))
     except PackageNotFoundError:
         return False
     if is_torch(line):
         return installed >= TORCH_AT_LEAST
-    for condition in filter(None, conditions.split(",")):
-        operator, wanted = re.fullmatch(r"\s*(==|>=|<)\s*(.+)", condition).groups()
+    for operator, wanted in conditions:
         limit = numbers(wanted)
         width = max(len(limit), len(installed))
         have, limit = (v + (0,) * (width - len(v)) for v in (installed, limit))
@@ -57,20 +71,20 @@ def is_satisfied(line: str) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """See the module's docstring."""
+    """Runs what the module's docstring describes; returns the exit status."""
     only = argv[argv.index("--only") + 1] if "--only" in argv else None
     lines = read_lines(Path(argv[-1]))
     if "--to-install" in argv:
         print("\n".join(line for line in lines if not (is_torch(line) and is_satisfied(line))))
         return 0
     if only is not None:
-        lines = [line for line in lines if LINE.fullmatch(line).group(1) == only]
+        lines = [line for line in lines if split_line(line)[0] == only]
     return 0 if all(map(is_satisfied, lines)) else 1
 
 
 def is_torch(line: str) -> bool:
-    """Whether a requirement line is torch's own."""
-    return LINE.fullmatch(line).group(1) == "torch"
+    """Tells whether a requirement line is torch's own."""
+    return split_line(line)[0] == "torch"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rwkv_train.errors import TrainerError
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0, or 2 after an error message."""
+    """Returns the exit status: 0, or 2 after an error message."""
     parser = argparse.ArgumentParser(prog="compute_magic_prime.py", description=__doc__)
     parser.add_argument("prefix", metavar="PREFIX", help="the pair's path without .bin or .idx")
     parser.add_argument("ctx_len", metavar="CTX_LEN", type=int, help="tokens per sample")

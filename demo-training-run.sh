@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains an RWKV on real text, on whatever this machine has. Start it again after a crash and it
-# goes on where it was; it never deletes a checkpoint.
+# resumes where it was; it never deletes a checkpoint.
 #
 #   ./demo-training-run.sh                 text of the Python standard library
 #   ./demo-training-run.sh my.jsonl        your own text, one {"text": "..."} a line (or --data my.jsonl)

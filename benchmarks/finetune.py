@@ -78,7 +78,7 @@ sys.exit(status)
 
 
 def flags(folder: Path, data: Path, steps: int, **more: object) -> list[str]:
-    """A command line of train.py."""
+    """Returns a command line of train.py."""
     values = {
         "proj_dir": folder,
         "data_file": data,
@@ -100,7 +100,7 @@ def flags(folder: Path, data: Path, steps: int, **more: object) -> list[str]:
 
 
 def shape_of(version: str, shape: dict) -> dict:
-    """Flags of a shape for one version."""
+    """Returns the flags of a shape for one version."""
     heads = {} if version == "4" else {"head_size": 32}
     return {"rwkv_version": version, "vocab_size": 257, **shape, **heads}
 
@@ -144,7 +144,7 @@ def held_out_loss(path: Path, prefix: Path) -> float:
 
 @torch.no_grad()
 def package_difference(version: str, path: Path, folder: Path) -> float:
-    """Largest difference of logits between the rwkv package and ours, relative to the largest."""
+    """Returns the largest difference of logits, the rwkv package's to ours, over the largest."""
     model = load_model(path, device=torch.device("cpu"), dtype=torch.float32)
     tokens = list(b"First Citizen: Before we proceed any further, hear me speak.")
     start = ""
@@ -175,7 +175,7 @@ def package_difference(version: str, path: Path, folder: Path) -> float:
 
 
 def package_start(model: RWKV, version: str) -> list[torch.Tensor]:
-    """The list with the trained states that the package starts from."""
+    """Returns the list of trained states that the package starts from."""
     zero = torch.zeros(model.config.n_embd)
     flat = []
     for block in model.blocks:
@@ -186,7 +186,7 @@ def package_start(model: RWKV, version: str) -> list[torch.Tensor]:
 
 
 def tensor_bytes(folder: Path, kind: str) -> int:
-    """fp32 bytes of weights, gradients and two moments, as the run of `kind` holds them."""
+    """Returns fp32 bytes of weights, gradients and two moments, as the run of `kind` holds them."""
     names = {"full": "rwkv-final.pth", "lora": "rwkv-final.pth", "states": "rwkv-final.merged.pth"}
     total = sum(t.numel() for t in torch.load(folder / names[kind], weights_only=True).values())
     state = torch.load(folder / "rwkv-final.state", weights_only=True, mmap=True)
@@ -254,7 +254,7 @@ def learning(
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Runs what the module's docstring describes; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, required=True, help="the new domain, plain text")
     parser.add_argument("--versions", default="4567")

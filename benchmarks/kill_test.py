@@ -66,7 +66,7 @@ def fork(work: Callable[[], int], log: Path) -> int:
 
 
 def make_data(folder: Path) -> Path:
-    """Prefix of a byte-level binidx pair of some 20 thousand tokens."""
+    """Returns the prefix of a byte-level binidx pair of some 20 thousand tokens."""
     words = ["the", "state", "of", "a", "network", "that", "reads", "one", "token", "after"]
     lines = [
         json.dumps({"text": " ".join(words[(i * k + k * k) % 10] for k in range(1, 20))})
@@ -95,7 +95,7 @@ def make_data(folder: Path) -> Path:
 
 
 def command(data: Path, proj_dir: Path, steps: int) -> list[str]:
-    """A small run with dropout, saved every 5 steps."""
+    """Returns the command line of a small run with dropout, saved every 5 steps."""
     flags = {
         "proj_dir": proj_dir,
         "data_file": data,
@@ -138,7 +138,7 @@ class Disk:
         self.is_small = mounted.returncode == 0
 
     def fill(self) -> None:
-        """Nothing can be written afterwards."""
+        """Fills the disk: nothing can be written afterwards."""
         with (self.folder / "filler").open("wb", buffering=0) as file:
             for size in (1 << 20, 1 << 12):
                 try:
@@ -148,7 +148,7 @@ class Disk:
                     continue
 
     def free(self) -> None:
-        """Room again."""
+        """Makes room again."""
         (self.folder / "filler").unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class Attempts:
         self._rng = rng
 
     def steps_logged(self) -> int:
-        """Steps in metrics.jsonl."""
+        """Returns the steps in metrics.jsonl."""
         return sum("loss" in record for record in read_metrics(self._run))
 
     def log_identity(self) -> int | None:
@@ -177,7 +177,7 @@ class Attempts:
         return path.stat().st_ino if path.exists() else None
 
     def newest_state(self) -> int:
-        """Steps done in the state furthest on; raises when any state or weights are damaged."""
+        """Returns the steps of the newest state; raises when a state or weights are damaged."""
         steps = [0]
         for path in self._run.glob("rwkv-*"):
             if is_state(path.name):
@@ -187,7 +187,7 @@ class Attempts:
         return max(steps)
 
     def once(self, kind: str, reach: int) -> str:
-        """One attempt, struck at most `reach` steps behind the newest state; how it ended."""
+        """Makes an attempt, struck at most `reach` steps behind the newest state; tells its end."""
         target = self.newest_state() + self._rng.randint(1, reach)
         limit = self._rng.randint(1, 400) * 1024 if kind == "file limit" else None
         old_log = self.log_identity()
@@ -232,14 +232,14 @@ class Attempts:
 
 
 def undisturbed(flags: list[str], log: Path) -> None:
-    """The run that nobody disturbs."""
+    """Makes the run that nobody disturbs."""
     process = fork(lambda: train.main(flags), log)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     assert status == 0, f"the undisturbed run ended with status {status}; see {log}"
 
 
 def faults_of(run: Path, whole: Path, steps: int) -> list[str]:
-    """How the resumed run differs from the undisturbed one."""
+    """Returns how the resumed run differs from the undisturbed one."""
     faults = []
     found, expected = load_weights(run / "rwkv-final.pth"), load_weights(whole / "rwkv-final.pth")
     different = [key for key in expected if not torch.equal(found[key], expected[key])]
@@ -255,7 +255,7 @@ def faults_of(run: Path, whole: Path, steps: int) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """0 when nothing was lost."""
+    """Returns 0 when nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--steps", type=int, default=300)

@@ -37,7 +37,7 @@ from rwkv_train.ops.head_loss import Targets
 
 
 def make_model(version: str, options: argparse.Namespace, device: torch.device) -> RWKV:
-    """A model whose gradients are all there and none of them zero."""
+    """Returns a model whose gradients are all there and none of them zero."""
     config = complete_model(
         ModelConfig(
             rwkv_version=version,
@@ -78,14 +78,14 @@ class Step:
             torch.cuda.synchronize()
 
     def seconds(self) -> float:
-        """Duration; on a CPU the time that this process worked, whatever else the machine does."""
+        """Returns the duration; on a CPU the time this process worked, whatever else runs there."""
         clock = time.perf_counter if self.device.type == "cuda" else time.process_time
         began = clock()
         self()
         return clock() - began
 
     def peak_bytes(self) -> int:
-        """Most bytes that were allocated at a time beyond those from before the step."""
+        """Returns the most bytes allocated at a time beyond those from before the step."""
         if self.device.type == "cuda":
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
@@ -104,7 +104,7 @@ class Step:
         return max(accumulate(size for _, size in changes), default=0)
 
     def gradients(self) -> list[Tensor]:
-        """Of every parameter, by this step alone."""
+        """Returns the gradient of every parameter by this step alone."""
         for parameter in self.model.parameters():
             parameter.grad.zero_()
         self()
@@ -113,7 +113,7 @@ class Step:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing on stderr: the profiler's library reports there that it starts and stops."""
+    """Silences stderr, where the profiler's library reports that it starts and stops."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
@@ -126,7 +126,7 @@ def _quiet() -> Iterator[None]:
 
 
 def check(model: RWKV, options: argparse.Namespace) -> float:
-    """Largest relative RMS difference of a gradient, whole against chunks of a third of it."""
+    """Returns the largest relative RMS difference of a gradient, whole to chunks of a third."""
     length = 3 * 64 + 5
     whole = Step(model, length, None, options).gradients()
     chunks = Step(model, length, 64, options).gradients()
@@ -167,7 +167,7 @@ def report(version: str, options: argparse.Namespace, device: torch.device) -> N
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Runs what the module's docstring describes; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)

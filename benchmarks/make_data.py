@@ -79,7 +79,7 @@ def _code() -> list[str]:
 
 
 def _english(generator: random.Random) -> str:
-    """A Markov chain over the words of Python's manual."""
+    """Returns text of a Markov chain over the words of Python's manual."""
     from pydoc_data.topics import topics
 
     words = " ".join(topics.values()).split(" ")
@@ -104,7 +104,7 @@ def _chinese(generator: random.Random) -> str:
 
 
 def texts_of(path: Path, size: int) -> list[str]:
-    """The corpus's first texts, of about that size together."""
+    """Returns the corpus's first texts, of about that size together."""
     found, total = [], 0
     with path.open("rb") as lines:
         for line in lines:
@@ -142,8 +142,10 @@ def _encode_alone(texts: list[str], trie: bool, start: object, results: object) 
 
 
 def alone_on_all_cores(texts: list[str], cores: int, trie: bool = False) -> tuple[float, float]:
-    """MB/s of the compiled tokenizer (the library's, or our trie) in one process per core, each on
-    all the texts; and MB per second of processor time, which says more on a busy machine."""
+    """Returns the MB/s of the compiled tokenizer (the library's, or our trie) in one process per
+    core, each on all the texts; and MB per second of processor time, which says more on a busy
+    machine.
+    """
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(cores), context.Queue()
     processes = [
@@ -160,8 +162,8 @@ def alone_on_all_cores(texts: list[str], cores: int, trie: bool = False) -> tupl
 
 
 def python_tokenizer(texts: list[str]) -> tuple[float, float]:
-    """MB/s of the `rwkv` package's tokenizer, by the clock and of processor time; fails unless ours
-    gives the same ids."""
+    """Returns the MB/s of the `rwkv` package's tokenizer, by the clock and of processor time; fails
+    unless ours gives the same ids."""
     import rwkv
     from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 
@@ -205,7 +207,7 @@ class PeakMemory:
 
 
 def end_to_end(corpus: Path, prefix: Path) -> tuple[float, PeakMemory, dict]:
-    """Wall seconds of the whole program, its memory, and what it reports."""
+    """Returns wall seconds of the whole program, its memory, and what it reports."""
     began = time.perf_counter()
     command = [sys.executable, "-c", _CONVERT, str(corpus), str(prefix)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

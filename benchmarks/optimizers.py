@@ -15,7 +15,7 @@ from benchmarks.versions import BATCH, CTX_LEN, make_pair, measure, parser
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Runs what the module's docstring describes; returns the exit status."""
     arguments = parser(__doc__)
     arguments.add_argument("--version", default="6")
     arguments.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])

@@ -28,7 +28,7 @@ from rwkv_train.training.reporting.metrics_file import read_metrics
 
 
 def pauses(background: bool, folder: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """Median seconds of (a step without its save, the pause of a save)."""
+    """Returns the median seconds of (a step without its save, the pause of a save)."""
     data = folder / "tokens.bin"
     if not data.exists():
         tokens = torch.randint(0, options.vocab, (200_000,), dtype=torch.int32).short()

@@ -47,7 +47,7 @@ MIXES = {
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median duration of `work` after one warm-up."""
+    """Returns the median duration of `work` after one warm-up."""
     times = []
     for attempt in range(repeats + 1):
         _wait(device)
@@ -65,7 +65,7 @@ def _wait(device: torch.device) -> None:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, width: int, tokens: int) -> float:
-    """FLOP/s of a [tokens, width] x [width, 4 width] product: the floor of the step."""
+    """Returns FLOP/s of a [tokens, width] x [width, 4 width] product: the floor of the step."""
     a = torch.randn(tokens, width, device=device, dtype=dtype)
     b = torch.randn(width, 4 * width, device=device, dtype=dtype)
     return 2 * tokens * width * 4 * width / median_seconds(lambda: a @ b, device, 7)
@@ -78,7 +78,7 @@ def operator_seconds(
     device: torch.device,
     dtype: torch.dtype,
 ) -> float:
-    """Forward and backward of one layer's WKV operator at the step's shape."""
+    """Times forward and backward of one layer's WKV operator at the step's shape."""
     b, t, c = options.batch, options.ctx_len, config.n_embd
 
     def random(*shape: int, as_dtype: torch.dtype = dtype) -> Tensor:
@@ -124,7 +124,7 @@ def shift_seconds(
     dtype: torch.dtype,
     backend: str,
 ) -> float:
-    """Forward and backward of one block's token shifts and mixes, without the products after them.
+    """Times one block's token shifts and mixes, both passes, without the products after them.
 
     As in the step itself: a mixed-precision step has x in fp32, results and moves in `dtype`.
     """
@@ -205,7 +205,7 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Runs what the module's docstring describes; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)

@@ -27,7 +27,7 @@ BATCH = 8
 def measure(
     version: str, prefix: Path, out: Path, options: argparse.Namespace, *extra: str
 ) -> dict:
-    """One run in the folder `out` with `extra` flags; its figures."""
+    """Makes one run in the folder `out` with `extra` flags; returns its figures."""
     began = time.perf_counter()
     status = train.main(
         [
@@ -99,7 +99,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The flags of a comparison: how much text, how large a model, how many steps."""
+    """Returns the parser of a comparison: how much text, how large a model, how many steps."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--megabytes", type=float, default=1.0)
     parser.add_argument("--layers", type=int, default=4)
@@ -110,7 +110,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def make_pair(folder: Path, megabytes: float) -> Path:
-    """Prefix of a pair of so many megabytes of text, with its held-out part beside it."""
+    """Returns the prefix of a pair of so much text; the held-out part lies next to it."""
     text, prefix = folder / "text.jsonl", folder / "text"
     make_corpus([str(text), "--max_megabytes", str(megabytes)])
     make_data(
@@ -132,7 +132,7 @@ def make_pair(folder: Path, megabytes: float) -> Path:
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Runs what the module's docstring describes; returns the exit status."""
     options = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

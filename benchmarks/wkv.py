@@ -99,7 +99,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Returns the values of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wkv", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--ops", default="4567", help="versions, such as 67")
@@ -129,14 +129,14 @@ def parse() -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """The number, for argparse; it must be above zero."""
+    """Returns the number, for argparse; raises when it is not above zero."""
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}': expected a whole number above 0")
     return int(text)
 
 
 def fault_of(options: argparse.Namespace) -> str | None:
-    """What is wrong with the command line beyond single values, or None."""
+    """Returns what is wrong with the command line beyond single values, or None."""
     if not options.ops or sorted(set(options.ops) & set("4567")) != sorted(options.ops):
         return f"--ops {options.ops}: expected versions among 4567, such as 67"
     device = torch.device(options.device)
@@ -160,7 +160,7 @@ def fault_of(options: argparse.Namespace) -> str | None:
 
 
 def shapes_of(options: argparse.Namespace) -> list[Shape]:
-    """The one shape asked for, or that of every length at an equal number of tokens."""
+    """Returns the shape asked for, or that of every length at an equal number of tokens."""
     if options.lengths is None:
         return [Shape(options.batch, options.time, options.heads, options.size)]
     tokens = options.batch * options.time
@@ -170,7 +170,7 @@ def shapes_of(options: argparse.Namespace) -> list[Shape]:
 
 
 def agreeing(op: str, options: argparse.Namespace, inputs: Inputs) -> tuple[list[Contender], bool]:
-    """The contenders to time, and whether all that serve the call agree with the reference.
+    """Returns the contenders to time, and whether all that serve the call agree with the reference.
 
     Those asked for, or all that are not hopeless at this length. Says who is left out and why.
     """
@@ -255,7 +255,7 @@ def compare_lengths(op: str, options: argparse.Namespace) -> bool:
 
 
 def as_measurement(row: Row, options: argparse.Namespace) -> Measurement:
-    """The row as the table of measurements keeps it."""
+    """Returns the row as the table of measurements keeps it."""
     device = torch.device(options.device)
     cuda = f"CUDA {torch.version.cuda}" if device.type == "cuda" else ""
     batch, length, heads, size = row.shape
@@ -278,7 +278,7 @@ def as_measurement(row: Row, options: argparse.Namespace) -> Measurement:
 
 
 def work(contender: Contender, inputs: Inputs, backward: bool) -> Callable[[], object]:
-    """One repetition of what is timed."""
+    """Runs one repetition of what is timed."""
     if backward:
         return lambda: outputs_and_gradients(contender, inputs)
 
@@ -290,7 +290,7 @@ def work(contender: Contender, inputs: Inputs, backward: bool) -> Callable[[], o
 
 
 def device_name(device: torch.device) -> str:
-    """What it runs on, for the head of the report."""
+    """Returns the name of the device, for the head of the report."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -47,7 +47,7 @@ class Contender(NamedTuple):
     backend: Backend | None = None
 
     def refusal(self, op: str, inputs: Inputs) -> str | None:
-        """Why it cannot serve the call on this machine, or None."""
+        """Returns why the contender cannot serve the call on this machine, or None."""
         if self.backend is None:
             return None
         leaves = inputs.leaves
@@ -77,7 +77,7 @@ class Case(NamedTuple):
         return tensors * element * shape.batch * shape.time * shape.heads * shape.size
 
     def operations(self, shape: Shape, backward: bool) -> float:
-        """Floating-point operations of the token loop."""
+        """Returns the floating-point operations of the token loop."""
         per_entry = sum(self.flops) if backward else self.flops[0]
         entries = shape.heads * shape.size * (1 if self.names == "wukv" else shape.size)
         return per_entry * shape.batch * shape.time * entries
@@ -100,7 +100,7 @@ _BACKENDS = {
 
 
 def make_inputs(op: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Ordinary inputs: unit normal, decays between 0.4 and 0.999; wkv7's a of length one."""
+    """Returns ordinary inputs: unit normal, decays of 0.4 to 0.999; wkv7's a of length one."""
     generator = torch.Generator().manual_seed(0)
     batch, time, heads, size = shape
 
@@ -125,7 +125,7 @@ def make_inputs(op: str, shape: Shape, dtype: torch.dtype, device: torch.device)
 
 
 def contenders(op: str, device: torch.device) -> list[Contender]:
-    """Our backends and their kernels, then flash-linear-attention's operator."""
+    """Returns our backends and their kernels, then flash-linear-attention's operator."""
     function, names = CASES[op].module, CASES[op].names
 
     def ours(backend: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -142,7 +142,7 @@ def contenders(op: str, device: torch.device) -> list[Contender]:
 
 
 def outputs_and_gradients(contender: Contender, inputs: Inputs) -> tuple[Tensor, ...]:
-    """y and the gradient of every input."""
+    """Returns y and the gradient of every input."""
     y = contender.run(inputs.leaves)
     # of a single token some inputs reach the final state only
     leaves = list(inputs.leaves.values())
@@ -150,7 +150,7 @@ def outputs_and_gradients(contender: Contender, inputs: Inputs) -> tuple[Tensor,
 
 
 def parity_fault(op: str, contender: Contender, inputs: Inputs, dtype: torch.dtype) -> str | None:
-    """None when the contender agrees with the fp64 reference, else what went wrong.
+    """Returns None when the contender agrees with the fp64 reference, else what went wrong.
 
     The contender runs at full size with the output's gradient cut off after CHECKED_TOKENS, so that
     the reference needs those tokens only; one head is compared, over the whole batch.
@@ -180,19 +180,19 @@ def parity_fault(op: str, contender: Contender, inputs: Inputs, dtype: torch.dty
 
 
 def head_of(x: Tensor, channels: slice, tokens: int) -> Tensor:
-    """The checked part of a [B, T, ...] sequence or of a per-head parameter."""
+    """Returns the checked part of a [B, T, ...] sequence or of a per-head parameter."""
     if x.dim() <= 2:
         return x[channels]
     return x[:, :tokens, channels]
 
 
 def relative_error(got: Tensor, right: Tensor) -> float:
-    """Root mean square of the difference over that of `right`."""
+    """Returns the root mean square of the difference over that of `right`."""
     return ((got - right).norm() / right.norm().clamp_min(1e-30)).item()
 
 
 def saved_bytes(contender: Contender, inputs: Inputs) -> int:
-    """Bytes of all tensors that the forward pass keeps for the backward pass, inputs included."""
+    """Returns the bytes of all tensors kept for the backward pass, inputs included."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

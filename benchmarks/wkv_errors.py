@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def errors(case: Case, backend: str, dtype: torch.dtype) -> list[str]:
-    """The table's cells: the largest error of each group, and in half precision that of storing."""
+    """Returns a table's cells: the largest error of each group; in 16 bit that of storing too."""
     wide = torch.float32
     rounded = {
         name: x.to(wide if name in WIDE else dtype).double() for name, x in case.inputs.items()
@@ -61,7 +61,7 @@ def errors(case: Case, backend: str, dtype: torch.dtype) -> list[str]:
 
 
 def group_of(name: str) -> str:
-    """The table's column of a result."""
+    """Returns the table's column of a result."""
     if name.startswith("final"):
         return "final state"
     if name in ("y", "gw", "gu"):
@@ -70,7 +70,7 @@ def group_of(name: str) -> str:
 
 
 def cell(pairs: list[tuple[float, float]], dtype: torch.dtype) -> str:
-    """The largest error; in half precision with that of storing the exact result beside it."""
+    """Returns the largest error; in half precision next to that of storing the exact result."""
     error, stored = max(pairs)
     half = dtype == torch.bfloat16 and stored > 1e-4
     return f"{error:.1e}" + (f" (stored {stored:.1e})" if half else "")

@@ -61,7 +61,7 @@ def plot(rows: Sequence[tuple[str, str, str, float]], title: str, machine: str, 
 
 
 def _short(rate: float) -> str:
-    """Two digits or more with a unit: 950, 17k, 1.2M."""
+    """Returns two digits or more with a unit: 950, 17k, 1.2M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if rate >= size:
             return f"{rate / size:.{0 if rate >= 10 * size else 1}f}{unit}"

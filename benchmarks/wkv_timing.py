@@ -15,7 +15,7 @@ MATMUL_SIZE, SMALL_MATMUL_SIZE = 2048, 256
 def alternate(
     works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of each work; all take turns, so that a disturbance meets them alike."""
+    """Returns median seconds of each work; all take turns, so that a disturbance meets all."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for attempt in range(repeats + 1):
         for name, run in works.items():
@@ -36,7 +36,7 @@ def wait(device: torch.device) -> None:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes read and written per second by a copy far larger than the caches."""
+    """Returns bytes read and written per second by a copy far larger than the caches."""
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     seconds = alternate({"copy": lambda: target.copy_(source)}, 5, device)["copy"]
@@ -44,7 +44,7 @@ def copy_rate(device: torch.device) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product in `dtype`, or in fp32 where that is faster.
+    """Returns FLOP/s of a square matrix product in `dtype`, or in fp32 where that is faster.
 
     A processor without 16-bit units is a hundred times slower in bf16 than in fp32, in which our
     kernels compute.
@@ -55,7 +55,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def square_product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of the product of two size x size matrices."""
+    """Returns FLOP/s of the product of two size x size matrices."""
     a = torch.randn(size, size, device=device).to(dtype)
     seconds = alternate({"product": lambda: a @ a}, 5, device)["product"]
     return 2 * size**3 / seconds

@@ -1,22 +1,17 @@
-"""Imports of the package go down only: between layers, between rooms, and in no circle of files.
+"""Imports go down only, from layer to layer, and a library is imported in the layers that own it.
 
-A layer is a folder of `src/rwkv_train` or a file beside them; a room is a folder of a layer, or a
-file that lies in a layer without a folder. `LAYERS` says what a layer may import of the others and
-`ARROWS` lists every arrow between rooms of one layer. A new arrow is a decision: write it down.
+A layer is a folder of `src/rwkv_train` or a file next to them; `LAYERS` lists what it may import of
+the others. tests/test_rooms.py does the same for the rooms inside a layer.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SRC = ROOT / "src"
-PACKAGE = "rwkv_train"
+from tests.import_graph import PACKAGE, ROOT, SRC, imported, layer_of, source_files
 
 BASE = {"errors", "files"}
 INFERENCE = {*BASE, "config", "data", "checkpoint", "models"}
@@ -72,32 +67,6 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 ENVIRONMENT = "training/environment.py"
 
 
-def source_files() -> dict[str, Path]:
-    """Every module of the package by its name without `rwkv_train.`; "" is the package itself."""
-    found = {}
-    for path in sorted((SRC / PACKAGE).rglob("*.py")):
-        parts = path.relative_to(SRC / PACKAGE).with_suffix("").parts
-        found[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
-    return found
-
-
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of all modules imported, also inside functions; relative ones with their dot."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            # `from rwkv_train import files` and `from rwkv_train.ops import wkv6` name modules too
-            is_own = module == PACKAGE or module.startswith(f"{PACKAGE}.")
-            yield from (f"{module}.{a.name}" if is_own else module for a in node.names)
-
-
-def layer_of(module: str) -> str:
-    """ops.wkv6.native -> ops."""
-    return module.split(".")[0]
-
-
 def may_import(where: str, module: str) -> bool:
     """Tells whether a file may import a module; where: its path below the package, or a program."""
     top, *below = module.split(".")
@@ -114,53 +83,6 @@ def may_import(where: str, module: str) -> bool:
     if program or layer in (*BASE, "version", "compiler", "planning"):
         return top in sys.stdlib_module_names
     return where.startswith(ONLY_IN.get(top, ""))
-
-
-def own_imports() -> dict[str, set[str]]:
-    """Module -> the modules of the package it imports, names without `rwkv_train.`."""
-    files = source_files()
-    arrows: dict[str, set[str]] = {}
-    for module, path in files.items():
-        found = set()
-        for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
-            if name.split(".")[0] == PACKAGE:
-                target = name.partition(".")[2]
-                found.add(target if target in files else target.rpartition(".")[0])
-        arrows[module] = found - {module}
-    return arrows
-
-
-def room_of(module: str) -> str:
-    """ops.wkv6.native -> ops.wkv6, ops.precision -> ops.precision."""
-    return ".".join(module.split(".")[:2])
-
-
-def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of nodes that reach one another (Tarjan's strongly connected components)."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(node: str) -> None:
-        index[node] = low[node] = len(index)
-        stack.append(node)
-        for target in sorted(arrows.get(node, ())):
-            if target not in index:
-                visit(target)
-                low[node] = min(low[node], low[target])
-            elif target in stack:
-                low[node] = min(low[node], index[target])
-        if low[node] == index[node]:
-            group = stack[stack.index(node) :]
-            del stack[-len(group) :]
-            if len(group) > 1:
-                found.append(sorted(group))
-
-    for node in sorted(arrows):
-        if node not in index:
-            visit(node)
-    return found
 
 
 def touches_environment(tree: ast.AST) -> bool:
@@ -195,10 +117,6 @@ def test_nothing_imports_upwards_sideways_or_a_library_of_another_layer():
         if where != "__init__.py" and not may_import(where, module)
     ]
     assert not faults, "\n".join(faults)
-
-
-def test_no_files_import_each_other_in_a_circle():
-    assert circles(own_imports()) == []
 
 
 def test_only_one_module_knows_environment_variables():
@@ -253,11 +171,6 @@ def test_native_sources_have_no_python_among_them():
 def test_the_check_itself_tells_right_from_wrong(where: str, line: str, allowed: bool):
     (module,) = imported(ast.parse(line))
     assert may_import(where, module) is allowed
-
-
-def test_the_check_of_circles_finds_them():
-    arrows = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "f": {"g"}, "g": {"f"}}
-    assert sorted(circles(arrows)) == [["a", "b", "c"], ["f", "g"]]
 
 
 @pytest.mark.parametrize(

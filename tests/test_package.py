@@ -50,13 +50,17 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an environment in which the wheel is installed."""
     folder = tmp_path_factory.mktemp("installed") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = str(folder / "bin" / "python")
-    pip_install = ["install", "--no-deps", "--no-index", "-q", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", "--python", python, *pip_install], check=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    # Written after the installation, or pip would look among these packages too. A .pth file of
-    # theirs is not followed, so that an editable installation of the checkout stays unseen.
     outer = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    # The outer pip, run by the new Python: `pip --python` is younger than Python 3.10's pip.
+    pip_install = ["install", "--no-deps", "--no-index", "--ignore-installed", "-q", str(wheel)]
+    subprocess.run(
+        [str(folder / "bin" / "python"), "-m", "pip", *pip_install],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(outer)},
+        check=True,
+    )
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # A .pth file inside these folders is not followed, so that an editable installation of the
+    # checkout stays unseen.
     (packages / "outer.pth").write_text("\n".join(outer) + "\n")
     return folder
 

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from check_requirements import read_lines
+from check_requirements import is_satisfied, read_lines, split_line
 
 ROOT = Path(__file__).parents[1]
 # What run-tests.sh and a run may need; bitsandbytes, of `adam8bit`, is for GPUs.
@@ -71,6 +71,20 @@ def pins(lock: str, python: str) -> dict[str, Version]:
             assert name not in found, f"{name} is pinned twice for Python {python}"
             found[name] = Version(version)
     return found
+
+
+def test_a_requirement_line_is_a_package_with_conditions():
+    assert split_line("numpy>=1.26,<3") == ("numpy", [(">=", "1.26"), ("<", "3")])
+    assert split_line("torch") == ("torch", [])
+    for line in ("numpy~=1.26", "numpy>=1; sys_platform == 'linux'", "-e ."):
+        with pytest.raises(ValueError, match="is not a package with versions"):
+            split_line(line)
+
+
+def test_an_installed_package_is_compared_number_by_number():
+    assert is_satisfied("pytest>=7.10") and is_satisfied("pytest")
+    assert not is_satisfied("pytest>=1000") and not is_satisfied("pytest<7")
+    assert not is_satisfied("no-such-package-of-ours")
 
 
 def test_requirements_txt_is_the_package_with_the_extras_that_scripts_may_ask_for(

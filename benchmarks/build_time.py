@@ -1,6 +1,6 @@
 """How long it takes to build the native operators, and to load them once they are built.
 
-    python -m benchmarks.build [--ops 4567s] [--device cpu|cuda] [--repeats 3]
+    python -m benchmarks.build_time [--ops 4567s] [--device cpu|cuda] [--repeats 3]
 
 Cold: a new process with an empty cache folder compiles and loads one operator. Warm: another new
 process loads it from that folder. The import of torch, which every program pays, is not counted.
@@ -36,7 +36,7 @@ sys.exit(reason)
 
 def main() -> int:
     """Prints a line per operator; 1 if one exceeds a limit, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.build_time", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--ops", default="".join(OPS), help="versions, and s for the token shift")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

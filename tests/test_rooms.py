@@ -1,0 +1,104 @@
+"""Inside a layer, rooms import one another along the arrows of a list, and in no circle.
+
+A room is a folder of a layer, or a file that lies in the layer itself. `ARROWS` has every arrow, so
+a new one is a decision that a commit shows. A failing test prints the rows as they should read.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.import_graph import ROOT, circles, layer_of, own_imports, room_of
+
+# room -> the rooms of the same layer it imports
+ARROWS: dict[str, str] = {}
+# Stems that two files have on purpose: the backends of every operator, and names that Python or
+# GitHub look for.
+WANTED_TWINS = {"reference", "native", "chunked", "README", "__init__", "__main__", "conftest"}
+SUFFIXES = {".py", ".h", ".cuh", ".cu", ".cpp", ".md", ".sh", ".csv"}
+
+
+def room_arrows(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Returns room -> other rooms of its layer that it imports, from module -> imported modules."""
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for module, targets in arrows.items():
+        rooms[room_of(module)] |= {room_of(t) for t in targets if layer_of(t) == layer_of(module)}
+    return {room: targets - {room} for room, targets in rooms.items()}
+
+
+def rows(arrows: dict[str, set[str]]) -> list[str]:
+    """Returns the table as it is written above, without the rooms that import no other."""
+    short = {
+        room: " ".join(sorted(target.partition(".")[2] for target in targets))
+        for room, targets in sorted(arrows.items())
+        if targets
+    }
+    return [f'"{room}": "{targets}",' for room, targets in short.items()]
+
+
+def repeated_stems(paths: Iterable[Path]) -> dict[str, list[str]]:
+    """Returns stem -> paths, where files of several folders share it.
+
+    Files of one folder that differ in their suffix are one idea in two languages.
+    """
+    found: dict[str, dict[Path, Path]] = defaultdict(dict)
+    for path in paths:
+        if path.suffix in SUFFIXES and path.stem not in WANTED_TWINS:
+            found[path.stem][path.parent] = path
+    return {
+        stem: sorted(path.as_posix() for path in places.values())
+        for stem, places in sorted(found.items())
+        if len(places) > 1
+    }
+
+
+def test_rooms_import_one_another_along_the_listed_arrows_only():
+    actual = rows(room_arrows(own_imports()))
+    listed = [f'"{room}": "{targets}",' for room, targets in sorted(ARROWS.items())]
+    missing, unused = sorted(set(actual) - set(listed)), sorted(set(listed) - set(actual))
+    assert actual == listed, "\n".join(["write:", *missing, "instead of:", *unused])
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    assert circles(room_arrows(own_imports())) == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert circles(own_imports()) == []
+
+
+def test_the_check_of_circles_finds_them():
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "f": {"g"}, "g": {"f"}}
+    assert sorted(circles(arrows)) == [["a", "b", "c"], ["f", "g"]]
+
+
+def test_the_arrows_of_rooms_leave_out_other_layers_and_the_room_itself():
+    arrows = {"a.b.c": {"a.b.d", "a.e", "f.g"}, "a.b.d": {"a.h.i"}, "a.e": set()}
+    found = room_arrows(arrows)
+    assert found == {"a.b": {"a.e", "a.h"}, "a.e": set()}
+    assert rows(found) == ['"a.b": "e h",']
+
+
+def test_no_two_files_of_different_folders_have_one_stem():
+    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "cuda")]
+    files = [path.relative_to(ROOT) for folder in folders for path in folder.rglob("*.*")]
+    found = repeated_stems(files)
+    assert not found, "\n".join(f"{stem}: {' '.join(paths)}" for stem, paths in found.items())
+
+
+def test_the_check_of_stems_tells_a_repetition_from_a_pair_and_a_wanted_twin():
+    names = ("a/x.h", "a/x.cpp", "b/y.py", "c/y.cuh", "b/native.py", "c/native.py")
+    assert repeated_stems(map(Path, names)) == {"y": ["b/y.py", "c/y.cuh"]}
+
+
+def test_nothing_imports_the_package_by_the_name_of_its_folder():
+    # Put together here, so that this file does not hold it itself.
+    searched = "from " + "src"
+    done = subprocess.run(
+        ["git", "grep", "-n", searched], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    # 1: nothing found; 128: no checkout, nothing to search.
+    assert done.returncode in (1, 128), done.stdout
