@@ -89,7 +89,7 @@ def test_every_chunk_length_gives_the_same(op, chunk, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 5, 16, 45])
 def test_every_chunk_length_of_wkv4_gives_the_same(chunk, monkeypatch):
     module = importlib.import_module("rwkv_train.ops.wkv4.chunked")
-    monkeypatch.setattr(module, "chunk_length", lambda time: chunk)
+    monkeypatch.setattr(module, "balanced_chunk_length", lambda time: chunk)
     check(make_case("wkv4", 2, 45, 1, 3, reset=True))
 
 

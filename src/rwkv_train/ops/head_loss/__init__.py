@@ -196,7 +196,7 @@ def _check_tensor(name: str, given: object) -> None:
 
 
 def _check_range(ids: Tensor, vocabulary: int) -> None:
-    """Names a target that is no token; on a CPU, since a GPU would have to be waited for."""
+    """Raises BackendError when a target is no token; on a CPU, since a GPU would be waited for."""
     if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     least, largest = ids.aminmax()

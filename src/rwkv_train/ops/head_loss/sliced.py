@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +120,8 @@ def _empty_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     wants_x, wants_weight, wants_extra = options.wants
     dtype = compute_dtype(options.matmul_dtype)
-    empty, zeros = torch.empty_like, torch.zeros_like
+    empty: Callable[..., Tensor] = torch.empty_like
+    zeros: Callable[..., Tensor] = torch.zeros_like
     if options.recomputed:
         empty = zeros = _placeholder
     return (

@@ -22,18 +22,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rwkv_train.ops.backends.dispatch import Call, without_autocast
-from rwkv_train.ops.chunked.chunks import Group, chunk_length, cut, cut_marks, groups, pairs, paste
+from rwkv_train.ops.backends.dispatch import serves_every_call, without_autocast
+from rwkv_train.ops.chunked.chunks import (
+    Group,
+    chunk_length,
+    chunk_states,
+    cut,
+    cut_marks,
+    groups,
+    pairs,
+    paste,
+)
 from rwkv_train.ops.chunked.halving import halve, halve_backward
 from rwkv_train.ops.precision import compute_dtype, log_decay
 from rwkv_train.ops.wkv6 import reference
 
+refuses = serves_every_call
+
 CHUNK = 64
-
-
-def refuses(call: Call) -> str | None:
-    """None: torch's own operators serve every call."""
-    return None
 
 
 def run(
@@ -45,14 +51,17 @@ def run(
     state: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key].
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key].
 
     Shapes as in `rwkv_train.ops.wkv6.wkv6`; w, u and state in the compute dtype. w may be expanded.
     """
     if v.shape[1] == 1:
         # one step of the recurrence: nothing to gain from a chunk of one token
         return reference.run(r, k, v, w, u, state, reset)
-    return _ChunkedWkv6.apply(r, k, v, w, u, state, reset)
+    y, final = _ChunkedWkv6.apply(  # type: ignore[no-untyped-call]  # torch's own
+        r, k, v, w, u, state, reset
+    )
+    return y, final
 
 
 class _Inputs(NamedTuple):
@@ -85,11 +94,8 @@ class _ChunkedWkv6(torch.autograd.Function):
         state: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        batch, time, heads, size = v.shape
         y = torch.empty_like(v, memory_format=torch.contiguous_format)
-        # [:, :, m] is the state before chunk m, [:, :, -1] the final state
-        states = w.new_empty(batch, heads, -(-time // chunk_length(time, CHUNK)) + 1, size, size)
-        states[:, :, 0] = 0 if state is None else state
+        states = chunk_states(w, v.shape, CHUNK, state)
         for group in groups(v):
             inputs = _gather(group, r, k, v, w, u, reset)
             paste(y, group, _forward_group(inputs, pairs(states, group)))
@@ -119,7 +125,7 @@ class _ChunkedWkv6(torch.autograd.Function):
 
 
 def _forward_group(inputs: _Inputs, states: Tensor) -> Tensor:
-    """Outputs in chunks; fills `states` [G, M + 1, N_value, N_key] from its first entry."""
+    """Returns outputs in chunks; fills `states` [G, M + 1, N_value, N_key] from its first entry."""
     r, k, v = inputs.r, inputs.k, inputs.v
     inner = halve(inputs.reads, k, inputs.log_d, keep_levels=False)
     inner.matrix.diagonal(0, 2, 3).copy_((r * inputs.u * k).sum(-1))
@@ -133,7 +139,7 @@ def _forward_group(inputs: _Inputs, states: Tensor) -> Tensor:
 def _backward_group(
     inputs: _Inputs, gy: Tensor, states: Tensor, grad_final: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """Gradients of (r, k, v, w) in chunks, of u [G, N] and of the initial state [G, N, N].
+    """Returns the gradients of (r, k, v, w) in chunks, of u [G, N] and the first state [G, N, N].
 
     Source: the transpose of the forward formulas; the decay's gradient as in `ops.chunked.halving`.
     """
