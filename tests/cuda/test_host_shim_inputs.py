@@ -171,7 +171,7 @@ def test_any_shape_and_any_values_agree(
 @pytest.mark.parametrize("kernel", ("large heads", *BY_CHUNKS))
 def test_the_shared_memory_that_is_asked_for_suffices_and_less_does_not(host_kernels, op, kernel):
     kernels = host_kernels(op)
-    shared = wkv7_native.SHARED_BYTES if op == "wkv7" else wkv6_native.SHARED_BYTES
+    shared = wkv7_native.WKV7_SHARED_BYTES if op == "wkv7" else wkv6_native.WKV6_SHARED_BYTES
     if kernel in BY_CHUNKS:
         needed, split = getattr(shared, kernel), KERNELS[kernel][0]
         problem = make_problem(op, Shape(1, 2, 1, 64), torch.bfloat16)

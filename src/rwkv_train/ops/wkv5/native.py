@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
 from rwkv_train.ops.native.custom_ops import forward, matrix_state_registration, refusal
-from rwkv_train.ops.wkv6.native import SHARED_BYTES
+from rwkv_train.ops.wkv6.native import WKV6_SHARED_BYTES
 
-_REGISTRATION = matrix_state_registration("wkv5", v_at=2, shared_bytes=SHARED_BYTES)
+_REGISTRATION = matrix_state_registration("wkv5", v_at=2, shared_bytes=WKV6_SHARED_BYTES)
 
 
 def refuses(call: Call) -> Refusal | None:

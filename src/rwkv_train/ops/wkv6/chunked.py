@@ -39,7 +39,7 @@ from rwkv_train.ops.wkv6 import reference
 
 refuses = serves_every_call
 
-CHUNK = 64
+WKV6_CHUNK = 64
 
 
 def run(
@@ -95,7 +95,7 @@ class _ChunkedWkv6(torch.autograd.Function):
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         y = torch.empty_like(v, memory_format=torch.contiguous_format)
-        states = chunk_states(w, v.shape, CHUNK, state)
+        states = chunk_states(w, v.shape, WKV6_CHUNK, state)
         for group in groups(v):
             inputs = _gather(group, r, k, v, w, u, reset)
             paste(y, group, _forward_group(inputs, pairs(states, group)))
@@ -177,7 +177,7 @@ def _gather(
     group: Group, r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, reset: Tensor | None
 ) -> _Inputs:
     dtype = compute_dtype(v.dtype)
-    length = chunk_length(v.shape[1], CHUNK)
+    length = chunk_length(v.shape[1], WKV6_CHUNK)
     r, k, v = (cut(x, group, length, dtype) for x in (r, k, v))
     # The tail is filled with tokens that neither write nor decay.
     log_rate = log_decay(cut(w, group, length, dtype, pad=-torch.inf))

@@ -17,8 +17,8 @@ from rwkv_train.ops.native.custom_ops import (
     refusal,
 )
 
-SHARED_BYTES = SharedBytes(large_heads=170 << 10, chunks=83 << 10, segments=83 << 10)
-_REGISTRATION = matrix_state_registration("wkv6", v_at=2, shared_bytes=SHARED_BYTES)
+WKV6_SHARED_BYTES = SharedBytes(large_heads=170 << 10, chunks=83 << 10, segments=83 << 10)
+_REGISTRATION = matrix_state_registration("wkv6", v_at=2, shared_bytes=WKV6_SHARED_BYTES)
 
 
 def refuses(call: Call) -> Refusal | None:

@@ -44,7 +44,7 @@ from rwkv_train.ops.wkv7.reference import LARGEST_RATE
 
 refuses = serves_every_call
 
-CHUNK = 32
+WKV7_CHUNK = 32
 
 
 def run(
@@ -126,7 +126,7 @@ class _ChunkedWkv7(torch.autograd.Function):
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         y = torch.empty_like(v, memory_format=torch.contiguous_format)
-        states = chunk_states(w, v.shape, CHUNK, state)
+        states = chunk_states(w, v.shape, WKV7_CHUNK, state)
         for group in groups(v):
             _, inner = _gather(group, (r, w, k, v, a, b), reset)
             paste(y, group, _forward_group(inner, pairs(states, group)))
@@ -222,7 +222,7 @@ def _gather(
 ) -> tuple[tuple[Tensor, ...], _Inner]:
     """Returns the group's (r, w, k, a, b) in chunks and all that needs no state."""
     r, w, k, v, a, b = inputs
-    length = chunk_length(v.shape[1], CHUNK)
+    length = chunk_length(v.shape[1], WKV7_CHUNK)
     dtype = compute_dtype(v.dtype)
     r, k, v, a, b = (cut(x, group, length, dtype) for x in (r, k, v, a, b))
     # The tail is filled with tokens that neither write nor decay.

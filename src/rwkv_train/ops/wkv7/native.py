@@ -17,8 +17,8 @@ from rwkv_train.ops.native.custom_ops import (
     refusal,
 )
 
-SHARED_BYTES = SharedBytes(large_heads=171 << 10, chunks=107 << 10, segments=159 << 10)
-_REGISTRATION = matrix_state_registration("wkv7", v_at=3, shared_bytes=SHARED_BYTES)
+WKV7_SHARED_BYTES = SharedBytes(large_heads=171 << 10, chunks=107 << 10, segments=159 << 10)
+_REGISTRATION = matrix_state_registration("wkv7", v_at=3, shared_bytes=WKV7_SHARED_BYTES)
 
 
 def refuses(call: Call) -> Refusal | None:
