@@ -60,6 +60,7 @@ def prepare(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Te
         raise BackendError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
     if tensor.device != like.device:
         raise BackendError(f"{op}: {name} is on {tensor.device}, expected {like.device}")
+    # Decays act once a token: what 16 bits round off would be raised to the length of the text.
     return tensor.to(compute_dtype(like.dtype))
 
 

@@ -213,6 +213,7 @@ def _order(backends: Sequence[Backend], call: Call) -> list[int]:
         call.head_size,
     )
     places = {backend.name: position for position, backend in enumerate(backends)}
+    # A table may name backends that this copy of the program lacks.
     measured = [places[name] for name in measurements.ranking(wanted) if name in places]
     listed = [position for position, backend in enumerate(backends) if not backend.kernel]
     return measured + [position for position in listed if position not in measured]

@@ -70,6 +70,7 @@ def halve(r: Tensor, k: Tensor, log_d: Tensor, *, keep_levels: bool) -> Halved:
         log_blocks = torch.unflatten(log_whole, 2, (-1, 2))  # [G, M, nb, 2, N]
         whole = torch.exp(log_blocks).unsqueeze(4)
         if keep_levels:
+            # Copies, since both halves are scaled in place next.
             levels.append(Level(half, second.clone(), first.clone(), whole))
         second *= whole[:, :, :, 0]
         first *= whole[:, :, :, 1]

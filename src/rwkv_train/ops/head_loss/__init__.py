@@ -90,6 +90,7 @@ def head_loss(
         total=targets.total,
         recomputed=recomputed,
     )
+    # Autocast would round the weighted sum of losses, which is a product, too.
     with without_autocast(x.device):
         loss: Tensor = SlicedHeadLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
             x.flatten(0, 1),

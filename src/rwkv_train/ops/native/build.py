@@ -109,6 +109,7 @@ def built_library(target: Target) -> Path:
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / "lock", target):
+            # Another process may have built it while this one waited.
             if not library.exists():
                 _compile(target, plan, folder)
     return library
@@ -190,6 +191,7 @@ def _lock(path: Path, target: Target) -> Iterator[None]:
         except BlockingIOError:
             _say(f"waiting for {_owner(file)}, which builds the {_title(target)}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        # The system released the lock, but only a living owner wipes its name.
         owner = _owner(file)
         if owner:
             _say(f"{owner} died while it built the {_title(target)}; its lock is removed")
@@ -224,6 +226,7 @@ def _compile(target: Target, plan: BuildPlan, folder: Path) -> None:
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
         shutil.rmtree(work, ignore_errors=True)
         raise BackendError(_failure(target, log))
+    # Renamed when it is complete: no process ever loads half a library.
     (work / _name(target)).replace(folder / _name(target))
     shutil.rmtree(work, ignore_errors=True)
     log.unlink(missing_ok=True)

@@ -166,6 +166,7 @@ def refusal(call: Call, registration: Registration) -> Refusal | None:
     unserved = _unserved(call, registration.shared_bytes)
     if unserved is not None:
         return unserved
+    # Asked before every call, and the first answer may cost a compilation.
     key = (call.op, call.device.type)
     if key not in _refusals:
         _refusals[key] = _prepare(*key, registration)

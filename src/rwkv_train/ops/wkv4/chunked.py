@@ -144,6 +144,8 @@ def _backward(
     """
     kc, vc, gy = inputs
     length = kc.shape[0]
+    # Forwards again with everything that the way back needs: kept since the first pass it would be
+    # several numbers per token and channel.
     before, pulls, grad_v = [], [], torch.empty_like(vc)
     grad_k, sums = torch.empty_like(kc), starts
     for i in range(length):

@@ -162,6 +162,7 @@ def _backward_group(
     grad_whole = inner.whole * (states[:, :-1] * grad_states).sum(2)
     grad_w = halve_backward(inner.levels, grad_matrix, grad_r, grad_k, grad_whole)
     grad_w *= inputs.log_rate
+    # Before the bonus, through which a token that starts a document sees itself all the same.
     if inputs.marks is not None:
         grad_r.masked_fill_(inputs.marks, 0)
 
