@@ -1,4 +1,4 @@
-"""What every compiled part of the program needs: a compiler, a cache folder, a plain library."""
+"""Finds a compiler and a cache folder, and builds plain libraries, for every compiled part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-Wall")
 
 
 def find_cpp_path() -> str:
-    """The path of the C++ compiler; BackendError when there is none."""
+    """Returns the path of the C++ compiler; raises BackendError when there is none."""
     path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if path is None:
         raise BackendError(
@@ -29,7 +29,7 @@ def find_cpp_path() -> str:
 
 
 def version_text(path: str) -> str:
-    """What a compiler says of itself; BackendError when it does not start."""
+    """Returns a compiler's own version text; raises BackendError when it does not start."""
     done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BackendError(f"{path} --version failed: {done.stderr.strip()}; reinstall it")
@@ -37,7 +37,7 @@ def version_text(path: str) -> str:
 
 
 def cache_folder() -> Path:
-    """A folder that only this user can write: ~/.cache/rwkv_kernels, else one under /tmp."""
+    """Returns a folder only this user can write: ~/.cache/rwkv_kernels, else one under /tmp."""
     try:
         folder = Path.home() / ".cache" / "rwkv_kernels"
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,7 @@ def cache_folder() -> Path:
     except (OSError, RuntimeError):
         pass
     folder = Path(tempfile.gettempdir()) / f"rwkv_kernels_{os.getuid()}"
+    # Under /tmp anybody may have made the folder first, and would choose the code that we load.
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise BackendError(f"{folder} belongs to another user; delete it, or make ~ writable")
@@ -53,7 +54,7 @@ def cache_folder() -> Path:
 
 
 def plain_library(source: Path, cache: Path | None = None) -> Path:
-    """The path of a library made of one C++ file that uses nothing but the standard library.
+    """Returns the path of a library built from one C++ file that needs the standard library only.
 
     It lies in the cache under a name that holds a hash of source, flags, compiler and machine, and
     is compiled (a second or two) when it is not there.  Raises BackendError with the reason when
@@ -66,6 +67,7 @@ def plain_library(source: Path, cache: Path | None = None) -> Path:
         compiler = find_cpp_path()
         shared = "-shared" if sys.platform.startswith("linux") else "-dynamiclib"
         command = [compiler, *_PLAIN_FLAGS, shared, str(source)]
+        # All that the machine code depends on; a cache folder may be shared by several machines.
         told = [*command[1:-1], version_text(compiler), *platform.libc_ver(), platform.machine()]
         key = hashlib.sha256("\n".join(told).encode() + source.read_bytes()).hexdigest()[:16]
         library = folder / f"{source.stem}-{key}.so"

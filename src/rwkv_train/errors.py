@@ -21,7 +21,7 @@ class TrainerError(Exception):
     """Base of all; entry points catch this one."""
 
     def in_one_line(self) -> str:
-        """The message as entry points print it, its lines joined."""
+        """Joins the lines of the message, as entry points print it."""
         lines = (line.strip() for line in str(self).splitlines())
         return "; ".join(lines).replace(":; ", ": ")
 
@@ -43,4 +43,11 @@ class BackendError(TrainerError):
 
 
 class TrainingError(TrainerError):
-    """Raised by `training` when a run that was set up well cannot go on (a loss that is NaN)."""
+    """Raised by `training` when a run that was set up well cannot continue (a loss that is NaN)."""
+
+
+def short_reason(error: Exception) -> str:
+    """Returns the first sentence of a library's message, whose advice seldom fits the user."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def partial_path(path: Path) -> Path:
-    """Temporary name beside `path`; it holds the process id, so that two runs never share one."""
+    """Returns a temporary name next to `path`; its process id keeps two runs from sharing one."""
     return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
@@ -23,6 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = partial_path(path)
     try:
         yield beside
+        # Before the rename: else a crash could leave the new name on blocks never written.
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)

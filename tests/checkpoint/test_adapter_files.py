@@ -13,7 +13,7 @@ from rwkv_train.checkpoint import merge as merge_tool
 from rwkv_train.checkpoint.adapter_files import (
     Adapter,
     load_adapter,
-    merge,
+    merge_adapter,
     save_adapter,
     split_adapter,
 )
@@ -30,7 +30,7 @@ def adapter(**parts) -> Adapter:
 
 
 def test_the_change_is_added_at_its_scale():
-    merged = merge(BASE, adapter(whole={"ln_out.bias": torch.tensor([3.0, 4.0])}))
+    merged = merge_adapter(BASE, adapter(whole={"ln_out.bias": torch.tensor([3.0, 4.0])}))
     # W + 1/2 [10, 20]^T [1, 2, 3]
     assert merged[f"{NAME}.weight"].tolist() == [[5.0, 11.0, 17.0], [13.0, 24.0, 35.0]]
     assert merged["ln_out.bias"].tolist() == [[[3.0, 4.0]]]
@@ -39,7 +39,9 @@ def test_the_change_is_added_at_its_scale():
 
 
 def test_the_rows_of_dora_have_the_learnt_length():
-    merged = merge(BASE, adapter(lengths={NAME: torch.tensor([1.0, 2.0])}))[f"{NAME}.weight"]
+    merged = merge_adapter(BASE, adapter(lengths={NAME: torch.tensor([1.0, 2.0])}))[
+        f"{NAME}.weight"
+    ]
     assert merged.norm(dim=1).tolist() == pytest.approx([1.0, 2.0])
     assert merged[0] == pytest.approx(torch.tensor([5.0, 11.0, 17.0]) / 435**0.5)
 
@@ -58,7 +60,7 @@ def test_pissa_at_its_start_gives_the_base_back_bit_for_bit():
     }
     found, change = split_adapter(training, 2.0, {})
     assert list(found) == list(base) and change.rank == 16
-    assert torch.equal(merge(found, change)[f"{NAME}.weight"], base[f"{NAME}.weight"])
+    assert torch.equal(merge_adapter(found, change)[f"{NAME}.weight"], base[f"{NAME}.weight"])
 
 
 def test_the_file_has_the_names_and_settings_of_peft(tmp_path: Path):
@@ -79,8 +81,8 @@ def test_the_file_has_the_names_and_settings_of_peft(tmp_path: Path):
     again = load_adapter(path)
     assert (again.scale, again.rank) == (0.5, 1)
     assert torch.equal(
-        merge(BASE, again)[f"{NAME}.weight"],
-        merge(BASE, adapter(lengths={NAME: torch.ones(2)}))[f"{NAME}.weight"],
+        merge_adapter(BASE, again)[f"{NAME}.weight"],
+        merge_adapter(BASE, adapter(lengths={NAME: torch.ones(2)}))[f"{NAME}.weight"],
     )
 
 
@@ -123,7 +125,7 @@ def test_settings_that_mean_something_else_are_refused(tmp_path: Path, settings,
 )
 def test_an_adapter_of_another_model_is_refused(base, named):
     with pytest.raises(CheckpointError, match=named):
-        merge(base, adapter())
+        merge_adapter(base, adapter())
 
 
 def test_the_tool_merges_and_overwrites_nothing(tmp_path: Path, capsys):

@@ -7,8 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkv_train.ops.native.custom_ops import CHUNKS_SHARED_BYTES, LARGE_HEAD_SHARED_BYTES
 from rwkv_train.ops.wkv4 import reference
+from rwkv_train.ops.wkv6 import native as wkv6_native
+from rwkv_train.ops.wkv7 import native as wkv7_native
 from tests.cuda.host_kernels import AUTO, CHUNKS, FULL, SEGMENTS, WIDE, HostKernels, KernelError
 from tests.cuda.problems import (
     INTERFACES,
@@ -166,11 +167,12 @@ def test_any_shape_and_any_values_agree(
 @pytest.mark.parametrize("kernel", ("large heads", *BY_CHUNKS))
 def test_the_shared_memory_that_is_asked_for_suffices_and_less_does_not(host_kernels, op, kernel):
     kernels = host_kernels(op)
+    shared = wkv7_native.WKV7_SHARED_BYTES if op == "wkv7" else wkv6_native.WKV6_SHARED_BYTES
     if kernel in BY_CHUNKS:
-        needed, split = CHUNKS_SHARED_BYTES[kernel][op], KERNEL_KINDS[kernel][0]
+        needed, split = getattr(shared, kernel), KERNEL_KINDS[kernel][0]
         problem = make_problem(op, Shape(1, 2, 1, 64), torch.bfloat16)
     else:
-        needed, split = LARGE_HEAD_SHARED_BYTES[op], AUTO
+        needed, split = shared.large_heads, AUTO
         problem = make_problem(op, Shape(1, 2, 1, 256), torch.float32)
     kernels.set_up(most_shared_bytes=needed)
     kernel_results(kernels, problem, split)

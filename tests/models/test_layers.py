@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rwkv_train.models.layers import HeadNorm, decay_logits, share_of_previous, shift_and_mix
-from rwkv_train.models.table import Place, orthogonal
+from rwkv_train.models.table import InitContext, orthogonal
 from tests.helpers import assert_close
 from tests.models.tiny import tiny_config, tiny_model
 
@@ -84,7 +84,7 @@ def test_rwkv7_removal_keys_have_length_one_however_small():
 @pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])
 def test_orthogonal_matrices_are_those_of_a_gaussian_with_positive_triangle(shape):
     config = tiny_config("6")
-    place = Place(shape, 0, config, 0.0, torch.Generator().manual_seed(5))
+    place = InitContext(shape, 0, config, 0.0, torch.Generator().manual_seed(5))
     q = orthogonal(2.0)(place).double() / 2
     tall = q if shape[0] >= shape[1] else q.T
     gaussian = torch.empty(tall.shape).normal_(generator=torch.Generator().manual_seed(5)).double()

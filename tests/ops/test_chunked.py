@@ -82,14 +82,14 @@ def test_small_groups_of_heads_give_the_same_as_all_at_once(op, monkeypatch):
 def test_every_chunk_length_gives_the_same(op, chunk, monkeypatch):
     name = "wkv6" if op == "wkv5" else op
     module = importlib.import_module(f"rwkv_train.ops.{name}.chunked")
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, f"{name.upper()}_CHUNK", chunk)
     check(make_case(op, 1, 45, 2, 8, reset=True))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 16, 45])
 def test_every_chunk_length_of_wkv4_gives_the_same(chunk, monkeypatch):
     module = importlib.import_module("rwkv_train.ops.wkv4.chunked")
-    monkeypatch.setattr(module, "chunk_length", lambda time: chunk)
+    monkeypatch.setattr(module, "balanced_chunk_length", lambda time: chunk)
     check(make_case("wkv4", 2, 45, 1, 3, reset=True))
 
 

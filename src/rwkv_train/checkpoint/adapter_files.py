@@ -1,6 +1,6 @@
 """Low-rank adapters on disk, in peft's format, and their merger with a base model.
 
-An adapter is a .safetensors file of tensors and a .json file of settings beside it. Keys are
+An adapter is a .safetensors file of tensors and a .json file of settings next to it. Keys are
 `base_model.model.` followed by
 
     blocks.0.att.key.lora_A.weight, .lora_B.weight       [r, in] and [out, r]
@@ -50,18 +50,20 @@ class Adapter:
 def split_adapter(
     weights: Mapping[str, Tensor], scale: float, whole: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], Adapter]:
-    """The base model among the parameters of a model with adapters, and the change of it.
+    """Returns the base model among the parameters of a model with adapters, and the change of it.
 
     weights: by parameter name; the base keeps their order.  whole: those trained fully.
     """
     base = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _OWN}
-    pairs, lengths = {}, {}
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    lengths: dict[str, Tensor] = {}
     for name, down in weights.items():
         if not name.endswith(".lora_A"):
             continue
         path = name.removesuffix(".lora_A")
         up = weights[f"{path}.lora_B"]
         if f"{path}.lora_A0" in weights:
+            # B A - B0 A0 as one product of twice the rank, which any reader of peft's can merge.
             down = torch.cat((down, weights[f"{path}.lora_A0"]))
             up = torch.cat((up, -weights[f"{path}.lora_B0"]), 1)
         pairs[path] = (down, up)
@@ -71,8 +73,8 @@ def split_adapter(
     return base, Adapter(scale, rank, pairs, lengths, dict(whole))
 
 
-def merge(base: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
-    """The base model with the change in it, fp32, in the base's order.
+def merge_adapter(base: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
+    """Returns the base model with the change in it, fp32, in the base's order.
 
     Every matrix is computed in fp64 and rounded once: a PiSSA adapter at its start gives the base
     back bit for bit. Raises CheckpointError when the adapter does not fit the base.
@@ -95,8 +97,10 @@ def merge(base: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
                 f"the adapter of {name} is for a matrix of {len(up)} x {down.shape[1]}, the base "
                 f"model has {' x '.join(map(str, matrix.shape))}; give the model it was trained on"
             )
+        # fp64: the subtraction of a PiSSA start cancels, and must leave the base's own bits.
         changed = matrix.double() + adapter.scale * (up.double() @ down.double())
         if path in adapter.lengths:
+            # A row of zeros has no direction to stretch; the bound keeps it zero.
             length = changed.norm(dim=1).clamp_min(1e-12)
             changed *= (adapter.lengths[path].double() / length)[:, None]
         merged[name] = changed.float()
@@ -104,9 +108,9 @@ def merge(base: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
 
 
 def save_adapter(path: Path, adapter: Adapter, dtype: torch.dtype, base_name: str) -> None:
-    """Writes `path` (.safetensors) and its settings (.json beside it).
+    """Writes `path` (.safetensors) and its settings (.json next to it).
 
-    base_name: file name of the base model, for people. Raises CheckpointError.
+    base_name: file name of the base model, for readers. Raises CheckpointError.
     """
     tensors = {}
     for name, (down, up) in adapter.pairs.items():
@@ -143,7 +147,9 @@ def load_adapter(path: Path) -> Adapter:
     if path.is_dir():
         path = path / "adapter_model.safetensors"
     tensors = {name.removeprefix(_PREFIX): value for name, value in load_weights(path).items()}
-    pairs, lengths, whole = {}, {}, {}
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    lengths: dict[str, Tensor] = {}
+    whole: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if name.endswith(_A):
             module = name.removesuffix(_A)
@@ -164,7 +170,7 @@ def load_adapter(path: Path) -> Adapter:
 
 
 def settings_path(path: Path) -> Path:
-    """The settings of the adapter in `path`: peft's own name for peft's, else the same name."""
+    """Returns the settings file of the adapter `path`: peft's own name, or that of the adapter."""
     if path.name == "adapter_model.safetensors":
         return path.with_name("adapter_config.json")
     return path.with_suffix(".json")
@@ -182,10 +188,11 @@ def _read_scale(path: Path) -> float:
                 f"{path}: only plain LoRA and DoRA adapters can be merged, not "
                 f"{', '.join(unsupported) or settings.get('peft_type')}"
             )
+        # rsLoRA divides by the root of the rank, peft's default by the rank.
         return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); it belongs beside the adapter and tells "
+            f"{path} cannot be read ({error.strerror}); it belongs next to the adapter and tells "
             f"its scale"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

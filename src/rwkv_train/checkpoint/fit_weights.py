@@ -15,7 +15,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class FitReport:
-    """What `fit_weights` did beyond copying.
+    """The keys that `fit_weights` did more with than copy.
 
     filled: keys the checkpoint lacks, which kept the model's value.
     reshaped: keys whose size-1 axes differed.
@@ -25,7 +25,7 @@ class FitReport:
     reshaped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line for the run's header; empty when everything was copied as it is."""
+        """Returns one line for the run's header; empty when everything was copied as it is."""
         parts = []
         if self.filled:
             parts.append(f"{_listed(self.filled)} kept the initial value")
@@ -41,7 +41,7 @@ def fit_weights(
     partial: bool,
     optional: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], FitReport]:
-    """Tensors for every key of `model_state`, in its order, and a report.
+    """Returns tensors for every key of `model_state`, in its order, and a report.
 
     loaded: as `load_weights` returns it; tensors keep their dtype. Shapes may differ from the
         model's by axes of size 1.
@@ -76,11 +76,12 @@ def fit_weights(
 def _lost_layers(
     model_state: Mapping[str, Tensor], loaded: Mapping[str, Tensor], optional: Sequence[str]
 ) -> list[str]:
-    """Layers of the model of which `loaded` holds nothing that it must.
+    """Returns the layers of the model of which `loaded` holds nothing that it must.
 
     Filling one would replace what the base model learnt by random values: a file that holds only
     initial states is no base model.
     """
+    # Trained states do not count: a model without them starts from the empty state.
     present: dict[str, bool] = {}
     for key in model_state:
         if not _matches(key, (*optional, "*.time_state")):
@@ -90,7 +91,7 @@ def _lost_layers(
 
 
 def _layer_of(key: str) -> str:
-    """emb, ln_out, head …, and within a block blocks.N.att, blocks.N.ffn, blocks.N.ln1 …"""
+    """Returns emb, ln_out, head …, and within a block blocks.N.att, blocks.N.ffn, blocks.N.ln1 …"""
     parts = key.split(".")
     return ".".join(parts[:3]) if parts[0] == "blocks" else parts[0]
 
@@ -128,7 +129,7 @@ def _hints(
     lost_layers: Sequence[str],
     partial: bool,
 ) -> list[str]:
-    """What to do about it, most specific first."""
+    """Returns remedies, the most specific one first."""
     hints = []
     layers, expected_layers = _block_count(loaded), _block_count(model_state)
     if layers != expected_layers:
@@ -143,6 +144,7 @@ def _hints(
         hints.append("the file holds only trained states: load its base model, then the states")
     elif unexpected and all("time_state" in key for key in unexpected):
         hints.append("the file holds trained states; build the model with states to use them")
+    # A wrong size explains everything else: further advice would only lead away from it.
     if hints:
         return hints
     if not unexpected and not lost_layers and not partial:

@@ -54,15 +54,15 @@ _FLA_MATRIX = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 _FLA_VECTOR = re.compile(r"layers\.(\d+)\.(?:(attn)\.(x_[rwkvag]|k_k|k_a|r_k)|ffn\.x_k)")
 _FLA_PAIR = re.compile(r"layers\.(\d+)\.attn\.([wavg])_lora\.lora\.([02])\.(weight|bias)")
 
-T = TypeVar("T")
+_Entry = TypeVar("_Entry")
 
 
 def checkpoint_keys(
-    path: Path, entries: Mapping[str, T], transposed: Callable[[T], T]
-) -> dict[str, T]:
-    """`entries` under checkpoint keys, those of neither export as they are.
+    path: Path, entries: Mapping[str, _Entry], transposed: Callable[[_Entry], _Entry]
+) -> dict[str, _Entry]:
+    """Returns `entries` under checkpoint keys, those of neither export as they are.
 
-    transposed: what a value becomes when its matrix is.  Raises CheckpointError for an export with
+    transposed: gives the value of a transposed matrix.  Raises CheckpointError for an export with
     tensors that have no unambiguous place.
     """
     if any(key.startswith(_TRANSFORMERS) for key in entries):
@@ -82,12 +82,13 @@ def _from_transformers(key: str) -> str:
 
 
 def _from_fla(path: Path, key: str) -> tuple[str, bool]:
-    """The checkpoint key, and whether the matrix is to be transposed."""
+    """Returns the checkpoint key, and whether the matrix is to be transposed."""
     if key in _FLA_OUTER:
         return _FLA_OUTER[key], False
     pair = _FLA_PAIR.fullmatch(key)
     if pair:
         layer, letter, place, kind = pair.groups()
+        # lora.0 is the first matrix of the pair (w1), lora.2 the second (w2), whose bias is w0.
         number = "1" if place == "0" else ("2" if kind == "weight" else "0")
         if (place, kind) != ("0", "bias"):
             return f"blocks.{layer}.att.{letter}{number}", kind == "weight"

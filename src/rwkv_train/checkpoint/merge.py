@@ -1,4 +1,4 @@
-"""Merges what was trained beside a base model into it.
+"""Merges what was trained for a base model into it.
 
     python -m rwkv_train.checkpoint.merge BASE.pth ADAPTER.lora.safetensors OUT.pth
     python -m rwkv_train.checkpoint.merge BASE.pth STATES.pth OUT.pth
@@ -12,22 +12,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
+from rwkv_train.command_line import OneLineParser
 from rwkv_train.errors import CheckpointError, TrainerError
 
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit status 2."""
-        self.exit(2, f"error: {message} (--help lists the options)\n")
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; importing torch is left to `main`."""
-    p = Parser(
+def merge_parser() -> argparse.ArgumentParser:
+    """Returns the command line; importing torch is left to `main`."""
+    p = OneLineParser(
         prog="python -m rwkv_train.checkpoint.merge",
         description="Merges an adapter, or trained initial states, into their base model.",
     )
@@ -47,9 +43,12 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status: 0, or 2 for bad input with one line on stderr."""
-    arguments = parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for bad input with one line on stderr.
+
+    argv: the words after the program's name; None: those the program was called with.
+    """
+    arguments = merge_parser().parse_args(argv)
     try:
         _merge(arguments)
     except TrainerError as error:
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 def _merge(a: argparse.Namespace) -> None:
     import torch
 
-    from rwkv_train.checkpoint.adapter_files import load_adapter, merge
+    from rwkv_train.checkpoint.adapter_files import load_adapter, merge_adapter
     from rwkv_train.checkpoint.number_formats import DTYPES
     from rwkv_train.checkpoint.weights import load_weights, save_weights
 
@@ -81,18 +80,18 @@ def _merge(a: argparse.Namespace) -> None:
             )
         merged = {**base, **states}
     else:
-        merged = merge(base, load_adapter(change))
+        merged = merge_adapter(base, load_adapter(change))
     stored = next((v.dtype for v in base.values() if v.is_floating_point()), torch.float32)
     dtype = stored if a.precision == "auto" else DTYPES[a.precision]
     save_weights(out, merged, dtype)
     print(f"wrote {out}: {a.base} with {a.change}, {str(dtype).removeprefix('torch.')}")
 
 
-def _states_of(weights: dict) -> dict:
-    """`weights` if they are trained initial states and nothing else, {} otherwise."""
+def _states_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns `weights` if they are trained initial states and nothing else, {} otherwise."""
     only_states = all(name.endswith(".att.time_state") for name in weights)
     return weights if only_states else {}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -2,12 +2,11 @@
 
 `rwkv-init.pth` holds the initial weights, `rwkv-N.pth` those after mini-epoch N,
 `rwkv-final.pth` those of a finished run and `best.pth` those of the lowest validation loss; no
-run goes on from the last one, whose name does not begin with rwkv- because RWKV-LM expects a number
-there. Beside all but the first may lie `rwkv-N.lora.safetensors`, an
-adapter, or `rwkv-N.merged.pth`, a model with its trained states. A training
-state has the name of its weights with the suffix .state. One saved between mini-epochs is
-`rwkv-step-S.state`, S the steps done, without weights beside it: RWKV-LM takes the number of every
-rwkv-*.pth for a mini-epoch.
+run resumes from the last one, whose name does not begin with rwkv- because RWKV-LM expects a number
+there. Next to all but the first may lie `rwkv-N.lora.safetensors`, an adapter, or
+`rwkv-N.merged.pth`, a model with its trained states. A training state has the name of its weights
+with the suffix .state. One saved between mini-epochs is `rwkv-step-S.state`, S the steps done,
+without weights next to it: RWKV-LM takes the number of every rwkv-*.pth for a mini-epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 INIT = "rwkv-init.pth"
 FINAL = "rwkv-final.pth"
 BEST = "best.pth"
-# Initial states that people supply for state tuning, as in RWKV-LM v5.
+# Initial states that users supply for state tuning, as in RWKV-LM v5.
 INIT_STATES = "rwkv-init-state.pth"
 INIT_EPOCH = -1
 
@@ -29,24 +28,24 @@ _NUMBERED = re.compile(r"rwkv-(0|[1-9][0-9]*)\.pth")
 
 
 def numbered(epoch: int) -> str:
-    """Name of the checkpoint written after mini-epoch `epoch` (from 0)."""
+    """Returns the name of the checkpoint written after mini-epoch `epoch` (from 0)."""
     if epoch < 0:
         raise ValueError(f"mini-epochs count from 0, got {epoch}")
     return f"rwkv-{epoch}.pth"
 
 
 def step_state(step: int) -> str:
-    """Name of the training state saved between mini-epochs after `step` optimizer steps."""
+    """Returns the name of the training state saved after `step` steps, between mini-epochs."""
     return f"rwkv-step-{step}{STATE_SUFFIX}"
 
 
 def is_state(name: str) -> bool:
-    """Whether a file of this name is a training state of ours."""
+    """Tells whether a file of this name is a training state of ours."""
     return _STATE.fullmatch(name) is not None
 
 
 def epoch_of(name: str) -> int | None:
-    """Mini-epoch of a checkpoint's name: N, -1 for the initial one, None for any other name.
+    """Returns the mini-epoch in a checkpoint's name: N, -1 for the initial one, None for others.
 
     The final checkpoint has no number: it belongs to the run, not to a mini-epoch.
     """
@@ -57,19 +56,19 @@ def epoch_of(name: str) -> int | None:
 
 
 def merged_path(checkpoint: Path) -> Path:
-    """Where the whole model lies beside a `checkpoint` of trained initial states."""
+    """Returns the path of the whole model next to a `checkpoint` of trained initial states."""
     return checkpoint.with_suffix(".merged.pth")
 
 
 def adapter_path(checkpoint: Path) -> Path:
-    """Where the adapter lies that is merged into `checkpoint`."""
+    """Returns the path of the adapter that is merged into `checkpoint`."""
     return checkpoint.with_suffix(".lora.safetensors")
 
 
 def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """(mini-epoch, path) of the checkpoints in `folder`, newest first, the initial one last.
+    """Lists (mini-epoch, path) of the checkpoints in `folder`, newest first, the initial one last.
 
-    Folders, other files and the final checkpoint are passed over; a missing folder holds none.
+    Folders, other files and the final checkpoint are skipped; a missing folder holds none.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,6 +1,6 @@
-"""The full training state beside a checkpoint: what makes a resumed run continue exactly.
+"""The full training state next to a checkpoint, from which a resumed run continues exactly.
 
-`rwkv-N.pth` holds the weights for the world; `rwkv-N.state` beside it holds what only the trainer
+`rwkv-N.pth` holds the weights for the world; `rwkv-N.state` next to it holds what only the trainer
 needs: fp32 weights, the optimizer's moments, the step, random states, loss averages and the
 configuration. It is one file of full tensors by parameter name, so it fits any number of processes
 and any strategy. The name does not end in .pth, so no other program takes it for a checkpoint.
@@ -20,18 +20,18 @@ import torch
 from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, is_state
 from rwkv_train.checkpoint.space import require_space
-from rwkv_train.errors import CheckpointError
+from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import replacing
 
 # 2 had no digest, 1 only the moments of Adam.
 FORMAT = 3
-# What every reader relies on; the rest may be absent.
+# Every reader relies on these; the rest may be absent.
 REQUIRED = ("format", "step", "weights", "optimizer", "moments", "optimizer_steps")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file a run could go on from: a training state, or bare weights when it has no state."""
+    """A file a run could resume from: a training state, or bare weights when it has no state."""
 
     epoch: int
     weights: Path | None
@@ -52,7 +52,7 @@ class StateFile:
 
 
 def state_path(checkpoint: Path) -> Path:
-    """Where the training state of `checkpoint` (rwkv-N.pth or rwkv-final.pth) lies."""
+    """Returns the path of the training state of `checkpoint` (rwkv-N.pth or rwkv-final.pth)."""
     return checkpoint.with_suffix(STATE_SUFFIX)
 
 
@@ -70,7 +70,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"cannot write {path}: {_first_line(error)}; free the disk or choose another "
+            f"cannot write {path}: {short_reason(error)}; free the disk or choose another "
             "--proj_dir. What was there before is unchanged"
         ) from error
 
@@ -96,6 +96,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not intact:
         raise CheckpointError(f"{path} is damaged: its content does not have the digest it names")
+    # The digest only tells that these are the bits written; a diverged run writes NaN faithfully.
     for name, weight in state["weights"].items():
         if not bool(weight.isfinite().all()):
             raise CheckpointError(f"{path} comes from a run that diverged: {name} is not finite")
@@ -103,7 +104,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, *, verify: bool) -> dict[str, Any]:
-    """The dictionary in a state; verify: with its description checked."""
+    """Reads the dictionary in a state; verify: with its description checked."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = _damaged_part(archive) if verify else None
@@ -116,14 +117,14 @@ def _read(path: Path, *, verify: bool) -> dict[str, Any]:
         raise
     except Exception as error:
         # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error ...
-        raise CheckpointError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is truncated or damaged: {short_reason(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is no training state: it holds {type(state).__name__}")
     return state
 
 
 def _damaged_part(archive: zipfile.ZipFile) -> str | None:
-    """The part that describes the others, if it is damaged; a digest covers the tensors."""
+    """Returns the part that describes the others, if damaged; a digest covers the tensors."""
     for name in archive.namelist():
         if name.endswith("data.pkl"):
             try:
@@ -133,14 +134,8 @@ def _damaged_part(archive: zipfile.ZipFile) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
-
-
 def list_states(folder: Path) -> list[StateFile]:
-    """The training states in `folder`, the one furthest in the data first; unreadable ones last.
+    """Lists the training states in `folder`, the furthest in the data first, unreadable ones last.
 
     Reads only what describes them. Of two at the same place the one that ends a run comes first,
     then the one that ends a mini-epoch.
@@ -152,6 +147,7 @@ def list_states(folder: Path) -> list[StateFile]:
         try:
             content = _read(path, verify=False)
             step = int(content["step"])
+            # In tokens, since runs of another batch size may have left states here.
             position = step * int(content.get("tokens_per_step", 1))
             found.append(StateFile(path, position, step))
         except CheckpointError as error:
@@ -168,7 +164,7 @@ def _freshness(state: StateFile) -> tuple[int, int, str]:
 
 
 def resume_candidates(folder: Path) -> list[Candidate]:
-    """Numbered checkpoints and states in `folder`, newest first; rwkv-init.pth is not one."""
+    """Lists numbered checkpoints and states in `folder`, newest first; rwkv-init.pth is not one."""
     epochs: dict[int, dict[str, Path]] = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         epoch = epoch_of(path.with_suffix(".pth").name)

@@ -12,7 +12,7 @@ from rwkv_train.checkpoint.resume import list_states, state_path
 
 @dataclass(frozen=True)
 class Retention:
-    """What stays in a project folder.
+    """The rule of what stays in a project folder.
 
     last: newest states kept; every: states saved at a multiple of so many steps stay too;
     last_weights: newest numbered weights kept, None: all; epoch_steps: steps per mini-epoch, by
@@ -27,8 +27,8 @@ class Retention:
     def apply(self, folder: Path, newest: Path) -> list[Path]:
         """Deletes what is neither among the newest nor at a multiple; returns that.
 
-        newest: the state just written. States that are further in the data than it were passed
-        over when the run resumed: they neither count nor go, and so with unreadable ones and
+        newest: the state just written. States that are further in the data than it were skipped
+        when the run resumed: they neither count nor go, and so with unreadable ones and
         rwkv-final.state.
         """
         deleted = self._states_to_go(folder, newest) + self._weights_to_go(folder)
@@ -40,11 +40,16 @@ class Retention:
 
     def _states_to_go(self, folder: Path, newest: Path) -> list[Path]:
         final = state_path(folder / FINAL)
-        states = [s for s in list_states(folder) if s.position is not None and s.path != final]
-        place = next((s.position for s in states if s.path == newest), None)
-        if place is None:
+        states = [
+            (state, state.position)
+            for state in list_states(folder)
+            if state.position is not None and state.path != final
+        ]
+        reached = next((position for state, position in states if state.path == newest), None)
+        if reached is None:
+            # Without a readable newest state there is nothing to measure the others by.
             return []
-        older = [s for s in states if s.path != newest and s.position <= place]
+        older = [s for s, position in states if s.path != newest and position <= reached]
         return [s.path for s in older[self.last - 1 :] if not self._is_kept(s.step)]
 
     def _weights_to_go(self, folder: Path) -> list[Path]:

@@ -1,11 +1,10 @@
-"""Room on the disk, asked before a file is begun."""
+"""Room on the disk, checked before a file is begun."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +15,7 @@ _PER_TENSOR = 1024
 _PER_FILE = 1 << 16
 
 
-def require_space(path: Path, content: Any) -> None:
+def require_space(path: Path, content: object) -> None:
     """Raises CheckpointError when the disk of `path` has no room for tensors in nested dicts.
 
     A quota is not seen here; running into one fails while writing, which leaves nothing behind.
@@ -35,13 +34,14 @@ def require_space(path: Path, content: Any) -> None:
         )
 
 
-def _size(content: Any) -> int:
+def _size(content: object) -> int:
     if isinstance(content, Tensor):
         return content.numel() * content.element_size() + _PER_TENSOR
     if isinstance(content, Mapping):
         return sum(_size(value) for value in content.values())
     if isinstance(content, (list, tuple)):
         return sum(_size(value) for value in content)
+    # 16 bytes are more than a pickled number takes.
     return len(content) if isinstance(content, str) else 16
 
 

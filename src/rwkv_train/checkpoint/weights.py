@@ -21,7 +21,7 @@ from torch import Tensor
 from rwkv_train.checkpoint.fit_weights import FitReport, fit_weights
 from rwkv_train.checkpoint.hf_names import checkpoint_keys
 from rwkv_train.checkpoint.space import require_space
-from rwkv_train.errors import CheckpointError
+from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import replacing
 
 __all__ = ["FitReport", "fit_weights", "load_weights", "read_shapes", "save_weights"]
@@ -29,11 +29,11 @@ __all__ = ["FitReport", "fit_weights", "load_weights", "read_shapes", "save_weig
 # Left by sharded DeepSpeed runs, DistributedDataParallel and LightningModules.
 _PREFIXES = ("_forward_module.", "module.", "model.")
 
-T = TypeVar("T")
+_Entry = TypeVar("_Entry")
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in a checkpoint, keys as `load_weights` gives them.
+    """Reads the shape of every tensor in a checkpoint, keys as `load_weights` gives them.
 
     Reads names and sizes, not the data. Raises CheckpointError.
     """
@@ -45,7 +45,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def load_weights(path: str | Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Tensors of a checkpoint on the CPU, in file order, floats as `dtype` (None: as stored).
+    """Reads a checkpoint's tensors to the CPU, in file order, floats as `dtype` (None: as stored).
 
     Wrapper prefixes are stripped, the masks that RWKV-LM saves (copy_mask, tiny_mask) dropped.
     Raises CheckpointError when the file is missing, damaged, holds NaN or infinity, or holds
@@ -82,13 +82,13 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
             _write(beside, tensors, safetensors=path.suffix == ".safetensors")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot write {path}: {_reason(error)}; make room or name another folder. "
+            f"cannot write {path}: {short_reason(error)}; make room or name another folder. "
             f"What was there before is unchanged"
         ) from error
 
 
-def _guarded(path: Path, read: Callable[[Path], T]) -> T:
-    """read(path), with every way a file can be unreadable turned into a CheckpointError."""
+def _guarded(path: Path, read: Callable[[Path], _Entry]) -> _Entry:
+    """Calls read(path); raises CheckpointError for every way a file can be unreadable."""
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder, expected a .pth or .safetensors file; shards of a ZeRO-3 run "
@@ -110,7 +110,7 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
         # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error …
         raise CheckpointError(
             f"{path} cannot be read: it is truncated, damaged or no checkpoint "
-            f"({_reason(error)}); copy it again or use another checkpoint"
+            f"({short_reason(error)}); copy it again or use another checkpoint"
         ) from error
 
 
@@ -153,9 +153,11 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _clean(path: Path, entries: Mapping[str, T], transposed: Callable[[T], T]) -> dict[str, T]:
-    """`entries` by checkpoint key, without wrapper prefixes and without the masks of RWKV-LM."""
-    cleaned: dict[str, T] = {}
+def _clean(
+    path: Path, entries: Mapping[str, _Entry], transposed: Callable[[_Entry], _Entry]
+) -> dict[str, _Entry]:
+    """Returns `entries` by checkpoint key, without wrapper prefixes and RWKV-LM's masks."""
+    cleaned: dict[str, _Entry] = {}
     for key, value in entries.items():
         name = _strip_prefixes(key)
         if name.split(".")[-1] in ("copy_mask", "tiny_mask"):
@@ -167,6 +169,7 @@ def _clean(path: Path, entries: Mapping[str, T], transposed: Callable[[T], T]) -
 
 
 def _strip_prefixes(key: str) -> str:
+    # Again and again: a LightningModule inside DeepSpeed's engine has two.
     while key.startswith(_PREFIXES):
         key = key.split(".", 1)[1]
     return key
@@ -201,13 +204,6 @@ def _write(path: Path, tensors: dict[str, Tensor], *, safetensors: bool) -> None
     # A handle, because given a path torch writes its name into the file.
     with path.open("wb") as file:
         torch.save(tensors, file)
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of a message; torch adds advice that does not help here."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
 
 
 def _short(dtype: torch.dtype) -> str:

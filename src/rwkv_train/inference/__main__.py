@@ -5,25 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, get_args
+from typing import get_args
 
+from rwkv_train.command_line import OneLineParser
 from rwkv_train.config.schema import Backend
 from rwkv_train.errors import ConfigError, TrainerError
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit status 2."""
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; importing torch is left to `main`."""
-    p = Parser(
+def generate_parser() -> argparse.ArgumentParser:
+    """Returns the command line; importing torch is left to `main`."""
+    p = OneLineParser(
         prog="generate.py",
-        description=__doc__.split("`")[0].strip(),
+        description="Generates text from a checkpoint:",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("prompt", nargs="?", default="", help="text to go on from; -: standard input")
@@ -56,8 +49,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for bad input with one line on stderr."""
-    arguments = parser().parse_args(argv)
+    """Returns the exit status: 0, or 2 for bad input with one line on stderr.
+
+    argv: the words after the program's name; None: those the program was called with.
+    """
+    arguments = generate_parser().parse_args(argv)
     try:
         _generate(arguments)
     except TrainerError as error:
@@ -115,4 +111,4 @@ def _generate(a: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

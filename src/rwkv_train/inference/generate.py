@@ -11,29 +11,35 @@ from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
 from rwkv_train.inference.sampling import Sampler
 from rwkv_train.inference.streaming import TextStream
 from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.row_chunks import read_in_chunks
 from rwkv_train.models.state import ModelState
 
-# Tokens read at once: bounds the memory of a long prompt, whose state goes on from piece to piece.
+# Tokens read at once: bounds the memory of a long prompt, which is read piece by piece.
 PREFILL = 1024
 
 
 @torch.no_grad()
 def prefill(model: RWKV, tokens: list[int]) -> tuple[Tensor, ModelState]:
-    """Logits [V] after the last of `tokens` (at least one) and the state there."""
+    """Returns the logits [V] after the last of `tokens` (at least one) and the state there."""
     assert tokens, "a prompt has at least one token"
     device = model.emb.weight.device
-    state = None
-    for first in range(0, len(tokens), PREFILL):
-        piece = torch.tensor([tokens[first : first + PREFILL]], device=device)
-        x, state = model.features(piece, state)
-    return model.head(x[:, -1:])[0, 0], state
+    row = torch.tensor([tokens], device=device)
+
+    def read(part: slice, state: ModelState | None) -> tuple[Tensor, ModelState]:
+        x, state_after = model.features(row[:, part], state)
+        # A view would keep the features of the whole piece alive.
+        return x[:, -1:].clone(), state_after
+
+    lasts, state = read_in_chunks(read, len(tokens), PREFILL, None)
+    logits: Tensor = model.head(lasts[-1])
+    return logits[0, 0], state
 
 
 @torch.no_grad()
 def generate_tokens(
     model: RWKV, prompt: list[int], sampler: Sampler, max_tokens: int
 ) -> Iterator[int]:
-    """Up to max_tokens tokens after `prompt`; ends early at the end-of-document token.
+    """Yields up to max_tokens tokens after `prompt`; ends early at the end-of-document token.
 
     An empty prompt stands for the start of a document.
     """
@@ -51,9 +57,9 @@ def generate_tokens(
 def generate_text(
     model: RWKV, tokenizer: Tokenizer, prompt: str, sampler: Sampler, max_tokens: int
 ) -> Iterator[str]:
-    """The generated text in pieces as it comes; pieces end between characters, not inside one.
+    """Yields the generated text as it comes, in pieces that end between characters.
 
-    Rows of the head beyond the tokenizer's tokens (padding) stand for no text and are passed over.
+    Rows of the head beyond the tokenizer's tokens (padding) stand for no text and are skipped.
     """
     tokens = tokenizer.encode(prompt)
     stream = TextStream(tokenizer, tokens)

@@ -27,7 +27,7 @@ def load_model(
     wkv_backend: str = "auto",
     states: str | Path | None = None,
 ) -> RWKV:
-    """The network in evaluation mode, every size read from the file.
+    """Returns the network in evaluation mode, every size read from the file.
 
     states: a file of trained initial states, which join or replace those of the checkpoint; with
     them a text starts. Raises CheckpointError or ConfigError.
@@ -73,8 +73,10 @@ def _load_states(path: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) -> Tokenizer:
-    """The tokenizer `given`, else the one named in config.yaml beside the checkpoint, else the
-    built-in one with as many tokens as the model has rows.
+    """Returns the tokenizer of a checkpoint.
+
+    The one `given`, else the one named in the config.yaml next to the checkpoint, else the built-in
+    one with as many tokens as the model has rows.
 
     Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
     model.

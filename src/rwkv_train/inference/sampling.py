@@ -12,7 +12,7 @@ from rwkv_train.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is chosen.
+    """The rule by which the next token is chosen.
 
     temperature: 0 takes the likeliest token. top_k: 0 is off. top_p: 1 is off.
     presence_penalty is subtracted from the logit of every token generated so far,
@@ -47,28 +47,33 @@ class Sampler:
     _counts: dict[int, float] = field(default_factory=dict)
 
     def draw(self, logits: Tensor) -> int:
-        """The next token for logits [V]."""
-        o = self.options
+        """Returns the next token for logits [V]."""
+        options = self.options
+        # The generator is the CPU's, so that a seed gives the same draws on every device.
         logits = logits.detach().to("cpu", torch.float32, copy=True)
         for token, count in self._counts.items():
-            logits[token] -= o.presence_penalty + count * o.frequency_penalty
+            logits[token] -= options.presence_penalty + count * options.frequency_penalty
         token = self._choose(logits)
+        # Faded before the new token is counted, so that it weighs fully next time.
         for known in self._counts:
-            self._counts[known] *= o.penalty_decay
+            self._counts[known] *= options.penalty_decay
         self._counts[token] = self._counts.get(token, 0.0) + 1.0
         return token
 
     def _choose(self, logits: Tensor) -> int:
-        o = self.options
-        if o.temperature == 0:
+        options = self.options
+        if options.temperature == 0:
             return int(logits.argmax())
-        logits = keep_likely(logits / o.temperature, top_k=o.top_k, top_p=o.top_p)
+        logits = keep_likely(logits / options.temperature, top_k=options.top_k, top_p=options.top_p)
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
 
 
 def keep_likely(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """Logits [V] with -inf outside the top_k largest and outside the smallest set of likeliest
-    tokens whose probabilities reach top_p; the likeliest token always stays."""
+    """Returns logits [V] with -inf for the unlikely; the likeliest token always stays.
+
+    Unlikely is what lies outside the top_k largest, or outside the smallest set of likeliest tokens
+    whose probabilities reach top_p.
+    """
     ordered, order = logits.sort(descending=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if top_k > 0:

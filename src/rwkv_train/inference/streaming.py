@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
 
-# What a decoder shows for bytes that are not, or not yet, a character.
+# Decoders show it for bytes that are not, or not yet, a character.
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 # Tokens decoded together: some decoders treat the first one in a special way (a space is dropped),
 # so a token alone does not tell its text.
@@ -27,19 +27,20 @@ class TextStream:
         self._given = len(tokenizer.decode(self._window))
 
     def add(self, token: int) -> str:
-        """The text that is certain now that `token` is known; often its own, sometimes none."""
+        """Returns the text that `token` makes certain; often its own, sometimes none."""
         self._window.append(token)
         text = self._tokenizer.decode(self._window)
         certain = text.rstrip(INCOMPLETE)
         piece = certain[self._given :]
         self._given += len(piece)
+        # Cut only between characters, or the bytes of one would be decoded without its start.
         if len(self._window) > LONGEST and certain == text:
             self._window = self._window[-CONTEXT:]
             self._given = len(self._tokenizer.decode(self._window))
         return piece
 
     def finish(self) -> str:
-        """What is left when no token follows: bytes that never became a character."""
+        """Returns what remains when no token follows: bytes that never became a character."""
         piece = self._tokenizer.decode(self._window)[self._given :]
         self._given += len(piece)
         return piece

@@ -13,8 +13,8 @@ trained length, y_i m_i / |row i|, the norm taken as constant in the gradient.
 peft is not used: it wraps the model, so that names are no longer checkpoint keys (the parameter
 tables, the optimizer state and the files go by them), its merged matrices are computed in the
 training precision, and it brings transformers and accelerate along for some fifty lines. Files are
-written in its format, see `checkpoint.adapters`. All tensors of one matrix sit in one module, which
-is what ZeRO 3 gathers at a time.
+written in its format, see `checkpoint.adapter_files`. All tensors of one matrix sit in one module,
+which is what ZeRO 3 gathers at a time.
 
 Source: LoRA paper (2021), section 4; PiSSA paper (2024), section 3; DoRA paper (2024), section 4.
 """
@@ -51,6 +51,7 @@ class AdaptedLinear(Linear):
     """y = W x with W frozen, plus a trained low-rank change; formula in the module's docstring."""
 
     def __init__(self, base: Linear, config: AdapterConfig) -> None:
+        # Not Linear's constructor, which would allocate a second weight.
         nn.Module.__init__(self)
         self.out_features, self.in_features = base.weight.shape
         self.weight = base.weight
@@ -68,12 +69,14 @@ class AdaptedLinear(Linear):
         self.lora_A0 = parameter(r, self.in_features, trained=False) if pissa else None
         self.lora_B0 = parameter(self.out_features, r, trained=False) if pissa else None
         self.lora_magnitude = parameter(self.out_features) if config.lora_dora else None
+        # A new module is in training mode, whatever the model around it is in.
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Maps [..., in] to [..., out]."""
         down, up = self._pair()
         inner = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        # Two thin products: the matrix B A would be as large as the weight.
         y = F.linear(x, self.weight) + F.linear(F.linear(inner, down), up) * self.scale
         if self.lora_magnitude is None:
             return y
@@ -81,16 +84,18 @@ class AdaptedLinear(Linear):
             length = full_precision(self.weight + (up @ down) * self.scale).norm(dim=1)
             # a row of zeros stays one
             length = length.clamp_min(1e-12)
-        return (y * (full_precision(self.lora_magnitude) / length)).to(y.dtype)
+        scaled: Tensor = y * (full_precision(self.lora_magnitude) / length)
+        return scaled.to(y.dtype)
 
     @torch.no_grad()
     def start(self, generator: torch.Generator) -> None:
         """Writes the values from which training begins: together they change nothing."""
-        if self.lora_A0 is None:
+        if self.lora_A0 is None or self.lora_B0 is None:
             limit = 1 / math.sqrt(self.in_features)
             self.lora_A.uniform_(-limit, limit, generator=generator)
         else:
             up, down = largest_directions(self.weight, len(self.lora_A), generator)
+            # The forward pass multiplies by the scale, so that each factor carries its root.
             root = math.sqrt(self.scale)
             for factor, value in ((self.lora_A, down), (self.lora_B, up)):
                 factor.copy_(value / root)
@@ -100,8 +105,8 @@ class AdaptedLinear(Linear):
             self.lora_magnitude.copy_(self.weight.norm(dim=1))
 
     def _pair(self) -> tuple[Tensor, Tensor]:
-        """The two factors of the change, of rank r or, less the start, 2 r."""
-        if self.lora_A0 is None:
+        """Returns the two factors of the change, of rank r or, less the start, 2 r."""
+        if self.lora_A0 is None or self.lora_B0 is None:
             return self.lora_A, self.lora_B
         return torch.cat((self.lora_A, self.lora_A0)), torch.cat((self.lora_B, -self.lora_B0), 1)
 
@@ -109,7 +114,7 @@ class AdaptedLinear(Linear):
 def largest_directions(
     matrix: Tensor, rank: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """[m, rank] and [rank, n] whose product is about the best approximation of `matrix` [m, n].
+    """Returns [m, rank] and [rank, n], about the best approximation of `matrix` [m, n].
 
     Both factors carry the root of the singular values. By subspace iteration: a full
     decomposition of every matrix of a large model would take hours.
@@ -119,6 +124,7 @@ def largest_directions(
     width = min(rank + _OVERSAMPLING, m, n)
     basis = wide @ torch.empty(n, width).normal_(generator=generator)
     for _ in range(_ITERATIONS):
+        # Orthonormal again in every round, or all columns turn towards the largest direction.
         basis = torch.linalg.qr(basis).Q
         basis = wide @ torch.linalg.qr(wide.T @ basis).Q
     basis = torch.linalg.qr(basis).Q
@@ -135,10 +141,10 @@ def attach_adapters(
     seed: int,
     values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Puts an adapter beside every matrix that `targets` names in every block.
+    """Puts an adapter next to every matrix that `targets` names in every block.
 
     targets: as --lora_targets has them; empty: all large matrices.
-    values: tensors by parameter name that a run goes on with; None: the start.
+    values: tensors by parameter name that a run resumes with; None: the start.
     Raises ConfigError for names that no matrix has and for a rank that saves nothing.
     """
     found = matrix_names(model)
@@ -163,17 +169,17 @@ def attach_adapters(
 
 
 def matrix_names(model: RWKV) -> list[str]:
-    """The large matrices of a block, such as att.key, in model order."""
+    """Returns the large matrices of a block, such as att.key, in model order."""
     return [name for name, module in model.blocks[0].named_modules() if isinstance(module, Linear)]
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter, by its name."""
+    """Tells whether a parameter belongs to an adapter, by its name."""
     return name.rpartition(".")[2].startswith("lora_")
 
 
 def learns(name: str, train_type: str, fully: Collection[str] = ()) -> bool:
-    """Whether the parameter `name` is trained.
+    """Tells whether the parameter `name` is trained.
 
     fully: words of --lora_train, which only --train_type lora knows.
     """
@@ -187,7 +193,7 @@ def learns(name: str, train_type: str, fully: Collection[str] = ()) -> bool:
 
 
 def _means(target: str, name: str) -> bool:
-    """Whether `target` (att.key, key or att) means the matrix `name` (att.key)."""
+    """Tells whether `target` (att.key, key or att) means the matrix `name` (att.key)."""
     return target == name or target in name.split(".")
 
 

@@ -37,7 +37,10 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, carry: Tensor | None, state: LayerState | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor | None, LayerState]:
-        """x: [B, T, C], the embedding or the block before.  state None: an empty past."""
+        """Maps (x, carry, state) to those after the block.
+
+        x: [B, T, C], the embedding or the block before.  state None: an empty past.
+        """
         att_shift, wkv, ffn_shift = state if state is not None else (None, None, None)
         if self.ln0 is not None:
             x = self.ln0(x)
@@ -55,7 +58,7 @@ class RWKV(nn.Module):
     All weights start at zero; `parameters.initialize` or `load_state_dict` gives them values.
 
     config: the sizes it was built from.
-    chunk_len: tokens that the loss reads at a time (`models.chunked`); None: all.
+    chunk_len: tokens that the loss reads at a time (`models.row_chunks`); None: all.
     optional_keys: keys (patterns) that a checkpoint may lack, for `checkpoint.fit_weights`.
     """
 
@@ -97,7 +100,7 @@ class RWKV(nn.Module):
     def forward(
         self, tokens: Tensor, state: ModelState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
-        """Logits [B, T, V] and the state after the last token.
+        """Returns the logits [B, T, V] and the state after the last token.
 
         tokens: [B, T] int64.  state: that of the tokens before; None: nothing came before.
         reset: [B, T] bool; True where a document starts, which sees nothing of what came before.
@@ -177,7 +180,7 @@ class RWKV(nn.Module):
     def features(
         self, tokens: Tensor, state: ModelState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
-        """What the head reads, [B, T, C] after ln_out, and the state; arguments as `forward`."""
+        """Returns the head's input [B, T, C] and the state after it; arguments as `forward`."""
         if reset is not None and self.train_states:
             raise ConfigError(
                 "trained initial states and resets at document starts do not go together: a reset "
@@ -190,7 +193,10 @@ class RWKV(nn.Module):
         for layer, block in enumerate(self.blocks):
             layer_state = None if state is None else state[layer]
             arguments = (x, carry, layer_state, reset)
+            # Without gradients nothing is kept, so that recomputing would only cost time.
             if self.grad_cp and torch.is_grad_enabled():
+                # Not reentrant: that form wants a gradient for some input, and with frozen
+                # embeddings the first block has none.
                 x, carry, layer_state = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x, carry, layer_state = block(*arguments)
@@ -200,7 +206,7 @@ class RWKV(nn.Module):
     def _copy_logits(
         self, x: Tensor, tokens: Tensor, state: ModelState | None, reset: Tensor | None
     ) -> Tensor | None:
-        """Logits [B, T, V] of the copy head (head_qk = Q), None without one.
+        """Returns the logits [B, T, V] of the copy head (head_qk = Q), None without one.
 
         Position t adds (W_q x_t) . (W_k x_s) / Q to the logit of every token s <= t it has seen.
         """
@@ -213,10 +219,13 @@ class RWKV(nn.Module):
             )
         B, T = tokens.shape
         scores = self.head_q(x) @ self.head_k(x).transpose(1, 2) / self.config.head_qk  # [B, T, T]
+        # With the diagonal: the token that is being read may be copied too.
         scores = scores.tril()
         if reset is not None:
+            # The running count of starts numbers the documents of a row.
             document = reset.cumsum(1)
             scores = scores * (document.unsqueeze(2) == document.unsqueeze(1))
         seen = tokens.unsqueeze(1).expand(B, T, T)
-        logits = scores.new_zeros(B, T, self.config.vocab_size)
-        return logits.scatter_add_(2, seen, scores)
+        logits: Tensor = scores.new_zeros(B, T, self.config.vocab_size)
+        logits.scatter_add_(2, seen, scores)
+        return logits

@@ -70,7 +70,7 @@ class HeadNorm(nn.Module):
         self.eps = eps
 
     def forward(self, y: Tensor) -> Tensor:
-        """[B, T, H, N] -> [B, T, H N], dtype of `y`."""
+        """Maps [B, T, H, N] to [B, T, H N], in the dtype of `y`."""
         with without_autocast(y.device):
             normal = F.layer_norm(full_precision(y), y.shape[-1:], eps=self.eps).flatten(2)
             scaled = normal * full_precision(self.weight) + full_precision(self.bias)
@@ -78,7 +78,7 @@ class HeadNorm(nn.Module):
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """`x` in fp32, or as it is when it is fp64."""
+    """Returns `x` in fp32, or as it is when it is fp64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -89,9 +89,9 @@ def shift_and_mix(
     *shares: Tensor,
     moves: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """x + (x' - x) share for every share, each [B, T, C], x' the token before: `ops.token_shift`.
+    """Returns x + (x' - x) share for every share, each [B, T, C]; see `ops.token_shift`.
 
-    x: [B, T, C].  last: [B, C], the token before x[:, 0]; None: zero.
+    x: [B, T, C]; x' is the token before.  last: [B, C], the token before x[:, 0]; None: zero.
     reset: [B, T] bool; True where a document starts, which has no predecessor (zero).
     shares: each [1, 1, C].  moves: [n, B, T, C], added to the n shares.
 
@@ -104,12 +104,12 @@ def shift_and_mix(
 
 
 def share_of_previous(share: Tensor) -> Tensor:
-    """1 - share: what RWKV-4 and 5 leave to the token before, in fp32 (fp64 for fp64 models)."""
+    """Returns 1 - share, the share of the token before in RWKV-4 and 5, in fp32 (fp64)."""
     return 1 - full_precision(share)
 
 
 def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """base + tanh(x @ down) @ up, [B, T, A], in fp32 (fp64 for fp64 inputs).
+    """Returns base + tanh(x @ down) @ up, [B, T, A], in fp32 (fp64 for fp64 inputs).
 
     base: broadcastable to [B, T, A].  x: [B, T, D].  down: [D, R].  up: [R, A].
     Rounding the sum to bf16 would change the decay by up to 1.6 %.
@@ -120,12 +120,12 @@ def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
 
 
 def split_heads(x: Tensor, head_size: int) -> Tensor:
-    """[B, T, H N] -> [B, T, H, N]."""
-    return x.unflatten(-1, (-1, head_size))
+    """Maps [B, T, H N] to [B, T, H, N]."""
+    return torch.unflatten(x, -1, (-1, head_size))
 
 
 def starting_state(learnt: Tensor | None, given: Tensor | None, batch: int) -> Tensor | None:
-    """The recurrent state [B, H, N_value, N_key] a sequence starts from; None: zero.
+    """Returns the state [B, H, N_value, N_key] that a sequence starts from; None: zero.
 
     learnt: [H, N_value, N_key], shared by the batch, used when no state is given.
     """

@@ -19,7 +19,7 @@ from rwkv_train.models.registry import version_module
 from rwkv_train.models.table import (
     ADAPTER_LENGTHS,
     ADAPTER_MATRIX,
-    Place,
+    InitContext,
     Rate,
     Row,
     seeded_generator,
@@ -62,7 +62,9 @@ def initialize(
         if only is not None and name not in only:
             continue
         generator = seeded_generator(seed, name)
-        place = Place(tuple(parameter.shape), _layer_of(name), model.config, lr_init, generator)
+        place = InitContext(
+            tuple(parameter.shape), _layer_of(name), model.config, lr_init, generator
+        )
         # The generator is the CPU's, whatever torch's default device is at the moment.
         with torch.device("cpu"):
             value = rows[name].init(place)
@@ -79,7 +81,7 @@ def parameter_groups(
     matrices_apart: bool = False,
     fully: Collection[str] = (),
 ) -> list[ParameterGroup]:
-    """Groups for the optimizer in RWKV-LM's order: 1x, 2x, 3x, decayed; empty ones are left out.
+    """Returns groups for the optimizer in RWKV-LM's order: 1x, 2x, 3x, decayed, without empty ones.
 
     weight_decay: 0 puts the decayed parameters into the 1x group.
     layerwise_lr: False makes every factor 1.
@@ -90,7 +92,7 @@ def parameter_groups(
     matrices_apart: puts the decayed matrices other than emb and head into a last group of their
         own, whatever weight_decay is.
 
-    Parameters that require no gradient are left out. Raises ConfigError when nothing is trained.
+    Parameters that require no gradient are skipped. Raises ConfigError when nothing is trained.
     """
     rows = _rows_of(model)
     groups: dict[tuple[int, float], ParameterGroup] = {}
@@ -100,6 +102,7 @@ def parameter_groups(
         if not learns(name, train_type, fully):
             continue
         key = _group_of(rows[name], weight_decay > 0, layerwise_lr, special_lr_factor)
+        # A group of their own: Muon and AdamW cannot share one.
         if matrices_apart and rows[name].decayed and name not in _OUTER_MATRICES:
             key = (_MATRICES, 1.0)
         decay = weight_decay if key[0] >= _DECAYED else 0.0
@@ -123,7 +126,7 @@ _OUTER_MATRICES = ("emb.weight", "head.weight")
 def _group_of(
     row: Row, decaying: bool, layerwise_lr: bool, special_lr_factor: float | None
 ) -> tuple[int, float]:
-    """Position in RWKV-LM's order of groups, and the learning-rate factor."""
+    """Returns the position in RWKV-LM's order of groups, and the learning-rate factor."""
     if row.decayed and decaying:
         return _DECAYED, 1.0
     if not layerwise_lr or row.rate is Rate.ONE:
@@ -135,7 +138,7 @@ def _group_of(
 
 
 def _rows_of(model: RWKV) -> dict[str, Row]:
-    """The row of every parameter, by name."""
+    """Returns the row of every parameter, by name."""
     table = version_module(model.config.rwkv_version).PARAMETERS
     patterns = [(_compile(row.pattern), row) for row in table]
     rows = {}

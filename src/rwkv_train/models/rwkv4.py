@@ -38,7 +38,7 @@ from rwkv_train.models.sizes import Shapes
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
-    Place,
+    InitContext,
     Rate,
     Row,
     decay_curve,
@@ -46,7 +46,7 @@ from rwkv_train.models.table import (
     rising,
     zeros,
 )
-from rwkv_train.ops.wkv4 import wkv4
+from rwkv_train.ops.wkv4 import State, wkv4
 
 NAME = "RWKV-4"
 RESIDUAL_DROPOUT = True
@@ -76,10 +76,10 @@ class TimeMix(nn.Module):
         x: Tensor,
         carry: Tensor | None,
         shift: Tensor | None,
-        wkv: tuple[Tensor, ...] | None,
+        wkv: State | None,
         reset: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
-        """Output [B, T, D], the carry as it came, new shift and operator state."""
+    ) -> tuple[Tensor, Tensor | None, Tensor, State]:
+        """Returns the output [B, T, D], the carry as it came, new shift and operator state."""
         mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
         xk, xv, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
         k, v, r = self.key(xk), self.value(xv), self.receptance(xr)  # [B, T, A]
@@ -94,16 +94,16 @@ class TimeMix(nn.Module):
         )
         return self.output(torch.sigmoid(r) * y), carry, x[:, -1], wkv
 
-    def _start(self, given: tuple[Tensor, ...] | None, batch: int) -> tuple[Tensor, ...] | None:
-        """(aa, bb, pp), each [B, A], that a sequence starts from; None: empty."""
+    def _start(self, given: State | None, batch: int) -> State | None:
+        """Returns (aa, bb, pp), each [B, A], that a sequence starts from; None: empty."""
         if given is not None or self.time_state is None:
             return given
         value, key = full_precision(self.time_state)
         scale = key.detach()
         # The operator takes pp as a constant; this factor of one carries the key's gradient.
         weight = torch.exp(key - scale)
-        parts = (value * weight, weight, scale)
-        return tuple(part.expand(batch, -1) for part in parts)
+        aa, bb, pp = (part.expand(batch, -1) for part in (value * weight, weight, scale))
+        return aa, bb, pp
 
 
 class ChannelMix(nn.Module):
@@ -121,7 +121,7 @@ class ChannelMix(nn.Module):
     def forward(
         self, x: Tensor, shift: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Output [B, T, D] and the new shift."""
+        """Returns the output [B, T, D] and the new shift."""
         mixes = (self.time_mix_k, self.time_mix_r)
         xk, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
         k = F.relu(self.key(xk)).square()
@@ -129,12 +129,12 @@ class ChannelMix(nn.Module):
         return r * self.value(k), x[:, -1]
 
 
-def _embedding_at_start(place: Place) -> Tensor:
+def _embedding_at_start(place: InitContext) -> Tensor:
     limit = place.lr_init
     return torch.empty(place.shape).uniform_(-limit, limit, generator=place.generator)
 
 
-def _state_at_start(place: Place) -> Tensor:
+def _state_at_start(place: InitContext) -> Tensor:
     value = torch.zeros(place.shape[1])
     return torch.stack((value, value - 4))
 
@@ -170,15 +170,15 @@ PARAMETERS = (
 
 
 def recognises(keys: Collection[str]) -> bool:
-    """Whether the checkpoint keys `keys` are those of RWKV-4."""
+    """Tells whether the checkpoint keys `keys` are those of RWKV-4."""
     return "blocks.0.att.time_mix_k" in keys and "blocks.0.att.ln_x.weight" not in keys
 
 
 def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
-    """Fields of ModelConfig that only RWKV-4 has: none."""
+    """Returns the fields of ModelConfig that only RWKV-4 has: none."""
     return {}
 
 
 def wkv_to_rwkv_package(aa: Tensor, bb: Tensor, pp: Tensor) -> tuple[Tensor, ...]:
-    """The operator's state as the `rwkv` package keeps it: the same three vectors."""
+    """Returns the operator's state as the `rwkv` package keeps it: the same three vectors."""
     return aa, bb, pp

@@ -79,8 +79,11 @@ class TimeMix(nn.Module):
         self.value = Linear(D, A)
         self.output = Linear(A, D)
         self.gate = Linear(D, A)
+        # The square of head_size_divisor in eps has the effect of dividing the input by it.
         self.ln_x = HeadNorm(A, eps=1e-5 * config.head_size_divisor**2)
-        self.register_state_dict_post_hook(_decay_after_norm)
+        self.register_state_dict_post_hook(  # type: ignore[no-untyped-call]  # torch's own
+            _decay_after_norm
+        )
 
     def forward(
         self,
@@ -90,7 +93,7 @@ class TimeMix(nn.Module):
         wkv: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Output [B, T, D], the carry as it came, new shift and operator state."""
+        """Returns the output [B, T, D], the carry as it came, new shift and operator state."""
         mixes = (self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g)
         xr, xk, xv, xg = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, A]
@@ -113,7 +116,9 @@ class ChannelMix(rwkv4.ChannelMix):
     """The two-layer network of a block; RWKV-5 kept that of RWKV-4."""
 
 
-def _decay_after_norm(module: nn.Module, state_dict: dict, prefix: str, metadata: Any) -> None:
+def _decay_after_norm(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any
+) -> None:
     """Moves time_decay behind ln_x in the state dict.
 
     The `rwkv` package walks the keys in file order and must have seen ln_x and the gate before
@@ -160,12 +165,12 @@ PARAMETERS = (
 
 
 def recognises(keys: Collection[str]) -> bool:
-    """Whether the checkpoint keys `keys` are those of RWKV-5.0, 5.1 or 5.2."""
+    """Tells whether the checkpoint keys `keys` are those of RWKV-5.0, 5.1 or 5.2."""
     return "blocks.0.att.time_mix_k" in keys and "blocks.0.att.ln_x.weight" in keys
 
 
 def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
-    """Fields of ModelConfig that only RWKV-5 has; ConfigError for 5.0 and 5.1."""
+    """Returns the fields of ModelConfig that only RWKV-5 has; ConfigError for 5.0 and 5.1."""
     att = "blocks.0.att."
     decay = tensor_shape(shapes, att + "time_decay")
     width = tensor_shape(shapes, att + "key.weight")[0]
@@ -184,5 +189,5 @@ def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
 
 
 def wkv_to_rwkv_package(wkv: Tensor) -> tuple[Tensor, ...]:
-    """The operator's state [H, N_value, N_key] as the `rwkv` package keeps it, key axis first."""
+    """Returns the operator's state [H, N_value, N_key] as the `rwkv` package has it, key first."""
     return (wkv.transpose(1, 2),)

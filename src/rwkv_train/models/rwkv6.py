@@ -44,7 +44,7 @@ from rwkv_train.models.table import (
     HEAD,
     NORMS,
     TIME_STATE,
-    Place,
+    InitContext,
     Rate,
     Row,
     decay_curve,
@@ -72,7 +72,8 @@ class TimeMix(nn.Module):
         D, A, N = config.n_embd, config.dim_att, config.head_size
         self.head_size = N
         self.backend = backend
-        for name in ("x", *MIXES):
+        self.time_maa_x = nn.Parameter(torch.zeros(1, 1, D))
+        for name in MIXES:
             setattr(self, f"time_maa_{name}", nn.Parameter(torch.zeros(1, 1, D)))
         self.time_maa_w1 = nn.Parameter(torch.zeros(D, len(MIXES) * config.rank_mix))
         self.time_maa_w2 = nn.Parameter(torch.zeros(len(MIXES), config.rank_mix, D))
@@ -86,6 +87,7 @@ class TimeMix(nn.Module):
         self.value = Linear(D, A)
         self.output = Linear(A, D)
         self.gate = Linear(D, A)
+        # The square of head_size_divisor in eps has the effect of dividing the input by it.
         self.ln_x = HeadNorm(A, eps=1e-5 * config.head_size_divisor**2)
 
     def forward(
@@ -96,7 +98,7 @@ class TimeMix(nn.Module):
         wkv: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Output [B, T, D], the carry as it came, new shift and operator state."""
+        """Returns the output [B, T, D], the carry as it came, new shift and operator state."""
         xw, xk, xv, xr, xg = self._mix(x, shift, reset)
         w = decay_logits(self.time_decay, xw, self.time_decay_w1, self.time_decay_w2)
         r, k, v, w = (
@@ -117,10 +119,11 @@ class TimeMix(nn.Module):
         return out, carry, x[:, -1], wkv
 
     def _mix(self, x: Tensor, shift: Tensor | None, reset: Tensor | None) -> tuple[Tensor, ...]:
-        """The inputs of decay, key, value, receptance and gate, each [B, T, D]."""
+        """Returns the inputs of decay, key, value, receptance and gate, each [B, T, D]."""
         B, T, _ = x.shape
         (mixed,) = shift_and_mix(x, shift, reset, self.time_maa_x)
         low = torch.tanh(mixed @ self.time_maa_w1)
+        # One batched product for the five parts: each alone is too thin for a GPU.
         low = low.view(B * T, len(MIXES), -1).transpose(0, 1)  # [5, B T, R]
         moves = torch.bmm(low, self.time_maa_w2).view(len(MIXES), B, T, -1)  # [5, B, T, D]
         shares = (getattr(self, f"time_maa_{name}") for name in MIXES)
@@ -142,14 +145,14 @@ class ChannelMix(nn.Module):
     def forward(
         self, x: Tensor, shift: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Output [B, T, D] and the new shift."""
+        """Returns the output [B, T, D] and the new shift."""
         xk, xr = shift_and_mix(x, shift, reset, self.time_maa_k, self.time_maa_r)
         k = F.relu(self.key(xk)).square()
         r = torch.sigmoid(self.receptance(xr))
         return r * self.value(k), x[:, -1]
 
 
-def _ffn_mix_at_start(place: Place) -> Tensor:
+def _ffn_mix_at_start(place: InitContext) -> Tensor:
     return 1 - place.ramp ** (place.remaining**3)
 
 
@@ -190,12 +193,12 @@ PARAMETERS = (
 
 
 def recognises(keys: Collection[str]) -> bool:
-    """Whether the checkpoint keys `keys` are those of RWKV-6 or one of its variants."""
+    """Tells whether the checkpoint keys `keys` are those of RWKV-6 or one of its variants."""
     return "blocks.0.att.time_maa_k" in keys
 
 
 def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
-    """Fields of ModelConfig that only RWKV-6 has; ConfigError for its unsupported variants."""
+    """Returns the fields that only RWKV-6 has; ConfigError for its unsupported variants."""
     att = "blocks.0.att."
     if att + "gate.weight" not in shapes or att + "time_maa_w1" not in shapes:
         raise ConfigError(
@@ -216,5 +219,5 @@ def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
 
 
 def wkv_to_rwkv_package(wkv: Tensor) -> tuple[Tensor, ...]:
-    """The operator's state [H, N_value, N_key] as the `rwkv` package keeps it, key axis first."""
+    """Returns the operator's state [H, N_value, N_key] as the `rwkv` package has it, key first."""
     return (wkv.transpose(1, 2),)

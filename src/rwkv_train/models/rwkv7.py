@@ -50,7 +50,7 @@ from rwkv_train.models.table import (
     HEAD,
     NORMS,
     TIME_STATE,
-    Place,
+    InitContext,
     Rate,
     Row,
     constant,
@@ -64,7 +64,7 @@ from rwkv_train.ops.wkv7 import wkv7
 
 NAME = "RWKV-7"
 RESIDUAL_DROPOUT = False
-# Layer 0 has no earlier value to mix in: some files leave its three tensors out.
+# Layer 0 has no earlier value to mix in: some files lack its three tensors.
 OPTIONAL_KEYS = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 
 
@@ -78,14 +78,9 @@ class TimeMix(nn.Module):
         self.backend = backend
         for name in "rwkvag":
             setattr(self, f"x_{name}", nn.Parameter(torch.zeros(1, 1, D)))
-        for name, rank in (
-            ("w", config.rank_decay),
-            ("a", config.rank_iclr),
-            ("v", config.rank_value),
-        ):
-            setattr(self, f"{name}1", nn.Parameter(torch.zeros(D, rank)))
-            setattr(self, f"{name}2", nn.Parameter(torch.zeros(rank, D)))
-            setattr(self, f"{name}0", nn.Parameter(torch.zeros(1, 1, D)))
+        self.w1, self.w2, self.w0 = _low_rank(D, config.rank_decay)
+        self.a1, self.a2, self.a0 = _low_rank(D, config.rank_iclr)
+        self.v1, self.v2, self.v0 = _low_rank(D, config.rank_value)
         self.g1 = nn.Parameter(torch.zeros(D, config.rank_gate))
         self.g2 = nn.Parameter(torch.zeros(config.rank_gate, D))
         self.k_k = nn.Parameter(torch.zeros(1, 1, D))
@@ -96,6 +91,7 @@ class TimeMix(nn.Module):
         self.key = Linear(D, D)
         self.value = Linear(D, D)
         self.output = Linear(D, D)
+        # The square of head_size_divisor in eps has the effect of dividing the input by it.
         self.ln_x = HeadNorm(D, eps=1e-5 * config.head_size_divisor**2)
         if layer == 0:
             # Saved for RWKV-LM, which loads strictly, but never used. Data-parallel training
@@ -111,7 +107,7 @@ class TimeMix(nn.Module):
         wkv: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Output [B, T, D], the first layer's value [B, T, D], new shift and operator state."""
+        """Returns output and first layer's value, each [B, T, D], new shift and operator state."""
         mixes = (getattr(self, f"x_{name}") for name in "rwkvag")
         xr, xw, xk, xv, xa, xg = shift_and_mix(x, shift, reset, *mixes)
         w = decay_logits(self.w0, xw, self.w1, self.w2)
@@ -120,6 +116,7 @@ class TimeMix(nn.Module):
             carry = v
         else:
             share = torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2)
+            # The operator takes r, k, v in one dtype; under autocast the share is wider.
             v = (v + (carry - v) * share).to(v.dtype)
         rate = torch.sigmoid(self.a0 + (xa @ self.a1) @ self.a2)
         g = torch.sigmoid(xg @ self.g1) @ self.g2
@@ -140,8 +137,9 @@ class TimeMix(nn.Module):
         return out, carry, x[:, -1], wkv
 
     def _keys(self, k: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Replacement key k, removal key a = -κ and b = κ rate, each [B, T, H, N], k's dtype."""
+        """Returns replacement key k, removal key a = -κ and b = κ rate: [B, T, H, N], k's dtype."""
         wide, rate = full_precision(k), full_precision(rate)
+        # The norm is a sum of N squares, of which bf16 would lose the small ones.
         kappa = split_heads(wide * full_precision(self.k_k), self.head_size)
         kappa = F.normalize(kappa, dim=-1, eps=1e-12)
         replacement = wide * (1 + (rate - 1) * full_precision(self.k_a))
@@ -153,9 +151,15 @@ class TimeMix(nn.Module):
         )
 
     def _bonus(self, r: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The current token's value, weighted per head by r · r_k k: [B, T, D]."""
+        """Returns the current token's value, weighted per head by r · r_k k: [B, T, D]."""
         weight = (full_precision(r) * full_precision(k) * full_precision(self.r_k)).sum(-1, True)
         return (weight.to(v.dtype) * v).flatten(2)
+
+
+def _low_rank(width: int, rank: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """Returns a pair [D, R], [R, D] and the vector [1, 1, D] that is added to its product."""
+    down, up = torch.zeros(width, rank), torch.zeros(rank, width)
+    return nn.Parameter(down), nn.Parameter(up), nn.Parameter(torch.zeros(1, 1, width))
 
 
 class ChannelMix(nn.Module):
@@ -170,25 +174,26 @@ class ChannelMix(nn.Module):
     def forward(
         self, x: Tensor, shift: Tensor | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Output [B, T, D] and the new shift."""
+        """Returns the output [B, T, D] and the new shift."""
         (xk,) = shift_and_mix(x, shift, reset, self.x_k)
         return self.value(F.relu(self.key(xk)).square()), x[:, -1]
 
 
-def _in_head(place: Place) -> Tensor:
-    """s |s| with s running from -1 to 1 within every head."""
+def _in_head(place: InitContext) -> Tensor:
+    """Returns s |s| with s running from -1 to 1 within every head."""
     N = place.config.head_size
     s = 2 * (place.channels % N) / (N - 1) - 1 if N > 1 else 0 * place.channels
     return s * s.abs()
 
 
-def _across(place: Place) -> Tensor:
-    """From -1/2 in the first channel to 1/2 in the last."""
+def _across(place: InitContext) -> Tensor:
+    """Returns values from -1/2 in the first channel to 1/2 in the last."""
     return place.full_ramp - 0.5
 
 
-def _decay_at_start(place: Place) -> Tensor:
-    return -6 + 6 * place.full_ramp ** (1 + place.depth**0.3) + 0.5 + 2.5 * _in_head(place)
+def _decay_at_start(place: InitContext) -> Tensor:
+    curve: Tensor = place.full_ramp ** (1 + place.depth**0.3)
+    return -6 + 6 * curve + 0.5 + 2.5 * _in_head(place)
 
 
 _UP = orthogonal(0.1, grows=True)
@@ -231,12 +236,12 @@ PARAMETERS = (
 
 
 def recognises(keys: Collection[str]) -> bool:
-    """Whether the checkpoint keys `keys` are those of RWKV-7."""
+    """Tells whether the checkpoint keys `keys` are those of RWKV-7."""
     return "blocks.0.att.r_k" in keys
 
 
 def sizes_from_shapes(shapes: Shapes) -> dict[str, int | None]:
-    """Fields of ModelConfig that only RWKV-7 has; rank_value None where no layer tells it."""
+    """Returns the fields that only RWKV-7 has; rank_value None where no layer tells it."""
     att = "blocks.0.att."
     sizes: dict[str, int | None] = {
         "head_size": matrix(shapes, att + "r_k")[1],
@@ -254,5 +259,5 @@ def sizes_from_shapes(shapes: Shapes) -> dict[str, int | None]:
 
 
 def wkv_to_rwkv_package(wkv: Tensor) -> tuple[Tensor, ...]:
-    """The operator's state [H, N_value, N_key] as the `rwkv` package keeps it: unchanged."""
+    """Returns the operator's state [H, N_value, N_key] as the `rwkv` package has it: unchanged."""
     return (wkv,)

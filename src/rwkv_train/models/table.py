@@ -18,8 +18,8 @@ from rwkv_train.config.resolved import ResolvedModel
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a parameter sits: all that its initial value may depend on."""
+class InitContext:
+    """The place of a parameter in the model: all that its initial value may depend on."""
 
     shape: tuple[int, ...]
     layer: int
@@ -58,8 +58,8 @@ class Place:
         return (self.channels + 1) % 3 - 1
 
 
-# Values of any float dtype, with as many entries as the parameter.
-Init = Callable[[Place], Tensor]
+# Returns values of any float dtype, as many as the parameter has entries.
+Init = Callable[[InitContext], Tensor]
 
 
 class Rate(Enum):
@@ -86,35 +86,36 @@ class Row:
 
 
 def seeded_generator(seed: int, name: str) -> torch.Generator:
-    """A generator of the CPU for the parameter `name` alone."""
+    """Returns a generator of the CPU for the parameter `name` alone."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def constant(value: float) -> Init:
-    """All entries are `value`."""
+    """Returns the initial value whose entries all are `value`."""
     return lambda place: torch.full(place.shape, value)
 
 
 def uniform(limit: float) -> Init:
-    """Uniform between -limit and limit."""
+    """Returns the initial value that is uniform between -limit and limit."""
     return lambda place: torch.empty(place.shape).uniform_(-limit, limit, generator=place.generator)
 
 
 def orthogonal(gain: float, *, grows: bool = False) -> Init:
-    """gain times a matrix m x n with orthonormal columns (m >= n) or rows (m < n).
+    """Returns gain times a matrix m x n with orthonormal columns (m >= n) or rows (m < n).
 
     grows: for m > n the gain is multiplied by sqrt(m / n).
     """
 
-    def init(place: Place) -> Tensor:
+    def init(place: InitContext) -> Tensor:
         m, n = place.shape
         gaussian = torch.empty(max(m, n), min(m, n)).normal_(generator=place.generator)
         q, r = torch.linalg.qr(gaussian)
         # Without the signs of R's diagonal Q would not be uniformly distributed.
         q *= r.diagonal().sign()
         q *= gain * (math.sqrt(m / n) if grows and m > n else 1.0)
-        return q if m >= n else q.T
+        matrix: Tensor = q if m >= n else q.T
+        return matrix
 
     return init
 
@@ -124,22 +125,22 @@ ones = constant(1.0)
 
 
 def rising(exponent: float) -> Init:
-    """ramp^(exponent remaining): from 0 in channel 0 towards 1, the steeper the deeper."""
+    """Returns ramp^(exponent remaining): from 0 in channel 0 towards 1, the steeper the deeper."""
     return lambda place: place.ramp ** (exponent * place.remaining)
 
 
 def falling(exponent: float) -> Init:
-    """1 - ramp^(exponent remaining): from 1 in channel 0 towards 0."""
+    """Returns 1 - ramp^(exponent remaining): from 1 in channel 0 towards 0."""
     return lambda place: 1 - rising(exponent)(place)
 
 
-def norm_by_depth(place: Place) -> Tensor:
-    """((1 + l) / L)^0.7: the group norm lets deeper layers through more strongly."""
+def norm_by_depth(place: InitContext) -> Tensor:
+    """Returns ((1 + l) / L)^0.7: the group norm lets deeper layers through more strongly."""
     return torch.full(place.shape, ((1 + place.layer) / place.config.n_layer) ** 0.7)
 
 
-def decay_curve(place: Place) -> Tensor:
-    """From 0 in channel 0 to 1 in the last, the later the deeper: full_ramp^(0.7 + 1.3 depth)."""
+def decay_curve(place: InitContext) -> Tensor:
+    """Returns full_ramp^(0.7 + 1.3 depth): from 0 to 1, the later the deeper the layer."""
     return place.full_ramp ** (0.7 + 1.3 * place.depth)
 
 

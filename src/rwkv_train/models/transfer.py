@@ -44,7 +44,7 @@ from rwkv_train.models.registry import config_from_shapes
 from rwkv_train.models.table import seeded_generator
 
 # Axes by key: D, A, F, V as above; R a rank, M the mixer's five ranks, 5 its five parts; "+" marks
-# an axis that is summed over, "~" a curve. Axes of size 1 are left out.
+# an axis that is summed over, "~" a curve. Axes of size 1 are skipped.
 _AXES = {
     r"emb\.weight": "V D",
     r"head\.weight": "V D+",
@@ -70,7 +70,7 @@ _UNEVEN = 0.5
 
 @torch.no_grad()
 def enlarge(model: RWKV, donor: Mapping[str, Tensor], *, seed: int = 0) -> str:
-    """Writes `donor`, resized, into `model`, which has its initial values; a line about it.
+    """Writes `donor`, resized, into `model`, which has its initial values; returns a line on it.
 
     donor: weights of a smaller model by checkpoint key, fp32. Raises ConfigError when the model is
     smaller than the donor in any size, CheckpointError when tensors are missing or unknown.
@@ -96,6 +96,7 @@ def enlarge(model: RWKV, donor: Mapping[str, Tensor], *, seed: int = 0) -> str:
         used.add(source)
         generator = seeded_generator(seed, f"share of {name}")
         value = _resized(name, donor[source], parameter, large.head_size, generator)
+        # The copies of a layer together take the step that the one layer took.
         if _OUTPUTS.fullmatch(name):
             value = value / copies[layer]
         parameter.copy_(value)
@@ -115,7 +116,7 @@ def enlarge(model: RWKV, donor: Mapping[str, Tensor], *, seed: int = 0) -> str:
 
 
 def donors(small: int, large: int, size: int = 1) -> Tensor:
-    """[large] places of `small` ones that give their values, in order and spread evenly.
+    """Returns the [large] places of `small` ones that give their values, in order, spread evenly.
 
     size: places come in groups of this size, which stay whole (channels of a head).
     """
@@ -124,7 +125,7 @@ def donors(small: int, large: int, size: int = 1) -> Tensor:
 
 
 def stretched_curve(values: Tensor, donor: Tensor) -> Tensor:
-    """`values` [n] sorted, smoothed and stretched to len(donor), in the donors' order."""
+    """Returns `values` [n] sorted, smoothed and stretched to len(donor), in the donors' order."""
     ordered = values.sort().values
     inner = ordered[:-2] / 4 + ordered[1:-1] / 2 + ordered[2:] / 4
     smooth = torch.cat((ordered[:1], inner, ordered[-1:]))
@@ -132,12 +133,13 @@ def stretched_curve(values: Tensor, donor: Tensor) -> Tensor:
         smooth[None, None], size=len(donor), mode="linear", align_corners=True
     )[0, 0]
     result = torch.empty_like(stretched)
+    # Stable, so that channels with equal values keep their order on every machine.
     result[values[donor].argsort(stable=True)] = stretched
     return result
 
 
 def shares(donor: Tensor, generator: torch.Generator) -> Tensor:
-    """Positive factors of the copies; those of one donor sum to 1."""
+    """Returns positive factors of the copies; those of one donor sum to 1."""
     raw = 1 + _UNEVEN * torch.empty(len(donor)).uniform_(-1, 1, generator=generator)
     totals = torch.zeros(int(donor.max()) + 1).index_add_(0, donor, raw)
     return raw / totals[donor]
@@ -146,7 +148,7 @@ def shares(donor: Tensor, generator: torch.Generator) -> Tensor:
 def _resized(
     name: str, value: Tensor, parameter: Tensor, head_size: int, generator: torch.Generator
 ) -> Tensor:
-    """`value` in the shape of `parameter`, which has its initial value."""
+    """Returns `value` in the shape of `parameter`, which has its initial value."""
     axes = next(axes for key, axes in _AXES.items() if re.fullmatch(key, name)).split()
     if value.shape == parameter.shape:
         return value
@@ -156,7 +158,7 @@ def _resized(
         resized = stretched_curve(small, donor) if axes[0].endswith("~") else small[donor]
         return resized.reshape(parameter.shape)
     if "M" in axes:
-        parts = (value.unflatten(1, (5, -1)), parameter.unflatten(1, (5, -1)))
+        parts = (torch.unflatten(value, 1, (5, -1)), torch.unflatten(parameter, 1, (5, -1)))
         return _resized_axes(name, *parts, ["D+", "5", "R"], head_size, generator).flatten(1)
     return _resized_axes(name, value, parameter, axes, head_size, generator)
 
@@ -180,12 +182,13 @@ def _resized_axes(
         value = value.index_select(number, donor)
         if axis.endswith("+"):
             shape = [-1 if n == number else 1 for n in range(value.dim())]
+            # Summed over: the copies of one input must add up to what it contributed.
             value = value * shares(donor, generator).view(shape)
     return value
 
 
 def _with_more(name: str, value: Tensor, parameter: Tensor, axis: int) -> Tensor:
-    """`value` with further ranks or rows along `axis`, taken from the initial values.
+    """Returns `value` with further ranks or rows along `axis`, from the initial values.
 
     A vocabulary that shrinks loses its last rows.
     """
@@ -213,7 +216,7 @@ def _group(axis: str, head_size: int) -> int:
 
 
 def _source(name: str, layer_of: list[int]) -> tuple[str, int]:
-    """The donor's key for the parameter `name`, and the donor's layer (0 outside the blocks)."""
+    """Returns the donor's key for the parameter `name`, and its layer (0 outside the blocks)."""
     if not name.startswith("blocks."):
         return name, 0
     _, layer, rest = name.split(".", 2)

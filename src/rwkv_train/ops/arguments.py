@@ -6,20 +6,20 @@ expected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from rwkv_train.errors import BackendError
-from rwkv_train.ops.backends.dispatch import Call
+from rwkv_train.ops.backends.dispatch import Backend, Call, dispatch
 from rwkv_train.ops.precision import compute_dtype
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_sequences(op: str, sequences: Mapping[str, Tensor], layout: str) -> Tensor:
-    """The first of `sequences`, after checking that all share shape, device and a float dtype.
+    """Returns the first of `sequences` after checking that all share shape, device and float dtype.
 
     layout: the expected axes, such as "[B, T, H, N]".
     """
@@ -49,7 +49,7 @@ def check_sequences(op: str, sequences: Mapping[str, Tensor], layout: str) -> Te
 
 
 def prepare(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """`tensor` in the compute dtype, after checking its shape, dtype and device.
+    """Returns `tensor` in the compute dtype, after checking its shape, dtype and device.
 
     like: the sequence whose device it must lie on and whose dtype decides the compute dtype.
     """
@@ -60,6 +60,7 @@ def prepare(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Te
         raise BackendError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
     if tensor.device != like.device:
         raise BackendError(f"{op}: {name} is on {tensor.device}, expected {like.device}")
+    # Decays act once a token: what 16 bits round off would be raised to the length of the text.
     return tensor.to(compute_dtype(like.dtype))
 
 
@@ -85,7 +86,7 @@ def check_reset(op: str, reset: Tensor | None, like: Tensor) -> None:
 def describe_call(
     op: str, like: Tensor, tensors: tuple[Tensor | None, ...], *, has_state: bool, has_reset: bool
 ) -> Call:
-    """The Call of an operator whose sequences look like `like`, [B, T, A] or [B, T, H, N].
+    """Returns the Call of an operator whose sequences look like `like`, [B, T, A] or [B, T, H, N].
 
     tensors: every differentiable argument, for `needs_grad`.
     """
@@ -106,8 +107,33 @@ def describe_call(
     )
 
 
+def run_heads(
+    op: str,
+    backends: Sequence[Backend],
+    backend: str,
+    inputs: tuple[Tensor, ...],
+    state: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Runs an operator over heads on inputs that are checked; returns y and the final state.
+
+    inputs: the operator's, in its order, the first one [B, T, H, N].
+    state: [B, H, N, N] or None.  Checks state and reset, and raises BackendError.
+    """
+    like = inputs[0]
+    batch, _, heads, size = like.shape
+    if state is not None:
+        state = prepare(op, "state", state, (batch, heads, size, size), like)
+    check_reset(op, reset, like)
+    call = describe_call(
+        op, like, (*inputs, state), has_state=state is not None, has_reset=reset is not None
+    )
+    y, final_state = dispatch(backends, backend, call, (*inputs, state, reset))
+    return y, final_state
+
+
 def _power_of_two(count: int) -> int:
-    """The power of two that is not below `count`.
+    """Returns the power of two that is not below `count`.
 
     By comparisons: torch.compile turns them into a range of counts for which its code serves.
     """

@@ -20,7 +20,8 @@ from rwkv_train.ops.backends.measurements import (
     record,
 )
 from rwkv_train.ops.native import custom_ops
-from rwkv_train.ops.native.custom_ops import KERNELS, matrix_state_registration
+from rwkv_train.ops.native.custom_ops import KERNELS
+from rwkv_train.ops.wkv4 import native
 from rwkv_train.ops.wkv6 import BACKENDS, wkv6
 from tests.cuda.host_kernels import CHUNKS, FULL, SEGMENTS, WIDE
 
@@ -252,8 +253,7 @@ def test_a_gpu_call_without_a_kernel_is_refused_by_name_and_served_by_auto(card)
 
 def test_wkv4_on_a_gpu_takes_any_width_and_has_no_chunks(card):
     call = a_call(op="wkv4", device=torch.device("cuda"), heads=100, head_size=1)
-    registration = matrix_state_registration("wkv4", v_at=3)
-    assert custom_ops.refusal(call, registration) is None
+    assert native.refuses(call) is None
 
 
 def test_a_card_that_is_too_small_is_refused_with_its_name(card):

@@ -23,7 +23,7 @@ from rwkv_train.ops.backends import dispatch
 from rwkv_train.ops.backends.dispatch import Call, choose
 from rwkv_train.ops.native import build, custom_ops, toolchain
 from rwkv_train.ops.native.build import Target, built_library
-from rwkv_train.ops.wkv6 import BACKENDS
+from rwkv_train.ops.wkv6 import BACKENDS, native
 from tests.ops.native_cases import require_native
 
 ROOT = Path(__file__).parents[3]
@@ -260,6 +260,6 @@ def test_auto_goes_on_with_the_next_backend_and_says_so_once(missing, caplog):
 
 def test_a_device_that_it_does_not_know_is_no_news():
     call = a_call("meta")
-    refusal = custom_ops.refusal(call, custom_ops.matrix_state_registration("wkv6", v_at=2))
+    refusal = native.refuses(call)
     assert refusal is not None
     assert not refusal.news

@@ -95,7 +95,7 @@ class Backend(NamedTuple):
     kernel: str = ""
 
     def refuses(self, call: Call) -> Refusal | None:
-        """The reason why this backend cannot serve `call`, or None."""
+        """Returns the reason why this backend cannot serve `call`, or None."""
         module = _import_once(self.module)
         if module is None:
             return Refusal("it is not built into this copy of the program", news=False)
@@ -105,22 +105,29 @@ class Backend(NamedTuple):
         return Refusal(reason)
 
     def run(self, *arguments: Any) -> Any:
-        """What the backend's `run` returns; call it only after `refuses` returned None."""
+        """Calls the backend's `run`; only after `refuses` returned None."""
+        module = _modules[self.module]
+        assert module is not None, f"{self.module} does not exist, and `refuses` says so"
         kernel = {"kernel": self.kernel} if self.kernel else {}
-        return _modules[self.module].run(*arguments, **kernel)
+        return module.run(*arguments, **kernel)
+
+
+def serves_every_call(call: Call) -> str | None:
+    """Returns no reason to refuse: the `refuses` of a backend of torch's own operators."""
+    return None
 
 
 def backends_of(op: str, *names: str) -> tuple[Backend, ...]:
-    """The backends of ops/<op> in order of preference; a kernel's name is "backend:kernel"."""
+    """Returns the backends of ops/<op> in order of preference; kernels are "backend:kernel"."""
     parts = [(name, *name.partition(":")[::2]) for name in names]
     room = f"rwkv_train.ops.{op}"
     return tuple(Backend(name, f"{room}.{module}", kernel) for name, module, kernel in parts)
 
 
 def dispatch(
-    backends: Sequence[Backend], name: str, call: Call, arguments: Sequence[torch.Tensor | None]
+    backends: Sequence[Backend], name: str, call: Call, arguments: Sequence[object]
 ) -> Any:
-    """The result of the chosen backend's `run(*arguments)`, computed with autocast switched off.
+    """Returns the result of the chosen backend's `run(*arguments)`, with autocast switched off.
 
     name: "auto" or the name of one of `backends`; see `choose` for the errors.
     """
@@ -130,14 +137,14 @@ def dispatch(
 
 
 def choose(backends: Sequence[Backend], name: str, call: Call) -> int:
-    """The position in `backends` of the one that serves `call`.
+    """Returns the position in `backends` of the one that serves `call`.
 
     Raises BackendError when `name` is unknown, or names a backend that refuses the call, or when
     "auto" finds none.
     """
     if name != AUTO:
         return _named(backends, name, call)
-    refusals = []
+    refusals: list[tuple[Backend, Refusal]] = []
     for position in _order(backends, call):
         backend = backends[position]
         refusal = backend.refuses(call)
@@ -150,14 +157,14 @@ def choose(backends: Sequence[Backend], name: str, call: Call) -> int:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which torch.autocast does not touch operators on `device`."""
+    """Returns a context in which torch.autocast does not touch operators on `device`."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The dtype to which torch.autocast rounds `x` for a matrix product; None: it does not.
+    """Returns the dtype to which torch.autocast rounds `x` for a matrix product; None: it does not.
 
     It leaves fp64 alone.
     """
@@ -174,8 +181,8 @@ def _choose_once(backends: Sequence[Backend], name: str, *discovered: Any) -> in
 
 # torch.compile must not trace the search, which compiles, reads the disk and logs. This mark is
 # all that torch.compiler.assume_constant_result sets, but that one loads the whole compiler (a
-# second) on import, also for those who never compile.
-_choose_once._dynamo_marked_constant = True
+# second) on import, also for those who never compile. mypy knows no attributes of functions.
+_choose_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _named(backends: Sequence[Backend], name: str, call: Call) -> int:
@@ -194,7 +201,7 @@ def _named(backends: Sequence[Backend], name: str, call: Call) -> int:
 
 
 def _order(backends: Sequence[Backend], call: Call) -> list[int]:
-    """The positions that `auto` tries: as measured, then those without a kernel as listed."""
+    """Returns the positions `auto` tries: as measured, then those without a kernel as listed."""
     direction = measurements.BOTH if call.needs_grad else measurements.FORWARD
     wanted = measurements.Workload(
         call.op,
@@ -206,6 +213,7 @@ def _order(backends: Sequence[Backend], call: Call) -> list[int]:
         call.head_size,
     )
     places = {backend.name: position for position, backend in enumerate(backends)}
+    # A table may name backends that this copy of the program lacks.
     measured = [places[name] for name in measurements.ranking(wanted) if name in places]
     listed = [position for position, backend in enumerate(backends) if not backend.kernel]
     return measured + [position for position in listed if position not in measured]

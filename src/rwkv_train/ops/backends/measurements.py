@@ -18,13 +18,12 @@ import torch
 FILE = Path(__file__).with_name("measurements.csv")
 FORWARD, BOTH = "forward", "forward + backward"
 
-
 # The columns that are not text.
 _NUMBERS = {"batch": int, "time": int, "heads": int, "size": int, "ms": float}
 
 
 class Workload(NamedTuple):
-    """What decides how fast the backends are: the operator, the machine and the shape.
+    """All that decides how fast the backends are: the operator, the machine and the shape.
 
     card: see `card_of`. dtype: as "bfloat16". pairs: batch rows times heads (wkv4: channels, with
     size 1); time: tokens; size: channels per head.
@@ -60,19 +59,19 @@ class Measurement(NamedTuple):
     versions: str
 
     def workload(self) -> Workload:
-        """What was measured, without the backend."""
+        """Returns the machine and shape that were measured, without the backend."""
         pairs = self.batch * self.heads
         return Workload(self.op, self.direction, self.card, self.dtype, pairs, self.time, self.size)
 
 
 @lru_cache(maxsize=4096)
 def ranking(wanted: Workload) -> tuple[str, ...]:
-    """The names of the backends that the project's table compares, fastest first; see `rank`."""
+    """Returns the backends that the project's table compares, fastest first; see `rank`."""
     return rank(_table(FILE), wanted)
 
 
 def rank(rows: Iterable[Measurement], wanted: Workload) -> tuple[str, ...]:
-    """The backends measured at the nearest shape, fastest first; () if nothing was compared.
+    """Returns the backends measured at the nearest shape, fastest first; () if none was compared.
 
     Only rows of the same operator, direction, card, dtype and head size count, and only shapes at
     which two backends or more were measured. Near means a small ratio of lengths and of pairs. Of
@@ -94,7 +93,7 @@ def rank(rows: Iterable[Measurement], wanted: Workload) -> tuple[str, ...]:
 
 @cache
 def card_of(device: torch.device) -> str:
-    """The class of machines that share measurements: "cpu", or "sm_90" for a CUDA card."""
+    """Returns the class of machines that share measurements: "cpu", "sm_90" for a CUDA card."""
     if device.type != "cuda":
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
@@ -102,7 +101,7 @@ def card_of(device: torch.device) -> str:
 
 
 def read(file: Path) -> tuple[Measurement, ...]:
-    """The rows of `file`, in order; lines that begin with # are remarks."""
+    """Reads the rows of `file`, in order; lines that begin with # are remarks."""
     lines = [line for line in _lines(file) if line.strip() and not line.startswith("#")]
     return tuple(
         Measurement(**{name: _NUMBERS.get(name, str)(text) for name, text in row.items()})

@@ -28,7 +28,7 @@ class Group(NamedTuple):
 
 
 def groups(like: Tensor) -> Iterator[Group]:
-    """The groups that together cover every row and head of `like`, [B, T, H, N]."""
+    """Yields the groups that together cover every row and head of `like`, [B, T, H, N]."""
     batch, time, heads, size = like.shape
     numbers = CPU_GROUP_NUMBERS if like.device.type == "cpu" else DEVICE_GROUP_NUMBERS
     pairs_at_once = max(1, numbers // (time * size))
@@ -40,7 +40,7 @@ def groups(like: Tensor) -> Iterator[Group]:
 
 
 def cut(x: Tensor, group: Group, length: int, dtype: torch.dtype, pad: float = 0.0) -> Tensor:
-    """The group's part of `x` [B, T, H, N] in chunks, [G, M, length, N], the tail filled up.
+    """Returns the group's part of `x` [B, T, H, N] in chunks, [G, M, length, N].
 
     pad: the value of the tokens that fill the last chunk. May share memory with `x`.
     """
@@ -59,7 +59,7 @@ def paste(out: Tensor, group: Group, x: Tensor) -> None:
 
 
 def cut_marks(reset: Tensor, group: Group, heads: int, length: int) -> Tensor:
-    """`reset` [B, T] for the group's chunks, bool [G, M, length]; False where the tail is filled.
+    """Returns `reset` [B, T] for the group's chunks, bool [G, M, length], the tail False.
 
     heads: the number of heads in the group.
     """
@@ -72,10 +72,23 @@ def cut_marks(reset: Tensor, group: Group, heads: int, length: int) -> Tensor:
 
 
 def pairs(x: Tensor, group: Group) -> Tensor:
-    """A view [G, ...] of the group's part of the contiguous `x` [B, H, ...]."""
+    """Returns a view [G, ...] of the group's part of the contiguous `x` [B, H, ...]."""
     return x[group.rows, group.heads].view(-1, *x.shape[2:])
 
 
 def chunk_length(time: int, longest: int) -> int:
-    """Tokens per chunk: `longest`, or the next power of two for a sequence shorter than that."""
+    """Returns the tokens per chunk: `longest`, or the next power of two for shorter sequences."""
     return min(longest, 1 << (time - 1).bit_length())
+
+
+def chunk_states(like: Tensor, shape: torch.Size, longest: int, state: Tensor | None) -> Tensor:
+    """Returns room for the state before every chunk and the final one, [B, H, M + 1, N, N].
+
+    like: gives dtype and device.  shape: [B, T, H, N] of the sequences.  longest: tokens per chunk.
+    state: put first; None: zero.
+    """
+    batch, time, heads, size = shape
+    count = -(-time // chunk_length(time, longest))
+    states = like.new_empty(batch, heads, count + 1, size, size)
+    states[:, :, 0] = 0 if state is None else state
+    return states

@@ -57,18 +57,20 @@ class Halved(NamedTuple):
 
 
 def halve(r: Tensor, k: Tensor, log_d: Tensor, *, keep_levels: bool) -> Halved:
-    """A and its companions for R = r, K = k and decays exp(log_d), each [G, M, C, N]."""
+    """Returns A and its companions for R = r, K = k and decays exp(log_d), each [G, M, C, N]."""
     length = r.shape[2]
     matrix = r.new_zeros(*r.shape[:2], length, length)
     reads, writes = r.clone(), k.clone()
-    log_whole, levels = log_d, []  # [G, M, number of blocks, N]
+    levels: list[Level] = []
+    log_whole = log_d  # [G, M, number of blocks, N]
     half = 1
     while half < length:
         second, first = _half(reads, half, 1), _half(writes, half, 0)
         _blocks(matrix, half).copy_(second @ first.mT)
-        log_blocks = log_whole.unflatten(2, (-1, 2))  # [G, M, nb, 2, N]
+        log_blocks = torch.unflatten(log_whole, 2, (-1, 2))  # [G, M, nb, 2, N]
         whole = torch.exp(log_blocks).unsqueeze(4)
         if keep_levels:
+            # Copies, since both halves are scaled in place next.
             levels.append(Level(half, second.clone(), first.clone(), whole))
         second *= whole[:, :, :, 0]
         first *= whole[:, :, :, 1]
@@ -84,7 +86,7 @@ def halve_backward(
     grad_writes: Tensor,
     grad_log_whole: Tensor,
 ) -> Tensor:
-    """The gradient of log d, [G, M, C, N]; turns two gradients in place into those of r and k.
+    """Returns the gradient of log d, [G, M, C, N]; turns two others in place into those of r and k.
 
     grad_matrix: gradient of `Halved.matrix`; only its strictly lower part is read.
     grad_reads, grad_writes: contiguous; on entry the gradients of `Halved.reads` and
@@ -111,12 +113,12 @@ def halve_backward(
 
 def _half(x: Tensor, half: int, which: int) -> Tensor:
     # [G, M, nb, half, N], a view: the first (0) or second (1) half of every block
-    return x.unflatten(2, (-1, 2, half))[:, :, :, which]
+    return torch.unflatten(x, 2, (-1, 2, half))[:, :, :, which]
 
 
 def _blocks(matrix: Tensor, half: int) -> Tensor:
     # [G, M, nb, half, half], a view: rows in a second half, columns in its first half
-    blocks = matrix.unflatten(3, (-1, 2, half)).unflatten(2, (-1, 2, half))
+    blocks = torch.unflatten(torch.unflatten(matrix, 3, (-1, 2, half)), 2, (-1, 2, half))
     return blocks[:, :, :, 1, :, :, 0].diagonal(0, 2, 4).permute(0, 1, 4, 2, 3)
 
 

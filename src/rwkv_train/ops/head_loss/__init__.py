@@ -90,6 +90,7 @@ def head_loss(
         total=targets.total,
         recomputed=recomputed,
     )
+    # Autocast would round the weighted sum of losses, which is a product, too.
     with without_autocast(x.device):
         loss: Tensor = SlicedHeadLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
             x.flatten(0, 1),
@@ -196,7 +197,7 @@ def _check_tensor(name: str, given: object) -> None:
 
 
 def _check_range(ids: Tensor, vocabulary: int) -> None:
-    """Names a target that is no token; on a CPU, since a GPU would have to be waited for."""
+    """Raises BackendError when a target is no token; on a CPU, since a GPU would be waited for."""
     if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     least, largest = ids.aminmax()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +57,7 @@ class SlicedHeadLoss(torch.autograd.Function):
             total = torch.where(total > 0, total, 1)
         now = any(options.wants) and not options.recomputed
         grads = _empty_gradients(x, weight, extra, options)
+        # Once, not per slice: under autocast this is a copy of the largest matrix.
         operand = weight.to(options.matmul_dtype)
         loss = total.new_zeros(())
         for start in range(0, x.shape[0], options.rows):
@@ -119,7 +121,8 @@ def _empty_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     wants_x, wants_weight, wants_extra = options.wants
     dtype = compute_dtype(options.matmul_dtype)
-    empty, zeros = torch.empty_like, torch.zeros_like
+    empty: Callable[..., Tensor] = torch.empty_like
+    zeros: Callable[..., Tensor] = torch.zeros_like
     if options.recomputed:
         empty = zeros = _placeholder
     return (
@@ -148,6 +151,7 @@ def _to_gradient(
     targets = targets.unsqueeze(1)
     largest, position = logits.max(1, keepdim=True)
     at_target = logits.gather(1, targets)
+    # In place throughout: a second slice of logits would double the peak of memory.
     logits -= largest
     logits.exp_()
     total = logits.sum(1, keepdim=True)

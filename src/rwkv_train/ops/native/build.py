@@ -59,14 +59,14 @@ class Target(NamedTuple):
     cache: Path | None = None
 
     def files(self) -> list[Path]:
-        """The translation units."""
+        """Returns the translation units."""
         folder = self.sources / self.op
         if self.device == "cpu":
             return [folder / f"{self.op}_ops.cpp", folder / f"{self.op}_cpu.cpp"]
         return sorted(folder.glob("*_cuda*.cpp")) + sorted(folder.glob("*_cuda*.cu"))
 
 
-class Plan(NamedTuple):
+class BuildPlan(NamedTuple):
     """How a target is built: the compiler of C++ files and, for CUDA, that of .cu files."""
 
     ninja: str
@@ -75,9 +75,9 @@ class Plan(NamedTuple):
 
 
 def load(op: str, device: str) -> str | None:
-    """None once the operator's library for "cpu" or "cuda" is loaded, else why it cannot be.
+    """Returns why the operator's library for "cpu" or "cuda" cannot be loaded; None once it is.
 
-    Compiles it if need be. The answer is remembered for the life of the process.
+    Compiles the library if need be. The answer is remembered for the life of the process.
     """
     if (op, device) not in _outcomes:
         _outcomes[op, device] = _load(op, device)
@@ -85,13 +85,13 @@ def load(op: str, device: str) -> str | None:
 
 
 def has_sources(op: str, device: str) -> bool:
-    """Whether this copy of the program holds the operator's sources for "cpu" or "cuda"."""
+    """Tells whether this copy of the program holds the operator's sources for "cpu" or "cuda"."""
     files = Target(op, device).files()
     return bool(files) and all(file.exists() for file in files)
 
 
 def built_library(target: Target) -> Path:
-    """The path of the target's library, compiled if it is not in the cache.
+    """Returns the path of the target's library, compiled if it is not in the cache.
 
     Raises BackendError naming the missing tool, or the compiler's first errors and the log.
     """
@@ -109,6 +109,7 @@ def built_library(target: Target) -> Path:
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / "lock", target):
+            # Another process may have built it while this one waited.
             if not library.exists():
                 _compile(target, plan, folder)
     return library
@@ -125,7 +126,8 @@ def _load(op: str, device: str) -> str | None:
         return f"this copy of the program has no sources of {op} for {device}"
     try:
         library = built_library(Target(op, device))
-        torch.ops.load_library(str(library))
+        # torch leaves the function without types.
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except BackendError as error:
         return str(error)
     except OSError as error:
@@ -137,12 +139,12 @@ def _name(target: Target) -> str:
     return f"{target.op}_{target.device}.so"
 
 
-def _make_plan(target: Target) -> Plan:
+def _make_plan(target: Target) -> BuildPlan:
     ninja, cpp = toolchain.find_ninja(), toolchain.find_cpp()
     if target.device == "cpu":
-        return Plan(ninja, cpp)
+        return BuildPlan(ninja, cpp)
     nvcc = toolchain.find_nvcc(torch.cuda.get_device_capability())
-    return Plan(
+    return BuildPlan(
         ninja,
         cpp._replace(
             compile_flags=cpp.compile_flags + toolchain.cuda_include_flags(nvcc),
@@ -153,7 +155,7 @@ def _make_plan(target: Target) -> Plan:
 
 
 def _source_hash(target: Target) -> str:
-    """Of what the library is made from and for, apart from the compilers."""
+    """Returns a hash of what the library is made from and for, apart from the compilers."""
     digest = hashlib.sha256(f"{torch.__version__}\n{toolchain.machine_flags()}\n".encode())
     for file in sorted(with_includes(target.files())):
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
@@ -161,7 +163,7 @@ def _source_hash(target: Target) -> str:
 
 
 def with_includes(files: list[Path]) -> set[Path]:
-    """`files` and all that they include by a quoted path, directly or not."""
+    """Returns `files` and all that they include by a quoted path, directly or not."""
     found: set[Path] = set()
     left = [file.resolve() for file in files]
     while left:
@@ -173,13 +175,13 @@ def with_includes(files: list[Path]) -> set[Path]:
     return found
 
 
-def _plan_hash(plan: Plan) -> str:
+def _plan_hash(plan: BuildPlan) -> str:
     return hashlib.sha256(repr((plan.cpp, plan.nvcc)).encode()).hexdigest()[:8]
 
 
 @contextmanager
 def _lock(path: Path, target: Target) -> Iterator[None]:
-    """Holds the build lock; says whom it waits for, and who died while building."""
+    """Holds the build lock; prints whom it waits for, and who died while building."""
     # Absent on Windows, which `_load` has sorted out.
     import fcntl
 
@@ -189,6 +191,7 @@ def _lock(path: Path, target: Target) -> Iterator[None]:
         except BlockingIOError:
             _say(f"waiting for {_owner(file)}, which builds the {_title(target)}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        # The system released the lock, but only a living owner wipes its name.
         owner = _owner(file)
         if owner:
             _say(f"{owner} died while it built the {_title(target)}; its lock is removed")
@@ -208,7 +211,7 @@ def _owner(file: TextIO) -> str:
     return file.read().strip()
 
 
-def _compile(target: Target, plan: Plan, folder: Path) -> None:
+def _compile(target: Target, plan: BuildPlan, folder: Path) -> None:
     log = folder / "build.log"
     if log.exists() and time.time() - log.stat().st_mtime < FAILURE_LIFETIME_S:
         raise BackendError(_failure(target, log))
@@ -223,6 +226,7 @@ def _compile(target: Target, plan: Plan, folder: Path) -> None:
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
         shutil.rmtree(work, ignore_errors=True)
         raise BackendError(_failure(target, log))
+    # Renamed when it is complete: no process ever loads half a library.
     (work / _name(target)).replace(folder / _name(target))
     shutil.rmtree(work, ignore_errors=True)
     log.unlink(missing_ok=True)
@@ -235,7 +239,7 @@ def _failure(target: Target, log: Path) -> str:
     return f"the {_title(target)} does not compile; the whole log is {log}:\n  {shown}"
 
 
-def _ninja_file(target: Target, plan: Plan) -> str:
+def _ninja_file(target: Target, plan: BuildPlan) -> str:
     units = [(file, f"{file.name}.o") for file in target.files()]
     rules = [_rule("cpp", plan.cpp)]
     if plan.nvcc is not None:
@@ -253,7 +257,7 @@ def _rule(name: str, compiler: toolchain.Compiler) -> str:
 
 
 def _unquoted(command: str) -> str:
-    """shlex quotes ninja's own variables, which ninja must see bare."""
+    """Removes the quotes that shlex puts around ninja's own variables."""
     return command.replace("'$in'", "$in").replace("'$out'", "$out")
 
 

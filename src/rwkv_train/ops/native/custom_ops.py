@@ -1,8 +1,8 @@
-"""What the native backends of the operators share: loading, registration, when to keep states.
+"""The part that the native backends share: loading, registration, when to keep states.
 
 The custom ops live in torch's namespace `rwkv`; their schemas are in `cuda/<op>/<op>_ops.cpp`. Each
-`ops/<op>/native.py` describes its pair of ops to torch as a `Registration`; here it is handed over
-once the library that defines them is loaded.
+`ops/<op>/native.py` describes its pair of ops to torch as a `Registration` and states what its
+kernels need; here the description is handed over once the library that defines them is loaded.
 """
 
 from __future__ import annotations
@@ -30,16 +30,10 @@ KERNELS = {"": 0, "scan": 1, "wide": 2, "chunks": 3, "segments": 4}
 # What the CUDA kernels were made for; each test of the launchers has its home in cuda/common.
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CUDA_HEAD_SIZES = (32, 64, 128, 256)
-# Operators over channels, of any number: they have no heads.
-CHANNEL_OPS = ("token_shift", "wkv4")
 CUDA_CAPABILITY = (8, 0)
+# The kernels on tensor cores, which hold a chunk of one head size and dtype in shared memory.
+CHUNK_KERNELS = ("chunks", "segments")
 CHUNKS_HEAD_SIZE = 64
-# Shared memory that a block needs, to the KiB: the largest heads, and the chunked kernels.
-LARGE_HEAD_SHARED_BYTES = {"wkv5": 170 << 10, "wkv6": 170 << 10, "wkv7": 171 << 10}
-CHUNKS_SHARED_BYTES = {
-    "chunks": {"wkv5": 83 << 10, "wkv6": 83 << 10, "wkv7": 107 << 10},
-    "segments": {"wkv5": 83 << 10, "wkv6": 83 << 10, "wkv7": 159 << 10},
-}
 
 # From v's shape and the number of states kept.
 Shape = Callable[[Sequence[int], int], tuple[int, ...]]
@@ -48,23 +42,47 @@ _refusals: dict[tuple[str, str], Refusal | None] = {}
 _registered: set[str] = set()
 
 
+class SharedBytes(NamedTuple):
+    """Shared memory that a block of an operator's CUDA kernels needs, to the KiB.
+
+    large_heads: of the scans with the largest head size; smaller heads fit every card.
+    """
+
+    large_heads: int
+    chunks: int
+    segments: int
+
+    def needed(self, call: Call) -> int:
+        """Returns the bytes that the kernel of `call` needs."""
+        if call.head_size == max(CUDA_HEAD_SIZES):
+            return self.large_heads
+        return {"chunks": self.chunks, "segments": self.segments}.get(call.kernel, 0)
+
+
 class Registration(NamedTuple):
-    """What torch must know of an operator's pair of custom ops, rwkv::<op>_forward and _backward.
+    """The description of an operator's pair of custom ops, rwkv::<op>_forward and _backward.
 
     forward_fake, backward_fake: same arguments as the op, results of the right shape without data.
     setup_context, backward: as for torch.library.register_autograd.
+    shared_bytes: None for kernels over channels, of any number: they have no heads.
     """
 
     forward_fake: Callable[..., Any]
     backward_fake: Callable[..., Any]
     setup_context: Callable[..., None]
     backward: Callable[..., Any]
+    shared_bytes: SharedBytes | None = None
 
 
 def registration(
-    op: str, *, v_at: int, state_shape: Shape, checkpoint_shape: Shape
+    op: str,
+    *,
+    v_at: int,
+    state_shape: Shape,
+    checkpoint_shape: Shape,
+    shared_bytes: SharedBytes | None = None,
 ) -> Registration:
-    """The registration of an operator whose ops have arguments of this form:
+    """Returns the registration of an operator whose ops have arguments of this form:
 
     `(*inputs, state, reset, checkpoint_interval, kernel) -> (y, final_state, checkpoints)` and
     `(gy, gfinal_state, *inputs, reset, checkpoints, checkpoint_interval, kernel) ->
@@ -103,11 +121,11 @@ def registration(
         *gradients, gstate = run(gy, gfinal_state, *inputs, reset, checkpoints, *ctx.launch)
         return *gradients, gstate if ctx.has_state else None, None, None, None
 
-    return Registration(forward_fake, backward_fake, setup_context, backward)
+    return Registration(forward_fake, backward_fake, setup_context, backward, shared_bytes)
 
 
-def matrix_state_registration(op: str, *, v_at: int) -> Registration:
-    """The registration of an operator with v [B, T, H, N] and a state [B, H, N, N]."""
+def matrix_state_registration(op: str, *, v_at: int, shared_bytes: SharedBytes) -> Registration:
+    """Returns the registration of an operator with v [B, T, H, N] and a state [B, H, N, N]."""
 
     def state_shape(v: Sequence[int], kept: int) -> tuple[int, ...]:
         return v[0], v[2], v[3], v[3]
@@ -115,14 +133,40 @@ def matrix_state_registration(op: str, *, v_at: int) -> Registration:
     def checkpoint_shape(v: Sequence[int], kept: int) -> tuple[int, ...]:
         return v[0], v[2], kept, v[3], v[3]
 
-    return registration(op, v_at=v_at, state_shape=state_shape, checkpoint_shape=checkpoint_shape)
+    return registration(
+        op,
+        v_at=v_at,
+        state_shape=state_shape,
+        checkpoint_shape=checkpoint_shape,
+        shared_bytes=shared_bytes,
+    )
+
+
+def forward(
+    op: str,
+    inputs: tuple[Tensor, ...],
+    state: Tensor | None,
+    reset: Tensor | None,
+    kernel: str,
+    *,
+    interval: int = CHECKPOINT_INTERVAL,
+) -> tuple[Tensor, Tensor]:
+    """Calls rwkv::<op>_forward; returns y and the final state.
+
+    interval: tokens between the states that are kept if a backward pass may follow.
+    """
+    every = checkpoint_interval(*inputs, state, tokens=interval)
+    run = getattr(torch.ops.rwkv, f"{op}_forward")
+    y, final_state, _ = run(*inputs, state, reset, every, KERNELS[kernel])
+    return y, final_state
 
 
 def refusal(call: Call, registration: Registration) -> Refusal | None:
-    """None once a kernel for the call is built, loaded and registered, else what is in the way."""
-    unserved = _unserved(call)
+    """Returns what stands in the way of the call; None once its kernel is loaded and registered."""
+    unserved = _unserved(call, registration.shared_bytes)
     if unserved is not None:
         return unserved
+    # Asked before every call, and the first answer may cost a compilation.
     key = (call.op, call.device.type)
     if key not in _refusals:
         _refusals[key] = _prepare(*key, registration)
@@ -130,7 +174,7 @@ def refusal(call: Call, registration: Registration) -> Refusal | None:
 
 
 def checkpoint_interval(*tensors: Tensor | None, tokens: int = CHECKPOINT_INTERVAL) -> int:
-    """How often to keep a state: every so many tokens if a backward pass may follow, else 0."""
+    """Returns how often to keep a state: every `tokens` if a backward pass may follow, else 0."""
     if not torch.is_grad_enabled():
         return 0
     wanted = any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -138,45 +182,49 @@ def checkpoint_interval(*tensors: Tensor | None, tokens: int = CHECKPOINT_INTERV
 
 
 def kept_states(time: int, every: int) -> int:
-    """How many states a forward pass over `time` tokens keeps per head."""
+    """Returns how many states a forward pass over `time` tokens keeps per head."""
     return 0 if every == 0 else (time + every - 1) // every
 
 
-def _unserved(call: Call) -> Refusal | None:
-    """Why there is no kernel for such a call on its device, whatever is installed; or None."""
+def _unserved(call: Call, shared_bytes: SharedBytes | None) -> Refusal | None:
+    """Returns why no kernel serves such a call on its device, whatever is installed; or None."""
     if call.device.type != "cuda":
         if not call.kernel or call.device.type != "cpu":
             return None
         return Refusal("a CPU has one native kernel; ask for backend 'native'", news=False)
     if call.dtype not in CUDA_DTYPES:
         return Refusal(f"its CUDA kernels serve float32, bfloat16 and float16, not {call.dtype}")
-    if call.op not in CHANNEL_OPS and call.head_size not in CUDA_HEAD_SIZES:
+    if shared_bytes is not None and call.head_size not in CUDA_HEAD_SIZES:
         sizes = ", ".join(map(str, CUDA_HEAD_SIZES))
         return Refusal(f"its CUDA kernels serve head sizes {sizes}, not {call.head_size}")
-    if call.kernel in CHUNKS_SHARED_BYTES and (
+    if call.kernel in CHUNK_KERNELS and (
         call.dtype != torch.bfloat16 or call.head_size != CHUNKS_HEAD_SIZE
     ):
         return Refusal(
             f"the chunked CUDA kernel serves bfloat16 with head size {CHUNKS_HEAD_SIZE}, not "
             f"{call.dtype} with {call.head_size}"
         )
-    return _card_too_small(call)
+    needed = 0 if shared_bytes is None else shared_bytes.needed(call)
+    return _card_too_small(call, needed)
 
 
-def _card_too_small(call: Call) -> Refusal | None:
+def _card_too_small(call: Call, needed: int) -> Refusal | None:
+    """Returns a refusal when the card of `call` is too old or has less shared memory than needed.
+
+    needed: bytes per block.
+    """
     properties = torch.cuda.get_device_properties(call.device)
     if (properties.major, properties.minor) < CUDA_CAPABILITY:
         return Refusal(
             f"its CUDA kernels need compute capability {CUDA_CAPABILITY[0]}.{CUDA_CAPABILITY[1]}, "
             f"and {properties.name} has {properties.major}.{properties.minor}"
         )
-    needed = CHUNKS_SHARED_BYTES.get(call.kernel, {}).get(call.op, 0)
-    if call.op not in CHANNEL_OPS and call.head_size == max(CUDA_HEAD_SIZES):
-        needed = LARGE_HEAD_SHARED_BYTES[call.op]
-    if properties.shared_memory_per_block_optin < needed:
+    # torch's stubs lack this property of the card.
+    available: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    if available < needed:
         return Refusal(
             f"this kernel needs {needed >> 10} KiB of shared memory a block, and "
-            f"{properties.name} has {properties.shared_memory_per_block_optin >> 10} KiB"
+            f"{properties.name} has {available >> 10} KiB"
         )
     return None
 
@@ -209,5 +257,5 @@ def _register(op: str, registration: Registration) -> None:
             f"for; use backend 'reference' for those"
         )
 
-    # without it torch warns and goes on with zeros
+    # Without it torch warns and continues with zeros.
     torch.library.register_autograd(backward, refuse)

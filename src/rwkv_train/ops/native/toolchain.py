@@ -32,7 +32,7 @@ class Compiler(NamedTuple):
 
 
 def find_ninja() -> str:
-    """The path of ninja: on the PATH or beside this Python, where `pip install ninja` puts it."""
+    """Returns the path of ninja: on the PATH, or next to this Python, where pip puts it."""
     beside = Path(sys.executable).parent / "ninja"
     path = shutil.which("ninja") or (str(beside) if beside.exists() else None)
     if path is None:
@@ -41,13 +41,16 @@ def find_ninja() -> str:
 
 
 def find_cpp() -> Compiler:
-    """The C++ compiler with the flags for sources that use torch and this very processor."""
+    """Returns the C++ compiler with flags for sources that use torch, and for this processor."""
     path = find_cpp_path()
     return Compiler(path, version_text(path), _cpp_flags(), _cpp_link_flags())
 
 
 def find_nvcc(capability: tuple[int, int]) -> Compiler:
-    """nvcc with the flags for a card of this compute capability; its version must fit torch's."""
+    """Returns nvcc with the flags for a card of this compute capability.
+
+    Raises BackendError unless its version fits torch's.
+    """
     needed = torch.version.cuda
     if needed is None:
         raise BackendError("this torch was built without CUDA; install a CUDA build of torch")
@@ -69,20 +72,20 @@ def find_nvcc(capability: tuple[int, int]) -> Compiler:
 
 
 def cuda_link_flags(nvcc: Compiler) -> tuple[str, ...]:
-    """Flags that link a library with torch's CUDA half and the toolkit's runtime."""
+    """Returns flags that link a library with torch's CUDA half and the toolkit's runtime."""
     toolkit = Path(nvcc.path).resolve().parent.parent
     folders = [folder for folder in (toolkit / "lib64", toolkit / "lib") if folder.is_dir()]
     return (*(f"-L{folder}" for folder in folders), "-lcudart", "-lc10_cuda", "-ltorch_cuda")
 
 
 def cuda_include_flags(nvcc: Compiler) -> tuple[str, ...]:
-    """Flags with which the C++ compiler finds the toolkit's headers."""
+    """Returns flags with which the C++ compiler finds the toolkit's headers."""
     return ("-isystem", str(Path(nvcc.path).resolve().parent.parent / "include"))
 
 
 def machine_flags() -> str:
-    """What this processor can do, in words; libraries built for other words may not run here."""
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
+    """Returns the processor's abilities in words; libraries built for others may not run here."""
+    for line in _text_of(Path("/proc/cpuinfo")).splitlines():
         if line.startswith(("flags", "Features")):
             return f"{platform.machine()} {line.partition(':')[2].strip()}"
     return f"{platform.machine()} {platform.processor()}"
@@ -107,7 +110,7 @@ def _cpp_flags() -> tuple[str, ...]:
 
 
 def _cpp_link_flags() -> tuple[str, ...]:
-    """Libraries to link with; torch's own OpenMP, so that its threads and thread count are used."""
+    """Returns libraries to link with; torch's own OpenMP, so that its thread count is used."""
     bundled = sorted(
         path
         for folder in (_TORCH / "lib", _TORCH.parent / "torch.libs")
@@ -131,7 +134,7 @@ def _nvcc_flags(capability: tuple[int, int]) -> tuple[str, ...]:
     )
 
 
-def _read(path: Path) -> str:
+def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

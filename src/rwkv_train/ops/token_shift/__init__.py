@@ -49,7 +49,7 @@ def token_shift(
     backend: str = AUTO,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The n mixed sequences y_i, each [B, T, C]; computed in fp32 (fp64 for fp64) and rounded once.
+    """Returns the n mixed sequences y_i, each [B, T, C]; computed in fp32 (fp64) and rounded once.
 
     x: [B, T, C], one of fp32, bf16, fp16, fp64.
     mixes: [n, C], any float dtype, n from 1 to 8.
@@ -95,4 +95,5 @@ def token_shift(
         has_state=last is not None,
         has_reset=reset is not None,
     )
-    return tuple(dispatch(BACKENDS, backend, call, (x, mixes, last, moves, reset, dtype)))
+    results = dispatch(BACKENDS, backend, call, (x, mixes, last, moves, reset, dtype))
+    return tuple(results)

@@ -69,7 +69,7 @@ _REGISTRATION = Registration(_forward_fake, _backward_fake, _setup_context, _bac
 
 
 def refuses(call: Call) -> Refusal | None:
-    """None once the kernels are built and loaded, else what stands in the way."""
+    """Returns what stands in the way; None once the kernels are built and loaded."""
     return refusal(call, _REGISTRATION)
 
 
@@ -81,5 +81,6 @@ def run(
     reset: Tensor | None,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """The n results [B, T, C] in `dtype`; see `rwkv_train.ops.token_shift.token_shift`."""
-    return torch.ops.rwkv.token_shift_forward(x, mixes, last, moves, reset, dtype)
+    """Returns the n results [B, T, C] in `dtype`; see `token_shift.token_shift`."""
+    results: list[Tensor] = torch.ops.rwkv.token_shift_forward(x, mixes, last, moves, reset, dtype)
+    return results

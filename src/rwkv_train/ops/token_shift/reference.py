@@ -1,17 +1,14 @@
-"""The token shift by torch's own operators; the law that the native kernels are compared with."""
+"""The token shift by torch's own operators: the ground truth for the native kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.backends.dispatch import Call
+from rwkv_train.ops.backends.dispatch import serves_every_call
 from rwkv_train.ops.precision import compute_dtype
 
-
-def refuses(call: Call) -> str | None:
-    """None: torch's own operators serve every call."""
-    return None
+refuses = serves_every_call
 
 
 def run(
@@ -22,7 +19,7 @@ def run(
     reset: Tensor | None,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """The n results [B, T, C] in `dtype`; gradients by autograd.
+    """Returns the n results [B, T, C] in `dtype`; gradients by autograd.
 
     Shapes as in `rwkv_train.ops.token_shift.token_shift`; mixes in the compute dtype.
     """

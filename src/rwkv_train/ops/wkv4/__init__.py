@@ -43,7 +43,7 @@ def wkv4(
     backend: str = AUTO,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """Outputs y [B, T, A] in v's dtype and the final state (aa, bb, pp), each [B, A].
+    """Returns outputs y [B, T, A] in v's dtype and the final state (aa, bb, pp), each [B, A].
 
     w: [A], any float dtype; the parameter `time_decay`, before the double exponential.
     u: [A], any float dtype; the parameter `time_first`, which stands in for the decay at the
@@ -59,18 +59,24 @@ def wkv4(
     batch, _, width = like.shape
     w = prepare("wkv4", "w", w, (width,), like)
     u = prepare("wkv4", "u", u, (width,), like)
-    parts: tuple[Tensor, ...] = ()
+    parts: State | None = None
     if state is not None:
         if not isinstance(state, tuple) or len(state) != 3:
             raise BackendError(
                 f"wkv4: state is {type(state).__name__}, expected None or a tuple (aa, bb, pp)"
             )
-        parts = tuple(
+        aa, bb, pp = (
             prepare("wkv4", f"state {name}", part, (batch, width), like)
             for name, part in zip(("aa", "bb", "pp"), state)
         )
+        parts = (aa, bb, pp)
     check_reset("wkv4", reset, like)
     call = describe_call(
-        "wkv4", like, (w, u, k, v, *parts), has_state=state is not None, has_reset=reset is not None
+        "wkv4",
+        like,
+        (w, u, k, v, *(parts or ())),
+        has_state=state is not None,
+        has_reset=reset is not None,
     )
-    return dispatch(BACKENDS, backend, call, (w, u, k, v, parts or None, reset))
+    y, final_state = dispatch(BACKENDS, backend, call, (w, u, k, v, parts, reset))
+    return y, final_state

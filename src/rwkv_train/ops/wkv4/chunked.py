@@ -16,28 +16,27 @@ Source: RWKV paper, appendix on the numerically safe form; the scan is Blelloch'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rwkv_train.ops.backends.dispatch import Call, without_autocast
+from rwkv_train.ops.backends.dispatch import serves_every_call, without_autocast
+from rwkv_train.ops.precision import log_decay
 from rwkv_train.ops.wkv4 import reference
-from rwkv_train.ops.wkv4.reference import EMPTY, empty_state, log_decay
+from rwkv_train.ops.wkv4.reference import EMPTY, WKV4_LARGEST_LOG_RATE, empty_state
+
+refuses = serves_every_call
 
 Sums = tuple[Tensor, Tensor, Tensor]
-
-
-def refuses(call: Call) -> str | None:
-    """None: torch's own operators serve every call."""
-    return None
 
 
 def run(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Sums | None, reset: Tensor | None
 ) -> tuple[Tensor, Sums]:
-    """Outputs [B, T, A] and final state (aa, bb, pp), each [B, A].
+    """Returns outputs [B, T, A] and final state (aa, bb, pp), each [B, A].
 
     Shapes as in `rwkv_train.ops.wkv4.wkv4`; w, u and state in the compute dtype.
     """
@@ -46,7 +45,7 @@ def run(
         # one step of the recurrence: nothing to gain from a chunk of one token
         return reference.run(w, u, k, v, state, reset)
     sums = empty_state(w, (batch, width)) if state is None else state
-    length = chunk_length(time)
+    length = balanced_chunk_length(time)
     whole = time - time % length
     outputs = []
     # A shorter last chunk is a call of its own: padding would go on decaying the final state.
@@ -54,14 +53,17 @@ def run(
         if part.start < part.stop:
             marks = None if reset is None else reset[:, part]
             tokens = min(length, part.stop - part.start)
-            y, *sums = _ChunkedWkv4.apply(w, u, k[:, part], v[:, part], *sums, marks, tokens)
+            y, *rest = _ChunkedWkv4.apply(  # type: ignore[no-untyped-call]  # torch's own
+                w, u, k[:, part], v[:, part], *sums, marks, tokens
+            )
+            sums = (rest[0], rest[1], rest[2])
             outputs.append(y)
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-    return y, tuple(sums)
+    return y, sums
 
 
-def chunk_length(time: int) -> int:
-    """Tokens per chunk: a power of two between sqrt(time) / 3 and sqrt(time), for few steps."""
+def balanced_chunk_length(time: int) -> int:
+    """Returns the tokens per chunk, for few steps: a power of 2, sqrt(time) / 3 to sqrt(time)."""
     return 1 << max(0, (time.bit_length() - 2) // 2)
 
 
@@ -79,7 +81,7 @@ class _ChunkedWkv4(torch.autograd.Function):
         reset: Tensor | None,
         length: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        step = log_decay(w)
+        step = log_decay(w, WKV4_LARGEST_LOG_RATE)
         kc, vc = _cut(k, length, w.dtype), _cut(v, length, w.dtype)
         marks = None if reset is None else _cut(reset.unsqueeze(2), length, torch.bool)
         starts = _chunk_starts(step, kc, vc, (aa, bb, pp), marks)
@@ -89,7 +91,7 @@ class _ChunkedWkv4(torch.autograd.Function):
             sums = _reset(sums, marks, i)
             outputs[i], *_ = _read(sums, u + kc[i], vc[i])
             sums = _join(sums, step, (vc[i], 1, kc[i]))
-        final = tuple(x[:, -1].clone() for x in sums)
+        final = _each(lambda x: x[:, -1].clone(), sums)
         ctx.save_for_backward(w, u, k, v, reset, *starts, final[2])
         ctx.length = length
         ctx.mark_non_differentiable(final[2])
@@ -102,13 +104,14 @@ class _ChunkedWkv4(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         w, u, k, v, reset, *starts, final_pp = ctx.saved_tensors
         with without_autocast(v.device):
-            step = log_decay(w)
+            step = log_decay(w, WKV4_LARGEST_LOG_RATE)
             inputs = tuple(_cut(x, ctx.length, w.dtype) for x in (k, v, grad_y))
             marks = None if reset is None else _cut(reset.unsqueeze(2), ctx.length, torch.bool)
+            aa, bb, pp = starts
             grad_step, grad_u, grad_k, grad_v, first = _backward(
-                step, u, inputs, tuple(starts), (grad_aa, grad_bb, -final_pp), marks
+                step, u, inputs, (aa, bb, pp), (grad_aa, grad_bb, -final_pp), marks
             )
-            aa, bb, pp = (x[:, 0] for x in starts)
+            aa, bb, pp = _each(lambda x: x[:, 0], (aa, bb, pp))
             factor = torch.exp(first[2] + pp)
             grad_aa, grad_bb = first[0] * factor, first[1] * factor
             grad_pp = aa * grad_aa + bb * grad_bb
@@ -134,13 +137,15 @@ def _backward(
     adjoint: Sums,
     marks: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Sums]:
-    """Gradients of the log-decay [A], u [A], k and v (chunks), and the adjoint of the first sums.
+    """Returns the gradients of log-decay [A], u [A], k, v (chunks) and the first sums' adjoint.
 
     inputs: k, v and the gradient of y, [C, B, M, A]. adjoint: that of the final sums, scaled,
     (A, B, R) each [B, A]; the true adjoints are A exp(R) and B exp(R).
     """
     kc, vc, gy = inputs
     length = kc.shape[0]
+    # Forwards again with everything that the way back needs: kept since the first pass it would be
+    # several numbers per token and channel.
     before, pulls, grad_v = [], [], torch.empty_like(vc)
     grad_k, sums = torch.empty_like(kc), starts
     for i in range(length):
@@ -169,11 +174,11 @@ def _backward(
 
 
 def _chunk_starts(step: Tensor, kc: Tensor, vc: Tensor, state: Sums, marks: Tensor | None) -> Sums:
-    """The sums before each chunk, each [B, M, A], given those before the first, each [B, A]."""
+    """Returns the sums before each chunk, [B, M, A], given those before the first, [B, A]."""
     length, _, chunks, _ = kc.shape
     if chunks == 1:
-        return tuple(x.unsqueeze(1) for x in state)
-    # The last chunk is left out: nothing starts after it.
+        return _each(lambda x: x.unsqueeze(1), state)
+    # The last chunk is skipped: nothing starts after it.
     kc, vc = kc[:, :, :-1], vc[:, :, :-1]
     marks = None if marks is None else marks[:, :, :-1]
     own: Sums = (vc[0], torch.ones_like(vc[0]), kc[0])
@@ -185,30 +190,42 @@ def _chunk_starts(step: Tensor, kc: Tensor, vc: Tensor, state: Sums, marks: Tens
 def _chunk_ends(
     step: Tensor, pulls: list[Sums], adjoint: Sums, marks: Tensor | None
 ) -> tuple[Sums, Sums]:
-    """The adjoints after each chunk, each [B, M, A], and that before the first, each [B, A]."""
+    """Returns the adjoints after each chunk, [B, M, A], and that before the first, [B, A]."""
     length, chunks = len(pulls), pulls[0][0].shape[1]
     own = _reset(pulls[-1], marks, length - 1)
     for i in reversed(range(length - 1)):
         own = _reset(_join(own, step, pulls[i]), marks, i)
     adjoints = _scan(adjoint, own, length * step, marks, range(chunks - 1, -1, -1))
-    ends = tuple(x[:, :-1].flip(1) for x in adjoints)
-    return ends, tuple(x[:, -1] for x in adjoints)
+    ends = _each(lambda x: x[:, :-1].flip(1), adjoints)
+    return ends, _each(lambda x: x[:, -1], adjoints)
 
 
 def _scan(first: Sums, own: Sums, distance: Tensor, marks: Tensor | None, order: range) -> Sums:
-    """`first` and what it becomes by joining own[:, m] for m in `order`, stacked along axis 1."""
+    """Stacks along axis 1 `first` and its sums with own[:, m], joined one by one in `order`."""
     carried, all_carried = first, [first]
     cut = None if marks is None else marks.any(0)  # [B, M, 1]
     for m in order:
         if cut is not None:
             carried = _reset(carried, cut[None, :, m], 0)
-        carried = _join(carried, distance, tuple(x[:, m] for x in own))
+        carried = _join(carried, distance, _at(own, m))
         all_carried.append(carried)
-    return tuple(torch.stack(parts, 1) for parts in zip(*all_carried))
+    aa, bb, pp = (torch.stack(parts, 1) for parts in zip(*all_carried))
+    return aa, bb, pp
+
+
+def _at(sums: Sums, m: int) -> Sums:
+    """Returns the sums of chunk m, each [B, A], of those of all, each [B, M, A]."""
+    return _each(lambda x: x[:, m], sums)
+
+
+def _each(function: Callable[[Tensor], Tensor], sums: Sums) -> Sums:
+    """Applies `function` to numerator, denominator and exponent."""
+    aa, bb, pp = sums
+    return function(aa), function(bb), function(pp)
 
 
 def _join(sums: Sums, distance: Tensor, other: tuple[Tensor, Tensor | int, Tensor]) -> Sums:
-    """Scaled sums moved `distance` (a log-decay, <= 0) away and added to `other`."""
+    """Returns scaled sums moved `distance` (a log-decay, <= 0) away and added to `other`."""
     aa, bb, pp = sums
     moved = pp + distance
     top = torch.maximum(moved, other[2])
@@ -217,7 +234,7 @@ def _join(sums: Sums, distance: Tensor, other: tuple[Tensor, Tensor | int, Tenso
 
 
 def _read(sums: Sums, now: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, the current token's scaled weight, the scaled denominator and the exponent of the scale.
+    """Returns y, the token's scaled weight, the scaled denominator and the scale's exponent.
 
     now: u + k, the exponent of the current token.
     """
@@ -229,7 +246,7 @@ def _read(sums: Sums, now: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _reset(sums: Sums, marks: Tensor | None, i: int) -> Sums:
-    """`sums`, but empty where marks[i] is set."""
+    """Returns `sums`, but empty where marks[i] is set."""
     if marks is None:
         return sums
     aa, bb, pp = sums
@@ -241,10 +258,10 @@ def _reset(sums: Sums, marks: Tensor | None, i: int) -> Sums:
 
 
 def _cut(x: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """[B, T, A] as chunks with the token in front, so that a step is contiguous: [C, B, M, A]."""
-    return x.to(dtype).unflatten(1, (-1, length)).permute(2, 0, 1, 3).contiguous()
+    """Returns [B, T, A] as [C, B, M, A]: the token in front makes a step contiguous."""
+    return torch.unflatten(x.to(dtype), 1, (-1, length)).permute(2, 0, 1, 3).contiguous()
 
 
 def _paste(x: Tensor, like: Tensor) -> Tensor:
-    """Chunks [C, B, M, A] back as [B, T, A] in the dtype of `like`."""
+    """Returns chunks [C, B, M, A] as as [B, T, A] in the dtype of `like`."""
     return x.permute(1, 2, 0, 3).flatten(1, 2).to(like.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
-from rwkv_train.ops.native.custom_ops import KERNELS, checkpoint_interval, refusal, registration
+from rwkv_train.ops.native.custom_ops import forward, refusal, registration
 
 # A state is three numbers per channel, so that it may be kept often: 0.75 bytes per token and
 # channel.
@@ -33,7 +33,7 @@ _REGISTRATION = registration(
 
 
 def refuses(call: Call) -> Refusal | None:
-    """None once the kernels are built and loaded, else what stands in the way."""
+    """Returns what stands in the way; None once the kernels are built and loaded."""
     return refusal(call, _REGISTRATION)
 
 
@@ -46,10 +46,11 @@ def run(
     reset: Tensor | None,
     kernel: str = "",
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Outputs [B, T, A] and final state (aa, bb, pp), each [B, A]; see `wkv4.wkv4`."""
+    """Returns outputs [B, T, A] and final state (aa, bb, pp), each [B, A]; see `wkv4.wkv4`."""
     rows = None if state is None else torch.stack(state, 1)  # [B, 3, A]
-    every = checkpoint_interval(w, u, k, v, rows, tokens=WKV4_CHECKPOINT_INTERVAL)
-    y, final_rows, _ = torch.ops.rwkv.wkv4_forward(w, u, k, v, rows, reset, every, KERNELS[kernel])
+    y, final_rows = forward(
+        "wkv4", (w, u, k, v), rows, reset, kernel, interval=WKV4_CHECKPOINT_INTERVAL
+    )
     aa, bb, pp = final_rows.unbind(1)
     # pp is a scale: gradients of aa and bb are taken with it held constant.
     return y, (aa, bb, pp.detach())

@@ -1,33 +1,25 @@
-"""WKV-4 as a plain token loop; the law that the other backends are compared with."""
+"""WKV-4 as a plain token loop: the ground truth for the other backends."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.backends.dispatch import Call
-from rwkv_train.ops.precision import compute_dtype
+from rwkv_train.ops.backends.dispatch import serves_every_call
+from rwkv_train.ops.precision import compute_dtype, log_decay
+
+refuses = serves_every_call
 
 # The exponent of an empty sum: exp(EMPTY - anything) is 0 and twice it is still finite in fp32,
 # whereas -inf - (-inf) would be NaN.
 EMPTY = -1e38
 # exp(20) = 4.9e8 dwarfs every finite difference of keys and is finite itself, so that the gradient
 # of an overflowing w is 0 and not 0 times infinity.
-LARGEST_LOG_RATE = 20.0
-
-
-def refuses(call: Call) -> str | None:
-    """None: the loop serves every call."""
-    return None
-
-
-def log_decay(w: Tensor) -> Tensor:
-    """-exp(w), finite for every w: the logarithm of the decay per token."""
-    return -torch.exp(w.clamp(max=LARGEST_LOG_RATE))
+WKV4_LARGEST_LOG_RATE = 20.0
 
 
 def empty_state(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """(aa, bb, pp) of no token at all, each of `shape`, with device and dtype of `like`."""
+    """Returns (aa, bb, pp) of no token at all, each of `shape`, with device and dtype of `like`."""
     return like.new_zeros(shape), like.new_zeros(shape), like.new_full(shape, EMPTY)
 
 
@@ -39,13 +31,13 @@ def run(
     state: tuple[Tensor, Tensor, Tensor] | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Outputs [B, T, A] and final state (aa, bb, pp), each [B, A]; gradients by autograd.
+    """Returns outputs [B, T, A] and final state (aa, bb, pp), each [B, A]; gradients by autograd.
 
     Shapes as in `rwkv_train.ops.wkv4.wkv4`; w, u and state in the compute dtype.
     """
     dtype = compute_dtype(v.dtype)
     kf, vf = k.to(dtype), v.to(dtype)
-    step = log_decay(w)
+    step = log_decay(w, WKV4_LARGEST_LOG_RATE)
     batch, time, width = v.shape
     aa, bb, pp = empty_state(kf, (batch, width)) if state is None else state
     outputs = []

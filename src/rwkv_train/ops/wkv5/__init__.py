@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call, prepare
-from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
+from rwkv_train.ops.arguments import check_sequences, prepare, run_heads
+from rwkv_train.ops.backends.dispatch import AUTO, backends_of
 
 BACKENDS = backends_of(
     "wkv5",
@@ -47,7 +47,7 @@ def wkv5(
     backend: str = AUTO,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
+    """Returns outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
 
     r, k, v: [B, T, H, N], one of fp32, bf16, fp16, fp64.
     w: [H, N], any float dtype; the parameter `time_decay`, before the double exponential.
@@ -59,17 +59,6 @@ def wkv5(
     an argument does not fit or the backend asked for cannot serve the call.
     """
     like = check_sequences("wkv5", {"r": r, "k": k, "v": v}, "[B, T, H, N]")
-    batch, _, heads, size = like.shape
-    w = prepare("wkv5", "w", w, (heads, size), like)
-    u = prepare("wkv5", "u", u, (heads, size), like)
-    if state is not None:
-        state = prepare("wkv5", "state", state, (batch, heads, size, size), like)
-    check_reset("wkv5", reset, like)
-    call = describe_call(
-        "wkv5",
-        like,
-        (r, k, v, w, u, state),
-        has_state=state is not None,
-        has_reset=reset is not None,
-    )
-    return dispatch(BACKENDS, backend, call, (r, k, v, w, u, state, reset))
+    w = prepare("wkv5", "w", w, tuple(like.shape[2:]), like)
+    u = prepare("wkv5", "u", u, tuple(like.shape[2:]), like)
+    return run_heads("wkv5", BACKENDS, backend, (r, k, v, w, u), state, reset)

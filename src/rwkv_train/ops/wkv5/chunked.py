@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rwkv_train.ops.backends.dispatch import Call
+from rwkv_train.ops.backends.dispatch import serves_every_call
 from rwkv_train.ops.wkv6 import chunked as wkv6_chunked
 
-
-def refuses(call: Call) -> str | None:
-    """None: torch's own operators serve every call."""
-    return None
+refuses = serves_every_call
 
 
 def run(
@@ -22,7 +19,7 @@ def run(
     state: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key].
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key].
 
     Shapes as in `rwkv_train.ops.wkv5.wkv5`; w, u and state in the compute dtype.
     """

@@ -1,17 +1,15 @@
-"""WKV-5 as a plain token loop; the law that the other backends are compared with."""
+"""WKV-5 as a plain token loop, that of WKV-6 with a constant decay: the ground truth."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.backends.dispatch import Call
-from rwkv_train.ops.precision import compute_dtype, log_decay
+from rwkv_train.ops.backends.dispatch import serves_every_call
+from rwkv_train.ops.precision import log_decay
+from rwkv_train.ops.wkv6.reference import token_loop
 
-
-def refuses(call: Call) -> str | None:
-    """None: the loop serves every call."""
-    return None
+refuses = serves_every_call
 
 
 def run(
@@ -23,21 +21,9 @@ def run(
     state: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
 
     Shapes as in `rwkv_train.ops.wkv5.wkv5`; w, u and state in the compute dtype.
     """
-    dtype = compute_dtype(v.dtype)
-    rf, kf, vf = (tensor.to(dtype) for tensor in (r, k, v))
-    decay = torch.exp(log_decay(w))
-    batch, time, heads, size = v.shape
-    s = rf.new_zeros(batch, heads, size, size) if state is None else state
-    outputs = []
-    for t in range(time):
-        if reset is not None:
-            s = s.masked_fill(reset[:, t, None, None, None], 0)
-        bonus = (rf[:, t] * u * kf[:, t]).sum(-1, keepdim=True)  # [B, H, 1]
-        outputs.append(torch.einsum("bhji,bhi->bhj", s, rf[:, t]) + bonus * vf[:, t])
-        # s[j, i] with j the value channel: the decay acts on the key axis, the last one
-        s = s * decay[:, None, :] + vf[:, t, :, :, None] * kf[:, t, :, None, :]
-    return torch.stack(outputs, 1).to(v.dtype), s
+    decay = torch.exp(log_decay(w))  # [H, N]
+    return token_loop(r, k, v, lambda _: decay[:, None, :], u, state, reset)

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call, prepare
-from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
+from rwkv_train.ops.arguments import check_sequences, prepare, run_heads
+from rwkv_train.ops.backends.dispatch import AUTO, backends_of
 
 BACKENDS = backends_of(
     "wkv6",
@@ -47,7 +47,7 @@ def wkv6(
     backend: str = AUTO,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
+    """Returns outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
 
     r, k, v: [B, T, H, N], one of fp32, bf16, fp16, fp64.
     w: [B, T, H, N], any float dtype, before the double exponential; fp32 is advised, since bf16
@@ -60,17 +60,6 @@ def wkv6(
     an argument does not fit or the backend asked for cannot serve the call.
     """
     like = check_sequences("wkv6", {"r": r, "k": k, "v": v}, "[B, T, H, N]")
-    batch, _, heads, size = like.shape
     w = prepare("wkv6", "w", w, tuple(like.shape), like)
-    u = prepare("wkv6", "u", u, (heads, size), like)
-    if state is not None:
-        state = prepare("wkv6", "state", state, (batch, heads, size, size), like)
-    check_reset("wkv6", reset, like)
-    call = describe_call(
-        "wkv6",
-        like,
-        (r, k, v, w, u, state),
-        has_state=state is not None,
-        has_reset=reset is not None,
-    )
-    return dispatch(BACKENDS, backend, call, (r, k, v, w, u, state, reset))
+    u = prepare("wkv6", "u", u, tuple(like.shape[2:]), like)
+    return run_heads("wkv6", BACKENDS, backend, (r, k, v, w, u), state, reset)

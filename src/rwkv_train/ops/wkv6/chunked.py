@@ -22,18 +22,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rwkv_train.ops.backends.dispatch import Call, without_autocast
-from rwkv_train.ops.chunked.chunks import Group, chunk_length, cut, cut_marks, groups, pairs, paste
+from rwkv_train.ops.backends.dispatch import serves_every_call, without_autocast
+from rwkv_train.ops.chunked.chunks import (
+    Group,
+    chunk_length,
+    chunk_states,
+    cut,
+    cut_marks,
+    groups,
+    pairs,
+    paste,
+)
 from rwkv_train.ops.chunked.halving import halve, halve_backward
 from rwkv_train.ops.precision import compute_dtype, log_decay
 from rwkv_train.ops.wkv6 import reference
 
-CHUNK = 64
+refuses = serves_every_call
 
-
-def refuses(call: Call) -> str | None:
-    """None: torch's own operators serve every call."""
-    return None
+WKV6_CHUNK = 64
 
 
 def run(
@@ -45,14 +51,17 @@ def run(
     state: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key].
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key].
 
     Shapes as in `rwkv_train.ops.wkv6.wkv6`; w, u and state in the compute dtype. w may be expanded.
     """
     if v.shape[1] == 1:
         # one step of the recurrence: nothing to gain from a chunk of one token
         return reference.run(r, k, v, w, u, state, reset)
-    return _ChunkedWkv6.apply(r, k, v, w, u, state, reset)
+    y, final = _ChunkedWkv6.apply(  # type: ignore[no-untyped-call]  # torch's own
+        r, k, v, w, u, state, reset
+    )
+    return y, final
 
 
 class _Inputs(NamedTuple):
@@ -85,11 +94,8 @@ class _ChunkedWkv6(torch.autograd.Function):
         state: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        batch, time, heads, size = v.shape
         y = torch.empty_like(v, memory_format=torch.contiguous_format)
-        # [:, :, m] is the state before chunk m, [:, :, -1] the final state
-        states = w.new_empty(batch, heads, -(-time // chunk_length(time, CHUNK)) + 1, size, size)
-        states[:, :, 0] = 0 if state is None else state
+        states = chunk_states(w, v.shape, WKV6_CHUNK, state)
         for group in groups(v):
             inputs = _gather(group, r, k, v, w, u, reset)
             paste(y, group, _forward_group(inputs, pairs(states, group)))
@@ -119,7 +125,7 @@ class _ChunkedWkv6(torch.autograd.Function):
 
 
 def _forward_group(inputs: _Inputs, states: Tensor) -> Tensor:
-    """Outputs in chunks; fills `states` [G, M + 1, N_value, N_key] from its first entry."""
+    """Returns outputs in chunks; fills `states` [G, M + 1, N_value, N_key] from its first entry."""
     r, k, v = inputs.r, inputs.k, inputs.v
     inner = halve(inputs.reads, k, inputs.log_d, keep_levels=False)
     inner.matrix.diagonal(0, 2, 3).copy_((r * inputs.u * k).sum(-1))
@@ -133,7 +139,7 @@ def _forward_group(inputs: _Inputs, states: Tensor) -> Tensor:
 def _backward_group(
     inputs: _Inputs, gy: Tensor, states: Tensor, grad_final: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """Gradients of (r, k, v, w) in chunks, of u [G, N] and of the initial state [G, N, N].
+    """Returns the gradients of (r, k, v, w) in chunks, of u [G, N] and the first state [G, N, N].
 
     Source: the transpose of the forward formulas; the decay's gradient as in `ops.chunked.halving`.
     """
@@ -156,6 +162,7 @@ def _backward_group(
     grad_whole = inner.whole * (states[:, :-1] * grad_states).sum(2)
     grad_w = halve_backward(inner.levels, grad_matrix, grad_r, grad_k, grad_whole)
     grad_w *= inputs.log_rate
+    # Before the bonus, through which a token that starts a document sees itself all the same.
     if inputs.marks is not None:
         grad_r.masked_fill_(inputs.marks, 0)
 
@@ -171,7 +178,7 @@ def _gather(
     group: Group, r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, reset: Tensor | None
 ) -> _Inputs:
     dtype = compute_dtype(v.dtype)
-    length = chunk_length(v.shape[1], CHUNK)
+    length = chunk_length(v.shape[1], WKV6_CHUNK)
     r, k, v = (cut(x, group, length, dtype) for x in (r, k, v))
     # The tail is filled with tokens that neither write nor decay.
     log_rate = log_decay(cut(w, group, length, dtype, pad=-torch.inf))

@@ -1,28 +1,28 @@
 """WKV-6 by the project's own kernels: C++ on a CPU, CUDA on a GPU (`cuda/wkv6`).
 
-Kept for the backward pass: the inputs, and the state at every CHECKPOINT_INTERVAL-th token.
-In between the backward pass computes the states again and forms the decay's gradient from state
-and gradient of the state directly, without subtracting sums.
+Kept for the backward pass: the inputs, and the state at every CHECKPOINT_INTERVAL-th token. In
+between the backward pass computes the states again and forms the decay's gradient from state and
+gradient of the state directly, without subtracting sums.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
 from rwkv_train.ops.native.custom_ops import (
-    KERNELS,
-    checkpoint_interval,
+    SharedBytes,
+    forward,
     matrix_state_registration,
     refusal,
 )
 
-_REGISTRATION = matrix_state_registration("wkv6", v_at=2)
+WKV6_SHARED_BYTES = SharedBytes(large_heads=170 << 10, chunks=83 << 10, segments=83 << 10)
+_REGISTRATION = matrix_state_registration("wkv6", v_at=2, shared_bytes=WKV6_SHARED_BYTES)
 
 
 def refuses(call: Call) -> Refusal | None:
-    """None once the kernels are built and loaded, else what stands in the way."""
+    """Returns what stands in the way; None once the kernels are built and loaded."""
     return refusal(call, _REGISTRATION)
 
 
@@ -36,9 +36,5 @@ def run(
     reset: Tensor | None,
     kernel: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `wkv6.wkv6`."""
-    every = checkpoint_interval(r, k, v, w, u, state)
-    y, final_state, _ = torch.ops.rwkv.wkv6_forward(
-        r, k, v, w, u, state, reset, every, KERNELS[kernel]
-    )
-    return y, final_state
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `wkv6.wkv6`."""
+    return forward("wkv6", (r, k, v, w, u), state, reset, kernel)

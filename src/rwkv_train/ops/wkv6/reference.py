@@ -1,17 +1,16 @@
-"""WKV-6 as a plain token loop; the law that the other backends are compared with."""
+"""WKV-6 as a plain token loop: the ground truth for the other backends."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.backends.dispatch import Call
+from rwkv_train.ops.backends.dispatch import serves_every_call
 from rwkv_train.ops.precision import compute_dtype, log_decay
 
-
-def refuses(call: Call) -> str | None:
-    """None: the loop serves every call."""
-    return None
+refuses = serves_every_call
 
 
 def run(
@@ -23,13 +22,29 @@ def run(
     state: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
 
     Shapes as in `rwkv_train.ops.wkv6.wkv6`; w, u and state in the compute dtype.
     """
+    decay = torch.exp(log_decay(w))  # [B, T, H, N]
+    return token_loop(r, k, v, lambda t: decay[:, t, :, None, :], u, state, reset)
+
+
+def token_loop(
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay_of: Callable[[int], Tensor],
+    u: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns what `run` does, for any decays.
+
+    decay_of: the decay at a token, broadcastable to [B, H, N_value, N_key] along its key axis.
+    """
     dtype = compute_dtype(v.dtype)
     rf, kf, vf = (tensor.to(dtype) for tensor in (r, k, v))
-    decay = torch.exp(log_decay(w))
     batch, time, heads, size = v.shape
     s = rf.new_zeros(batch, heads, size, size) if state is None else state
     outputs = []
@@ -39,5 +54,5 @@ def run(
         bonus = (rf[:, t] * u * kf[:, t]).sum(-1, keepdim=True)  # [B, H, 1]
         outputs.append(torch.einsum("bhji,bhi->bhj", s, rf[:, t]) + bonus * vf[:, t])
         # s[j, i] with j the value channel: the decay acts on the key axis, the last one
-        s = s * decay[:, t, :, None, :] + vf[:, t, :, :, None] * kf[:, t, :, None, :]
+        s = s * decay_of(t) + vf[:, t, :, :, None] * kf[:, t, :, None, :]
     return torch.stack(outputs, 1).to(v.dtype), s

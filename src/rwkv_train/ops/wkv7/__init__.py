@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call, prepare
-from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
+from rwkv_train.ops.arguments import check_sequences, prepare, run_heads
+from rwkv_train.ops.backends.dispatch import AUTO, backends_of
 
 BACKENDS = backends_of(
     "wkv7",
@@ -50,7 +50,7 @@ def wkv7(
     backend: str = AUTO,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
+    """Returns outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
 
     r, k, v, a, b: [B, T, H, N], one of fp32, bf16, fp16, fp64.
     w: [B, T, H, N], any float dtype, before the sigmoid; fp32 is advised, since bf16 changes the
@@ -62,16 +62,5 @@ def wkv7(
     an argument does not fit or the backend asked for cannot serve the call.
     """
     like = check_sequences("wkv7", {"r": r, "k": k, "v": v, "a": a, "b": b}, "[B, T, H, N]")
-    batch, _, heads, size = like.shape
     w = prepare("wkv7", "w", w, tuple(like.shape), like)
-    if state is not None:
-        state = prepare("wkv7", "state", state, (batch, heads, size, size), like)
-    check_reset("wkv7", reset, like)
-    call = describe_call(
-        "wkv7",
-        like,
-        (r, w, k, v, a, b, state),
-        has_state=state is not None,
-        has_reset=reset is not None,
-    )
-    return dispatch(BACKENDS, backend, call, (r, w, k, v, a, b, state, reset))
+    return run_heads("wkv7", BACKENDS, backend, (r, w, k, v, a, b), state, reset)

@@ -27,18 +27,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rwkv_train.ops.backends.dispatch import Call, without_autocast
-from rwkv_train.ops.chunked.chunks import Group, chunk_length, cut, cut_marks, groups, pairs, paste
+from rwkv_train.ops.backends.dispatch import serves_every_call, without_autocast
+from rwkv_train.ops.chunked.chunks import (
+    Group,
+    chunk_length,
+    chunk_states,
+    cut,
+    cut_marks,
+    groups,
+    pairs,
+    paste,
+)
 from rwkv_train.ops.precision import compute_dtype
 from rwkv_train.ops.wkv7 import reference
 from rwkv_train.ops.wkv7.reference import LARGEST_RATE
 
-CHUNK = 32
+refuses = serves_every_call
 
-
-def refuses(call: Call) -> str | None:
-    """None: torch's own operators serve every call."""
-    return None
+WKV7_CHUNK = 32
 
 
 def run(
@@ -51,14 +57,17 @@ def run(
     state: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key].
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key].
 
     Shapes as in `rwkv_train.ops.wkv7.wkv7`; w and state in the compute dtype.
     """
     if v.shape[1] == 1:
         # one step of the recurrence: nothing to gain from a chunk of one token
         return reference.run(r, w, k, v, a, b, state, reset)
-    return _ChunkedWkv7.apply(r, w, k, v, a, b, state, reset)
+    y, final = _ChunkedWkv7.apply(  # type: ignore[no-untyped-call]  # torch's own
+        r, w, k, v, a, b, state, reset
+    )
+    return y, final
 
 
 class _Segments(NamedTuple):
@@ -116,13 +125,10 @@ class _ChunkedWkv7(torch.autograd.Function):
         state: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        batch, time, heads, size = v.shape
         y = torch.empty_like(v, memory_format=torch.contiguous_format)
-        # [:, :, m] is the state before chunk m, [:, :, -1] the final state
-        states = w.new_empty(batch, heads, -(-time // chunk_length(time, CHUNK)) + 1, size, size)
-        states[:, :, 0] = 0 if state is None else state
+        states = chunk_states(w, v.shape, WKV7_CHUNK, state)
         for group in groups(v):
-            _, inner = _gather(group, r, w, k, v, a, b, reset)
+            _, inner = _gather(group, (r, w, k, v, a, b), reset)
             paste(y, group, _forward_group(inner, pairs(states, group)))
         ctx.save_for_backward(r, w, k, v, a, b, states, reset)
         ctx.has_state = state is not None
@@ -131,12 +137,13 @@ class _ChunkedWkv7(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, states, reset = ctx.saved_tensors
+        *saved, states, reset = ctx.saved_tensors
+        inputs = tuple(saved)
         with without_autocast(grad_y.device):
             grads = [torch.empty(grad_y.shape, dtype=x.dtype, device=x.device) for x in inputs]
             grad_state = grad_final.clone(memory_format=torch.contiguous_format)
             for group in groups(grad_y):
-                parts, inner = _gather(group, *inputs, reset)
+                parts, inner = _gather(group, inputs, reset)
                 gy = cut(grad_y, group, inner.v.shape[2], states.dtype)
                 group_grads, first = _backward_group(
                     parts, inner, gy, pairs(states, group), pairs(grad_state, group)
@@ -148,7 +155,7 @@ class _ChunkedWkv7(torch.autograd.Function):
 
 
 def _forward_group(inner: _Inner, states: Tensor) -> Tensor:
-    """Outputs in chunks; fills `states` [G, M + 1, N_value, N_key] from its first entry."""
+    """Returns outputs in chunks; fills `states` [G, M + 1, N_value, N_key] from its first entry."""
     length = inner.v.shape[2]
     added = torch.cat((inner.u0, inner.v), 2).mT @ inner.kept
     for m in range(added.shape[1]):
@@ -163,7 +170,7 @@ def _forward_group(inner: _Inner, states: Tensor) -> Tensor:
 def _backward_group(
     parts: tuple[Tensor, ...], inner: _Inner, gy: Tensor, states: Tensor, grad_final: Tensor
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Gradients of (r, w, k, v, a, b) in chunks and of the initial state [G, N_value, N_key].
+    """Returns the gradients of (r, w, k, v, a, b) in chunks and of the first state [G, N, N].
 
     Source: the transpose of the forward formulas; the decay's gradient as suffix sums of input
     times gradient, which the product structure of the decays allows.
@@ -211,17 +218,11 @@ def _backward_group(
 
 
 def _gather(
-    group: Group,
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    reset: Tensor | None,
+    group: Group, inputs: tuple[Tensor, ...], reset: Tensor | None
 ) -> tuple[tuple[Tensor, ...], _Inner]:
-    """The group's (r, w, k, a, b) in chunks and all that can be computed without the state."""
-    length = chunk_length(v.shape[1], CHUNK)
+    """Returns the group's (r, w, k, a, b) in chunks and all that needs no state."""
+    r, w, k, v, a, b = inputs
+    length = chunk_length(v.shape[1], WKV7_CHUNK)
     dtype = compute_dtype(v.dtype)
     r, k, v, a, b = (cut(x, group, length, dtype) for x in (r, k, v, a, b))
     # The tail is filled with tokens that neither write nor decay.
@@ -229,7 +230,7 @@ def _gather(
     log_d = -LARGEST_RATE * torch.sigmoid(w)
     total = log_d.cumsum(2)
     exponents = (total - log_d, total, -total, total[:, :, -1:] - total)
-    before, through, inverse, rest = scales = tuple(torch.exp(x) for x in exponents)
+    before, through, inverse, rest = (torch.exp(x) for x in exponents)
     left = _stacked_products(before, a, through, r)
     right = _stacked_products(inverse, b, inverse, k)
     kept = _stacked_products(rest, b, rest, k)
@@ -252,21 +253,9 @@ def _gather(
     from_state = inverse_ab @ seen[:, :, :length]
     step = from_state.mT @ kept[:, :, :length]
     step.diagonal(0, 2, 3).add_(whole)
-    inner = _Inner(
-        v,
-        log_d,
-        left,
-        right,
-        seen,
-        kept,
-        scales,
-        matrix,
-        inverse_ab,
-        from_state,
-        u0,
-        step,
-        segments,
-    )
+    scales = (before, through, inverse, rest)
+    known = (v, log_d, left, right, seen, kept, scales)
+    inner = _Inner(*known, matrix, inverse_ab, from_state, u0, step, segments)
     return (r, w, k, a, b), inner
 
 
@@ -283,7 +272,7 @@ def _segments(marks: Tensor) -> _Segments:
 
 
 def _stacked_products(p: Tensor, x: Tensor, q: Tensor, y: Tensor) -> Tensor:
-    """p * x over q * y, stacked along the token axis."""
+    """Returns p * x over q * y, stacked along the token axis."""
     # no out=: torch.compile does not take one with gaps between its rows
     out = torch.cat((x, y), 2)
     out[:, :, : x.shape[2]] *= p
@@ -292,7 +281,7 @@ def _stacked_products(p: Tensor, x: Tensor, q: Tensor, y: Tensor) -> Tensor:
 
 
 def _lower(matrix: Tensor, segments: _Segments | None) -> Tensor:
-    """`matrix` [G, M, 2C, 2C] without the pairs that do not see each other, changed in place.
+    """Removes from `matrix` [G, M, 2C, 2C], in place, the pairs that do not see each other.
 
     Rows of A see the tokens before them, rows of R also their own.
     """
@@ -303,6 +292,7 @@ def _lower(matrix: Tensor, segments: _Segments | None) -> Tensor:
     # entries it removes are finite, see the bound on exp(-c) above.
     matrix *= torch.cat((torch.cat((earlier, earlier), 1), torch.cat((own, own), 1)))
     if segments is not None:
-        blocks = matrix.unflatten(3, (2, length)).unflatten(2, (2, length))  # [G, M, 2, C, 2, C]
+        # [G, M, 2, C, 2, C]
+        blocks = torch.unflatten(torch.unflatten(matrix, 3, (2, length)), 2, (2, length))
         blocks.masked_fill_(segments.between[:, :, None, :, None], 0)
     return matrix

@@ -1,28 +1,28 @@
 """WKV-7 by the project's own kernels: C++ on a CPU, CUDA on a GPU (`cuda/wkv7`).
 
-Kept for the backward pass: the inputs, and the state at every CHECKPOINT_INTERVAL-th token.
-In between the backward pass computes the states forwards again; it never recovers one by
-dividing by decays.
+Kept for the backward pass: the inputs, and the state at every CHECKPOINT_INTERVAL-th token. In
+between the backward pass computes the states forwards again; it never recovers one by dividing by
+decays.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
 from rwkv_train.ops.native.custom_ops import (
-    KERNELS,
-    checkpoint_interval,
+    SharedBytes,
+    forward,
     matrix_state_registration,
     refusal,
 )
 
-_REGISTRATION = matrix_state_registration("wkv7", v_at=3)
+WKV7_SHARED_BYTES = SharedBytes(large_heads=171 << 10, chunks=107 << 10, segments=159 << 10)
+_REGISTRATION = matrix_state_registration("wkv7", v_at=3, shared_bytes=WKV7_SHARED_BYTES)
 
 
 def refuses(call: Call) -> Refusal | None:
-    """None once the kernels are built and loaded, else what stands in the way."""
+    """Returns what stands in the way; None once the kernels are built and loaded."""
     return refusal(call, _REGISTRATION)
 
 
@@ -37,9 +37,5 @@ def run(
     reset: Tensor | None,
     kernel: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `wkv7.wkv7`."""
-    every = checkpoint_interval(r, w, k, v, a, b, state)
-    y, final_state, _ = torch.ops.rwkv.wkv7_forward(
-        r, w, k, v, a, b, state, reset, every, KERNELS[kernel]
-    )
-    return y, final_state
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `wkv7.wkv7`."""
+    return forward("wkv7", (r, w, k, v, a, b), state, reset, kernel)

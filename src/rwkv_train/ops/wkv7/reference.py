@@ -1,4 +1,4 @@
-"""WKV-7 as a plain token loop; the law that the other backends are compared with."""
+"""WKV-7 as a plain token loop: the ground truth for the other backends."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.backends.dispatch import Call
+from rwkv_train.ops.backends.dispatch import serves_every_call
 from rwkv_train.ops.precision import compute_dtype
+
+refuses = serves_every_call
 
 # The slowest and the fastest decay of RWKV-7 are exp(0) and exp(-LARGEST_RATE).
 LARGEST_RATE = math.exp(-0.5)
-
-
-def refuses(call: Call) -> str | None:
-    """None: the loop serves every call."""
-    return None
 
 
 def run(
@@ -29,7 +26,7 @@ def run(
     state: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
+    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
 
     Shapes as in `rwkv_train.ops.wkv7.wkv7`; w and state in the compute dtype.
     """

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_train.checkpoint.adapter_files import merge, save_adapter, split_adapter
+from rwkv_train.checkpoint.adapter_files import merge_adapter, save_adapter, split_adapter
 from rwkv_train.checkpoint.names import adapter_path, merged_path
 from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.config.resolved import ResolvedConfig
@@ -49,7 +49,7 @@ def publish(
     whole = {name: value for name, value in trained.items() if not is_adapter(name)}
     scale = config.adapter.lora_alpha / config.adapter.lora_r
     frozen, adapter = split_adapter(weights, scale, whole)
-    merged = merge(frozen, adapter)
+    merged = merge_adapter(frozen, adapter)
     # In fp32: small, and merging the file gives the merged checkpoint again.
     save_adapter(adapter_path(path), adapter, torch.float32, Path(base["path"]).name)
     save_weights(path, merged, dtype)

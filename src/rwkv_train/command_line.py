@@ -1,0 +1,19 @@
+"""A command line whose faults are told in one line; for the programs whose flags are few."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage.
+
+    hint: what the line ends with.
+    """
+
+    hint = "--help lists the options"
+
+    def error(self, message: str) -> NoReturn:
+        """Leaves the program with status 2."""
+        self.exit(2, f"error: {message} ({self.hint})\n")
