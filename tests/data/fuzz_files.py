@@ -30,7 +30,7 @@ from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.data.text.blocks import TextBlock
 from rwkv_train.data.text.inputs import FileRange, InputFile
 from rwkv_train.data.text.jsonl import document_text, line_object
-from rwkv_train.data.tokenize.block_encoder import BlockEncoder
+from rwkv_train.data.tokenize.block_encoder import TextEncoder
 from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, bulk_tokenizer
 from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 from rwkv_train.errors import DataError
@@ -92,7 +92,7 @@ class Tokenizing:
 
     def __init__(self, folder: Path) -> None:
         self._encoders = [
-            BlockEncoder(chosen, "text", "skip", 1, hashed=True)
+            TextEncoder(chosen, "text", "skip", 1, hashed=True)
             for chosen in (bulk_tokenizer("world"), BulkTokenizer("world"))
         ]
         self._piece = FileRange(InputFile("fuzz.jsonl", "jsonl", None, None))

@@ -13,13 +13,13 @@ from rwkv_train.data.chat.rows import row_messages
 from rwkv_train.data.chat.template import ChatTemplate, Segment
 from rwkv_train.data.text.blocks import TextBlock
 from rwkv_train.data.text.jsonl import line_object
-from rwkv_train.data.tokenize.block_encoder import BlockEncoder, OnError
+from rwkv_train.data.tokenize.block_encoder import BlockEncoder, OnError, text_of
 from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, EncodedTexts
 
 Weights = npt.NDArray[np.uint8]
 
 
-class ChatEncoder(BlockEncoder):
+class ChatEncoder(BlockEncoder[list[Segment]]):
     """A `BlockEncoder` of rows (`chat.rows`), written by a template; texts are supervised whole."""
 
     def __init__(
@@ -37,7 +37,7 @@ class ChatEncoder(BlockEncoder):
     def _document(self, block: TextBlock, value: Any) -> list[Segment]:
         kind = block.file_range.file.kind
         if kind == "txt":
-            return [Segment(super()._document(block, value), 1)]
+            return [Segment(text_of(block, value, self._text_key), 1)]
         row = line_object(value, '{"messages": [...]}') if kind == "jsonl" else value
         messages = row_messages(row, self._text_key)
         if isinstance(messages, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rwkv_train.data.binidx.layout import bin_path, idx_path, mask_path
@@ -86,7 +87,7 @@ def _is_sound(prefix: str, manifest: Manifest) -> bool:
     return True
 
 
-def _paths(prefix: str) -> list[Any]:
+def _paths(prefix: str) -> list[Path]:
     return [bin_path(prefix), idx_path(prefix), mask_path(prefix), manifest_path(prefix)]
 
 

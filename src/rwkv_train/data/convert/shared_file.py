@@ -7,7 +7,13 @@ import tempfile
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
+
+
+class _Duplicate(Protocol):
+    """A descriptor on its way to another process, as `DupFd` makes it."""
+
+    def detach(self) -> int: ...
 
 
 class SharedFile:
@@ -22,11 +28,11 @@ class SharedFile:
         # Closed by close(), or by the end of the process.
         self.file: BinaryIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
 
-    def __reduce__(self) -> tuple[Callable[..., SharedFile], tuple[Any]]:
+    def __reduce__(self) -> tuple[Callable[..., SharedFile], tuple[_Duplicate]]:
         # Only the descriptor can lead to a file without a name.
         return _reopened, (DupFd(self.file.fileno()),)
 
-    def write(self, content: Any, offset: int) -> None:
+    def write(self, content: bytes | memoryview, offset: int) -> None:
         """Writes bytes from `offset` on; raises OSError when they cannot be written."""
         left = memoryview(content).cast("B")
         while len(left):
@@ -44,7 +50,7 @@ class SharedFile:
         self.file.close()
 
 
-def _reopened(descriptor: Any) -> SharedFile:
+def _reopened(descriptor: _Duplicate) -> SharedFile:
     shared = SharedFile.__new__(SharedFile)
-    shared.file = os.fdopen(descriptor.detach(), "r+b", buffering=0)
+    shared.file = open(descriptor.detach(), "r+b", buffering=0)  # noqa: SIM115, PTH123
     return shared

@@ -40,9 +40,9 @@ class Spool:
         with self._end.get_lock():
             start: int = self._end.value
             self._end.value += tokens.size
-        self._tokens.write(tokens, start * self.dtype.itemsize)
-        if self._weights is not None:
-            self._weights.write(weights, start)
+        self._tokens.write(tokens.data, start * self.dtype.itemsize)
+        if self._weights is not None and weights is not None:
+            self._weights.write(weights.data, start)
         return start
 
     def add(self, start: int, sizes: npt.NDArray[np.int32]) -> None:

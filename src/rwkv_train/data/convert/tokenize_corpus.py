@@ -24,9 +24,9 @@ from rwkv_train.data.text.blocks import BlockReader, Content, TextBlock
 from rwkv_train.data.text.inputs import FileRange
 from rwkv_train.data.tokenize.block_encoder import (
     DIGEST_BYTES,
-    BlockEncoder,
     EncodedBlock,
     OnError,
+    TextEncoder,
     Verify,
     check_every,
     location,
@@ -67,7 +67,9 @@ class Corpus:
         bulk = bulk_tokenizer(tokenizer)
         self.note = bulk.note
         options = (bulk, text_key, on_error, check_every(verify, self._total), hashed)
-        self._encoder = ChatEncoder(template, *options) if template else BlockEncoder(*options)
+        self._encoder: ChatEncoder | TextEncoder = (
+            ChatEncoder(template, *options) if template else TextEncoder(*options)
+        )
         self._digests: list[npt.NDArray[np.void]] = []
         self.text_bytes = 0
         self.normalized = 0
@@ -151,7 +153,9 @@ class SentBlock(NamedTuple):
 class _TokenizeBlock:
     """A worker's job: reads a block from the buffer, writes its tokens to the spool."""
 
-    def __init__(self, encoder: BlockEncoder, buffer: BlockBuffer, spool: Spool) -> None:
+    def __init__(
+        self, encoder: ChatEncoder | TextEncoder, buffer: BlockBuffer, spool: Spool
+    ) -> None:
         self._encoder = encoder
         self._buffer = buffer
         self._spool = spool

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from rwkv_train.data.tokenize.bulk_encoder import (
 )
 from rwkv_train.errors import DataError
 
+Document = TypeVar("Document")
 OnError = Literal["stop", "skip"]
 Verify = Literal["all", "sample", "none"]
 DIGEST_BYTES = 16
@@ -64,8 +66,10 @@ class EncodedBlock:
     """of the tokens in the loss; None: there is no mask"""
 
 
-class BlockEncoder:
+class BlockEncoder(ABC, Generic[Document]):
     """Turns blocks into tokens; can be pickled, and loads its tokenizer when first used.
+
+    Document: what a subclass makes of a line, a row or a file before it is tokenized.
 
     check_every: every so many documents of a block, from its first on, are decoded again and
     compared with their text; 0: none. on_error "stop" gives up a block at its first fault.
@@ -118,11 +122,15 @@ class BlockEncoder:
             weights=weights,
         )
 
+    @abstractmethod
+    def _document(self, block: TextBlock, value: Any) -> Document:
+        """Returns a document, `value` as it stands in the file; DataError with the reason."""
+
+    @abstractmethod
     def _encoded(
-        self, documents: Sequence[Any], checked: BoolArray
+        self, documents: Sequence[Document], checked: BoolArray
     ) -> tuple[EncodedTexts, npt.NDArray[np.uint8] | None]:
-        """Returns tokens of what `_document` returned, and their weights."""
-        return self._bulk_encode(documents, np.ones(len(documents), bool), checked), None
+        """Returns the documents' tokens, and their weights if there is a loss mask."""
 
     @property
     def _bulk_encode(self) -> BulkEncoder:
@@ -139,7 +147,7 @@ class BlockEncoder:
 
     def _documents(
         self, block: TextBlock, rows: Iterable[tuple[int, Any]], faults: list[Fault]
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[tuple[int, Document]]:
         """Yields line numbers and contents of the usable documents."""
         for line, value in rows:
             try:
@@ -151,18 +159,30 @@ class BlockEncoder:
             else:
                 yield line, document
 
-    def _document(self, block: TextBlock, value: Any) -> Any:
-        """Returns the text of a document, `value` as it stands in the file."""
-        if block.file_range.file.kind == "jsonl":
-            return document_text(value, self._text_key)
-        if block.file_range.file.kind == "parquet":
-            return checked_text(value, self._text_key)
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"not UTF-8 text: byte 0x{value[error.start]:02x} at position {error.start + 1}"
-            ) from error
+
+class TextEncoder(BlockEncoder[str]):
+    """A `BlockEncoder` of plain texts, which have no loss mask."""
+
+    def _document(self, block: TextBlock, value: Any) -> str:
+        return text_of(block, value, self._text_key)
+
+    def _encoded(self, documents: Sequence[str], checked: BoolArray) -> tuple[EncodedTexts, None]:
+        return self._bulk_encode(documents, np.ones(len(documents), bool), checked), None
+
+
+def text_of(block: TextBlock, value: Any, text_key: str) -> str:
+    """Returns the text of one of a block's documents; DataError with the reason."""
+    if block.file_range.file.kind == "jsonl":
+        return document_text(value, text_key)
+    if block.file_range.file.kind == "parquet":
+        return checked_text(value, text_key)
+    try:
+        text: str = value.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 text: byte 0x{value[error.start]:02x} at position {error.start + 1}"
+        ) from error
+    return text
 
 
 def check_every(verify: Verify, input_bytes: int | None) -> int:

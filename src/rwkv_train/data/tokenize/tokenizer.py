@@ -12,12 +12,15 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
 
 END_OF_DOCUMENT = 0
 # Keeps the arrays for decoding in the cache; a third faster than doing long documents at once.
@@ -223,7 +226,7 @@ def _literal(source: str) -> bytes:
     return token.encode() if isinstance(token, str) else token
 
 
-def _check_separator(tokenizer: Any, path: Path) -> None:
+def _check_separator(tokenizer: LibraryTokenizer, path: Path) -> None:
     """Raises DataError unless id 0 is unused or a special token."""
     token = tokenizer.id_to_token(END_OF_DOCUMENT)
     added = tokenizer.get_added_tokens_decoder().get(END_OF_DOCUMENT)
