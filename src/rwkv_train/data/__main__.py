@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from rwkv_train.command_line import OneLineParser
 from rwkv_train.errors import DataError, TrainerError
 
 if TYPE_CHECKING:
@@ -30,11 +31,8 @@ TOOLS = ("--inspect", "--verify_pair", "--merge")
 HOW_MUCH = ("all", "sample", "none")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line on one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (try {self.prog} --help)\n")
+class _Parser(OneLineParser):
+    hint = "try make_data.py --help"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
