@@ -206,7 +206,7 @@ def test_hurry_ends_the_pause_between_attempts():
 
     # an hour each, if it were waited for
     job = SaveJob(Path("a"), fail, 3600)
-    job.wait(hurry=True)
+    job.wait(skip_backoff=True)
     assert str(job.fault) == "no room" and not job.is_refused
 
 

@@ -1,0 +1,70 @@
+"""The files of --data_file, opened once: `discover` looks at them, `open_data` makes samples."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rwkv_train.config.mixture_list import parts_of
+from rwkv_train.config.schema import DataConfig
+from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
+from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_manifest
+from rwkv_train.data.samples.token_sources import Source, open_source, pairs_of
+from rwkv_train.data.sampling.held_out import HeldOut, hold_out
+
+
+class DataFiles(NamedTuple):
+    """The tokens of one data set and what lies next to them.
+
+    name: as given; "dummy" for the text that needs no file.
+    mask: None also where --loss_mask off leaves it unread; has_mask: whether there is one.
+    """
+
+    name: str
+    source: Source
+    manifest: Manifest | None
+    mask: LossMask | None
+    has_mask: bool
+
+
+class OpenedData(NamedTuple):
+    """What a run trains on: one data set, or the parts of a mixture in the order of the list.
+
+    held_out: what --val_split keeps from training; None without it.
+    """
+
+    parts: tuple[DataFiles, ...]
+    is_mixture: bool
+    held_out: HeldOut | None
+
+
+def open_data_files(data: DataConfig) -> OpenedData:
+    """Opens the training data; DataError when it cannot be used."""
+    components = parts_of(data.data_file)
+    if components:
+        parts = [open_files(part.path, "binidx", data.loss_mask) for part in components]
+        return OpenedData(tuple(parts), True, None)
+    name = "dummy" if data.data_file is None else data.data_file
+    files = open_files(name, data.data_type, data.loss_mask)
+    return OpenedData((files,), False, _held_out(data, files.source.tokens))
+
+
+def open_files(name: str, data_type: str, loss_mask: str) -> DataFiles:
+    """Opens one data set; DataError when it cannot be used.
+
+    loss_mask: "off" leaves the mask unread, so that a damaged one does no harm.
+    """
+    source = open_source(name, data_type)
+    if data_type != "binidx":
+        return DataFiles(name, source, None, None, False)
+    manifest = read_manifest(name)
+    if loss_mask == "off":
+        promised = manifest is not None and manifest.sha256_mask is not None
+        return DataFiles(name, source, manifest, None, promised)
+    mask = find_mask(manifest_prefix(name), pairs_of(source), manifest)
+    return DataFiles(name, source, manifest, mask, mask is not None)
+
+
+def _held_out(data: DataConfig, tokens: int) -> HeldOut | None:
+    if data.val_split is None:
+        return None
+    return hold_out(tokens, data.ctx_len, data.val_split, data.val_ctx_len or data.ctx_len)
