@@ -6,10 +6,10 @@ it sets for them when they are imported.
 
 from __future__ import annotations
 
-from rwkv_train.config.check.adapter_settings import listed
-from rwkv_train.config.conventions import CONVENTIONS
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength, run_length
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.schema import listed
+from rwkv_train.config.versions import VERSIONS
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
@@ -75,13 +75,14 @@ def _train(prepared: Prepared) -> int:
         _print_header(prepared, length, point.describe(progress.step), model, groups, notes)
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
+    conventions = VERSIONS[config.model.rwkv_version].conventions
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     veto = StepVeto(detector)
     callback = StepCallback(
         config,
         length,
-        make_schedule(config, CONVENTIONS[config.model.rwkv_version].warmup_floor),
+        make_schedule(config, conventions.warmup_floor),
         progress,
         state=point.state if isinstance(point, FromState) else None,
         detector=detector,
@@ -122,7 +123,7 @@ def _print_header(
     )
 
 
-def _groups(model: RWKV, config: RunConfig) -> list[ParameterGroup]:
+def _groups(model: RWKV, config: ResolvedConfig) -> list[ParameterGroup]:
     """Returns the parameters that learn, by rate factor and weight decay."""
     optim = config.optim
     return parameter_groups(
@@ -136,7 +137,7 @@ def _groups(model: RWKV, config: RunConfig) -> list[ParameterGroup]:
     )
 
 
-def _say_finished(config: RunConfig, length: RunLength, progress: Progress) -> None:
+def _say_finished(config: ResolvedConfig, length: RunLength, progress: Progress) -> None:
     if is_rank_zero():
         print(
             f"the run in {config.train.proj_dir} is finished: {progress.step} of "

@@ -13,8 +13,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
-from rwkv_train.config.schema import RunConfig
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import RankFlags, StepOutcome, StepVeto

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies.strategy import Strategy
 
-from rwkv_train.config.schema import HardwareConfig, RunConfig
+from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware
 from rwkv_train.training.distributed.strategy import ZERO_STAGES
 
 LIGHTNING_PRECISION: Mapping[str, Literal[32, 16, "bf16"]] = {
@@ -23,7 +23,7 @@ LIGHTNING_PRECISION: Mapping[str, Literal[32, 16, "bf16"]] = {
 
 
 def build_trainer(
-    config: RunConfig, strategy: Strategy | None, callback: pl.Callback
+    config: ResolvedConfig, strategy: Strategy | None, callback: pl.Callback
 ) -> pl.Trainer:
     """Returns a Trainer that runs through the loader once.
 
@@ -56,7 +56,7 @@ def build_trainer(
     )
 
 
-def set_up_torch(hardware: HardwareConfig) -> None:
+def set_up_torch(hardware: ResolvedHardware) -> None:
     """Sets precision of fp32 products and the number of threads of this process."""
     if hardware.accelerator == "gpu":
         # RWKV-LM: TF32 everywhere but in fp32 mode.

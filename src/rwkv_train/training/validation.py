@@ -10,7 +10,7 @@ import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.data.samples.batch import Batch, Sample, collate
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.training.checkpointing.saver import Saver

@@ -9,8 +9,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from rwkv_train.checkpoint.resume import list_states, load_state
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
-from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import CheckpointError, TrainingError
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.step_veto import StepOutcome
@@ -30,7 +30,7 @@ _REMEDY = (
 class Recovery:
     """Deals with the bad steps of one run; every call is a collective one."""
 
-    def __init__(self, config: RunConfig, length: RunLength, detector: SpikeDetector) -> None:
+    def __init__(self, config: ResolvedConfig, length: RunLength, detector: SpikeDetector) -> None:
         self._config = config
         self._length = length
         self._detector = detector

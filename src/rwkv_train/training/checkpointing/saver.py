@@ -17,12 +17,12 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.names import BEST, FINAL, STATE_SUFFIX, numbered, step_state
-from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.resume import save_state, state_path
 from rwkv_train.checkpoint.retention import Retention
 from rwkv_train.config.load import dump_config
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.rwkv_lm.warmup import stored_warmup
 from rwkv_train.errors import CheckpointError, TrainingError
 from rwkv_train.training.checkpointing.save_job import ATTEMPTS, NotFiniteError, SaveJob
 from rwkv_train.training.checkpointing.training_state import Stateful, capture_state

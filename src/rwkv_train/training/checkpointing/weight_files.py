@@ -19,24 +19,17 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.adapter_files import merge_adapter, save_adapter, split_adapter
 from rwkv_train.checkpoint.names import adapter_path, merged_path
+from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import AdapterConfig, listed
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.adapters import is_adapter, learns
 
-# --precision -> number format of weights in files and of activations in the operators
-TORCH_DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
-
-def stored_dtype(config: RunConfig) -> torch.dtype:
+def stored_dtype(config: ResolvedConfig) -> torch.dtype:
     """Returns the number format of the checkpoints of a run."""
-    return torch.float32 if config.train.save_fp32 else TORCH_DTYPES[config.hardware.precision]
+    return torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
 
 
 def write_weight_files(
@@ -71,7 +64,7 @@ def write_weight_files(
 
 
 def state_entries(
-    weights: dict[str, Tensor], config: RunConfig, base: Mapping[str, Any] | None
+    weights: dict[str, Tensor], config: ResolvedConfig, base: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Returns what the training state keeps of `weights`, and what `require_same_kind` compares.
 
@@ -89,7 +82,7 @@ def state_entries(
     return {**settings, "base": dict(base), "weights": adapters | _trained(weights, config)}
 
 
-def require_same_kind(state: dict[str, Any], path: Path, config: RunConfig) -> None:
+def require_same_kind(state: dict[str, Any], path: Path, config: ResolvedConfig) -> None:
     """Raises ConfigError when `state` is of a run that trained another part of the model."""
     found, asked = state["train_type"], config.train.train_type
     if found != asked:

@@ -22,7 +22,7 @@ from pytorch_lightning.strategies.ddp import DDPStrategy
 from pytorch_lightning.strategies.deepspeed import DeepSpeedStrategy
 from pytorch_lightning.strategies.strategy import Strategy
 
-from rwkv_train.config.schema import HardwareConfig
+from rwkv_train.config.resolved import ResolvedHardware
 from rwkv_train.training.optim.gather_matrices import ZeroMatrices
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
@@ -103,7 +103,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
 
 def build_strategy(
-    hardware: HardwareConfig, *, micro_bsz: int, grad_clip: float
+    hardware: ResolvedHardware, *, micro_bsz: int, grad_clip: float
 ) -> Strategy | None:
     """Returns Lightning's `strategy` argument for a resolved hardware section, None for its own.
 

@@ -60,6 +60,7 @@ def _described(group: ParameterGroup, optim: ResolvedOptim) -> dict[str, Any]:
     factor = group.lr_factor
     # One schedule for both: the base rate is AdamW's, and Muon's follows in proportion.
     if group.hidden_matrices:
+        assert optim.muon_lr is not None, "only Muon has groups of hidden matrices"
         factor *= optim.muon_lr / optim.lr_init
     return {
         "params": group.parameters,
@@ -70,7 +71,7 @@ def _described(group: ParameterGroup, optim: ResolvedOptim) -> dict[str, Any]:
 
 
 def _adamw(
-    groups: list[dict[str, Any]], options: dict[str, Any], hardware: HardwareConfig
+    groups: list[dict[str, Any]], options: dict[str, Any], hardware: ResolvedHardware
 ) -> torch.optim.Optimizer:
     """Returns DeepSpeed's own AdamW where it needs or prefers it, torch's otherwise.
 

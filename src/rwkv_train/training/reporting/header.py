@@ -9,7 +9,7 @@ import torch
 
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedOptim
 from rwkv_train.config.run_length import RunLength, global_batch, window_len
-from rwkv_train.config.schema import OptimConfig, RunConfig, SafetyConfig
+from rwkv_train.config.schema import SafetyConfig
 from rwkv_train.models.parameters import ParameterGroup
 
 
@@ -58,7 +58,7 @@ def _line(name: str, text: str) -> None:
     print(f"  {name:<11} {text}")
 
 
-def _model(config: RunConfig, parameters: int) -> str:
+def _model(config: ResolvedConfig, parameters: int) -> str:
     model = config.model
     return (
         f"{model.n_layer} layers, width {model.n_embd}, ffn {model.dim_ffn}, vocabulary "
@@ -67,7 +67,7 @@ def _model(config: RunConfig, parameters: int) -> str:
     )
 
 
-def _data(config: RunConfig, tokens: int) -> str:
+def _data(config: ResolvedConfig, tokens: int) -> str:
     data = config.data
     if data.sampling != "permutation":
         order = "random positions"
@@ -81,7 +81,7 @@ def _data(config: RunConfig, tokens: int) -> str:
     )
 
 
-def _batch(config: RunConfig, length: RunLength) -> str:
+def _batch(config: ResolvedConfig, length: RunLength) -> str:
     hardware, train = config.hardware, config.train
     accumulated = train.accumulate_grad_batches
     return (
@@ -98,7 +98,7 @@ def _length(length: RunLength) -> str:
     return f"{length.total_steps:,} steps, ended by {length.reason}"
 
 
-def _validation(config: RunConfig, held_out: Sequence[tuple[str, int]]) -> str:
+def _validation(config: ResolvedConfig, held_out: Sequence[tuple[str, int]]) -> str:
     """Returns what is validated, on how many samples, and when."""
     if not held_out:
         return "none"
@@ -116,7 +116,7 @@ def _group(group: ParameterGroup) -> str:
     return f"{group.lr_factor:g}x{decays}{muon}: {len(group.parameters)} tensors"
 
 
-def _chunks(config: RunConfig) -> Iterator[str]:
+def _chunks(config: ResolvedConfig) -> Iterator[str]:
     """Yields how rows are read piece by piece, and what that costs."""
     train, ctx_len = config.train, config.data.ctx_len
     if train.chunk_len is None:
@@ -144,9 +144,9 @@ def _device_name(accelerator: str) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _optimizer(config: RunConfig) -> str:
+def _optimizer(config: ResolvedConfig) -> str:
     optim = config.optim
-    ramp = f"warmup {optim.warmup_steps} steps" if optim.warmup_steps > 0 else "no warmup"
+    ramp = f"warmup {optim.warmup_steps} steps" if optim.warmup_steps else "no warmup"
     decay = f"{optim.weight_decay:g}"
     if optim.weight_decay_final is not None:
         decay += f" to {optim.weight_decay_final:g}"
@@ -157,7 +157,7 @@ def _optimizer(config: RunConfig) -> str:
     )
 
 
-def _algorithm(optim: OptimConfig) -> str:
+def _algorithm(optim: ResolvedOptim) -> str:
     if optim.optimizer == "adam8bit":
         return "AdamW with 8-bit moments"
     if optim.optimizer == "adamw":

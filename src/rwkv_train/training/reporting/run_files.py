@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.config.load import dump_config
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
-from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import ConfigError
 from rwkv_train.files import remove_partial_files, write_atomically
 from rwkv_train.training.reporting.console import Console
@@ -51,7 +51,11 @@ def begin_reporting(
 
 
 def _open_logs(
-    config: RunConfig, folder: Path, length: RunLength, step: int, deepspeed: dict[str, Any] | None
+    config: ResolvedConfig,
+    folder: Path,
+    length: RunLength,
+    step: int,
+    deepspeed: dict[str, Any] | None,
 ) -> list[Reporter]:
     """Returns the reporters that this configuration asks for."""
     timestamp = datetime.now().strftime("%Y-%m-%d-%H-%M-%S")

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.training.reporting.records import EpochRecord
 from rwkv_train.training.reporting.reporter import Reporter
 
@@ -19,9 +19,13 @@ TRAIN_LOG = "train_log.txt"
 class TrainLog(Reporter):
     """Appends to train_log.txt."""
 
-    def __init__(self, config: RunConfig, timestamp: str, deepspeed: dict[str, Any] | None) -> None:
+    def __init__(
+        self, config: ResolvedConfig, timestamp: str, deepspeed: dict[str, Any] | None
+    ) -> None:
         self._file = (Path(config.train.proj_dir) / TRAIN_LOG).open("a", encoding="utf-8")
-        arguments = {k: v for section in asdict(config).values() for k, v in section.items()}
+        arguments = {
+            k: v for section in asdict(config.as_given()).values() for k, v in section.items()
+        }
         self._write(f"NEW RUN {timestamp}")
         self._write(str(arguments))
         if deepspeed is not None:

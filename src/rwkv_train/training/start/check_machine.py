@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.checkpoint.number_formats import DTYPES
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import ConfigError, missing_package
 from rwkv_train.ops.backends.dispatch import AUTO, Call, choose
-from rwkv_train.training.checkpointing.weight_files import TORCH_DTYPES
 
 
-def check_packages(config: RunConfig) -> None:
+def check_packages(config: ResolvedConfig) -> None:
     """Raises ConfigError when the strategy or the log of a resolved run lacks its package.
 
     Everything that is not needed by every run is an extra of pyproject.toml. A missing plot library
@@ -35,7 +36,7 @@ def check_packages(config: RunConfig) -> None:
         raise ConfigError(f'{message}; or give --wandb "" for none')
 
 
-def check_backend(config: RunConfig) -> None:
+def check_backend(config: ResolvedConfig) -> None:
     """Builds and loads the kernels that a run asks for by name; raises BackendError if it cannot.
 
     config: complete. With "auto" there is always a backend, and nothing is done.
@@ -43,13 +44,13 @@ def check_backend(config: RunConfig) -> None:
     name, model = config.hardware.wkv_backend, config.model
     if name == AUTO or config.train.train_stage == 1:
         return
-    op = f"wkv{model.rwkv_version}"
-    has_heads = model.head_size is not None and op != "wkv4"
-    size = model.head_size if has_heads else 1
+    op = VERSIONS[model.rwkv_version].operator
+    # An operator without heads counts channels.
+    size = model.head_size or 1
     call = Call(
         op=op,
         device=torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu"),
-        dtype=TORCH_DTYPES[config.hardware.precision],
+        dtype=DTYPES[config.hardware.precision],
         batch=1,
         time=1,
         heads=model.dim_att // size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rwkv_train.config.mixture_list import parts_of
+from rwkv_train.config.mixture_list import mixture_components
 from rwkv_train.config.schema import DataConfig
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
 from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_manifest
@@ -39,7 +39,7 @@ class OpenedData(NamedTuple):
 
 def open_data_files(data: DataConfig) -> OpenedData:
     """Opens the training data; DataError when it cannot be used."""
-    components = parts_of(data.data_file)
+    components = mixture_components(data.data_file)
     if components:
         parts = [open_files(part.path, "binidx", data.loss_mask) for part in components]
         return OpenedData(tuple(parts), True, None)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rwkv_train.checkpoint.names import INIT
-from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.weights import fit_weights, load_weights, save_weights
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import listed
@@ -41,7 +40,7 @@ class StartModel(NamedTuple):
     base: Mapping[str, Any] | None
 
 
-def make_model(config: RunConfig, point: ResumePoint) -> StartModel:
+def make_model(config: ResolvedConfig, point: ResumePoint) -> StartModel:
     """Builds the network with the weights of `point`, or with new initial values.
 
     Raises CheckpointError when the weights do not fit.
@@ -65,7 +64,7 @@ def make_model(config: RunConfig, point: ResumePoint) -> StartModel:
     return StartModel(model, start.base)
 
 
-def _fit(model: RWKV, config: RunConfig, point: FromWeights | FromState) -> StartWeights:
+def _fit(model: RWKV, config: ResolvedConfig, point: FromWeights | FromState) -> StartWeights:
     """Loads the weights of `point`; returns them with those of adapters, which are still to come.
 
     What is missing, and may be, gets the initial value.
@@ -112,7 +111,7 @@ def _take_over(model: RWKV, donor: Path, seed: int) -> None:
         print(f"{donor}: {report}")
 
 
-def save_initial_weights(config: RunConfig, point: ResumePoint) -> tuple[Path, RWKV]:
+def save_initial_weights(config: ResolvedConfig, point: ResumePoint) -> tuple[Path, RWKV]:
     """Writes rwkv-init.pth in the training precision; returns its path and the model.
 
     Raises ConfigError when it exists already: it may be someone's base model.
@@ -125,7 +124,7 @@ def save_initial_weights(config: RunConfig, point: ResumePoint) -> tuple[Path, R
     return path, model
 
 
-def write_initial_weights(config: RunConfig, point: ResumePoint, notes: list[str]) -> None:
+def write_initial_weights(config: ResolvedConfig, point: ResumePoint, notes: list[str]) -> None:
     """Writes rwkv-init.pth, which is all of stage 1, and says what to do next.
 
     Raises ConfigError when the file exists.

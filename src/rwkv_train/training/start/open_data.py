@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rwkv_train.config.mixture_list import parts_of
+from rwkv_train.config.mixture_list import mixture_components
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import global_batch, tokens_per_step, total_steps, windows_per_row
-from rwkv_train.config.schema import RunConfig
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset, evenly_spread_samples
 from rwkv_train.data.samples.document_starts import document_starts
 from rwkv_train.data.samples.mixed_dataset import MixedDataset
@@ -39,7 +39,7 @@ class RunSamples(NamedTuple):
     notes: list[str]
 
 
-def open_samples(config: RunConfig, opened: OpenedData) -> RunSamples:
+def open_samples(config: ResolvedConfig, opened: OpenedData) -> RunSamples:
     """Returns the samples of a resolved configuration; DataError when some cannot be used.
 
     opened: the training data. That of --val_data_file is opened here, because nothing before
@@ -71,7 +71,7 @@ def open_samples(config: RunConfig, opened: OpenedData) -> RunSamples:
 
 
 def _training(
-    config: RunConfig, files: DataFiles, prime: int | None, held_out: HeldOut | None = None
+    config: ResolvedConfig, files: DataFiles, prime: int | None, held_out: HeldOut | None = None
 ) -> TokenDataset:
     data = config.data
     order: SampleOrder = RandomStarts(config.train.random_seed)
@@ -94,10 +94,10 @@ def _reading(config: ResolvedConfig) -> StepReading:
     return StepReading(global_batch(config), windows_per_row(config))
 
 
-def _mixed(config: RunConfig, opened: tuple[DataFiles, ...], notes: list[str]) -> MixedDataset:
+def _mixed(config: ResolvedConfig, opened: tuple[DataFiles, ...], notes: list[str]) -> MixedDataset:
     """Returns the mixture's samples; says in `notes` how often each part is passed over."""
     data = config.data
-    parts = parts_of(data.data_file)
+    parts = mixture_components(data.data_file)
     datasets = []
     for files in opened:
         tokens = files.source.tokens
@@ -138,7 +138,7 @@ def mask_notes(samples: RunSamples) -> list[str]:
 
 
 def _held_out(
-    files: DataFiles, offsets: list[int], config: RunConfig, notes: list[str]
+    files: DataFiles, offsets: list[int], config: ResolvedConfig, notes: list[str]
 ) -> HeldOutSource:
     """Returns the samples at these places, each of which is read once here."""
     dataset = ValidationDataset(

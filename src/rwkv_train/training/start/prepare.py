@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rwkv_train.config.resolve.resolve import for_saving, resolve
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.models.registry import complete
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.discover import discover
@@ -24,7 +24,7 @@ class Prepared:
     derived: what was worked out, a line each.
     """
 
-    config: RunConfig
+    config: ResolvedConfig
     saved_config: RunConfig
     point: ResumePoint
     samples: RunSamples
@@ -44,7 +44,6 @@ def prepare_run(given: RunConfig, notices: list[str], lock: RunLock) -> Prepared
     point = find_resume_point(given.train)
     discovered, opened = discover(given, point)
     config, derived = resolve(given, discovered)
-    config = replace(config, model=complete(config.model))
     check_packages(config)
     check_backend(config)
     samples = None

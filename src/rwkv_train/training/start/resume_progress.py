@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from rwkv_train.config.resolved import ResolvedConfig, ResolvedOptim
 from rwkv_train.config.run_length import RunLength, window_len
-from rwkv_train.config.schema import OptimConfig, RunConfig
 from rwkv_train.training.carried_state import CarriedStates
 from rwkv_train.training.optim.optimizer_state import without_moments
 from rwkv_train.training.progress import Progress, StepSize
@@ -20,7 +20,7 @@ class Resumed(NamedTuple):
     progress: Progress
 
 
-def resume_progress(point: ResumePoint, config: RunConfig, length: RunLength) -> Resumed:
+def resume_progress(point: ResumePoint, config: ResolvedConfig, length: RunLength) -> Resumed:
     """Returns the counters of a run that starts at `point`; its notes say what has changed."""
     if isinstance(point, FromState):
         return _from_state(point, config, length)
@@ -32,7 +32,7 @@ def resume_progress(point: ResumePoint, config: RunConfig, length: RunLength) ->
 
 
 def restore_carried(
-    point: ResumePoint, config: RunConfig, length: RunLength, progress: Progress
+    point: ResumePoint, config: ResolvedConfig, length: RunLength, progress: Progress
 ) -> CarriedStates:
     """Returns the carried states to resume with: none but in the middle of rows.
 
@@ -46,7 +46,7 @@ def restore_carried(
     return carried
 
 
-def _from_state(point: FromState, config: RunConfig, length: RunLength) -> Resumed:
+def _from_state(point: FromState, config: ResolvedConfig, length: RunLength) -> Resumed:
     """Returns the counters of a training state, in this run's optimizer and steps."""
     point, saved = _with_optimizer(point, Progress.from_dict(point.state), config.optim)
     now = StepSize(length.tokens_per_step, config.data.ctx_len, length.windows)
@@ -69,7 +69,7 @@ def _from_state(point: FromState, config: RunConfig, length: RunLength) -> Resum
 
 
 def _with_optimizer(
-    point: FromState, progress: Progress, optim: OptimConfig
+    point: FromState, progress: Progress, optim: ResolvedOptim
 ) -> tuple[FromState, Progress]:
     """Returns state and counters for this run's optimizer, perhaps another than the state's.
 
@@ -81,7 +81,7 @@ def _with_optimizer(
         return point, progress
     ramp = (
         f"the warmup of {optim.warmup_steps} steps is repeated"
-        if optim.warmup_steps > 0
+        if optim.warmup_steps
         else "there is no warmup: --warmup_steps 10 would give one"
     )
     note = (
