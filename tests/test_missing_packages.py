@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rwkv_train.training.start.check_packages import check_packages
+from rwkv_train.training.start.check_machine import check_packages
 
 from rwkv_train.config.load import load_config
 from rwkv_train.data.inspect.lengths import draw_lengths

@@ -24,7 +24,7 @@ from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.training.start.base_model import base_record, find_base, require_same_base
 
-Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+TensorShapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 class StartWeights(NamedTuple):
@@ -62,7 +62,7 @@ class FromWeights:
     kind: ClassVar[Literal["weights"]] = "weights"
     path: Path
     epoch: int
-    shapes: Shapes
+    shapes: TensorShapes
     files: tuple[Path, ...]
     folder: Path
     keeps_base: bool = False
@@ -93,7 +93,7 @@ class FromState:
     kind: ClassVar[Literal["state"]] = "state"
     path: Path
     epoch: int
-    shapes: Shapes
+    shapes: TensorShapes
     state: dict[str, Any]
     folder: Path
     base: Path | None = None
@@ -214,7 +214,7 @@ def _from_weights(path: Path, epoch: int, train: TrainConfig, notes: list[str]) 
     CheckpointError when the file cannot be read or its base model is missing.
     """
     folder = Path(train.proj_dir)
-    shapes: Shapes = read_shapes(path)
+    shapes: TensorShapes = read_shapes(path)
     files = [path]
     if shapes and all(_is_initial_state(name) for name in shapes):
         base = folder / INIT
@@ -255,7 +255,7 @@ def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromSt
     except CheckpointError as error:
         notes.append(f"passed over: {error}")
         return None
-    shapes: Shapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+    shapes: TensorShapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
     in_name = epoch_of(path.with_suffix(".pth").name)
     epoch = -1 if path.stem == Path(FINAL).stem else state.get("epoch", in_name or 0)
     notes.extend(_about_weights(path.with_suffix(".pth"), state.get("weights_digest")))
