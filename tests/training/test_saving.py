@@ -93,7 +93,7 @@ def test_saving_in_the_background_writes_what_saving_at_once_writes(
 def test_a_state_names_its_code_its_weights_and_its_mini_epoch(run_training: Run, tmp_path: Path):
     assert run_training(max_steps=7) == 0
     state = load_state(tmp_path / "out" / "rwkv-1.state")
-    assert state["code_version"].startswith("0.1.0")
+    assert state["code_version"].startswith("0.2.0")
     assert state["weights_digest"] == file_digest(tmp_path / "out" / "rwkv-1.pth")
     assert (state["epoch"], state["step"], state["tokens_per_step"]) == (1, 7, 128)
     assert "proj_dir" in state["config"] and len(state["rng"]) == 1

@@ -78,6 +78,7 @@ def learning_rate(schedule: Schedule, step: int, ramp_step: int) -> float:
 def weight_decay(schedule: Schedule, step: int) -> float:
     """Returns the decay of the groups that decay: constant, or geometric along the progress."""
     s = schedule
+    # From 0 there is no geometric way to anything.
     if s.weight_decay_final is None or s.weight_decay == 0:
         return s.weight_decay
     progress = _token_progress(s, step) if s.exit_tokens != 0 else _step_progress(s, step)
@@ -110,6 +111,7 @@ def _step_based(s: Schedule, step: int) -> float:
     if s.lr_init == s.lr_final or s.decay_steps == 0:
         return s.lr_init
     progress = _step_progress(s, step)
+    # No logarithm of 0: RWKV-LM is linear then.
     if s.lr_init == 0 or s.lr_final == 0:
         return s.lr_init + (s.lr_final - s.lr_init) * progress
     return s.lr_init * math.exp(math.log(s.lr_final / s.lr_init) * progress)

@@ -76,5 +76,6 @@ def _drop_after(path: Path, tokens: int) -> None:
     """
     kept = list(takewhile(lambda r: r.get("tokens", 0) <= tokens, read_metrics(path.parent)))
     if path.is_file():
+        # Rewritten as a whole: a crash in between leaves the old file or the new one.
         text = "".join(json.dumps(r) + "\n" for r in kept)
         write_atomically(path, text.encode())

@@ -87,6 +87,7 @@ def make_record(
     """
     by_bucket, size = sums.sum(0), weights.sum(0)
     total, tokens = float(sums.sum()), float(weights.sum())
+    # The last bucket may be cut short by the end of the samples.
     ends = [min(1 << i, length) for i in range(len(size))]
     firsts = [0, *ends[:-1]]
     losses = {
@@ -114,6 +115,7 @@ def _bits_per_byte(
     sources: Mapping[str, slice],
     bytes_per_token: Sequence[float | None],
 ) -> float | None:
+    # A mean over some of the sources would be taken for that of all.
     if any(ratio is None for ratio in bytes_per_token):
         return None
     size = sum(

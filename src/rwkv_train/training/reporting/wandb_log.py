@@ -61,6 +61,7 @@ class WandbLog(Reporter):
 
     def on_bad_step(self, record: BadStepRecord) -> None:
         """Logs skipped: 1 at a step that was skipped."""
+        # wandb wants rising steps: this one's number has no other record.
         self._run.log({"skipped": 1}, step=record.step + 1)
 
     def on_rollback(self, record: RollbackRecord) -> None:

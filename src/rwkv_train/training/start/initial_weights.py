@@ -72,7 +72,10 @@ def _fit(model: RWKV, config: ResolvedConfig, point: FromWeights | FromState) ->
     if isinstance(point, FromState):
         require_same_kind(point.state, point.path, config)
     start = point.load()
+    # The model has no adapters yet, and `fit_weights` would refuse names it does not know.
     found = {name: value for name, value in start.tensors.items() if not is_adapter(name)}
+    # Only what is missing: initial values of a large model take minutes, and draw from the seed
+    # by name, so that the rest is not needed for them.
     initialize(
         model,
         seed=config.train.random_seed,
@@ -116,6 +119,7 @@ def save_initial_weights(config: ResolvedConfig, point: ResumePoint) -> tuple[Pa
 
     Raises ConfigError when it exists already: it may be someone's base model.
     """
+    # Under the name that RWKV-LM's scripts look for.
     path = Path(config.train.proj_dir) / INIT
     if path.exists():
         raise ConfigError(f"{path} exists already; remove it yourself or choose another --proj_dir")

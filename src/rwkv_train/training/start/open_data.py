@@ -8,7 +8,6 @@ from rwkv_train.config.mixture_list import mixture_components
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import global_batch, tokens_per_step, total_steps, windows_per_row
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset, evenly_spread_samples
-from rwkv_train.data.samples.document_starts import document_starts
 from rwkv_train.data.samples.mixed_dataset import MixedDataset
 from rwkv_train.data.samples.sample_source import SampleSource, StepReading
 from rwkv_train.data.sampling.held_out import HeldOut
@@ -56,10 +55,11 @@ def open_samples(config: ResolvedConfig, opened: OpenedData) -> RunSamples:
         files = opened.parts[0]
         offsets = opened.held_out.spread_offsets(data.val_samples)
         held_out = _held_out(files, offsets, config, notes)
+        # Copies of a held-out document lie elsewhere in the data, where they are trained on.
         notes += _repeated(files)
     elif data.val_data_file is not None:
         try:
-            files = open_files(data.val_data_file, "binidx", data.loss_mask)
+            files = open_files(data.val_data_file, "binidx", data)
             tokens = files.source.tokens
             offsets = evenly_spread_samples(tokens, data.val_ctx_len, data.val_samples)
             held_out = _held_out(files, offsets, config, notes)
@@ -85,7 +85,7 @@ def _training(
         vocab_size=config.model.vocab_size,
         loss_mask=files.mask,
         reading=_reading(config),
-        starts=document_starts(files.source) if data.reset_at_documents else None,
+        starts=files.starts,
     )
 
 
@@ -107,11 +107,13 @@ def _mixed(config: ResolvedConfig, opened: tuple[DataFiles, ...], notes: list[st
             datasets.append(_training(config, files, prime))
         except DataError as error:
             raise DataError(f"--data_file {files.name}: {error}") from error
+    # In samples, so that a run that resumes with another batch has the same mixture.
     mixture = Mixture(
         [part.begin for part in parts],
         [part.end for part in parts],
         (data.mix_tokens or 0) // data.ctx_len,
     )
+    # For the note only: without an end nobody can say how often a part will have been read.
     steps = total_steps(config)
     samples = 0 if steps is None else -(-steps * tokens_per_step(config) // data.ctx_len)
     for part, dataset, count in zip(parts, datasets, mixture.counts(samples)):
@@ -147,7 +149,7 @@ def _held_out(
         offsets,
         config.model.vocab_size,
         loss_mask=files.mask,
-        starts=document_starts(files.source) if config.data.reset_at_documents else None,
+        starts=files.starts,
     )
     # Bad data should end a run now, not after hours, at its first validation.
     for _ in dataset:
@@ -178,6 +180,7 @@ def _bytes_per_token(
 
     The manifest's figure, else that of the held-out targets themselves.
     """
+    # Losses are summed over the targets that count, and bytes would be over all of them.
     if dataset.loss_mask is not None:
         return None, "its loss mask leaves out a part of the text"
     manifest = files.manifest

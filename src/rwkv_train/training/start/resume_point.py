@@ -130,6 +130,7 @@ def find_resume_point(train: TrainConfig) -> ResumePoint:
     folder = Path(train.proj_dir)
     notes: list[str] = []
     point: ResumePoint | None = None
+    # The folder before --load_model: the command that began a run also resumes it after a crash.
     if train.train_stage in (0, 1):
         _require_unused(folder, train.train_stage)
         if train.train_stage == 1 and train.load_model is not None:
@@ -169,6 +170,7 @@ def _newest(folder: Path, train: TrainConfig, notes: list[str]) -> FromState | F
         raise ConfigError("; ".join([finished, *notes]))
     files = [(c.epoch, c.weights) for c in candidates if c.weights is not None]
     files.append((-1, folder / INIT))
+    # An older checkpoint is better than none, if the user is told which one it is.
     for epoch, path in files:
         if not path.is_file():
             continue
@@ -256,10 +258,12 @@ def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromSt
         notes.append(f"passed over: {error}")
         return None
     shapes: TensorShapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+    # Old states do not say their mini-epoch; those of one have its number in their name.
     in_name = epoch_of(path.with_suffix(".pth").name)
     epoch = -1 if path.stem == Path(FINAL).stem else state.get("epoch", in_name or 0)
     notes.extend(_about_weights(path.with_suffix(".pth"), state.get("weights_digest")))
     base = None
+    # What is trained is in the state, the frozen rest in a file of its own.
     if "base" in state:
         base = find_base(state["base"], folder, train.load_model, path)
         shapes = {**read_shapes(base), **shapes}
