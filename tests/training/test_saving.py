@@ -200,7 +200,7 @@ def test_a_save_in_the_background_is_waited_for_before_the_next_one():
     assert job.is_finished and job.fault is None and order == ["written", "next"]
 
 
-def test_hurry_ends_the_pause_between_attempts():
+def test_skipping_the_backoff_ends_the_pause_between_attempts():
     def fail() -> None:
         raise CheckpointError("no room")
 

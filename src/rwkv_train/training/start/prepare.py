@@ -38,9 +38,8 @@ def prepare_run(given: RunConfig, notices: list[str], lock: RunLock) -> Prepared
     the same configuration, and none waits for another. Raises TrainerError before anything is
     written, but for a disk that fails.
     """
-    # In this order: the resume point is read before the data, because a state that is passed over
-    # should be known even when the data is missing; files before the configuration, which they
-    # complete; the folder is made last, so that a refusal leaves none behind.
+    # In this order: what lies on disk completes the configuration; the complete one says what to
+    # check and to read; the folder is made last, so that a refusal leaves none behind.
     point = find_resume_point(given.train)
     discovered, opened = discover(given, point)
     config, derived = resolve(given, discovered)
