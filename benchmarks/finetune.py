@@ -67,7 +67,7 @@ torch.save(logits, out)
 MEMORY_RUN = """
 import json, resource, sys
 import torch, train
-import rwkv_train.training.run, rwkv_train.training.fit
+import rwkv_train.training.run
 def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()

@@ -33,13 +33,13 @@ import train
 from rwkv_train.checkpoint.names import is_state
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.checkpoint.weights import load_weights
-from rwkv_train.training import fit
+from rwkv_train.training import run
 from rwkv_train.training.reporting.metrics_file import read_metrics
 
 KINDS = ("kill at a step", "kill at a time", "kill in a save", "SIGTERM", "disk full", "file limit")
 # Longest that one attempt may take before the test itself is called broken.
 PATIENCE_SECONDS = 300.0
-assert fit, "imported here, so that the processes that are forked need not"
+assert run, "imported here, so that the processes that are forked need not"
 
 
 def fork(work: Callable[[], int], log: Path) -> int:

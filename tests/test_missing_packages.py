@@ -12,7 +12,7 @@ from rwkv_train.config.load import load_config
 from rwkv_train.data.inspect.lengths import draw_lengths
 from rwkv_train.errors import ConfigError, DataError
 from rwkv_train.training.reporting.plot import LossPlot
-from rwkv_train.training.start.check_packages import check_packages
+from rwkv_train.training.start.check_machine import check_packages
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 
 import train
 from rwkv_train.errors import ConfigError, TrainingError
+from rwkv_train.training import __main__ as training_main
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "deepspeed", "wandb", "numpy")
@@ -78,11 +78,9 @@ WRONG = [
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Stands in for rwkv_train.training.run and keeps what it is called with."""
+    """Stands in for what comes after the flags and keeps what it is called with."""
     calls = []
-    module = types.ModuleType("rwkv_train.training.run")
-    module.run = lambda config, notices: calls.append((config, notices)) or 0
-    monkeypatch.setitem(sys.modules, "rwkv_train.training.run", module)
+    monkeypatch.setattr(training_main, "_run", lambda *call: calls.append(call) or 0)
     return calls
 
 
@@ -112,11 +110,11 @@ def test_a_right_command_line_reaches_the_run_with_its_notices(runs, capsys):
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_what_the_run_raises_becomes_status_and_line(raised, status, message, runs, capsys):
+def test_what_the_run_raises_becomes_status_and_line(raised, status, message, monkeypatch, capsys):
     def run(config, notices):
         raise raised
 
-    sys.modules["rwkv_train.training.run"].run = run
+    monkeypatch.setattr(training_main, "_run", run)
     assert train.main(DATA) == status
     err = capsys.readouterr().err
     assert err.startswith(message) and err.count("\n") == 1

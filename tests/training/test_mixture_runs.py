@@ -16,7 +16,7 @@ from rwkv_train.config.resolve.resolve import resolve
 from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.open_data import open_samples
-from rwkv_train.training.start.resume_point import Origin
+from rwkv_train.training.start.resume_point import Fresh
 from tests.training.runs import assert_same_weights, losses
 
 
@@ -86,8 +86,9 @@ def words(parts: list[Path], weights: str, *more: object) -> list[str]:
 
 def opened(argv: list[str]):
     config = load_config(argv)
-    config, lines = resolve(config, discover(config, Origin("fresh")))
-    return open_samples(config), config, lines
+    discovered, opened = discover(config, Fresh())
+    config, lines = resolve(config, discovered)
+    return open_samples(config, opened), config, lines
 
 
 def test_each_part_has_its_share_and_repeats_nothing_before_its_pass_ends(parts):

@@ -93,7 +93,7 @@ def test_saving_in_the_background_writes_what_saving_at_once_writes(
 def test_a_state_names_its_code_its_weights_and_its_mini_epoch(run_training: Run, tmp_path: Path):
     assert run_training(max_steps=7) == 0
     state = load_state(tmp_path / "out" / "rwkv-1.state")
-    assert state["code_version"].startswith("0.1.0")
+    assert state["code_version"].startswith("0.2.0")
     assert state["weights_digest"] == file_digest(tmp_path / "out" / "rwkv-1.pth")
     assert (state["epoch"], state["step"], state["tokens_per_step"]) == (1, 7, 128)
     assert "proj_dir" in state["config"] and len(state["rng"]) == 1
@@ -200,13 +200,13 @@ def test_a_save_in_the_background_is_waited_for_before_the_next_one():
     assert job.is_finished and job.fault is None and order == ["written", "next"]
 
 
-def test_hurry_ends_the_pause_between_attempts():
+def test_skipping_the_backoff_ends_the_pause_between_attempts():
     def fail() -> None:
         raise CheckpointError("no room")
 
     # an hour each, if it were waited for
     job = SaveJob(Path("a"), fail, 3600)
-    job.wait(hurry=True)
+    job.wait(skip_backoff=True)
     assert str(job.fault) == "no room" and not job.is_refused
 
 

@@ -29,7 +29,7 @@ from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.reporting.validation_record import bucket_count, make_record
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.open_data import HeldOutSource, RunSamples, open_samples
-from rwkv_train.training.start.resume_point import Origin
+from rwkv_train.training.start.resume_point import Fresh
 from rwkv_train.training.validation import sums_by_position, validate
 from tests.data.samples.token_arrays import Counting
 from tests.models.tiny import random_tokens, tiny_model
@@ -101,9 +101,8 @@ class OneOfSeveral:
 
     def __init__(self, rank: int, ranks: int, earlier: list[torch.Tensor]) -> None:
         self.precision_plugin = SimpleNamespace(val_step_context=contextlib.nullcontext)
-        self.strategy = SimpleNamespace(
-            global_rank=rank, world_size=ranks, root_device=torch.device("cpu"), reduce=self.reduce
-        )
+        self.global_rank, self.world_size = rank, ranks
+        self.strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=self.reduce)
         self.earlier = earlier
 
     def reduce(self, tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
@@ -315,8 +314,9 @@ def opened(prefix: Path, *flags: str) -> RunSamples:
             *flags,
         ]
     )
-    config, _ = resolve(config, discover(config, Origin("fresh")))
-    return open_samples(config)
+    discovered, opened = discover(config, Fresh())
+    config, _ = resolve(config, discovered)
+    return open_samples(config, opened)
 
 
 def test_documents_that_come_again_are_warned_of(tmp_path):

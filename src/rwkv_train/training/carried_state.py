@@ -1,6 +1,6 @@
 """The states that truncated backpropagation carries from one window of a row to the next.
 
-They belong to the training state of a run: kept by global sample number, so that a run goes on in
+They belong to the training state of a run: saved by global sample number, so that a run resumes in
 the middle of its rows with any number of processes and any split into micro batches.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from rwkv_train.data.samples.batch import Batch
 from rwkv_train.errors import CheckpointError
 from rwkv_train.models.state import LayerState, ModelState, copy_state, detach_state, map_state
-from rwkv_train.training.distributed.collectives import gather_to_first
+from rwkv_train.training.distributed.collectives import gather_to_rank_zero
 
 # Per layer: shift of the time mix, the operator's tensors, shift of the channel mix.
 SampleState = list[list[Tensor]]
@@ -30,13 +30,15 @@ class CarriedStates:
         self._ctx_len = ctx_len
         # by the sample numbers of a micro batch: tokens read of its rows, and the state after them
         self._states: dict[tuple[int, ...], tuple[int, ModelState]] = {}
-        # what the current step went on from
-        self._before: dict[tuple[int, ...], ModelState] = {}
+        # what the current step began with, for `skip_step`
+        self._loaded: dict[tuple[int, ...], ModelState] = {}
+        # What `restore` was given: another split into micro batches may need a sample of it at any
+        # time within the first step, so that it is kept whole.
         self._restored: dict[str, Any] = {"position": 0, "states": {}}
-        self._went_on = False
+        self._has_advanced = False
 
-    def before(self, batch: Batch) -> ModelState | None:
-        """The state from which `batch` goes on; None at the start of its rows."""
+    def load(self, batch: Batch) -> ModelState | None:
+        """Returns the state with which `batch` begins; None at the start of its rows."""
         if batch.position == 0:
             return None
         if batch.numbers in self._states:
@@ -48,51 +50,58 @@ class CarriedStates:
         assert position == batch.position, (
             f"the window at token {batch.position} cannot follow the state of token {position}"
         )
-        self._before[batch.numbers] = state
+        self._loaded[batch.numbers] = state
         return state
 
-    def keep(self, batch: Batch, state: ModelState) -> None:
-        """Takes the state after `batch`, unless its rows end there."""
-        self._went_on = True
+    def store(self, batch: Batch, state: ModelState) -> None:
+        """Keeps the state after `batch`, unless its rows end there."""
+        self._has_advanced = True
         end = batch.position + batch.tokens.shape[1]
         if end < self._ctx_len:
+            # Detached: gradients end at the window, which is what truncates them. Copied: the
+            # graph of this window would otherwise live on in what the state is a view of.
             self._states[batch.numbers] = end, copy_state(detach_state(state))
 
     def begin_step(self) -> None:
-        """What the last step went on from is no longer needed."""
-        self._before.clear()
+        """Forgets what the last step began with: it was not skipped."""
+        self._loaded.clear()
 
-    def leave_out(self) -> None:
+    def skip_step(self) -> None:
         """Undoes the current step, which was a bad one: its windows leave no trace in the states.
 
         At the start of rows that is a state of zeros, which holds nothing of the past.
         """
         for numbers, (end, state) in self._states.items():
-            before = self._before.get(numbers)
-            if before is None:
-                before = map_state(torch.zeros_like, state)
-            self._states[numbers] = end, before
+            loaded = self._loaded.get(numbers)
+            # The position moves on all the same: the window counts as read, and the next one
+            # follows it.
+            self._states[numbers] = (
+                end,
+                map_state(torch.zeros_like, state) if loaded is None else loaded,
+            )
 
     def capture(self, strategy: Any) -> dict[str, Any]:
-        """What a training state holds of them: rank zero's is complete; a collective call.
+        """Returns what a training state holds of them, complete on rank zero. Collective.
 
         {"position": tokens of the rows that were read, "states": sample number -> SampleState}
         """
-        own = {} if self._went_on else dict(self._restored["states"])
-        position = 0 if self._went_on else self._restored["position"]
+        # A run that is saved before its first step hands on what it was given.
+        own = {} if self._has_advanced else dict(self._restored["states"])
+        position = 0 if self._has_advanced else self._restored["position"]
         for numbers, (end, state) in self._states.items():
             position = end
             own.update(zip(numbers, _split(state)))
-        gathered = gather_to_first(strategy, own)
+        # Ranks have different samples, and only the one that writes needs them all.
+        gathered = gather_to_rank_zero(strategy, own)
         return {
             "position": position,
             "states": {number: state for part in gathered for number, state in part.items()},
         }
 
     def restore(self, saved: dict[str, Any], samples: range, position: int) -> None:
-        """Takes what `capture` returned, to go on with `samples` at token `position` of their rows.
+        """Takes what `capture` returned, to resume `samples` at token `position` of their rows.
 
-        Raises CheckpointError when it is not there.
+        Raises CheckpointError when the state of one of them is not there, or is of another place.
         """
         missing = [number for number in samples if number not in saved["states"]]
         if missing or saved["position"] != position:
@@ -105,7 +114,9 @@ class CarriedStates:
 
 
 def _split(state: ModelState) -> list[SampleState]:
-    """One SampleState per row of the batch, on the CPU."""
+    """Returns one SampleState per row of the batch, on the CPU."""
+    # Rows apart, because a resumed run may have other micro batches. Cloned, because torch.save
+    # writes the whole storage behind a view.
     on_cpu = map_state(torch.Tensor.cpu, state)
     return [
         [
@@ -117,10 +128,12 @@ def _split(state: ModelState) -> list[SampleState]:
 
 
 def _parts(layer: LayerState) -> tuple[Tensor, ...]:
+    """Returns the operator's tensors: three of RWKV-4, one of the others."""
     return layer.wkv if isinstance(layer.wkv, tuple) else (layer.wkv,)
 
 
 def _joined(samples: list[SampleState], device: torch.device) -> ModelState:
+    """Returns the states of the samples as one batch, as `_split` took it apart."""
     layers = []
     for rows in zip(*samples, strict=True):
         first, *wkv, last = (torch.stack(parts).to(device) for parts in zip(*rows, strict=True))

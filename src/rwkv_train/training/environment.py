@@ -33,7 +33,7 @@ def prepare_libraries(accelerator: str) -> None:
 
 
 def is_rank_zero() -> bool:
-    """True in the process that prints and writes: the first of the first node.
+    """Tells whether this process prints and writes: the first of the first node.
 
     Needed before Lightning knows its ranks; these variables are set by Lightning's own launcher,
     torchrun and SLURM.

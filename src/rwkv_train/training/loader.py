@@ -16,10 +16,11 @@ from rwkv_train.errors import DataError
 from rwkv_train.training.signals import ignore_stop_signals
 
 
-class FaultTelling(Dataset[Sample]):
+class FaultRecordingDataset(Dataset[Sample]):
     """Samples of `dataset`; one that cannot be read is zeros and says why.
 
-    An error raised here would end this rank alone; the loop makes all ranks leave after the step.
+    An error raised here would end this rank alone; the step callback makes all ranks leave after
+    the step.
     """
 
     def __init__(self, dataset: SampleSource, ctx_len: int) -> None:
@@ -35,7 +36,7 @@ class FaultTelling(Dataset[Sample]):
 
 
 class RunData(pl.LightningDataModule):
-    """Micro batches of this rank (`data.batch.Batch`), in the run's order.
+    """Micro batches of this rank (`data.samples.batch.Batch`), in the run's order.
 
     first_step, steps: the part of the run that is still to do, in optimizer steps.
     """
@@ -44,18 +45,19 @@ class RunData(pl.LightningDataModule):
         self, dataset: SampleSource, config: ResolvedConfig, first_step: int, steps: int
     ) -> None:
         super().__init__()
-        rows = FaultTelling(dataset, config.data.ctx_len)
+        rows = FaultRecordingDataset(dataset, config.data.ctx_len)
         self._dataset = WindowDataset(rows, window_len(config))
         self._config = config
         self._first_step = first_step
         self._steps = steps
 
-    def train_dataloader(self) -> DataLoader:
-        """Called by Lightning once the ranks are known.
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Returns this rank's loader; Lightning calls for it once the ranks are known.
 
-        The workers live as long as the run: mini-epochs are a matter of the loop, not of the
-        loader.
+        The workers live as long as the run: mini-epochs are a matter of the step callback, not of
+        the loader.
         """
+        assert self.trainer is not None, "Lightning has attached it"
         train, workers = self._config.train, self._config.data.num_workers
         rows = SampleNumbers(
             0,
@@ -75,6 +77,7 @@ class RunData(pl.LightningDataModule):
             persistent_workers=workers > 0,
             worker_init_fn=ignore_stop_signals,
             pin_memory=self._config.hardware.accelerator == "gpu",
+            # Never a short micro batch: losses of steps would have different meanings.
             drop_last=True,
             # The loader draws a seed for its workers; from the global generator that would make
             # a resumed run's dropout differ from an uninterrupted one's.

@@ -16,11 +16,15 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import ParameterGroup
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.training.carried_state import CarriedStates
+from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.optim.optimizer import build_optimizer
 
 
 class TrainingModule(pl.LightningModule):
-    """One micro batch forward to its loss; everything a run does around it is in callbacks."""
+    """One micro batch forward to its loss; everything a run does around it is in callbacks.
+
+    allows_step: receives the global gradient norm before clipping; False skips the step.
+    """
 
     def __init__(
         self,
@@ -29,6 +33,7 @@ class TrainingModule(pl.LightningModule):
         optim: ResolvedOptim,
         hardware: ResolvedHardware,
         carried: CarriedStates,
+        allows_step: Callable[[Tensor], bool],
     ) -> None:
         super().__init__()
         self.model = model
@@ -36,57 +41,59 @@ class TrainingModule(pl.LightningModule):
         self._optim = optim
         self._hardware = hardware
         self.carried = carried
+        self._allows_step = allows_step
         # loss and sample numbers of each micro batch of the current step
         self._micro_batches: list[tuple[Tensor, tuple[int, ...]]] = []
         self._fault: str | None = None
         self.stop_requested = False
-        # Called with the gradient norm before clipping; False leaves the step out. None where
-        # DeepSpeed's engine measures and clips (`gate`).
-        self.allows_step: Callable[[Tensor], bool] | None = None
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> int | None:
-        """-1 tells Lightning to end the run here, on every rank."""
+        """Returns -1 to end the run here, on every rank; Lightning's convention."""
         return -1 if self.stop_requested else None
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Mean of weight times cross entropy over the tokens of one micro batch."""
+        """Returns the mean of weight times cross entropy over the tokens of one micro batch."""
+        # Kept, not raised: the other ranks would wait for this one in the gradients' reduction.
         self._fault = self._fault or next(filter(None, batch.faults), None)
         loss, state = self.model.loss_and_state(
             batch.tokens,
             Targets(batch.targets, batch.mask, batch.tokens.numel(), self._hardware.head_chunk),
-            state=self.carried.before(batch),
+            state=self.carried.load(batch),
             reset=batch.reset,
         )
-        self.carried.keep(batch, state)
+        self.carried.store(batch, state)
+        # Detached and on its device: reading the value here would wait for the GPU.
         self._micro_batches.append((loss.detach(), batch.numbers))
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer over RWKV's parameter groups."""
+        """Returns the optimizer over RWKV's parameter groups."""
         return build_optimizer(self._groups, self._optim, self._hardware)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Clips to grad_clip, or drops the gradients of a step that is to be left out.
-
-        Without gradients the optimizers change nothing: no weight, no moment, no step count.
-        DeepSpeed's engine does all this itself.
-        """
-        if self.allows_step is None:
+        """Clips to grad_clip, or drops the gradients of a step that is to be skipped."""
+        if zero_engine(self.trainer.strategy) is not None:
+            # DeepSpeed's engine measures and clips itself, and the veto decides inside it.
             return
         limit = self._optim.grad_clip
         trained = [p for group in self._groups for p in group.parameters]
         # with an infinite limit this only measures
         norm = torch.nn.utils.clip_grad_norm_(trained, limit if limit > 0 else torch.inf)
-        if not self.allows_step(norm):
+        if not self._allows_step(norm):
+            # Zeros would not do: without gradients the optimizers change nothing, no weight, no
+            # moment and no step count; with zeros decay and moments would act.
             for parameter in trained:
                 parameter.grad = None
 
     def step_loss(self) -> Tensor:
-        """Mean loss of this rank's micro batches in the current step, on its device."""
+        """Returns this rank's mean loss over the micro batches of the current step, on its device.
+
+        All micro batches have as many tokens, so that a mean of means is the step's.
+        """
         return torch.stack([loss for loss, _ in self._micro_batches]).float().mean()
 
     def micro_batches(self) -> list[tuple[float, tuple[int, ...]]]:
-        """Loss and sample numbers of each of this rank's micro batches in the current step."""
+        """Returns loss and sample numbers of each of this rank's micro batches in this step."""
         return [(loss.item(), numbers) for loss, numbers in self._micro_batches]
 
     def begin_step(self) -> None:
@@ -95,5 +102,5 @@ class TrainingModule(pl.LightningModule):
         self.carried.begin_step()
 
     def data_fault(self) -> DataError | None:
-        """Why a sample of this rank could not be read, None if all could."""
+        """Returns why a sample of this rank could not be read, None if all could."""
         return None if self._fault is None else DataError(self._fault)

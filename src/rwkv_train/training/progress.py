@@ -16,11 +16,17 @@ class StepSize(NamedTuple):
     windows: int = 1
 
     def place(self, step: int, other: StepSize) -> int:
-        """The step of size `other` that follows `step` steps of this size."""
+        """Returns the step of size `other` that follows `step` steps of this size.
+
+        Rounds up: samples inside a step that is not finished are skipped, never repeated.
+        """
         done, row_tokens = step * self.tokens, other.tokens * other.windows
         same_rows = (self.tokens * self.windows, self.ctx_len) == (row_tokens, other.ctx_len)
+        # Only within the same group of rows do the carried states fit; and only where a window of
+        # the other size begins is there a step of that size.
         if same_rows and done % other.tokens == 0:
             return done // other.tokens
+        # Otherwise rows that were begun count as read: a group of rows is `windows` steps.
         groups = -(-step // self.windows)
         return -(-groups * self.tokens * self.windows // row_tokens) * other.windows
 
@@ -44,13 +50,14 @@ class Progress:
     best_val_data: str = ""
 
     def add_loss(self, loss: float) -> None:
-        """Counts one finished optimizer step with this mean loss."""
+        """Counts one finished optimizer step with this mean loss over its global batch."""
         self.step += 1
         self.epoch_loss_sum += loss
         self.epoch_loss_steps += 1
 
-    def leave_out(self) -> None:
+    def skip_step(self) -> None:
         """Counts a step whose samples were read and which changed nothing."""
+        # Not in the mean loss: a NaN would make the whole mini-epoch's mean NaN.
         self.step += 1
 
     @property
@@ -63,9 +70,9 @@ class Progress:
         self.epoch_loss_sum, self.epoch_loss_steps = 0.0, 0
 
     def with_steps(self, before: StepSize, now: StepSize) -> Progress:
-        """The same place in the data with other steps.
+        """Returns the counters of the same place in the data with other steps.
 
-        A place inside a step becomes the end of that step: samples are left out, never repeated.
+        A place inside a step becomes the end of that step: samples are skipped, never repeated.
         A place inside rows stays there when the same rows are read on and a window ends there,
         else it becomes the end of the rows.
         """
@@ -75,73 +82,19 @@ class Progress:
         return replace(self, step=step, ramp_begin=ramp)
 
     def improves(self, val_loss: float, data: str) -> bool:
-        """Whether a validation loss is the lowest so far on this data; if so it is kept."""
+        """Tells whether a validation loss is the lowest so far on this data, and keeps it then."""
         known = data == self.best_val_data
+        # The first loss on other data is always kept: the old best says nothing about it.
         if not math.isfinite(val_loss) or (known and val_loss >= self.best_val_loss):
             return False
         self.best_val_loss, self.best_val_data = val_loss, data
         return True
 
     def to_dict(self) -> dict[str, float | str]:
-        """Plain values for the training state."""
+        """Returns plain values for the training state."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Progress:
-        """What `to_dict` gave, among other values; what an older state lacks has its default."""
+        """Returns the counters among `values`; what an older state lacks has its default."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What is known after one optimizer step; one line of metrics.jsonl.
-
-    step counts from 0; loss is the mean over the step's global batch before the update; grad_norm
-    is the global L2 norm before clipping; tokens were seen after the step.
-    """
-
-    step: int
-    loss: float
-    lr: float
-    weight_decay: float
-    grad_norm: float
-    tokens: int
-    tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class BadStepRecord:
-    """A step that was left out, and why; also a line of metrics.jsonl.
-
-    samples: first and last sample number of its batch; suspects: those of the micro batches whose
-    loss was not finite, or largest, when they are not the whole batch.
-    """
-
-    step: int
-    skipped: str
-    samples: list[int]
-    suspects: list[int]
-    tokens: int
-
-
-@dataclass(frozen=True)
-class RollbackRecord:
-    """After `step` the run went back to the state in `rollback`; also a line of metrics.jsonl.
-
-    left_out: first and last sample number between that state and where the run goes on.
-    """
-
-    step: int
-    rollback: str
-    left_out: list[int]
-    tokens: int
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What is known at the end of a mini-epoch: its number, mean loss and last step."""
-
-    epoch: int
-    local_epoch: int
-    mean_loss: float
-    last: StepRecord

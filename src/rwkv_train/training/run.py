@@ -1,84 +1,146 @@
-"""The recipe of a run, a call a line: facts, configuration, origin, then training."""
+"""The run itself: model, optimizer, data and callbacks put together, then trained to the end.
+
+Only wiring, a part a line. Imported once `start.prepare` has run: Lightning and DeepSpeed read what
+it sets for them when they are imported.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from rwkv_train.config.resolve.resolve import for_saving, resolve
-from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.run_length import RunLength, run_length
+from rwkv_train.config.schema import listed
 from rwkv_train.config.versions import VERSIONS
-from rwkv_train.errors import ConfigError
-from rwkv_train.training.distributed.collectives import FaultElsewhereError
-from rwkv_train.training.environment import is_rank_zero, prepare_libraries
-from rwkv_train.training.start.check_backend import check_backend
-from rwkv_train.training.start.check_packages import check_packages
-from rwkv_train.training.start.discover import discover
-from rwkv_train.training.start.open_data import mask_notes, open_samples
-from rwkv_train.training.start.resume_point import find_origin
-from rwkv_train.training.start.run_lock import RunLock
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.parameters import ParameterGroup, parameter_groups
+from rwkv_train.training.bad_steps.detector import SpikeDetector
+from rwkv_train.training.bad_steps.step_veto import StepVeto
+from rwkv_train.training.checkpointing.saver import Saver
+from rwkv_train.training.distributed.collectives import RemoteRankError
+from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
+from rwkv_train.training.environment import is_rank_zero
+from rwkv_train.training.loader import RunData
+from rwkv_train.training.module import TrainingModule
+from rwkv_train.training.optim.freeze import describe_trained, freeze_all_but
+from rwkv_train.training.optim.schedule import make_schedule
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.header import print_header
+from rwkv_train.training.reporting.reporter import Reporter
+from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.start.initial_weights import make_model
+from rwkv_train.training.start.prepare import Prepared
+from rwkv_train.training.start.resume_point import FromState
+from rwkv_train.training.start.resume_progress import restore_carried, resume_progress
+from rwkv_train.training.step_callback import StepCallback
+from rwkv_train.training.trainer import build_trainer, set_up_torch
+from rwkv_train.training.validation import Validator
+
+# A run without an end still needs a length for the loader.
+ENDLESS = 10**12
 
 
-def run(config: RunConfig, notices: list[str]) -> int:
-    """Trains, or writes initial weights at stage 1. Returns the exit status.
+def run(prepared: Prepared) -> int:
+    """Trains from the resume point to the end of the run.
 
-    notices: lines about translated flags, printed once. Every rank of every node calls this with
-    the same configuration. Raises TrainerError.
+    Returns the exit status: 0 at the end, 128 + n after signal n, 1 on the ranks that leave because
+    of another's fault. Raises TrainerError.
     """
-    folder = Path(config.train.proj_dir)
-    with RunLock(folder, wanted=is_rank_zero()) as lock:
-        return _run(config, notices, lock)
-
-
-def _run(given: RunConfig, notices: list[str], lock: RunLock) -> int:
-    origin = find_origin(given.train)
-    config, derived = resolve(given, discover(given, origin))
-    check_packages(config)
-    check_backend(config)
-    samples = None if config.train.train_stage == 1 else open_samples(config)
-    if samples is not None:
-        derived += mask_notes(samples)
-    prepare_libraries(config.hardware.accelerator)
-    _make_folder(config.train.proj_dir)
-    # A new folder; one that was there has been locked before it was read.
-    lock.acquire()
-    if samples is None:
-        from rwkv_train.training.start.initial_weights import write_initial_weights
-
-        write_initial_weights(config, origin, notices + derived)
-        return 0
-    from rwkv_train.training.fit import fit
-    from rwkv_train.training.start.initial_weights import save_initial_weights
-
-    if is_rank_zero():
-        for line in notices:
-            print(line)
-        if origin.kind == "fresh" and config.train.train_stage is None:
-            # As RWKV-LM: what a run starts from is on disk, in the training precision.
-            save_initial_weights(config, origin)
-            origin = find_origin(config.train)
     try:
-        return fit(
-            config,
-            VERSIONS[config.model.rwkv_version].conventions,
-            origin,
-            samples,
-            derived=derived,
-            saved_config=for_saving(config, given),
-        )
-    except FaultElsewhereError:
-        # rank zero tells the user
+        return _train(prepared)
+    except RemoteRankError:
+        # Rank zero tells the user.
         return 1
 
 
-def _make_folder(proj_dir: str) -> None:
-    folder = Path(proj_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
-        raise ConfigError(
-            f"--proj_dir {proj_dir} cannot be written ({reason}); choose a folder of your own"
-        ) from error
+def _train(prepared: Prepared) -> int:
+    config, samples = prepared.config, prepared.samples
+    length = run_length(config)
+    point, progress = resume_progress(prepared.point, config, length)
+    if length.total_steps is not None and progress.step >= length.total_steps:
+        _say_finished(config, length, progress)
+        return 0
+    carried = restore_carried(point, config, length, progress)
+    # Before the model: the number of threads is part of how its values are computed.
+    set_up_torch(config.hardware)
+    model, base = make_model(config, point)
+    groups = _groups(model, config)
+    # Before the strategy wraps the model: DDP and DeepSpeed take what learns at that moment.
+    freeze_all_but(model, groups)
+    strategy = build_strategy(
+        config.hardware, micro_bsz=config.train.micro_bsz, grad_clip=config.optim.grad_clip
+    )
+    reporters: list[Reporter] = []
+    if is_rank_zero():
+        learns = [] if config.train.train_type == "all" else [describe_trained(model)]
+        notes = [*prepared.derived, *learns, *samples.notes, *point.notes]
+        _print_header(prepared, length, point.describe(progress.step), model, groups, notes)
+        settings = deepspeed_config(strategy)
+        reporters = begin_reporting(prepared, length, progress.step, settings)
+    conventions = VERSIONS[config.model.rwkv_version].conventions
+    # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
+    detector = SpikeDetector(config.safety)
+    veto = StepVeto(detector)
+    callback = StepCallback(
+        config,
+        length,
+        make_schedule(config, conventions.warmup_floor),
+        progress,
+        state=point.state if isinstance(point, FromState) else None,
+        detector=detector,
+        veto=veto,
+        saver=Saver(config, length, detector, base),
+        validator=Validator(config, samples.held_out),
+        reporters=reporters,
+    )
+    module = TrainingModule(model, groups, config.optim, config.hardware, carried, veto.allows)
+    trainer = build_trainer(config, strategy, callback)
+    steps = (length.total_steps or ENDLESS) - progress.step
+    trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
+    if trainer.interrupted:
+        # Lightning swallows a Ctrl-C that comes before the first step.
+        raise KeyboardInterrupt
+    # A signal in the last step asks for what has happened anyway.
+    return 0 if progress.step == length.total_steps else callback.stop.exit_status
+
+
+def _print_header(
+    prepared: Prepared,
+    length: RunLength,
+    start: str,
+    model: RWKV,
+    groups: list[ParameterGroup],
+    notes: list[str],
+) -> None:
+    samples = prepared.samples
+    print_header(
+        prepared.config,
+        length,
+        start=start,
+        parameters=sum(p.numel() for p in model.parameters()),
+        data_tokens=samples.training.tokens,
+        groups=groups,
+        held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
+        notes=notes,
+    )
+
+
+def _groups(model: RWKV, config: ResolvedConfig) -> list[ParameterGroup]:
+    """Returns the parameters that learn, by rate factor and weight decay."""
+    optim = config.optim
+    return parameter_groups(
+        model,
+        weight_decay=optim.weight_decay,
+        layerwise_lr=optim.layerwise_lr,
+        special_lr_factor=optim.special_lr_factor,
+        train_type=config.train.train_type,
+        matrices_apart=optim.optimizer == "muon",
+        fully=listed(config.adapter.lora_train),
+    )
+
+
+def _say_finished(config: ResolvedConfig, length: RunLength, progress: Progress) -> None:
+    if is_rank_zero():
+        print(
+            f"the run in {config.train.proj_dir} is finished: {progress.step} of "
+            f"{length.total_steps} steps ({length.reason}). To train on, raise the limit; for "
+            "another run choose another --proj_dir"
+        )

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 # SIGUSR1 is what job schedulers send some minutes before the end.
 SIGNALS = tuple(
@@ -18,15 +19,15 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Takes over the signals; only possible in the main thread."""
+        """Takes over the stop signals; only possible in the main thread."""
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._on_signal)
 
     def release(self) -> None:
-        """Gives the signals back."""
+        """Restores the handlers that were there before `listen`."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -38,6 +39,8 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
+            # Only remembered here: a handler runs between any two bytecodes, in the middle of a
+            # collective call or a save as well.
             self.received = number
             name = signal.Signals(number).name
             print(
@@ -46,11 +49,15 @@ class StopRequest:
                 flush=True,
             )
             return
+        # By its default action, so that the parent sees a process that died of this signal.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """For loader workers: Ctrl-C reaches the whole process group, and the step needs its data."""
+    """Makes a loader worker deaf to stop signals, `worker` being its number.
+
+    Ctrl-C reaches the whole process group, and the step that is being finished needs its data.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

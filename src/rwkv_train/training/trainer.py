@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+import os
+from collections.abc import Mapping
+from typing import Literal
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies.strategy import Strategy
 
-from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.training.distributed.strategy import ZERO_STAGES, build_strategy
+from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware
+from rwkv_train.training.distributed.strategy import ZERO_STAGES
 
-LIGHTNING_PRECISION = {"fp32": 32, "tf32": 32, "bf16": "bf16", "fp16": 16}
+LIGHTNING_PRECISION: Mapping[str, Literal[32, 16, "bf16"]] = {
+    "fp32": 32,
+    "tf32": 32,
+    "bf16": "bf16",
+    "fp16": 16,
+}
 
 
-def build_trainer(config: ResolvedConfig, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """A Trainer that runs through the loader once: mini-epochs, logs and checkpoints are ours."""
+def build_trainer(
+    config: ResolvedConfig, strategy: Strategy | None, callback: pl.Callback
+) -> pl.Trainer:
+    """Returns a Trainer that runs through the loader once.
+
+    Mini-epochs, logs and checkpoints are the callback's. strategy: None for Lightning's own of a
+    single process.
+    """
     for name in ("pytorch_lightning", "lightning_fabric"):
         # Its lines about TPUs and IPUs; importing it has just set the level back.
         logging.getLogger(name).setLevel(logging.ERROR)
     hardware, train = config.hardware, config.train
-    strategy = build_strategy(hardware, micro_bsz=train.micro_bsz, grad_clip=config.optim.grad_clip)
-    options: dict[str, Any] = {} if strategy is None else {"strategy": strategy}
     return pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -30,13 +43,25 @@ def build_trainer(config: ResolvedConfig, callbacks: list[pl.Callback]) -> pl.Tr
         # Only DeepSpeed needs the value; elsewhere the module clips and keeps the norm.
         gradient_clip_val=config.optim.grad_clip if hardware.strategy in ZERO_STAGES else None,
         max_epochs=1,
-        callbacks=callbacks,
+        callbacks=[callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
+        # Our sampler knows the ranks; Lightning's would number the samples anew.
         replace_sampler_ddp=False,
-        **options,
+        strategy=strategy,
     )
+
+
+def set_up_torch(hardware: ResolvedHardware) -> None:
+    """Sets precision of fp32 products and the number of threads of this process."""
+    if hardware.accelerator == "gpu":
+        # RWKV-LM: TF32 everywhere but in fp32 mode.
+        torch.set_float32_matmul_precision("highest" if hardware.precision == "fp32" else "high")
+        torch.backends.cudnn.benchmark = True
+    elif hardware.devices > 1:
+        # Each process would otherwise start a thread per core.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // hardware.devices))

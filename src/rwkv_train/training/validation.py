@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import move_data_to_device
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.data.samples.batch import Batch, Sample, collate
-from rwkv_train.training.reporting.reporter import Reporter, tell
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.training.checkpointing.saver import Saver
+from rwkv_train.training.module import TrainingModule
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.reporter import Reporter, notify
 from rwkv_train.training.reporting.validation_record import (
     ValidationRecord,
     bucket_count,
     make_record,
 )
-
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
-    from rwkv_train.config.resolved import ResolvedConfig
-    from rwkv_train.models.backbone import RWKV
-    from rwkv_train.training.checkpointing.saver import Saver
-    from rwkv_train.training.module import TrainingModule
-    from rwkv_train.training.progress import Progress
-    from rwkv_train.training.start.open_data import HeldOutSource
+from rwkv_train.training.start.open_data import HeldOutSource
 
 
 class Validator:
-    """Validates when the loop asks for it, and keeps the best weights if that is wanted."""
+    """Validates when the step callback asks for it, and keeps the best weights if asked to."""
 
     def __init__(self, config: ResolvedConfig, sources: Sequence[HeldOutSource]) -> None:
         self._config = config
@@ -50,7 +46,7 @@ class Validator:
         saver: Saver,
         reporters: Sequence[Reporter],
     ) -> None:
-        """Validates once after a step, tells the reporters; a collective call."""
+        """Validates once after a step, and notifies the reporters. Collective."""
         if not self._sources or self._validated_step == progress.step:
             return
         config = self._config
@@ -65,7 +61,8 @@ class Validator:
         )
         self._validated_step = progress.step
         record = replace(record, is_best=progress.improves(record.loss, self._data))
-        tell(reporters, lambda reporter: reporter.on_validation(record))
+        notify(reporters, lambda reporter: reporter.on_validation(record))
+        # Every rank saw the same loss, and so all of them gather the weights or none does.
         if record.is_best and config.train.save_best:
             saver.save_best(trainer, module)
 
@@ -80,20 +77,20 @@ def validate(
     chunk_len: int,
     head_rows: int | None,
 ) -> ValidationRecord:
-    """The model's losses after optimizer step `step`; a collective call, equal on every rank.
+    """Returns the model's losses after optimizer step `step`. Collective: equal on every rank.
 
     chunk_len: tokens per forward pass; the state is carried from one to the next. Every rank makes
     the same number of forward passes, which ZeRO-3 needs; a rank without samples left repeats the
-    first one and leaves it out.
+    first one and does not count it.
     """
-    strategy = trainer.strategy
-    rank, ranks = strategy.global_rank, strategy.world_size
+    strategy, rank, ranks = trainer.strategy, trainer.global_rank, trainer.world_size
     samples = [(source.dataset, i) for source in sources for i in range(len(source.dataset))]
     length = sources[0].dataset.ctx_len
     # One row per sample: each is written by one rank, so that their sum is exact whatever the
     # number of ranks, and is added up in one order. [sums or weights, samples, buckets]
     found = torch.zeros(2, len(samples), bucket_count(length), dtype=torch.float64)
     training = model.training
+    # Dropout off; it would also draw from the generator that training must find unchanged.
     model.eval()
     with torch.no_grad(), trainer.precision_plugin.val_step_context():
         for first in range(0, len(samples), micro_bsz * ranks):
@@ -116,7 +113,7 @@ def validate(
 
 
 def sums_by_position(model: RWKV, batch: Batch, chunk_len: int, head_rows: int | None) -> Tensor:
-    """[2, B, buckets] fp64 on the CPU: weighted losses and weights of every sample, by position.
+    """Returns [2, B, buckets] fp64 on the CPU: weighted losses and weights, by position.
 
     The position counts from the last reset (`validation_record`). Holds the activations of
     chunk_len tokens at a time, whatever the length.
@@ -135,10 +132,11 @@ def sums_by_position(model: RWKV, batch: Batch, chunk_len: int, head_rows: int |
 
 
 def _buckets(batch: Batch) -> Tensor:
-    """[B, T] on the CPU: the bucket of every target, the number of bits of its position."""
+    """Returns [B, T] on the CPU: the bucket of every target, the bits of its position."""
     batch_size, length = batch.tokens.shape
     position = torch.arange(length).expand(batch_size, length)
     if batch.reset is not None:
+        # The newest document start so far, at every position.
         starts = torch.where(batch.reset.cpu(), position, 0).cummax(1).values
         position = position - starts
     bounds = 2 ** torch.arange(bucket_count(length))  # 1, 2, 4, ...

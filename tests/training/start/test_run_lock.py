@@ -17,7 +17,7 @@ import pytest
 import train
 from rwkv_train.errors import ConfigError
 from rwkv_train.training.start import run_lock
-from rwkv_train.training.start.run_lock import NAME, RunLock
+from rwkv_train.training.start.run_lock import LOCK_FILE, RunLock
 from tests.training.damaged_runs import Place
 from tests.training.runs import ROOT
 
@@ -67,7 +67,7 @@ def dead_process() -> int:
 
 def leave_lock(folder: Path, process: int, host: str) -> None:
     text = json.dumps({"process": process, "host": host, "since": "2024-02-03 04:05:06"})
-    (folder / NAME).write_text(text)
+    (folder / LOCK_FILE).write_text(text)
 
 
 def test_a_second_run_is_refused_with_process_host_and_time_of_the_first(
@@ -93,7 +93,7 @@ def test_a_killed_run_frees_the_folder_at_once(
     process.wait()
     with RunLock(tmp_path):
         assert f"from process {process.pid} on {socket.gethostname()}" in capsys.readouterr().out
-    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_what_another_host_left_is_refused_with_the_way_out(
@@ -103,7 +103,7 @@ def test_what_another_host_left_is_refused_with_the_way_out(
     line = refused(place.command("--proj_dir", place.paused))
     for words in (
         "process 1 on elsewhere, since 2024-02-03 04:05:06",
-        f"if it has ended, remove {place.paused / NAME}",
+        f"if it has ended, remove {place.paused / LOCK_FILE}",
     ):
         assert words in line
 
@@ -117,30 +117,30 @@ def test_where_files_cannot_be_locked_the_words_in_it_decide(
     monkeypatch.setattr(run_lock, "_lock", lambda _: None)
     process = os.getppid() if alive else dead_process()
     leave_lock(tmp_path, process, socket.gethostname() if own_host else "elsewhere")
-    before = (tmp_path / NAME).read_bytes()
+    before = (tmp_path / LOCK_FILE).read_bytes()
     if free:
         with RunLock(tmp_path):
-            assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
     else:
         with pytest.raises(ConfigError, match=f"process {process} "), RunLock(tmp_path):
             pass
-        assert (tmp_path / NAME).read_bytes() == before
+        assert (tmp_path / LOCK_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"process": "x"}'])
 def test_a_lock_whose_writer_was_killed_is_taken_over(tmp_path: Path, content: str):
-    (tmp_path / NAME).write_text(content)
+    (tmp_path / LOCK_FILE).write_text(content)
     with RunLock(tmp_path):
-        assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
 
 
 def test_other_ranks_take_no_lock(tmp_path: Path):
-    with RunLock(tmp_path, wanted=False) as lock:
+    with RunLock(tmp_path, enabled=False) as lock:
         lock.acquire()
-        assert not (tmp_path / NAME).exists()
+        assert not (tmp_path / LOCK_FILE).exists()
 
 
 @pytest.mark.parametrize("flag", ["--max_steps 1", "--rwkv_version 7"])
 def test_the_folder_is_free_after_a_run_and_after_a_refusal(place: Place, flag: str):
     assert train.main(place.command("--proj_dir", place.begun, *flag.split())) in (0, 2)
-    assert not (place.begun / NAME).exists()
+    assert not (place.begun / LOCK_FILE).exists()

@@ -1,8 +1,8 @@
-"""Which optimizer steps are left out, and when a run goes back: pure bookkeeping, no tensors.
+"""Which optimizer steps are bad, and when a run rolls back: pure bookkeeping, no tensors.
 
 A step is bad when its loss or gradient norm is not finite, or when its loss is a spike. A bad step
 changes neither weights nor moments nor Adam's count; its samples count as read. After several in a
-row the weights themselves are suspect: the run goes back to a state from before them and goes on
+row the weights themselves are suspect: the run returns to a state from before them and resumes
 behind the samples in between.
 """
 
@@ -19,18 +19,25 @@ WINDOW = 100
 FEWEST = 20
 
 
-class Guard:
-    """Judges every step; the same on all ranks, because all see the same loss and norm."""
+class SpikeDetector:
+    """Judges every step; the same on all ranks, because all see the same loss and norm.
+
+    skipped: ranges of sample numbers, first and last, that were read and changed nothing.
+    """
 
     def __init__(self, safety: SafetyConfig) -> None:
         self._safety = safety
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self.bad_in_a_row = 0
         self.rollbacks = 0
-        self.left_out: list[list[int]] = []
+        self.skipped: list[list[int]] = []
 
     def fault_of(self, loss: float, grad_norm: float) -> str | None:
-        """Why a step with this mean loss and global gradient norm is bad; None: it is good."""
+        """Tells why a step with this mean loss and global gradient norm is bad; None: it is good.
+
+        loss: nats per token. Judging changes nothing: `record_good` and `record_bad` do.
+        """
+        # First: every comparison with NaN is false, so that a NaN loss would pass as no spike.
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"loss {loss:g}, gradient norm {grad_norm:g}"
         limit = self.spike_limit()
@@ -42,61 +49,68 @@ class Guard:
         return None
 
     def spike_limit(self) -> float | None:
-        """Loss above which a step is a spike; None when spikes are not looked for, or not yet."""
+        """Returns the loss above which a step is a spike.
+
+        None: spikes are not looked for, or there are too few losses yet.
+        """
         count = len(self._losses)
         if self._safety.spike_sigma == 0 or count < FEWEST:
             return None
+        # Exact sums: the squares are of small differences, which a rounded mean would disturb.
         mean = math.fsum(self._losses) / count
         variance = math.fsum((loss - mean) ** 2 for loss in self._losses) / (count - 1)
         return mean + self._safety.spike_sigma * math.sqrt(variance)
 
-    def good(self, loss: float) -> None:
+    def record_good(self, loss: float) -> None:
         """Counts a step that was taken."""
+        # Bad losses never enter: one spike among them would hide the next.
         self._losses.append(loss)
         self.bad_in_a_row = 0
 
-    def bad(self, first: int, last: int) -> None:
-        """Counts a step that was left out, with its first and last sample number."""
+    def record_bad(self, first: int, last: int) -> None:
+        """Counts a step that was skipped, with its first and last sample number."""
         self.bad_in_a_row += 1
-        self._leave_out(first, last)
+        self._skip(first, last)
 
-    def must_go_back(self) -> bool:
-        """Whether so many steps in a row were bad that the weights are suspect."""
+    def must_roll_back(self) -> bool:
+        """Tells whether so many steps in a row were bad that the weights are suspect."""
         limit = self._safety.bad_steps_before_rollback
         return limit > 0 and self.bad_in_a_row >= limit
 
-    def may_go_back(self) -> bool:
-        """Whether the run has not gone back too often."""
+    def may_roll_back(self) -> bool:
+        """Tells whether the run has not rolled back too often."""
         return self.rollbacks < self._safety.max_rollbacks
 
-    def went_back(self, saved: dict[str, Any], first: int, last: int) -> None:
-        """Goes on as `saved`, the guard of the state gone back to, behind samples first..last."""
-        rollbacks, left_out = self.rollbacks + 1, self.left_out
+    def rolled_back(self, saved: dict[str, Any], first: int, last: int) -> None:
+        """Takes over `saved`, the detector of the restored state, behind samples first..last."""
+        # These two count over the whole run: taken from the old state, the run could roll back
+        # without an end, and would forget what it has skipped since.
+        rollbacks, skipped = self.rollbacks + 1, self.skipped
         self.load_state_dict(saved)
         self.bad_in_a_row = 0
-        self.rollbacks, self.left_out = rollbacks, left_out
-        self._leave_out(first, last)
+        self.rollbacks, self.skipped = rollbacks, skipped
+        self._skip(first, last)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for the training state."""
+        """Returns plain values for the training state."""
         return {
             "losses": list(self._losses),
             "bad_in_a_row": self.bad_in_a_row,
             "rollbacks": self.rollbacks,
-            "left_out": [list(pair) for pair in self.left_out],
+            "left_out": [list(pair) for pair in self.skipped],
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave; an empty one is a fresh guard."""
+        """Takes over what `state_dict` gave; an empty one makes it a new detector."""
         self._losses = deque(saved.get("losses", []), maxlen=WINDOW)
         self.bad_in_a_row = saved.get("bad_in_a_row", 0)
         self.rollbacks = saved.get("rollbacks", 0)
-        self.left_out = [list(pair) for pair in saved.get("left_out", [])]
+        self.skipped = [list(pair) for pair in saved.get("left_out", [])]
 
-    def _leave_out(self, first: int, last: int) -> None:
+    def _skip(self, first: int, last: int) -> None:
         """Adds a range of sample numbers, joined with the ranges that it meets."""
-        for pair in self.left_out[:]:
+        for pair in self.skipped[:]:
             if pair[0] <= last + 1 and first <= pair[1] + 1:
                 first, last = min(first, pair[0]), max(last, pair[1])
-                self.left_out.remove(pair)
-        self.left_out = sorted([*self.left_out, [first, last]])
+                self.skipped.remove(pair)
+        self.skipped = sorted([*self.skipped, [first, last]])

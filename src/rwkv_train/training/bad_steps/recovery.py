@@ -1,26 +1,24 @@
-"""What follows a bad step: it is named and left out, the run goes back, or it ends."""
+"""What follows a bad step: it is named and skipped, the run rolls back, or it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytorch_lightning as pl
 
 from rwkv_train.checkpoint.resume import list_states, load_state
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.run_length import RunLength
 from rwkv_train.errors import CheckpointError, TrainingError
-from rwkv_train.training.checkpointing.training_state import Part, restore_state
-from rwkv_train.training.distributed.collectives import gather_objects, raise_together
+from rwkv_train.training.bad_steps.detector import SpikeDetector
+from rwkv_train.training.bad_steps.step_veto import StepOutcome
+from rwkv_train.training.checkpointing.training_state import restore_state
+from rwkv_train.training.distributed.collectives import gather_objects, raise_on_all_ranks
+from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.optimizer_state import without_moments
-from rwkv_train.training.progress import BadStepRecord, RollbackRecord
-
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
-    from rwkv_train.config.resolved import ResolvedConfig
-    from rwkv_train.config.run_length import RunLength
-    from rwkv_train.training.bad_steps.detector import Guard
-    from rwkv_train.training.bad_steps.step_veto import Outcome
-    from rwkv_train.training.module import TrainingModule
+from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord
 
 # More sample numbers than this help nobody.
 _MOST_SUSPECTS = 64
@@ -29,87 +27,93 @@ _REMEDY = (
 )
 
 
-class BadSteps:
-    """Deals with the bad steps of one run; every call is a collective one.
+class Recovery:
+    """Deals with the bad steps of one run; every call is a collective one."""
 
-    parts: of the training state, without the guard.
-    """
-
-    def __init__(
-        self, config: ResolvedConfig, length: RunLength, guard: Guard, parts: Mapping[str, Part]
-    ) -> None:
+    def __init__(self, config: ResolvedConfig, length: RunLength, detector: SpikeDetector) -> None:
         self._config = config
         self._length = length
-        self._guard = guard
-        self._parts = parts
+        self._detector = detector
 
-    def leave_out(
-        self, trainer: pl.Trainer, module: TrainingModule, outcome: Outcome, step: int
+    def skip_step(
+        self, trainer: pl.Trainer, module: TrainingModule, outcome: StepOutcome, step: int
     ) -> BadStepRecord:
-        """Counts `step` (from 0) as left out; raises TrainingError when the run is to stop."""
+        """Counts `step` (from 0) as skipped. Collective: every rank names its micro batches.
+
+        Raises TrainingError when the run is to stop at a bad step.
+        """
+        assert outcome.fault is not None, "only a bad step is skipped"
         first, last = self._length.samples(step)
         suspects = _suspects(gather_objects(trainer.strategy, module.micro_batches()))
         if len(suspects) == last - first + 1:
+            # The whole batch: `samples` says it already.
             suspects = []
         suspects = suspects[:_MOST_SUSPECTS]
         if self._config.safety.on_bad_step == "stop":
             named = f", suspect: {', '.join(map(str, suspects))}" if suspects else ""
-            raise_together(
+            raise_on_all_ranks(
                 trainer.strategy,
                 TrainingError(
                     f"step {step}: {outcome.fault}; samples {first} to {last}{named}. Nothing was "
                     f"saved since the last checkpoint, which is good: {_REMEDY}"
                 ),
             )
-        assert outcome.fault is not None
-        module.carried.leave_out()
-        self._guard.bad(first, last)
-        return BadStepRecord(
-            step, outcome.fault, [first, last], suspects, (step + 1) * self._length.tokens_per_step
-        )
+        # A state that came out of a bad forward pass may hold NaN, and the next window of the same
+        # rows would begin with it.
+        module.carried.skip_step()
+        self._detector.record_bad(first, last)
+        tokens = (step + 1) * self._length.tokens_per_step
+        return BadStepRecord(step, outcome.fault, [first, last], suspects, tokens)
 
-    def go_back(
+    def roll_back(
         self, trainer: pl.Trainer, module: TrainingModule, step: int, fault: str
     ) -> RollbackRecord:
-        """Restores the newest state from before the bad steps; `step` steps are done.
+        """Restores the newest state from before the bad steps; `step` steps are done. Collective.
 
-        Raises TrainingError when there is none, or when it has happened too often.
+        The counters stay: the run resumes behind the samples it has read, because reading them
+        again would end in the same bad steps. Raises TrainingError when there is no such state, or
+        when it has happened too often.
         """
-        count = self._guard.bad_in_a_row
+        count = self._detector.bad_in_a_row
         subject = (
             f"{count} steps in a row were bad, steps {step - count} to {step - 1}, samples "
             f"{self._length.samples(step - count)[0]} to {self._length.samples(step - 1)[1]}, "
             f"the last with {fault}"
         )
-        if not self._guard.may_go_back():
-            raise_together(
+        if not self._detector.may_roll_back():
+            raise_on_all_ranks(
                 trainer.strategy,
                 TrainingError(
-                    f"{subject}; the run has gone back {self._guard.rollbacks} times already "
+                    f"{subject}; the run has gone back {self._detector.rollbacks} times already "
                     f"(--max_rollbacks {self._config.safety.max_rollbacks}): {_REMEDY}"
                 ),
             )
-        path, fault_of_state = self._choose(trainer, (step - count) * self._length.tokens_per_step)
+        path, damage = self._choose(trainer, (step - count) * self._length.tokens_per_step)
         if path is None:
-            raise_together(
+            raise_on_all_ranks(
                 trainer.strategy,
                 TrainingError(
-                    f"{subject}; there is no earlier state to go back to{fault_of_state}: start "
+                    f"{subject}; there is no earlier state to go back to{damage}: start "
                     "anew with a lower --lr_init, a longer --warmup_steps or a smaller "
                     "--grad_clip, or look at the data"
                 ),
             )
         state = self._restore(trainer, module, path)
+        # In tokens, because the state may come from a start with another batch; rounded up to a
+        # whole step, as resuming from it would be.
         position = state["step"] * state.get("tokens_per_step", self._length.tokens_per_step)
         first, _ = self._length.samples(-(-position // self._length.tokens_per_step))
         _, last = self._length.samples(step - 1)
-        self._guard.went_back(state.get("guard", {}), first, last)
-        return RollbackRecord(
-            step - 1, path.name, [first, last], step * self._length.tokens_per_step
-        )
+        self._detector.rolled_back(state.get("guard", {}), first, last)
+        tokens = step * self._length.tokens_per_step
+        return RollbackRecord(step - 1, path.name, [first, last], tokens)
 
     def _choose(self, trainer: pl.Trainer, position: int) -> tuple[Path | None, str]:
-        """The newest good state from before `position` in tokens, else one at it; first rank's."""
+        """Returns the newest good state from before `position` in tokens, else one at it.
+
+        Collective: rank zero chooses for all, since other nodes may see the folder later. Without
+        a state the text says what is wrong with the last one looked at.
+        """
         found: tuple[Path | None, str] = (None, "")
         if trainer.is_global_zero:
             files = list_states(Path(self._config.train.proj_dir))
@@ -123,27 +127,34 @@ class BadSteps:
                 else:
                     found = (file.path, "")
                     break
-        return gather_objects(trainer.strategy, found)[0]
+        chosen: tuple[Path | None, str] = gather_objects(trainer.strategy, found)[0]
+        return chosen
 
     def _restore(self, trainer: pl.Trainer, module: TrainingModule, path: Path) -> dict[str, Any]:
-        state, fault = None, None
+        """Loads and restores a training state. Collective."""
+        state: dict[str, Any] = {}
+        fault = None
         try:
             state = load_state(path)
         except CheckpointError as error:
             fault = error
-        raise_together(trainer.strategy, fault)
-        assert state is not None
+        # Before anything is written into the model: a rank that cannot read the file must not
+        # leave the others with other weights than its own.
+        raise_on_all_ranks(trainer.strategy, fault)
         if state["optimizer"] != self._config.optim.optimizer:
             # Saved before the optimizer was changed.
             state = without_moments(state)
-        restore_state(trainer, module, state, self._parts)
+        restore_state(trainer, module, state)
         return state
 
 
 def _suspects(ranks: list[list[tuple[float, tuple[int, ...]]]]) -> list[int]:
-    """Samples of the micro batches whose loss is not finite; if all are, those of the largest."""
+    """Returns the samples of the micro batches whose loss is not finite.
+
+    If all losses are finite, those of the largest: a spike, or gradients that overflowed.
+    """
     micro_batches = [batch for rank in ranks for batch in rank]
-    bad = [numbers for loss, numbers in micro_batches if not abs(loss) < float("inf")]
+    bad = [numbers for loss, numbers in micro_batches if not math.isfinite(loss)]
     if not bad:
         bad = [max(micro_batches, key=lambda batch: batch[0])[1]]
     return sorted(number for numbers in bad for number in numbers)

@@ -20,9 +20,9 @@ class NotFiniteError(CheckpointError):
 class SaveJob:
     """Calls `write` until it succeeds, at most three times.
 
-    path: what `write` writes, for people. fault: why the last attempt failed, once there is no
+    path: what `write` writes, for messages. fault: why the last attempt failed, once there is no
     further one; is_refused: because there is nothing worth writing, which no pause changes.
-    Failures are told on stderr as they happen.
+    Failures are printed on stderr as they happen.
     """
 
     def __init__(self, path: Path, write: Callable[[], None], retry_seconds: float) -> None:
@@ -31,20 +31,20 @@ class SaveJob:
         self.is_refused = False
         self._write = write
         self._retry_seconds = retry_seconds
-        self._hurry = threading.Event()
+        self._skip_backoff = threading.Event()
         # Not a daemon: a run that ends by an error waits until its last save is on disk.
         self._thread = threading.Thread(target=self._attempt, name="save")
         self._thread.start()
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has succeeded or failed for good."""
+        """Whether the save has succeeded or failed for good."""
         return not self._thread.is_alive()
 
-    def wait(self, *, hurry: bool = False) -> None:
-        """Returns once it is finished; hurry: the attempts that are left follow at once."""
-        if hurry:
-            self._hurry.set()
+    def wait(self, *, skip_backoff: bool = False) -> None:
+        """Returns once the save is finished; skip_backoff: without pauses between its attempts."""
+        if skip_backoff:
+            self._skip_backoff.set()
         self._thread.join()
 
     def _attempt(self) -> None:
@@ -58,6 +58,7 @@ class SaveJob:
                 return
             except CheckpointError as error:
                 fault = error
+            # Anything: an exception that ended the thread would be a save that nobody misses.
             except Exception as error:
                 fault = CheckpointError(f"cannot write {self.path}: {error!r}")
             if attempt < ATTEMPTS:
@@ -68,5 +69,5 @@ class SaveJob:
                     file=sys.stderr,
                     flush=True,
                 )
-                self._hurry.wait(self._retry_seconds)
+                self._skip_backoff.wait(self._retry_seconds)
         self.fault = fault

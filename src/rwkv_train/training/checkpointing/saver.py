@@ -10,40 +10,39 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+import pytorch_lightning as pl
 from torch import Tensor
 
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.names import BEST, FINAL, STATE_SUFFIX, numbered, step_state
-from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.resume import save_state, state_path
 from rwkv_train.checkpoint.retention import Retention
 from rwkv_train.config.load import dump_config
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.run_length import RunLength
 from rwkv_train.config.rwkv_lm.warmup import stored_warmup
 from rwkv_train.errors import CheckpointError, TrainingError
 from rwkv_train.training.checkpointing.save_job import ATTEMPTS, NotFiniteError, SaveJob
-from rwkv_train.training.checkpointing.training_state import Part, capture_state
-from rwkv_train.training.checkpointing.weight_files import publish, state_beside
-from rwkv_train.training.distributed.collectives import raise_together
+from rwkv_train.training.checkpointing.training_state import Stateful, capture_state
+from rwkv_train.training.checkpointing.weight_files import (
+    state_entries,
+    stored_dtype,
+    write_weight_files,
+)
+from rwkv_train.training.distributed.collectives import raise_on_all_ranks
 from rwkv_train.training.distributed.strategy import zero_engine
+from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim import optimizer_state
+from rwkv_train.training.progress import Progress
 from rwkv_train.version import code_version
-
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
-    from rwkv_train.config.resolved import ResolvedConfig
-    from rwkv_train.config.run_length import RunLength
-    from rwkv_train.training.module import TrainingModule
-    from rwkv_train.training.progress import Progress
 
 
 class Saver:
     """Writes rwkv-N.pth, rwkv-final.pth and training states into the project folder.
 
-    parts: what else belongs into the state, by name.
+    detector: what it has seen belongs into the state.
     base: what the state remembers of a frozen base model, see `base_model`.
     """
 
@@ -51,15 +50,15 @@ class Saver:
         self,
         config: ResolvedConfig,
         length: RunLength,
-        parts: Mapping[str, Part],
-        base: dict[str, Any] | None = None,
+        detector: Stateful,
+        base: Mapping[str, Any] | None = None,
     ) -> None:
         self._config = config
         self._length = length
-        self._parts = parts
+        self._detector = detector
         self._base = base
         self._folder = Path(config.train.proj_dir)
-        self._dtype = torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
+        self._dtype = stored_dtype(config)
         safety = config.safety
         self._retention = Retention(
             safety.keep_last, safety.keep_every, safety.keep_last_weights, length.epoch_steps
@@ -71,9 +70,9 @@ class Saver:
         self.saved_step: int | None = None
 
     def due(self, step: int) -> bool:
-        """Whether the state after `step` steps is to be saved between mini-epochs.
+        """Tells whether the state after `step` steps is to be saved between mini-epochs.
 
-        Clocks differ: only the first rank's answer counts.
+        Clocks differ between ranks: only rank zero's answer counts.
         """
         safety = self._config.safety
         if safety.save_every_steps is not None and step % safety.save_every_steps == 0:
@@ -90,49 +89,56 @@ class Saver:
         *,
         wait: bool,
     ) -> None:
-        """Saves mini-epoch `epoch`, weights and state; a collective call.
+        """Saves mini-epoch `epoch`, weights and state. Collective.
 
-        wait: until it is on disk.
+        wait: until it is on disk. Raises TrainingError when earlier saves have failed for good.
         """
         self._save(trainer, module, progress, self._folder / numbered(epoch), wait)
         self.saved_step = progress.step
 
     def save_between(self, trainer: pl.Trainer, module: TrainingModule, progress: Progress) -> None:
-        """Saves the state alone, within a mini-epoch; a collective call."""
+        """Saves the state alone, within a mini-epoch. Collective."""
         path = self._folder / step_state(progress.step)
         self._save(trainer, module, progress, path, False)
 
     def save_final(self, trainer: pl.Trainer, module: TrainingModule, progress: Progress) -> None:
-        """Saves the end of the run and waits for it; a collective call."""
+        """Saves the end of the run and waits until it is on disk. Collective."""
         self._save(trainer, module, progress, self._folder / FINAL, True)
 
     def fault(self) -> TrainingError | None:
-        """Why the run has to stop: saves that failed, or had nothing finite to write, too often."""
+        """Tells why the run has to stop; None: it has not.
+
+        Saves have failed, or had nothing finite to write, too often.
+        """
         self._note_end()
         return self._error()
 
     def take_written(self) -> list[Path]:
-        """What was written since the last call."""
+        """Returns the files that were written since the last call."""
         self._note_end()
         taken, self._written = self._written, []
         return taken
 
-    def wait(self, *, hurry: bool = False) -> None:
-        """Returns once nothing is being written; hurry: without pauses between attempts."""
+    def wait(self, *, skip_backoff: bool = False) -> None:
+        """Returns once nothing is being written; skip_backoff: without pauses between attempts."""
         if self._job is not None:
-            self._job.wait(hurry=hurry)
+            self._job.wait(skip_backoff=skip_backoff)
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """Waits for the save that is under way; a collective call, raises when it has failed."""
+        """Waits for the save that is under way. Collective.
+
+        Raises TrainingError when it has failed.
+        """
         self.wait()
+        # Before the job is forgotten: at the end of a run a single refusal counts.
         error = self._error()
         self._note_end()
-        raise_together(trainer.strategy, error)
+        raise_on_all_ranks(trainer.strategy, error)
 
     def save_best(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Saves the weights alone as best.pth; a collective call.
+        """Saves the weights alone as best.pth. Collective: sharded weights are gathered.
 
-        It is on disk before the next training state, which remembers how good they are.
+        The file is on disk before the next training state, which remembers how good they are.
         """
         self._make_way(trainer, wait=False)
         weights = optimizer_state.full_weights(module.model, zero_engine(trainer.strategy))
@@ -140,7 +146,7 @@ class Saver:
 
         def write() -> None:
             _require_finite(path, weights)
-            publish(path, weights, self._config, self._dtype, self._base)
+            write_weight_files(path, weights, self._config, self._dtype, self._base)
 
         self._begin(trainer, path, write, wait=False)
 
@@ -153,20 +159,25 @@ class Saver:
         wait: bool,
     ) -> None:
         self._make_way(trainer, wait)
+        # From the beginning of a save, not from its end: slow disks must not stretch the interval.
         self._begun_at = time.monotonic()
-        state = capture_state(trainer, module, progress, self._parts)
+        state = capture_state(trainer, module, progress, self._detector)
         state["epoch"] = (progress.step - 1) // self._length.epoch_steps
         self._begin(trainer, path, lambda: self._write(path, state), wait)
 
     def _make_way(self, trainer: pl.Trainer, wait: bool) -> None:
-        """One copy of the weights at a time, and saves reach the disk in their order."""
-        self.wait(hurry=True)
+        """Waits for the save before, so that there is one copy of the weights. Collective.
+
+        Saves reach the disk in their order that way.
+        """
+        self.wait(skip_backoff=True)
         self._note_end()
         if wait and self._job is not None:
             # At the end of a run, one file that could not be written is no reason to write none.
             print(f"WARNING: {self.fault()}", file=sys.stderr, flush=True)
             self._job = None
-        raise_together(trainer.strategy, self.fault())
+        # Rank zero alone knows; the others must not go on into the gathering of the next state.
+        raise_on_all_ranks(trainer.strategy, self.fault())
 
     def _begin(
         self, trainer: pl.Trainer, path: Path, write: Callable[[], None], wait: bool
@@ -177,7 +188,7 @@ class Saver:
             self.finish(trainer)
         elif not self._config.safety.save_in_background:
             self.wait()
-            raise_together(trainer.strategy, self.fault())
+            raise_on_all_ranks(trainer.strategy, self.fault())
 
     def _error(self) -> TrainingError | None:
         if self._job is None or not self._job.is_finished or self._job.fault is None:
@@ -204,7 +215,8 @@ class Saver:
             self._job = None
 
     def _write(self, path: Path, captured: dict[str, Any]) -> None:
-        # Checked first: a model that is not finite must not replace anything.
+        # Checked first, and here rather than on the training thread, where it would cost a step:
+        # a model that is not finite must not replace anything.
         _require_finite(path, captured)
         state = {
             **captured,
@@ -215,13 +227,15 @@ class Saver:
             "warmup_steps": stored_warmup(self._config.optim.warmup_steps),
             "optimizer": self._config.optim.optimizer,
             "code_version": code_version(),
-            **state_beside(captured["weights"], self._config, self._base),
+            **state_entries(captured["weights"], self._config, self._base),
         }
         if path.suffix != STATE_SUFFIX:
-            publish(path, captured["weights"], self._config, self._dtype, self._base)
+            write_weight_files(path, captured["weights"], self._config, self._dtype, self._base)
+            # After the weights: the state names the digest of the file that lies next to it.
             state["weights_digest"] = _digest(path)
         saved = state_path(path)
         save_state(saved, state)
+        # Last: older files are removed only once the new ones are complete.
         self._retention.apply(self._folder, saved)
 
 

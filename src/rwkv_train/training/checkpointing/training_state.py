@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import pytorch_lightning as pl
 import torch
 
 from rwkv_train.training.distributed.collectives import gather_objects
 from rwkv_train.training.distributed.strategy import zero_engine
+from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim import optimizer_state
-
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
-    from rwkv_train.training.module import TrainingModule
-    from rwkv_train.training.progress import Progress
+from rwkv_train.training.progress import Progress
 
 
-class Part(Protocol):
-    """Something else that a continuation needs, kept in the state under a name of its own.
-
-    Its values are plain ones and tensors in nested dicts and lists, equal on all ranks.
-    """
+class Stateful(Protocol):
+    """Something that gives plain values for the training state, equal on all ranks."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What to keep."""
-        ...
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Goes on from what was kept; from nothing when the state has no such part."""
+        """Returns what to keep."""
         ...
 
 
 def capture_state(
-    trainer: pl.Trainer, module: TrainingModule, progress: Progress, parts: Mapping[str, Part]
+    trainer: pl.Trainer, module: TrainingModule, progress: Progress, detector: Stateful
 ) -> dict[str, Any]:
-    """The full training state as CPU copies; a collective call."""
+    """Returns the full training state as CPU copies, complete on rank zero. Collective.
+
+    Copies, because the next steps change the tensors while a thread writes these.
+    """
     engine = zero_engine(trainer.strategy)
     state = optimizer_state.capture(module.model, trainer.optimizers[0], engine)
     state.update(progress.to_dict())
@@ -45,24 +37,24 @@ def capture_state(
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
-    state.update({name: part.state_dict() for name, part in parts.items()})
+    # The keys are a file format: the detector has been "guard" in every state so far.
+    state["guard"] = detector.state_dict()
     return state
 
 
-def restore_state(
-    trainer: pl.Trainer, module: TrainingModule, state: dict[str, Any], parts: Mapping[str, Part]
-) -> None:
-    """Puts weights, moments, random states and parts back, on every rank of any number of ranks.
+def restore_state(trainer: pl.Trainer, module: TrainingModule, state: dict[str, Any]) -> None:
+    """Puts weights, moments, loss scale and random states back. Collective.
 
-    The counters of `Progress` and the carried states are the caller's.
+    Every rank passes the whole state and takes its share, whatever the number of ranks was. The
+    counters of `Progress`, the detector and the carried states are the caller's: a rollback keeps
+    the first, and a run resumes with all of them.
     """
     engine = zero_engine(trainer.strategy)
     optimizer_state.restore(state, module.model, trainer.optimizers[0], engine)
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is not None and "scaler" in state:
         scaler.load_state_dict(state["scaler"])
-    for name, part in parts.items():
-        part.load_state_dict(state.get(name, {}))
+    # With more ranks than before the new ones keep the seed that they were given at the start.
     random_states = state.get("rng", [])
     if trainer.global_rank < len(random_states):
         own = random_states[trainer.global_rank]

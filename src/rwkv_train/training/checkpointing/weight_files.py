@@ -1,6 +1,6 @@
 """The files of a checkpoint that are for the world, and what of the weights its state keeps.
 
-| --train_type | rwkv-N.pth                        | beside it                                     |
+| --train_type | rwkv-N.pth                        | next to it                                    |
 |--------------|-----------------------------------|-----------------------------------------------|
 | all          | the model                         |                                               |
 | states       | the states alone, as in RWKV-LM   | rwkv-N.merged.pth, the model with them        |
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.adapter_files import merge_adapter, save_adapter, split_adapter
 from rwkv_train.checkpoint.names import adapter_path, merged_path
+from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import AdapterConfig, listed
@@ -26,16 +27,22 @@ from rwkv_train.errors import ConfigError
 from rwkv_train.models.adapters import is_adapter, learns
 
 
-def publish(
+def stored_dtype(config: ResolvedConfig) -> torch.dtype:
+    """Returns the number format of the checkpoints of a run."""
+    return torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]
+
+
+def write_weight_files(
     path: Path,
     weights: dict[str, Tensor],
     config: ResolvedConfig,
     dtype: torch.dtype,
     base: Mapping[str, Any] | None,
 ) -> None:
-    """Writes the checkpoint `path` and what belongs beside it; CheckpointError when it cannot.
+    """Writes the checkpoint `path` and the files that belong next to it.
 
     weights: all parameters by name, fp32.  base: record of the frozen base model, if any.
+    Raises CheckpointError when they cannot be written.
     """
     kind = config.train.train_type
     if kind == "all":
@@ -46,6 +53,7 @@ def publish(
         save_weights(merged_path(path), weights, dtype)
         save_weights(path, trained, dtype)
         return
+    assert base is not None, "adapters have a base model"
     whole = {name: value for name, value in trained.items() if not is_adapter(name)}
     scale = config.adapter.lora_alpha / config.adapter.lora_r
     frozen, adapter = split_adapter(weights, scale, whole)
@@ -55,10 +63,10 @@ def publish(
     save_weights(path, merged, dtype)
 
 
-def state_beside(
+def state_entries(
     weights: dict[str, Tensor], config: ResolvedConfig, base: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What the training state keeps of `weights`, and what `require_same_kind` compares.
+    """Returns what the training state keeps of `weights`, and what `require_same_kind` compares.
 
     A frozen base model has its own file: the state only remembers which.
     """
@@ -68,12 +76,14 @@ def state_beside(
     }
     if base is None:
         return settings
+    # Adapters themselves are kept, although the checkpoint has them merged in: a merged matrix
+    # cannot be taken apart again to the same bits.
     adapters = {name: value for name, value in weights.items() if is_adapter(name)}
     return {**settings, "base": dict(base), "weights": adapters | _trained(weights, config)}
 
 
 def require_same_kind(state: dict[str, Any], path: Path, config: ResolvedConfig) -> None:
-    """ConfigError when a state cannot go on because another part of the model was trained in it."""
+    """Raises ConfigError when `state` is of a run that trained another part of the model."""
     found, asked = state["train_type"], config.train.train_type
     if found != asked:
         raise ConfigError(

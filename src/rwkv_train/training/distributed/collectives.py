@@ -5,33 +5,34 @@ A rank that left alone would leave the others waiting in the next collective cal
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn, overload
 
 import torch
 
 from rwkv_train.errors import TrainerError, TrainingError
 
 
-class FaultElsewhereError(TrainingError):
+class RemoteRankError(TrainingError):
     """Raised by the ranks that leave because of a fault which rank zero tells the user."""
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:
-    """What every rank passes, by rank; a collective call.
+    """Returns what every rank passes, by rank, on every rank. Collective.
 
-    strategy: Lightning's.
+    strategy: Lightning's, of which only subclasses declare world_size.
     """
     if strategy.world_size == 1:
+        # No process group exists then.
         return [own]
     gathered: list[Any] = [None] * strategy.world_size
     torch.distributed.all_gather_object(gathered, own)
     return gathered
 
 
-def gather_to_first(strategy: Any, own: Any) -> list[Any]:
-    """What every rank passes, by rank, on rank zero; [] on the others. A collective call.
+def gather_to_rank_zero(strategy: Any, own: Any) -> list[Any]:
+    """Returns what every rank passes, by rank, on rank zero, and [] on the others. Collective.
 
-    For what is large and needed once.
+    For what is large and needed once: the others need no memory for it.
     """
     if strategy.world_size == 1:
         return [own]
@@ -41,12 +42,20 @@ def gather_to_first(strategy: Any, own: Any) -> list[Any]:
     return gathered or []
 
 
-def raise_together(strategy: Any, fault: TrainerError | None) -> None:
-    """Raises the fault of the first rank that has one, on every rank; a collective call.
+@overload
+def raise_on_all_ranks(strategy: Any, fault: TrainerError) -> NoReturn: ...
 
-    Rank zero raises the fault itself, the others FaultElsewhereError. Without a fault it is a
-    barrier.
+
+@overload
+def raise_on_all_ranks(strategy: Any, fault: None) -> None: ...
+
+
+def raise_on_all_ranks(strategy: Any, fault: TrainerError | None) -> None:
+    """Raises the fault of the first rank that has one, on every rank. Collective.
+
+    Rank zero raises the fault itself, the others RemoteRankError, so that the user reads one line.
+    Without a fault it is a barrier.
     """
     faults = [found for found in gather_objects(strategy, fault) if found is not None]
     if faults:
-        raise faults[0] if strategy.is_global_zero else FaultElsewhereError(str(faults[0]))
+        raise faults[0] if strategy.is_global_zero else RemoteRankError(str(faults[0]))

@@ -10,17 +10,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from pytorch_lightning.overrides.base import _LightningModuleWrapperBase
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
+from pytorch_lightning.overrides.base import (
+    _LightningModuleWrapperBase,
+    _LightningPrecisionModuleWrapperBase,
+)
+from pytorch_lightning.strategies.ddp import DDPStrategy
+from pytorch_lightning.strategies.deepspeed import DeepSpeedStrategy
+from pytorch_lightning.strategies.strategy import Strategy
 
+from rwkv_train.config.resolved import ResolvedHardware
 from rwkv_train.training.optim.gather_matrices import ZeroMatrices
 from rwkv_train.training.optim.muon import MuonWithAdamW
-
-if TYPE_CHECKING:
-    from rwkv_train.config.resolved import ResolvedHardware
 
 # name on the command line -> (ZeRO stage, optimizer on the CPU, parameters on the CPU)
 ZERO_STAGES = {
@@ -41,7 +45,13 @@ class ZeroStrategy(DeepSpeedStrategy):
         if device_type == "cpu":
             self._process_group_backend = "gloo"
             # oneCCL streams and pinned memory do not exist on a CPU.
-            self.config["zero_optimization"]["overlap_comm"] = False
+            self.settings["zero_optimization"]["overlap_comm"] = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What DeepSpeed is told; Lightning adds to it until the engine is built."""
+        assert self.config is not None, "Lightning makes one from the options"
+        return self.config
 
     def _init_deepspeed_distributed(self) -> None:
         # DeepSpeed prints that it has built an operator, once per rank.
@@ -49,7 +59,12 @@ class ZeroStrategy(DeepSpeedStrategy):
             super()._init_deepspeed_distributed()
 
     def init_deepspeed(self) -> None:
-        """Builds the engine; Lightning's checks of clipping and accelerator do not apply."""
+        """Builds the engine; Lightning's checks of clipping and accelerator do not apply.
+
+        Collective: every rank takes its shard of the parameters.
+        """
+        wrapped = (pl.LightningModule, _LightningPrecisionModuleWrapperBase)
+        assert isinstance(self.model, wrapped), "Lightning has attached it"
         model = _LightningModuleWrapperBase(forward_module=self.model)
         self._initialize_deepspeed_train(model)
 
@@ -61,7 +76,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Backward pass; Lightning has already divided by the accumulation."""
+        """Runs the backward pass. Collective under ZeRO, which reduces gradients on the way."""
+        # Lightning has already divided by the accumulation; DeepSpeed must not divide again.
         return super().backward(
             closure_loss, optimizer, optimizer_idx, *args, scale_wrt_gas=False, **kwargs
         )
@@ -80,13 +96,16 @@ class ZeroStrategy(DeepSpeedStrategy):
             optimizer=optimizer,
             dist_init_required=False,
         )
+        # Only now are the parameters cut into partitions, and it is known how.
         if isinstance(optimizer, MuonWithAdamW):
             optimizer.zero = ZeroMatrices(engine.optimizer)
         return engine, zero_optimizer
 
 
-def build_strategy(hardware: ResolvedHardware, *, micro_bsz: int, grad_clip: float) -> Any:
-    """Lightning's `strategy` argument for a resolved hardware section.
+def build_strategy(
+    hardware: ResolvedHardware, *, micro_bsz: int, grad_clip: float
+) -> Strategy | None:
+    """Returns Lightning's `strategy` argument for a resolved hardware section, None for its own.
 
     micro_bsz: samples per process and forward pass; grad_clip: DeepSpeed's engine clips itself.
     """
@@ -102,9 +121,9 @@ def build_strategy(hardware: ResolvedHardware, *, micro_bsz: int, grad_clip: flo
             reduce_bucket_size=hardware.ds_bucket_mb * 1_000_000,
             logging_batch_size_per_gpu=micro_bsz,
         )
-        strategy.config["gradient_clipping"] = grad_clip
+        strategy.settings["gradient_clipping"] = grad_clip
         # Our optimizer may be torch's, or Muon's.
-        strategy.config["zero_force_ds_cpu_optimizer"] = False
+        strategy.settings["zero_force_ds_cpu_optimizer"] = False
         return strategy
     if hardware.strategy == "ddp":
         # One forward pass uses every trained parameter, so no search for unused ones.
@@ -112,6 +131,11 @@ def build_strategy(hardware: ResolvedHardware, *, micro_bsz: int, grad_clip: flo
     return None
 
 
-def zero_engine(strategy: Any) -> Any | None:
-    """The DeepSpeed engine behind a Lightning strategy, None without DeepSpeed."""
+def deepspeed_config(strategy: Strategy | None) -> dict[str, Any] | None:
+    """Returns what DeepSpeed is told, None without DeepSpeed."""
+    return strategy.settings if isinstance(strategy, ZeroStrategy) else None
+
+
+def zero_engine(strategy: Strategy) -> Any | None:
+    """Returns the DeepSpeed engine behind a strategy that is set up, None without DeepSpeed."""
     return strategy.model if isinstance(strategy, ZeroStrategy) else None

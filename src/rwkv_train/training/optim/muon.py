@@ -30,8 +30,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        matrix_groups: list[dict],
-        other_groups: list[dict],
+        matrix_groups: list[dict[str, Any]],
+        other_groups: list[dict[str, Any]],
         *,
         muon: dict[str, Any],
         adamw: dict[str, Any],
@@ -48,7 +48,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every group in `param_groups`; DeepSpeed passes one at a time."""
+        """Updates every group in `param_groups`; DeepSpeed passes one at a time."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,37 +60,49 @@ class MuonWithAdamW(torch.optim.Optimizer):
             inner = self._muon if group["is_muon"] else self._adamw
             # load_state_dict and DeepSpeed replace these, so they are handed over every time
             inner.param_groups, inner.state = [group], self.state
-            inner.step()
+            # torch leaves its own step without annotations.
+            inner.step()  # type: ignore[no-untyped-call]
         return loss
 
-    def _step_in_parts(self, group: dict, zero: ZeroMatrices) -> None:
-        """torch.optim.Muon's update of flat partitions: momentum and decay where they lie."""
+    def _step_in_parts(self, group: dict[str, Any], zero: ZeroMatrices) -> None:
+        """Does torch.optim.Muon's update of flat partitions. Collective.
+
+        Momentum and decay act entry by entry, and so where the entries lie; only the direction
+        needs whole matrices.
+        """
         for flat in group["params"]:
             if flat.grad is None:
                 continue
             gradient = flat.grad.to(flat.dtype)
             momentum = self.state[flat].setdefault("momentum_buffer", torch.zeros_like(flat))
+            # In torch's order of operations, so that every entry gets the bits of one process.
             momentum.lerp_(gradient, 1 - group["momentum"])
             update = momentum
             if group["nesterov"]:
                 update = gradient.lerp(momentum, group["momentum"])
             flat.mul_(1 - group["lr"] * group["weight_decay"])
-            for cut in zero.gather(flat, update.bfloat16()):
-                direction = _direction(cut.matrix, group).flatten()[cut.within_matrix]
-                flat[cut.within_flat].add_(direction, alpha=-group["lr"])
+            # bf16, as torch's iteration begins with it: half the bytes to gather, and no bit lost.
+            for shard in zero.gather(flat, update.bfloat16()):
+                direction = _direction(shard.matrix, group).flatten()[shard.within_matrix]
+                flat[shard.within_flat].add_(direction, alpha=-group["lr"])
 
 
-def _direction(matrix: Tensor, group: dict) -> Tensor:
-    """What torch.optim.Muon subtracts from a weight for this momentum, at rate 1; [m, n] fp32."""
-    # A step from zero with neither momentum nor decay, so that torch's own iteration is the law.
+def _direction(matrix: Tensor, group: dict[str, Any]) -> Tensor:
+    """Returns what torch.optim.Muon subtracts from a weight for this momentum, at rate 1.
+
+    [m, n], fp32.
+    """
+    # A step from zero with neither momentum nor decay, so that torch's own iteration is computed.
     weight = nn.Parameter(torch.zeros(matrix.shape, device=matrix.device))
     weight.grad = matrix.float()
-    torch.optim.Muon(
+    muon = torch.optim.Muon(
         [weight],
         lr=1.0,
         weight_decay=0.0,
         momentum=0.0,
         nesterov=False,
         **{key: group[key] for key in _SHAPE_OPTIONS},
-    ).step()
+    )
+    # torch leaves its own step without annotations.
+    muon.step()  # type: ignore[no-untyped-call]
     return -weight.detach()

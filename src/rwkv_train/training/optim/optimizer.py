@@ -15,7 +15,7 @@ from rwkv_train.training.optim.muon import MuonWithAdamW
 def build_optimizer(
     groups: list[ParameterGroup], optim: ResolvedOptim, hardware: ResolvedHardware
 ) -> torch.optim.Optimizer:
-    """The resolved optimizer; its groups carry `lr_factor` and the decay the schedule writes.
+    """Returns the resolved optimizer; its groups carry `lr_factor` and the decay to be scheduled.
 
     The rates are set before every step (`set_rates`). AdamW with decay 0 is plain Adam, which is
     what RWKV-LM uses then.
@@ -43,7 +43,8 @@ def build_optimizer(
     if optim.optimizer == "adam8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(described, **options)
+        eight_bit: torch.optim.Optimizer = AdamW8bit(described, **options)
+        return eight_bit
     return _adamw(described, options, hardware)
 
 
@@ -57,7 +58,9 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) 
 
 def _described(group: ParameterGroup, optim: ResolvedOptim) -> dict[str, Any]:
     factor = group.lr_factor
+    # One schedule for both: the base rate is AdamW's, and Muon's follows in proportion.
     if group.hidden_matrices:
+        assert optim.muon_lr is not None, "only Muon has groups of hidden matrices"
         factor *= optim.muon_lr / optim.lr_init
     return {
         "params": group.parameters,
@@ -68,18 +71,23 @@ def _described(group: ParameterGroup, optim: ResolvedOptim) -> dict[str, Any]:
 
 
 def _adamw(
-    groups: list[dict], options: dict[str, Any], hardware: ResolvedHardware
+    groups: list[dict[str, Any]], options: dict[str, Any], hardware: ResolvedHardware
 ) -> torch.optim.Optimizer:
-    """DeepSpeed's own where it needs or prefers it, torch's otherwise: one mathematics."""
+    """Returns DeepSpeed's own AdamW where it needs or prefers it, torch's otherwise.
+
+    Their arithmetic is the same.
+    """
     if "offload" in hardware.strategy:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        on_cpu: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        return on_cpu
     if hardware.strategy.startswith("deepspeed") and hardware.accelerator == "gpu":
         from deepspeed.ops.adam import FusedAdam
 
         try:
-            return FusedAdam(groups, adam_w_mode=True, **options)
+            fused: torch.optim.Optimizer = FusedAdam(groups, adam_w_mode=True, **options)
+            return fused
         # What building an extension raises has no common class: no compiler, wrong CUDA, a fault.
         except Exception as error:
             if is_rank_zero():

@@ -1,7 +1,7 @@
 """The optimizer's moments and the fp32 master weights by parameter name, whatever shards them.
 
 `capture` gathers them from a torch optimizer or from DeepSpeed's ZeRO 1, 2 and 3; `restore` puts
-them back. In between they are plain full tensors, so a run may go on with another number of
+them back. In between they are plain full tensors, so a run may resume with another number of
 processes, another ZeRO stage or without DeepSpeed.
 
 A moment is any tensor that the optimizer keeps for a parameter: exp_avg and exp_avg_sq of Adam,
@@ -22,14 +22,18 @@ ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 MUON_MOMENTS = ("momentum_buffer",)
 
 
-def capture(model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None) -> dict:
-    """Full CPU copies of weights (fp32) and moments; a collective call: every rank must make it.
+def capture(
+    model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None
+) -> dict[str, Any]:
+    """Returns full CPU copies of weights (fp32) and moments. Collective.
 
     Returns {"weights": {name: tensor}, "moments": {key: {name: tensor}}, "optimizer_steps": int}.
     """
     weights: dict[str, Tensor] = {}
     moments: dict[str, dict[str, Tensor]] = {}
     steps = _steps(optimizer, engine)
+    # Gathering needs the links, and every rank must make the same calls in the same order: hence
+    # the keys by group below rather than by what this rank happens to have.
     if engine is not None and steps > 0:
         _link_moments(engine)
     keys = {} if engine is None else _zero_moments(engine)
@@ -53,9 +57,12 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | No
 
 
 def restore(
-    state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None
+    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None
 ) -> None:
-    """Writes what `capture` returned into a model and optimizer, fresh or in use, on every rank."""
+    """Writes what `capture` returned into a model and optimizer, fresh or in use.
+
+    Every rank passes the whole state and takes its share.
+    """
     steps = state["optimizer_steps"]
     # The optimizer of a run that goes back to an earlier state is not fresh.
     if engine is None:
@@ -84,12 +91,12 @@ def restore(
 
 
 def without_moments(state: dict[str, Any]) -> dict[str, Any]:
-    """A training state from which an optimizer starts empty: the moments were another one's."""
+    """Returns a training state without moments, from which an optimizer starts empty."""
     return {**state, "moments": {}, "optimizer_steps": 0}
 
 
 def full_weights(model: nn.Module, engine: Any | None) -> dict[str, Tensor]:
-    """Full fp32 CPU copies of the weights alone, in the order of the state dict; collective."""
+    """Returns full fp32 CPU copies of the weights, in the order of the state dict. Collective."""
     found = {n: _on_cpu(_full_weight(p, engine)) for n, p in model.named_parameters()}
     return {name: found[name] for name in model.state_dict()}
 
@@ -103,7 +110,10 @@ def _on_cpu(value: Tensor) -> Tensor:
 def _step_counter(
     optimizer: torch.optim.Optimizer, steps: int, device: torch.device | None
 ) -> Tensor | int:
-    """torch's AdamW counts in an fp32 tensor, on the device if it is fused; others in an int."""
+    """Returns a count as the optimizer keeps it.
+
+    torch's AdamW: an fp32 tensor, on the device if it is fused; others: an int.
+    """
     if isinstance(optimizer, (torch.optim.AdamW, MuonWithAdamW)):
         return torch.tensor(float(steps), device=device)
     return steps
@@ -115,7 +125,8 @@ def _full_weight(parameter: nn.Parameter, engine: Any | None) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param
 
     if parameter.requires_grad:
-        value = safe_get_full_fp32_param(parameter)
+        # The master weight: the parameter itself may be a bf16 copy of it.
+        value: Tensor | None = safe_get_full_fp32_param(parameter)
         if value is not None:
             return value
     if hasattr(parameter, "ds_id"):
@@ -146,7 +157,7 @@ def _gathered_moments(
 
 
 def _zero_moments(engine: Any) -> dict[int, tuple[str, ...]]:
-    """id of every trained parameter -> the moments it has; the same on every rank."""
+    """Returns id of every trained parameter -> the moments it has; the same on every rank."""
     zero = engine.optimizer
     stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
     groups = zero.optimizer.param_groups
@@ -157,12 +168,12 @@ def _zero_moments(engine: Any) -> dict[int, tuple[str, ...]]:
     return keys
 
 
-def _moments_of(group: dict) -> tuple[str, ...]:
+def _moments_of(group: dict[str, Any]) -> tuple[str, ...]:
     return MUON_MOMENTS if group.get("is_muon") else ADAM_MOMENTS
 
 
-def _inner_parameters(engine: Any) -> Iterator[tuple[Tensor, dict]]:
-    """(flat fp32 partition, its parameter group) of DeepSpeed's inner Adam on this rank."""
+def _inner_parameters(engine: Any) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Yields (flat fp32 partition, its parameter group) of DeepSpeed's inner Adam on this rank."""
     zero = engine.optimizer
     groups = zero.optimizer.param_groups
     if hasattr(zero, "fp32_partitioned_groups_flat"):
@@ -175,7 +186,7 @@ def _inner_parameters(engine: Any) -> Iterator[tuple[Tensor, dict]]:
 
 
 def _steps(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
-    """Updates the optimizer has made; Muon's matrices have no counter of their own."""
+    """Returns the updates the optimizer has made; Muon's matrices have no counter of their own."""
     if engine is None:
         counted = [int(s["step"]) for s in optimizer.state.values() if "step" in s]
         return max(counted, default=0)
@@ -213,7 +224,8 @@ def _link_moments(engine: Any) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _set_weight(parameter: nn.Parameter, value: Tensor, engine: Any | None) -> None:
+# Parameters are Any where DeepSpeed has hung attributes of its own on them.
+def _set_weight(parameter: Any, value: Tensor, engine: Any | None) -> None:
     with torch.no_grad():
         if engine is None:
             parameter.copy_(value)
@@ -226,7 +238,7 @@ def _set_weight(parameter: nn.Parameter, value: Tensor, engine: Any | None) -> N
         _set_zero_value(parameter, value, None)
 
 
-def _set_zero_value(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+def _set_zero_value(parameter: Any, value: Tensor, key: str | None) -> None:
     """Writes this rank's share of a full fp32 value into ZeRO's flat partition."""
     if hasattr(parameter, "ds_id"):
         zero = parameter._z3_optimizer
@@ -235,8 +247,8 @@ def _set_zero_value(parameter: nn.Parameter, value: Tensor, key: str | None) -> 
         parameter.set_full_hp_param(value, key)
 
 
-def _own_partition(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """This rank's ZeRO-3 slice of `value`, zero-padded as DeepSpeed pads the last one."""
+def _own_partition(parameter: Any, value: Tensor) -> Tensor:
+    """Returns this rank's ZeRO-3 slice of `value`, zero-padded as DeepSpeed pads the last one."""
     size = parameter.ds_tensor.ds_numel if hasattr(parameter.ds_tensor, "ds_numel") else None
     size = size or parameter.ds_tensor.numel()
     rank = torch.distributed.get_rank()

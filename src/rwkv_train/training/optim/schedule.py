@@ -62,7 +62,7 @@ def make_schedule(config: ResolvedConfig, warmup_floor: float) -> Schedule:
 
 
 def learning_rate(schedule: Schedule, step: int, ramp_step: int) -> float:
-    """Base learning rate of optimizer step `step`; groups multiply it by their factor."""
+    """Returns the base learning rate of optimizer step `step`; groups multiply it by a factor."""
     s = schedule
     if s.exit_tokens > 0:
         rate = _cosine(s, _token_progress(s, step))
@@ -76,12 +76,14 @@ def learning_rate(schedule: Schedule, step: int, ramp_step: int) -> float:
 
 
 def weight_decay(schedule: Schedule, step: int) -> float:
-    """Weight decay of the decay group at `step`: constant, or geometric along the progress."""
+    """Returns the decay of the groups that decay: constant, or geometric along the progress."""
     s = schedule
+    # From 0 there is no geometric way to anything.
     if s.weight_decay_final is None or s.weight_decay == 0:
         return s.weight_decay
     progress = _token_progress(s, step) if s.exit_tokens != 0 else _step_progress(s, step)
-    return s.weight_decay * (s.weight_decay_final / s.weight_decay) ** progress
+    decay: float = s.weight_decay * (s.weight_decay_final / s.weight_decay) ** progress
+    return decay
 
 
 def _token_progress(s: Schedule, step: int) -> float:
@@ -109,6 +111,7 @@ def _step_based(s: Schedule, step: int) -> float:
     if s.lr_init == s.lr_final or s.decay_steps == 0:
         return s.lr_init
     progress = _step_progress(s, step)
+    # No logarithm of 0: RWKV-LM is linear then.
     if s.lr_init == 0 or s.lr_final == 0:
         return s.lr_init + (s.lr_final - s.lr_init) * progress
     return s.lr_init * math.exp(math.log(s.lr_final / s.lr_init) * progress)

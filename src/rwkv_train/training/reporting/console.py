@@ -6,10 +6,10 @@ import sys
 
 from tqdm import tqdm
 
-from rwkv_train.training.progress import (
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.records import (
     BadStepRecord,
     EpochRecord,
-    Progress,
     RollbackRecord,
     StepRecord,
 )
@@ -41,6 +41,7 @@ class Console(Reporter):
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
         """Moves the bar."""
+        # Averaged for the eye; metrics.jsonl has every step's own rate.
         keep = 0.9 if self._speed else 0.0
         self._speed = keep * self._speed + (1 - keep) * record.tokens_per_second
         self._bar.set_postfix_str(
@@ -50,7 +51,7 @@ class Console(Reporter):
         self._bar.update()
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """One line that stays."""
+        """Prints a line that stays."""
         total = f"/{self._total}" if self._total else ""
         self._say(
             f"mini-epoch {record.epoch}: step {record.last.step + 1}{total}, "
@@ -59,7 +60,7 @@ class Console(Reporter):
         )
 
     def on_bad_step(self, record: BadStepRecord) -> None:
-        """One line that stays."""
+        """Prints a line that stays."""
         first, last = record.samples
         suspects = ", ".join(map(str, record.suspects))
         self._bar.update()
@@ -69,7 +70,7 @@ class Console(Reporter):
         )
 
     def on_rollback(self, record: RollbackRecord) -> None:
-        """One line that stays."""
+        """Prints a line that stays."""
         first, last = record.left_out
         self._say(
             f"WARNING: went back to {record.rollback} after step {record.step}; goes on "
@@ -77,7 +78,7 @@ class Console(Reporter):
         )
 
     def on_validation(self, record: ValidationRecord) -> None:
-        """The losses, by position and by source too, on lines that stay."""
+        """Prints the losses, by position and by source too, on lines that stay."""
         bits = record.bits_per_byte
         self._say(
             f"validation after step {record.step}: loss {record.loss:.4f}, perplexity "
@@ -96,7 +97,7 @@ class Console(Reporter):
             )
 
     def on_save(self, path: str) -> None:
-        """One line that stays."""
+        """Prints a line that stays."""
         self._say(f"saved {path}")
 
     def close(self) -> None:
@@ -104,5 +105,6 @@ class Console(Reporter):
         self._bar.close()
 
     def _say(self, line: str) -> None:
+        # Else the line would be written into the bar.
         with self._bar.external_write_mode(file=sys.stdout):
             print(line, flush=True)

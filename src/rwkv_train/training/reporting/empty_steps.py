@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from rwkv_train.training.progress import Progress, StepRecord
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.records import StepRecord
 from rwkv_train.training.reporting.reporter import Reporter
 
 _SAID = 3
@@ -27,7 +28,8 @@ class EmptySteps(Reporter):
         self._count = 0
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
-        """Looks closer at a loss of exactly 0."""
+        """Prints a line when a loss is exactly 0 because nothing counted."""
+        # The loss first: the sum of weights reads the masks of a whole step.
         if record.loss != 0 or self._weight(record.step) > 0:
             return
         self._count += 1
@@ -39,12 +41,12 @@ class EmptySteps(Reporter):
             )
 
     def close(self) -> None:
-        """The rest in one line."""
+        """Prints in one line how many steps were not named."""
         if self._count > _SAID:
             _say(f"the loss mask counted no token in {self._count} steps; a larger batch has more")
         self._count = 0
 
 
 def _say(line: str) -> None:
-    # beside a progress bar, if there is one
+    # above a progress bar, if there is one
     tqdm.write(line)

@@ -3,107 +3,130 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedOptim
 from rwkv_train.config.run_length import RunLength, global_batch, window_len
 from rwkv_train.config.schema import SafetyConfig
-from rwkv_train.training.progress import Progress
-from rwkv_train.training.start.resume_point import Origin
+from rwkv_train.models.parameters import ParameterGroup
 
 
 def print_header(
     config: ResolvedConfig,
     length: RunLength,
-    origin: Origin,
-    progress: Progress,
     *,
+    start: str,
     parameters: int,
     data_tokens: int,
-    groups: Mapping[str, int],
-    derived: list[str],
-    validation: str,
+    groups: Sequence[ParameterGroup],
+    held_out: Sequence[tuple[str, int]],
+    notes: Sequence[str],
 ) -> None:
-    """Prints the run's header; groups: description of each parameter group -> tensor count."""
-    m, d, o, t, h = config.model, config.data, config.optim, config.train, config.hardware
-    ranks = h.num_nodes * h.devices
+    """Prints the run's header.
+
+    start: where it starts; parameters: of the model, frozen ones too; held_out: name and number of
+    validation samples of each source; notes: a line each.
+    """
+    hardware = config.hardware
     print(
-        f"RWKV-{m.rwkv_version} {h.precision} on {ranks} x {_device_name(h.accelerator)}, "
-        f"strategy {h.strategy}, torch {torch.__version__}"
+        f"RWKV-{config.model.rwkv_version} {hardware.precision} on "
+        f"{hardware.num_nodes * hardware.devices} x {_device_name(hardware.accelerator)}, "
+        f"strategy {hardware.strategy}, torch {torch.__version__}"
     )
-    _line(
-        "model",
-        f"{m.n_layer} layers, width {m.n_embd}, ffn {m.dim_ffn}, vocabulary "
-        f"{m.vocab_size}, {parameters / 1e6:.1f} M parameters"
-        + (", activation checkpointing" if t.grad_cp else ""),
-    )
-    _line(
-        "data",
-        f"{d.data_file} ({d.data_type}), {data_tokens:,} tokens, context {d.ctx_len}, "
-        + (
-            "random positions"
-            if d.sampling != "permutation"
-            else "mixed by weights"
-            if d.magic_prime is None
-            else f"magic prime {d.magic_prime}"
-        )
-        + (", reset at document starts" if d.reset_at_documents else ""),
-    )
-    accumulated = t.accumulate_grad_batches
-    _line(
-        "batch",
-        f"{global_batch(config)} samples ({ranks} x {t.micro_bsz}"
-        + (f" x {accumulated} accumulated" if accumulated > 1 else "")
-        + f") = {length.tokens_per_step:,} tokens a step",
-    )
+    _line("model", _model(config, parameters))
+    _line("data", _data(config, data_tokens))
+    _line("batch", _batch(config, length))
     for line in _chunks(config):
         _line("chunks", line)
-    _line(
-        "length",
-        f"{length.total_steps:,} steps, ended by {length.reason}"
-        if length.total_steps is not None
-        else "no end: stop it when you like",
-    )
-    _line(
-        "mini-epoch",
-        f"{length.epoch_steps:,} steps; saved every {t.epoch_save}"
-        if t.epoch_save
-        else f"{length.epoch_steps:,} steps; only the last is saved",
-    )
-    _line("validation", validation)
+    _line("length", _length(length))
+    every = config.train.epoch_save
+    saved = f"saved every {every}" if every else "only the last is saved"
+    _line("mini-epoch", f"{length.epoch_steps:,} steps; {saved}")
+    _line("validation", _validation(config, held_out))
     _line("safety", _safety(config.safety))
-    ramp = f"warmup {o.warmup_steps} steps" if o.warmup_steps else "no warmup"
-    decay = f"{o.weight_decay:g}" + (
-        f" to {o.weight_decay_final:g}" if o.weight_decay_final is not None else ""
-    )
-    _line(
-        "optimizer",
-        f"{_optimizer(o)}, rate {o.lr_init:g} to {o.lr_final:g} "
-        f"({_curve(config)}), {ramp}, betas {o.beta1:g} {o.beta2:g}, eps "
-        f"{o.adam_eps:g}, decay {decay}, clip {o.grad_clip:g}",
-    )
-    _line("groups", "; ".join(f"{name}: {count} tensors" for name, count in groups.items()))
-    _line("start", _start(origin, progress))
-    for line in derived:
-        _line("note", line)
-    for note in origin.notes:
+    _line("optimizer", _optimizer(config))
+    _line("groups", "; ".join(_group(group) for group in groups))
+    _line("start", start)
+    for note in notes:
         _line("note", note)
     print(flush=True)
 
 
+def _line(name: str, text: str) -> None:
+    print(f"  {name:<11} {text}")
+
+
+def _model(config: ResolvedConfig, parameters: int) -> str:
+    model = config.model
+    return (
+        f"{model.n_layer} layers, width {model.n_embd}, ffn {model.dim_ffn}, vocabulary "
+        f"{model.vocab_size}, {parameters / 1e6:.1f} M parameters"
+        + (", activation checkpointing" if config.train.grad_cp else "")
+    )
+
+
+def _data(config: ResolvedConfig, tokens: int) -> str:
+    data = config.data
+    if data.sampling != "permutation":
+        order = "random positions"
+    elif data.magic_prime is None:
+        order = "mixed by weights"
+    else:
+        order = f"magic prime {data.magic_prime}"
+    return (
+        f"{data.data_file} ({data.data_type}), {tokens:,} tokens, context {data.ctx_len}, {order}"
+        + (", reset at document starts" if data.reset_at_documents else "")
+    )
+
+
+def _batch(config: ResolvedConfig, length: RunLength) -> str:
+    hardware, train = config.hardware, config.train
+    accumulated = train.accumulate_grad_batches
+    return (
+        f"{global_batch(config)} samples ({hardware.num_nodes * hardware.devices} x "
+        f"{train.micro_bsz}"
+        + (f" x {accumulated} accumulated" if accumulated > 1 else "")
+        + f") = {length.tokens_per_step:,} tokens a step"
+    )
+
+
+def _length(length: RunLength) -> str:
+    if length.total_steps is None:
+        return "no end: stop it when you like"
+    return f"{length.total_steps:,} steps, ended by {length.reason}"
+
+
+def _validation(config: ResolvedConfig, held_out: Sequence[tuple[str, int]]) -> str:
+    """Returns what is validated, on how many samples, and when."""
+    if not held_out:
+        return "none"
+    data, train = config.data, config.train
+    names = ", ".join(f"{count} x {data.val_ctx_len} tokens of {name}" for name, count in held_out)
+    often = f"every {train.val_every} steps and " if train.val_every else ""
+    best = "; the best is kept" if train.save_best else ""
+    return f"{names}, {often}at every mini-epoch that is saved{best}"
+
+
+def _group(group: ParameterGroup) -> str:
+    """Returns a parameter group as people name it: rate factor and whether it decays."""
+    decays = " with decay" if group.weight_decay > 0 else ""
+    muon = " by Muon" if group.hidden_matrices else ""
+    return f"{group.lr_factor:g}x{decays}{muon}: {len(group.parameters)} tensors"
+
+
 def _chunks(config: ResolvedConfig) -> Iterator[str]:
-    """How rows are read piece by piece, and what that costs."""
-    t, ctx_len = config.train, config.data.ctx_len
-    if t.chunk_len is None:
+    """Yields how rows are read piece by piece, and what that costs."""
+    train, ctx_len = config.train, config.data.ctx_len
+    if train.chunk_len is None:
         return
     window = window_len(config)
-    count = -(-window // t.chunk_len)
+    count = -(-window // train.chunk_len)
     if count > 1:
-        often, cost = ("three times", "5/3") if t.grad_cp else ("twice", "4/3")
+        often, cost = ("three times", "5/3") if train.grad_cp else ("twice", "4/3")
         yield (
-            f"{window:,} tokens in {count} chunks of {t.chunk_len:,}, exact gradients; every "
+            f"{window:,} tokens in {count} chunks of {train.chunk_len:,}, exact gradients; every "
             f"chunk is computed forward {often}: about {cost} of the arithmetic"
         )
     else:
@@ -115,17 +138,26 @@ def _chunks(config: ResolvedConfig) -> Iterator[str]:
         )
 
 
-def _line(name: str, text: str) -> None:
-    print(f"  {name:<11} {text}")
-
-
 def _device_name(accelerator: str) -> str:
     if accelerator == "gpu":
         return torch.cuda.get_device_name()
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _optimizer(optim: ResolvedOptim) -> str:
+def _optimizer(config: ResolvedConfig) -> str:
+    optim = config.optim
+    ramp = f"warmup {optim.warmup_steps} steps" if optim.warmup_steps else "no warmup"
+    decay = f"{optim.weight_decay:g}"
+    if optim.weight_decay_final is not None:
+        decay += f" to {optim.weight_decay_final:g}"
+    return (
+        f"{_algorithm(optim)}, rate {optim.lr_init:g} to {optim.lr_final:g} "
+        f"({_curve(config)}), {ramp}, betas {optim.beta1:g} {optim.beta2:g}, eps "
+        f"{optim.adam_eps:g}, decay {decay}, clip {optim.grad_clip:g}"
+    )
+
+
+def _algorithm(optim: ResolvedOptim) -> str:
     if optim.optimizer == "adam8bit":
         return "AdamW with 8-bit moments"
     if optim.optimizer == "adamw":
@@ -149,7 +181,7 @@ def _curve(config: ResolvedConfig) -> str:
 
 
 def _safety(safety: SafetyConfig) -> str:
-    """When a state is saved between mini-epochs, and what a bad step leads to."""
+    """Returns when a state is saved between mini-epochs, and what a bad step leads to."""
     times = []
     if safety.save_every_steps is not None:
         times.append(f"{safety.save_every_steps:,} steps")
@@ -165,14 +197,3 @@ def _safety(safety: SafetyConfig) -> str:
         else ""
     )
     return f"{saved}; bad steps (not finite{spikes}) are left out{back}"
-
-
-def _start(origin: Origin, progress: Progress) -> str:
-    if origin.kind == "fresh":
-        return "new initial weights"
-    if origin.kind == "weights":
-        step = f", at step {progress.step}" if progress.step else ""
-        return f"weights of {origin.path}, empty optimizer{step}"
-    if not origin.state["moments"]:
-        return f"{origin.path}: continuation at step {progress.step}, empty optimizer"
-    return f"{origin.path}: exact continuation at step {progress.step}"

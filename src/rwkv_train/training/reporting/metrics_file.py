@@ -6,13 +6,15 @@ import json
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from rwkv_train.files import write_atomically
-from rwkv_train.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord, StepRecord
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
 
-NAME = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(Reporter):
@@ -22,7 +24,7 @@ class MetricsFile(Reporter):
     """
 
     def __init__(self, folder: Path, tokens: int) -> None:
-        self._path = folder / NAME
+        self._path = folder / METRICS_FILE
         _drop_after(self._path, tokens)
         self._file = self._path.open("a", encoding="utf-8")
 
@@ -31,11 +33,11 @@ class MetricsFile(Reporter):
         self._write(asdict(record))
 
     def on_bad_step(self, record: BadStepRecord) -> None:
-        """Writes which step was left out, and why."""
+        """Writes which step was skipped, and why."""
         self._write(asdict(record))
 
     def on_rollback(self, record: RollbackRecord) -> None:
-        """Writes where the run went back to."""
+        """Writes to which state the run rolled back."""
         self._write(asdict(record))
 
     def on_validation(self, record: ValidationRecord) -> None:
@@ -46,15 +48,15 @@ class MetricsFile(Reporter):
         """Closes the file."""
         self._file.close()
 
-    def _write(self, values: dict) -> None:
+    def _write(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")
         # A reader, or a crash, sees every finished step.
         self._file.flush()
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    """All complete records of a project folder's metrics.jsonl, in order; [] when there is none."""
-    path = folder / NAME
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Returns all complete records of a folder's metrics.jsonl, in order; [] without the file."""
+    path = folder / METRICS_FILE
     if not path.is_file():
         return []
     records = []
@@ -74,5 +76,6 @@ def _drop_after(path: Path, tokens: int) -> None:
     """
     kept = list(takewhile(lambda r: r.get("tokens", 0) <= tokens, read_metrics(path.parent)))
     if path.is_file():
+        # Rewritten as a whole: a crash in between leaves the old file or the new one.
         text = "".join(json.dumps(r) + "\n" for r in kept)
         write_atomically(path, text.encode())

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from rwkv_train.errors import missing_package
-from rwkv_train.training.progress import EpochRecord
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.reporting.position_plot import draw_positions
+from rwkv_train.training.reporting.records import EpochRecord
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
 
-NAME = "loss.png"
+LOSS_PLOT = "loss.png"
 # Points drawn of a long run; more cost time and show nothing.
 MOST_POINTS = 4000
 
@@ -28,7 +29,7 @@ class LossPlot(Reporter):
         self._enabled = importlib.util.find_spec("matplotlib") is not None
         if not self._enabled:
             # A picture is no reason to refuse a run; the numbers are in metrics.jsonl.
-            print(f"not drawn: {missing_package(NAME, 'matplotlib', 'plot')}")
+            print(f"not drawn: {missing_package(LOSS_PLOT, 'matplotlib', 'plot')}")
         self._title = title
         self._ctx_len = ctx_len
 
@@ -68,12 +69,7 @@ def draw_loss(folder: Path, title: str) -> None:
         lw=1.6,
         label="train, smoothed",
     )
-    tokens_of = {r["step"]: r["tokens"] for r in steps}
-    held_out = [
-        (tokens_of[r["step"]], r["val_loss"])
-        for r in records
-        if "val_loss" in r and r["step"] in tokens_of
-    ]
+    held_out = _held_out_losses(records)
     if held_out:
         upper.plot(
             *zip(*held_out),
@@ -92,11 +88,25 @@ def draw_loss(folder: Path, title: str) -> None:
     lower.set_xlabel("tokens")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     lower.grid(alpha=0.3)
-    FigureCanvasAgg(figure).print_png(str(folder / NAME))
+    # matplotlib leaves it without annotations.
+    FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
+        str(folder / LOSS_PLOT)
+    )
+
+
+def _held_out_losses(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Returns (tokens seen, loss) of every validation."""
+    # A validation names its step only, and one after a skipped step has no place on the curve.
+    tokens_of = {r["step"]: r["tokens"] for r in records if "loss" in r}
+    return [
+        (tokens_of[r["step"]], r["val_loss"])
+        for r in records
+        if "val_loss" in r and r["step"] in tokens_of
+    ]
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """Exponential mean over about a fortieth of the curve, corrected for its start."""
+    """Returns the exponential mean over about a fortieth of the curve, corrected for its start."""
     keep = 1 - 1 / max(2.0, len(values) / 40)
     mean, weight, result = 0.0, 0.0, []
     for value in values:

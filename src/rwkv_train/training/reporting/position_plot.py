@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rwkv_train.training.reporting.metrics_file import read_metrics
 
-NAME = "loss_by_position.png"
+POSITION_PLOT = "loss_by_position.png"
 # Validations drawn, the first and the last of them always; more lines cannot be told apart.
 MOST_LINES = 6
 
@@ -25,8 +26,8 @@ def draw_positions(folder: Path, title: str, ctx_len: int) -> None:
     from matplotlib.figure import Figure
 
     names = sorted({n for r in records for n in r["val_loss_by_position"]}, key=_ends)
-    count = min(len(records), MOST_LINES)
-    shown = [records[i * (len(records) - 1) // max(count - 1, 1)] for i in range(count)]
+    shown = _spread(records)
+    count = len(shown)
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for i, record in enumerate(shown):
@@ -60,7 +61,16 @@ def draw_positions(folder: Path, title: str, ctx_len: int) -> None:
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
-    FigureCanvasAgg(figure).print_png(str(folder / NAME))
+    # matplotlib leaves it without annotations.
+    FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
+        str(folder / POSITION_PLOT)
+    )
+
+
+def _spread(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns at most MOST_LINES of the records in equal distances, the first and the last too."""
+    count = min(len(records), MOST_LINES)
+    return [records[i * (len(records) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
 def _ends(name: str) -> tuple[int, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 
-from rwkv_train.training.progress import (
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.records import (
     BadStepRecord,
     EpochRecord,
-    Progress,
     RollbackRecord,
     StepRecord,
 )
@@ -18,39 +18,39 @@ from rwkv_train.training.reporting.validation_record import ValidationRecord
 class Reporter:
     """Someone who shows or writes what happens; hears nothing unless it overrides a method."""
 
-    # It has failed to write before (a full disk).
-    is_troubled = False
+    # It has failed to write before (a full disk), and the user knows.
+    has_failed = False
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
-        """After every optimizer step."""
+        """Receives every optimizer step that was taken."""
 
     def on_bad_step(self, record: BadStepRecord) -> None:
-        """After a step that was left out."""
+        """Receives every step that was skipped."""
 
     def on_rollback(self, record: RollbackRecord) -> None:
-        """After the run went back to an earlier state."""
+        """Receives every return to an earlier state."""
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """At the end of a mini-epoch, and of the unfinished one a run ends in."""
+        """Receives every mini-epoch at its end, and the unfinished one a run ends in."""
 
     def on_validation(self, record: ValidationRecord) -> None:
-        """After a validation."""
+        """Receives every validation."""
 
     def on_save(self, path: str) -> None:
-        """After a checkpoint was written to `path`."""
+        """Receives the path of every checkpoint, once it is written."""
 
     def close(self) -> None:
-        """At the end, also after an error."""
+        """Ends the reports; called after an error too."""
 
 
-def tell(reporters: Iterable[Reporter], call: Callable[[Reporter], None]) -> None:
+def notify(reporters: Iterable[Reporter], call: Callable[[Reporter], None]) -> None:
     """Calls every reporter; one that cannot write says so once and does not end the run."""
     for reporter in reporters:
         try:
             call(reporter)
         except OSError as error:
-            if not reporter.is_troubled:
-                reporter.is_troubled = True
+            if not reporter.has_failed:
+                reporter.has_failed = True
                 print(
                     f"\nWARNING: {type(reporter).__name__} cannot write: "
                     f"{error.strerror or error}; training goes on without it",

@@ -7,19 +7,22 @@ import math
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.training.progress import EpochRecord
+from rwkv_train.training.reporting.records import EpochRecord
 from rwkv_train.training.reporting.reporter import Reporter
 
-NAME = "train_log.txt"
+TRAIN_LOG = "train_log.txt"
 
 
 class TrainLog(Reporter):
     """Appends to train_log.txt."""
 
-    def __init__(self, config: ResolvedConfig, timestamp: str, deepspeed: dict | None) -> None:
-        self._file = (Path(config.train.proj_dir) / NAME).open("a", encoding="utf-8")
+    def __init__(
+        self, config: ResolvedConfig, timestamp: str, deepspeed: dict[str, Any] | None
+    ) -> None:
+        self._file = (Path(config.train.proj_dir) / TRAIN_LOG).open("a", encoding="utf-8")
         arguments = {
             k: v for section in asdict(config.as_given()).values() for k, v in section.items()
         }
@@ -29,7 +32,7 @@ class TrainLog(Reporter):
             self._write(json.dumps(deepspeed))
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """N, mean loss, its exponential, rate, date and the mini-epoch's number in this start."""
+        """Writes N, mean loss, its exponential, rate, date and the number in this start."""
         # exp overflows beyond 709; a loss of 700 says enough
         perplexity = math.exp(min(record.mean_loss, 700.0))
         self._write(

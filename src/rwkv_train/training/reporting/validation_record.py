@@ -53,7 +53,7 @@ class ValidationRecord:
         return math.exp(min(self.loss, 700.0))
 
     def values(self) -> dict[str, object]:
-        """The record of metrics.jsonl; what is not known is left out."""
+        """Returns the record of metrics.jsonl, without what is not known."""
         found: dict[str, object] = {
             "step": self.step,
             "val_loss": self.loss,
@@ -67,7 +67,7 @@ class ValidationRecord:
 
 
 def bucket_count(length: int) -> int:
-    """Buckets for positions 0 ... length - 1."""
+    """Returns the number of buckets for positions 0 ... length - 1."""
     return (length - 1).bit_length() + 1
 
 
@@ -79,12 +79,15 @@ def make_record(
     sources: Mapping[str, slice],
     bytes_per_token: Sequence[float | None],
 ) -> ValidationRecord:
-    """sums, weights: [samples, buckets], the weighted losses and the weights of their targets.
+    """Works out a validation from sums over its targets.
+
+    sums, weights: [samples, buckets], the weighted losses and the weights of their targets.
 
     length: of a sample. sources: name -> its samples; bytes_per_token: of each source.
     """
     by_bucket, size = sums.sum(0), weights.sum(0)
     total, tokens = float(sums.sum()), float(weights.sum())
+    # The last bucket may be cut short by the end of the samples.
     ends = [min(1 << i, length) for i in range(len(size))]
     firsts = [0, *ends[:-1]]
     losses = {
@@ -112,6 +115,7 @@ def _bits_per_byte(
     sources: Mapping[str, slice],
     bytes_per_token: Sequence[float | None],
 ) -> float | None:
+    # A mean over some of the sources would be taken for that of all.
     if any(ratio is None for ratio in bytes_per_token):
         return None
     size = sum(

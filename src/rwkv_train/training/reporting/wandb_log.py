@@ -7,16 +7,12 @@ from pathlib import Path
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError
-from rwkv_train.training.progress import BadStepRecord, Progress, RollbackRecord, StepRecord
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord, StepRecord
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
 
 ID_FILE = "wandb_id.txt"
-
-
-def _mode(asked: str) -> str | None:
-    """None leaves the choice to wandb: online, or what people set by its own WANDB_MODE."""
-    return None if asked == "online" else asked
 
 
 class WandbLog(Reporter):
@@ -25,9 +21,9 @@ class WandbLog(Reporter):
     def __init__(self, config: ResolvedConfig, name: str, first_step: int) -> None:
         import wandb
 
-        folder = Path(config.train.proj_dir)
+        folder, asked = Path(config.train.proj_dir), config.log.wandb_mode
         id_file = folder / ID_FILE
-        # A resumed run goes on in the same Weights & Biases run.
+        # A resumed run continues the same Weights & Biases run.
         known = id_file.read_text().strip() if first_step and id_file.is_file() else None
         try:
             self._run = wandb.init(
@@ -37,7 +33,8 @@ class WandbLog(Reporter):
                 resume="allow",
                 config=asdict(config.as_given()),
                 dir=str(folder),
-                mode=_mode(config.log.wandb_mode),
+                # None leaves the choice to wandb: online, or what its own WANDB_MODE says.
+                mode=None if asked == "online" else asked,
                 save_code=False,
                 settings=wandb.Settings(silent=True),
             )
@@ -49,7 +46,7 @@ class WandbLog(Reporter):
         id_file.write_text(self._run.id + "\n")
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
-        """loss, lr, wd, Gtokens, kt/s (RWKV-LM's keys) and grad_norm."""
+        """Logs loss, lr, wd, Gtokens, kt/s (RWKV-LM's keys) and grad_norm."""
         self._run.log(
             {
                 "loss": record.loss,
@@ -63,16 +60,17 @@ class WandbLog(Reporter):
         )
 
     def on_bad_step(self, record: BadStepRecord) -> None:
-        """skipped: 1 at a step that was left out."""
+        """Logs skipped: 1 at a step that was skipped."""
+        # wandb wants rising steps: this one's number has no other record.
         self._run.log({"skipped": 1}, step=record.step + 1)
 
     def on_rollback(self, record: RollbackRecord) -> None:
-        """rollback: 1 at the step after which the run went back."""
+        """Logs rollback: 1 at the step after which the run rolled back."""
         self._run.log({"rollback": 1}, step=record.step + 1)
 
     def on_validation(self, record: ValidationRecord) -> None:
-        """val_loss and its like at the step they were measured after, a curve per position."""
-        curves: dict[str, float] = {}
+        """Logs val_loss and its like at the step they were measured after, a curve per position."""
+        curves: dict[str, object] = {}
         for name, value in record.values().items():
             if isinstance(value, dict):
                 curves |= {f"{name}/{part}": loss for part, loss in value.items()}

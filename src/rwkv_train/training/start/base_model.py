@@ -1,4 +1,4 @@
-"""The frozen base model of a run that trains something small beside it.
+"""The frozen base model of a run that trains something small next to it.
 
 The training state holds what is trained, and of the base model only where its file is and what was
 in it: states stay small, and the base is read from its own file at every start, so that no number
@@ -18,9 +18,10 @@ from rwkv_train.errors import CheckpointError
 
 
 def base_record(path: Path, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a training state in `folder` remembers of the base model `weights` (fp32) in `path`.
+    """Returns what a training state in `folder` remembers of the base model in `path`.
 
-    A file inside the folder is remembered relative to it, so that the folder may be moved.
+    weights: its tensors, fp32. A file inside the folder is remembered relative to it, so that the
+    folder may be moved.
     """
     path, folder = path.resolve(), folder.resolve()
     inside = path.is_relative_to(folder)
@@ -31,20 +32,22 @@ def base_record(path: Path, folder: Path, weights: Mapping[str, Tensor]) -> dict
 
 
 def checksum(weights: Mapping[str, Tensor]) -> int:
-    """CRC-32 of all values as fp32, whatever file format and float type they were stored in."""
+    """Returns the CRC-32 of all values as fp32, whatever format they were stored in."""
     value = 0
+    # Sorted and as fp32: a base that was saved again in another format is still the same model.
     for name in sorted(weights):
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(weights[name].float().contiguous().view(-1).numpy(), value)
+        values = weights[name].float().contiguous().view(-1).numpy()
+        value = zlib.crc32(values.data, value)
     return value
 
 
 def find_base(record: Mapping[str, Any], folder: Path, given: str | None, state: Path) -> Path:
-    """The file of the base model, where it was or, if it moved, where --load_model says.
+    """Returns the file of the base model, where it was or, if it moved, where --load_model says.
 
     Raises CheckpointError when it is in neither place.
     """
-    remembered = folder / record["path"]
+    remembered: Path = folder / record["path"]
     for path in (remembered, *([Path(given)] if given else [])):
         if path.is_file():
             return path
@@ -57,7 +60,7 @@ def find_base(record: Mapping[str, Any], folder: Path, given: str | None, state:
 def require_same_base(
     remembered: Mapping[str, Any], found: Mapping[str, Any], path: Path, state: Path
 ) -> None:
-    """CheckpointError unless the record `found` of `path` tells of the values remembered."""
+    """Raises CheckpointError unless the record `found` of `path` has the remembered checksum."""
     if found["checksum"] != remembered["checksum"]:
         raise CheckpointError(
             f"{path} is not the base model that {state} was trained beside: its contents differ; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,41 +17,40 @@ from rwkv_train.config.discovered import (
     StateDiscovered,
 )
 from rwkv_train.config.load import saved_values
-from rwkv_train.config.mixture_list import mixture_components
 from rwkv_train.config.schema import DataConfig, RunConfig
-from rwkv_train.data.binidx.loss_mask import find_mask
-from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_manifest
-from rwkv_train.data.samples.token_sources import (
-    Source,
-    TokenSource,
-    characters_of,
-    open_source,
-    pairs_of,
-)
-from rwkv_train.data.sampling.held_out import HeldOut, hold_out
+from rwkv_train.data.samples.token_sources import characters_of
 from rwkv_train.data.sampling.magic_prime import check_magic_prime, magic_prime
 from rwkv_train.errors import DataError
 from rwkv_train.models.registry import config_from_shapes
-from rwkv_train.training.start.resume_point import Origin
+from rwkv_train.training.start.data_files import OpenedData, open_data_files
+from rwkv_train.training.start.resume_point import Fresh, FromState, ResumePoint
 
 
-def discover(config: RunConfig, origin: Origin) -> Discovered:
-    """Returns what `resolve` may know besides the configuration.
+def discover(config: RunConfig, point: ResumePoint) -> tuple[Discovered, OpenedData | None]:
+    """Returns what `resolve` needs to know, and the data that was opened to know it.
 
-    Raises DataError or CheckpointError when files cannot be used.
+    No data: None, which is possible at stage 1 only. Raises DataError or CheckpointError when
+    files cannot be used.
     """
-    return Discovered(_data(config.data), _start(origin), _machine())
+    data = config.data
+    if data.data_file is None and data.data_type != "dummy":
+        assert config.train.train_stage == 1, "check_fields refuses training without data"
+        return Discovered(None, _start(point), _machine()), None
+    opened = open_data_files(data)
+    found = _mixture(data, opened) if opened.is_mixture else _single(data, opened)
+    return Discovered(found, _start(point), _machine()), opened
 
 
-def _start(origin: Origin) -> StartDiscovered:
+def _start(point: ResumePoint) -> StartDiscovered:
     """Returns what is known of the beginning of the run."""
-    donor = None if origin.donor is None else config_from_shapes(read_shapes(origin.donor))
+    if isinstance(point, Fresh):
+        donor = None if point.donor is None else config_from_shapes(read_shapes(point.donor))
+        return StartDiscovered(donor_model=donor)
     return StartDiscovered(
-        path=None if origin.path is None else str(origin.path),
-        epoch=None if origin.epoch < 0 else origin.epoch,
-        model=None if origin.shapes is None else config_from_shapes(origin.shapes),
-        donor_model=donor,
-        state=None if origin.state is None else _state(origin.state),
+        path=str(point.path),
+        epoch=None if point.epoch < 0 else point.epoch,
+        model=config_from_shapes(dict(point.shapes)),
+        state=_state(point.state) if isinstance(point, FromState) else None,
     )
 
 
@@ -70,47 +68,43 @@ def _machine() -> MachineDiscovered:
     gpus = torch.cuda.device_count()
     return MachineDiscovered(
         gpu_count=gpus,
+        # Emulated bf16 would train, at a fraction of the speed of fp16.
         gpu_has_bf16=gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
+        # Looked up, not imported: its import prints, and fails without a GPU.
         has_bitsandbytes=importlib.util.find_spec("bitsandbytes") is not None,
     )
 
 
-def _data(data: DataConfig) -> DataDiscovered | None:
-    """Returns what is known of the training data, None at stage 1 without data."""
-    if data.data_file is None and data.data_type != "dummy":
-        return None
-    if mixture_components(data.data_file):
-        return _mixed(data)
-    source = open_source(data.data_file, data.data_type)
-    manifest = None
-    if data.data_file is not None and data.data_type == "binidx":
-        manifest = read_manifest(data.data_file)
-    held_out = held_out_of(data, source)
-    held_out_tokens = 0 if held_out is None else held_out.tokens
+def _single(data: DataConfig, opened: OpenedData) -> DataDiscovered:
+    """Returns what is known of a single data set."""
+    (files,) = opened.parts
+    held_out_tokens = 0 if opened.held_out is None else opened.held_out.tokens
+    tokens = files.source.tokens - held_out_tokens
+    characters, manifest = characters_of(files.source), files.manifest
+    vocab_size = None if characters is None else len(characters)
     return DataDiscovered(
-        token_count=source.tokens - held_out_tokens,
+        token_count=tokens,
         held_out_tokens=held_out_tokens,
-        has_loss_mask=_has_mask(data, source, manifest),
+        has_loss_mask=files.has_mask,
         supervised_tokens=None if manifest is None else manifest.supervised_tokens,
-        best_prime=_prime(data, source.tokens - held_out_tokens),
-        vocab_size=manifest.vocab_size if manifest is not None else _vocabulary(source),
+        # Of what is left to train on: held-out slots lie outside the permutation.
+        best_prime=_prime(data, tokens),
+        vocab_size=vocab_size if manifest is None else manifest.vocab_size,
         tokenizer=None if manifest is None else manifest.tokenizer,
     )
 
 
-def _mixed(data: DataConfig) -> DataDiscovered:
+def _mixture(data: DataConfig, opened: OpenedData) -> DataDiscovered:
     """Returns what is known of a mixture's components together.
 
     Raises DataError when they do not fit.
     """
-    tokens, has_mask, known = 0, False, {}
-    for component in mixture_components(data.data_file):
-        own = replace(data, data_file=component.path)
-        source, manifest = open_source(component.path, "binidx"), read_manifest(component.path)
-        tokens += source.tokens
-        has_mask |= _has_mask(own, source, manifest)
-        if manifest is not None:
-            known[component.path] = (manifest.tokenizer, manifest.vocab_size)
+    known = {
+        files.name: (files.manifest.tokenizer, files.manifest.vocab_size)
+        for files in opened.parts
+        if files.manifest is not None
+    }
+    # The same id would mean other text in other samples.
     if len(set(known.values())) > 1:
         told = ", ".join(f"{path} {name} ({size})" for path, (name, size) in known.items())
         raise DataError(
@@ -119,19 +113,18 @@ def _mixed(data: DataConfig) -> DataDiscovered:
         )
     tokenizer, vocab_size = next(iter(known.values()), (None, None))
     return DataDiscovered(
-        token_count=tokens, has_loss_mask=has_mask, tokenizer=tokenizer, vocab_size=vocab_size
+        token_count=sum(files.source.tokens for files in opened.parts),
+        has_loss_mask=any(files.has_mask for files in opened.parts),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
     )
 
 
-def held_out_of(data: DataConfig, source: TokenSource) -> HeldOut | None:
-    """What --val_split holds out of this source; None without it."""
-    if data.val_split is None:
-        return None
-    return hold_out(source.tokens, data.ctx_len, data.val_split, data.val_ctx_len or data.ctx_len)
-
-
 def _prime(data: DataConfig, tokens: int) -> int | None:
-    """The best prime for so many tokens, None where there is none; a given one is checked."""
+    """Returns the best prime for so many tokens, None where there is none.
+
+    Raises DataError for a given prime that does not fit, and where sampling needs one.
+    """
     if data.sampling == "random" or data.data_type != "binidx":
         return None
     if data.magic_prime is not None:
@@ -142,18 +135,3 @@ def _prime(data: DataConfig, tokens: int) -> int | None:
         if data.sampling == "permutation":
             raise
         return None
-
-
-def _has_mask(data: DataConfig, source: Source, manifest: Manifest | None) -> bool:
-    """Whether a loss mask lies beside the data; one that is not used may be damaged."""
-    if data.data_type != "binidx":
-        return False
-    if data.loss_mask == "off":
-        return manifest is not None and manifest.sha256_mask is not None
-    return find_mask(manifest_prefix(data.data_file), pairs_of(source), manifest) is not None
-
-
-def _vocabulary(source: TokenSource) -> int | None:
-    """Distinct characters of a text source; None for sources of ready tokens."""
-    characters = characters_of(source)
-    return None if characters is None else len(characters)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rwkv_train.checkpoint.names import INIT
-from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.weights import fit_weights, load_weights, save_weights
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import listed
@@ -18,15 +19,31 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.transfer import enlarge
-from rwkv_train.training.checkpointing.weight_files import require_same_kind
+from rwkv_train.training.checkpointing.weight_files import require_same_kind, stored_dtype
 from rwkv_train.training.environment import is_rank_zero
-from rwkv_train.training.start.resume_point import Origin
+from rwkv_train.training.start.resume_point import (
+    Fresh,
+    FromState,
+    FromWeights,
+    ResumePoint,
+    StartWeights,
+)
 
 
-def make_model(config: ResolvedConfig, origin: Origin) -> RWKV:
-    """The network with its starting weights: those of `origin`, or fresh initial values.
+class StartModel(NamedTuple):
+    """The network with its starting weights, fp32 on the CPU.
 
-    fp32, on the CPU. Raises CheckpointError when the weights do not fit.
+    base: what the run remembers of its frozen base model, None without one.
+    """
+
+    network: RWKV
+    base: Mapping[str, Any] | None
+
+
+def make_model(config: ResolvedConfig, point: ResumePoint) -> StartModel:
+    """Builds the network with the weights of `point`, or with new initial values.
+
+    Raises CheckpointError when the weights do not fit.
     """
     model = build_model(
         config.model,
@@ -35,26 +52,30 @@ def make_model(config: ResolvedConfig, origin: Origin) -> RWKV:
         train_states=config.train.train_type == "states",
         chunk_len=config.train.chunk_len,
     )
-    if origin.kind == "fresh":
+    if isinstance(point, Fresh):
         initialize(model, seed=config.train.random_seed, lr_init=config.optim.lr_init)
-        if origin.donor is not None:
-            _take_over(model, origin.donor, config.train.random_seed)
-    else:
-        found = _fit(model, config, origin)
-        if config.train.train_type == "lora":
-            _attach(model, config, found if origin.kind == "state" else None)
-    return model
+        if point.donor is not None:
+            _take_over(model, point.donor, config.train.random_seed)
+        return StartModel(model, None)
+    start = _fit(model, config, point)
+    # After the base weights: an adapter is attached to a matrix that has its values.
+    if config.train.train_type == "lora":
+        _attach(model, config, start.tensors if isinstance(point, FromState) else None)
+    return StartModel(model, start.base)
 
 
-def _fit(model: RWKV, config: ResolvedConfig, origin: Origin) -> dict[str, Tensor]:
-    """Loads the weights of `origin`; returns them with those of adapters, which are still to come.
+def _fit(model: RWKV, config: ResolvedConfig, point: FromWeights | FromState) -> StartWeights:
+    """Loads the weights of `point`; returns them with those of adapters, which are still to come.
 
     What is missing, and may be, gets the initial value.
     """
-    if origin.state is not None:
-        require_same_kind(origin.state, origin.path, config)
-    everything = origin.weights()
-    found = {name: value for name, value in everything.items() if not is_adapter(name)}
+    if isinstance(point, FromState):
+        require_same_kind(point.state, point.path, config)
+    start = point.load()
+    # The model has no adapters yet, and `fit_weights` would refuse names it does not know.
+    found = {name: value for name, value in start.tensors.items() if not is_adapter(name)}
+    # Only what is missing: initial values of a large model take minutes, and draw from the seed
+    # by name, so that the rest is not needed for them.
     initialize(
         model,
         seed=config.train.random_seed,
@@ -69,11 +90,11 @@ def _fit(model: RWKV, config: ResolvedConfig, origin: Origin) -> dict[str, Tenso
             optional=model.optional_keys,
         )
     except CheckpointError as error:
-        raise CheckpointError(f"{origin.path}: {error}") from error
+        raise CheckpointError(f"{point.path}: {error}") from error
     model.load_state_dict(weights)
     if is_rank_zero() and str(report):
-        print(f"{origin.path}: {report}")
-    return everything
+        print(f"{point.path}: {report}")
+    return start
 
 
 def _attach(model: RWKV, config: ResolvedConfig, values: dict[str, Tensor] | None) -> None:
@@ -87,40 +108,39 @@ def _attach(model: RWKV, config: ResolvedConfig, values: dict[str, Tensor] | Non
 
 
 def _take_over(model: RWKV, donor: Path, seed: int) -> None:
-    """Initial values from a smaller model, resized; says what was done."""
+    """Takes initial values from a smaller model, resized; prints what was done."""
     report = enlarge(model, load_weights(donor, torch.float32), seed=seed)
     if is_rank_zero():
         print(f"{donor}: {report}")
 
 
-def save_initial_weights(config: ResolvedConfig, origin: Origin) -> tuple[Path, RWKV]:
+def save_initial_weights(config: ResolvedConfig, point: ResumePoint) -> tuple[Path, RWKV]:
     """Writes rwkv-init.pth in the training precision; returns its path and the model.
 
     Raises ConfigError when it exists already: it may be someone's base model.
     """
+    # Under the name that RWKV-LM's scripts look for.
     path = Path(config.train.proj_dir) / INIT
     if path.exists():
         raise ConfigError(f"{path} exists already; remove it yourself or choose another --proj_dir")
-    model = make_model(config, origin)
+    model = make_model(config, point).network
     save_weights(path, model.state_dict(), stored_dtype(config))
     return path, model
 
 
-def write_initial_weights(config: ResolvedConfig, origin: Origin, notes: list[str]) -> None:
-    """Stage 1: writes rwkv-init.pth and says what to do next. Raises ConfigError."""
+def write_initial_weights(config: ResolvedConfig, point: ResumePoint, notes: list[str]) -> None:
+    """Writes rwkv-init.pth, which is all of stage 1, and says what to do next.
+
+    Raises ConfigError when the file exists.
+    """
     for note in notes:
         print(f"  note        {note}")
-    path, model = save_initial_weights(config, origin)
-    m = config.model
+    path, model = save_initial_weights(config, point)
+    shape = config.model
     count = sum(p.numel() for p in model.parameters())
     dtype = str(stored_dtype(config)).removeprefix("torch.")
     print(
-        f"wrote {path}: RWKV-{m.rwkv_version}, {m.n_layer} layers, width {m.n_embd}, "
-        f"vocabulary {m.vocab_size}, {count / 1e6:.1f} M parameters, {dtype}"
+        f"wrote {path}: RWKV-{shape.rwkv_version}, {shape.n_layer} layers, width {shape.n_embd}, "
+        f"vocabulary {shape.vocab_size}, {count / 1e6:.1f} M parameters, {dtype}"
     )
     print("train it with the same flags and --train_stage 3")
-
-
-def stored_dtype(config: ResolvedConfig) -> torch.dtype:
-    """Number format of the checkpoints of this run."""
-    return torch.float32 if config.train.save_fp32 else DTYPES[config.hardware.precision]

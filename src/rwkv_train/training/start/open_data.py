@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rwkv_train.config.mixture_list import MixtureComponent, mixture_components
-from rwkv_train.config.resolved import ResolvedConfig, ResolvedData
+from rwkv_train.config.mixture_list import mixture_components
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import global_batch, tokens_per_step, total_steps, windows_per_row
-from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
-from rwkv_train.data.binidx.manifest import manifest_prefix, read_manifest
 from rwkv_train.data.samples.dataset import TokenDataset, ValidationDataset, evenly_spread_samples
-from rwkv_train.data.samples.document_starts import DocumentStarts, document_starts
 from rwkv_train.data.samples.mixed_dataset import MixedDataset
 from rwkv_train.data.samples.sample_source import SampleSource, StepReading
-from rwkv_train.data.samples.token_sources import Source, open_source, pairs_of
 from rwkv_train.data.sampling.held_out import HeldOut
 from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.mixture import Mixture
 from rwkv_train.data.sampling.sample_order import Permutation, RandomStarts, SampleOrder
 from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 from rwkv_train.errors import DataError
-from rwkv_train.training.start.discover import held_out_of
+from rwkv_train.training.start.data_files import DataFiles, OpenedData, open_files
 
 
 class HeldOutSource(NamedTuple):
@@ -42,57 +38,54 @@ class RunSamples(NamedTuple):
     notes: list[str]
 
 
-class _Data(NamedTuple):
-    """The tokens of one --data_file or --val_data_file and what lies beside them."""
+def open_samples(config: ResolvedConfig, opened: OpenedData) -> RunSamples:
+    """Returns the samples of a resolved configuration; DataError when some cannot be used.
 
-    name: str | None
-    source: Source
-    mask: LossMask | None
-    starts: DocumentStarts | None
-
-
-def open_samples(config: ResolvedConfig) -> RunSamples:
-    """All data of a resolved configuration; DataError when some of it cannot be used."""
-    d = config.data
+    opened: the training data. That of --val_data_file is opened here, because nothing before
+    depends on it.
+    """
+    data = config.data
     notes: list[str] = []
-    parts = mixture_components(d.data_file)
-    if parts:
-        split, training = None, _mixed(config, parts, notes)
+    training: SampleSource
+    if opened.is_mixture:
+        training = _mixed(config, opened.parts, notes)
     else:
-        data = _open(d.data_file, d.data_type, d)
-        split = held_out_of(d, data.source)
-        training = _training(config, data, d.magic_prime, split)
-    if split is not None:
-        held_out = _held_out(data, split.spread_offsets(d.val_samples), config, notes)
-        notes += _repeated(d.data_file)
-    elif d.val_data_file is not None:
+        training = _training(config, opened.parts[0], data.magic_prime, opened.held_out)
+    if opened.held_out is not None:
+        files = opened.parts[0]
+        offsets = opened.held_out.spread_offsets(data.val_samples)
+        held_out = _held_out(files, offsets, config, notes)
+        # Copies of a held-out document lie elsewhere in the data, where they are trained on.
+        notes += _repeated(files)
+    elif data.val_data_file is not None:
         try:
-            data = _open(d.val_data_file, "binidx", d)
-            offsets = evenly_spread_samples(data.source.tokens, d.val_ctx_len, d.val_samples)
-            held_out = _held_out(data, offsets, config, notes)
+            files = open_files(data.val_data_file, "binidx", data)
+            tokens = files.source.tokens
+            offsets = evenly_spread_samples(tokens, data.val_ctx_len, data.val_samples)
+            held_out = _held_out(files, offsets, config, notes)
         except DataError as error:
-            raise DataError(f"--val_data_file {d.val_data_file}: {error}") from error
+            raise DataError(f"--val_data_file {data.val_data_file}: {error}") from error
     else:
         return RunSamples(training, (), notes)
     return RunSamples(training, (held_out,), notes)
 
 
 def _training(
-    config: ResolvedConfig, data: _Data, prime: int | None, held_out: HeldOut | None = None
+    config: ResolvedConfig, files: DataFiles, prime: int | None, held_out: HeldOut | None = None
 ) -> TokenDataset:
-    d = config.data
+    data = config.data
     order: SampleOrder = RandomStarts(config.train.random_seed)
-    if d.sampling != "random":
+    if data.sampling != "random":
         assert prime is not None, "permutation sampling needs a prime"
-        order = Permutation(prime, d.sample_offset, held_out)
+        order = Permutation(prime, data.sample_offset, held_out)
     return TokenDataset(
-        data.source,
-        d.ctx_len,
+        files.source,
+        data.ctx_len,
         order,
         vocab_size=config.model.vocab_size,
-        loss_mask=data.mask,
+        loss_mask=files.mask,
         reading=_reading(config),
-        starts=data.starts,
+        starts=files.starts,
     )
 
 
@@ -101,26 +94,28 @@ def _reading(config: ResolvedConfig) -> StepReading:
     return StepReading(global_batch(config), windows_per_row(config))
 
 
-def _mixed(
-    config: ResolvedConfig, parts: tuple[MixtureComponent, ...], notes: list[str]
-) -> MixedDataset:
-    """The mixture's samples; says in `notes` how often each part is passed over."""
-    d = config.data
+def _mixed(config: ResolvedConfig, opened: tuple[DataFiles, ...], notes: list[str]) -> MixedDataset:
+    """Returns the mixture's samples; says in `notes` how often each part is passed over."""
+    data = config.data
+    parts = mixture_components(data.data_file)
     datasets = []
-    for part in parts:
-        data = _open(part.path, "binidx", d)
+    for files in opened:
+        tokens = files.source.tokens
         try:
-            prime = None if d.sampling == "random" else magic_prime(data.source.tokens, d.ctx_len)
-            datasets.append(_training(config, data, prime))
+            # A prime of its own: with one for all, a small part would be read in a few strides.
+            prime = None if data.sampling == "random" else magic_prime(tokens, data.ctx_len)
+            datasets.append(_training(config, files, prime))
         except DataError as error:
-            raise DataError(f"--data_file {part.path}: {error}") from error
+            raise DataError(f"--data_file {files.name}: {error}") from error
+    # In samples, so that a run that resumes with another batch has the same mixture.
     mixture = Mixture(
         [part.begin for part in parts],
         [part.end for part in parts],
-        (d.mix_tokens or 0) // d.ctx_len,
+        (data.mix_tokens or 0) // data.ctx_len,
     )
+    # For the note only: without an end nobody can say how often a part will have been read.
     steps = total_steps(config)
-    samples = 0 if steps is None else -(-steps * tokens_per_step(config) // d.ctx_len)
+    samples = 0 if steps is None else -(-steps * tokens_per_step(config) // data.ctx_len)
     for part, dataset, count in zip(parts, datasets, mixture.counts(samples)):
         change = "" if part.begin == part.end else f" to {float(part.end):.4g}"
         passes = f", {count / len(dataset):.3g} passes" if samples else ""
@@ -132,7 +127,7 @@ def _mixed(
 
 
 def mask_notes(samples: RunSamples) -> list[str]:
-    """What a user may not expect of validation, a line each."""
+    """Returns what a user may not expect of validation, a line each."""
     if not samples.held_out:
         return []
     learns = samples.training.has_loss_mask
@@ -144,58 +139,51 @@ def mask_notes(samples: RunSamples) -> list[str]:
     return []
 
 
-def _open(data_file: str | None, data_type: str, data: ResolvedData) -> _Data:
-    source = open_source(data_file, data_type)
-    pairs, mask = pairs_of(source), None
-    if data.loss_mask != "off" and pairs:
-        prefix = manifest_prefix(data_file)
-        mask = find_mask(prefix, pairs, read_manifest(prefix))
-    starts = document_starts(source) if data.reset_at_documents else None
-    return _Data(data_file, source, mask, starts)
-
-
 def _held_out(
-    data: _Data, offsets: list[int], config: ResolvedConfig, notes: list[str]
+    files: DataFiles, offsets: list[int], config: ResolvedConfig, notes: list[str]
 ) -> HeldOutSource:
-    """The samples at these places, read once: bad data should not end a run at a validation."""
+    """Returns the samples at these places, each of which is read once here."""
     dataset = ValidationDataset(
-        data.source,
+        files.source,
         config.data.val_ctx_len,
         offsets,
         config.model.vocab_size,
-        loss_mask=data.mask,
-        starts=data.starts,
+        loss_mask=files.mask,
+        starts=files.starts,
     )
+    # Bad data should end a run now, not after hours, at its first validation.
     for _ in dataset:
         continue
-    ratio, why_not = _bytes_per_token(dataset, data.name, config.data.tokenizer)
+    ratio, why_not = _bytes_per_token(dataset, files, config.data.tokenizer)
     if ratio is None:
-        notes.append(f"validation without bits per byte on {data.name}: {why_not}")
-    return HeldOutSource(data.name, dataset, ratio)
+        notes.append(f"validation without bits per byte on {files.name}: {why_not}")
+    return HeldOutSource(files.name, dataset, ratio)
 
 
-def _repeated(prefix: str) -> list[str]:
-    """Warns of data in which the held-out text occurs again elsewhere."""
-    manifest = read_manifest(prefix)
+def _repeated(files: DataFiles) -> list[str]:
+    """Returns a warning of data in which the held-out text occurs again elsewhere."""
+    manifest = files.manifest
     repeats = 1 if manifest is None else manifest.made_from.get("repeats", 1)
     if repeats == 1:
         return []
     return [
-        f"{prefix} holds every document {repeats} times: what --val_split holds out is trained on "
-        "in the other copies, and its loss is too low; use make_data.py --validation instead"
+        f"{files.name} holds every document {repeats} times: what --val_split holds out is "
+        "trained on in the other copies, and its loss is too low; use make_data.py --validation "
+        "instead"
     ]
 
 
 def _bytes_per_token(
-    dataset: ValidationDataset, prefix: str, tokenizer: str | None
+    dataset: ValidationDataset, files: DataFiles, tokenizer: str | None
 ) -> tuple[float | None, str]:
-    """UTF-8 bytes of text a target stands for, or None and the reason.
+    """Returns the UTF-8 bytes of text a target stands for, or None and the reason.
 
     The manifest's figure, else that of the held-out targets themselves.
     """
+    # Losses are summed over the targets that count, and bytes would be over all of them.
     if dataset.loss_mask is not None:
         return None, "its loss mask leaves out a part of the text"
-    manifest = read_manifest(prefix)
+    manifest = files.manifest
     if manifest is not None and manifest.bytes_per_token:
         return manifest.bytes_per_token, ""
     name = tokenizer if manifest is None else manifest.tokenizer

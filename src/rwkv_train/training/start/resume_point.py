@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,119 +20,147 @@ from rwkv_train.checkpoint.resume import (
     resume_candidates,
 )
 from rwkv_train.checkpoint.weights import load_weights, read_shapes
-from rwkv_train.config.resolved import ResolvedOptim
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import CheckpointError, ConfigError
-from rwkv_train.training.optim.optimizer_state import without_moments
-from rwkv_train.training.progress import Progress
 from rwkv_train.training.start.base_model import base_record, find_base, require_same_base
 
+TensorShapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-@dataclass
-class Origin:
-    """The starting point of a run.
 
-    kind: "fresh" (new initial weights), "weights" (a file of weights, an empty optimizer) or
-    "state" (exact continuation).
-    epoch: number of the mini-epoch the file was saved after; -1 for initial weights.
-    shapes: of the tensors it starts with; None when fresh.
-    base, states: files whose tensors come before and after those of `path`: the base model of
-    trained initial states or adapters, and the states that were supplied for a base model.
-    donor: the smaller model from which stage 1 makes a larger one.
+class StartWeights(NamedTuple):
+    """Tensors by checkpoint key, and what the run has to remember of a frozen base model."""
+
+    tensors: dict[str, Tensor]
+    base: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """New initial weights; donor: the smaller model from which stage 1 makes a larger one."""
+
+    kind: ClassVar[Literal["fresh"]] = "fresh"
+    donor: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    def describe(self, step: int) -> str:
+        """Returns the header's line on where the run starts."""
+        return "new initial weights"
+
+
+@dataclass(frozen=True)
+class FromWeights:
+    """A file of weights, with an empty optimizer.
+
+    epoch: number of the mini-epoch the file was saved after; -1 for initial or given weights.
+    shapes: of all tensors the run starts with.
+    files: where they are, each completing those before: perhaps the base model of trained initial
+    states, then `path`, then perhaps initial states that were supplied.
     folder, keeps_base: the project folder, and whether the base model stays as it is in the run.
-    base_record: what the run remembers of the base model; known once `weights` was called.
     notes: what people should know, such as files that were passed over and why.
     """
 
-    kind: Literal["fresh", "weights", "state"]
-    path: Path | None = None
-    epoch: int = -1
-    shapes: dict[str, tuple[int, ...]] | None = None
-    state: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)
-    base: Path | None = None
-    states: Path | None = None
-    donor: Path | None = None
-    folder: Path = Path()
+    kind: ClassVar[Literal["weights"]] = "weights"
+    path: Path
+    epoch: int
+    shapes: TensorShapes
+    files: tuple[Path, ...]
+    folder: Path
     keeps_base: bool = False
-    base_record: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
-    def weights(self) -> dict[str, Tensor]:
-        """Tensors by checkpoint key; fp32 master weights when continuing exactly."""
-        if self.state is not None:
-            if self.base is None:
-                return self.state["weights"]
-            weights = load_weights(self.base, torch.float32)
-            self.base_record = base_record(self.base, self.folder, weights)
-            require_same_base(self.state["base"], self.base_record, self.base, self.path)
-            return weights | self.state["weights"]
-        assert self.path is not None, "fresh weights are initialised, not loaded"
-        files = [path for path in (self.base, self.path, self.states) if path is not None]
-        loaded = [load_weights(path, torch.float32) for path in files]
-        if self.keeps_base:
-            self.base_record = base_record(files[0], self.folder, loaded[0])
-        return {name: value for weights in loaded for name, value in weights.items()}
+    def load(self) -> StartWeights:
+        """Reads the weights, fp32."""
+        loaded = [load_weights(path, torch.float32) for path in self.files]
+        # The first file alone is the base: states that complete it are what is trained.
+        base = base_record(self.files[0], self.folder, loaded[0]) if self.keeps_base else None
+        return StartWeights({name: t for weights in loaded for name, t in weights.items()}, base)
+
+    def describe(self, step: int) -> str:
+        """Returns the header's line on where the run starts, which is after `step` steps."""
+        return f"weights of {self.path}, empty optimizer{f', at step {step}' if step else ''}"
 
 
-def find_origin(train: TrainConfig) -> Origin:
+@dataclass(frozen=True)
+class FromState:
+    """A verified training state, which the run continues exactly.
+
+    epoch: the mini-epoch in which it was saved; -1 for the end of a finished run.
+    shapes: of all tensors the run starts with. state: the file's content.
+    base: the file of the frozen base model that the state was trained with, None: it is complete.
+    folder: the project folder. notes: as in `FromWeights`.
+    """
+
+    kind: ClassVar[Literal["state"]] = "state"
+    path: Path
+    epoch: int
+    shapes: TensorShapes
+    state: dict[str, Any]
+    folder: Path
+    base: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    def load(self) -> StartWeights:
+        """Returns the fp32 master weights, completed by the base model.
+
+        Raises CheckpointError when the base model is not the one of the state.
+        """
+        own: dict[str, Tensor] = self.state["weights"]
+        if self.base is None:
+            return StartWeights(own, None)
+        weights = load_weights(self.base, torch.float32)
+        found = base_record(self.base, self.folder, weights)
+        require_same_base(self.state["base"], found, self.base, self.path)
+        return StartWeights(weights | own, found)
+
+    def describe(self, step: int) -> str:
+        """Returns the header's line on where the run starts, which is after `step` steps."""
+        if not self.state["moments"]:
+            return f"{self.path}: continuation at step {step}, empty optimizer"
+        return f"{self.path}: exact continuation at step {step}"
+
+
+ResumePoint: TypeAlias = Fresh | FromWeights | FromState
+
+
+def find_resume_point(train: TrainConfig) -> ResumePoint:
     """Chooses by stage what the run starts from; reads states completely, weights' shapes only.
 
     Raises ConfigError or CheckpointError when the stage asks for something that is not there.
     """
     folder = Path(train.proj_dir)
+    notes: list[str] = []
+    point: ResumePoint | None = None
+    # The folder before --load_model: the command that began a run also resumes it after a crash.
     if train.train_stage in (0, 1):
         _require_unused(folder, train.train_stage)
         if train.train_stage == 1 and train.load_model is not None:
-            return Origin("fresh", donor=Path(train.load_model))
-        return _given_or_fresh(train)
-    found = _newest(folder, train)
-    if found is not None:
-        return found
-    if train.train_stage is not None:
+            return Fresh(donor=Path(train.load_model))
+    else:
+        point = _newest(folder, train, notes)
+    if point is None and train.train_stage in (2, 3, 4):
         raise ConfigError(
             f"--train_stage {train.train_stage} goes on from a checkpoint, and {folder} holds "
             "none; write the initial weights first with --train_stage 1 (demo-training-prepare.sh),"
             " or copy a base model there as rwkv-init.pth"
         )
-    return _given_or_fresh(train)
+    if point is None and train.load_model is not None:
+        point = _from_weights(Path(train.load_model), -1, train, notes)
+    return replace(point or Fresh(), notes=tuple(notes))
 
 
-def change_optimizer(origin: Origin, progress: Progress, optim: ResolvedOptim) -> Progress:
-    """The counters to go on with when `origin` is a state, perhaps of another optimizer.
+def _newest(folder: Path, train: TrainConfig, notes: list[str]) -> FromState | FromWeights | None:
+    """Returns the newest readable training state, else the newest readable weights, else the
+    initial ones; None: there is nothing.
 
-    Moments of another optimizer are dropped from it and the warmup ramp starts again, because it
-    protects empty moments; a note says so.
+    Says in `notes` what was passed over and why. Raises CheckpointError when there are files and
+    none can be used.
     """
-    before = origin.state["optimizer"]
-    if before == optim.optimizer:
-        return progress
-    origin.state = without_moments(origin.state)
-    ramp = (
-        f"the warmup of {optim.warmup_steps} steps is repeated"
-        if optim.warmup_steps
-        else "there is no warmup: --warmup_steps 10 would give one"
-    )
-    origin.notes.append(
-        f"{origin.path.name} holds the moments of {before}, this run has {optim.optimizer}: its"
-        f" moments start empty and {ramp}"
-    )
-    return replace(progress, ramp_begin=progress.step)
-
-
-def _given_or_fresh(train: TrainConfig) -> Origin:
-    if train.load_model is None:
-        return Origin("fresh")
-    return _from_weights(Path(train.load_model), -1, train, notes=[])
-
-
-def _newest(folder: Path, train: TrainConfig) -> Origin | None:
-    """The newest readable training state, else the newest readable weights, else the initial."""
-    notes: list[str] = []
     candidates = resume_candidates(folder)
-    origin = _newest_state(train, candidates, notes)
-    if origin is not None:
-        return origin
-    # Ours, killed before the final state was written, goes on from the state before.
+    # A state before any weights, even newer ones: only a state continues exactly.
+    state = _newest_state(train, candidates, notes)
+    if state is not None:
+        return state
+    # Ours, killed before the final state was written, resumes from the state before.
     if (folder / FINAL).is_file():
         finished = (
             f"{folder / FINAL} is the end of a finished run, and there is no training state to go "
@@ -141,11 +170,12 @@ def _newest(folder: Path, train: TrainConfig) -> Origin | None:
         raise ConfigError("; ".join([finished, *notes]))
     files = [(c.epoch, c.weights) for c in candidates if c.weights is not None]
     files.append((-1, folder / INIT))
+    # An older checkpoint is better than none, if the user is told which one it is.
     for epoch, path in files:
         if not path.is_file():
             continue
         try:
-            origin = _from_weights(path, epoch, train, notes)
+            point = _from_weights(path, epoch, train, notes)
         except CheckpointError as error:
             notes.append(f"passed over: {error}")
             continue
@@ -154,67 +184,72 @@ def _newest(folder: Path, train: TrainConfig) -> Origin | None:
                 f"{path.name} has no training state beside it: the optimizer starts empty and the "
                 "warmup is repeated"
             )
-        return origin
+        return point
     if notes:
+        # Not silently from new weights: what lies there may be days of training.
         raise CheckpointError(f"no checkpoint in {folder} can be used: " + "; ".join(notes))
     return None
 
 
 def _newest_state(
     train: TrainConfig, candidates: list[Candidate], notes: list[str]
-) -> Origin | None:
-    """The verified state that is furthest in the data; notes say what was passed over and why."""
+) -> FromState | None:
+    """Returns the verified state that is furthest in the data."""
     # Those whose place is unknown first, so that they are named in any case.
     files = list_states(Path(train.proj_dir))
     for file in sorted(files, key=lambda file: file.position is not None):
-        origin = _from_state(file, train, notes)
-        if origin is None:
+        point = _from_state(file, train, notes)
+        if point is None:
             continue
         if file.path.stem != Path(FINAL).stem:
             # A finished run's weights are older than its end, states or not.
-            newer = [c.weights for c in candidates if c.epoch > origin.epoch and c.weights]
+            newer = [c.weights for c in candidates if c.epoch > point.epoch and c.weights]
             notes.extend(f"{path} has no usable training state: passed over" for path in newer)
-        return origin
+        return point
     return None
 
 
-def _from_weights(path: Path, epoch: int, train: TrainConfig, notes: list[str]) -> Origin:
-    """A file of weights, completed by a base model or by states that lie in the project folder."""
+def _from_weights(path: Path, epoch: int, train: TrainConfig, notes: list[str]) -> FromWeights:
+    """Returns a file of weights, completed by what lies in the project folder.
+
+    That is a base model for a file of initial states, or initial states for a base model. Raises
+    CheckpointError when the file cannot be read or its base model is missing.
+    """
     folder = Path(train.proj_dir)
-    origin = Origin(
-        "weights",
-        path,
-        epoch,
-        read_shapes(path),
-        notes=notes,
-        folder=folder,
-        keeps_base=train.train_type != "all",
-    )
-    if origin.shapes and all(_is_state(name) for name in origin.shapes):
-        origin.base = folder / INIT
-        if not origin.base.is_file():
+    shapes: TensorShapes = read_shapes(path)
+    files = [path]
+    if shapes and all(_is_initial_state(name) for name in shapes):
+        base = folder / INIT
+        if not base.is_file():
             raise CheckpointError(
-                f"{path} holds only trained initial states; copy their base model to {origin.base}"
+                f"{path} holds only trained initial states; copy their base model to {base}"
             )
-        origin.shapes = read_shapes(origin.base) | origin.shapes
+        shapes = {**read_shapes(base), **shapes}
+        files.insert(0, base)
         notes.append(f"{path.name} holds the initial states, {INIT} their base model")
     supplied = folder / INIT_STATES
-    if supplied.is_file() and not any(_is_state(name) for name in origin.shapes):
+    if supplied.is_file() and not any(_is_initial_state(name) for name in shapes):
         if train.train_type == "states":
-            origin.states = supplied
-            origin.shapes = origin.shapes | read_shapes(supplied)
+            shapes = {**shapes, **read_shapes(supplied)}
+            files.append(supplied)
             notes.append(f"the initial states are those of {INIT_STATES}")
         else:
             notes.append(f"{INIT_STATES} is not used: --train_type {train.train_type}")
-    return origin
+    return FromWeights(
+        path, epoch, shapes, tuple(files), folder, keeps_base=train.train_type != "all"
+    )
 
 
-def _is_state(name: str) -> bool:
+def _is_initial_state(name: str) -> bool:
     return name.endswith(".time_state")
 
 
-def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> Origin | None:
-    path = file.path
+def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromState | None:
+    """Returns a training state if it is intact; says in `notes` why not.
+
+    Raises CheckpointError when its base model is missing: passing over the state would lose it.
+    """
+    path, folder = file.path, Path(train.proj_dir)
     try:
         if file.position is None:
             raise CheckpointError(file.fault)
@@ -222,19 +257,21 @@ def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> Origin
     except CheckpointError as error:
         notes.append(f"passed over: {error}")
         return None
-    shapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+    shapes: TensorShapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+    # Old states do not say their mini-epoch; those of one have its number in their name.
     in_name = epoch_of(path.with_suffix(".pth").name)
     epoch = -1 if path.stem == Path(FINAL).stem else state.get("epoch", in_name or 0)
     notes.extend(_about_weights(path.with_suffix(".pth"), state.get("weights_digest")))
-    origin = Origin("state", path, epoch, shapes, state, notes, folder=Path(train.proj_dir))
+    base = None
+    # What is trained is in the state, the frozen rest in a file of its own.
     if "base" in state:
-        origin.base = find_base(state["base"], origin.folder, train.load_model, path)
-        origin.shapes = read_shapes(origin.base) | shapes
-    return origin
+        base = find_base(state["base"], folder, train.load_model, path)
+        shapes = {**read_shapes(base), **shapes}
+    return FromState(path, epoch, shapes, state, folder, base)
 
 
 def _about_weights(path: Path, digest: str | None) -> list[str]:
-    """Says when the weights beside a state are not those that were saved with it."""
+    """Returns a note when the weights next to a state are not those that were saved with it."""
     if digest is None or not path.is_file():
         return []
     try:
@@ -249,7 +286,7 @@ def _about_weights(path: Path, digest: str | None) -> list[str]:
 
 
 def _require_unused(folder: Path, stage: int) -> None:
-    """Stages 0 and 1 start anew; they must not write over what an earlier run left."""
+    """Raises ConfigError when a run that starts anew would write over what an earlier run left."""
     names = [c.weights or c.state for c in resume_candidates(folder)]
     names += [state.path for state in list_states(folder)]
     taken = list(dict.fromkeys(path.name for path in names if path is not None))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,13 +19,10 @@ from types import TracebackType
 
 from rwkv_train.errors import ConfigError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:
-    # Windows
-    fcntl = None
 
-NAME = "run.lock"
+LOCK_FILE = "run.lock"
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class RunLock:
     wanted: False in the processes other than the run's first, for which it does nothing.
     """
 
-    def __init__(self, folder: Path, *, wanted: bool = True) -> None:
-        self._path = folder / NAME
-        self._wanted = wanted
+    def __init__(self, folder: Path, *, enabled: bool = True) -> None:
+        self._path = folder / LOCK_FILE
+        self._enabled = enabled
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
@@ -69,7 +67,7 @@ class RunLock:
         Says so when it takes over from a process that has died. Raises ConfigError when another
         process has it.
         """
-        if not self._wanted or self._descriptor is not None:
+        if not self._enabled or self._descriptor is not None:
             return
         try:
             self._descriptor = self._open_and_lock()
@@ -112,7 +110,7 @@ class RunLock:
             return descriptor
 
     def _is_gone(self, descriptor: int) -> bool:
-        """Whether the run that had the file removed it after we opened it."""
+        """Tells whether the run that had the file removed it after we opened it."""
         try:
             return self._path.stat().st_ino != os.fstat(descriptor).st_ino
         except FileNotFoundError:
@@ -141,8 +139,8 @@ class RunLock:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """True: locked; False: another process has it; None: no locks here."""
-    if fcntl is None:
+    """Locks a file; True: it is locked; False: another process has it; None: no locks here."""
+    if sys.platform == "win32":
         return None
     try:
         # Not flock: loader workers would inherit that and outlive a killed run for a while.

@@ -7,32 +7,36 @@ unit for saving, logging and naming.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from rwkv_train.training.bad_steps.detector import Guard
-from rwkv_train.training.bad_steps.recovery import BadSteps
-from rwkv_train.training.bad_steps.step_veto import Flags, Outcome, StepGate
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.run_length import RunLength
+from rwkv_train.training.bad_steps.detector import SpikeDetector
+from rwkv_train.training.bad_steps.recovery import Recovery
+from rwkv_train.training.bad_steps.step_veto import RankFlags, StepOutcome, StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
-from rwkv_train.training.checkpointing.training_state import Part, restore_state
-from rwkv_train.training.distributed.collectives import gather_objects, raise_together
+from rwkv_train.training.checkpointing.training_state import restore_state
+from rwkv_train.training.distributed.collectives import gather_objects, raise_on_all_ranks
+from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.optimizer import set_rates
 from rwkv_train.training.optim.schedule import Schedule, learning_rate, weight_decay
-from rwkv_train.training.progress import EpochRecord, Progress, StepRecord
-from rwkv_train.training.reporting.reporter import Reporter, tell
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.records import EpochRecord, StepRecord
+from rwkv_train.training.reporting.reporter import Reporter, notify
 from rwkv_train.training.signals import StopRequest
-
-if TYPE_CHECKING:
-    from rwkv_train.config.resolved import ResolvedConfig
-    from rwkv_train.config.run_length import RunLength
-    from rwkv_train.training.module import TrainingModule
-    from rwkv_train.training.validation import Validator
+from rwkv_train.training.validation import Validator
 
 
-class Loop(pl.Callback):
-    """Drives one run from `progress` to the end of `length`."""
+class StepCallback(pl.Callback):
+    """Drives one run from `progress` to the end of `length`.
+
+    state: the training state that the run resumes exactly, None: it begins with the module's
+    weights. detector: the one that `veto` and `saver` know too.
+    """
 
     def __init__(
         self,
@@ -42,9 +46,11 @@ class Loop(pl.Callback):
         progress: Progress,
         *,
         state: dict[str, Any] | None,
-        base: dict[str, Any] | None,
+        detector: SpikeDetector,
+        veto: StepVeto,
+        saver: Saver,
         validator: Validator,
-        reporters: list[Reporter],
+        reporters: Sequence[Reporter],
     ) -> None:
         self._config = config
         self._length = length
@@ -53,15 +59,12 @@ class Loop(pl.Callback):
         self._first_step = progress.step
         self._first_epoch = progress.step // length.epoch_steps
         self._state = state
+        self._detector = detector
+        self._veto = veto
+        self._saver = saver
+        self._recovery = Recovery(config, length, detector)
         self._validator = validator
         self._reporters = reporters
-        self._guard = Guard(config.safety)
-        # What else the training state holds, by name; the guard goes back in its own way.
-        parts: dict[str, Part] = {}
-        self._parts = {"guard": self._guard, **parts}
-        self._saver = Saver(config, length, self._parts, base)
-        self._bad_steps = BadSteps(config, length, self._guard, parts)
-        self._gate: StepGate | None = None
         self._save_owed = False
         self._last: StepRecord | None = None
         self._step_began = 0.0
@@ -69,14 +72,16 @@ class Loop(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Seeds dropout, then restores the training state: strategy and optimizer exist now."""
+        # Per rank, or all ranks would drop the same activations. Before the state is restored,
+        # which has a random state for each of the ranks that saved it.
         torch.manual_seed(self._config.train.random_seed + 1 + trainer.global_rank)
         if self._state is not None:
-            restore_state(trainer, pl_module, self._state, self._parts)
+            restore_state(trainer, pl_module, self._state)
+            self._detector.load_state_dict(self._state.get("guard", {}))
             # three times the model's size in fp32
             self._state = None
-        self._gate = StepGate(
-            trainer, pl_module, self._guard, lambda: self._flags(trainer, pl_module)
-        )
+        self._veto.attach(trainer, pl_module.step_loss, lambda: self._flags(trainer, pl_module))
+        # Last: a signal before this point ends the process at once, and nothing is lost.
         self.stop.listen()
 
     def on_train_batch_start(
@@ -89,6 +94,7 @@ class Loop(pl.Callback):
             self._step_began = time.perf_counter()
         pl_module.begin_step()
         step = self._progress.step
+        # By steps over all restarts; Lightning's count begins at 0 each time.
         set_rates(trainer.optimizers[0], self._rate(step), weight_decay(self._schedule, step))
 
     def on_train_batch_end(
@@ -99,17 +105,18 @@ class Loop(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """After the last micro batch: records the step, then whatever is due at this step."""
+        """Records the step after its last micro batch, then does what is due at it. Collective."""
         if (batch_idx + 1) % self._config.train.accumulate_grad_batches:
             return
-        assert self._gate is not None
-        outcome = self._gate.take_outcome()
-        self._act_together(trainer, pl_module, outcome.flags)
+        outcome = self._veto.take_outcome()
+        self._leave(trainer, pl_module, outcome.flags)
         if outcome.fault is None:
             self._count(outcome)
         else:
-            self._leave_out(trainer, pl_module, outcome)
+            self._skip(trainer, pl_module, outcome)
         self._report_saves()
+        # The mini-epoch first: what it saves makes a save in between unnecessary, and its
+        # validation the one that may be due at this step too.
         due_epoch = self._progress.step % self._length.epoch_steps == 0
         saved = due_epoch and self._end_epoch(trainer, pl_module)
         every = self._config.train.val_every
@@ -122,7 +129,8 @@ class Loop(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Saves the end of the run, or the unfinished mini-epoch it pauses in."""
         progress, length = self._progress, self._length
-        if self._gate is None or progress.step == self._first_step:
+        # Without a step there is nothing new, and the files of the run before must stay.
+        if progress.step == self._first_step:
             return
         if length.completes and progress.step == length.total_steps:
             self._announce_epoch_rest()
@@ -148,41 +156,48 @@ class Loop(pl.Callback):
         self._close()
 
     def _close(self) -> None:
-        self._saver.wait(hurry=True)
+        # People wait for the prompt now: what is left of a save is tried at once.
+        self._saver.wait(skip_backoff=True)
         self._report_saves()
         self.stop.release()
-        tell(self._reporters, lambda reporter: reporter.close())
-        self._reporters = []
+        notify(self._reporters, lambda reporter: reporter.close())
+        # Closed once, whichever hook comes first.
+        self._reporters = ()
 
     def _rate(self, step: int) -> float:
         return learning_rate(self._schedule, step, step - self._progress.ramp_begin)
 
-    def _flags(self, trainer: pl.Trainer, module: TrainingModule) -> Flags:
-        """What this rank knows before the optimizer steps."""
+    def _flags(self, trainer: pl.Trainer, module: TrainingModule) -> RankFlags:
+        """Returns what this rank knows before the optimizer steps."""
         first = trainer.is_global_zero
-        return Flags(
+        return RankFlags(
             asked_to_stop=self.stop.received is not None,
             data_fault=module.data_fault() is not None,
             save_due=first and self._saver.due(self._progress.step + 1),
             saves_failed=first and self._saver.fault() is not None,
         )
 
-    def _act_together(self, trainer: pl.Trainer, module: TrainingModule, flags: Flags) -> None:
-        # A signal or bad data may reach one rank only; all must leave after the same step.
+    def _leave(self, trainer: pl.Trainer, module: TrainingModule, flags: RankFlags) -> None:
+        """Ends the run on all ranks if one of them has a reason. Collective where a flag is set.
+
+        A signal or bad data may reach one rank only; `flags` are those of any rank, so that all
+        take the same branches here and leave after the same step.
+        """
         if flags.data_fault:
-            raise_together(trainer.strategy, module.data_fault())
+            raise_on_all_ranks(trainer.strategy, module.data_fault())
         if flags.saves_failed:
-            raise_together(trainer.strategy, self._saver.fault())
+            raise_on_all_ranks(trainer.strategy, self._saver.fault())
         if flags.asked_to_stop:
+            # A launcher may send the signal to one process; the exit status is that of all.
             numbers = gather_objects(trainer.strategy, self.stop.received)
             self.stop.received = max(filter(None, numbers))
             module.stop_requested = True
 
-    def _count(self, outcome: Outcome) -> None:
-        """A step that was taken."""
+    def _count(self, outcome: StepOutcome) -> None:
+        """Counts a step that was taken, and reports it."""
         step = self._progress.step
         self._progress.add_loss(outcome.loss)
-        self._guard.good(outcome.loss)
+        self._detector.record_good(outcome.loss)
         now = time.perf_counter()
         seconds, self._step_began = now - self._step_began, now
         record = StepRecord(
@@ -195,34 +210,37 @@ class Loop(pl.Callback):
             tokens_per_second=self._length.tokens_per_step / max(seconds, 1e-9),
         )
         self._last = record
-        tell(self._reporters, lambda reporter: reporter.on_step(record, self._progress))
+        notify(self._reporters, lambda reporter: reporter.on_step(record, self._progress))
 
-    def _leave_out(self, trainer: pl.Trainer, module: TrainingModule, outcome: Outcome) -> None:
-        """A step that was left out; after several in a row the run goes back."""
-        record = self._bad_steps.leave_out(trainer, module, outcome, self._progress.step)
-        self._progress.leave_out()
-        tell(self._reporters, lambda reporter: reporter.on_bad_step(record))
-        if self._guard.must_go_back():
-            self._saver.wait(hurry=True)
-            back = self._bad_steps.go_back(trainer, module, self._progress.step, record.skipped)
-            tell(self._reporters, lambda reporter: reporter.on_rollback(back))
-            # What is left out from now on must not be forgotten.
+    def _skip(self, trainer: pl.Trainer, module: TrainingModule, outcome: StepOutcome) -> None:
+        """Counts a step that was skipped; after several in a row the run rolls back. Collective."""
+        record = self._recovery.skip_step(trainer, module, outcome, self._progress.step)
+        self._progress.skip_step()
+        notify(self._reporters, lambda reporter: reporter.on_bad_step(record))
+        if self._detector.must_roll_back():
+            # The state that is being written may be the one to return to.
+            self._saver.wait(skip_backoff=True)
+            back = self._recovery.roll_back(trainer, module, self._progress.step, record.skipped)
+            notify(self._reporters, lambda reporter: reporter.on_rollback(back))
+            # A run that is killed now would resume before the samples that are skipped, and meet
+            # the same bad steps again.
             self._save_owed = True
         self._step_began = time.perf_counter()
 
     def _is_ending(self, module: TrainingModule) -> bool:
-        """Whether the run ends after this step, and `on_train_end` saves it."""
+        """Tells whether the run ends after this step, and `on_train_end` saves it."""
         return module.stop_requested or self._progress.step == self._length.total_steps
 
     def _save_between(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        # A state in the middle of bad steps would be one to go back to.
-        if self._guard.bad_in_a_row == 0:
+        """Saves the state alone. Collective: the detectors of all ranks agree."""
+        # A state in the middle of bad steps would be one to roll back to.
+        if self._detector.bad_in_a_row == 0:
             self._saver.save_between(trainer, module, self._progress)
             self._save_owed = False
             self._step_began = time.perf_counter()
 
     def _end_epoch(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
-        """Reports a finished mini-epoch, validates and saves it if due; True if it was saved."""
+        """Ends a mini-epoch: reports, validates and saves if due; tells whether it was saved."""
         progress, length = self._progress, self._length
         epoch = progress.step // length.epoch_steps - 1
         self._announce_epoch_rest()
@@ -241,20 +259,26 @@ class Loop(pl.Callback):
         return due
 
     def _announce_epoch_rest(self) -> None:
-        """Reports the mini-epoch that ends here, or that the run ends in; not one left out."""
+        """Reports the mini-epoch that ends here, or that the run ends in; not one without steps."""
         if self._progress.epoch_loss_steps and self._last is not None:
             self._announce((self._progress.step - 1) // self._length.epoch_steps, self._last)
 
     def _announce(self, epoch: int, last: StepRecord) -> None:
         record = EpochRecord(epoch, epoch - self._first_epoch, self._progress.epoch_loss, last)
-        tell(self._reporters, lambda reporter: reporter.on_epoch(record))
+        notify(self._reporters, lambda reporter: reporter.on_epoch(record))
 
     def _report_saves(self) -> None:
         for path in self._saver.take_written():
-            tell(self._reporters, lambda reporter, path=path: reporter.on_save(str(path)))
+            self._announce_save(str(path))
+
+    def _announce_save(self, path: str) -> None:
+        notify(self._reporters, lambda reporter: reporter.on_save(path))
 
     def _validate(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Before saving, so that the state knows the best loss; not when asked to leave."""
+        """Validates before saving, so that the state knows the best loss. Collective.
+
+        Not when asked to leave: a job scheduler gives a few seconds.
+        """
         if module.stop_requested:
             return
         self._validator.run(trainer, module, self._progress, self._saver, self._reporters)

@@ -1,0 +1,63 @@
+"""What reporters receive: plain records of steps, skipped steps, rollbacks and mini-epochs.
+
+The names of their fields are the keys of metrics.jsonl, a file format: they stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is known after one optimizer step; one line of metrics.jsonl.
+
+    step counts from 0; loss is the mean over the step's global batch before the update; grad_norm
+    is the global L2 norm before clipping; tokens were seen after the step.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    weight_decay: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class BadStepRecord:
+    """A step that was skipped, and why; also a line of metrics.jsonl.
+
+    samples: first and last sample number of its batch; suspects: those of the micro batches whose
+    loss was not finite, or largest, when they are not the whole batch.
+    """
+
+    step: int
+    skipped: str
+    samples: list[int]
+    suspects: list[int]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class RollbackRecord:
+    """After `step` the run returned to the state in `rollback`; also a line of metrics.jsonl.
+
+    left_out: first and last sample number between that state and where the run resumes.
+    """
+
+    step: int
+    rollback: str
+    left_out: list[int]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known at the end of a mini-epoch: its number, mean loss and last step."""
+
+    epoch: int
+    local_epoch: int
+    mean_loss: float
+    last: StepRecord

@@ -1,0 +1,78 @@
+"""Refuses, before anything is written, what this machine cannot do: packages, kernels, folder."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from rwkv_train.checkpoint.number_formats import DTYPES
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.versions import VERSIONS
+from rwkv_train.errors import ConfigError, missing_package
+from rwkv_train.ops.backends.dispatch import AUTO, Call, choose
+
+
+def check_packages(config: ResolvedConfig) -> None:
+    """Raises ConfigError when the strategy or the log of a resolved run lacks its package.
+
+    Everything that is not needed by every run is an extra of pyproject.toml. A missing plot library
+    refuses nothing (`reporting/plot.py`); that of the 8-bit optimizer is looked for by `discover`,
+    because the choice of the optimizer depends on it.
+    """
+    if config.train.train_stage == 1:
+        # Initial weights are written by torch alone, with the flags of the run that follows.
+        return
+    strategy, project = config.hardware.strategy, config.log.wandb
+    # Looked up and not imported: an import of DeepSpeed costs seconds, and reads the environment
+    # that `prepare_libraries` sets afterwards.
+    if strategy.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        message = missing_package(f"--strategy {strategy}", "deepspeed", "deepspeed")
+        raise ConfigError(f"{message}; or use --strategy ddp")
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        message = missing_package(f"--wandb {project}", "wandb", "wandb")
+        raise ConfigError(f'{message}; or give --wandb "" for none')
+
+
+def check_backend(config: ResolvedConfig) -> None:
+    """Builds and loads the kernels that a run asks for by name; raises BackendError if it cannot.
+
+    config: complete. With "auto" there is always a backend, and nothing is done.
+    """
+    name, model = config.hardware.wkv_backend, config.model
+    if name == AUTO or config.train.train_stage == 1:
+        return
+    op = VERSIONS[model.rwkv_version].operator
+    # An operator without heads counts channels.
+    size = model.head_size or 1
+    call = Call(
+        op=op,
+        device=torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu"),
+        dtype=DTYPES[config.hardware.precision],
+        batch=1,
+        time=1,
+        heads=model.dim_att // size,
+        head_size=size,
+        needs_grad=True,
+        has_state=False,
+        has_reset=False,
+    )
+    choose(importlib.import_module(f"rwkv_train.ops.{op}").BACKENDS, name, call)
+
+
+def make_folder(proj_dir: str) -> None:
+    """Makes the project folder; raises ConfigError when it cannot be written."""
+    folder = Path(proj_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions alone do not tell: the file system may be read-only, or full.
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise ConfigError(
+            f"--proj_dir {proj_dir} cannot be written ({reason}); choose a folder of your own"
+        ) from error

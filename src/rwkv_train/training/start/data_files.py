@@ -1,0 +1,77 @@
+"""The files of --data_file, opened once: `discover` looks at them, `open_data` makes samples."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rwkv_train.config.mixture_list import mixture_components
+from rwkv_train.config.schema import DataConfig
+from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
+from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_manifest
+from rwkv_train.data.samples.document_starts import DocumentStarts, document_starts
+from rwkv_train.data.samples.token_sources import Source, open_source, pairs_of
+from rwkv_train.data.sampling.held_out import HeldOut, hold_out
+
+
+class DataFiles(NamedTuple):
+    """The tokens of one data set and what lies next to them.
+
+    name: as given; "dummy" for the text that needs no file.
+    mask: None also where --loss_mask off leaves it unread; has_mask: whether there is one.
+    starts: of documents; None: the run does not ask for them.
+    """
+
+    name: str
+    source: Source
+    manifest: Manifest | None
+    mask: LossMask | None
+    has_mask: bool
+    starts: DocumentStarts | None
+
+
+class OpenedData(NamedTuple):
+    """What a run trains on: one data set, or the parts of a mixture in the order of the list.
+
+    held_out: what --val_split keeps from training; None without it.
+    """
+
+    parts: tuple[DataFiles, ...]
+    is_mixture: bool
+    held_out: HeldOut | None
+
+
+def open_data_files(data: DataConfig) -> OpenedData:
+    """Opens the training data; DataError when it cannot be used."""
+    components = mixture_components(data.data_file)
+    if components:
+        parts = [open_files(part.path, "binidx", data) for part in components]
+        return OpenedData(tuple(parts), True, None)
+    name = "dummy" if data.data_file is None else data.data_file
+    files = open_files(name, data.data_type, data)
+    return OpenedData((files,), False, _held_out_slots(data, files.source.tokens))
+
+
+def open_files(name: str, data_type: str, data: DataConfig) -> DataFiles:
+    """Opens one data set; DataError when it cannot be used.
+
+    data: says whether mask and documents are used. Of a training data set or a validation's.
+    """
+    source = open_source(name, data_type)
+    starts = document_starts(source) if data.reset_at_documents else None
+    if data_type != "binidx":
+        # A manifest that lies next to such a file by chance is of other data.
+        return DataFiles(name, source, None, None, False, starts)
+    manifest = read_manifest(name)
+    if data.loss_mask == "off":
+        # Unread, so that a damaged mask does no harm; the manifest tells that there is one.
+        promised = manifest is not None and manifest.sha256_mask is not None
+        return DataFiles(name, source, manifest, None, promised, starts)
+    mask = find_mask(manifest_prefix(name), pairs_of(source), manifest)
+    return DataFiles(name, source, manifest, mask, mask is not None, starts)
+
+
+def _held_out_slots(data: DataConfig, tokens: int) -> HeldOut | None:
+    if data.val_split is None:
+        return None
+    # The same lengths give the same slots at every start: nothing of them has to be saved.
+    return hold_out(tokens, data.ctx_len, data.val_split, data.val_ctx_len or data.ctx_len)
