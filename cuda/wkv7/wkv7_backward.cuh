@@ -4,10 +4,13 @@
 //   G += gy r^T      gr = S^T gy      gk = G^T v      gv = G k      gb = G^T u      gu = G b
 //   ga = S'^T gu     gd[i] = sum_j S'[j][i] G[j][i]                 G <- G diag(d) + gu a^T
 //
-// gd and ga need states and gradients of the same token, though states are known forwards and
-// gradients backwards. S starts from the state kept before every chunk and is computed again,
-// twice: once to find every u and to park the state before every burst of tokens, once per burst to
-// hold its states in registers. Nothing is subtracted or inverted.
+// Kept by the forward pass: the inputs, and S before every 64th token (checkpoint_interval); not y,
+// not u, not d. gd and ga need states and gradients of the same token, though states are known
+// forwards and gradients backwards. S starts from the state before every chunk, which the replay
+// kernel has left, and is computed again, twice: once to find every u and to park the state before
+// every burst of tokens, once per burst to hold its states in registers. Nothing is subtracted or
+// inverted. The walk over tokens: gpu_scan/backward_scan.cuh; the whole picture: cuda/README.md,
+// "What forward keeps for backward".
 //
 // At a document start a and d are staged as zero: G passes nothing on; ga is cleared when written.
 #pragma once
