@@ -4,6 +4,7 @@
 # Usage: cuda/sanitize.sh [PYTHON]      needs a CUDA device and the CUDA toolkit; some minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 python=${1:-python3}
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 if [ ! -x "$sanitizer" ]; then

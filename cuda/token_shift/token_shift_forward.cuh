@@ -26,8 +26,8 @@ __global__ void __launch_bounds__(kShiftThreads, 4)
   if (place.is_empty()) return;
   Pieces pieces(base);
   const ShiftForwardShared<Row> shared(pieces, p);
-  ShiftWalk<kChannels, kMoves, TokenShiftForward> walk(p, place, place.tokens,
-                                                                     shared.x, shared.moves);
+  ShiftWalk<kChannels, kMoves, TokenShiftForward> walk(p, place, place.tokens, shared.x,
+                                                       shared.moves);
   const auto visit = [&](int i, int n, int slot) {
 #pragma unroll
     for (int k = 0; k < kShiftRows; ++k) {

@@ -88,11 +88,75 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
   // Tokens beyond the end are staged so that they change nothing: zeros, and d = 1.
   __device__ void widen(int64_t t, int tokens) const {
     widen_values(t, tokens);
-    // The bonus needs delta of every token.
+    // The keys below need delta of tokens that other threads have staged.
     __syncthreads();
     widen_keys(t, tokens);
   }
 
+  // S[0]: the state before the burst, which begins at token `first` of the chunk
+  __device__ __forceinline__ void run_burst(State (&S)[kBurst], State& G, int first) const {
+#pragma unroll
+    for (int m = 1; m < kBurst; ++m) advance(S[m], S[m - 1], first + m - 1);
+#pragma unroll
+    for (int m = kBurst - 1; m >= 0; --m) step_back(S[m], G, first + m, m);
+  }
+
+  __device__ void write_gv(int64_t t, int first, const Vec8Place<kRows>& vec) const {
+    const int n = first + vec.token;
+    Vec8 gv = load_floats(shared.gv + vec.token * kRows + vec.at);
+    const Vec8 gy = load_floats(shared.gy + n * kRows + vec.at);
+    const float bonus = shared.bonus[n];
+#pragma unroll
+    for (int i = 0; i < kVec8; ++i) gv.at[i] += bonus * gy.at[i];
+    store_vec8(p.gv, place.token(t + n) + place.slice * kRows + vec.at, p.dtype, gv);
+  }
+
+  __device__ void write_sum(int64_t t, int first, const Vec8Place<kN>& vec, int which) const {
+    const int n = first + vec.token, at = n * kN + vec.at;
+    Vec8 sum = this->sum_over_warps(vec, which);
+    if (which == kSumD) {
+      const Vec8 slope = load_floats(shared.slope + at);
+#pragma unroll
+      for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
+      if constexpr (kDecayPerToken) {
+        results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
+      } else {
+        add_to(shared.gw + vec.token * kN + vec.at, sum);
+      }
+      return;
+    }
+    const Vec8 u = load_vec8(p.u, place.head * kN + vec.at, DType::kFloat);
+    const Vec8 other = load_floats((which == kSumR ? shared.k : shared.r) + at);
+    const float delta = shared.delta[n];
+#pragma unroll
+    for (int i = 0; i < kVec8; ++i) sum.at[i] += delta * u.at[i] * other.at[i];
+    results.write(which, which == kSumR ? p.gr : p.gk, place, t + n, vec.at, p.dtype, sum);
+  }
+
+  __device__ void clear_totals() const {
+    store_floats(shared.gu + threadIdx.x * kVec8, Vec8::of(0.0f));
+    if constexpr (!kDecayPerToken) {
+      for (int i = static_cast<int>(threadIdx.x); i < kBurst * kN; i += kThreads) {
+        shared.gw[i] = 0.0f;
+      }
+    }
+  }
+
+  __device__ void write_totals() const {
+    const bool first = range.end == p.time;
+    for (int key = static_cast<int>(threadIdx.x); key < kN; key += kThreads) {
+      float gu = 0.0f;
+      for (int n = key; n < kThreads * kVec8; n += kN) gu += shared.gu[n];
+      results.write_total(0, p.gu, place, key, gu, first);
+      if constexpr (!kDecayPerToken) {
+        float gw = 0.0f;
+        for (int m = 0; m < kBurst; ++m) gw += shared.gw[m * kN + key];
+        results.write_total(1, p.gw, place, key, gw, first);
+      }
+    }
+  }
+
+ private:
   __device__ void widen_values(int64_t t, int tokens) const {
     constexpr int kVecs = kChunk * kRows / kVec8;
     for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kVecs, kThreads>; n += kThreads) {
@@ -176,14 +240,6 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
     }
   }
 
-  // S[0]: the state before the burst, which begins at token `first` of the chunk
-  __device__ __forceinline__ void run_burst(State (&S)[kBurst], State& G, int first) const {
-#pragma unroll
-    for (int m = 1; m < kBurst; ++m) advance(S[m], S[m - 1], first + m - 1);
-#pragma unroll
-    for (int m = kBurst - 1; m >= 0; --m) step_back(S[m], G, first + m, m);
-  }
-
   // Token n of the chunk, m of the burst.
   __device__ __forceinline__ void step_back(const State& S, State& G, int n, int m) const {
     Keys r, k, d, gr = {}, gk = {}, gd = {};
@@ -210,66 +266,11 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
     tile.store_key_sums(gd, shared.sums_of(m, tile.warp, kSumD));
   }
 
-  __device__ void write_gv(int64_t t, int first, const Vec8Place<kRows>& vec) const {
-    const int n = first + vec.token;
-    Vec8 gv = load_floats(shared.gv + vec.token * kRows + vec.at);
-    const Vec8 gy = load_floats(shared.gy + n * kRows + vec.at);
-    const float bonus = shared.bonus[n];
-#pragma unroll
-    for (int i = 0; i < kVec8; ++i) gv.at[i] += bonus * gy.at[i];
-    store_vec8(p.gv, place.token(t + n) + place.slice * kRows + vec.at, p.dtype, gv);
-  }
-
-  __device__ void write_sum(int64_t t, int first, const Vec8Place<kN>& vec, int which) const {
-    const int n = first + vec.token, at = n * kN + vec.at;
-    Vec8 sum = this->sum_over_warps(vec, which);
-    if (which == kSumD) {
-      const Vec8 slope = load_floats(shared.slope + at);
-#pragma unroll
-      for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
-      if constexpr (kDecayPerToken) {
-        results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
-      } else {
-        add_to(shared.gw + vec.token * kN + vec.at, sum);
-      }
-      return;
-    }
-    const Vec8 u = load_vec8(p.u, place.head * kN + vec.at, DType::kFloat);
-    const Vec8 other = load_floats((which == kSumR ? shared.k : shared.r) + at);
-    const float delta = shared.delta[n];
-#pragma unroll
-    for (int i = 0; i < kVec8; ++i) sum.at[i] += delta * u.at[i] * other.at[i];
-    results.write(which, which == kSumR ? p.gr : p.gk, place, t + n, vec.at, p.dtype, sum);
-  }
-
   // Always by the same thread for the same place, so that no barrier is needed.
   __device__ static void add_to(float* total, const Vec8& x) {
     Vec8 sum = load_floats(total);
     add_vec8(sum, x);
     store_floats(total, sum);
-  }
-
-  __device__ void clear_totals() const {
-    store_floats(shared.gu + threadIdx.x * kVec8, Vec8::of(0.0f));
-    if constexpr (!kDecayPerToken) {
-      for (int i = static_cast<int>(threadIdx.x); i < kBurst * kN; i += kThreads) {
-        shared.gw[i] = 0.0f;
-      }
-    }
-  }
-
-  __device__ void write_totals() const {
-    const bool first = range.end == p.time;
-    for (int key = static_cast<int>(threadIdx.x); key < kN; key += kThreads) {
-      float gu = 0.0f;
-      for (int n = key; n < kThreads * kVec8; n += kN) gu += shared.gu[n];
-      results.write_total(0, p.gu, place, key, gu, first);
-      if constexpr (!kDecayPerToken) {
-        float gw = 0.0f;
-        for (int m = 0; m < kBurst; ++m) gw += shared.gw[m * kN + key];
-        results.write_total(1, p.gw, place, key, gw, first);
-      }
-    }
   }
 };
 

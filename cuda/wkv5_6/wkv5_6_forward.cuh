@@ -60,6 +60,43 @@ template <class TileType, bool kDecayPerToken, bool kOutput> struct Wkv5_6Forwar
     widen_values(tokens);
   }
 
+  // Token n of the chunk.
+  __device__ __forceinline__ void step(State& S, int n) const {
+    float k[kC], d[kC], v[kR];
+    tile.load_keys(k, shared.k + n * kN);
+    tile.load_keys(d, shared.d + n * kN);
+    tile.load_rows(v, shared.v + n * kRows);
+    if constexpr (kWithOutput) {
+      float r[kC], y[kR];
+      tile.load_keys(r, shared.r + n * kN);
+#pragma unroll
+      for (int i = 0; i < kR; ++i) {
+        y[i] = r[0] * S[i][0];
+#pragma unroll
+        for (int c = 1; c < kC; ++c) y[i] += r[c] * S[i][c];
+      }
+      tile.store_row_sums(y, shared.y + n * kRows);
+    }
+#pragma unroll
+    for (int i = 0; i < kR; ++i) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) S[i][c] = d[c] * S[i][c] + k[c] * v[i];
+    }
+  }
+
+  __device__ void write_outputs(int64_t t, int tokens) const {
+    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
+      const Vec8Place<kRows> vec(n);
+      Vec8 y = load_floats(shared.y + n * kVec8);
+      const Vec8 v = load_floats(shared.v + n * kVec8);
+      const float bonus = shared.bonus[vec.token];
+#pragma unroll
+      for (int i = 0; i < kVec8; ++i) y.at[i] += bonus * v.at[i];
+      store_vec8(p.y, place.token(t + vec.token) + place.slice * kRows + vec.at, p.dtype, y);
+    }
+  }
+
+ private:
   __device__ void widen_keys(int64_t t, int tokens) const {
     constexpr int kVecs = kChunk * kN / kVec8;
     const int64_t head = place.head * kN;
@@ -96,42 +133,6 @@ template <class TileType, bool kDecayPerToken, bool kOutput> struct Wkv5_6Forwar
   __device__ void widen_values(int tokens) const {
     for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
       store_floats(shared.v + n * kVec8, load_vec8(shared.raw_v, n * kVec8, p.dtype));
-    }
-  }
-
-  // Token n of the chunk.
-  __device__ __forceinline__ void step(State& S, int n) const {
-    float k[kC], d[kC], v[kR];
-    tile.load_keys(k, shared.k + n * kN);
-    tile.load_keys(d, shared.d + n * kN);
-    tile.load_rows(v, shared.v + n * kRows);
-    if constexpr (kWithOutput) {
-      float r[kC], y[kR];
-      tile.load_keys(r, shared.r + n * kN);
-#pragma unroll
-      for (int i = 0; i < kR; ++i) {
-        y[i] = r[0] * S[i][0];
-#pragma unroll
-        for (int c = 1; c < kC; ++c) y[i] += r[c] * S[i][c];
-      }
-      tile.store_row_sums(y, shared.y + n * kRows);
-    }
-#pragma unroll
-    for (int i = 0; i < kR; ++i) {
-#pragma unroll
-      for (int c = 0; c < kC; ++c) S[i][c] = d[c] * S[i][c] + k[c] * v[i];
-    }
-  }
-
-  __device__ void write_outputs(int64_t t, int tokens) const {
-    for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
-      const Vec8Place<kRows> vec(n);
-      Vec8 y = load_floats(shared.y + n * kVec8);
-      const Vec8 v = load_floats(shared.v + n * kVec8);
-      const float bonus = shared.bonus[vec.token];
-#pragma unroll
-      for (int i = 0; i < kVec8; ++i) y.at[i] += bonus * v.at[i];
-      store_vec8(p.y, place.token(t + vec.token) + place.slice * kRows + vec.at, p.dtype, y);
     }
   }
 };

@@ -4,10 +4,13 @@
 //   G += gy r^T      gr = S^T gy      gk = G^T v      gv = G k      gb = G^T u      gu = G b
 //   ga = S'^T gu     gd[i] = sum_j S'[j][i] G[j][i]                 G <- G diag(d) + gu a^T
 //
-// gd and ga need states and gradients of the same token, though states are known forwards and
-// gradients backwards. S starts from the state kept before every chunk and is computed again,
-// twice: once to find every u and to park the state before every burst of tokens, once per burst to
-// hold its states in registers. Nothing is subtracted or inverted.
+// Kept by the forward pass: the inputs, and S before every 64th token (checkpoint_interval); not y,
+// not u, not d. gd and ga need states and gradients of the same token, though states are known
+// forwards and gradients backwards. S starts from the state before every chunk, which the replay
+// kernel has left, and is computed again, twice: once to find every u and to park the state before
+// every burst of tokens, once per burst to hold its states in registers. Nothing is subtracted or
+// inverted. The walk over tokens: gpu_scan/backward_scan.cuh; the whole picture: cuda/README.md,
+// "What forward keeps for backward".
 //
 // At a document start a and d are staged as zero: G passes nothing on; ga is cleared when written.
 #pragma once
@@ -99,6 +102,43 @@ template <class TileType> struct Wkv7BackwardBlock
     sweep(S[0], S[1], last);
   }
 
+  // S[0]: the state before the burst, which begins at token `first` of the chunk
+  __device__ __forceinline__ void run_burst(State (&S)[kBurst], State& G, int first) const {
+    State after;
+#pragma unroll
+    for (int m = 0; m < kBurst; ++m) {
+      Values u;
+      tile.load_rows(u, shared.u + (first + m) * kRows);
+      State& next = m + 1 < kBurst ? S[m + 1 < kBurst ? m + 1 : 0] : after;
+      advance(next, S[m], u, first + m);
+      add_r(next, first + m, m);
+    }
+#pragma unroll
+    for (int m = kBurst - 1; m >= 0; --m) step_back(S[m], G, first + m, m);
+  }
+
+  __device__ void write_gv(int64_t t, int first, const Vec8Place<kRows>& vec) const {
+    store_vec8(p.gv, place.token(t + first + vec.token) + place.slice * kRows + vec.at, p.dtype,
+               load_floats(shared.gv + vec.token * kRows + vec.at));
+  }
+
+  __device__ void write_sum(int64_t t, int first, const Vec8Place<kN>& vec, int which) const {
+    const int n = first + vec.token;
+    Vec8 sum = this->sum_over_warps(vec, which);
+    if (which == kWkv7SumW) {
+      const Vec8 slope = load_floats(shared.slope + n * kN + vec.at);
+#pragma unroll
+      for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
+      return results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
+    }
+    // a was staged as zero there, so what its sum holds is no gradient.
+    if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Vec8::of(0.0f);
+    void* const result = which == kWkv7SumR ? p.gr : which == kWkv7SumK ? p.gk
+                         : which == kWkv7SumA ? p.ga : p.gb;
+    results.write(which, result, place, t + n, vec.at, p.dtype, sum);
+  }
+
+ private:
   // Finds u of every token and the states before the bursts; `before_last` is that of burst `last`.
   // S: the state before the chunk, used up.
   __device__ __forceinline__ void sweep(State& before_last, State& S, int last) const {
@@ -149,21 +189,6 @@ template <class TileType> struct Wkv7BackwardBlock
 #pragma unroll
       for (int c = 0; c < kC; ++c) to[i][c] = from[i][c] * d[c] + u[i] * b[c] + v[i] * k[c];
     }
-  }
-
-  // S[0]: the state before the burst, which begins at token `first` of the chunk
-  __device__ __forceinline__ void run_burst(State (&S)[kBurst], State& G, int first) const {
-    State after;
-#pragma unroll
-    for (int m = 0; m < kBurst; ++m) {
-      Values u;
-      tile.load_rows(u, shared.u + (first + m) * kRows);
-      State& next = m + 1 < kBurst ? S[m + 1 < kBurst ? m + 1 : 0] : after;
-      advance(next, S[m], u, first + m);
-      add_r(next, first + m, m);
-    }
-#pragma unroll
-    for (int m = kBurst - 1; m >= 0; --m) step_back(S[m], G, first + m, m);
   }
 
   // S: the state after token n of the chunk, m of the burst
@@ -230,27 +255,6 @@ template <class TileType> struct Wkv7BackwardBlock
       shared.gv[m * kRows + tile.first_row() + which - kR] = sums[0];
     }
     all_gather<2 * kR, kKeyLanes>(gu, sums[0], tile.lane);
-  }
-
-  __device__ void write_gv(int64_t t, int first, const Vec8Place<kRows>& vec) const {
-    store_vec8(p.gv, place.token(t + first + vec.token) + place.slice * kRows + vec.at, p.dtype,
-               load_floats(shared.gv + vec.token * kRows + vec.at));
-  }
-
-  __device__ void write_sum(int64_t t, int first, const Vec8Place<kN>& vec, int which) const {
-    const int n = first + vec.token;
-    Vec8 sum = this->sum_over_warps(vec, which);
-    if (which == kWkv7SumW) {
-      const Vec8 slope = load_floats(shared.slope + n * kN + vec.at);
-#pragma unroll
-      for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
-      return results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
-    }
-    // a was staged as zero there, so what its sum holds is no gradient.
-    if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Vec8::of(0.0f);
-    void* const result = which == kWkv7SumR ? p.gr : which == kWkv7SumK ? p.gk
-                         : which == kWkv7SumA ? p.ga : p.gb;
-    results.write(which, result, place, t + n, vec.at, p.dtype, sum);
   }
 };
 
