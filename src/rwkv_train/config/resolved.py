@@ -82,6 +82,11 @@ class ResolvedOptim(OptimConfig):
     adam_eps: float = field()
     optimizer: OptimizerName = field()
 
+    @property
+    def muon_factor(self) -> float:
+        """Rate of Muon's matrices over the base rate; 1 without Muon."""
+        return 1.0 if self.muon_lr is None else self.muon_lr / self.lr_init
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTrain(TrainConfig):

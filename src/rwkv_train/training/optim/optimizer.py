@@ -58,7 +58,7 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) 
 def _described(group: ParameterGroup, optim: ResolvedOptim) -> dict[str, Any]:
     factor = group.lr_factor
     if group.hidden_matrices:
-        factor *= optim.muon_lr / optim.lr_init
+        factor *= optim.muon_factor
     return {
         "params": group.parameters,
         "lr_factor": factor,
