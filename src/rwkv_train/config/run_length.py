@@ -38,6 +38,7 @@ def step_shape(train: TrainConfig, ctx_len: int, hardware: ResolvedHardware) -> 
 
 def schedule_steps(train: ResolvedTrain, step: StepShape) -> int | None:
     """Returns the optimizer steps from the start of the run to its schedule's end; None: no end."""
+    # The sign of exit_tokens only chooses the curve; 0 leaves the end to the mini-epochs.
     if train.exit_tokens:
         return -(-abs(train.exit_tokens) // step.tokens)
     return train.epoch_count * train.epoch_steps if train.epoch_count else None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from rwkv_train.command_line import OneLineParser
-from rwkv_train.config.schema import Backend
+from rwkv_train.config.choices import Backend
 from rwkv_train.errors import ConfigError, TrainerError
 
 

@@ -44,6 +44,7 @@ def resolve_length(
 
 def _mini_epoch(step: StepShape, lines: list[str]) -> int:
     """Returns the steps of a mini-epoch; it ends where rows end."""
+    # Whole rows, because what a mini-epoch saves for the world carries no state into a row's rest.
     groups = max(1, MINI_EPOCH_SAMPLES // step.samples)
     several = f", {step.windows} steps each" if step.windows > 1 else ""
     lines.append(
@@ -108,6 +109,7 @@ def _epoch_count(
     """Returns the length of the step-based schedule: as given, else the data's mini-epochs."""
     if train.epoch_count is not None:
         return train.epoch_count
+    # The prime is the length of one pass of the permutation; other data has all its slots.
     samples = data.magic_prime or found.token_count // data.ctx_len
     steps = samples // step.samples * step.windows
     count = steps // train.epoch_steps
