@@ -1,9 +1,8 @@
 """One frozen configuration, grouped in the sections that the layers receive.
 
 A field is a name, a type with its limits, a default and one line of help, which `--help` prints.
-`None` means "derive it": `resolve` does so and returns a `ResolvedConfig`, whose types say what is
-known then. A leaf name stands in one section only: `--n_layer 12` on the command line is
-`model.n_layer` in code and YAML.
+`None` means "derive it": `resolve` does so and returns a `ResolvedConfig`. A leaf name stands in
+one section only: `--n_layer 12` on the command line is `model.n_layer` in code and YAML.
 """
 
 from __future__ import annotations
