@@ -26,7 +26,7 @@ ResolvedStrategy = Literal[
     "deepspeed_stage_3_offload",
 ]
 Strategy = Literal["auto", ResolvedStrategy]
-Backend = Literal[
+BackendName = Literal[
     "auto",
     "native",
     "chunked",

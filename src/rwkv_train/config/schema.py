@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from rwkv_train.config.choices import (
     Accelerator,
-    Backend,
+    BackendName,
     OptimizerName,
     Precision,
     Strategy,
@@ -261,7 +261,7 @@ class HardwareConfig:
     """auto: single_device for one process, else ddp on CPUs and deepspeed_stage_2 on GPUs"""
     ds_bucket_mb: Annotated[int, AtLeast(1)] = 200
     """DeepSpeed's bucket size in millions of elements"""
-    wkv_backend: Backend = "auto"
+    wkv_backend: BackendName = "auto"
     """implementation of the WKV operators; auto: the fastest that accepts the call"""
     head_chunk: Annotated[int | None, AtLeast(1)] = None
     """rows per slice of the fused head and loss; None: chosen by vocabulary size"""

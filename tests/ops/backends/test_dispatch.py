@@ -151,7 +151,7 @@ def test_the_kernels_of_native_can_be_asked_for_by_name_and_are_config_values(op
     assert set(kernels) == expected
     assert all(b.module == f"rwkv_train.ops.{op}.native" for b in kernels.values())
     assert {b.kernel for b in kernels.values()} <= set(KERNELS)
-    assert {b.name for b in module.BACKENDS} | {"auto"} <= set(get_args(choices.Backend))
+    assert {b.name for b in module.BACKENDS} | {"auto"} <= set(get_args(choices.BackendName))
 
 
 def test_the_call_says_what_a_backend_may_ask(monkeypatch):
