@@ -7,7 +7,7 @@ import dataclasses
 from rwkv_train.config.discovered import DataDiscovered, Discovered, StartDiscovered
 from rwkv_train.config.mixture_list import mixture_components
 from rwkv_train.config.resolved import ResolvedData, ResolvedTrain, not_narrowed
-from rwkv_train.config.run_length import StepShape, schedule_steps
+from rwkv_train.config.run_length import StepShape, budget_steps
 from rwkv_train.config.schema import RunConfig, TrainConfig
 from rwkv_train.errors import ConfigError
 
@@ -85,8 +85,7 @@ def _exit_epoch(train: ResolvedTrain, step: StepShape, lines: list[str]) -> int 
 
     The budget's schedule has no use for epoch_count, which still limits the run.
     """
-    steps = schedule_steps(train, step)
-    assert steps is not None, "a token budget ends the schedule"
+    steps = budget_steps(train.exit_tokens, step)
     if train.epoch_count is None or train.epoch_count * train.epoch_steps >= steps:
         return train.exit_epoch
     last = max(0, train.epoch_count - 1)
