@@ -11,10 +11,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rwkv_train.config.choices import Strategy
 from rwkv_train.config.command_line.argv import read_arguments, write_arguments
 from rwkv_train.config.command_line.fields import fields, sections
 from rwkv_train.config.load import dump_config, load_config, read_config
-from rwkv_train.config.schema import RunConfig, Strategy
+from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import ConfigError
 
 

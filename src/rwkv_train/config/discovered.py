@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rwkv_train.config.schema import ModelConfig, OptimizerName
+from rwkv_train.config.choices import OptimizerName
+from rwkv_train.config.schema import ModelConfig
 
 
 @dataclass(frozen=True)

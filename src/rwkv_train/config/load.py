@@ -27,7 +27,8 @@ from rwkv_train.config.command_line.argv import (
 from rwkv_train.config.command_line.fields import fields, sections
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.rwkv_lm.flags import FLAGS
-from rwkv_train.config.schema import RunConfig, Section
+from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.sections import Section
 from rwkv_train.errors import ConfigError
 
 _TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)

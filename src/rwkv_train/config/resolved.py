@@ -10,23 +10,19 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rwkv_train.config.choices import Accelerator, OptimizerName, Precision, ResolvedStrategy
 from rwkv_train.config.rwkv_lm.warmup import stored_warmup
 from rwkv_train.config.schema import (
     DataConfig,
     HardwareConfig,
     ModelConfig,
     OptimConfig,
-    OptimizerName,
-    Precision,
-    ResolvedStrategy,
     RunConfig,
-    Section,
     TrainConfig,
 )
+from rwkv_train.config.sections import Section
 from rwkv_train.config.versions import VERSIONS
 
-# What --accelerator can be once it is decided.
-Accelerator = Literal["cpu", "gpu"]
 # Sizes that not every version has; the schema's default of all of them is None.
 SPECIFIC_SIZES = ("head_size", "rank_mix", "rank_decay", "rank_iclr", "rank_value", "rank_gate")
 
@@ -82,6 +78,11 @@ class ResolvedOptim(OptimConfig):
     adam_eps: float = field()
     optimizer: OptimizerName = field()
 
+    @property
+    def muon_factor(self) -> float:
+        """Rate of Muon's matrices over the base rate; 1 without Muon."""
+        return 1.0 if self.muon_lr is None else self.muon_lr / self.lr_init
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTrain(TrainConfig):
@@ -115,6 +116,7 @@ class ResolvedConfig(RunConfig):
 
     def as_given(self) -> RunConfig:
         """Returns the configuration as a user would write it, which resolves to this one."""
+        # Files keep this form: older ones must be readable, and RWKV-LM's -1 is what they hold.
         warmup = {"warmup_steps": stored_warmup(self.optim.warmup_steps)}
         return RunConfig(
             model=self.model.as_given(),
@@ -130,6 +132,7 @@ class ResolvedConfig(RunConfig):
 
 def not_narrowed(given: Section, kind: type[Section]) -> dict[str, Any]:
     """Returns the fields of `given` that the resolved section `kind` does not redeclare."""
+    # The redeclared ones are then passed by name, so that the type checker sees each of them.
     return {k: v for k, v in _values(given).items() if k not in kind.__annotations__}
 
 

@@ -36,10 +36,17 @@ def step_shape(train: TrainConfig, ctx_len: int, hardware: ResolvedHardware) -> 
     return StepShape(samples, ctx_len, ctx_len // _window_len(train, ctx_len))
 
 
+def budget_steps(exit_tokens: int, step: StepShape) -> int:
+    """Returns the optimizer steps that read this many tokens, the last one perhaps in part."""
+    # The sign only chooses the curve.
+    return -(-abs(exit_tokens) // step.tokens)
+
+
 def schedule_steps(train: ResolvedTrain, step: StepShape) -> int | None:
     """Returns the optimizer steps from the start of the run to its schedule's end; None: no end."""
+    # 0 leaves the end to the mini-epochs.
     if train.exit_tokens:
-        return -(-abs(train.exit_tokens) // step.tokens)
+        return budget_steps(train.exit_tokens, step)
     return train.epoch_count * train.epoch_steps if train.epoch_count else None
 
 

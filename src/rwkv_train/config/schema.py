@@ -1,48 +1,25 @@
 """One frozen configuration, grouped in the sections that the layers receive.
 
-A field is a name, a type, a default and one line of help with its unit; the help is the text under
-the field, which `--help` prints; the limits of a number stand in its annotation. `None` means
-"derive it from the files, the hardware or the version": `resolve` does so and returns a
-`ResolvedConfig`, whose types say what is known then. No leaf name occurs in two sections, so that
-the command line is flat (`--n_layer 12`) while code and YAML are grouped (`model.n_layer`).
+A field is a name, a type with its limits, a default and one line of help, which `--help` prints.
+`None` means "derive it": `resolve` does so and returns a `ResolvedConfig`. A leaf name stands in
+one section only: `--n_layer 12` on the command line is `model.n_layer` in code and YAML.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
+from rwkv_train.config.choices import (
+    Accelerator,
+    BackendName,
+    OptimizerName,
+    Precision,
+    Strategy,
+    VersionName,
+)
 from rwkv_train.config.limits import Above, AtLeast, MultipleOf, Share
-from rwkv_train.config.versions import VERSIONS, WIDTH_UNIT
-
-if TYPE_CHECKING:
-    VersionName: TypeAlias = str
-else:
-    # The table's names, so that a new row is a new choice; a type checker wants them spelled out.
-    VersionName = Literal[tuple(VERSIONS)]
-
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-OptimizerName = Literal["adamw", "muon", "adam8bit"]
-ResolvedStrategy = Literal[
-    "single_device",
-    "ddp",
-    "deepspeed_stage_1",
-    "deepspeed_stage_2",
-    "deepspeed_stage_2_offload",
-    "deepspeed_stage_3",
-    "deepspeed_stage_3_offload",
-]
-Strategy = Literal["auto", ResolvedStrategy]
-Backend = Literal[
-    "auto",
-    "native",
-    "chunked",
-    "reference",
-    "native:scan",
-    "native:wide",
-    "native:chunks",
-    "native:segments",
-]
+from rwkv_train.config.versions import WIDTH_UNIT
 
 
 @dataclass(frozen=True)
@@ -272,7 +249,7 @@ class SafetyConfig:
 class HardwareConfig:
     """What it runs on."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Literal["auto", Accelerator] = "auto"
     """auto: a GPU if there is one"""
     devices: Annotated[int | None, AtLeast(1)] = None
     """processes per node, one per GPU; None: all GPUs, or one process on a CPU"""
@@ -284,7 +261,7 @@ class HardwareConfig:
     """auto: single_device for one process, else ddp on CPUs and deepspeed_stage_2 on GPUs"""
     ds_bucket_mb: Annotated[int, AtLeast(1)] = 200
     """DeepSpeed's bucket size in millions of elements"""
-    wkv_backend: Backend = "auto"
+    wkv_backend: BackendName = "auto"
     """implementation of the WKV operators; auto: the fastest that accepts the call"""
     head_chunk: Annotated[int | None, AtLeast(1)] = None
     """rows per slice of the fused head and loss; None: chosen by vocabulary size"""
@@ -316,23 +293,6 @@ class RunConfig:
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     log: LogConfig = field(default_factory=LogConfig)
-
-
-Section: TypeAlias = (
-    ModelConfig
-    | DataConfig
-    | OptimConfig
-    | TrainConfig
-    | AdapterConfig
-    | SafetyConfig
-    | HardwareConfig
-    | LogConfig
-)
-
-
-def sections_of(config: RunConfig) -> tuple[Section, ...]:
-    """Returns the sections of a configuration in the order of the schema."""
-    return tuple(getattr(config, entry.name) for entry in fields(config))
 
 
 def listed(words: str | None) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from rwkv_train.command_line import OneLineParser
-from rwkv_train.config.schema import Backend
+from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError, TrainerError
 
 
@@ -41,7 +41,7 @@ def generate_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--wkv_backend",
-        choices=get_args(Backend),
+        choices=get_args(BackendName),
         default="auto",
         help="implementation of the WKV operator",
     )

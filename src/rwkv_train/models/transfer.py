@@ -76,6 +76,7 @@ def enlarge(model: RWKV, donor: Mapping[str, Tensor], *, seed: int = 0) -> str:
     smaller than the donor in any size, CheckpointError when tensors are missing or unknown.
     """
     small = config_from_shapes({name: tuple(value.shape) for name, value in donor.items()})
+    assert small.n_layer is not None and small.vocab_size is not None, "shapes tell both"
     large = model.config
     for name in ("n_layer", "n_embd", "dim_att", "dim_ffn"):
         before, now = getattr(small, name), getattr(large, name)

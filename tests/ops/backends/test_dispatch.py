@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 import torch
 
-from rwkv_train.config import schema
+from rwkv_train.config import choices
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends import dispatch
 from rwkv_train.ops.backends.dispatch import Backend, Call, Refusal, choose
@@ -151,7 +151,7 @@ def test_the_kernels_of_native_can_be_asked_for_by_name_and_are_config_values(op
     assert set(kernels) == expected
     assert all(b.module == f"rwkv_train.ops.{op}.native" for b in kernels.values())
     assert {b.kernel for b in kernels.values()} <= set(KERNELS)
-    assert {b.name for b in module.BACKENDS} | {"auto"} <= set(get_args(schema.Backend))
+    assert {b.name for b in module.BACKENDS} | {"auto"} <= set(get_args(choices.BackendName))
 
 
 def test_the_call_says_what_a_backend_may_ask(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.checkpoint.weights import load_weights
-from rwkv_train.config.schema import HardwareConfig, OptimConfig
+from rwkv_train.config.resolved import ResolvedHardware, ResolvedOptim
 from rwkv_train.models.parameters import parameter_groups
 from rwkv_train.training.optim.muon import MuonWithAdamW
 from rwkv_train.training.optim.optimizer import build_optimizer, set_rates
@@ -144,7 +144,7 @@ def test_a_warmup_is_chosen_for_another_optimizer_when_none_is_given(
 
 
 def test_matrices_move_as_torchs_own_muon_moves_them():
-    options = OptimConfig(
+    options = ResolvedOptim(
         optimizer="muon",
         lr_init=1e-3,
         muon_lr=3e-2,
@@ -156,7 +156,8 @@ def test_matrices_move_as_torchs_own_muon_moves_them():
     )
     model, twin = tiny_model("6"), tiny_model("6")
     groups = parameter_groups(model, weight_decay=0.5, matrices_apart=True)
-    ours = build_optimizer(groups, options, HardwareConfig(strategy="ddp", precision="fp32"))
+    hardware = ResolvedHardware(accelerator="cpu", devices=1, precision="fp32", strategy="ddp")
+    ours = build_optimizer(groups, options, hardware)
     matrices = dict(twin.named_parameters())
     torchs = torch.optim.Muon(
         [matrices[name] for name in groups[-1].names],

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rwkv_train.config.schema import HardwareConfig, OptimConfig
+from rwkv_train.config.resolved import ResolvedHardware, ResolvedOptim
 from rwkv_train.models.parameters import parameter_groups
 from rwkv_train.training.optim import optimizer_state
 from rwkv_train.training.optim.optimizer import build_optimizer, set_rates
 from tests.models.tiny import tiny_model
 
-GPU = {"accelerator": "gpu", "precision": "bf16"}
+GPU = {"accelerator": "gpu", "devices": 1, "precision": "bf16"}
+CPU = {"accelerator": "cpu", "devices": 1, "precision": "fp32"}
 
 
 class Standin8bit(torch.optim.Optimizer):
@@ -66,14 +67,14 @@ def train_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps:
         optimizer.step()
 
 
-def built(model: torch.nn.Module, optimizer: str, hardware: HardwareConfig):
-    options = OptimConfig(optimizer=optimizer, adam_eps=1e-7, beta2=0.95, muon_lr=6e-4)
+def built(model: torch.nn.Module, optimizer: str, hardware: ResolvedHardware):
+    options = ResolvedOptim(optimizer=optimizer, adam_eps=1e-7, beta2=0.95, muon_lr=6e-4)
     groups = parameter_groups(model, weight_decay=0.1, matrices_apart=optimizer == "muon")
     return build_optimizer(groups, options, hardware)
 
 
 def test_eight_bit_adam_has_our_groups_and_options(bitsandbytes: None):
-    optimizer = built(tiny_model("6"), "adam8bit", HardwareConfig(strategy="ddp", **GPU))
+    optimizer = built(tiny_model("6"), "adam8bit", ResolvedHardware(strategy="ddp", **GPU))
     assert isinstance(optimizer, Standin8bit)
     set_rates(optimizer, 1e-3, 0.2)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
@@ -86,7 +87,7 @@ def test_eight_bit_adam_has_our_groups_and_options(bitsandbytes: None):
 
 @pytest.mark.parametrize("optimizer", ["adam8bit", "muon", "adamw"])
 def test_a_captured_optimizer_goes_on_exactly(bitsandbytes: None, tmp_path: Path, optimizer: str):
-    hardware = HardwareConfig(strategy="ddp", accelerator="cpu", precision="fp32")
+    hardware = ResolvedHardware(strategy="ddp", **CPU)
     whole, part, rest = (tiny_model("6") for _ in range(3))
     train_steps(whole, built(whole, optimizer, hardware), range(5))
     first = built(part, optimizer, hardware)
@@ -118,7 +119,7 @@ def test_deepspeed_on_gpus_has_its_own_adam(monkeypatch: pytest.MonkeyPatch):
         ("ddp", "gpu", torch.optim.AdamW),
         ("deepspeed_stage_2", "cpu", torch.optim.AdamW),
     ):
-        hardware = HardwareConfig(strategy=strategy, accelerator=accelerator, precision="bf16")
+        hardware = ResolvedHardware(strategy=strategy, **{**GPU, "accelerator": accelerator})
         assert type(built(tiny_model("6"), "adamw", hardware)) is expected
 
 
@@ -129,7 +130,9 @@ def test_torchs_adam_serves_where_deepspeeds_cannot_be_built(
         raise RuntimeError("nvcc not found")
 
     monkeypatch.setattr("deepspeed.ops.adam.FusedAdam", refuse)
-    optimizer = built(tiny_model("6"), "adamw", HardwareConfig(strategy="deepspeed_stage_2", **GPU))
+    optimizer = built(
+        tiny_model("6"), "adamw", ResolvedHardware(strategy="deepspeed_stage_2", **GPU)
+    )
     assert type(optimizer) is torch.optim.AdamW and optimizer.param_groups[0]["fused"]
     printed = capsys.readouterr().out
     assert "FusedAdam" in printed and "nvcc not found" in printed

@@ -7,7 +7,8 @@ import math
 import typing
 
 from rwkv_train.config.limits import Limit
-from rwkv_train.config.schema import ModelConfig, Section
+from rwkv_train.config.schema import ModelConfig
+from rwkv_train.config.sections import Section
 from rwkv_train.config.versions import version_row, versions_with
 from rwkv_train.errors import ConfigError
 

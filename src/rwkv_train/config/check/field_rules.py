@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 
-from rwkv_train.config.check.adapter_settings import check_adapter
 from rwkv_train.config.check.field_limits import check_limits, check_version
-from rwkv_train.config.check.mixture_weights import check_mixture
 from rwkv_train.config.check.validation_settings import check_validation
 from rwkv_train.config.check.window_settings import check_windows
+from rwkv_train.config.mixture_list import mixture_components, weights_change
 from rwkv_train.config.schema import (
+    AdapterConfig,
     DataConfig,
     LogConfig,
     OptimConfig,
     RunConfig,
     SafetyConfig,
-    Section,
     TrainConfig,
-    sections_of,
+    listed,
 )
+from rwkv_train.config.sections import Section, sections_of
 from rwkv_train.errors import ConfigError
+
+# What --lora_train may name; `models.adapters` says which tensors each one stands for.
+_TRAINED_FULLY = ("time", "ln", "emb", "head")
 
 
 def check_fields(config: RunConfig) -> None:
@@ -34,11 +37,11 @@ def check_fields(config: RunConfig) -> None:
     _check_data(config.data, config.train)
     _check_what_counts(config.data, config.train)
     check_validation(config.data, config.train)
-    check_mixture(config.data)
+    _check_mixture(config.data)
     _check_schedule(config.optim, config.train)
     _check_optimizer(config.optim, config.train)
     _check_start(config.train)
-    check_adapter(config.adapter, config.train)
+    _check_adapter(config.adapter, config.train)
     _check_safety(config.safety, config.train)
     _check_log(config.log)
     check_windows(config)
@@ -86,6 +89,36 @@ def _check_what_counts(data: DataConfig, train: TrainConfig) -> None:
             "--reset_at_documents 1 with --train_type states: a reset empties the state that is"
             " to be trained; leave one out"
         )
+
+
+def _check_mixture(data: DataConfig) -> None:
+    """Raises ConfigError for weights and settings that do not go together."""
+    parts = mixture_components(data.data_file)
+    if data.mix_tokens is not None and not weights_change(parts):
+        raise ConfigError(
+            f"--mix_tokens {data.mix_tokens} says over how many tokens weights change, but those of"
+            f" --data_file {data.data_file} do not; write PREFIX:BEGIN..END, or leave it out"
+        )
+    if not parts:
+        return
+    given = {
+        "data_type": data.data_type != "binidx" and data.data_type,
+        "magic_prime": data.magic_prime,
+        "sample_offset": data.sample_offset,
+        "val_split": data.val_split,
+    }
+    reasons = {
+        "data_type": "only binidx data can be mixed",
+        "magic_prime": "every part of a mixture has a prime of its own, which is computed",
+        "sample_offset": "it shifts one data set, not the parts of a mixture",
+        "val_split": "a mixture is validated on data of its own: --val_data_file",
+    }
+    for name, value in given.items():
+        if value:
+            raise ConfigError(
+                f"--{name} {value} with a --data_file of {len(parts)} weighted parts: "
+                f"{reasons[name]}; leave it out"
+            )
 
 
 def _check_schedule(optim: OptimConfig, train: TrainConfig) -> None:
@@ -143,6 +176,29 @@ def _check_start(train: TrainConfig) -> None:
         f" goes on from {train.proj_dir}; copy it to {train.proj_dir}/rwkv-init.pth or use"
         " --train_stage 0"
     )
+
+
+def _check_adapter(adapter: AdapterConfig, train: TrainConfig) -> None:
+    """Raises ConfigError for settings without --train_type lora and for words nobody knows."""
+    if train.train_type != "lora":
+        for field in dataclasses.fields(adapter):
+            value = getattr(adapter, field.name)
+            if value != field.default:
+                raise ConfigError(
+                    f"--{field.name} {value} belongs to --train_type lora, but --train_type is "
+                    f"{train.train_type}; give --train_type lora or leave it out"
+                )
+    for word in listed(adapter.lora_train):
+        if word not in _TRAINED_FULLY:
+            raise ConfigError(
+                f"--lora_train {adapter.lora_train}: {word!r} is unknown, expected some of "
+                f"{', '.join(_TRAINED_FULLY)} with commas between"
+            )
+    if adapter.lora_targets is not None and not listed(adapter.lora_targets):
+        raise ConfigError(
+            "--lora_targets names no matrix; give names such as att.key,att.value, or leave it "
+            "out for all large matrices"
+        )
 
 
 def _check_safety(safety: SafetyConfig, train: TrainConfig) -> None:

@@ -9,7 +9,8 @@ import typing
 from typing import NamedTuple
 
 from rwkv_train.config.command_line.argv import boolean
-from rwkv_train.config.schema import RunConfig, Section
+from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.sections import Section
 
 
 class Field(NamedTuple):

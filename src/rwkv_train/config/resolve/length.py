@@ -7,7 +7,7 @@ import dataclasses
 from rwkv_train.config.discovered import DataDiscovered, Discovered, StartDiscovered
 from rwkv_train.config.mixture_list import mixture_components
 from rwkv_train.config.resolved import ResolvedData, ResolvedTrain, not_narrowed
-from rwkv_train.config.run_length import StepShape, schedule_steps
+from rwkv_train.config.run_length import StepShape, budget_steps
 from rwkv_train.config.schema import RunConfig, TrainConfig
 from rwkv_train.errors import ConfigError
 
@@ -44,6 +44,7 @@ def resolve_length(
 
 def _mini_epoch(step: StepShape, lines: list[str]) -> int:
     """Returns the steps of a mini-epoch; it ends where rows end."""
+    # Whole rows, because what a mini-epoch saves for the world carries no state into a row's rest.
     groups = max(1, MINI_EPOCH_SAMPLES // step.samples)
     several = f", {step.windows} steps each" if step.windows > 1 else ""
     lines.append(
@@ -84,8 +85,7 @@ def _exit_epoch(train: ResolvedTrain, step: StepShape, lines: list[str]) -> int 
 
     The budget's schedule has no use for epoch_count, which still limits the run.
     """
-    steps = schedule_steps(train, step)
-    assert steps is not None, "a token budget ends the schedule"
+    steps = budget_steps(train.exit_tokens, step)
     if train.epoch_count is None or train.epoch_count * train.epoch_steps >= steps:
         return train.exit_epoch
     last = max(0, train.epoch_count - 1)
@@ -108,6 +108,7 @@ def _epoch_count(
     """Returns the length of the step-based schedule: as given, else the data's mini-epochs."""
     if train.epoch_count is not None:
         return train.epoch_count
+    # The prime is the length of one pass of the permutation; other data has all its slots.
     samples = data.magic_prime or found.token_count // data.ctx_len
     steps = samples // step.samples * step.windows
     count = steps // train.epoch_steps

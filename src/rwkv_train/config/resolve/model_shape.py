@@ -54,6 +54,7 @@ def _merged(given: ModelConfig, found: ModelConfig, path: str, lines: list[str])
     taken = {}
     for name in _FROM_SHAPES:
         asked, size = getattr(given, name), getattr(found, name)
+        # A head_qk of 0 is also the default, which nobody has asked for.
         unasked = asked is None or (name == "head_qk" and asked == 0)
         if unasked:
             taken[name] = size
@@ -73,6 +74,7 @@ def _from_donor(given: ModelConfig, donor: ModelConfig, path: str, lines: list[s
     for name in ("rwkv_version", "n_layer", "n_embd", "vocab_size", "head_size"):
         if getattr(given, name) is None:
             taken[name] = getattr(donor, name)
+    # At another width the version's rules give better sizes than the donor's would be.
     if given.n_embd in (None, donor.n_embd):
         same_width = ("dim_att", "dim_ffn", *(n for n in _FROM_SHAPES if n.startswith("rank_")))
         taken |= {n: getattr(donor, n) for n in same_width if getattr(given, n) is None}

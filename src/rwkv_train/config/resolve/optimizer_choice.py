@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from rwkv_train.config.choices import Accelerator, OptimizerName, ResolvedStrategy
 from rwkv_train.config.discovered import Discovered, MachineDiscovered, StartDiscovered
 from rwkv_train.config.resolve.warmup_steps import resolve_warmup
-from rwkv_train.config.resolved import (
-    Accelerator,
-    ResolvedHardware,
-    ResolvedModel,
-    ResolvedOptim,
-    not_narrowed,
-)
-from rwkv_train.config.schema import OptimConfig, OptimizerName, ResolvedStrategy, RunConfig
+from rwkv_train.config.resolved import ResolvedHardware, ResolvedModel, ResolvedOptim, not_narrowed
+from rwkv_train.config.schema import OptimConfig, RunConfig
 from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""Whether what is held out for validation fits the model and the run that is resumed."""
+"""Checks of validation that need what was found: its length, and what a resumed run held out."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import get_args
 
-from rwkv_train.config.schema import Strategy
+from rwkv_train.config.choices import Strategy
 from rwkv_train.config.versions import VERSIONS
 
 Ruled = tuple[str, str | None]

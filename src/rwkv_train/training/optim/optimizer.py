@@ -60,8 +60,7 @@ def _described(group: ParameterGroup, optim: ResolvedOptim) -> dict[str, Any]:
     factor = group.lr_factor
     # One schedule for both: the base rate is AdamW's, and Muon's follows in proportion.
     if group.hidden_matrices:
-        assert optim.muon_lr is not None, "only Muon has groups of hidden matrices"
-        factor *= optim.muon_lr / optim.lr_init
+        factor *= optim.muon_factor
     return {
         "params": group.parameters,
         "lr_factor": factor,
