@@ -1,4 +1,4 @@
-"""Low-rank adapters: small trained matrices beside frozen large ones.
+"""Low-rank adapters: small trained matrices next to frozen large ones.
 
 An adapted matrix W [out, in] computes
 

@@ -30,7 +30,7 @@ SMALLEST_PRODUCT = 4
 
 
 class Level(NamedTuple):
-    """What the backward of one level needs; blocks of 2 * half tokens, nb of them in a chunk."""
+    """The values that the backward of one level needs; blocks of 2 * half tokens, nb of them in a chunk."""
 
     half: int
     reads: Tensor
