@@ -55,7 +55,7 @@ class AdaptedLinear(Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = base.weight.shape
         self.weight = base.weight
-        self.bias = None
+        self.register_parameter("bias", None)
         self.scale = config.lora_alpha / config.lora_r
         self.dropout = config.lora_dropout
         like, r = self.weight, config.lora_r
