@@ -87,6 +87,7 @@ def _compile(command: list[str], library: Path) -> None:
         if done.returncode != 0:
             reason = next((line for line in done.stderr.splitlines() if line.strip()), "no reason")
             raise BackendError(f"{command[-1]} does not compile: {reason}")
+        # Equal sources give equal libraries: whoever renames last does no harm.
         beside.replace(library)
     finally:
         beside.unlink(missing_ok=True)

@@ -67,6 +67,7 @@ def fit_weights(
     for key, tensor in model_state.items():
         value = loaded.get(key, tensor)
         if value.shape != tensor.shape:
+            # Exports write [D] where RWKV-LM has [1, 1, D], and the reverse.
             value = value.reshape(tensor.shape)
             reshaped.append(key)
         fitted[key] = value

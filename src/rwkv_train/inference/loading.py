@@ -46,6 +46,7 @@ def load_model(
         )
     if states is not None:
         weights |= _load_states(states, dtype)
+    # The parameter exists only in a model that was built with states.
     has_states = any(name.endswith("att.time_state") for name in weights)
     model = build_model(config, wkv_backend=wkv_backend, train_states=has_states).to(dtype)
     try:
@@ -81,6 +82,7 @@ def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) ->
     Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
     model.
     """
+    # A checkpoint names no tokenizer; its run's configuration does.
     name = given
     saved = Path(path).parent / "config.yaml"
     if name is None and saved.is_file():

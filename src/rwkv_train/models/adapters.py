@@ -1,4 +1,4 @@
-"""Low-rank adapters: small trained matrices beside frozen large ones.
+"""Low-rank adapters: small trained matrices next to frozen large ones.
 
 An adapted matrix W [out, in] computes
 
@@ -55,7 +55,7 @@ class AdaptedLinear(Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = base.weight.shape
         self.weight = base.weight
-        self.bias = None
+        self.register_parameter("bias", None)
         self.scale = config.lora_alpha / config.lora_r
         self.dropout = config.lora_dropout
         like, r = self.weight, config.lora_r

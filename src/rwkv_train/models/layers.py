@@ -72,6 +72,7 @@ class HeadNorm(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """Maps [B, T, H, N] to [B, T, H N], in the dtype of `y`."""
         with without_autocast(y.device):
+            # A layer norm over the last axis is the group norm, without moving heads to channels.
             normal = F.layer_norm(full_precision(y), y.shape[-1:], eps=self.eps).flatten(2)
             scaled = normal * full_precision(self.weight) + full_precision(self.bias)
         return scaled.to(y.dtype)
@@ -98,6 +99,7 @@ def shift_and_mix(
     Under autocast the results have its dtype, to which the matrix products that read them would
     round them next.
     """
+    # Stacked, so that one pass over x serves all of them.
     mixes = torch.stack([full_precision(share).flatten() for share in shares])  # [n, C]
     dtype = autocast_dtype(x) or x.dtype
     return token_shift(x, mixes, last, moves=moves, dtype=dtype, reset=reset)

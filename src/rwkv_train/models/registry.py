@@ -78,6 +78,7 @@ def config_from_shapes(shapes: Shapes) -> ModelConfig:
             if key.endswith(ending):
                 raise ConfigError(f"the checkpoint has {what} ({key}), which is not supported")
     n_layer = _block_count(shapes)
+    # All are asked, so that a file in which two see theirs is refused and not guessed at.
     found = [name for name in VERSIONS if version_module(name).recognises(shapes)]
     if len(found) != 1:
         raise ConfigError(

@@ -49,9 +49,10 @@ def read_in_chunks(
     """
     results = []
     for start in range(0, length, chunk_len):
-        result, after = read(slice(start, min(start + chunk_len, length)), state)
-        # A state may be a view of the chunk's activations, and would keep them alive.
-        state = copy_state(after)
+        result, state = read(slice(start, min(start + chunk_len, length)), state)
+        # A state may be a view of the chunk's activations, and would keep them alive; for the same
+        # reason no second name holds it.
+        state = copy_state(state)
         results.append(result)
     assert state is not None, "a row has at least one token"
     return results, state

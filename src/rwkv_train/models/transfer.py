@@ -85,8 +85,9 @@ def enlarge(model: RWKV, donor: Mapping[str, Tensor], *, seed: int = 0) -> str:
                 f"--{name} {now} is less than the {before} of the model given by --load_model; "
                 f"--train_stage 1 makes models larger only"
             )
-    copies = torch.bincount(donors(small.n_layer, large.n_layer)).tolist()
-    layer_of = donors(small.n_layer, large.n_layer).tolist()
+    assert small.n_layer and small.vocab_size, "a checkpoint's shapes tell both"
+    donor_layers = donors(small.n_layer, large.n_layer)
+    copies, layer_of = torch.bincount(donor_layers).tolist(), donor_layers.tolist()
     used, kept = set(), 0
     for name, parameter in model.named_parameters():
         source, layer = _source(name, layer_of)

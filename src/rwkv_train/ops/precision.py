@@ -1,4 +1,4 @@
-"""What the operators agree on about precision and range."""
+"""Precision and range as all operators have them."""
 
 from __future__ import annotations
 

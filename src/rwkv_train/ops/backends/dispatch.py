@@ -43,6 +43,16 @@ from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends import measurements
 
 AUTO = "auto"
+# The backends of an operator with a matrix state per head, in order of preference.
+MATRIX_STATE_BACKENDS = (
+    "native",
+    "chunked",
+    "reference",
+    "native:scan",
+    "native:wide",
+    "native:chunks",
+    "native:segments",
+)
 
 _log = logging.getLogger(__name__)
 _announced: set[tuple[str, str, str]] = set()

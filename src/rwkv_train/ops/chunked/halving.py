@@ -30,7 +30,7 @@ SMALLEST_PRODUCT = 4
 
 
 class Level(NamedTuple):
-    """What the backward of one level needs; blocks of 2 * half tokens, nb of them in a chunk."""
+    """The values that one level's backward needs; nb blocks of 2 * half tokens in a chunk."""
 
     half: int
     reads: Tensor

@@ -31,7 +31,7 @@ SLICE_BYTES = 64 * 2**20
 
 
 class Targets(NamedTuple):
-    """What a head is to predict, how much every position counts, and how many at a time.
+    """The tokens a head is to predict, the weight of each, and how many are computed at a time.
 
     ids: [B, T] int64, each in 0 .. V - 1.
     mask: [B, T] bool or number >= 0, the weights of the positions; None: all ones.

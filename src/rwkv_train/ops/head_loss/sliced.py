@@ -15,7 +15,7 @@ from rwkv_train.ops.precision import compute_dtype
 
 
 class SliceOptions(NamedTuple):
-    """What is computed of every slice, and how."""
+    """The results that every slice is to give, and how they are computed."""
 
     rows: int
     """tokens per slice"""

@@ -27,7 +27,7 @@ CHECKPOINT_INTERVAL = 64
 # row of channels); wide: the same in more and smaller blocks; chunks: matrix products on tensor
 # cores; segments: these in two passes, segments of the time axis side by side.
 KERNELS = {"": 0, "scan": 1, "wide": 2, "chunks": 3, "segments": 4}
-# What the CUDA kernels were made for; each test of the launchers has its home in cuda/common.
+# The CUDA kernels were made for these; the launchers check them again (cuda/common).
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CUDA_HEAD_SIZES = (32, 64, 128, 256)
 CUDA_CAPABILITY = (8, 0)

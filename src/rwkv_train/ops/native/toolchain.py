@@ -33,8 +33,8 @@ class Compiler(NamedTuple):
 
 def find_ninja() -> str:
     """Returns the path of ninja: on the PATH, or next to this Python, where pip puts it."""
-    beside = Path(sys.executable).parent / "ninja"
-    path = shutil.which("ninja") or (str(beside) if beside.exists() else None)
+    installed = Path(sys.executable).parent / "ninja"
+    path = shutil.which("ninja") or (str(installed) if installed.exists() else None)
     if path is None:
         raise BackendError("ninja, which runs the compiler, is missing; run `pip install ninja`")
     return path

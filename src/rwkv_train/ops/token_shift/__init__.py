@@ -63,17 +63,7 @@ def token_shift(
     """
     like = check_sequences("token_shift", {"x": x}, "[B, T, C]")
     batch, time, width = like.shape
-    count = mixes.shape[0] if isinstance(mixes, Tensor) and mixes.dim() == 2 else 0
-    if not 1 <= count <= MOST_MIXES:
-        got = (
-            f"has shape {list(mixes.shape)}"
-            if isinstance(mixes, Tensor)
-            else (f"is {type(mixes).__name__}")
-        )
-        raise BackendError(
-            f"token_shift: mixes {got}, expected [n, {width}] with n from 1 to {MOST_MIXES}; make "
-            f"two calls for more"
-        )
+    count = _checked_count(mixes, width)
     mixes = prepare("token_shift", "mixes", mixes, (count, width), like)
     if last is not None:
         last = prepare("token_shift", "last", last, (batch, width), like).to(like.dtype)
@@ -81,12 +71,7 @@ def token_shift(
         wide = prepare("token_shift", "moves", moves, (count, batch, time, width), like)
         # 16-bit moves are read as they are: a copy in fp32 would be the largest tensor of all.
         moves = moves if compute_dtype(moves.dtype) == wide.dtype else wide
-    dtype = like.dtype if dtype is None else dtype
-    if dtype not in FLOAT_DTYPES or compute_dtype(dtype) != compute_dtype(like.dtype):
-        raise BackendError(
-            f"token_shift: dtype is {dtype}, expected "
-            + ("float64, as x" if like.dtype == torch.float64 else "float32, bfloat16 or float16")
-        )
+    dtype = _result_dtype(dtype, like)
     check_reset("token_shift", reset, like)
     call = describe_call(
         "token_shift",
@@ -97,3 +82,29 @@ def token_shift(
     )
     results = dispatch(BACKENDS, backend, call, (x, mixes, last, moves, reset, dtype))
     return tuple(results)
+
+
+def _checked_count(mixes: object, width: int) -> int:
+    """Returns the n of `mixes`, [n, width]; raises BackendError when there is no possible one."""
+    count = mixes.shape[0] if isinstance(mixes, Tensor) and mixes.dim() == 2 else 0
+    if 1 <= count <= MOST_MIXES:
+        return count
+    if isinstance(mixes, Tensor):
+        got = f"has shape {list(mixes.shape)}"
+    else:
+        got = f"is {type(mixes).__name__}"
+    raise BackendError(
+        f"token_shift: mixes {got}, expected [n, {width}] with n from 1 to {MOST_MIXES}; make "
+        f"two calls for more"
+    )
+
+
+def _result_dtype(given: torch.dtype | None, like: Tensor) -> torch.dtype:
+    """Returns the dtype of the results; raises BackendError unless it goes with that of x."""
+    dtype = like.dtype if given is None else given
+    if dtype not in FLOAT_DTYPES or compute_dtype(dtype) != compute_dtype(like.dtype):
+        raise BackendError(
+            f"token_shift: dtype is {dtype}, expected "
+            + ("float64, as x" if like.dtype == torch.float64 else "float32, bfloat16 or float16")
+        )
+    return dtype

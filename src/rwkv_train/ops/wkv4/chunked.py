@@ -48,7 +48,7 @@ def run(
     length = balanced_chunk_length(time)
     whole = time - time % length
     outputs = []
-    # A shorter last chunk is a call of its own: padding would go on decaying the final state.
+    # A shorter last chunk is a call of its own: padding would decay the final state further.
     for part in (slice(0, whole), slice(whole, time)):
         if part.start < part.stop:
             marks = None if reset is None else reset[:, part]

@@ -1,7 +1,7 @@
 """WKV-5 by the project's own kernels: C++ on a CPU, CUDA on a GPU (`cuda/wkv5`).
 
 The kernels are those of WKV-6 with a constant decay (`cuda/wkv5_6`), built as an operator of their
-own: what is kept for the backward pass is told there.
+own: `wkv6/native.py` tells what is kept for the backward pass.
 """
 
 from __future__ import annotations

@@ -22,18 +22,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from rwkv_train.ops.arguments import check_sequences, prepare, run_heads
-from rwkv_train.ops.backends.dispatch import AUTO, backends_of
+from rwkv_train.ops.backends.dispatch import AUTO, MATRIX_STATE_BACKENDS, backends_of
 
-BACKENDS = backends_of(
-    "wkv6",
-    "native",
-    "chunked",
-    "reference",
-    "native:scan",
-    "native:wide",
-    "native:chunks",
-    "native:segments",
-)
+BACKENDS = backends_of("wkv6", *MATRIX_STATE_BACKENDS)
 
 
 def wkv6(

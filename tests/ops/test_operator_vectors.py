@@ -106,6 +106,23 @@ def test_wkv5_gives_the_golden_results_from_a_given_state(backend):
     assert_gradients(objective, given, ("r", "k", "v", "time_decay", "time_faaaa", "S0"))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wkv5_is_wkv6_with_one_decay_for_all_tokens(backend):
+    generator = torch.Generator().manual_seed(0)
+    r, k, v = (torch.randn(2, 19, 3, 8, generator=generator, dtype=torch.float64) for _ in "rkv")
+    w, u = leaf(np.linspace(-3, 2, 24).reshape(3, 8)), leaf(np.linspace(-1, 1, 24).reshape(3, 8))
+    reset = torch.arange(38).view(2, 19) % 7 == 3
+    results = [
+        (*op(r, k, v, decay, u, backend=backend, reset=reset), w)
+        for op, decay in ((wkv5, w), (wkv6, w.expand(2, 19, 3, 8)))
+    ]
+    gradients = [torch.autograd.grad(y.sum() + state.sum(), w)[0] for y, state, w in results]
+    for one, other in zip(results[0][:2], results[1][:2]):
+        assert torch.equal(one, other)
+    # the sums over rows and tokens are taken in another order
+    torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-13)
+
+
 WKV4_BY_HAND = {
     "equal keys": {
         "w": 0.0,
