@@ -3,7 +3,7 @@
     python -m benchmarks.optimizers [--version 6] [--rates 1e-3 2e-3 4e-3] [--steps 500] ...
 
 Prints training loss (mean of the last tenth) and validation loss per optimizer and rate, and the
-time relative to the first row. Other flags as benchmarks.versions.
+time relative to the first row. Other flags as benchmarks.compare_versions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from benchmarks.versions import BATCH, CTX_LEN, make_pair, measure, parser
+from benchmarks.compare_versions import BATCH, CTX_LEN, make_pair, measure, parser
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Trains every RWKV version on the same text, tokens, order and rates and compares the losses.
 
-    python -m benchmarks.versions [--megabytes 1] [--layers 4] [--width 128] [--steps 500]
+    python -m benchmarks.compare_versions [--megabytes 1] [--layers 4] [--width 128] [--steps 500]
 
 Prints a table of training loss (mean of the last tenth), validation loss, parameters and the time
 relative to RWKV-4 in the same run. The corpus is Python's standard library, byte tokens.
