@@ -30,7 +30,7 @@ PROPERTIES = {"property", "cached_property", "setter"}
 # Names by contract: what every version of RWKV, every backend, every operator and every program
 # has (models/registry.py, ops/backends/dispatch.py).
 TWINS = {
-    *("NAME", "PARAMETERS", "RESIDUAL_DROPOUT", "TimeMix", "ChannelMix"),
+    *("NAME", "OPTIONAL_KEYS", "PARAMETERS", "RESIDUAL_DROPOUT", "TimeMix", "ChannelMix"),
     *("recognises", "sizes_from_shapes", "wkv_to_rwkv_package"),
     *("BACKENDS", "refuses", "run"),
     *("main", "parser"),
