@@ -1,9 +1,14 @@
-"""Runs before all tests: one thread a process, no deadlines, and why GPU tests are skipped."""
+"""Runs before all tests: one thread a process, no deadlines, who runs which tests, and when."""
 
 from __future__ import annotations
 
+import gc
 import os
+import re
+import signal
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 # The tests' tensors are small and two test processes share two cores: a second thread would spend
 # its time waiting. Set before torch is imported and inherited by the runs that tests start; what
@@ -22,11 +27,63 @@ settings.register_profile("without_deadline", deadline=None)
 settings.load_profile("without_deadline")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks `gpu` tests as skipped, with the reason, on a machine without a CUDA device."""
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device and this machine has none")
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+# A program started in the background by a shell script ignores Ctrl-C, and so would all that the
+# tests start; what they do when it comes is under test.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def unit_of(nodeid: str) -> str:
+    """Returns the name of the unit that a test belongs to; one process runs a unit's tests in turn.
+
+    A file's tests share what is slow to make. The table of modes is the longest file by far and its
+    versions share nothing: each is a unit. The kernels compiled for the CPU serve several files.
+    """
+    file, _, test = nodeid.partition("::")
+    if file.endswith("training/test_modes.py"):
+        version = re.search(r"\[[\w-]+-(\d)-\w+\]$", test)
+        return f"{file} {version[1] if version else 6}"
+    if "/cuda/" in file and not file.endswith("test_nvcc.py"):
+        return file.rpartition("/")[0]
+    return file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Returns a scheduler that hands out units in the order in which they were collected."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Units(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    # Else it would sort by the number of tests; the longest tests are alone in their files.
+    config.option.loadscopereorder = False
+    return Units(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks `gpu` tests as skipped, with the reason, on a machine without a CUDA device.
+
+    For several processes, units with most `slow` tests come first, so that all end together.
+    """
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device and this machine has none")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+    if hasattr(config, "workerinput"):
+        slow = Counter(unit_of(item.nodeid) for item in items if "slow" in item.keywords)
+        items.sort(key=lambda item: -slow[unit_of(item.nodeid)])
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what the imports have made out of garbage collection.
+
+    Each collection would walk through some million objects that stay to the end: a quarter of a
+    second, and Lightning and DeepSpeed collect several times a run.
+    """
+    gc.collect()
+    gc.freeze()

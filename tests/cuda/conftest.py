@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rwkv_train.compiler import cache_folder
 from tests.cuda.host_kernels import COMPILER, HostKernels
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
@@ -17,11 +18,13 @@ ALL_INTERFACES = {**INTERFACES, SHIFT_INTERFACE.op: SHIFT_INTERFACE}
 
 
 @pytest.fixture(scope="session")
-def build_folder(pytestconfig: pytest.Config) -> Path:
+def build_folder() -> Path:
     """Gives the folder where compiled kernels stay from run to run; deleting it costs a minute."""
     if shutil.which(COMPILER) is None:
         pytest.skip(f"needs {COMPILER} to compile the kernels for the CPU")
-    return Path(pytestconfig.cache.mkdir("cuda_kernels"))
+    folder = cache_folder() / "tests"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

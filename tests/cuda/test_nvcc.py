@@ -29,6 +29,7 @@ NVCC_FLAGS = (
     "-fatbin",
     *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES),
 )
+pytestmark = pytest.mark.slow
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
 OPS = (*INTERFACES, SHIFT_INTERFACE.op)
 REPORT = "registers.txt"

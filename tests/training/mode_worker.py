@@ -12,17 +12,18 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
-from socket import socket
 from threading import Thread
+from typing import NamedTuple, TextIO
 
 import train
+from tests.training.runs import ranks_environment, server
 
-ROOT = Path(__file__).parents[2]
 SECONDS_PER_RUN = 240
 
 
@@ -40,7 +41,17 @@ def serve(log: Path) -> None:
             status = -1
         sys.stdout.flush()
         gc.collect()
+        # What a first run has imported stays; every later collection would walk through it.
+        gc.freeze()
         print(status, file=answers, flush=True)
+
+
+class Worker(NamedTuple):
+    """One of the pair: its process, where its command lines go, and the lines it answers."""
+
+    process: int
+    requests: TextIO
+    answers: Queue[str]
 
 
 class Pair:
@@ -48,18 +59,19 @@ class Pair:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._processes: list[subprocess.Popen[str]] = []
-        self._answers: list[Queue[str]] = []
+        self._workers: list[Worker] = []
 
     def run(self, argv: list[str]) -> tuple[list[int | None], str]:
         """The exit statuses of both processes, None for one that did not end, and their output."""
-        if not self._processes:
+        if not self._workers:
             self._start()
         before = [log.stat().st_size if log.exists() else 0 for log in self._logs]
-        for process in self._processes:
-            process.stdin.write(json.dumps(argv) + "\n")
-            process.stdin.flush()
-        statuses = [self._status(queue) for queue in self._answers]
+        for worker in self._workers:
+            # One that has died is told of by its missing status.
+            with suppress(BrokenPipeError):
+                worker.requests.write(json.dumps(argv) + "\n")
+                worker.requests.flush()
+        statuses = [self._status(worker.answers) for worker in self._workers]
         printed = "".join(
             log.read_bytes()[start:].decode(errors="replace")
             for log, start in zip(self._logs, before)
@@ -70,40 +82,33 @@ class Pair:
 
     def close(self) -> None:
         """Ends the workers."""
-        for process in self._processes:
-            process.kill()
-            process.communicate()
-        self._processes, self._answers = [], []
+        for worker in self._workers:
+            os.kill(worker.process, signal.SIGKILL)
+            server().wait(worker.process)
+            with suppress(BrokenPipeError):
+                worker.requests.close()
+        self._workers = []
 
     @property
     def _logs(self) -> list[Path]:
         return [self._folder / f"rank{rank}.log" for rank in (0, 1)]
 
     def _start(self) -> None:
-        with socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        for rank in (0, 1):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.training.mode_worker", str(self._logs[rank])],
-                cwd=ROOT,
-                text=True,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
-                    "LOCAL_RANK": str(rank),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                },
+        for log, environment in zip(self._logs, ranks_environment(2)):
+            requests, our_requests = os.pipe()
+            our_answers, answers = os.pipe()
+            streams = [requests, answers, 2]
+            process = server().start(
+                "tests.training.mode_worker", [str(log)], {**os.environ, **environment}, streams
             )
+            os.close(requests)
+            os.close(answers)
             queue: Queue[str] = Queue()
+            reader = os.fdopen(our_answers)
             Thread(
-                target=lambda p=process, q=queue: [q.put(line) for line in p.stdout], daemon=True
+                target=lambda r=reader, q=queue: [q.put(line) for line in r], daemon=True
             ).start()
-            self._processes.append(process)
-            self._answers.append(queue)
+            self._workers.append(Worker(process, os.fdopen(our_requests, "w"), queue))
 
     @staticmethod
     def _status(queue: Queue[str]) -> int | None:

@@ -1,29 +1,76 @@
-"""What the tests of whole runs look at afterwards."""
+"""Starts runs in processes of their own, and says what they left."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from socket import socket
 
 import torch
 
 from rwkv_train.training.reporting.metrics_file import read_metrics
+from tests.training.warm_start import ROOT, Server
 
-ROOT = Path(__file__).parents[2]
+Ended = subprocess.CompletedProcess[str]
 
 
-def start(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a module or a script of the project to its end, in a process group of its own."""
-    program = [module] if module.endswith(".py") else ["-m", module]
+@cache
+def server() -> Server:
+    """The one that starts this process's runs; its start costs what it saves from the second."""
+    made = Server()
+    atexit.register(made.close)
+    return made
+
+
+def ranks_environment(ranks: int) -> list[dict[str, str]]:
+    """What each of these processes has to be told to meet the others, as torchrun tells it."""
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    return [{**place, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def start(
+    program: str, *arguments: str, ranks: int = 1, environment: Mapping[str, str] | None = None
+) -> Ended:
+    """Runs a module or a script of the project to its end, in a session of its own.
+
+    ranks: above 1, that many processes are started, told their ranks; with 1 it is the program
+    that starts its others. The exit status is the first one that is not 0, the output that of all.
+    """
+    given = ranks_environment(ranks) if ranks > 1 else [{}]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with Path(os.devnull).open() as nothing:
+            streams = [file.fileno() for file in (nothing, out, err)]
+            processes = [
+                server().start(
+                    program, arguments, {**os.environ, **(environment or {}), **rank}, streams
+                )
+                for rank in given
+            ]
+        statuses = [server().wait(process) for process in processes]
+        printed = []
+        for file in (out, err):
+            file.seek(0)
+            printed.append(file.read().decode(errors="replace"))
+    status = next((status for status in statuses if status != 0), 0)
+    return Ended([program, *arguments], status, *printed)
+
+
+def start_cold(*arguments: str) -> Ended:
+    """Runs Python with these arguments from nothing, as a user would."""
     return subprocess.run(
-        [sys.executable, *program, *arguments],
+        [sys.executable, *arguments],
         cwd=ROOT,
         text=True,
         capture_output=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.inject_nan import parse, poison
-from tests.training.runs import ROOT, assert_same_weights, loss_steps, losses
+from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
 Run = Callable[..., int]
 # 8 steps of 4 samples; one mini-epoch, so that only what is asked for is saved between
@@ -260,13 +257,7 @@ def test_two_processes_leave_a_step_out_alike(
     samples, accumulated = "14-14,21-32", changes.get("accumulate_grad_batches", 1)
     options = {**OPTIONS, "exit_tokens": 10 * 128, "save_every_steps": 3}
     words = flags(devices=2, strategy=strategy, **{"micro_bsz": 2, **options, **changes})
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.inject_nan", what, samples, *words],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = start("tests.training.inject_nan", what, samples, *words, ranks=2)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     out, one = tmp_path / "out", tmp_path / "one"
     first = skipped(out)[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.inference.generate import prefill
 from rwkv_train.inference.loading import load_model
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
-from tests.training.runs import ROOT, assert_same_weights, loss_steps, losses, weights
+from tests.training.runs import assert_same_weights, loss_steps, losses, start, weights
 
 CPU = torch.device("cpu")
 # 1500 tokens at 4 x 32 a step
@@ -252,9 +250,7 @@ def test_a_run_goes_on_under_any_strategy_with_two_processes(
             "strategy": strategy,
             **batch,
         }
-        done = subprocess.run(
-            [sys.executable, "train.py", *flags(**values)], cwd=ROOT, text=True, capture_output=True
-        )
+        done = start("train.py", *flags(**values), ranks=2)
         assert done.returncode == 0, done.stdout + done.stderr
     assert train.main(flags(**common, proj_dir=many)) == 0
     assert loss_steps(many) == list(range(STEPS))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +18,8 @@ from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.sampler import sample_offset
 from rwkv_train.inference import loading
 from rwkv_train.training.reporting.metrics_file import read_metrics
-from tests.training.runs import ROOT, losses
+from tests.training import runs
+from tests.training.runs import losses
 
 T = 32
 
@@ -210,15 +208,8 @@ def split(masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
         if devices == 1:
             assert train.main(words) == 0
             return folder
-        done = subprocess.run(
-            [sys.executable, "train.py", *words],
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stdout
+        done = runs.start("train.py", *words, ranks=devices)
+        assert done.returncode == 0, done.stdout + done.stderr
         return folder
 
     return run

@@ -6,10 +6,7 @@ Every start of two processes takes seconds, so the runs are shared by the tests 
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +20,15 @@ from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.sampler import sample_offset
 from rwkv_train.inference.loading import load_model
 from rwkv_train.training.reporting.metrics_file import read_metrics
+from tests.training.runs import start, start_cold
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 # 1000 tokens at 4 x 32 a step: 8 steps, mini-epochs after steps 4 and 8
 STEPS = 8
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+# train.py starts the second process, as for a user.
+LIGHTNING = []
 
 
 @dataclass
@@ -82,20 +81,27 @@ def command(corpus: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="module")
 def two_processes(command: Callable[..., list[str]]) -> Callable[..., Ended]:
-    """Runs train.py with two processes as a user would."""
+    """Runs train.py with two processes.
 
-    def run(folder: Path, strategy: str, **changes: object) -> Ended:
-        launcher, environment = changes.pop("launcher", []), changes.pop("environment", {})
+    launcher: None, both begin warm and are told their ranks; LIGHTNING or TORCHRUN, the whole start
+    is a user's. self_started: the first begins warm, and starts the second itself.
+    """
+
+    def run(
+        folder: Path,
+        strategy: str,
+        launcher: list[str] | None = None,
+        self_started: bool = False,
+        environment: dict[str, str] | None = None,
+        **changes: object,
+    ) -> Ended:
         flags = {"devices": 2, "micro_bsz": 2, "strategy": strategy, **changes}
-        done = subprocess.run(
-            [sys.executable, *launcher, "train.py", *command(folder, **flags)],
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        )
-        return Ended(done.returncode, done.stdout, folder)
+        words = ["train.py", *command(folder, **flags)]
+        if launcher is not None:
+            done = start_cold(*launcher, *words)
+        else:
+            done = start(*words, ranks=1 if self_started else 2, environment=environment)
+        return Ended(done.returncode, done.stdout + done.stderr, folder)
 
     return run
 
@@ -116,7 +122,7 @@ def one(folder: Path, command: Callable[..., list[str]]) -> Ended:
 @pytest.fixture(
     scope="module",
     params=[
-        ("ddp", {"num_workers": 1}),
+        ("ddp", {"launcher": LIGHTNING, "num_workers": 1}),
         ("deepspeed_stage_1", {"launcher": TORCHRUN}),
         ("deepspeed_stage_3", {"accumulate_grad_batches": 2, "micro_bsz": 1}),
     ],
@@ -277,7 +283,7 @@ def spoilt(corpus: Path, folder: Path) -> Path:
 def test_bad_data_met_by_one_process_ends_both_with_one_line(
     folder: Path, spoilt: Path, two_processes: Callable[..., Ended]
 ):
-    run = two_processes(folder / "bad", "ddp", data_file=spoilt, vocab_size=257)
+    run = two_processes(folder / "bad", "ddp", self_started=True, data_file=spoilt, vocab_size=257)
     assert run.status == 2
     assert "Traceback" not in run.printed, run.printed
     lines = [line for line in run.printed.splitlines() if line.startswith("error: ")]
@@ -292,7 +298,9 @@ def test_a_checkpoint_that_cannot_be_written_ends_both_with_one_line(
 ):
     # A folder in the place of the first checkpoint; root may write nearly everywhere else.
     (folder / "full" / "rwkv-0.pth").mkdir(parents=True)
-    run = two_processes(folder / "full", "deepspeed_stage_1", max_steps=4, save_retry_seconds=0)
+    run = two_processes(
+        folder / "full", "deepspeed_stage_1", self_started=True, max_steps=4, save_retry_seconds=0
+    )
     assert run.status == 1
     assert "Traceback" not in run.printed, run.printed
     lines = [line for line in run.printed.splitlines() if line.startswith("error: ")]
@@ -304,7 +312,12 @@ def test_a_checkpoint_that_cannot_be_written_ends_both_with_one_line(
 def test_the_first_process_alone_says_that_there_is_no_compiler(two_processes, folder, tmp_path):
     nothing = {"PATH": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     ended = two_processes(
-        folder / "no_compiler", "ddp", environment=nothing, wkv_backend="auto", exit_tokens=256
+        folder / "no_compiler",
+        "ddp",
+        self_started=True,
+        environment=nothing,
+        wkv_backend="auto",
+        exit_tokens=256,
     )
     assert ended.status == 0, ended.printed
     for op, backend in (("wkv6", "chunked"), ("token_shift", "reference")):

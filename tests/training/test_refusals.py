@@ -10,7 +10,7 @@ import pytest
 import make_data
 from rwkv_train.ops.native import build, custom_ops, toolchain
 from tests.training.damaged_runs import Place
-from tests.training.runs import start
+from tests.training.runs import start_cold
 
 # What is changed in the command line, and the words its message must have. {root} is the place.
 WRONG = {
@@ -178,7 +178,7 @@ def test_the_programs_themselves_end_with_status_2_and_one_line(place: Place):
         ("train.py", place.command("--proj_dir", place.paused, "--n_layer", 3)),
         ("make_data.py", [str(place.root / "no.jsonl"), "1", "32"]),
     ):
-        done = start(program, *argv)
+        done = start_cold(program, *argv)
         assert (done.returncode, done.stdout) == (2, ""), program
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     assert place.snapshot() == before

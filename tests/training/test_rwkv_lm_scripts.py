@@ -17,7 +17,7 @@ import train
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.models.tiny import tiny_model
-from tests.training.runs import loss_steps, losses, start, weights
+from tests.training.runs import loss_steps, losses, start, start_cold, weights
 from tests.training.rwkv_lm_lines import PREPARE, RUN, V4NEO_FINETUNE, V4NEO_FROM_TEXT, changed
 
 
@@ -39,17 +39,26 @@ def small(corpus: Path, folder: Path, testing: str) -> dict[str, object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("generation", "testing"), [("v5", "x060"), ("v5", "x070"), ("v7", "x070")]
+    ("generation", "testing", "is_cold"),
+    # One as a shell starts it, on one device under ZeRO; the others differ in the model.
+    [("v5", "x060", False), ("v5", "x070", False), ("v7", "x070", True)],
+    ids=lambda value: value if isinstance(value, str) else ("warm", "cold")[value],
 )
 def test_the_demo_scripts_prepare_and_train_to_the_end(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: str, testing: str
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    generation: str,
+    testing: str,
+    is_cold: bool,
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
     options = small(corpus, tmp_path, testing)
     assert train.main(changed(PREPARE[generation], **options)) == 0
     initial = weights(tmp_path / "rwkv-init.pth")
     assert {value.dtype for value in initial.values()} == {torch.bfloat16}
-    ended = start("train.py", *changed(RUN[generation], **options))
+    begin = start_cold if is_cold else start
+    ended = begin("train.py", *changed(RUN[generation], **options))
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     # 17887 tokens at 16 x 32 a step

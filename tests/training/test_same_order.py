@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.sample_order import Permutation
 from rwkv_train.training.module import TrainingModule
 from tests.training import record_samples as order
-from tests.training.runs import ROOT, loss_steps, losses
+from tests.training.runs import loss_steps, losses, start
 
 # (processes, micro batch, accumulation, steps done at its end); always 4 samples a step
 PARTS = [(1, 4, 1, 3), (2, 1, 2, 6), (1, 1, 4, 8), (1, 2, 2, 10)]
@@ -43,13 +40,7 @@ def test_the_order_of_the_samples_and_the_losses_are_those_of_one_process(
             order.write_down(tmp_path / name)
             assert train.main(words) == 0
             return tmp_path / name
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.training.record_samples", str(tmp_path / name), *words],
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        done = start("tests.training.record_samples", str(tmp_path / name), *words, ranks=2)
         assert done.returncode == 0, done.stderr
         return tmp_path / name
 
