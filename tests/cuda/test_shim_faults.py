@@ -66,7 +66,7 @@ __global__ void reads_before_its_copy_arrives(float* out) {
 __global__ void sums(float* out) {
   float x[8];
   for (int i = 0; i < 8; ++i) x[i] = static_cast<float>((threadIdx.x * 8 + i) % 13);
-  share_sums<8, 16, 2>(x, lane_number());
+  reduce_scatter<8, 16, 2>(x, lane_number());
   out[threadIdx.x] = x[0];
   out[64 + threadIdx.x] = static_cast<float>(first_sum_kept<8, 16, 2>(lane_number()));
   out[128 + threadIdx.x] = writes_sum<8, 16, 2>(lane_number()) ? 1.0f : 0.0f;
@@ -128,10 +128,10 @@ extern "C" int run_crowded(float* out) { return launch(crowded, 1, 64, 2048, nul
 __global__ void nothing(float*) {}
 extern "C" int run_greedy(float* out) { return launch(nothing, 1, 64, 300 << 10, nullptr, out); }
 extern "C" void round_all(const float* from, uint16_t* to, int64_t count, int dtype) {
-  for (int64_t i = 0; i < count; i += 8) store_octet(to, i, DType(dtype), load_floats(from + i));
+  for (int64_t i = 0; i < count; i += 8) store_vec8(to, i, DType(dtype), load_floats(from + i));
 }
 extern "C" void widen_all(const uint16_t* from, float* to, int64_t count, int dtype) {
-  for (int64_t i = 0; i < count; i += 8) store_floats(to + i, load_octet(from, i, DType(dtype)));
+  for (int64_t i = 0; i < count; i += 8) store_floats(to + i, load_vec8(from, i, DType(dtype)));
 }
 """
 RACES = "races"
