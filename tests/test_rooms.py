@@ -22,15 +22,18 @@ checkpoint.merge: adapter_files number_formats weights
 checkpoint.resume: digest names space
 checkpoint.retention: names resume
 checkpoint.weights: fit_weights hf_names space
-config.check: limits mixture_list run_length schema versions
-config.command_line: schema
-config.discovered: schema
-config.load: command_line resolved rwkv_lm schema
-config.resolve: check discovered mixture_list resolved run_length rwkv_lm schema versions
-config.resolved: rwkv_lm schema versions
+config.check: limits mixture_list run_length schema sections versions
+config.choices: versions
+config.command_line: schema sections
+config.discovered: choices schema
+config.load: command_line resolved rwkv_lm schema sections
+config.resolve: check choices discovered mixture_list resolved run_length rwkv_lm schema
+    versions
+config.resolved: choices rwkv_lm schema sections versions
 config.run_length: resolved schema
-config.rwkv_lm: command_line schema versions
-config.schema: limits versions
+config.rwkv_lm: choices command_line versions
+config.schema: choices limits versions
+config.sections: schema
 data.__main__: convert inspect
 data.binidx: sampling storage
 data.chat: binidx text tokenize
@@ -60,21 +63,20 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
-training.__main__: run
-training.bad_steps: checkpointing distributed module optim progress
+training.__main__: environment run start
+training.bad_steps: checkpointing distributed module optim reporting
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
 training.distributed: optim
-training.fit: carried_state distributed environment loader loop module optim progress
-    reporting start trainer validation
 training.loader: signals
-training.loop: bad_steps checkpointing distributed module optim progress reporting signals
-    validation
-training.module: carried_state optim
+training.module: carried_state distributed optim
 training.optim: environment
 training.reporting: progress start
-training.run: distributed environment fit start
-training.start: checkpointing environment optim progress
+training.run: bad_steps checkpointing distributed environment loader module optim progress
+    reporting start step_callback trainer validation
+training.start: carried_state checkpointing environment optim progress
+training.step_callback: bad_steps checkpointing distributed module optim progress
+    reporting signals validation
 training.trainer: distributed
 training.validation: checkpointing module progress reporting start
 """
