@@ -60,21 +60,20 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
-training.__main__: run
-training.bad_steps: checkpointing distributed module optim progress
+training.__main__: environment run start
+training.bad_steps: checkpointing distributed module optim reporting
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
 training.distributed: optim
-training.fit: carried_state distributed environment loader loop module optim progress
-    reporting start trainer validation
 training.loader: signals
-training.loop: bad_steps checkpointing distributed module optim progress reporting signals
-    validation
-training.module: carried_state optim
+training.module: carried_state distributed optim
 training.optim: environment
 training.reporting: progress start
-training.run: distributed environment fit start
-training.start: checkpointing environment optim progress
+training.run: bad_steps checkpointing distributed environment loader module optim progress
+    reporting start step_callback trainer validation
+training.start: carried_state checkpointing environment optim progress
+training.step_callback: bad_steps checkpointing distributed module optim progress
+    reporting signals validation
 training.trainer: distributed
 training.validation: checkpointing module progress reporting start
 """
