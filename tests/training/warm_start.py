@@ -130,7 +130,6 @@ LATE = (
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "rwkv_train.ops.native.custom_ops",
     "rwkv_train.training.run",
-    "rwkv_train.training.fit",
 )
 
 
