@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from socket import socket
@@ -54,7 +56,14 @@ def start(
                 )
                 for rank in given
             ]
-        statuses = [server().wait(process) for process in processes]
+        try:
+            statuses = [server().wait(process) for process in processes]
+        except BaseException:
+            # A Ctrl-C does not reach their sessions.
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.killpg(process, signal.SIGKILL)
+            raise
         printed = []
         for file in (out, err):
             file.seek(0)
