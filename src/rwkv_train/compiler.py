@@ -79,15 +79,15 @@ def plain_library(source: Path, cache: Path | None = None) -> Path:
 
 
 def _compile(command: list[str], library: Path) -> None:
-    beside = partial_path(library)
+    partial = partial_path(library)
     try:
         done = subprocess.run(
-            [*command, "-o", str(beside)], capture_output=True, text=True, check=False
+            [*command, "-o", str(partial)], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
             reason = next((line for line in done.stderr.splitlines() if line.strip()), "no reason")
             raise BackendError(f"{command[-1]} does not compile: {reason}")
         # Equal sources give equal libraries: whoever renames last does no harm.
-        beside.replace(library)
+        partial.replace(library)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

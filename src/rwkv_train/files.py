@@ -20,25 +20,25 @@ def replacing(path: Path) -> Iterator[Path]:
     `path` afterwards holds the complete new content, flushed to disk, or after any failure what
     it held before, and nothing is left behind. Raises OSError and whatever the block raises.
     """
-    beside = partial_path(path)
+    partial = partial_path(path)
     try:
-        yield beside
+        yield partial
         # Before the rename: else a crash could leave the new name on blocks never written.
-        with beside.open("rb+") as file:
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        beside.replace(path)
+        partial.replace(path)
         sync_folder(path.parent)
     finally:
         # Also after an interrupt; once renamed there is nothing left to remove.
         # A folder that cannot be written, or is no folder, holds nothing to remove either.
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a small file: afterwards `path` holds all of `content` or what it held before."""
-    with replacing(path) as beside:
-        beside.write_bytes(content)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def remove_partial_files(folder: Path) -> None:

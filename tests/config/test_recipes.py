@@ -85,7 +85,7 @@ def test_learning_answers_refuses_data_without_a_mask():
     assert (config.data.loss_mask, config.data.reset_at_documents) == ("on", True)
     base = but(base, has_loss_mask=False)
     unmasked = found("weights", path="base.pth", base=base)
-    with pytest.raises(ConfigError, match=r"--loss_mask on: there is no \.mask beside mine"):
+    with pytest.raises(ConfigError, match=r"--loss_mask on: there is no \.mask next to mine"):
         resolve(recipe("sft", *flags), unmasked)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint file alone tells its model; the file beside it tells the tokenizer."""
+"""A checkpoint file alone tells its model; the file next to it tells the tokenizer."""
 
 from __future__ import annotations
 

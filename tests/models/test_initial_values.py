@@ -128,7 +128,7 @@ def test_vectors_start_at_the_closed_form_values(version):
 
 
 def test_rwkv7_ramps_repeat_in_every_head():
-    # Two heads of 32: the in-head ramp takes the same values, the ramp over all channels goes on.
+    # Two heads of 32: the in-head ramp takes the same values, the ramp over all channels continues.
     a0 = values(fresh("7"), "blocks.0.att.a0")
     step = 0.4 * 32 / 63
     assert_close("a0", a0[32:], a0[:32] + step, CONSTRUCTOR_LIMIT)

@@ -19,7 +19,7 @@ WORDS = ["the", "state", "of", "a", "network", "that", "reads", "one", "token", 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefix of a byte-level binidx pair of some 20 thousand tokens, with a _val pair beside it."""
+    """Prefix of a byte-level binidx pair of about 20 thousand tokens, next to its _val pair."""
     folder = tmp_path_factory.mktemp("corpus")
     lines = []
     for i in range(200):

@@ -2,7 +2,7 @@
 
     python -m tests.training.kill_at MOMENT SIGNAL FLAGS...
 
-MOMENT: step:N, after the loss of the N-th step is known; rename:NAME, when NAME is written beside
+MOMENT: step:N, after the loss of the N-th step is known; rename:NAME, when NAME is written next to
 and about to be renamed. SIGNAL: KILL, TERM or INT for the process group, a second one after "x2";
 with "@R" only for the process of local rank R.
 """

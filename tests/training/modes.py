@@ -195,7 +195,7 @@ EXCLUDED = (
         "mask-missing",
         {"loss_mask": "on"},
         ("loss_mask", ".mask"),
-        "where the data has no mask beside it",
+        "where the data has no mask next to it",
     ),
 )
 
@@ -212,7 +212,7 @@ def table() -> str:
         " is a test,",
         "`tests/training/test_modes.py::test_cell[MODE-VERSION-STRATEGY]`: the run has the losses"
         " and weights of one process,",
-        "and going on from its middle ends with the same bits. What is refused, with the reason:",
+        "and resuming from its middle ends with the same bits. What is refused, with the reason:",
         "",
     ]
     for excluded in EXCLUDED:

@@ -1,4 +1,4 @@
-"""NaN in a batch, in a gradient, in the weights; spikes: left out without a trace, or gone back."""
+"""NaN in a batch, in a gradient, in the weights; spikes: skipped without a trace, or gone back."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_bad_step_changes_neither_weights_nor_moments_nor_adams_count(
     (record,) = skipped(out)
     assert record["step"] == 3 and record["samples"] == [13, 16] and record["tokens"] == 512
     assert "nan" in record["skipped"]
-    assert "step 3 left out" in capsys.readouterr().out
+    assert "step 3 skipped" in capsys.readouterr().out
     assert run_training(**options) == 0
     assert loss_steps(out) == [0, 1, 2, 4, 5, 6, 7]
 

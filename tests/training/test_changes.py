@@ -1,4 +1,4 @@
-"""A run goes on with another batch or budget at the same place in the data."""
+"""A run resumes with another batch or budget at the same place in the data."""
 
 from __future__ import annotations
 

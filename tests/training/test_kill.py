@@ -1,4 +1,4 @@
-"""Killed without warning at the worst moments, a run goes on as if nothing had happened."""
+"""Killed without warning at the worst moments, a run resumes as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs with low-rank adapters: what is trained, what is written, how a run goes on."""
+"""Runs with low-rank adapters: what is trained, what is written, how a run resumes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def base_model(path: Path, version: str, dtype: torch.dtype = torch.bfloat16) ->
 
 @pytest.fixture
 def adapt(flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., int]:
-    """Trains adapters beside base.pth."""
+    """Trains adapters of base.pth."""
 
     def run(folder: str, **changes: object) -> int:
         if not (tmp_path / "base.pth").exists():

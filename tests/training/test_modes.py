@@ -77,7 +77,7 @@ class Runs:
         return folder
 
     def resumed(self, mode: Mode, version: str, strategy: str, begun: Path) -> Path:
-        """Folder of a run that goes on from the first saved mini-epoch of `begun`."""
+        """Folder of a run that resumes from the first saved mini-epoch of `begun`."""
         folder = begun.with_name(f"{begun.name}-resumed")
         shutil.copytree(begun, folder)
         for path in folder.glob("rwkv-*"):

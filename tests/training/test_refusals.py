@@ -53,7 +53,7 @@ WRONG = {
     "another kind of file": (["--data_type", "numpy"], ["data/text", "no such file"]),
     "preparing twice": (["--train_stage", "1"], ["--train_stage 1", "rwkv-init.pth"]),
     "beginning anew on top": (["--train_stage", "0"], ["--train_stage 0", "rwkv-0.pth"]),
-    "going on from nothing": (
+    "resuming from nothing": (
         ["--proj_dir", "{root}/empty", "--train_stage", "3"],
         ["--train_stage 3", "holds none"],
     ),

@@ -166,7 +166,7 @@ def test_a_project_folder_of_rwkv_lm_goes_on(
         },
     )
     assert train.main(argv) == 0
-    assert "rwkv-2.pth has no training state beside it" in capsys.readouterr().out
+    assert "rwkv-2.pth has no training state next to it" in capsys.readouterr().out
     records = read_metrics(tmp_path)
     assert [r["step"] for r in records] == [first, first + 1, first + 2]
     # at the end of the cosine the rate is lr_final; the ramp begins at a hundredth of it

@@ -1,4 +1,4 @@
-"""Asked to stop, a run ends its step, saves, says so by its exit status, and goes on exactly."""
+"""Asked to stop, a run ends its step, saves, says so by its exit status, and resumes exactly."""
 
 from __future__ import annotations
 

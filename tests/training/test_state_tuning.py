@@ -64,7 +64,7 @@ def tune(corpus: Path) -> Callable[..., int]:
             },
         )
         if "load_model" in changes:
-            # A stage that goes on takes no --load_model.
+            # A stage that resumes takes no --load_model.
             stage = argv.index("--my_pile_stage")
             argv[stage : stage + 2] = []
         return train.main(argv)

@@ -66,7 +66,7 @@ class Server:
         return self._ask({"wait": process})
 
     def close(self) -> None:
-        """Ends the server; what it has started goes on."""
+        """Ends the server; what it has started continues."""
         self._socket.close()
         self._process.wait()
 

@@ -30,7 +30,7 @@ def merge_parser() -> argparse.ArgumentParser:
     p.add_argument("base", help="base model, .pth or .safetensors")
     p.add_argument(
         "change",
-        help="adapter (.safetensors, its .json beside it; or peft's folder), "
+        help="adapter (.safetensors, its .json next to it; or peft's folder), "
         "or a file of trained initial states",
     )
     p.add_argument("out", help="file to write; a name ending in .safetensors gives that format")

@@ -66,7 +66,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     content["digest"] = content_digest(content)
     try:
         # A handle, because given a path torch writes its name into the file.
-        with replacing(path) as beside, beside.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
@@ -86,7 +86,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no training state: it lacks {', '.join(missing)}")
     if state["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has format {state['format']}, this version reads format {FORMAT}; go on with "
+            f"{path} has format {state['format']}, this version reads format {FORMAT}; resume with "
             "the version that wrote it"
         )
     digest = state.pop("digest", None)

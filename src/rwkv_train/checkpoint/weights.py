@@ -78,8 +78,8 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
     _require_finite(tensors, f"{path} was not written: as {_short(dtype)} the model")
     require_space(path, tensors)
     try:
-        with replacing(path) as beside:
-            _write(beside, tensors, safetensors=path.suffix == ".safetensors")
+        with replacing(path) as partial:
+            _write(partial, tensors, safetensors=path.suffix == ".safetensors")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write {path}: {short_reason(error)}; make room or name another folder. "
@@ -92,7 +92,7 @@ def _guarded(path: Path, read: Callable[[Path], _Entry]) -> _Entry:
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder, expected a .pth or .safetensors file; shards of a ZeRO-3 run "
-            f"must be joined first, with the zero_to_fp32.py that lies beside them"
+            f"must be joined first, with the zero_to_fp32.py that lies next to them"
         )
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check the path given to --load_model")

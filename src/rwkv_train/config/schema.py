@@ -108,7 +108,7 @@ class OptimConfig:
     """base learning rate at the end; 0 makes the step-based schedule linear"""
     warmup_steps: Annotated[int | None, AtLeast(-1)] = None
     """steps of linear warmup; -1: none; None: none on a fresh run, as in RWKV-LM, 10 or 30 when
-    going on from bare weights, the run's own when going on exactly"""
+    resuming from bare weights, the run's own when resuming exactly"""
     beta1: Annotated[float, Share()] = 0.9
     """Adam's decay of the first moment"""
     beta2: Annotated[float, Share()] = 0.99
@@ -129,7 +129,7 @@ class OptimConfig:
     """mini-epochs to hold lr_init before the step-based schedule starts to fall"""
     optimizer: Literal["auto", OptimizerName] = "auto"
     """adamw; muon: Muon for the hidden matrices, AdamW for the rest; adam8bit: Adam with moments
-    of 8 bits (bitsandbytes, GPU); auto: that of the state the run goes on from, else adamw"""
+    of 8 bits (bitsandbytes, GPU); auto: that of the state the run resumes from, else adamw"""
     muon_lr: Annotated[float | None, Above(0)] = None
     """base rate of Muon's matrices, falling as lr_init does; None: lr_init, or 0.02 with
     muon_adjust_lr original"""
@@ -155,7 +155,7 @@ class TrainConfig:
     """fill tensors that the checkpoint lacks with fresh initial values"""
     train_stage: Literal[0, 1, 2, 3, 4] | None = None
     """0: start from load_model or fresh; 1: write rwkv-init.pth and leave;
-    2 to 4: go on from proj_dir's newest checkpoint; None: go on if there is one, else start"""
+    2 to 4: resume from proj_dir's newest checkpoint; None: resume if there is one, else start"""
     micro_bsz: Annotated[int, AtLeast(1)] = 8
     """samples per process and forward pass"""
     accumulate_grad_batches: Annotated[int, AtLeast(1)] = 1
@@ -213,7 +213,7 @@ class AdapterConfig:
     lora_dora: bool = False
     """also learn the length of every row of the adapted matrices (DoRA)"""
     lora_train: str | None = None
-    """trained fully beside the adapters, by comma: time (mixes, decays and all other small tensors
+    """trained fully besides the adapters, by comma: time (mixes, decays and all other small tensors
     of the blocks), ln (norms), emb, head; None: nothing"""
 
 
@@ -226,7 +226,7 @@ class SafetyConfig:
     save_every_minutes: Annotated[float, AtLeast(0)] = 30.0
     """save the training state when the last save is so many minutes old; 0: not by time"""
     save_in_background: bool = True
-    """write while training goes on; 0: training waits until the files are on disk"""
+    """write while training continues; 0: training waits until the files are on disk"""
     save_retry_seconds: Annotated[float, AtLeast(0)] = 60.0
     """seconds between the attempts of a save that failed; the third failure stops the run"""
     keep_last: Annotated[int, AtLeast(1)] = 2

@@ -19,7 +19,7 @@ def generate_parser() -> argparse.ArgumentParser:
         description="Generates text from a checkpoint:",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("prompt", nargs="?", default="", help="text to go on from; -: standard input")
+    p.add_argument("prompt", nargs="?", default="", help="text to continue; -: standard input")
     p.add_argument("--load_model", required=True, help="checkpoint, .pth or .safetensors")
     p.add_argument("--load_states", help="trained initial states for that checkpoint")
     p.add_argument("--tokenizer", help="world, bytes or a tokenizer.json; else the run's own")

@@ -183,7 +183,7 @@ def sizes_from_shapes(shapes: Shapes) -> dict[str, int]:
     if len(heads_and_size) != 2 or att + "time_faaaa" not in shapes:
         raise ConfigError(
             f"the checkpoint's {att}time_decay has shape {list(decay)}, expected [heads, head "
-            f"size] and a bonus named time_faaaa beside it"
+            f"size] and a bonus named time_faaaa next to it"
         )
     return {"head_size": heads_and_size[1]}
 

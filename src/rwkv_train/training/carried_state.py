@@ -108,7 +108,7 @@ class CarriedStates:
             lacks = f"sample {missing[0]}" if missing else f"token {position}"
             raise CheckpointError(
                 f"the training state lies within the rows of samples {samples[0]} to "
-                f"{samples[-1]}, but lacks the carried state of {lacks}; go on from an older one"
+                f"{samples[-1]}, but lacks the carried state of {lacks}; resume from an older one"
             )
         self._restored = saved
 

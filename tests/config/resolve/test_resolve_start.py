@@ -28,7 +28,7 @@ def test_two_beginnings_are_refused_but_a_resumed_run_keeps_its_command_line():
     given = found("weights", path="base.pth")
     assert values("--load_model base.pth", "load_model", discovered=given) == "base.pth"
     _, lines = resolved("--load_model base.pth", found("weights", 3, "out/rwkv-3.pth"))
-    assert any("going on from out/rwkv-3.pth" in line for line in lines)
+    assert any("resuming from out/rwkv-3.pth" in line for line in lines)
 
 
 def test_states_are_tuned_and_adapters_trained_only_in_a_trained_model():

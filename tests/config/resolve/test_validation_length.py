@@ -1,4 +1,4 @@
-"""What a validation reads, and what it may not change when a run goes on."""
+"""What a validation reads, and what it may not change when a run resumes."""
 
 from __future__ import annotations
 

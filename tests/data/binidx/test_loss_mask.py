@@ -1,4 +1,4 @@
-"""Loss masks: the right weights beside the right tokens, scaled by whole optimizer steps."""
+"""Loss masks: the right weights with the right tokens, scaled by whole optimizer steps."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def _check_start(train: TrainConfig) -> None:
         return
     raise ConfigError(
         f"--load_model {train.load_model} is not read at --train_stage {train.train_stage}, which"
-        f" goes on from {train.proj_dir}; copy it to {train.proj_dir}/rwkv-init.pth or use"
+        f" resumes from {train.proj_dir}; copy it to {train.proj_dir}/rwkv-init.pth or use"
         " --train_stage 0"
     )
 

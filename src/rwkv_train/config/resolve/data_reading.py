@@ -82,7 +82,7 @@ def _loss_mask(
     if not found.has_loss_mask:
         if data.loss_mask == "on":
             raise ConfigError(
-                f"--loss_mask on: there is no .mask beside {data.data_file}; make the data with"
+                f"--loss_mask on: there is no .mask next to {data.data_file}; make the data with"
                 " make_data.py --chat_template, or leave the flag out to train on all tokens"
             )
         return data.loss_mask

@@ -79,7 +79,7 @@ def _check_beginning(train: TrainConfig, start: StartDiscovered, lines: list[str
                 " start; leave the flag out, or remove the file"
             )
         lines.append(
-            f"going on from {start.path}; --load_model {train.load_model} was the beginning"
+            f"resuming from {start.path}; --load_model {train.load_model} was the beginning"
         )
     if train.load_partial and start.kind == "fresh":
         lines.append("load_partial is not used: no checkpoint is loaded")

@@ -151,7 +151,9 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
     "limit_predict_batches": Refused("train.py predicts nothing", ("1", *_NOT_GIVEN)),
     "val_check_interval": Refused("use --val_every", ("1", *_NOT_GIVEN)),
     "sync_batchnorm": Refused("RWKV has no batch norm", _FALSE),
-    "enable_model_summary": Refused("the run's header cannot be left out", ("1", "True", "true")),
+    "enable_model_summary": Refused(
+        "the run's header cannot be switched off", ("1", "True", "true")
+    ),
     "resume_from_checkpoint": Refused("runs resume from --proj_dir by themselves", _NOT_GIVEN),
     "profiler": Refused("not supported", _NOT_GIVEN),
     "benchmark": Refused("no convolution here could profit", (*_FALSE, "")),

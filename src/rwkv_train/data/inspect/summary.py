@@ -124,9 +124,9 @@ def _notes(converted: Converted) -> list[str]:
     filtered_out = converted.filtered_out
     counts = {
         "changed by the tokenizer's own normalization (of those checked)": converted.normalized,
-        "left out because they repeat an earlier one": filtered_out.duplicates,
-        "left out because they are shorter than --min_tokens": filtered_out.too_short,
-        "left out because they are longer than --max_tokens": filtered_out.too_long,
+        "skipped because they repeat an earlier one": filtered_out.duplicates,
+        "skipped because they are shorter than --min_tokens": filtered_out.too_short,
+        "skipped because they are longer than --max_tokens": filtered_out.too_long,
         "skipped because they cannot be used": converted.skipped,
     }
     notes = [f"note: {count} documents were {what}" for what, count in counts.items() if count]

@@ -23,7 +23,7 @@ from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord
 # More sample numbers than this help nobody.
 _MOST_SUSPECTS = 64
 _REMEDY = (
-    "go on from the last save with a lower --lr_init or a smaller --grad_clip, or look at the data"
+    "resume from the last save with a lower --lr_init or a smaller --grad_clip, or look at the data"
 )
 
 

@@ -197,7 +197,7 @@ class Saver:
         if self._job.is_refused:
             return TrainingError(f"the model cannot be saved: {cause}")
         return TrainingError(
-            f"saving failed {ATTEMPTS} times in a row: {cause}. The same command goes on from the "
+            f"saving failed {ATTEMPTS} times in a row: {cause}. The same command resumes from the "
             "last save once the cause is gone"
         )
 

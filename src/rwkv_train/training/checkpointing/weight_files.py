@@ -87,8 +87,8 @@ def require_same_kind(state: dict[str, Any], path: Path, config: ResolvedConfig)
     found, asked = state["train_type"], config.train.train_type
     if found != asked:
         raise ConfigError(
-            f"--train_type {asked}: {path} is of a run with --train_type {found}; go on with that, "
-            f"or begin anew in another --proj_dir with --load_model"
+            f"--train_type {asked}: {path} is of a run with --train_type {found}; resume with that,"
+            f" or begin anew in another --proj_dir with --load_model"
         )
     if asked != "lora":
         return
@@ -97,7 +97,7 @@ def require_same_kind(state: dict[str, Any], path: Path, config: ResolvedConfig)
         # Dropout leaves no trace in the adapters.
         if before != now and field.name != "lora_dropout":
             raise ConfigError(
-                f"--{field.name} {now}: the adapters in {path} have {field.name} {before}; go on "
+                f"--{field.name} {now}: the adapters in {path} have {field.name} {before}; resume "
                 f"with that, or begin anew in another --proj_dir with --load_model"
             )
 

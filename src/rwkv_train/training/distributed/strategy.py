@@ -49,7 +49,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What DeepSpeed is told; Lightning adds to it until the engine is built."""
+        """DeepSpeed's configuration; Lightning adds to it until the engine is built."""
         assert self.config is not None, "Lightning makes one from the options"
         return self.config
 
@@ -132,7 +132,7 @@ def build_strategy(
 
 
 def deepspeed_config(strategy: Strategy | None) -> dict[str, Any] | None:
-    """Returns what DeepSpeed is told, None without DeepSpeed."""
+    """Returns DeepSpeed's configuration, None without DeepSpeed."""
     return strategy.settings if isinstance(strategy, ZeroStrategy) else None
 
 

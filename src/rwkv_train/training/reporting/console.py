@@ -65,7 +65,7 @@ class Console(Reporter):
         suspects = ", ".join(map(str, record.suspects))
         self._bar.update()
         self._say(
-            f"WARNING: step {record.step} left out: {record.skipped}; samples {first} to "
+            f"WARNING: step {record.step} skipped: {record.skipped}; samples {first} to "
             f"{last}" + (f", suspect: {suspects}" if suspects else "")
         )
 
@@ -73,7 +73,7 @@ class Console(Reporter):
         """Prints a line that stays."""
         first, last = record.left_out
         self._say(
-            f"WARNING: went back to {record.rollback} after step {record.step}; goes on "
+            f"WARNING: went back to {record.rollback} after step {record.step}; resumes "
             f"behind samples {first} to {last}"
         )
 

@@ -196,4 +196,4 @@ def _safety(safety: SafetyConfig) -> str:
         if safety.bad_steps_before_rollback
         else ""
     )
-    return f"{saved}; bad steps (not finite{spikes}) are left out{back}"
+    return f"{saved}; bad steps (not finite{spikes}) are skipped{back}"

@@ -53,7 +53,7 @@ def notify(reporters: Iterable[Reporter], call: Callable[[Reporter], None]) -> N
                 reporter.has_failed = True
                 print(
                     f"\nWARNING: {type(reporter).__name__} cannot write: "
-                    f"{error.strerror or error}; training goes on without it",
+                    f"{error.strerror or error}; training continues without it",
                     file=sys.stderr,
                     flush=True,
                 )

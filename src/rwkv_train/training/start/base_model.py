@@ -52,7 +52,7 @@ def find_base(record: Mapping[str, Any], folder: Path, given: str | None, state:
         if path.is_file():
             return path
     raise CheckpointError(
-        f"{state} was trained beside the base model {remembered}, which is not there; put it back, "
+        f"{state} was trained with the base model {remembered}, which is not there; put it back, "
         f"or say by --load_model (without --train_stage) where it is now"
     )
 
@@ -63,6 +63,6 @@ def require_same_base(
     """Raises CheckpointError unless the record `found` of `path` has the remembered checksum."""
     if found["checksum"] != remembered["checksum"]:
         raise CheckpointError(
-            f"{path} is not the base model that {state} was trained beside: its contents differ; "
+            f"{path} is not the base model that {state} was trained with: its contents differ; "
             f"put the original back, or say by --load_model (without --train_stage) where it is now"
         )

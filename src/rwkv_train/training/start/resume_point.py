@@ -139,7 +139,7 @@ def find_resume_point(train: TrainConfig) -> ResumePoint:
         point = _newest(folder, train, notes)
     if point is None and train.train_stage in (2, 3, 4):
         raise ConfigError(
-            f"--train_stage {train.train_stage} goes on from a checkpoint, and {folder} holds "
+            f"--train_stage {train.train_stage} resumes from a checkpoint, and {folder} holds "
             "none; write the initial weights first with --train_stage 1 (demo-training-prepare.sh),"
             " or copy a base model there as rwkv-init.pth"
         )
@@ -181,7 +181,7 @@ def _newest(folder: Path, train: TrainConfig, notes: list[str]) -> FromState | F
             continue
         if epoch >= 0:
             notes.append(
-                f"{path.name} has no training state beside it: the optimizer starts empty and the "
+                f"{path.name} has no training state next to it: the optimizer starts empty and the "
                 "warmup is repeated"
             )
         return point
@@ -277,12 +277,10 @@ def _about_weights(path: Path, digest: str | None) -> list[str]:
     try:
         same = file_digest(path) == digest
     except OSError as error:
-        return [f"{path} cannot be read: {error.strerror}; the state beside it is complete"]
-    return (
-        []
-        if same
-        else [f"{path} is damaged or from another save than the state beside it, which is complete"]
-    )
+        return [f"{path} cannot be read: {error.strerror}; the state next to it is complete"]
+    if same:
+        return []
+    return [f"{path} is damaged or from another save than the state next to it, which is complete"]
 
 
 def _require_unused(folder: Path, stage: int) -> None:
@@ -296,5 +294,5 @@ def _require_unused(folder: Path, stage: int) -> None:
     if taken:
         raise ConfigError(
             f"--train_stage {stage} starts anew, but {folder} already holds {', '.join(taken[:4])};"
-            " choose another --proj_dir, or go on from there with --train_stage 3"
+            " choose another --proj_dir, or resume from there with --train_stage 3"
         )
