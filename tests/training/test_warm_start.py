@@ -13,11 +13,11 @@ from tests.training.runs import ROOT, start
 PROGRAM = """
 import os, signal, sys
 import torch
-from rwkv_train.training import fit
+from rwkv_train.training import run
 print(__name__, *sys.argv[1:], os.environ.get("COLOUR"), os.environ.get("LOCAL_RANK"))
-print(os.getcwd(), os.getsid(0) == os.getpid(), hasattr(fit, "trace"), file=sys.stderr)
+print(os.getcwd(), os.getsid(0) == os.getpid(), hasattr(run, "trace"), file=sys.stderr)
 assert sys.stdin.read() == ""
-fit.trace = True
+run.trace = True
 if sys.argv[1] == "strike":
     os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(int(sys.argv[1]))

@@ -128,8 +128,6 @@ LATE = (
     "deepspeed.ops.op_builder.all_ops",
     "deepspeed.runtime.superoffload.superoffload_stage3",
     "deepspeed.runtime.zero.muon.muon_optimizer",
-    "rwkv_train.ops.native.custom_ops",
-    "rwkv_train.training.run",
 )
 
 
@@ -138,13 +136,16 @@ def _import_all() -> None:
     from rwkv_train.config.load import load_config
     from rwkv_train.training.environment import prepare_libraries
 
+    # DeepSpeed chooses its device when it is imported.
     prepare_libraries("cpu")
+    import_module("rwkv_train.training.run")
+    import_module("rwkv_train.ops.native.custom_ops")
     for name in LATE:
         # A library's inner module may have another name in its next release.
         with suppress(ImportError):
             import_module(name)
-    # The reader of command lines keeps what it has found out about the schema.
-    load_config([])
+    # The first command line costs ten times the second.
+    load_config(["--proj_dir", "out"])
 
 
 if __name__ == "__main__":
