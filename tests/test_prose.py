@@ -1,8 +1,8 @@
-"""Docstrings of functions say what the function does, and a public name means one thing.
+"""Docstrings say what a thing is or does, and a public name means one thing.
 
-A function's docstring opens with a verb in the third person ("Returns the tokens of ..."). A name
-that two modules define makes a reader look in the wrong one; twins that a contract asks for are
-listed.
+A function's docstring opens with a verb in the third person ("Returns the tokens of ..."), no
+docstring with a noun clause ("What is returned."). A name that two modules define makes a reader
+look in the wrong one; twins that a contract asks for are listed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ NOT_VERBS = {
     *("Pieces", "Positions", "Reasons", "Results", "Rows", "Samples", "Shapes", "Sizes", "States"),
     *("Steps", "Tensors", "Texts", "Tokens", "Types", "Values", "Weights", "Words"),
 }
+# They open a clause that stands for a noun and says neither what a thing is nor what it does.
+CLAUSES = {"How", "What", "When", "Where", "Whether", "Which", "Who", "Why"}
+DOCUMENTED = (ast.Module, ast.ClassDef, *FUNCTIONS)
 # A property stands for a thing, so its docstring names one.
 PROPERTIES = {"property", "cached_property", "setter"}
 # Names by contract: what every version of RWKV, every backend, every operator and every program
@@ -66,6 +69,17 @@ def test_docstrings_of_functions_open_with_a_verb_in_the_third_person():
         for path in source_files().values()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, FUNCTIONS) and (line := opening_fault(node))
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_no_docstring_opens_with_a_noun_clause():
+    faults = [
+        f"{path.relative_to(SRC / PACKAGE)}: {text.splitlines()[0]}"
+        for path in source_files().values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node))
+        if text.split()[0] in CLAUSES
     ]
     assert not faults, "\n".join(faults)
 

@@ -1,4 +1,4 @@
-"""Which code this is: the version of the project and, in a checkout, the commit of git."""
+"""Names this code: the version of the project and, in a checkout, the commit of git."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which dtype a precision named on the command line stores and multiplies in."""
+"""The dtype in which a precision named on the command line stores and multiplies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which training states and numbered weights are kept, and the deletion of the others."""
+"""Chooses the training states and numbered weights to keep, and deletes the others."""
 
 from __future__ import annotations
 

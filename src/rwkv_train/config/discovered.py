@@ -1,4 +1,4 @@
-"""What a run finds on disk and in the machine, as plain values; `training` gathers them."""
+"""Plain values that a run discovers on disk and in the machine; `training` gathers them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StateDiscovered:
 
 @dataclass(frozen=True)
 class StartDiscovered:
-    """Where the run starts.
+    """The starting point of the run.
 
     path: the file started from; None when fresh.
     epoch: the mini-epoch that file was saved after; None for initial or given weights.

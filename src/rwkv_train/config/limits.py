@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Limit(ABC):
-    """What a field's value must satisfy."""
+    """A condition on a field's value."""
 
     @abstractmethod
     def fault(self, value: float) -> str | None:

@@ -52,7 +52,7 @@ class ResolvedModel(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedData(DataConfig):
-    """Where the tokens come from and in which order they are read.
+    """Sources of the tokens and the order of reading them.
 
     val_ctx_len: of the validation, if there is one.
     """
@@ -96,7 +96,7 @@ class ResolvedTrain(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedHardware(HardwareConfig):
-    """What it runs on."""
+    """Devices, precision and strategy of the run."""
 
     accelerator: Accelerator = field()
     devices: int = field()

@@ -1,4 +1,4 @@
-"""How long a step, a row and a run are, in samples, tokens and optimizer steps.
+"""Lengths of a step, a row and a run, in samples, tokens and optimizer steps.
 
 A row of ctx_len tokens is read in windows: a window is what one optimizer step reads of it, namely
 `bptt_chunks` chunks of `chunk_len` tokens, or without `bptt_chunks` the whole row.
@@ -14,7 +14,7 @@ from rwkv_train.config.schema import RunConfig, TrainConfig
 
 @dataclass(frozen=True)
 class StepShape:
-    """What one optimizer step reads over all processes and micro steps.
+    """The reading of one optimizer step over all processes and micro steps.
 
     samples: rows it reads from; ctx_len: tokens of a row; windows: optimizer steps per row.
     """

@@ -60,7 +60,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the tokens come from and in which order they are read."""
+    """Sources of the tokens and the order of reading them."""
 
     data_file: str | None = None
     """binidx prefix without extension; for the other data types a file; several binidx prefixes
@@ -219,7 +219,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    """What is saved besides mini-epochs, what is kept, and what happens to a step gone wrong."""
+    """Saves besides mini-epochs, their retention, and the treatment of bad steps."""
 
     save_every_steps: Annotated[int | None, AtLeast(1)] = None
     """save the training state every so many optimizer steps too; None: not by steps"""
@@ -247,7 +247,7 @@ class SafetyConfig:
 
 @dataclass(frozen=True)
 class HardwareConfig:
-    """What it runs on."""
+    """Devices, precision and strategy of the run."""
 
     accelerator: Literal["auto", Accelerator] = "auto"
     """auto: a GPU if there is one"""
@@ -269,7 +269,7 @@ class HardwareConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What people see."""
+    """Logs, plots and progress bars."""
 
     wandb: str | None = None
     """Weights & Biases project; None: off"""

@@ -1,4 +1,4 @@
-"""How a model comes from a configuration or a checkpoint, by the version's module.
+"""Builds a model from a configuration or a checkpoint, by the version's module.
 
 `config/versions.py` names the module of every version. A version module holds:
 

@@ -17,7 +17,7 @@ WkvState: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class LayerState(NamedTuple):
-    """What one block remembers of the past.
+    """The memory of one block.
 
     att_shift: [B, C] input of the time mix (after ln1) at the last token.
     wkv: state of the WKV operator, fp32 (fp64 for fp64 models).

@@ -1,4 +1,4 @@
-"""Where a run is: the few counters that a resumed run must continue."""
+"""The place that a run has reached: the few counters that a resumed run must continue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class StepSize(NamedTuple):
-    """What a step reads: `tokens` of rows of ctx_len tokens, in `windows` steps each."""
+    """The reading of a step: `tokens` of rows of ctx_len tokens, in `windows` steps each."""
 
     tokens: int
     ctx_len: int

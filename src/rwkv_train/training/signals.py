@@ -34,7 +34,7 @@ class StopRequest:
 
     @property
     def exit_status(self) -> int:
-        """What a shell expects of a process that a signal ended; 0 without a signal."""
+        """The status that a shell expects of a process ended by a signal; 0 without a signal."""
         return 0 if self.received is None else 128 + self.received
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What happens around every optimizer step, in order: rates, record, mini-epoch, validation, end.
+"""Does what is due around a step, in order: rates, record, mini-epoch, validation, save, end.
 
 One Lightning callback; Lightning sees the whole run as a single epoch, and a mini-epoch is only a
 unit for saving, logging and naming.

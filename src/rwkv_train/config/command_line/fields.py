@@ -33,7 +33,7 @@ class Field(NamedTuple):
 
     @property
     def expected(self) -> str:
-        """What a user may write here, in words."""
+        """The values that a user may write here, in words."""
         words = {
             int: "a whole number",
             float: "a number",

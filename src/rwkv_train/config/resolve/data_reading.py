@@ -1,4 +1,4 @@
-"""How the data is read: its sampling, its prime, its mask and the change of a mixture's weights."""
+"""Resolves the reading of the data: sampling, prime, mask, and a mixture's changing weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the run is: mini-epochs, token budget, length of the step-based schedule."""
+"""Resolves the length of the run: mini-epochs, token budget, length of the step-based schedule."""
 
 from __future__ import annotations
 

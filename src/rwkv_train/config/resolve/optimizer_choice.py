@@ -1,4 +1,4 @@
-"""Which optimizer a run has, and whether this machine and strategy can serve it."""
+"""Chooses the optimizer of a run; refuses one that this machine or strategy cannot serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many steps of warmup a run has."""
+"""Resolves the number of warmup steps of a run."""
 
 from __future__ import annotations
 

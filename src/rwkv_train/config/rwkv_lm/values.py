@@ -1,4 +1,4 @@
-"""How values of RWKV-LM's flags become ours: one small rule for each kind of value.
+"""Translates values of RWKV-LM's flags: one small rule for each kind of value.
 
 A rule takes the text behind a flag and returns our text, with a notice where the user should know;
 it raises ValueError with the reason, and what to do, for a value that is refused.

@@ -48,7 +48,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Role:
-    """How the messages of one side are written; see the module."""
+    """The writing of one side's messages; see the module."""
 
     before: str = ""
     lead: str = ""
@@ -59,7 +59,7 @@ class Role:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How conversations are written; see the module."""
+    """The writing of conversations; see the module."""
 
     roles: Mapping[str, Role]
     begin: str = ""

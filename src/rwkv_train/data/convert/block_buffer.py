@@ -1,4 +1,4 @@
-"""How blocks of text reach the workers: through a file that never leaves the memory of the system.
+"""Hands blocks of text to the workers through a file that never leaves the memory of the system.
 
 A pipe would copy them in pieces of 64 KB, each of which wakes the other side; for the text of a
 corpus that is a third of the main process's time.

@@ -1,4 +1,4 @@
-"""Which documents are kept, which are held out, and in which order the others are written."""
+"""Selects documents to keep and to hold out, and the order in which the others are written."""
 
 from __future__ import annotations
 

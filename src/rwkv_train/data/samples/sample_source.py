@@ -1,4 +1,4 @@
-"""What training needs of its samples (`SampleSource`), and how loss weights are scaled by steps."""
+"""The protocol of training's samples (`SampleSource`), and the scaling of loss weights by steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SampleSource(Protocol):
 
 
 class StepReading(NamedTuple):
-    """What an optimizer step reads.
+    """The reading of an optimizer step.
 
     samples: over all processes.  windows: steps that read one part of a sample after another.
     """

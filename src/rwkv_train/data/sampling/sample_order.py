@@ -1,4 +1,4 @@
-"""Where sample n lies in the data: RWKV-LM's permutation of slots, or random starts.
+"""Places sample n in the data: by RWKV-LM's permutation of slots, or at a random start.
 
 Both are pure functions of n and of the values given here, so that every process and every resumed
 run finds the same sample under the same number.

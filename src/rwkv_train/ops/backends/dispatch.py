@@ -60,7 +60,7 @@ _modules: dict[str, ModuleType | None] = {}
 
 
 class Call(NamedTuple):
-    """What a backend may look at to accept or refuse; no tensor, no data.
+    """Facts by which a backend accepts or refuses a call; no tensor, no data.
 
     `heads` and `head_size` are H and N; wkv4 has no heads and gives (A, 1). `batch` and `time` are
     rounded up to powers of two: every backend serves all of them, they matter for speed only, and

@@ -1,4 +1,4 @@
-"""How the chunked backends cut [B, T, H, N] tensors into chunks and into groups of heads.
+"""Cuts [B, T, H, N] tensors into chunks and groups of heads, for the chunked backends.
 
 A chunk is `length` consecutive tokens of one batch row and head. A group is a set of (row, head)
 pairs that is worked on at once: on a CPU about as much as its cache holds, because element-wise

@@ -67,7 +67,7 @@ class Target(NamedTuple):
 
 
 class BuildPlan(NamedTuple):
-    """How a target is built: the compiler of C++ files and, for CUDA, that of .cu files."""
+    """The tools that build a target: the compiler of C++ files and, for CUDA, that of .cu files."""
 
     ninja: str
     cpp: toolchain.Compiler

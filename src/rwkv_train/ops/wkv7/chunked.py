@@ -71,7 +71,7 @@ def run(
 
 
 class _Segments(NamedTuple):
-    """Where a reset cuts a chunk; all bool, True = cut."""
+    """The cuts that resets make in a chunk; all bool, True = cut."""
 
     between: Tensor
     """[G, M, C, C]: a reset lies between the two tokens"""
@@ -84,7 +84,7 @@ class _Segments(NamedTuple):
 
 
 class _Inner(NamedTuple):
-    """What a group's chunks are before their state is known; stacked along the token axis."""
+    """The part of a group's chunks that needs no state; stacked along the token axis."""
 
     v: Tensor
     log_d: Tensor

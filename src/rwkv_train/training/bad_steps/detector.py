@@ -1,4 +1,4 @@
-"""Which optimizer steps are bad, and when a run rolls back: pure bookkeeping, no tensors.
+"""Detects bad optimizer steps and decides when a run rolls back: pure bookkeeping, no tensors.
 
 A step is bad when its loss or gradient norm is not finite, or when its loss is a spike. A bad step
 changes neither weights nor moments nor Adam's count; its samples count as read. After several in a

@@ -1,4 +1,4 @@
-"""What follows a bad step: it is named and skipped, the run rolls back, or it ends."""
+"""Recovers from bad steps: a step is named and skipped, the run rolls back, or it ends."""
 
 from __future__ import annotations
 

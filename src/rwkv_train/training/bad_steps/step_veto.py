@@ -21,7 +21,7 @@ from rwkv_train.training.distributed.strategy import zero_engine
 
 
 class RankFlags(NamedTuple):
-    """What one rank knows and all must act on: a signal, unreadable data, a save that is due, saves
+    """Facts of one rank on which all must act: a signal, unreadable data, a save that is due, saves
     that failed for good."""
 
     asked_to_stop: bool = False
@@ -45,7 +45,7 @@ class StepOutcome:
 
 
 class _Attached(NamedTuple):
-    """What a veto works with once the trainer has set up its strategy."""
+    """The parts of a veto that exist once the trainer has set up its strategy."""
 
     strategy: Any
     step_loss: Callable[[], Tensor]

@@ -38,7 +38,7 @@ class SaveJob:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the save has succeeded or failed for good."""
+        """True once the save has succeeded or failed for good."""
         return not self._thread.is_alive()
 
     def wait(self, *, skip_backoff: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""When the training state is saved, under which name, and that it is written safely.
+"""Decides when and under which name the training state is saved, and has it written safely.
 
 What a save needs is copied from all ranks first; then the first rank writes it, in the background
 if that was asked for, one save at a time. Files appear under their names complete or not at all.

@@ -1,4 +1,4 @@
-"""What learns; the rest of the model is frozen."""
+"""Freezes the part of the model that does not learn."""
 
 from __future__ import annotations
 

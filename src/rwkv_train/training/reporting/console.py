@@ -1,4 +1,4 @@
-"""What a person watches: the progress bar, or a line per mini-epoch where there is no terminal."""
+"""Shows a progress bar, or a line per mini-epoch where there is no terminal."""
 
 from __future__ import annotations
 

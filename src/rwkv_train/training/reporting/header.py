@@ -1,4 +1,4 @@
-"""What is going to happen, said before it happens."""
+"""Prints what a run is going to do, before it does it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reporters receive: plain records of steps, skipped steps, rollbacks and mini-epochs.
+"""Plain records that reporters receive: of steps, skipped steps, rollbacks and mini-epochs.
 
 The names of their fields are the keys of metrics.jsonl, a file format: they stay as they are.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What is known after one optimizer step; one line of metrics.jsonl.
+    """The figures of one optimizer step; one line of metrics.jsonl.
 
     step counts from 0; loss is the mean over the step's global batch before the update; grad_norm
     is the global L2 norm before clipping; tokens were seen after the step.
@@ -55,7 +55,7 @@ class RollbackRecord:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What is known at the end of a mini-epoch: its number, mean loss and last step."""
+    """The figures of a finished mini-epoch: its number, mean loss and last step."""
 
     epoch: int
     local_epoch: int

@@ -1,4 +1,4 @@
-"""What a reporter can listen to."""
+"""The events that a reporter can listen to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes next to its checkpoints: config.yaml, vocab.json and its logs, begun here."""
+"""Begins the files that a run writes next to its checkpoints: config.yaml, vocab.json, logs."""
 
 from __future__ import annotations
 

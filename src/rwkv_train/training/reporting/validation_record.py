@@ -1,4 +1,4 @@
-"""What a validation found, worked out from sums of losses: pure arithmetic.
+"""Works out the figures of a validation from sums of losses: pure arithmetic.
 
 A bucket holds the targets at which the model had seen as many tokens of the document before the
 current one as the bucket's name says: 0-1 (none), 1-2, 2-4, 4-8 and so on; its end is exclusive.
@@ -31,7 +31,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class ValidationRecord:
-    """What is known after one validation.
+    """The figures of one validation.
 
     step: the last optimizer step before it, from 0. loss: nats per token, the mean over all
     held-out targets (weighted by their loss mask if they have one); tokens: their weight.

@@ -30,7 +30,7 @@ class DataFiles(NamedTuple):
 
 
 class OpenedData(NamedTuple):
-    """What a run trains on: one data set, or the parts of a mixture in the order of the list.
+    """The data of a run: one data set, or the parts of a mixture in the order of the list.
 
     held_out: what --val_split keeps from training; None without it.
     """

@@ -1,4 +1,4 @@
-"""What comes before training, a call a line: resume point, files, configuration, checks, folder."""
+"""Prepares a run, a call a line: resume point, files, configuration, checks, folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run starts: fresh weights, a given model, or the newest state of its project folder."""
+"""Finds the resume point: fresh weights, a given model, or the project folder's newest state."""
 
 from __future__ import annotations
 

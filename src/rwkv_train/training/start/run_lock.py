@@ -27,7 +27,7 @@ LOCK_FILE = "run.lock"
 
 @dataclass(frozen=True)
 class Owner:
-    """Who works in a folder, since when (local time, ISO 8601)."""
+    """The process that works in a folder, and since when (local time, ISO 8601)."""
 
     process: int
     host: str
