@@ -15,6 +15,14 @@ from rwkv_train.training.reporting.plot import LossPlot
 from rwkv_train.training.start.check_machine import check_packages
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Makes a package one that cannot be imported, also what of it is imported already."""
+    loaded = [name for name in sys.modules if name.startswith(f"{package}.")]
+    for name in (package, *loaded):
+        # This is how Python remembers what it has not found.
+        monkeypatch.setitem(sys.modules, name, None)
+
+
 @pytest.mark.parametrize(
     ("package", "flags", "remedies"),
     [
@@ -30,8 +38,7 @@ def test_a_run_that_needs_one_is_refused_before_it_writes(
     monkeypatch: pytest.MonkeyPatch, package: str, flags: list[str], remedies: list[str]
 ):
     check_packages(load_config(flags))
-    # This is how Python remembers a package that cannot be imported.
-    monkeypatch.setitem(sys.modules, package, None)
+    forget(monkeypatch, package)
     check_packages(load_config(["--strategy", "ddp"]))
     check_packages(load_config([*flags, "--train_stage", "1"]))
     with pytest.raises(ConfigError) as raised:
@@ -42,7 +49,7 @@ def test_a_run_that_needs_one_is_refused_before_it_writes(
 def test_a_run_without_matplotlib_trains_and_says_once_what_is_not_drawn(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    forget(monkeypatch, "matplotlib")
     plot = LossPlot(tmp_path, "title", 16)
     for _ in range(2):
         plot.on_epoch(None)
@@ -53,6 +60,6 @@ def test_a_run_without_matplotlib_trains_and_says_once_what_is_not_drawn(
 
 
 def test_a_histogram_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    forget(monkeypatch, "matplotlib")
     with pytest.raises(DataError, match=r"rwkv-train\[plot\]"):
         draw_lengths(tmp_path / "lengths.png", np.array([3, 5], dtype=np.int32), "title")
