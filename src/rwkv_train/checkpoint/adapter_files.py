@@ -122,8 +122,10 @@ def save_adapter(path: Path, adapter: Adapter, dtype: torch.dtype, base_name: st
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "r": adapter.rank,
+        # peft divides it by r, which a PiSSA adapter has doubled: the quotient stays the scale.
         "lora_alpha": adapter.scale * adapter.rank,
         "lora_dropout": 0.0,
+        # peft compares the ends of module names, so a name holds for all blocks.
         "target_modules": sorted({".".join(name.split(".")[2:]) for name in adapter.pairs}),
         "modules_to_save": None,
         "use_dora": bool(adapter.lengths),
@@ -180,6 +182,7 @@ def _read_scale(path: Path) -> float:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+        # The patterns give single matrices another rank or scale than r and lora_alpha tell.
         unsupported = [
             key for key in ("fan_in_fan_out", "rank_pattern", "alpha_pattern") if settings.get(key)
         ]

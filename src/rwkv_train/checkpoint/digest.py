@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Bytes read at once: a checkpoint need not fit into memory.
 _CHUNK = 1 << 22
 
 
@@ -41,6 +42,7 @@ def _update(digest: hashlib._Hash, content: Any) -> None:
             # As bytes: numpy knows no bf16, and the view costs no copy.
             digest.update(values.view(torch.uint8).numpy().data)
     elif isinstance(content, Mapping):
+        # With the counts and lengths no two different contents give the same bytes.
         digest.update(f"dict {len(content)};".encode())
         for key, value in content.items():
             _update(digest, key)

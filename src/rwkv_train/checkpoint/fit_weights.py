@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rwkv_train.errors import CheckpointError
 
+# Keys named of each kind: a wrong size makes nearly all of them wrong, and the hints come last.
 _SHOWN = 10
 
 
@@ -59,6 +60,7 @@ def fit_weights(
         if key in loaded and _without_ones(loaded[key]) != _without_ones(tensor)
     ]
     lost_layers = _lost_layers(model_state, loaded, optional)
+    # Unexpected keys fail with `partial` as well, as in RWKV-LM.
     if unexpected or misshaped or lost_layers or (required and not partial):
         raise CheckpointError(
             _complaint(model_state, loaded, required, unexpected, misshaped, lost_layers, partial)
@@ -107,6 +109,7 @@ def _complaint(
     partial: bool,
 ) -> str:
     lines = ["the checkpoint does not fit the model:"]
+    # Without `partial` the keys of a lost layer are among the missing ones already.
     if lost_layers and partial:
         lines.append(f"  whole layers missing: {_listed(lost_layers)}")
     elif required:

@@ -90,6 +90,7 @@ def _from_fla(path: Path, key: str) -> tuple[str, bool]:
         layer, letter, place, kind = pair.groups()
         # lora.0 is the first matrix of the pair (w1), lora.2 the second (w2), whose bias is w0.
         number = "1" if place == "0" else ("2" if kind == "weight" else "0")
+        # No RWKV-7 has a bias in the first matrix; such a key goes on to the error below.
         if (place, kind) != ("0", "bias"):
             return f"blocks.{layer}.att.{letter}{number}", kind == "weight"
     vector = _FLA_VECTOR.fullmatch(key)

@@ -65,6 +65,7 @@ def _merge(a: argparse.Namespace) -> None:
     from rwkv_train.checkpoint.weights import load_weights, save_weights
 
     out, change = Path(a.out), Path(a.change)
+    # Before the models are read, so that gigabytes are not read in vain.
     if out.exists():
         raise CheckpointError(f"{out} exists already; remove it yourself or choose another name")
     if not out.parent.is_dir():

@@ -24,6 +24,7 @@ INIT_EPOCH = -1
 STATE_SUFFIX = ".state"
 
 _STATE = re.compile(r"rwkv-(final|step-[0-9]+|[0-9]+)\.state")
+# No leading zeros: a mini-epoch has one name only.
 _NUMBERED = re.compile(r"rwkv-(0|[1-9][0-9]*)\.pth")
 
 
@@ -74,5 +75,6 @@ def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
     found = [(epoch_of(path.name), path) for path in folder.iterdir()]
+    # RWKV-LM's ZeRO-3 runs leave folders of these names, which are no files of weights.
     numbers = [(epoch, path) for epoch, path in found if epoch is not None and path.is_file()]
     return sorted(numbers, reverse=True)

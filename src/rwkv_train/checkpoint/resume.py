@@ -63,6 +63,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """
     require_space(path, state)
     content = {"format": FORMAT, **state}
+    # Of the content without this key, which `load_state` takes out again to compare.
     content["digest"] = content_digest(content)
     try:
         # A handle, because given a path torch writes its name into the file.
@@ -84,6 +85,7 @@ def load_state(path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if key not in state]
     if missing:
         raise CheckpointError(f"{path} is no training state: it lacks {', '.join(missing)}")
+    # Before the digest, which format 2 lacks without being damaged.
     if state["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {state['format']}, this version reads format {FORMAT}; resume with "

@@ -50,12 +50,14 @@ class Retention:
             # Without a readable newest state there is nothing to measure the others by.
             return []
         older = [s for s, position in states if s.path != newest and position <= reached]
+        # The state just written is one of the `last`.
         return [s.path for s in older[self.last - 1 :] if not self._is_kept(s.step)]
 
     def _weights_to_go(self, folder: Path) -> list[Path]:
         if self.last_weights is None:
             return []
         numbered = [(epoch, path) for epoch, path in list_checkpoints(folder) if epoch >= 0]
+        # The name holds no step: mini-epoch N, counted from 0, ends after (N + 1) epoch_steps.
         old = [
             path
             for epoch, path in numbered[self.last_weights :]

@@ -75,6 +75,7 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
         key: _as_dtype(tensor.detach(), dtype).cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in state_dict.items()
     }
+    # After the conversion: a large fp32 value may become infinite as fp16.
     _require_finite(tensors, f"{path} was not written: as {_short(dtype)} the model")
     require_space(path, tensors)
     try:

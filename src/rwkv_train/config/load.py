@@ -33,9 +33,12 @@ from rwkv_train.config.schema import RunConfig
 from rwkv_train.config.sections import Section
 from rwkv_train.errors import ConfigError
 
+# Flags are flat (--n_layer, not --model.n_layer), and a switch takes a value as in RWKV-LM
+# (--grad_cp 1).
 _TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 
 
+# For --help alone: reading a command line with the whole type is slow (`_fields_alone`).
 @dataclasses.dataclass(frozen=True)
 class _CommandLine(RunConfig):
     """Trains an RWKV-4, 5, 6 or 7 language model.
@@ -81,7 +84,9 @@ def read_config(path: Path) -> RunConfig:
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # PyYAML's messages have several lines, an error here has one.
         raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    # An empty file, or one of comments only, is None.
     if content is None:
         return RunConfig()
     if not isinstance(content, dict):
@@ -101,6 +106,7 @@ def dump_config(config: RunConfig) -> str:
     parts = []
     for name, section_type in sections().items():
         body = {name: dataclasses.asdict(getattr(config, name))}
+        # width: PyYAML folds texts at 80 columns, which would split a long path.
         text = yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
         parts.append(f"# {section_type.__doc__}\n{text}")
     return "\n".join(parts)
@@ -111,6 +117,7 @@ def saved_values(text: str) -> dict[str, object]:
 
     Fields that it lacks are absent; nothing is checked.
     """
+    # `read_config` would refuse a field that this version no longer has.
     content = yaml.safe_load(text)
     return {name: value for body in content.values() for name, value in body.items()}
 
@@ -119,6 +126,7 @@ def _section(path: Path, name: object, body: object) -> Section:
     """Returns a section of a file; ConfigError names what does not belong there."""
     if not isinstance(name, str) or name not in sections():
         raise ConfigError(f"{path}: unknown section {name!r}{_advice(name)}")
+    # A section whose lines are all commented out is None.
     if body is None:
         body = {}
     if not isinstance(body, dict):
@@ -156,6 +164,8 @@ def _complete(argument: Argument) -> Argument:
             f"unknown flag --{name}{perhaps(name, [*fields(), 'config', *FLAGS], '--')}"
         )
     if entry.kind is bool:
+        # tyro reads only True and False, RWKV-LM's scripts write 0 and 1.  Any other word is left
+        # for tyro to refuse.
         truth = True if value is None else boolean(value)
         return Argument(name, value if truth is None else str(truth))
     if value is None:
@@ -184,7 +194,9 @@ def _parse(flags: Sequence[Argument], base: RunConfig) -> RunConfig:
     """Returns `base` with these flags; raises SystemExit when tyro cannot read them."""
     if not flags:
         return base
+    # Once each: a dataclass cannot have a field twice, a command line can.
     names = tuple(dict.fromkeys(flag.name for flag in flags))
+    # tyro prints its own box before it leaves; `_apply` says the fault in one line.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         given = tyro.cli(
             _fields_alone(names),

@@ -14,6 +14,7 @@ from rwkv_train.errors import ConfigError
 LARGEST_PERIOD = 100_000
 
 _NUMBER = r"\d+(?:\.\d+)?"
+# Greedy up to the last colon, as a path may hold colons; and line breaks, hence DOTALL.
 _WEIGHTED = re.compile(rf"(.+):({_NUMBER})(?:\.\.({_NUMBER}))?", re.DOTALL)
 
 
@@ -33,6 +34,7 @@ def mixture_components(data_file: str | None) -> tuple[MixtureComponent, ...]:
     """
     items = (data_file or "").split(",")
     found = [_WEIGHTED.fullmatch(item.strip()) for item in items]
+    # Without a single weight it is one path, which may hold commas.
     if not any(found):
         return ()
     matches = []
@@ -62,6 +64,7 @@ def weights_change(components: tuple[MixtureComponent, ...]) -> bool:
 
 def _shares(data_file: str | None, weights: list[str]) -> list[Fraction]:
     """Returns the weights divided by their sum, exactly."""
+    # From the decimal text: 0.1 as a float has the denominator 2^55, and the period with it.
     numbers = [Fraction(weight) for weight in weights]
     total = sum(numbers)
     if total == 0:

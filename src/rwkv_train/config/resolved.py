@@ -27,6 +27,8 @@ from rwkv_train.config.versions import VERSIONS
 SPECIFIC_SIZES = ("head_size", "rank_mix", "rank_decay", "rank_iclr", "rank_value", "rank_gate")
 
 
+# field() takes away the default: a bare annotation would inherit that of the schema's class.
+# kw_only, because a field without a default may not stand behind one that has it.
 @dataclass(frozen=True, kw_only=True)
 class ResolvedModel(ModelConfig):
     """Shape and architecture of the network; a size that the version does not have is 0."""
@@ -46,6 +48,7 @@ class ResolvedModel(ModelConfig):
 
     def as_given(self) -> ModelConfig:
         """Returns the section as a user would write it: a size that does not exist is None."""
+        # `check_version` takes the 0 of a size that does not exist for one that was asked for.
         row = VERSIONS[self.rwkv_version]
         return ModelConfig(**_values(self) | {n: None for n in SPECIFIC_SIZES if not row.has(n)})
 
@@ -62,6 +65,7 @@ class ResolvedData(DataConfig):
 
     def as_given(self) -> DataConfig:
         """Returns the section as a user would write it: no length of a validation without one."""
+        # `check_validation` refuses a val_ctx_len with nothing to validate on.
         validates = self.val_data_file is not None or self.val_split is not None
         length = {"val_ctx_len": self.val_ctx_len if validates else None}
         return DataConfig(**_values(self) | length)

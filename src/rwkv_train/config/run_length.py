@@ -32,6 +32,8 @@ class StepShape:
 def step_shape(train: TrainConfig, ctx_len: int, hardware: ResolvedHardware) -> StepShape:
     """Returns what a step reads; needs the hardware resolved, which says how many read."""
     processes = hardware.num_nodes * hardware.devices
+    # RWKV-LM leaves accumulation out here, whereby its rates, budget and resume advance too
+    # slowly by that factor.
     samples = processes * train.micro_bsz * train.accumulate_grad_batches
     return StepShape(samples, ctx_len, ctx_len // _window_len(train, ctx_len))
 
@@ -71,6 +73,7 @@ class RunLength:
 
     def samples(self, step: int) -> tuple[int, int]:
         """Returns the global numbers of the first and the last sample that `step` reads from."""
+        # Samples count from 1, as in RWKV-LM's sampler.
         first = step // self.windows * self.batch_samples
         return first + 1, first + self.batch_samples
 
@@ -85,6 +88,7 @@ def run_length(config: ResolvedConfig) -> RunLength:
         reason = budget if train.exit_tokens else f"{train.epoch_count} mini-epochs"
         ends.append((steps, True, reason))
     if train.exit_epoch is not None:
+        # exit_epoch is the last mini-epoch that is trained, and they count from 0.
         last = (train.exit_epoch + 1) * train.epoch_steps
         ends.append((last, False, f"--exit_epoch {train.exit_epoch}"))
     if train.max_steps is not None:

@@ -95,10 +95,12 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "4": Version(
             module="rwkv4",
             operator="wkv4",
+            # v4neo builds an RWKV-4 where --my_testing is not given.
             rwkv_lm_names=("",),
             conventions=_V4NEO,
             sizes={"dim_ffn": lambda width: 4 * width},
             settings=("head_qk",),
+            # RWKV-LM's x060 and x070 reshape with n_embd whatever --dim_att says.
             wide_time_mix=True,
         ),
         "5": Version(
@@ -130,6 +132,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
             rwkv_lm_names=("x070",),
             conventions=_V7,
             sizes={
+                # RWKV-LM's x070 has this hidden size whatever --dim_ffn its argument dump shows.
                 "dim_ffn": lambda width: 4 * width,
                 "head_size": _always(64),
                 "rank_decay": _root(2.5),

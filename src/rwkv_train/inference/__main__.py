@@ -61,11 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print()
+        # As shells report a program ended by Ctrl-C: 128 + SIGINT.
         return 130
     return 0
 
 
 def _generate(a: argparse.Namespace) -> None:
+    # Before the import of torch, so that a wrong number is answered at once.
     for name, lowest in (("max_tokens", 0), ("samples", 1)):
         if getattr(a, name) < lowest:
             raise ConfigError(f"--{name} {getattr(a, name)} must be at least {lowest}")
@@ -97,6 +99,7 @@ def _generate(a: argparse.Namespace) -> None:
     if a.seed is not None:
         generator.manual_seed(a.seed)
     else:
+        # A new generator of torch has the same fixed seed every time.
         generator.seed()
     for number in range(a.samples):
         if a.samples > 1:

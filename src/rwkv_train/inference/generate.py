@@ -43,6 +43,7 @@ def generate_tokens(
 
     An empty prompt stands for the start of a document.
     """
+    # Training data ends every document with this token: it stands before every next one.
     logits, state = prefill(model, prompt or [END_OF_DOCUMENT])
     for _ in range(max_tokens):
         token = sampler.draw(logits)

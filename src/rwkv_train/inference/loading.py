@@ -50,6 +50,7 @@ def load_model(
     has_states = any(name.endswith("att.time_state") for name in weights)
     model = build_model(config, wkv_backend=wkv_backend, train_states=has_states).to(dtype)
     try:
+        # Gaps are a fault here: filled, they would generate from random weights.
         fitted, _ = fit_weights(
             model.state_dict(), weights, partial=False, optional=model.optional_keys
         )

@@ -50,6 +50,7 @@ class Sampler:
         """Returns the next token for logits [V]."""
         options = self.options
         # The generator is the CPU's, so that a seed gives the same draws on every device.
+        # A copy, because the penalties are subtracted in place and the logits are the caller's.
         logits = logits.detach().to("cpu", torch.float32, copy=True)
         for token, count in self._counts.items():
             logits[token] -= options.presence_penalty + count * options.frequency_penalty
@@ -82,6 +83,7 @@ def keep_likely(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
         probability = ordered.softmax(-1)
         # what comes before a token has not yet reached top_p
         keep &= probability.cumsum(-1) - probability < top_p
+    # A top_p of 0 keeps nothing by itself.
     keep[0] = True
     result = torch.full_like(logits, -torch.inf)
     result[order[keep]] = ordered[keep]

@@ -11,6 +11,7 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 # Tokens decoded together: some decoders treat the first one in a special way (a space is dropped),
 # so a token alone does not tell its text.
 CONTEXT = 16
+# Every token decodes the window anew, so the cost of a token grows with this bound.
 LONGEST = 64
 
 

@@ -21,6 +21,7 @@ def check_limits(section: Section) -> None:
     limits = _limits(type(section))
     for entry in dataclasses.fields(section):
         value = getattr(section, entry.name)
+        # AtLeast and Above let infinity through, and a field without limits lets NaN through.
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{entry.name} {value} is not a finite number")
         for limit in limits.get(entry.name, ()) if value is not None else ():
@@ -37,9 +38,11 @@ def check_version(model: ModelConfig) -> None:
     version = model.rwkv_version
     if version is None:
         return
+    # First: an unknown version is in no list below, so the first size given would be blamed.
     version_row(version)
     for entry in dataclasses.fields(model):
         value, versions = getattr(model, entry.name), versions_with(entry.name)
+        # A flag given at its default cannot be told from one left out: both pass.
         harmless = (entry.default, _HARMLESS_HEAD_SIZE if entry.name == "head_size" else None)
         if version not in versions and value not in harmless:
             raise ConfigError(
@@ -50,6 +53,7 @@ def check_version(model: ModelConfig) -> None:
 
 def _limits(section: type[Section]) -> dict[str, tuple[Limit, ...]]:
     """Returns the limits by field, as the schema's annotations name them."""
+    # Without the extras typing strips Annotated, and the limits with it.
     hints = typing.get_type_hints(section, include_extras=True)
     return {
         name: tuple(extra for extra in hint.__metadata__ if isinstance(extra, Limit))

@@ -53,6 +53,7 @@ def _check_data(data: DataConfig, train: TrainConfig) -> None:
         raise ConfigError(
             f"--data_file {data.data_file} is not read with --data_type dummy; leave one out"
         )
+    # Stage 1 writes initial weights, for which it needs no data.
     if data.data_type != "dummy" and not data.data_file and train.train_stage != 1:
         raise ConfigError(
             "--data_file is missing: the path of a binidx pair without .bin or .idx, as"
@@ -63,6 +64,7 @@ def _check_data(data: DataConfig, train: TrainConfig) -> None:
             f"--sample_offset {data.sample_offset} shifts the permutation, but --sampling is"
             " random; leave one out"
         )
+    # RWKV-LM, too, reads everything but binidx data at random positions.
     if data.sampling == "permutation" and data.data_type != "binidx":
         raise ConfigError(
             f"--sampling permutation needs --data_type binidx, not {data.data_type}; convert the"
@@ -94,6 +96,7 @@ def _check_what_counts(data: DataConfig, train: TrainConfig) -> None:
 def _check_mixture(data: DataConfig) -> None:
     """Raises ConfigError for weights and settings that do not go together."""
     parts = mixture_components(data.data_file)
+    # Before the return below, since mix_tokens with a single data set is a fault as well.
     if data.mix_tokens is not None and not weights_change(parts):
         raise ConfigError(
             f"--mix_tokens {data.mix_tokens} says over how many tokens weights change, but those of"
@@ -101,6 +104,7 @@ def _check_mixture(data: DataConfig) -> None:
         )
     if not parts:
         return
+    # A false value counts as not given, and so must binidx, which is the default.
     given = {
         "data_type": data.data_type != "binidx" and data.data_type,
         "magic_prime": data.magic_prime,
@@ -123,21 +127,27 @@ def _check_mixture(data: DataConfig) -> None:
 
 def _check_schedule(optim: OptimConfig, train: TrainConfig) -> None:
     """Raises ConfigError for rates and decays that a curve cannot have."""
+    # RWKV-LM's cosine is written in lr_final / lr_init and divides by zero here.  An open budget
+    # passes: `resolve` fills it and checks again.
     if optim.lr_init == 0 and train.exit_tokens not in (None, 0):
         raise ConfigError(
             f"--lr_init 0 with a budget of {train.exit_tokens} tokens: the cosine needs a rate"
             " above 0; --exit_tokens 0 has a schedule that may start at 0"
         )
+    # The path is wd x (final / wd)^q, at which RWKV-LM stops with a ZeroDivisionError.
     if optim.weight_decay_final is not None and optim.weight_decay == 0:
         raise ConfigError(
             f"--weight_decay_final {optim.weight_decay_final} is reached by a factor per step,"
             " which needs a --weight_decay above 0"
         )
+    # A negative budget is allowed: half of its curve is the step-based one, which holds.
     if optim.hold_epochs and train.exit_tokens is not None and train.exit_tokens > 0:
         raise ConfigError(
             f"--hold_epochs {optim.hold_epochs} belongs to the step-based schedule, but"
             f" --exit_tokens {train.exit_tokens} asks for the cosine; leave one out"
         )
+    # The fall takes the mini-epochs after the hold: RWKV-LM's progress divides by their steps,
+    # less the warmup.
     if train.epoch_count and optim.hold_epochs >= train.epoch_count:
         raise ConfigError(
             f"--hold_epochs {optim.hold_epochs} leaves no mini-epoch to fall in of the"
@@ -152,11 +162,13 @@ def _check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
             f"--optimizer muon orthogonalises whole matrices, of which --train_type"
             f" {train.train_type} trains none; use --optimizer adamw"
         )
+    # `ResolvedOptim.muon_factor` divides by lr_init.
     if optim.optimizer == "muon" and optim.lr_init == 0:
         raise ConfigError(
             "--lr_init 0 with --optimizer muon: Muon's rate is in proportion to it; give a rate"
             " above 0"
         )
+    # auto can still become muon: it is the optimizer of the state from which the run resumes.
     if optim.optimizer in ("auto", "muon"):
         return
     for field in dataclasses.fields(OptimConfig):
@@ -169,6 +181,7 @@ def _check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
 
 def _check_start(train: TrainConfig) -> None:
     """Raises ConfigError for a model that the stage would not load."""
+    # From stage 2 on RWKV-LM ignores the path and loads its newest checkpoint.
     if train.load_model is None or train.train_stage in (None, 0, 1):
         return
     raise ConfigError(
@@ -203,6 +216,7 @@ def _check_adapter(adapter: AdapterConfig, train: TrainConfig) -> None:
 
 def _check_safety(safety: SafetyConfig, train: TrainConfig) -> None:
     """Raises ConfigError for limits that are never met and states that are never kept."""
+    # Only what was changed: the defaults would otherwise contradict --on_bad_step stop.
     given = _changed(safety)
     for name in ("bad_steps_before_rollback", "max_rollbacks"):
         if name in given and safety.on_bad_step == "stop":
@@ -215,8 +229,10 @@ def _check_safety(safety: SafetyConfig, train: TrainConfig) -> None:
             f"--max_rollbacks {given['max_rollbacks']} with --bad_steps_before_rollback 0: the run"
             " never goes back; leave one out"
         )
+    # An open epoch_steps is filled by `resolve`, which checks again.
     if safety.keep_every is None or train.epoch_steps is None:
         return
+    # Saves by the clock do not count: they meet a multiple only by chance.
     units = [n for n in (safety.save_every_steps, train.epoch_steps) if n is not None]
     if all(safety.keep_every % n for n in units):
         raise ConfigError(
@@ -237,5 +253,6 @@ def _changed(section: Section) -> dict[str, object]:
 
 def _check_log(log: LogConfig) -> None:
     """Raises ConfigError for a mode of a log that is not written."""
+    # online is the default and disabled asks for no log: neither contradicts a log that is off.
     if log.wandb is None and log.wandb_mode == "offline":
         raise ConfigError("--wandb_mode offline needs --wandb PROJECT")

@@ -21,9 +21,11 @@ def check_validation(data: DataConfig, train: TrainConfig) -> None:
 
 def _check_absent(data: DataConfig, train: TrainConfig) -> None:
     given = {
+        # Not None by default, so only another number was asked for.
         "val_samples": data.val_samples != DataConfig.val_samples and data.val_samples,
         "val_ctx_len": data.val_ctx_len,
         "val_every": train.val_every,
+        # As a number, so that the message shows --save_best 1 and not --save_best True.
         "save_best": int(train.save_best),
     }
     for name, value in given.items():

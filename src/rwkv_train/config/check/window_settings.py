@@ -29,6 +29,8 @@ def check_windows(config: RunConfig) -> None:
         )
     if chunks is None:
         return
+    # chunk_len alone need not divide: all of the row is one step.  Windows are a step each, and
+    # the token budget counts on steps of equal length.
     if ctx_len % (chunks * chunk_len):
         raise ConfigError(
             f"--bptt_chunks {chunks} x --chunk_len {chunk_len} does not divide --ctx_len {ctx_len};"
@@ -44,6 +46,7 @@ def check_windows(config: RunConfig) -> None:
 def _nearest(ctx_len: int, chunk_len: int, chunks: int) -> str:
     """Returns what would divide, as advice."""
     whole, rest = divmod(ctx_len, chunk_len)
+    # When chunk_len does not divide ctx_len, no number of chunks does.
     if rest:
         window = chunks * chunk_len
         lengths = sorted({max(1, ctx_len // window) * window, (ctx_len // window + 1) * window})

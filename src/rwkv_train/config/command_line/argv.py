@@ -34,7 +34,9 @@ def read_arguments(argv: Sequence[str]) -> list[Argument]:
     for word in argv:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
+            # Dashes become underscores in the name only: a value such as a path keeps its own.
             arguments.append(Argument(name.replace("-", "_"), value if equals else None))
+            # After --name= the value is the empty text, and the next word belongs to no flag.
             expects_value = not equals
         elif expects_value:
             arguments[-1] = Argument(arguments[-1].name, word)

@@ -51,6 +51,7 @@ class Field(NamedTuple):
         if isinstance(value, bool) and "on" in self.choices:
             # YAML 1.1 reads a bare on and off as truth values.
             value = "on" if value else "off"
+        # Compared as texts: YAML reads rwkv_version: 7 as a number, and the choice is the text 7.
         for choice in self.choices:
             if str(choice) == str(value):
                 return choice
@@ -59,6 +60,7 @@ class Field(NamedTuple):
         # YAML 1.1 reads 6e-4 as a text (it wants 6.0e-4); people mean the number.
         if self.kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             value = float(value)
+        # isinstance would let True pass for a whole number.
         if self.choices or type(value) is not self.kind:
             raise ValueError(f"{value!r} is not {self.expected}")
         return value
@@ -69,8 +71,10 @@ def fields() -> dict[str, Field]:
     """Returns all fields by leaf name, in the order of the schema."""
     table: dict[str, Field] = {}
     for section, section_type in typing.get_type_hints(RunConfig).items():
+        # Without the limits in Annotated, which `check_limits` reads by itself.
         hints = typing.get_type_hints(section_type)
         for leaf in dataclasses.fields(section_type):
+            # The command line is flat: a leaf's name alone must tell its section.
             assert leaf.name not in table, f"{leaf.name} occurs in two sections"
             table[leaf.name] = _field(section, leaf.name, hints[leaf.name])
     return table

@@ -19,6 +19,7 @@ def resolve_data(config: RunConfig, discovered: Discovered, lines: list[str]) ->
     Raises ConfigError when the data is too small or was written with another tokenizer.
     """
     given, found = config.data, discovered.data
+    # RWKV-LM's permutation, too, exists for binidx data only.
     sampling = given.sampling or ("permutation" if given.data_type == "binidx" else "random")
     if given.sampling is None and sampling == "random":
         lines.append(f"sampling random: how {given.data_type} is read")
@@ -35,6 +36,7 @@ def resolve_data(config: RunConfig, discovered: Discovered, lines: list[str]) ->
     if sampling == "random":
         _check_random(data, found.token_count)
         return data
+    # Every part of a mixture has a prime of its own; one of the whole means nothing.
     if mixture_components(data.data_file):
         return data
     prime = _best_prime(data, found, lines) if data.magic_prime is None else data.magic_prime
@@ -109,6 +111,7 @@ def _check_random(data: DataConfig, token_count: int) -> None:
 
 def _best_prime(data: DataConfig, found: DataDiscovered, lines: list[str]) -> int:
     """Returns the computed prime; raises ConfigError where the data is too small for one."""
+    # The smallest prime that fits is 2 and stays below the slots: three windows at least.
     if found.best_prime is None:
         raise ConfigError(
             f"{data.data_file} has {found.token_count} tokens, too few for the permutation at"
@@ -121,6 +124,7 @@ def _best_prime(data: DataConfig, found: DataDiscovered, lines: list[str]) -> in
 
 def _check_offset(data: DataConfig, prime: int, token_count: int) -> None:
     """Raises ConfigError when --sample_offset moves the last sample beyond the data."""
+    # The last window starts at (prime - 1) x ctx_len and has ctx_len + 1 tokens.
     reach = prime * data.ctx_len + data.sample_offset
     if data.sample_offset and reach >= token_count:
         most = token_count - 1 - prime * data.ctx_len

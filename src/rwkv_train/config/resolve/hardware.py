@@ -28,6 +28,7 @@ def resolve_hardware(
     accelerator = _accelerator(given, machine, lines)
     devices = _devices(given, accelerator, machine, lines)
     precision = _precision(given, accelerator, prepares, machine, lines)
+    # Before the other settings of the optimizer, which depend on the strategy chosen by it.
     optimizer = chosen_optimizer(config.optim, discovered.start)
     strategy = _strategy(given, accelerator, devices * given.num_nodes, prepares, optimizer, lines)
     return ResolvedHardware(
@@ -116,6 +117,7 @@ def _strategy(
         raise ConfigError(
             f"--strategy single_device runs one process, not {processes}; use --strategy auto"
         )
+    # Stage 1 keeps the name: no engine starts, and the later run may be on GPUs.
     if strategy in _WITHOUT_OFFLOAD and accelerator == "cpu" and not prepares:
         strategy = _WITHOUT_OFFLOAD[strategy]
         lines.append(f"strategy {strategy}: on a CPU there is nothing to offload")

@@ -37,6 +37,7 @@ def resolve_length(
     )
     if found is None:
         return train
+    # A negative budget needs epoch_count: half of its curve is the step-based one.
     if exit_tokens > 0:
         return dataclasses.replace(train, exit_epoch=_exit_epoch(train, step, lines))
     return dataclasses.replace(train, epoch_count=_epoch_count(train, data, found, step, lines))
@@ -45,6 +46,7 @@ def resolve_length(
 def _mini_epoch(step: StepShape, lines: list[str]) -> int:
     """Returns the steps of a mini-epoch; it ends where rows end."""
     # Whole rows, because what a mini-epoch saves for the world carries no state into a row's rest.
+    # RWKV-LM refuses batches that do not divide 40320, such as 256; here the rest is left off.
     groups = max(1, MINI_EPOCH_SAMPLES // step.samples)
     several = f", {step.windows} steps each" if step.windows > 1 else ""
     lines.append(

@@ -25,6 +25,7 @@ def resolve_model(config: RunConfig, discovered: Discovered, lines: list[str]) -
     Raises ConfigError for a flag that contradicts the checkpoint or the data.
     """
     start = discovered.start
+    # First, as a head size would contradict the RWKV-4 checkpoint, which has none.
     model = _without_unused_head_size(config.model, start, lines)
     if start.donor_model is not None:
         model = _from_donor(model, start.donor_model, str(config.train.load_model), lines)
@@ -78,6 +79,7 @@ def _from_donor(given: ModelConfig, donor: ModelConfig, path: str, lines: list[s
     if given.n_embd in (None, donor.n_embd):
         same_width = ("dim_att", "dim_ffn", *(n for n in _FROM_SHAPES if n.startswith("rank_")))
         taken |= {n: getattr(donor, n) for n in same_width if getattr(given, n) is None}
+    # A head_qk of 0 is the default and does not ask to drop the donor's copy head.
     if donor.head_qk:
         taken["head_qk"] = given.head_qk or donor.head_qk
     model = dataclasses.replace(given, **taken)
@@ -124,6 +126,7 @@ def _vocabulary(
             )
         lines.append(f"vocab_size {needed}: what the data needs")
         return needed
+    # More rows are padding (World: 65529 tokens, 65536 rows).  RWKV-LM never compares the two.
     if found is not None and needed is not None and model.vocab_size < needed:
         given = start.model is None
         source = "--vocab_size" if given else f"the model {start.path}"

@@ -16,6 +16,7 @@ def complete_model(given: ModelConfig) -> ResolvedModel:
 
     Raises ConfigError for impossible or contradicting sizes and when vocab_size is unknown.
     """
+    # `check_fields` does not precede every call: generation has only the sizes in a file.
     check_limits(given)
     check_version(given)
     version = DEFAULT_VERSION if given.rwkv_version is None else given.rwkv_version

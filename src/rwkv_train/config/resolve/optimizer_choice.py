@@ -32,6 +32,7 @@ def resolve_optimizer(
     name = chosen_optimizer(given, start)
     if given.optimizer == "auto" and name != "adamw":
         lines.append(f"optimizer {name}: that of {start.path}")
+    # Stage 1 trains nothing and often runs on a CPU.
     if name == "adam8bit" and config.train.train_stage != 1:
         _check_8bit(hardware.accelerator, hardware.strategy, discovered.machine)
     muon_lr = _muon_lr(given, hardware.strategy, lines) if name == "muon" else given.muon_lr
@@ -71,6 +72,7 @@ def _muon_lr(given: OptimConfig, strategy: ResolvedStrategy, lines: list[str]) -
         )
     if given.muon_lr is not None:
         return given.muon_lr
+    # match_rms_adamw scales the updates so that AdamW's rates fit.
     if given.muon_adjust_lr != "original":
         return given.lr_init
     lines.append(f"muon_lr {ORIGINAL_MUON_LR:g}: the default with muon_adjust_lr original")

@@ -31,6 +31,7 @@ def resolve(config: RunConfig, discovered: Discovered) -> tuple[ResolvedConfig, 
     lines: list[str] = []
     _check_beginning(config.train, discovered.start, lines)
     model = resolve_model(config, discovered, lines)
+    # Before the length: the tokens of a step depend on the number of processes.
     hardware = resolve_hardware(config, discovered, lines)
     data = resolve_data(config, discovered, lines)
     check_held_out(data, model, discovered, lines)
@@ -60,6 +61,7 @@ def for_saving(resolved: ResolvedConfig, given: RunConfig) -> RunConfig:
     resumes after the newest checkpoint in its own.
     """
     saved = resolved.as_given()
+    # The number of this start would contradict the checkpoint at the next one.
     train = dataclasses.replace(saved.train, epoch_begin=given.train.epoch_begin)
     return dataclasses.replace(saved, train=train)
 
@@ -73,6 +75,7 @@ def _check_beginning(train: TrainConfig, start: StartDiscovered, lines: list[str
             f" found; give --load_model, or copy them to {train.proj_dir}/rwkv-init.pth"
         )
     if train.load_model is not None and start.path not in (None, train.load_model):
+        # Initial weights are another beginning, a numbered checkpoint a later place of this run.
         if start.epoch is None and start.kind == "weights":
             raise ConfigError(
                 f"--load_model {train.load_model} and {start.path} both say where to"
@@ -93,6 +96,7 @@ def _report_unused(config: ResolvedConfig, lines: list[str]) -> None:
     zero = hardware.strategy.startswith("deepspeed")
     if not zero and hardware.ds_bucket_mb != HardwareConfig.ds_bucket_mb:
         lines.append(f"ds_bucket_mb is not used: strategy {hardware.strategy}")
+    # Without a positive budget the prime may still be the length of the schedule.
     if data.sampling == "random" and data.magic_prime is not None and train.exit_tokens > 0:
         lines.append(f"magic_prime {data.magic_prime} is not used: sampling is random")
     steps, warmup = total_steps(config), config.optim.warmup_steps

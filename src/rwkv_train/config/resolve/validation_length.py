@@ -33,6 +33,7 @@ def _check_same_split(data: ResolvedData, start: StartDiscovered) -> None:
 
     The held-out slots follow from three lengths; with others, old ones would be trained on.
     """
+    # Bare weights do not tell what they were trained on.
     if start.state is None:
         return
     before = start.state.config

@@ -26,6 +26,7 @@ def resolve_warmup(
     """
     given, stage = config.optim.warmup_steps, config.train.train_stage
     if given is not None:
+        # -1 comes back from a config.yaml, where it stands for no warmup.
         steps = read_warmup(given)
     elif discovered.data is None:
         # Nothing is trained: stage 1 only writes initial weights.
@@ -48,6 +49,8 @@ def _automatic(
 ) -> int | None:
     if start.state is not None and start.state.warmup_steps is not None and not restarts:
         return read_warmup(start.state.warmup_steps)
+    # Initial or given weights have no mini-epoch: RWKV-LM warms up by itself only after numbered
+    # checkpoints.
     if restarts or (start.kind == "weights" and start.epoch is not None):
         steps = conventions.warmup_after_resume(stage)
         lines.append(f"warmup_steps {steps}: the optimizer starts empty after a resume")

@@ -63,6 +63,7 @@ def _instead(advice: str) -> str:
 
 FLAGS: dict[str, Taken | Refused | Idle] = {
     # Files and run control
+    # The demo scripts pass 0 where the stage chooses the checkpoint.
     "load_model": Taken("load_model", values.none_if("", "0")),
     "wandb": Taken("wandb", values.none_if("")),
     "random_seed": Taken("random_seed", values.none_if_negative),
@@ -70,6 +71,7 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
     "my_pile_stage": Taken("train_stage", values.my_pile_stage),
     # 999999 stands in RWKV-LM's demo scripts, whose stages put the data's length in its place.
     "epoch_count": Taken("epoch_count", values.none_if("999999")),
+    # 0 stands in the demo scripts, where RWKV-LM overwrites it when it resumes.
     "epoch_begin": Taken("epoch_begin", values.none_if("0")),
     "my_exit": Taken("exit_epoch", values.my_exit),
     "my_exit_tokens": Taken("exit_tokens", values.whole),
@@ -98,6 +100,7 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
     "my_testing": Taken("rwkv_version", values.my_testing),
     "dim_att": Taken("dim_att", values.none_if_not_positive),
     "dim_ffn": Taken("dim_ffn", values.none_if_not_positive),
+    # v7's name of it is --head_size, which is also ours and needs no row.
     "head_size_a": Taken("head_size", values.whole),
     "head_chunk": Taken("head_chunk", values.none_if_not_positive),
     "load_partial": Taken("load_partial", values.zero_or_one),
@@ -173,7 +176,9 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
 
 # What --my_pile_stage N means beyond our --train_stage N.
 _STAGE_MEANS: dict[str, dict[str, str]] = {
+    # RWKV-LM reads binidx data, too, at random positions at stages 0 and 4.
     "0": {"sampling": "random"},
+    # Both special groups learn at 5 times the rate there, elsewhere at 2 and 3 times.
     "2": {"special_lr_factor": "5"},
     "4": {"sampling": "random"},
 }
@@ -181,6 +186,7 @@ _STAGE_MEANS: dict[str, dict[str, str]] = {
 # What RWKV-LM's older generations assume where a flag is not given.
 _STAGE_DEFAULTS: dict[str, dict[str, str]] = {
     "0": {"exit_tokens": "0", "epoch_steps": "1000", "epoch_count": "500"},
+    # An open budget would become one pass over the data, which is a cosine.
     **{stage: {"exit_tokens": "0"} for stage in "1234"},
 }
 
@@ -191,6 +197,7 @@ def translate(argv: Sequence[str]) -> Translation:
     Raises ConfigError for a refused flag or value, with the reason, and for two different names
     of one setting with different values.
     """
+    # `load` prints the help, which a fault in another flag must not prevent.
     if asks_for_help(argv):
         return Translation(list(argv), [])
     flags = read_arguments(argv)
@@ -201,12 +208,14 @@ def translate(argv: Sequence[str]) -> Translation:
         if ours is None:
             continue
         first, earlier = given.get(ours.name, (flag.name, ours))
+        # The same name twice is no fault: the last one wins, as in RWKV-LM's argparse.
         if first != flag.name and earlier.value != ours.value:
             raise ConfigError(
                 f"--{first} and --{flag.name} set the same thing to different values; give one"
             )
         given[ours.name] = (flag.name, ours)
     result = [argument for _, argument in given.values()]
+    # v7's --train_stage has neither the plain stage 0 nor the factor of stage 2.
     if given.get("train_stage", ("", None))[0] == "my_pile_stage":
         result = _with_stage(result, notices)
     return Translation(write_arguments(result), list(dict.fromkeys(notices)))
@@ -230,6 +239,7 @@ def _translated(flag: Argument, notices: list[str]) -> Argument | None:
             raise ConfigError(f"{shown}: expected {' or '.join(map(repr, row.only))}")
         notices.append(f"--{name} {row.notice}")
         return None
+    # `load` knows whether the field is a switch, which needs no value.
     if value is None:
         return Argument(row.field, None)
     try:
@@ -256,6 +266,7 @@ def _with_stage(flags: list[Argument], notices: list[str]) -> list[Argument]:
         )
         flags = [flag for flag in flags if flag.name != "epoch_count"]
     assumed = dict(_STAGE_MEANS.get(stage, {}))
+    # Added as flags, old defaults would win over the file.
     if "config" not in given:
         assumed.update(_STAGE_DEFAULTS.get(stage, {}))
         # A positive budget ends the run by itself; the schedule's length is then unused.

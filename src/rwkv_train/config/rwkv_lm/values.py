@@ -43,6 +43,7 @@ def none_if(*words: str) -> Rule:
 
 def none_if_negative(value: str) -> Ruled:
     """Translates RWKV-LM's -1, which means "automatic"."""
+    # What is no number goes on unchanged: `load` says what the flag expects.
     number = _number(value)
     return (NONE if number is not None and number < 0 else value), None
 
@@ -101,12 +102,14 @@ def noticed(values: Mapping[str, str], then: Rule) -> Rule:
 
 def is_one_of(value: str, words: tuple[str, ...]) -> bool:
     """Tells whether `value` is one of `words`, numbers compared as numbers (0.0 is 0)."""
+    # Without the test for None all words that are no numbers would be equal.
     number = _number(value)
     return value in words or (number is not None and number in map(_number, words))
 
 
 def my_exit(value: str) -> Ruled:
     """Translates the number of the last mini-epoch; RWKV-LM's 99999999 means no limit."""
+    # RWKV-LM ends at the first mini-epoch whose number is at least this, so a negative one means 0.
     number = int(whole(value)[0])
     return (NONE if number == 99999999 else str(max(0, number))), None
 
@@ -160,6 +163,7 @@ data_type: Rule = table(
 _STRATEGIES = get_args(Strategy)
 
 strategy: Rule = noticed(
+    # torch's DDP looks for unused parameters only when told to.
     {"ddp_find_unused_parameters_false": "ddp"},
     table(
         {**{name: name for name in _STRATEGIES}, NONE: "auto"},
@@ -168,6 +172,7 @@ strategy: Rule = noticed(
     ),
 )
 
+# RWKV-LM itself knows only the four precisions of the second table.
 precision: Rule = noticed(
     {
         "32": "fp32",
