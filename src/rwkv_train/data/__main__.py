@@ -44,6 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="make_data.py",
         description=DESCRIPTION,
         epilog=EPILOG,
+        # An abbreviation would break, or change its meaning, when an option is added.
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -37,6 +37,7 @@ from rwkv_train.models.table import seeded_generator
 
 # Rounds of subspace iteration for PiSSA; the directions need not be exact, see above.
 _ITERATIONS = 16
+# Columns more than are wanted: in such an iteration the last directions converge last.
 _OVERSAMPLING = 8
 
 _FULLY = {
@@ -188,6 +189,7 @@ def learns(name: str, train_type: str, fully: Collection[str] = ()) -> bool:
     if train_type == "states":
         return name.endswith(".time_state")
     if is_adapter(name):
+        # A0 and B0 hold the values at the start, which are subtracted and must not move.
         return not name.endswith("0")
     return any(_FULLY[word].fullmatch(name) for word in fully)
 

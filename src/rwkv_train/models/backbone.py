@@ -27,6 +27,7 @@ class Block(nn.Module):
         self, version: ModuleType, config: ResolvedModel, layer: int, backend: str, time_state: bool
     ) -> None:
         super().__init__()
+        # In the order of RWKV-LM's state dict, where ln0 stands behind the other two.
         self.ln1 = nn.LayerNorm(config.n_embd)
         self.ln2 = nn.LayerNorm(config.n_embd)
         self.ln0 = nn.LayerNorm(config.n_embd) if layer == 0 else None
@@ -45,6 +46,7 @@ class Block(nn.Module):
         if self.ln0 is not None:
             x = self.ln0(x)
         out, carry, att_shift, wkv = self.att(self.ln1(x), carry, att_shift, wkv, reset)
+        # On the whole residual stream and not on the branch alone, as in RWKV-LM.
         x = self.drop(x + out)
         out, ffn_shift = self.ffn(self.ln2(x), ffn_shift, reset)
         x = self.drop(x + out)
@@ -82,6 +84,7 @@ class RWKV(nn.Module):
         self.grad_cp = grad_cp
         self.chunk_len = chunk_len
         self.train_states = train_states
+        # State tuning begins with a file that has no initial states yet.
         self.optional_keys: tuple[str, ...] = (*version.OPTIONAL_KEYS, "blocks.*.att.time_state")
         V, D = config.vocab_size, config.n_embd
         # A ready-made weight keeps the constructor away from the global random state.
@@ -218,6 +221,7 @@ class RWKV(nn.Module):
                 "all tokens at once, without a state"
             )
         B, T = tokens.shape
+        # No softmax: RWKV-LM adds the scores to the logits as they are.
         scores = self.head_q(x) @ self.head_k(x).transpose(1, 2) / self.config.head_qk  # [B, T, T]
         # With the diagonal: the token that is being read may be copied too.
         scores = scores.tril()

@@ -133,4 +133,5 @@ def starting_state(learnt: Tensor | None, given: Tensor | None, batch: int) -> T
     """
     if given is not None or learnt is None:
         return given
+    # A view: nothing is copied, and the gradients of the batch add up in the one parameter.
     return full_precision(learnt).expand(batch, *learnt.shape)

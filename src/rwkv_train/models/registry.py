@@ -73,6 +73,7 @@ def config_from_shapes(shapes: Shapes) -> ModelConfig:
     and dropout leave no trace in a checkpoint and get their defaults. Raises ConfigError naming
     what is odd.
     """
+    # First, so that the message names the part: such a file may look like a plain version.
     for key in shapes:
         for ending, what in _UNSUPPORTED.items():
             if key.endswith(ending):

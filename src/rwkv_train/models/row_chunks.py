@@ -71,6 +71,7 @@ def chunked_loss(
     The arguments are those of `RWKV.loss_and_state`; the value is that of `loss_of_piece` for all
     tokens at once.
     """
+    # Every chunk divides by the total of the whole row, so that their losses add up to its mean.
     targets = targets.with_total()
 
     def read(part: slice, state: ModelState | None) -> tuple[Tensor, ModelState]:

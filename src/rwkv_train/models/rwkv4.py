@@ -171,6 +171,7 @@ PARAMETERS = (
 
 def recognises(keys: Collection[str]) -> bool:
     """Tells whether the checkpoint keys `keys` are those of RWKV-4."""
+    # RWKV-5 kept the names of the mixes; its group norm tells the two apart.
     return "blocks.0.att.time_mix_k" in keys and "blocks.0.att.ln_x.weight" not in keys
 
 

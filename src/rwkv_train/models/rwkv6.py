@@ -165,6 +165,7 @@ PARAMETERS = (
     Row("blocks.*.att.time_maa_v", lambda place: falling(1.0)(place) - 0.3 * place.depth, Rate.MIX),
     Row("blocks.*.att.time_maa_r", falling(0.5), Rate.MIX),
     Row("blocks.*.att.time_maa_g", falling(0.5), Rate.MIX),
+    # The first half of both low-rank pairs is zero: training starts with static mixes and decay.
     Row("blocks.*.att.time_maa_w1", zeros),
     Row("blocks.*.att.time_maa_w2", uniform(0.01)),
     Row("blocks.*.att.time_decay", lambda place: -6 + 5 * decay_curve(place), Rate.TWO),

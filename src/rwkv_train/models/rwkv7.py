@@ -133,6 +133,7 @@ class TimeMix(nn.Module):
             backend=self.backend,
             reset=reset,
         )
+        # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
         out = self.output((self.ln_x(y) + self._bonus(r, k, v)) * g)
         return out, carry, x[:, -1], wkv
 
@@ -182,6 +183,7 @@ class ChannelMix(nn.Module):
 def _in_head(place: InitContext) -> Tensor:
     """Returns s |s| with s running from -1 to 1 within every head."""
     N = place.config.head_size
+    # A head of one channel has no span; the formula would divide by zero.
     s = 2 * (place.channels % N) / (N - 1) - 1 if N > 1 else 0 * place.channels
     return s * s.abs()
 
@@ -196,6 +198,8 @@ def _decay_at_start(place: InitContext) -> Tensor:
     return -6 + 6 * curve + 0.5 + 2.5 * _in_head(place)
 
 
+# The second half of a low-rank pair. The first half is zero, so that a pair adds the same for
+# all tokens at the start; were both zero, neither would get a gradient.
 _UP = orthogonal(0.1, grows=True)
 
 PARAMETERS = (

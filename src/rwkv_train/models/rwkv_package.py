@@ -21,5 +21,6 @@ def state_to_rwkv_package(state: ModelState, version: str, row: int = 0) -> list
         wkv = layer.wkv if isinstance(layer.wkv, tuple) else (layer.wkv,)
         operator = to_package(*(part[row].detach() for part in wkv))
         tensors = (layer.att_shift[row].detach(), *operator, layer.ffn_shift[row].detach())
+        # Copies, because the package updates its state in place.
         flat += [tensor.contiguous().clone() for tensor in tensors]
     return flat

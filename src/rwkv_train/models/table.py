@@ -87,6 +87,7 @@ class Row:
 
 def seeded_generator(seed: int, name: str) -> torch.Generator:
     """Returns a generator of the CPU for the parameter `name` alone."""
+    # Not hash(), which Python salts anew in every process.
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -155,6 +156,7 @@ NORMS = (
     Row("ln_out.bias", zeros),
 )
 HEAD = Row("head.weight", orthogonal(0.5, grows=True), decayed=True)
+# Decayed as in RWKV-LM: towards zero, the empty state.
 TIME_STATE = Row("blocks.*.att.time_state", zeros, decayed=True)
 # Tensors of an adapter, which `adapters` gives their values.
 ADAPTER_MATRIX = Row("blocks.*.*.*.lora_*", zeros, decayed=True)

@@ -96,6 +96,7 @@ def enlarge(model: RWKV, donor: Mapping[str, Tensor], *, seed: int = 0) -> str:
             kept += 1
             continue
         used.add(source)
+        # Not by the name alone, which has given the initial values their random numbers.
         generator = seeded_generator(seed, f"share of {name}")
         value = _resized(name, donor[source], parameter, large.head_size, generator)
         # The copies of a layer together take the step that the one layer took.
@@ -160,6 +161,7 @@ def _resized(
         resized = stretched_curve(small, donor) if axes[0].endswith("~") else small[donor]
         return resized.reshape(parameter.shape)
     if "M" in axes:
+        # Its columns are five blocks of R: further ranks belong to each block, not behind all five.
         parts = (torch.unflatten(value, 1, (5, -1)), torch.unflatten(parameter, 1, (5, -1)))
         return _resized_axes(name, *parts, ["D+", "5", "R"], head_size, generator).flatten(1)
     return _resized_axes(name, value, parameter, axes, head_size, generator)

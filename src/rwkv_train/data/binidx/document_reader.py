@@ -167,6 +167,7 @@ def open_mask(pair: Binidx) -> BinaryIO | None:
 
 def _open(path: Path) -> BinaryIO:
     try:
+        # preadv reads by the descriptor, past any buffer of Python's.
         return path.open("rb", buffering=0)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error

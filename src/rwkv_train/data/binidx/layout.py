@@ -30,6 +30,7 @@ from rwkv_train.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
+# "<" also switches off the alignment of C structs, which would put gaps between the fields.
 HEADER = struct.Struct("<9sQBQQ")
 DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
     1: np.dtype("uint8"),
@@ -37,6 +38,7 @@ DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
     3: np.dtype("<i2"),
     4: np.dtype("<i4"),
     5: np.dtype("<i8"),
+    # The two floats are known only so that they can be refused by name.
     6: np.dtype("<f4"),
     7: np.dtype("<f8"),
     8: np.dtype("<u2"),

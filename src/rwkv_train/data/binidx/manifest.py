@@ -88,6 +88,7 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         return None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    # JSON that is nested too deeply is no ValueError but ends the parser's recursion.
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise DataError(
@@ -127,6 +128,7 @@ def usual_magic_primes(tokens: int) -> dict[str, int]:
     """Returns the magic primes of the usual context lengths for which the data is large enough."""
     possible = largest_ctx_len(tokens)
     return {
+        # JSON makes strings of keys: a manifest read back equals the one that was written.
         str(ctx_len): magic_prime(tokens, ctx_len)
         for ctx_len in USUAL_CTX_LENS
         if ctx_len <= possible
@@ -226,6 +228,7 @@ def _count(value: Any) -> int:
 
 def _check_size(path: Path, manifest: Manifest, data: Path) -> None:
     expected = manifest.tokens * np.dtype(manifest.dtype).itemsize
+    # Who opens a missing .bin reports it, with better advice.
     if data.is_file() and data.stat().st_size != expected:
         raise DataError(
             f"{path} describes {manifest.tokens} tokens ({expected} bytes) but {data} has "

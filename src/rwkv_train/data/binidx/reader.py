@@ -57,6 +57,7 @@ class Binidx:
         return self.get(int(self.pointers[number]) // self.dtype.itemsize, int(self.sizes[number]))
 
     def __reduce__(self) -> tuple[type[Binidx], tuple[str]]:
+        # A map cannot be pickled: RWKV-LM's v4neo and v5 fail here with spawned workers.
         return Binidx, (self.prefix,)
 
 
@@ -69,6 +70,7 @@ def _map(path: Path, prefix: str) -> mmap.mmap:
         raise DataError(f"{path} does not exist; {_prefix_advice(prefix)}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    # mmap refuses an empty file with this error, not with an OSError.
     except ValueError as error:
         raise DataError(f"{path} is empty; make the pair again with make_data.py") from error
 

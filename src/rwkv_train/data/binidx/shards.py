@@ -164,6 +164,7 @@ def write_outputs(
 
 def write_empty(prefix: str, dtype: np.dtype[Any], describe: Describe) -> dict[str, Manifest]:
     """Writes only a manifest, which says that there are no documents."""
+    # The index first: killed half way, this leaves nothing that can be opened.
     for path in (idx_path(prefix), bin_path(prefix), mask_path(prefix)):
         path.unlink(missing_ok=True)
     output = OutputWriter(prefix, dtype)
@@ -185,10 +186,13 @@ def publish_outputs(
     def replace_manifests() -> None:
         for output in outputs:
             _remove_older(output)
+            # Before the manifest is written: it must go whatever fails from then on.
             cleanup.callback(_remove_orphan, output)
             write_manifest(output.prefix, manifests[output.prefix])
 
     writers = [writer for output in outputs for writer in output.writers]
+    # Between the old indexes' end and the new ones' appearance: no manifest ever stands next
+    # to a pair that can be opened and is not the one it describes.
     publish_pairs(writers, between=replace_manifests)
     return manifests
 

@@ -116,6 +116,7 @@ class BinidxWriter:
             return
         if self.tokens == 0:
             raise DataError(f"there are no tokens to write to {bin_path(self.prefix)}")
+        # The pointers are made from the sizes, which are read back through another handle.
         self._idx.flush()
         for block in self._pointer_blocks():
             self._idx.write(block.tobytes())
@@ -167,6 +168,7 @@ class BinidxWriter:
             if kind is None:
                 self.close()
         finally:
+            # Also after close(), which may fail half way; a complete pair stays.
             self.abort()
 
     def _converted(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -191,6 +193,7 @@ class BinidxWriter:
             written.seek(HEADER.size)
             for first in range(0, self.items, _BLOCK):
                 count = min(_BLOCK, self.items - first)
+                # Widened before the product, which may exceed 2^31 for one long item.
                 sizes = np.fromfile(written, "<i4", count).astype("<i8") * self.dtype.itemsize
                 ends = end + np.cumsum(sizes)
                 yield (ends - sizes).astype("<i8")

@@ -67,6 +67,7 @@ def join_segments(
     """
     owner = np.repeat(np.arange(len(counts)), counts)
     faults: dict[int, str] = {}
+    # Sorted, so that a text with several faults reports the first of them.
     for number in sorted(encoded.faults):
         faults.setdefault(int(owner[number]), encoded.faults[number])
     sound = np.ones(len(counts), bool)

@@ -87,6 +87,7 @@ def _message(entry: Any, place: str) -> Message:
             found = kind_of(entry[key])
             raise DataError(f"{place}: '{key}' must be a string, found {found}")
     weight = entry.get("weight")
+    # Exact types: true is an int in Python. A whole number may be written as 1.0 in JSON.
     if weight is not None and (
         type(weight) not in (int, float) or weight not in range(LARGEST_WEIGHT + 1)
     ):
@@ -101,6 +102,7 @@ def _pair(row: Mapping[str, Any], prompt: str | None, answer: str) -> list[Messa
     keys = (_INPUT,) if prompt is None else (prompt, _INPUT)
     questions = [checked_text(row[key], key) for key in keys if key in row]
     messages = [
+        # Data of this kind has an empty input where there is none; no newline is left for it.
         Message("user", "\n".join(filter(str.strip, questions))),
         Message("assistant", checked_text(row[answer], answer)),
     ]

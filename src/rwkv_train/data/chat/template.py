@@ -97,6 +97,7 @@ class ChatTemplate:
         return found
 
     def _role(self, message: Message, number: int) -> Role:
+        # Its own name first: a template may define a role that is called human or gpt.
         role = self.roles.get(message.role) or self.roles.get(_ALIASES.get(message.role, ""))
         if role is None:
             raise DataError(
@@ -113,6 +114,7 @@ class ChatTemplate:
         # Line ends of Windows would be other tokens than a model is prompted with.
         content = message.content.replace("\r\n", "\n")
         if self.blank_lines == "single":
+            # Where a blank line ends a message, one inside would end it too early.
             content = _BLANK_LINES.sub("\n", content)
         if self.strip:
             content = content.strip()
@@ -179,6 +181,7 @@ def _role_of(content: Any, place: str) -> Role:
         _require(values, name, str, "a string", place)
     _require(values, "first", bool, "true or false", place)
     weight = values.get("weight", 0)
+    # Not isinstance: YAML's true is an int in Python.
     if type(weight) is not int or not 0 <= weight <= LARGEST_WEIGHT:
         raise DataError(
             f"{place}: 'weight' is {weight!r}; it is a whole number from 0 (not learnt) to "

@@ -55,6 +55,7 @@ def reusable(
     # The digests are compared too: files may be damaged since.
     if len(ours) == len(prefixes) and all(_is_sound(p, m) for p, m in ours.items()):
         return ours
+    # Own data that is damaged may be made again without asking; only other data is refused.
     if not overwrite:
         for prefix in prefixes:
             if prefix not in ours:
@@ -67,6 +68,7 @@ def _manifest(prefix: str) -> Manifest | None:
     try:
         return read_manifest(prefix)
     except DataError:
+        # Like data of unknown origin, so that only --overwrite replaces it.
         return None
 
 

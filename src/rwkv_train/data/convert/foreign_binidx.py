@@ -43,6 +43,7 @@ def foreign_manifest(prefix: str, tokenizer: str) -> tuple[Manifest, int]:
 
 
 def _check_ids(tokens: npt.NDArray[Any], vocab_size: int, prefix: str, tokenizer: str) -> None:
+    # A batch of empty documents holds no token, and min() refuses an empty array.
     low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
     if low < 0 or high >= vocab_size:
         raise DataError(

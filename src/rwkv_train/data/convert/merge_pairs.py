@@ -108,6 +108,7 @@ def merge_pairs(
             pairs = [pair for given in inputs for pair in given.pairs]
             store = _store(pairs, files)
             weights = _weights(inputs, pairs, store, files)
+            # Hashed here: equal documents may lie in different parts, and parts store no digests.
             digests = _digests(store) if wanted.dedup else None
             made, _ = arrange(store, weights, digests, wanted, prefixes, shard_tokens, describe)
     except OSError as error:
@@ -165,6 +166,7 @@ def _without_own(given: _Input) -> dict[str, Any]:
         **given.manifest.made_from,
         "of": given.input_shard.of if given.input_shard else None,
     }
+    # Each part read its own stretch of the inputs, so that these two always differ.
     return {key: value for key, value in options.items() if key not in ("part", "input_sha256")}
 
 

@@ -180,6 +180,7 @@ def arrange(
 def byte_options(options: ConvertOptions) -> MadeFrom:
     """Returns the options that decide the bytes; the newer ones only where they do something."""
     arrangement = asdict(options.arrangement)
+    # Left out when off: data made before these options existed must still count as the same.
     newer = {key: arrangement.pop(key) for key in ("dedup", "min_tokens", "max_tokens")}
     newer["shard_tokens"] = options.shard_tokens
     newer["part"] = None if options.input_shard is None else options.input_shard._asdict()
@@ -229,6 +230,7 @@ def _convert(
     dtype, weighted = token_dtype(tokenizer.vocab_size), options.chat_template is not None
     with closing(Spool(folder, dtype, weighted=weighted)) as spool:
         corpus.tokenize(spool, options.workers or available_cores(), folder)
+        # A part may be empty: a stretch of the bytes can hold the beginning of no document.
         if spool.tokens == 0 and options.input_shard is None:
             raise DataError(_nothing(options.inputs, corpus))
         bytes_per_token = corpus.text_bytes / max(spool.tokens, 1)

@@ -112,6 +112,7 @@ def random_order(count: int, seed: int, stream: int) -> Numbers:
     Sorted by random keys from Philox's raw stream, which NumPy keeps the same across releases.
     """
     generator = np.random.Philox(key=np.array([seed, stream], np.uint64))
+    # Stable: the order of equal keys must not depend on NumPy's choice of algorithm.
     return np.argsort(generator.random_raw(count), kind="stable")
 
 

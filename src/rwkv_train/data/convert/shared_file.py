@@ -34,6 +34,7 @@ class SharedFile:
 
     def write(self, content: bytes | memoryview, offset: int) -> None:
         """Writes bytes from `offset` on; raises OSError when they cannot be written."""
+        # One call may write less than it was given: Linux stops at 2 GiB.
         left = memoryview(content).cast("B")
         while len(left):
             count = os.pwrite(self.file.fileno(), left, offset)
@@ -51,6 +52,7 @@ class SharedFile:
 
 
 def _reopened(descriptor: _Duplicate) -> SharedFile:
+    # Past the constructor, which would make a file of its own.
     shared = SharedFile.__new__(SharedFile)
     shared.file = open(descriptor.detach(), "r+b", buffering=0)  # noqa: SIM115, PTH123
     return shared

@@ -26,6 +26,7 @@ class Spool:
         self._tokens = SharedFile(folder)
         self._weights = SharedFile(folder) if weighted else None
         # Tokens written or about to be, by all processes.
+        # Of the workers' own start method: a lock of another one cannot be sent to them.
         self._end = multiprocessing.get_context("spawn").Value("q", 0)
         self._starts: list[npt.NDArray[np.int64]] = []
         self._sizes: list[npt.NDArray[np.int32]] = []

@@ -96,6 +96,7 @@ class Corpus:
         they are to be skipped, for the first document that cannot be used.
         """
         began = perf_counter()
+        # As many slots as blocks can be in flight, so that no slot is reused before it was read.
         with closing(BlockBuffer(folder, IN_FLIGHT * workers)) as buffer:
             blocks = (
                 SentBlock(b._replace(content=b""), buffer.write(b.content)) for b in self._reader
@@ -138,6 +139,7 @@ class Corpus:
         ) as bar:
             for start, encoded in results:
                 yield start, encoded
+                # After the yield: by now the spool counts the tokens of this block too.
                 bar.update(encoded.block.bytes_read)
                 if not bar.disable and (elapsed := bar.format_dict["elapsed"]):
                     bar.set_postfix_str(f"{spool.tokens / elapsed / 1e6:.1f}M tokens/s", False)

@@ -21,11 +21,13 @@ Out = TypeVar("Out")
 
 # Values per worker that are on their way or done but not yet taken, the newest included.
 IN_FLIGHT = 3
+# Given to a process once, when it starts: pickled with every value, it would cost far more.
 _function: Callable[[Any], Any] | None = None
 
 
 def available_cores() -> int:
     """Cores this process may use."""
+    # A batch system may grant fewer cores than the machine has; only some systems tell.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -62,6 +64,8 @@ def map_in_order(
             "a worker process died, perhaps for want of memory; try fewer --workers"
         ) from error
     finally:
+        # Waits for running calls, which use files that the caller closes next. Without
+        # cancelling it would wait for all the others too before an error is shown.
         executor.shutdown(cancel_futures=True)
 
 
@@ -80,6 +84,7 @@ def _leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "only worker processes come here"
     wait([parent.sentinel])
+    # sys.exit() would end this thread alone.
     os._exit(1)
 
 

@@ -70,6 +70,7 @@ def verify(name: str, which: Verify = "sample") -> str:
     manifest = read_manifest(prefix)
     if manifest is None:
         raise DataError(f"{prefix} has no manifest; there is nothing to compare it with")
+    # For its checks alone: sizes that do not fit are told before everything is read.
     open_source(prefix, "binidx")
     for pair, digest in pair_digests(prefix, manifest).items():
         if file_sha256(bin_path(pair)) != digest:

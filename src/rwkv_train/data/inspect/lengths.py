@@ -42,6 +42,7 @@ def describe_lengths(sizes: npt.NDArray[np.int32]) -> str:
 def draw_lengths(path: Path, sizes: npt.NDArray[np.int32], title: str) -> None:
     """Writes the histogram as a PNG; DataError when it cannot be written."""
     try:
+        # Without pyplot, which keeps every figure alive and may look for a display.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter

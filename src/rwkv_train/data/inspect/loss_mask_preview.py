@@ -30,6 +30,7 @@ def supervised_line(manifest: Manifest) -> str:
 
 def marked_examples(pairs: Sequence[Binidx], tokenizer: Tokenizer) -> list[str]:
     """Shows the first, a middle and the last document, supervised text in [[ ]]."""
+    # A dict, so that data of one or two documents shows none of them twice.
     places = {}
     for share in np.linspace(0, 1, _SHOWN_DOCUMENTS):
         pair = pairs[round(share * (len(pairs) - 1))]

@@ -26,6 +26,7 @@ def report(converted: Converted, ctx_len: int) -> str:
         lines.append("(already made from this input with these options; left as it was)")
     lines += _notes(converted)
     lines += leftovers(prefix, list(converted.manifests))
+    # No flags for a part: token count and magic prime are those of the joined data.
     if "part" in manifest.made_from:
         lines.append("join all parts with make_data.py --merge PREFIX.part-*.json -o PREFIX")
         return "\n".join(lines)
@@ -104,6 +105,7 @@ def leftovers(prefix: str, prefixes: Sequence[str]) -> list[str]:
         notes.append(f"note: {stale}.bin was held out of other data, not of this")
     # A killed run leaves them, and their names end with its process id.
     for path in (bin_path(prefix), idx_path(prefix), mask_path(prefix)):
+        # A prefix may hold brackets, which glob would take for a pattern.
         for partial in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
             notes.append(f"note: {partial} is left from an interrupted run; it can be removed")
     return notes

@@ -49,6 +49,7 @@ class WindowDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Returns the window of a row by (sample number, window), with its position in the row."""
         number, window = key
+        # Read anew for every window: successive windows of a row may fall to different workers.
         row = self._rows[number]
         position = window * self._window_len
         columns = slice(position, position + self._window_len)

@@ -184,6 +184,7 @@ def _read(
 ) -> Tensor:
     """Reads ctx_len + 1 tokens as an int64 tensor and checks every id."""
     tokens = source.get(offset, ctx_len + 1)
+    # A GPU meets such an id with a failed assertion that names neither token nor sample.
     if vocab_size is not None:
         _check_tokens(tokens, vocab_size, offset, name)
     return torch.from_numpy(tokens)

@@ -86,6 +86,7 @@ def _starts_between(pair: Binidx, first: int, last: int) -> npt.NDArray[np.int64
     """
     width = pair.dtype.itemsize
     items = [bisect_left(pair.pointers, token * width) for token in (first, last)]
+    # From one item earlier: the window may begin inside it.
     _check_order(pair, max(items[0] - 1, 0), items[1], first * width, last * width)
     documents = [bisect_left(pair.doc_idx, item) for item in items]
     chosen = pair.doc_idx[slice(*documents)]

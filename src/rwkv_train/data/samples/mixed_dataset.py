@@ -55,6 +55,7 @@ class MixedDataset(Dataset[Sample]):
         except DataError as error:
             raise DataError(f"{self.names[part]}: {error}") from error
         mask = self._step_weights.scaled(n, self.weights(n)) if self.has_loss_mask else None
+        # The mixture's number: several parts have a sample with the part's own.
         return sample._replace(mask=mask, number=n)
 
     def offset(self, n: int) -> int:

@@ -114,6 +114,7 @@ class CharacterSource(ArraySource):
         self.characters = {
             rank: chr(code) for rank, code in enumerate(np.flatnonzero(present).tolist())
         }
+        # The whole text is in memory: one byte a character where that will do, not eight.
         self._array = ranks[codes].astype(np.min_scalar_type(len(self.characters)))
 
     @property
@@ -195,6 +196,7 @@ def _check_inside(name: str, tokens: int, offset: int, length: int) -> None:
 
 def _load_numpy(name: str) -> npt.NDArray[Any]:
     try:
+        # Unpickling would run code of whoever made the file.
         array = np.load(name, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{name} is not a readable .npy file: {error}") from error
@@ -208,6 +210,7 @@ def _load_uint16(name: str) -> npt.NDArray[Any]:
     size = Path(name).stat().st_size
     if size % 2:
         raise DataError(f"{name} has {size} bytes, an odd number, and cannot hold uint16 tokens")
+    # An empty file cannot be mapped.
     return np.asarray(np.memmap(name, "<u2", "r")) if size else np.zeros(0, "<u2")
 
 

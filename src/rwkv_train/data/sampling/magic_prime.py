@@ -18,6 +18,7 @@ def is_prime(n: int) -> bool:
     if n < 2:
         return False
     for prime in _WITNESSES:
+        # Needed below too: a witness that is a multiple of n would call it composite.
         if n % prime == 0:
             return n == prime
     odd, twos = n - 1, 0
@@ -53,8 +54,10 @@ def check_magic_prime(prime: int, tokens: int, ctx_len: int) -> None:
         reason = "it is not a prime"
     elif prime % 3 != 2:
         reason = f"divided by 3 it leaves {prime % 3}, not 2, so that samples would repeat"
+    # RWKV-LM also admits p = slots: one token past the end of a multiple of ctx_len tokens.
     elif prime * ctx_len >= tokens:
         reason = f"it addresses token {prime * ctx_len}, beyond the last one"
+    # RWKV-LM's rule, p / slots > 0.9, in integers; its own choice breaks it on small data.
     elif 10 * prime <= 9 * slots and prime < (_largest_usable(slots - 1) or 0):
         reason = f"it would read only {prime} of {slots} slots"
     else:

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_STEPS = 1024
+# Longest period of a step while shares change: `_order` lists every sample of it.
 _LONGEST_PERIOD = 4096
 
 
@@ -44,6 +45,7 @@ class Mixture:
         self, begin: Sequence[Fraction], end: Sequence[Fraction], samples: int = 0
     ) -> None:
         """Takes begin, end: shares that add up to 1; samples: over which they change."""
+        # Fractions, because floats such as 0.7 and 0.2 and 0.1 need not add up to 1.
         assert sum(begin) == sum(end) == 1, (begin, end)
         last = tuple(begin) == tuple(end) or samples == 0
         self._steps = [] if last else _moving(begin, end, samples)

@@ -80,5 +80,6 @@ def _random_below(limit: int, seed: int, n: int) -> int:
     The bias of the multiplication is below limit / 2^64.
     """
     # The raw Philox stream, because NumPy keeps that one the same across releases.
+    # n in the second word: the first one is what a stream counts up, so that none meets another.
     bits = np.random.Philox(key=seed % 2**64, counter=[0, n, 0, 0]).random_raw()
     return int(bits) * limit >> 64

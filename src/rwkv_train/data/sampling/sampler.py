@@ -24,6 +24,7 @@ def slot(n: int, prime: int) -> int:
 
     Any `prime` consecutive n visit every slot once. Source: RWKV-LM v5 and v7, `dataset.py`.
     """
+    # In Python's integers: the product goes far beyond 64 bits.
     return golden_factor(prime) * n**3 % prime
 
 

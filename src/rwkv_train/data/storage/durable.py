@@ -32,6 +32,8 @@ def create_file(path: Path) -> BinaryIO:
 
 def close_durably(file: BinaryIO) -> None:
     """Forces a file to disk and closes it."""
+    # Before the rename that publishes the file: after a crash its name could otherwise stand for
+    # missing data. flush() first, because fsync() knows only what the system was given.
     file.flush()
     os.fsync(file.fileno())
     file.close()

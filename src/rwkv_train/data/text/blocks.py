@@ -59,6 +59,7 @@ class BlockReader:
             with _reported(file_range):
                 if file_range.file.kind == "parquet":
                     yield from _parquet_blocks(file_range, self._text_key, self._row_keys)
+                    # The library reads column by column: bytes cannot be hashed as they pass.
                     self._digests.append(file_sha256(file_range.file.path))
                 else:
                     yield from self._stream_blocks(file_range)
@@ -68,6 +69,7 @@ class BlockReader:
         reported = 0
         with _opened_file(file_range) as raw:
             for number, content in enumerate(cut(_unpacked(raw, file_range))):
+                # Only a file's first bytes are a mark; elsewhere they are text.
                 if number == 0 and file_range.start == 0:
                     content = content.removeprefix(_BYTE_ORDER_MARK)
                 yield TextBlock(file_range, content, raw.count - reported)
@@ -139,6 +141,7 @@ def _line_start(file: BinaryIO, position: int) -> int:
     """Finds where the first line that begins at or after `position` begins."""
     if position == 0:
         return 0
+    # One byte earlier: a line that begins exactly at `position` must be found, not skipped.
     file.seek(position - 1)
     file.readline()
     return file.tell()
@@ -158,6 +161,7 @@ def _unpacked(raw: _Counted, file_range: FileRange) -> _Readable:
         # stream_reader() calls read() alone, though its type asks for a whole file object.
         return decompressor.stream_reader(
             raw,  # type: ignore[arg-type]
+            # Files joined with cat have several frames; reading would stop after the first one.
             read_across_frames=True,
         )
     return raw
@@ -165,6 +169,7 @@ def _unpacked(raw: _Counted, file_range: FileRange) -> _Readable:
 
 def _line_blocks(stream: _Readable) -> Iterator[bytes]:
     """Yields whole lines, about BLOCK_BYTES at a time; more when a line is longer."""
+    # A list, joined once: adding up bytes would copy a long line again with every block.
     begun: list[bytes] = []
     while content := stream.read(BLOCK_BYTES):
         cut = content.rfind(b"\n") + 1
@@ -203,6 +208,7 @@ def _parquet_blocks(
                 )
             rows = max(table.metadata.num_rows, 1)
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
+                # For the progress bar alone: the library does not tell how many bytes it has read.
                 share = (file_range.file.size or 0) * batch.num_rows // rows
                 content = batch.to_pylist() if row_keys else batch.column(0).to_pylist()
                 yield TextBlock(file_range, content, share)
@@ -222,6 +228,7 @@ def _reported(file_range: FileRange) -> Iterator[None]:
     path = file_range.file.path
     try:
         yield
+    # Before OSError, of which BadGzipFile is one.
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged or cut off: {error}") from error
     except OSError as error:

@@ -46,6 +46,7 @@ def find_inputs(names: Sequence[str]) -> list[InputFile]:
             if len(names) > 1:
                 raise DataError("the standard input (-) cannot be joined with files")
             files.append(InputFile(name, "jsonl", None, None))
+        # Before patterns: a file's own name may hold brackets, which a pattern reads otherwise.
         elif Path(name).is_file():
             files.append(_input_file(name))
         else:
@@ -76,10 +77,12 @@ def file_ranges(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> lis
     as a whole to the stretch in which it begins.
     """
     if of == 1:
+        # No size is needed here, and the standard input has none.
         return [FileRange(file) for file in files]
     total = total_bytes(files)
     if total is None:
         raise DataError("the standard input (-) cannot be divided; --worker needs files")
+    # In integers: one machine's end is exactly the next one's start, for data of any size.
     low, high = total * worker // of, total * (worker + 1) // of
     chosen, begin = [], 0
     for file in files:
@@ -97,6 +100,7 @@ def file_ranges(files: Sequence[InputFile], worker: int = 0, of: int = 1) -> lis
 def _matches(pattern: str) -> list[str]:
     # Path.glob takes no absolute patterns.
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207
+    # glob lists in the file system's order, but the output must be the same on every machine.
     found = sorted(name for name in names if Path(name).is_file())
     if not found:
         reason = "no file fits this pattern" if glob.has_magic(pattern) else "there is no such file"

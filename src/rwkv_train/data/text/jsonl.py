@@ -44,6 +44,7 @@ def checked_text(value: object, text_key: str) -> str:
 
 def _reason(line: bytes, error: orjson.JSONDecodeError) -> str:
     try:
+        # Only after a fault: orjson checks UTF-8 itself, so that sound lines are decoded once.
         line.decode()
     except UnicodeDecodeError as undecodable:
         byte = line[undecodable.start]

@@ -105,6 +105,7 @@ class BlockEncoder(ABC, Generic[Document]):
         began = perf_counter()
         weights = _refuse_long(encoded, weights)
         faults += [Fault(numbered[i][0], reason) for i, reason in encoded.faults.items()]
+        # They fit into int32 now: longer documents are among the faults.
         sizes = np.delete(encoded.sizes, list(encoded.faults)).astype(np.int32)
         digests = document_digests(encoded.tokens, sizes if self._hashed else sizes[:0])
         seconds.add(encoded.seconds)
@@ -116,6 +117,7 @@ class BlockEncoder(ABC, Generic[Document]):
             digests=digests,
             text_bytes=int(encoded.text_bytes.sum()),
             lines=lines,
+            # They come from two passes, reading and encoding; a message names the first line.
             faults=sorted(faults),
             normalized=encoded.normalized,
             seconds=seconds,
@@ -243,6 +245,7 @@ def block_documents(block: TextBlock) -> tuple[Iterable[tuple[int, Any]], int]:
         return [(1, block.content)], 0
     if not isinstance(block.content, bytes):
         return enumerate(block.content, 1), len(block.content)
+    # Not splitlines(): a lone "\r" is white space in JSON and ends no line.
     lines = block.content.split(b"\n")
     numbered = enumerate(lines, 1)
     return ((n, line) for n, line in numbered if line and not line.isspace()), len(lines) - 1

@@ -133,6 +133,7 @@ class WorldTokenizer(Tokenizer):
         tokens = [b""] * self.vocab_size
         for line in path.read_text(encoding="utf-8").split("\n"):
             if line:
+                # Only the first and the last space separate: a token may hold spaces itself.
                 number, rest = line.split(" ", 1)
                 tokens[int(number)] = _literal(rest.rpartition(" ")[0])
         return tokens
@@ -175,7 +176,9 @@ class JsonTokenizer(Tokenizer):
         # A file may ask for both, which would drop or invent tokens of a long document.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # Otherwise "<|endoftext|>" written in a text would end the document.
         self._tokenizer.encode_special_tokens = True
+        # Ids may have gaps, so that their number may be less than the rows they need.
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=0) + 1
         _check_separator(self._tokenizer, path)
 
@@ -189,6 +192,7 @@ class JsonTokenizer(Tokenizer):
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         numbers = _in_vocabulary(ids, self.vocab_size)
+        # The library would write the text of token 0 out, or drop all special tokens with it.
         kept = numbers[numbers != END_OF_DOCUMENT].tolist()
         return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
 

@@ -32,6 +32,7 @@ class WorldTrie:
     def __init__(self, library: Path, tokens: Sequence[bytes]) -> None:
         self._library = load_library(library)
         self._token_bytes, self._token_starts = _joined(tokens)
+        # In the order of their bytes: tokens with a common beginning must be neighbours.
         ids = sorted((i for i, token in enumerate(tokens) if token), key=tokens.__getitem__)
         assert {tokens[i] for i in ids} >= {bytes([b]) for b in range(256)}, "bytes are missing"
         content, starts = _joined([tokens[i] for i in ids])
@@ -47,6 +48,8 @@ class WorldTrie:
             _CAPACITY,
         )
         assert used > 0, "the vocabulary does not fit into the trie"
+        # A copy frees the rest of the reserve. It keeps the entries behind those in use, where a
+        # child may still be looked for.
         self._trie = trie[: (used + _LABELS) * _ENTRY_BYTES].copy()
 
     def encode(
@@ -59,6 +62,7 @@ class WorldTrie:
         """
         data = np.frombuffer(content, np.uint8)
         assert len(ends) == len(closed) and (ends[-1] if len(ends) else 0) == len(data), "lengths"
+        # The most there can be: a token for every byte, and a 0 behind every text.
         ids = np.empty(len(data) + len(ends), np.uint16)
         sizes = np.empty(len(ends), np.int64)
         total = self._library.encode_texts(
@@ -108,6 +112,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.build_trie.argtypes = [pointer] * 3 + [number, pointer, number]
     library.encode_texts.argtypes = [pointer] * 4 + [number, pointer, pointer]
     library.first_inexact.argtypes = [pointer] * 5 + [number, pointer, pointer]
+    # ctypes takes results for C ints, which would cut the counts off at 32 bits.
     for name in _FUNCTIONS:
         getattr(library, name).restype = number
     return library
