@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import typing
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,12 +221,7 @@ def _fields_alone(names: tuple[str, ...]) -> type[object]:
     tyro looks through every field of the type it is given, which takes most of the time of reading
     a command line; few of the schema's hundred are on one.
     """
-    hints = {
-        name: hint
-        for section in sections().values()
-        for name, hint in typing.get_type_hints(section, include_extras=True).items()
-    }
-    return dataclasses.make_dataclass("Given", [(name, hints[name]) for name in names])
+    return dataclasses.make_dataclass("Given", [(name, fields()[name].hint) for name in names])
 
 
 class _Dumper(yaml.SafeDumper):

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rwkv_train.config.command_line.argv import boolean
 from rwkv_train.config.schema import RunConfig
@@ -17,7 +17,7 @@ class Field(NamedTuple):
     """One leaf of the configuration.
 
     kind: int, float, str or bool; choices: the allowed values, empty if any; optional: None is
-    allowed and means "derive it".
+    allowed and means "derive it". hint: the annotation that says all three, without its limits.
     """
 
     section: str
@@ -25,6 +25,7 @@ class Field(NamedTuple):
     kind: type
     choices: tuple[str | int, ...]
     optional: bool
+    hint: Any
 
     @property
     def path(self) -> str:
@@ -90,7 +91,8 @@ def _field(section: str, name: str, hint: object) -> Field:
     parts = typing.get_args(hint) if _is_union(hint) else (hint,)
     (kind,) = [part for part in parts if part is not type(None)]
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-    return Field(section, name, type(choices[0]) if choices else kind, choices, len(parts) > 1)
+    value_type = type(choices[0]) if choices else kind
+    return Field(section, name, value_type, choices, len(parts) > 1, hint)
 
 
 def _is_union(hint: object) -> bool:
