@@ -7,15 +7,16 @@ import os
 import re
 import signal
 from collections import Counter
-from pathlib import Path
 from typing import Any
+
+from tests.checkout import ROOT
 
 # The tests' tensors are small and two test processes share two cores: a second thread would spend
 # its time waiting. Set before torch is imported and inherited by the runs that tests start; what
 # tests several threads asks for them itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The programs that tests start find the package in the checkout, as the scripts do.
-SRC = str(Path(__file__).parents[1] / "src")
+SRC = str(ROOT / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 
 import pytest

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from tests.import_graph import PACKAGE, ROOT, SRC, imported, layer_of, source_files
+from tests.checkout import ROOT
+from tests.import_graph import PACKAGE, SRC, imported, layer_of, source_files
 
 BASE = {"errors", "files"}
 INFERENCE = {*BASE, "command_line", "config", "data", "checkpoint", "models"}

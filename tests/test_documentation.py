@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.checkout import ROOT
+
 PACKAGE = "src/rwkv_train/"
 LARGEST = 1 << 20
 # Documents whose paths and names lead a reader through the code.

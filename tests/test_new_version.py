@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.checkout import ROOT
+
 PACKAGE = Path("src") / "rwkv_train"
 
 # Stands in front of the end of the table in config/versions.py.

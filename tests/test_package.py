@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkout import ROOT
+
 pytest.importorskip("hatchling", reason="needs hatchling to build the wheel (requirements-dev.txt)")
 
-ROOT = Path(__file__).parents[1]
 CALL_WKV6 = """
 import json
 import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from packaging.markers import Marker
@@ -12,8 +11,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from check_requirements import is_satisfied, read_lines, split_line
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).parents[1]
 # What run-tests.sh and a run may need; bitsandbytes, of `adam8bit`, is for GPUs.
 INSTALLED_EXTRAS = ("deepspeed", "wandb", "plot", "data")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")

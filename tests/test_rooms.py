@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.import_graph import ROOT, circles, layer_of, own_imports, room_of
+from tests.checkout import ROOT
+from tests.import_graph import circles, layer_of, own_imports, room_of
 
 # room: the rooms of the same layer that it imports; a long row continues on indented lines.
 ARROWS = """\

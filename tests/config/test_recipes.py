@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,9 @@ from rwkv_train.config.run_length import global_batch, tokens_per_step, total_st
 from rwkv_train.config.rwkv_lm.flags import FLAGS
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.errors import ConfigError
+from tests.checkout import ROOT
 from tests.config.resolving import MINIPILE, but, found
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 

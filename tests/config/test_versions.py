@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,9 @@ from rwkv_train.config.resolved import SPECIFIC_SIZES, ResolvedModel
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.config.versions import DEFAULT_VERSION, VERSIONS, version_row, versions_with
 from rwkv_train.errors import ConfigError
+from tests.checkout import ROOT
 
-PACKAGE = Path(__file__).parents[2] / "src" / "rwkv_train"
+PACKAGE = ROOT / "src" / "rwkv_train"
 
 
 def test_the_choices_of_the_flag_are_the_rows():

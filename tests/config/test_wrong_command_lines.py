@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import train
 from rwkv_train.errors import ConfigError, TrainingError
 from rwkv_train.training import __main__ as training_main
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "deepspeed", "wandb", "numpy")
 DATA = ["--data_file", "data/x"]
 

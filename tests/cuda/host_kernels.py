@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.native.build import with_includes
+from tests.checkout import ROOT
 
-SOURCES = Path(__file__).parents[2] / "cuda"
+SOURCES = ROOT / "cuda"
 SHIM = SOURCES / "host_shim" / "shim.h"
 COMPILER = "g++"
 HOST_FLAGS = (

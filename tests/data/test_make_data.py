@@ -8,15 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import make_data
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.data.binidx.writer import BinidxWriter
-
-ROOT = Path(__file__).parents[2]
+from tests.checkout import ROOT
 
 
 def program(name, *arguments, cwd, **keywords):

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from rwkv_train.inference.__main__ import main
+from tests.checkout import ROOT
 from tests.models.tiny import VERSIONS, tiny_model
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.checkout import ROOT
 
 
 def python_blocks(file: str, containing: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.training.runs import ROOT
+from tests.checkout import ROOT
 
 VERSIONS = ("4", "5", "6", "7")
 # name in a cell of the table -> flags

@@ -17,7 +17,8 @@ from socket import socket
 import torch
 
 from rwkv_train.training.reporting.metrics_file import read_metrics
-from tests.training.warm_start import ROOT, Server
+from tests.checkout import ROOT
+from tests.training.warm_start import Server
 
 Ended = subprocess.CompletedProcess[str]
 

@@ -18,10 +18,11 @@ from torch import Tensor
 import train
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.training.reporting.metrics_file import read_metrics
+from tests.checkout import ROOT
 from tests.training import modes
 from tests.training.mode_worker import Pair
 from tests.training.modes import DDP, EXCLUDED, MODES, STRATEGIES, VERSIONS, Excluded, Mode
-from tests.training.runs import ROOT, assert_same_weights, losses, weights
+from tests.training.runs import assert_same_weights, losses, weights
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import ROOT, start
+from tests.checkout import ROOT
+from tests.training.runs import start
 
 PROGRAM = """
 import os, signal, sys

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from itertools import count
-from pathlib import Path
 
 import pytest
 
@@ -20,9 +19,8 @@ from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.convert.workers import map_in_order
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.errors import DataError
+from tests.checkout import ROOT
 from tests.data.corpora import write_random_jsonl
-
-ROOT = Path(__file__).parents[3]
 
 
 def slow_when_even(value):

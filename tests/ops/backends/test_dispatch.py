@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -19,6 +18,7 @@ from rwkv_train.ops.backends.dispatch import Backend, Call, Refusal, choose
 from rwkv_train.ops.native.custom_ops import KERNELS
 from rwkv_train.ops.wkv4 import wkv4
 from rwkv_train.ops.wkv6 import BACKENDS, wkv6
+from tests.checkout import ROOT
 from tests.ops.native_cases import OPS, call, make_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -191,7 +191,7 @@ def test_importing_an_operator_imports_neither_backends_nor_compilers():
         "new = set(sys.modules) - before\n"
         "assert not [m for m in new if 'chunked' in m or 'native' in m or '_dynamo' in m], new"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("op", OPS)

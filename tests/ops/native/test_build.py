@@ -24,9 +24,8 @@ from rwkv_train.ops.backends.dispatch import Call, choose
 from rwkv_train.ops.native import build, custom_ops, toolchain
 from rwkv_train.ops.native.build import Target, built_library
 from rwkv_train.ops.wkv6 import BACKENDS, native
+from tests.checkout import ROOT
 from tests.ops.native_cases import require_native
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import train
 from rwkv_train.errors import ConfigError
 from rwkv_train.training.start import run_lock
 from rwkv_train.training.start.run_lock import LOCK_FILE, RunLock
+from tests.checkout import ROOT
 from tests.training.damaged_runs import Place
-from tests.training.runs import ROOT
 
 # Takes the lock, forks a child that outlives it as a loader worker does, says so, and stays.
 HOLDER = """
