@@ -23,18 +23,19 @@ checkpoint.merge: adapter_files number_formats weights
 checkpoint.resume: digest names space
 checkpoint.retention: names resume
 checkpoint.weights: fit_weights hf_names space
-config.check: limits mixture_list run_length schema sections versions
+config.check: limits machine_schema mixture_list run_length schema sections versions
 config.choices: versions
 config.command_line: schema sections
 config.discovered: choices schema
 config.load: command_line resolved rwkv_lm schema sections
-config.resolve: check choices discovered mixture_list resolved run_length rwkv_lm schema
-    versions
-config.resolved: choices rwkv_lm schema sections versions
+config.machine_schema: choices limits
+config.resolve: check choices discovered machine_schema mixture_list resolved run_length
+    rwkv_lm schema versions
+config.resolved: choices machine_schema rwkv_lm schema sections versions
 config.run_length: resolved schema
 config.rwkv_lm: choices command_line versions
-config.schema: choices limits versions
-config.sections: schema
+config.schema: choices limits machine_schema versions
+config.sections: machine_schema schema
 data.__main__: convert inspect
 data.binidx: sampling storage
 data.chat: binidx text tokenize

@@ -11,15 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rwkv_train.config.choices import Accelerator, OptimizerName, Precision, ResolvedStrategy
+from rwkv_train.config.machine_schema import HardwareConfig
 from rwkv_train.config.rwkv_lm.warmup import stored_warmup
-from rwkv_train.config.schema import (
-    DataConfig,
-    HardwareConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-)
+from rwkv_train.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from rwkv_train.config.sections import Section
 from rwkv_train.config.versions import VERSIONS
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeAlias
 
+from rwkv_train.config.machine_schema import HardwareConfig, LogConfig, SafetyConfig
 from rwkv_train.config.schema import (
     AdapterConfig,
     DataConfig,
-    HardwareConfig,
-    LogConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
-    SafetyConfig,
     TrainConfig,
 )
 

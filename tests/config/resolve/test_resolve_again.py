@@ -7,8 +7,9 @@ import dataclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkv_train.config.machine_schema import HardwareConfig
 from rwkv_train.config.resolve.resolve import for_saving, resolve
-from rwkv_train.config.schema import DataConfig, HardwareConfig, RunConfig, TrainConfig
+from rwkv_train.config.schema import DataConfig, RunConfig, TrainConfig
 from tests.config.resolving import EIGHT_GPUS, MINIPILE, SMALL, config_of, found
 
 LINES = st.lists(

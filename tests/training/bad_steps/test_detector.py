@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rwkv_train.config.schema import SafetyConfig
+from rwkv_train.config.machine_schema import SafetyConfig
 from rwkv_train.training.bad_steps.detector import FEWEST, WINDOW, SpikeDetector
 
 

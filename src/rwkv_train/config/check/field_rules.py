@@ -11,14 +11,13 @@ import dataclasses
 from rwkv_train.config.check.field_limits import check_limits, check_version
 from rwkv_train.config.check.validation_settings import check_validation
 from rwkv_train.config.check.window_settings import check_windows
+from rwkv_train.config.machine_schema import LogConfig, SafetyConfig
 from rwkv_train.config.mixture_list import mixture_components, weights_change
 from rwkv_train.config.schema import (
     AdapterConfig,
     DataConfig,
-    LogConfig,
     OptimConfig,
     RunConfig,
-    SafetyConfig,
     TrainConfig,
     listed,
 )

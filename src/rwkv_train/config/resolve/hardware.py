@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from rwkv_train.config.choices import Accelerator, Precision, ResolvedStrategy
 from rwkv_train.config.discovered import Discovered, MachineDiscovered
+from rwkv_train.config.machine_schema import HardwareConfig
 from rwkv_train.config.resolve.optimizer_choice import chosen_optimizer
 from rwkv_train.config.resolved import ResolvedHardware, not_narrowed
-from rwkv_train.config.schema import HardwareConfig, RunConfig
+from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import ConfigError
 
 _WITHOUT_OFFLOAD: dict[ResolvedStrategy, ResolvedStrategy] = {

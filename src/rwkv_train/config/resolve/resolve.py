@@ -10,6 +10,7 @@ import dataclasses
 
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.discovered import Discovered, StartDiscovered
+from rwkv_train.config.machine_schema import HardwareConfig
 from rwkv_train.config.resolve.data_reading import resolve_data, resolve_mixture
 from rwkv_train.config.resolve.hardware import resolve_hardware
 from rwkv_train.config.resolve.length import resolve_length
@@ -18,7 +19,7 @@ from rwkv_train.config.resolve.optimizer_choice import resolve_optimizer
 from rwkv_train.config.resolve.validation_length import check_held_out
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import schedule_steps, step_shape, total_steps
-from rwkv_train.config.schema import HardwareConfig, RunConfig, TrainConfig
+from rwkv_train.config.schema import RunConfig, TrainConfig
 from rwkv_train.errors import ConfigError
 
 

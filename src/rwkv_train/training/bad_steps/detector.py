@@ -12,7 +12,7 @@ import math
 from collections import deque
 from typing import Any
 
-from rwkv_train.config.schema import SafetyConfig
+from rwkv_train.config.machine_schema import SafetyConfig
 
 # Losses of good steps that a spike is measured against, and how many there must be.
 WINDOW = 100

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from rwkv_train.config.machine_schema import SafetyConfig
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedOptim
 from rwkv_train.config.run_length import RunLength, global_batch, window_len
-from rwkv_train.config.schema import SafetyConfig
 from rwkv_train.models.parameters import ParameterGroup
 
 

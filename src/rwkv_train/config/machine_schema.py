@@ -1,0 +1,76 @@
+"""The sections of the configuration that are about the machine: saves, hardware, logs.
+
+Written as those of `schema`, which puts all of them together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from rwkv_train.config.choices import Accelerator, BackendName, Precision, Strategy
+from rwkv_train.config.limits import AtLeast
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """Saves besides mini-epochs, their retention, and the treatment of bad steps."""
+
+    save_every_steps: Annotated[int | None, AtLeast(1)] = None
+    """save the training state every so many optimizer steps too; None: not by steps"""
+    save_every_minutes: Annotated[float, AtLeast(0)] = 30.0
+    """save the training state when the last save is so many minutes old; 0: not by time"""
+    save_in_background: bool = True
+    """write while training continues; 0: training waits until the files are on disk"""
+    save_retry_seconds: Annotated[float, AtLeast(0)] = 60.0
+    """seconds between the attempts of a save that failed; the third failure stops the run"""
+    keep_last: Annotated[int, AtLeast(1)] = 2
+    """training states to keep, newest first; rwkv-final.state is kept besides"""
+    keep_every: Annotated[int | None, AtLeast(1)] = None
+    """keep, whatever its age, what was saved at a multiple of so many steps; None: nothing"""
+    keep_last_weights: Annotated[int | None, AtLeast(1)] = None
+    """numbered rwkv-N.pth files to keep, newest first; None: all"""
+    on_bad_step: Literal["skip", "stop"] = "skip"
+    """a step whose loss or gradient is not finite, or a spike: leave it out, or stop the run"""
+    spike_sigma: Annotated[float, AtLeast(0)] = 0.0
+    """a loss so many standard deviations above the last 100 steps' mean is a spike; 0: none is"""
+    bad_steps_before_rollback: Annotated[int, AtLeast(0)] = 3
+    """skipped steps in a row after which the run goes back to an earlier state; 0: never"""
+    max_rollbacks: Annotated[int, AtLeast(0)] = 3
+    """times a run goes back before it stops with the cause"""
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Devices, precision and strategy of the run."""
+
+    accelerator: Literal["auto", Accelerator] = "auto"
+    """auto: a GPU if there is one"""
+    devices: Annotated[int | None, AtLeast(1)] = None
+    """processes per node, one per GPU; None: all GPUs, or one process on a CPU"""
+    num_nodes: Annotated[int, AtLeast(1)] = 1
+    """machines"""
+    precision: Precision | None = None
+    """fp32, tf32, bf16 or fp16; None: bf16 on a GPU, fp32 on a CPU"""
+    strategy: Strategy = "auto"
+    """auto: single_device for one process, else ddp on CPUs and deepspeed_stage_2 on GPUs"""
+    ds_bucket_mb: Annotated[int, AtLeast(1)] = 200
+    """DeepSpeed's bucket size in millions of elements"""
+    wkv_backend: BackendName = "auto"
+    """implementation of the WKV operators; auto: the fastest that accepts the call"""
+    head_chunk: Annotated[int | None, AtLeast(1)] = None
+    """rows per slice of the fused head and loss; None: chosen by vocabulary size"""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Logs, plots and progress bars."""
+
+    wandb: str | None = None
+    """Weights & Biases project; None: off"""
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """offline and disabled need no account"""
+    enable_progress_bar: bool = True
+    """show the progress bar"""
+    plot: bool = True
+    """redraw proj_dir/loss.png at every mini-epoch"""
