@@ -22,26 +22,32 @@ from rwkv_train.training.distributed.strategy import zero_engine
 
 class RankFlags(NamedTuple):
     """Facts of one rank on which all must act: a signal, unreadable data, a save that is due, saves
-    that failed for good."""
+    that failed for good, a token that the loss mask counts."""
 
     asked_to_stop: bool = False
     data_fault: bool = False
     save_due: bool = False
     saves_failed: bool = False
+    counts_tokens: bool = False
 
 
 @dataclass(frozen=True)
 class StepOutcome:
     """A step after its decision; flags: of any rank.
 
-    loss: mean over the global batch; grad_norm: global, before clipping; fault: why the step was
-    skipped, None if it was taken.
+    loss: mean over the global batch; grad_norm: global, before clipping; fault: why the step is
+    bad, None if it is not.
     """
 
     loss: float
     grad_norm: float
     fault: str | None
     flags: RankFlags
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to learn: no rank has a token that the loss mask counts."""
+        return self.fault is None and not self.flags.counts_tokens
 
 
 class _Attached(NamedTuple):
@@ -98,8 +104,9 @@ class StepVeto:
         fault = None if self._is_overflow(loss, norm) else self._detector.fault_of(loss, norm)
         # The reduction is a mean over the ranks: above 0 means that one of them at least says so.
         self._outcome = StepOutcome(loss, norm, fault, RankFlags(*(flag > 0 for flag in flags)))
-        # A sample that could not be read was zeros: its gradients must not reach the weights.
-        return fault is None and not self._outcome.flags.data_fault
+        # A sample that could not be read was zeros: its gradients must not reach the weights. And
+        # without a gradient the moments and the decay would still move them.
+        return fault is None and not self._outcome.flags.data_fault and not self._outcome.is_empty
 
     def take_outcome(self) -> StepOutcome:
         """Returns the decision about the step that has just ended. Collective."""

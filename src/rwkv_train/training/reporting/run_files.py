@@ -14,7 +14,6 @@ from rwkv_train.config.run_length import RunLength
 from rwkv_train.errors import ConfigError
 from rwkv_train.files import remove_partial_files, write_atomically
 from rwkv_train.training.reporting.console import Console
-from rwkv_train.training.reporting.empty_steps import EmptySteps
 from rwkv_train.training.reporting.metrics_file import MetricsFile
 from rwkv_train.training.reporting.plot import LossPlot
 from rwkv_train.training.reporting.reporter import Reporter
@@ -39,15 +38,12 @@ def begin_reporting(
         write_atomically(folder / "config.yaml", dump_config(prepared.saved_config).encode())
         if samples.characters is not None:
             _write_vocabulary(folder, samples.characters)
-        reporters = _open_logs(config, folder, length, step, deepspeed)
+        return _open_logs(config, folder, length, step, deepspeed)
     except OSError as error:
         raise ConfigError(
             f"--proj_dir {config.train.proj_dir} cannot be written ({error.strerror or error}); "
             "make room there, or choose another folder. Nothing in it was lost"
         ) from error
-    if samples.has_loss_mask:
-        reporters.append(EmptySteps(samples.step_weight, length.samples))
-    return reporters
 
 
 def _open_logs(
