@@ -8,12 +8,25 @@ from __future__ import annotations
 from typing import Any, NoReturn, overload
 
 import torch
+from torch import Tensor
 
 from rwkv_train.errors import TrainerError, TrainingError
 
 
 class RemoteRankError(TrainingError):
     """Raised by the ranks that leave because of a fault which rank zero tells the user."""
+
+
+def mean_over_ranks(strategy: Any, own: Tensor) -> Tensor:
+    """Returns the mean of what every rank passes, [n] on its device. Collective.
+
+    Lightning's own reduction waits for all ranks before it begins to.
+    """
+    if strategy.world_size == 1:
+        return own
+    total = own.clone()
+    torch.distributed.all_reduce(total)
+    return total / strategy.world_size
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:
