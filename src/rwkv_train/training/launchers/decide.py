@@ -179,7 +179,7 @@ def _check_rank_variables(variables: Variables, claims: list[Claim]) -> None:
     complete = claims[0].launcher == "torchrun" or rank_variables(variables) is not None
     # One process a machine may have started others, which RANK then counts.
     others = [c for c in claims if c.per_machine and c.local_size != 1]
-    claim = (others or [None])[0] if complete else claims[0]
+    claim = next(iter(others), None) if complete else claims[0]
     if claim is None or claims[0].launcher == "torchrun":
         return
     expected = zip(_RANK_VARIABLES, (claim.rank, claim.world_size, claim.local_rank))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rwkv_train.errors import ConfigError
 
@@ -20,7 +20,8 @@ class Launch:
 
     launcher: who started the processes; local_size: processes of this machine; main_port: 0 for a
     free one; attempt: how often the launcher has started all of them anew; agent_store: the
-    launcher holds a store at the main address itself; notes: what was ignored, a line each.
+    launcher holds a store at the main address itself; parent: the process of this program that has
+    started this one; notes: what was ignored, a line each.
     """
 
     launcher: str
@@ -35,6 +36,7 @@ class Launch:
     starts_children: bool = False
     attempt: int = 0
     agent_store: bool = False
+    parent: int = 0
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
@@ -48,6 +50,28 @@ class Launch:
             f"{told}: {self.num_nodes} machines with {self.local_size} each, which meet at "
             f"{self.main_address}:{self.main_port}"
         )
+
+    def child(self, local_rank: int, parent: int) -> Launch:
+        """Returns the decision of another process of this machine, which `parent` starts."""
+        return replace(
+            self,
+            rank=self.rank + local_rank,
+            local_rank=local_rank,
+            starts_children=False,
+            parent=parent,
+            notes=(),
+        )
+
+    def variables(self) -> dict[str, str]:
+        """Returns the variables that libraries read, torchrun's."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_size),
+            "MASTER_ADDR": self.main_address,
+            "MASTER_PORT": str(self.main_port),
+        }
 
     def to_json(self) -> str:
         """Returns the decision as a child is told it."""
