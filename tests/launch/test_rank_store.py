@@ -54,6 +54,15 @@ def test_a_rank_alone_needs_nobody():
     alone.leave(seconds=60)
 
 
+def test_leaving_waits_for_those_who_came_and_live():
+    first, second, third = stores(4)[:3]
+    assert all(rank.take_place() for rank in (first, second, third))
+    second.leave(0)
+    first.leave(0, rank=third.rank)
+    # The fourth has never come; without an end this test would not end.
+    first.leave(seconds=3600)
+
+
 def test_a_rank_that_leaves_takes_along_those_who_wait_for_it():
     def call(ranks: RankStore) -> Any:
         if ranks.rank == 1:

@@ -128,18 +128,25 @@ class RankStore:
         if fault is not None:
             raise RemoteRankError(fault)
 
-    def leave(self, seconds: float) -> None:
-        """Says that this rank needs the others no more, and waits a while for the same of them.
+    def leave(self, seconds: float, rank: int | None = None) -> None:
+        """Says that a rank needs the others no more, and waits a while for the same of all.
 
-        Rank zero holds the store, and the others learn from it why they have to leave.
+        rank: a child that can say it no more, None for this one. Rank zero holds the store, and
+        the others learn from it why they have to leave.
         """
         if self._store is None:
             return
-        if self._store.add("left/count", 1) == self.world_size:
-            self._store.set("left/all", "1")
+        self._store.set(f"left/{self.rank if rank is None else rank}", "1")
         deadline = time.monotonic() + seconds
-        while not self._store.check(["left/all"]) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            come = self._present("come")
+            if self._present("left") >= come:
+                return
             time.sleep(0.05)
+
+    def _present(self, kind: str) -> set[int]:
+        assert self._store is not None, "a rank alone leaves nobody"
+        return {rank for rank in range(self.world_size) if self._store.check([f"{kind}/{rank}"])}
 
     def _wait_for(self, key: str, keys: list[str]) -> None:
         """Returns once `key` is there, which the rank sets that comes last to set its own."""

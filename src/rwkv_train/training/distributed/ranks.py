@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import Store
 from rwkv_train.errors import TrainerError, exit_status
 from rwkv_train.training.distributed.rank_store import RankFault, RankStore, RemoteRankError
 from rwkv_train.training.distributed.rendezvous import (
+    LateRankError,
     check_all_there,
     check_place,
     connection,
@@ -36,6 +37,7 @@ STEP_SECONDS = 1800.0
 INTERRUPTED = "interrupted; the same command resumes from the newest checkpoint"
 # Time to leave: for children, and for ranks elsewhere to learn why.
 _LEAVE_SECONDS = 30.0
+_LEAVE_AFTER_FAULT_SECONDS = 10.0
 # What libraries say when a rank has gone, by which its own words are told from a fault of ours.
 _CONNECTION = re.compile(r"gloo|nccl|connection|peer|store|socket|broken pipe|time[d ]?.?out", re.I)
 
@@ -75,6 +77,11 @@ class Ranks:
                 status = body(self)
         except RemoteRankError as error:
             fault = error.fault
+        except LateRankError as error:
+            # A run that goes well is not to end because of it.
+            fault = RankFault(0, "", str(error), exit_status(error))
+            self._tell(fault)
+            return fault.status
         except KeyboardInterrupt:
             fault = self._report(INTERRUPTED, 130)
         except TrainerError as error:
@@ -91,7 +98,8 @@ class Ranks:
 
     def all_there(self) -> None:
         """Returns once all ranks have come this far. Collective; raises as `check_all_there`."""
-        check_all_there(self.store, self.launch)
+        if self.launch.world_size > 1:
+            check_all_there(self.store, self.connection("place"), self.launch)
 
     def at_leave(self, call: Callable[[], None]) -> None:
         """Keeps a call for the case that this process must leave while its main thread waits."""
@@ -175,8 +183,9 @@ class Ranks:
         if self._watch is not None:
             self._watch.stop()
         with suppress(RuntimeError):
+            seconds = _LEAVE_SECONDS if fault is None else _LEAVE_AFTER_FAULT_SECONDS
             # The others need the store to learn why they leave.
-            self.store.leave(_LEAVE_SECONDS if self.launch.rank == 0 else 0)
+            self.store.leave(seconds if self.launch.rank == 0 else 0)
         if self._children is not None:
             self._children.wait(_LEAVE_SECONDS)
         return status
@@ -199,9 +208,9 @@ class Ranks:
             call()
         self._tell_if_first(fault)
         with suppress(RuntimeError):
-            self.store.leave(_LEAVE_SECONDS if self.launch.rank == 0 else 0)
+            self.store.leave(_LEAVE_AFTER_FAULT_SECONDS if self.launch.rank == 0 else 0)
         if self._children is not None:
-            self._children.wait(_LEAVE_SECONDS)
+            self._children.wait(_LEAVE_AFTER_FAULT_SECONDS)
 
     def _speaks(self) -> bool:
         """Tells whether this process is the one of its machine that speaks without rank zero."""

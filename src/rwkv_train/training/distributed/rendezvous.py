@@ -1,4 +1,4 @@
-"""Where the processes of a run meet: a store that rank zero holds, or its launcher for it.
+"""The place where the processes of a run meet: a store that rank zero or a launcher holds.
 
 Found out here, before anybody waits in a collective call: an address that leads nowhere, a port in
 use, two processes of one rank, machines that count differently, a machine that does not come.
@@ -10,6 +10,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,7 +25,12 @@ from rwkv_train.training.launchers.launch import LOOPBACK, Launch
 
 # A process of a launcher may train several times, and meets the others at one place only.
 _ANSWER_SECONDS = 60.0
+_ALL_THERE = "all-there"
 _met: dict[tuple[str, int, int, int], tuple[TCPStore, int]] = {}
+
+
+class LateRankError(ConfigError):
+    """Raised by a process for which a run that has all its ranks has no place."""
 
 
 def meet(launch: Launch, seconds: float) -> tuple[TCPStore, str]:
@@ -56,20 +62,23 @@ def check_place(ranks: RankStore, store: Store, launch: Launch) -> None:
             "--num_nodes everywhere"
         )
     if not ranks.take_place():
-        raise ConfigError(
+        # Before all are there one of them is missing, and the others would wait for it.
+        kind = LateRankError if store.check([_ALL_THERE]) else ConfigError
+        raise kind(
             f"another process is rank {launch.rank} of {launch.world_size} at "
             f"{launch.main_address}:{launch.main_port} already: NODE_RANK must differ from machine "
             "to machine, and MASTER_PORT from run to run"
         )
 
 
-def check_all_there(ranks: RankStore, launch: Launch) -> None:
+def check_all_there(ranks: RankStore, store: Store, launch: Launch) -> None:
     """Returns once all ranks have come this far. Collective.
 
     Raises ConfigError when they are on more machines than the run has, RemoteRankError when one of
     them has left.
     """
     hosts = sorted(set(ranks.gather("host", ranks.host)))
+    store.set(_ALL_THERE, "1")
     if launch.num_nodes == 1 and len(hosts) > 1:
         raise ConfigError(
             f"the run has one machine, but its processes are on {', '.join(hosts)}; give "
@@ -104,13 +113,28 @@ def _connect(launch: Launch, seconds: float) -> TCPStore:
     who = "rank 0" if launch.num_nodes == 1 else "machine 0"
     with announced(f"{who} at {place}", launch.local_rank == 0 or launch.num_nodes == 1):
         try:
+            _wait_until_open(launch.main_address, launch.main_port, seconds)
             return _client(launch.main_address, launch.main_port, seconds)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise TrainingError(
                 f"{who} did not answer at {place} for {seconds:g} s: start it too, check that "
                 "MASTER_ADDR and MASTER_PORT are the same everywhere and that no firewall lies "
                 "between, or give --dist_timeout SECONDS"
             ) from error
+
+
+def _wait_until_open(address: str, port: int, seconds: float) -> None:
+    """Returns once somebody listens there; raises OSError when nobody does in time."""
+    # TCPStore would try too, and print a warning at every attempt.
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=max(1.0, seconds)).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _client(address: str, port: int, seconds: float) -> TCPStore:

@@ -37,7 +37,7 @@ ZERO_STAGES = {
 
 
 class _LeavesFaultsAlone(DDPStrategy):
-    """What both strategies do about a rank that fails: nothing, `Ranks` does.
+    """Does nothing about a rank that fails: `Ranks` does.
 
     Lightning would kill the process numbers of all ranks of all machines on its own machine.
     """

@@ -92,6 +92,7 @@ class Watch:
         for child in self._children.take_failed() if self._children else []:
             # It has most often told itself why it left, which counts then.
             self._ranks.report(child.describe(), 1, rank=child.rank)
+            self._ranks.leave(0, rank=child.rank)
 
     def _look_for_silence(self) -> None:
         """Keeps how old every sign of life is; ends a run that has lost a rank for good."""
