@@ -65,11 +65,11 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
-training.__main__: distributed environment run start
+training.__main__: distributed environment launchers run start
 training.bad_steps: checkpointing distributed module optim reporting
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
-training.distributed: optim
+training.distributed: environment launchers optim
 training.loader: signals
 training.module: carried_state distributed optim
 training.optim: environment

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.training.distributed.rank_store import RankStore
+from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.discover import discover
@@ -33,12 +33,12 @@ class Prepared:
 
 
 def prepare_run(
-    given: RunConfig, notices: list[str], lock: RunLock, ranks: RankStore
+    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks
 ) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
-    notices: lines about translated flags, printed once; ranks: what all of them have to agree on is
-    compared over it. Every rank of every node calls this with the same configuration. Raises
+    notices: lines about translated flags, printed once; ranks: all of them get here before any of
+    them writes. Every rank of every node calls this with the same configuration. Raises
     TrainerError before anything is written, but for a disk that fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
@@ -54,6 +54,7 @@ def prepare_run(
         samples = open_samples(config, opened)
         derived += mask_notes(samples)
     prepare_libraries(config.hardware.accelerator)
+    ranks.all_there()
     make_folder(config.train.proj_dir)
     # A new folder; one that was there has been locked before it was read.
     lock.acquire()
