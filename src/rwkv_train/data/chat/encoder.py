@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rwkv_train.data.chat.rows import row_messages
 from rwkv_train.data.chat.template import ChatTemplate, Segment
 from rwkv_train.data.text.blocks import TextBlock
+from rwkv_train.data.text.file_kind import JSON_KINDS
 from rwkv_train.data.text.jsonl import line_object
 from rwkv_train.data.tokenize.block_encoder import BlockEncoder, OnError, text_of
 from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, EncodedTexts
@@ -38,7 +39,7 @@ class ChatEncoder(BlockEncoder[list[Segment]]):
         kind = block.file_range.file.kind
         if kind == "txt":
             return [Segment(text_of(block, value, self._text_key), 1)]
-        row = line_object(value, '{"messages": [...]}') if kind == "jsonl" else value
+        row = line_object(value, '{"messages": [...]}') if kind in JSON_KINDS else value
         messages = row_messages(row, self._text_key)
         if isinstance(messages, str):
             return [Segment(messages, 1)]

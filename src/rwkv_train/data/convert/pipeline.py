@@ -12,7 +12,7 @@ longest line), and some 60 bytes per document (120 with dedup), however much tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -41,9 +41,9 @@ from rwkv_train.data.convert.workers import available_cores
 from rwkv_train.data.text.blocks import digest
 from rwkv_train.data.text.inputs import (
     FileRange,
-    default_prefix,
     file_ranges,
     find_inputs,
+    output_prefix,
     total_bytes,
 )
 from rwkv_train.data.tokenize.block_encoder import OnError, Verify
@@ -70,7 +70,8 @@ class ConvertOptions:
     inputs: Sequence[str]
     """files, patterns, or - for the standard input"""
     prefix: str | None = None
-    """writes PREFIX.bin, PREFIX.idx and PREFIX.manifest.json; None: named after the one input"""
+    """writes PREFIX.bin, PREFIX.idx and PREFIX.manifest.json; None: named after the one input, and
+    so in a folder, which ends in a slash"""
     arrangement: Arrangement = field(default_factory=Arrangement)
     """which documents, in which order"""
     tokenizer: str = "world"
@@ -122,7 +123,7 @@ def convert(options: ConvertOptions) -> Converted:
     """
     _check(options)
     files = find_inputs(options.inputs)
-    prefix = options.prefix or default_prefix(files)
+    prefix = output_prefix(options.prefix, files)
     tokenizer = load_tokenizer(options.tokenizer)
     prefixes = [prefix, f"{prefix}_val"][: 1 + (options.arrangement.validation > 0)]
     if options.input_shard is not None:
@@ -135,10 +136,17 @@ def convert(options: ConvertOptions) -> Converted:
         found = existing_output.reusable(prefixes, origin, options.overwrite)
         if found is not None:
             return Converted(tokenizer, found, reused=True)
+    folder = Path(prefix).parent
+    existed = folder.exists()
     try:
         return _convert(options, mine, prefixes, tokenizer)
     except OSError as error:
         raise DataError(f"cannot write {prefix}: {error.strerror}") from error
+    finally:
+        if not existed:
+            # One in which something was made is not empty.
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def arrange(

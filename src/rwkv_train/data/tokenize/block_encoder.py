@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.data.binidx.layout import MAX_ITEM_TOKENS
-from rwkv_train.data.text.blocks import TextBlock, lines_before
+from rwkv_train.data.text.blocks import TextBlock, lines_before, shown_name
+from rwkv_train.data.text.file_kind import JSON_KINDS, ROW_KINDS
 from rwkv_train.data.text.inputs import FileRange
 from rwkv_train.data.text.jsonl import checked_text, document_text
 from rwkv_train.data.tokenize.bulk_encoder import (
@@ -174,9 +175,9 @@ class TextEncoder(BlockEncoder[str]):
 
 def text_of(block: TextBlock, value: Any, text_key: str) -> str:
     """Returns the text of one of a block's documents; DataError with the reason."""
-    if block.file_range.file.kind == "jsonl":
+    if block.file_range.file.kind in JSON_KINDS:
         return document_text(value, text_key)
-    if block.file_range.file.kind == "parquet":
+    if block.file_range.file.kind in ROW_KINDS:
         return checked_text(value, text_key)
     try:
         text: str = value.decode()
@@ -228,11 +229,10 @@ def location(file_range: FileRange, line: int) -> str:
 
     Reads the file before the range, if there is any.
     """
-    path, kind = file_range.file.path, file_range.file.kind
+    name, kind = shown_name(file_range.file.path), file_range.file.kind
     if kind == "txt":
-        return path
-    word = "row" if kind == "parquet" else "line"
-    name = "standard input" if path == "-" else path
+        return name
+    word = "line" if kind == "jsonl" else "item" if kind == "json" else "row"
     return f"{name}, {word} {lines_before(file_range) + line}"
 
 
