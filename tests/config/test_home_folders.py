@@ -66,20 +66,8 @@ def test_a_user_s_home_folder_is_found_and_an_unknown_one_refused(tmp_path, monk
 
 
 def test_the_other_programs_do_the_same(home, capsys):
-    given = parse(
-        [
-            "~/in.jsonl",
-            "~/b.jsonl",
-            "1",
-            "8",
-            "-o",
-            "~/out",
-            "--tokenizer",
-            "~/t.json",
-            "--chat_template=~/c.yaml",
-            "--report=~/r.png",
-        ]
-    )
+    line = "~/in.jsonl ~/b.jsonl 1 8 -o ~/out --tokenizer ~/t.json --chat_template=~/c.yaml"
+    given = parse([*line.split(), "--report=~/r.png"])
     assert given.inputs == [f"{home}/in.jsonl", f"{home}/b.jsonl"]
     assert (given.output, given.tokenizer) == (f"{home}/out", f"{home}/t.json")
     assert (given.chat_template, given.report) == (f"{home}/c.yaml", home / "r.png")

@@ -51,6 +51,9 @@ from rwkv_train.data.tokenize.bulk_encoder import token_dtype
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError
 
+# Goes up when rows of conversations make other bytes than before.
+_ROWS_VERSION = 2
+
 
 class InputShard(NamedTuple):
     """The part of the inputs that one of `of` machines tokenizes; workers are counted from 0."""
@@ -104,6 +107,8 @@ class Converted:
     reused: bool = False
     normalized: int = 0
     """of the documents checked, those changed by the tokenizer's own normalization"""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """by key, the rows in which it holds text that is in no document"""
     skipped: int = 0
     """documents that could not be used"""
     faults: Sequence[str] = ()
@@ -194,6 +199,7 @@ def byte_options(options: ConvertOptions) -> MadeFrom:
     newer["part"] = None if options.input_shard is None else options.input_shard._asdict()
     if options.chat_template is not None:
         newer["chat_template"] = load_template(options.chat_template).identity
+        newer["rows_version"] = _ROWS_VERSION
     newer["on_error"] = options.on_error if options.on_error != "stop" else None
     return {
         "text_key": options.text_key,
@@ -255,6 +261,7 @@ def _convert(
         tokenizer,
         manifests,
         normalized=corpus.normalized,
+        unused=corpus.unused,
         skipped=corpus.skipped,
         faults=corpus.faults,
         note=corpus.note,

@@ -40,8 +40,8 @@ class BlockReader:
     """Yields the blocks of all ranges in order, in memory for one block and its longest line.
 
     `sha256` afterwards identifies what was read: the digest of a single file's bytes, or of the
-    list of such digests. With `row_keys` a parquet file gives whole rows: objects with those keys
-    and the text's, where it has them. Iterating raises DataError for files that cannot be read or
+    list of such digests. With `row_keys` a table gives whole rows, if it has any column of those
+    names or the text's. Iterating raises DataError for files that cannot be read or
     unpacked.
     """
 
@@ -232,6 +232,13 @@ def _parquet_blocks(
                     f"{file_range.file.path}: there is no column '{text_key}'; the columns are: "
                     f"{', '.join(columns)} (choose with --text_key)"
                 )
+            if row_keys:
+                # All of them, so that text that is not used can be told; but no pictures.
+                wanted = [
+                    entry.name
+                    for entry in table.schema_arrow
+                    if not pyarrow.types.is_binary(entry.type)
+                ]
             rows = max(table.metadata.num_rows, 1)
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
                 # For the progress bar alone: the library does not tell how many bytes it has read.

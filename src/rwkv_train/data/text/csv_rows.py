@@ -16,7 +16,7 @@ _DELIMITERS = ",\t;"
 def csv_blocks(
     stream: Readable, path: str, keys: Sequence[str], block_bytes: int
 ) -> Iterator[list[dict[str, str | None]]]:
-    """Yields rows as objects of those keys that are columns, about block_bytes at a time.
+    """Yields rows as objects, about block_bytes at a time.
 
     Comma, tab or semicolon separate, whichever is most frequent among the columns' names. An empty
     cell is None.  Raises DataError for a file without any of the columns and for damaged rows.
@@ -29,8 +29,7 @@ def csv_blocks(
         return
     delimiter = max(_DELIMITERS, key=head.count)
     (names,) = csv.reader([head], delimiter=delimiter)
-    columns = [(number, name) for number, name in enumerate(names) if name in keys]
-    if not columns:
+    if not any(name in keys for name in names):
         raise DataError(
             f"{path}: there is no column '{keys[0]}'; the columns are: {', '.join(names)} (choose "
             "with --text_key)"
@@ -48,7 +47,7 @@ def csv_blocks(
                     f"{path}, line {rows.line_num + 1}: {len(cells)} cells, expected {len(names)}; "
                     "a cell with a separator or a line break in it must stand in quotes"
                 )
-            block.append({name: cells[number] or None for number, name in columns})
+            block.append({name: cell or None for name, cell in zip(names, cells)})
             size += sum(map(len, cells))
             if size >= block_bytes:
                 yield block

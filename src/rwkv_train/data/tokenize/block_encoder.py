@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -65,6 +66,8 @@ class EncodedBlock:
     """parse, tokenize, verify, convert; in the end also spool"""
     weights: npt.NDArray[np.uint8] | None = None
     """of the tokens in the loss; None: there is no mask"""
+    unused: Counter[str] = field(default_factory=Counter)
+    """by key, the rows in which it holds text that is in no document"""
 
 
 class BlockEncoder(ABC, Generic[Document]):
@@ -90,6 +93,8 @@ class BlockEncoder(ABC, Generic[Document]):
         self._check_every = check_every
         self._hashed = hashed
         self._encode: BulkEncoder | None = None
+        # Of the block at hand; filled by a subclass that chooses among keys.
+        self._unused: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}
@@ -97,6 +102,7 @@ class BlockEncoder(ABC, Generic[Document]):
     def __call__(self, block: TextBlock) -> EncodedBlock:
         """Returns the block's documents as tokens, with the faults found."""
         faults: list[Fault] = []
+        self._unused = Counter()
         began = perf_counter()
         rows, lines = block_documents(block)
         numbered = list(self._documents(block, rows, faults))
@@ -123,6 +129,7 @@ class BlockEncoder(ABC, Generic[Document]):
             normalized=encoded.normalized,
             seconds=seconds,
             weights=weights,
+            unused=self._unused,
         )
 
     @abstractmethod
