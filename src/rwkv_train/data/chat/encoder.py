@@ -64,7 +64,11 @@ class ChatEncoder(BlockEncoder[list[Segment]]):
         closed = np.zeros(len(segments), bool)
         # Only the last segment of a document is followed by the end-of-document token.
         closed[np.cumsum(counts) - 1] = True
-        encoded = self._bulk_encode([p.text for p in segments], closed, np.repeat(checked, counts))
+        continued = np.ones(len(segments), bool)
+        continued[np.cumsum(counts) - counts] = False
+        encoded = self._bulk_encode(
+            [p.text for p in segments], closed, np.repeat(checked, counts), continued
+        )
         weights = np.fromiter((p.weight for p in segments), np.uint8, len(segments))
         return join_segments(encoded, counts, np.repeat(weights, encoded.sizes))
 
