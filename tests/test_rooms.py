@@ -27,7 +27,7 @@ config.check: limits machine_schema mixture_list run_length schema sections vers
 config.choices: versions
 config.command_line: schema sections
 config.discovered: choices schema
-config.load: command_line resolved rwkv_lm schema sections
+config.load: command_line mixture_list resolved rwkv_lm schema sections
 config.machine_schema: choices limits
 config.resolve: check choices discovered machine_schema mixture_list resolved run_length
     rwkv_lm schema versions

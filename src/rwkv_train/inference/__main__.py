@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from rwkv_train.command_line import OneLineParser
+from rwkv_train.command_line import OneLineParser, path_argument
 from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError, TrainerError
 
@@ -20,9 +20,14 @@ def generate_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("prompt", nargs="?", default="", help="text to continue; -: standard input")
-    p.add_argument("--load_model", required=True, help="checkpoint, .pth or .safetensors")
-    p.add_argument("--load_states", help="trained initial states for that checkpoint")
-    p.add_argument("--tokenizer", help="world, bytes or a tokenizer.json; else the run's own")
+    add = p.add_argument
+    add("--load_model", required=True, type=path_argument, help="checkpoint, .pth or .safetensors")
+    add("--load_states", type=path_argument, help="trained initial states for that checkpoint")
+    add(
+        "--tokenizer",
+        type=path_argument,
+        help="world, bytes, a tokenizer.json or a vocabulary as .txt; else the run's own",
+    )
     p.add_argument("--max_tokens", type=int, default=200, help="most tokens to generate")
     p.add_argument("--samples", type=int, default=1, help="continuations of the same prompt")
     p.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token")
