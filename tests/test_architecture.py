@@ -29,7 +29,17 @@ LAYERS: dict[str, set[str]] = {
     "checkpoint": {*BASE, "command_line"},
     "models": {"errors", "config.schema", "config.resolved", "config.versions", "ops"},
     "planning": {"errors", "config"},
-    "training": {*BASE, "version", "config", "ops", "data", "checkpoint", "models", "planning"},
+    "training": {
+        *BASE,
+        "command_line",
+        "version",
+        "config",
+        "ops",
+        "data",
+        "checkpoint",
+        "models",
+        "planning",
+    },
     "inference": INFERENCE,
     "evaluation": {*INFERENCE, "inference"},
     "export": {*INFERENCE, "inference"},
@@ -39,7 +49,7 @@ PROGRAMS: dict[str, set[str]] = {
     "train.py": {"training"},
     "make_data.py": {"data"},
     "generate.py": {"inference"},
-    "compute_magic_prime.py": {"data", "errors"},
+    "compute_magic_prime.py": {"command_line", "data", "errors"},
     "check_requirements.py": set(),
 }
 # library -> the only places that may import it

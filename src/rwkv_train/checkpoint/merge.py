@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkv_train.command_line import OneLineParser
+from rwkv_train.command_line import OneLineParser, program
 from rwkv_train.errors import CheckpointError, TrainerError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def merge_parser() -> argparse.ArgumentParser:
     return p
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for bad input with one line on stderr.
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rwkv_train.command_line import program
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.load import load_config
 from rwkv_train.config.rwkv_lm.flags import translate
@@ -13,6 +14,7 @@ from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import TrainerError, TrainingError
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training
     itself cannot continue, 130 for Ctrl-C.
