@@ -87,7 +87,7 @@ def _train(prepared: Prepared) -> int:
         state=point.state if isinstance(point, FromState) else None,
         detector=detector,
         veto=veto,
-        saver=Saver(config, length, detector, base),
+        saver=Saver(config, length, detector, base, prepared.lock.fault),
         validator=Validator(config, samples.held_out),
         reporters=reporters,
     )
