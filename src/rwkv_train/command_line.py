@@ -1,4 +1,4 @@
-"""What all programs share: faults of a command line in one line, and output that cannot fail.
+"""Faults of a command line in one line, and output that cannot fail, for all programs.
 
 A console may not know a character, a pipe may be closed by its reader, a disk may be full. None of
 that ends a program's work: what cannot be printed is lost, and that is said once.

@@ -22,7 +22,7 @@ from rwkv_train.training.reporting.wandb_log import WandbLog
 from rwkv_train.training.start.prepare import Prepared
 
 VOCABULARY = "vocab.json"
-Made = TypeVar("Made")
+Opened = TypeVar("Opened")
 
 
 def begin_reporting(
@@ -77,7 +77,7 @@ def _open_logs(
     return reporters
 
 
-def _attempt(what: Path | str, make: Callable[[], Made]) -> Made | None:
+def _attempt(what: Path | str, make: Callable[[], Opened]) -> Opened | None:
     """Returns what `make` returns; None after a line on why it could not."""
     try:
         return make()

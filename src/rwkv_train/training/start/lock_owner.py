@@ -1,4 +1,4 @@
-"""Who holds a project folder: the words in its `run.lock`."""
+"""Names of those that hold project folders: the words in a `run.lock`."""
 
 from __future__ import annotations
 
