@@ -41,7 +41,7 @@ data.binidx: sampling storage
 data.chat: binidx text tokenize
 data.convert: binidx chat storage text tokenize
 data.inspect: binidx convert samples sampling storage tokenize
-data.samples: binidx sampling tokenize
+data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx text
 inference.__main__: generate loading sampling

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rwkv_train.command_line import program
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.load import load_config
 from rwkv_train.config.rwkv_lm.flags import translate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _REFUSAL_SECONDS = 20.0
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training
     itself cannot continue, 130 for Ctrl-C.

@@ -75,7 +75,7 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     veto = StepVeto(detector)
-    saver = Saver(config, length, detector, base)
+    saver = Saver(config, length, detector, base, prepared.lock.fault)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     callback = StepCallback(
         config,

@@ -22,7 +22,7 @@ class Prepared:
     """Everything a run starts with.
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
-    derived: what was worked out, a line each.
+    derived: what was worked out, a line each. lock: of the project folder.
     """
 
     config: ResolvedConfig
@@ -30,6 +30,7 @@ class Prepared:
     point: ResumePoint
     samples: RunSamples
     derived: list[str]
+    lock: RunLock
 
 
 def prepare_run(
@@ -68,4 +69,4 @@ def prepare_run(
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
-    return Prepared(config, for_saving(config, given), point, samples, derived)
+    return Prepared(config, for_saving(config, given), point, samples, derived, lock)
