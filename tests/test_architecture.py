@@ -15,21 +15,32 @@ from tests.checkout import ROOT
 from tests.import_graph import PACKAGE, SRC, imported, layer_of, source_files
 
 BASE = {"errors", "files"}
-INFERENCE = {*BASE, "command_line", "config", "data", "checkpoint", "models"}
+INFERENCE = {*BASE, "command_line", "processors", "config", "data", "checkpoint", "models"}
 # layer -> what it may import of the package: layers, or single modules with a dot
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "version": set(),
     "compiler": BASE,
+    "processors": set(),
     "command_line": set(),
     "config": BASE,
     "ops": {"errors", "compiler"},
-    "data": {*BASE, "command_line", "compiler", "config.schema"},
+    "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
     "checkpoint": {*BASE, "command_line"},
     "models": {"errors", "config.schema", "config.resolved", "config.versions", "ops"},
     "planning": {"errors", "config"},
-    "training": {*BASE, "version", "config", "ops", "data", "checkpoint", "models", "planning"},
+    "training": {
+        *BASE,
+        "version",
+        "processors",
+        "config",
+        "ops",
+        "data",
+        "checkpoint",
+        "models",
+        "planning",
+    },
     "inference": INFERENCE,
     "evaluation": {*INFERENCE, "inference"},
     "export": {*INFERENCE, "inference"},
@@ -65,9 +76,10 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "yaml": ("config/", "data/chat/template.py"),
     **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("export/", "evaluation/")),
 }
-# The modules that talk to the environment: to that of the libraries which a run launches, and to
-# the user's, for the CUDA toolkit that was chosen by the usual variables.
-ENVIRONMENT = ["ops/native/cuda_toolkit.py", "training/environment.py"]
+# The modules that talk to the environment: to that of the libraries which a run launches; to the
+# user's, for the CUDA toolkit that was chosen by the usual variables; and to OpenMP's, which
+# generation sets as training does.
+ENVIRONMENT = ["ops/native/cuda_toolkit.py", "processors.py", "training/environment.py"]
 
 
 def may_import(where: str, module: str) -> bool:
@@ -83,7 +95,7 @@ def may_import(where: str, module: str) -> bool:
         return below[:1] == [layer] or bool(names & allowed)
     if top in ("tests", "benchmarks", "train", "make_data", "generate"):
         return False
-    if program or layer in (*BASE, "version", "compiler", "command_line", "planning"):
+    if program or layer in (*BASE, "version", "compiler", "processors", "command_line", "planning"):
         return top in sys.stdlib_module_names
     return where.startswith(ONLY_IN.get(top, ""))
 
@@ -122,7 +134,7 @@ def test_nothing_imports_upwards_sideways_or_a_library_of_another_layer():
     assert not faults, "\n".join(faults)
 
 
-def test_two_modules_know_environment_variables():
+def test_three_modules_know_environment_variables():
     found = [
         path.relative_to(SRC / PACKAGE).as_posix()
         for path in source_files().values()

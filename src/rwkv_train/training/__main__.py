@@ -11,6 +11,7 @@ from rwkv_train.config.load import load_config
 from rwkv_train.config.rwkv_lm.flags import translate
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import TrainerError, TrainingError
+from rwkv_train.processors import prepare_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def _run(config: RunConfig, notices: list[str]) -> int:
     notices: lines about translated flags, printed once. Returns the exit status. Raises
     TrainerError.
     """
+    prepare_threads()
     from rwkv_train.training.environment import is_rank_zero
     from rwkv_train.training.start.prepare import prepare_run
     from rwkv_train.training.start.run_lock import RunLock

@@ -46,3 +46,16 @@ def is_rank_zero() -> bool:
 
 def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def visible_gpus() -> list[str] | None:
+    """Returns the cards that CUDA_VISIBLE_DEVICES names, None where it is not set.
+
+    Words that stand for no card, as batch systems write them, are left out with all behind them.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return None
+    named = [word.strip() for word in given.split(",")]
+    hidden = ("", "-1", "NoDevFiles", "none", "void")
+    return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]

@@ -8,6 +8,7 @@ from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
+from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
@@ -21,7 +22,7 @@ class Prepared:
     """Everything a run starts with.
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
-    derived: what was worked out, a line each.
+    derived: what was worked out, a line each. operators: the backends that serve.
     """
 
     config: ResolvedConfig
@@ -29,6 +30,7 @@ class Prepared:
     point: ResumePoint
     samples: RunSamples
     derived: list[str]
+    operators: list[OperatorBackend]
 
 
 def prepare_run(given: RunConfig, notices: list[str], lock: RunLock) -> Prepared | None:
@@ -64,4 +66,6 @@ def prepare_run(given: RunConfig, notices: list[str], lock: RunLock) -> Prepared
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
-    return Prepared(config, for_saving(config, given), point, samples, derived)
+    # The last thing before ranks start, and after all that can refuse the run: it takes minutes.
+    operators = build_for(config)
+    return Prepared(config, for_saving(config, given), point, samples, derived, operators)
