@@ -69,14 +69,14 @@ training.__main__: environment run start
 training.bad_steps: checkpointing distributed module optim reporting
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
-training.distributed: optim
+training.distributed: environment optim
 training.loader: signals
 training.module: carried_state distributed optim
 training.optim: environment
 training.reporting: progress start
 training.run: bad_steps checkpointing distributed environment loader module optim progress
     reporting start step_callback trainer validation
-training.start: carried_state checkpointing environment optim progress
+training.start: carried_state checkpointing distributed environment optim progress
 training.step_callback: bad_steps checkpointing distributed module optim progress
     reporting signals validation
 training.trainer: distributed

@@ -59,3 +59,25 @@ def visible_gpus() -> list[str] | None:
     named = [word.strip() for word in given.split(",")]
     hidden = ("", "-1", "NoDevFiles", "none", "void")
     return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
+
+
+def is_local_rank_zero() -> bool:
+    """Tells whether this process speaks for its machine."""
+    return _local_rank() == 0
+
+
+def extension_root() -> str | None:
+    """Returns where the user wants torch's extensions, None for the usual place."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR")
+
+
+def extension_compiler() -> str:
+    """Returns the C++ compiler that torch calls for extensions."""
+    return os.environ.get("CXX") or "c++"
+
+
+def put_on_path(folder: str) -> None:
+    """Lets programs in a folder be found by name, after all others."""
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    if folder not in folders:
+        os.environ["PATH"] = os.pathsep.join([*folders, folder])

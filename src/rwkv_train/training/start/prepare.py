@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
+from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
@@ -47,6 +48,8 @@ def prepare_run(given: RunConfig, notices: list[str], lock: RunLock) -> Prepared
     config, derived = resolve(given, discovered)
     check_packages(config)
     check_backend(config)
+    if config.train.train_stage != 1:
+        check_extensions(config.hardware)
     samples = None
     if config.train.train_stage != 1:
         assert opened is not None, "check_fields refuses training without data"
@@ -68,4 +71,5 @@ def prepare_run(given: RunConfig, notices: list[str], lock: RunLock) -> Prepared
             point = find_resume_point(config.train)
     # The last thing before ranks start, and after all that can refuse the run: it takes minutes.
     operators = build_for(config)
+    prepare_extensions(config.hardware)
     return Prepared(config, for_saving(config, given), point, samples, derived, operators)
