@@ -18,6 +18,7 @@ from rwkv_train.command_line import (
 )
 from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError, TrainerError
+from rwkv_train.processors import prepare_threads
 
 
 def generate_parser() -> argparse.ArgumentParser:
@@ -86,6 +87,7 @@ def _generate(a: argparse.Namespace) -> None:
     for name, lowest in (("max_tokens", 0), ("samples", 1)):
         if getattr(a, name) < lowest:
             raise ConfigError(f"--{name} {getattr(a, name)} must be at least {lowest}")
+    prepare_threads()
     import torch
 
     from rwkv_train.checkpoint.number_formats import DTYPES

@@ -15,6 +15,7 @@ from rwkv_train.config.load import load_config
 from rwkv_train.config.rwkv_lm.flags import translate
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.processors import prepare_threads
 from rwkv_train.training.environment import is_rank_zero, remember_ranks, variables
 from rwkv_train.training.launchers.children import die_with_parent
 from rwkv_train.training.launchers.decide import decide
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments, notices = translate(words)
             config = load_config(arguments)
             check_fields(config)
+            # Before torch's import, of which the number of devices is asked.
+            prepare_threads()
             launch = _decide(config)
         except TrainerError as error:
             return _refuse_on_all_ranks(given, error)
