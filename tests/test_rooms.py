@@ -72,7 +72,6 @@ training.checkpointing: distributed module optim progress
 training.distributed: environment launchers optim
 training.loader: signals
 training.module: carried_state distributed optim
-training.optim: environment
 training.reporting: progress start
 training.run: bad_steps checkpointing distributed environment loader module optim progress
     reporting start step_callback trainer validation

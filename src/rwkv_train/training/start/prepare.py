@@ -75,7 +75,7 @@ def prepare_run(
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
-    # The last thing before ranks wait for one another in steps, and after all that can refuse the run: it takes minutes.
+    # The last thing before steps, and after all that can refuse the run: it takes minutes.
     operators = build_for(config)
     prepare_extensions(config.hardware)
     return Prepared(config, for_saving(config, given), point, samples, derived, lock, operators)
