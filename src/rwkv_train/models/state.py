@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.wkv4.reference import empty_state as wkv4_empty_state
+from rwkv_train.ops.wkv4.reference import empty_state
 
 # RWKV-5, 6, 7: [B, H, N_value, N_key].  RWKV-4: (aa, bb, pp), each [B, A], the running numerator
 # and denominator, both divided by exp(pp).
@@ -44,13 +44,13 @@ def copy_state(state: ModelState) -> ModelState:
     return map_state(torch.Tensor.clone, state)
 
 
-def empty_state(like: ModelState) -> ModelState:
+def empty_model_state(like: ModelState) -> ModelState:
     """Returns the state of a model that has read nothing, in the shapes of `like`."""
     return tuple(
         LayerState(
             torch.zeros_like(layer.att_shift),
             # RWKV-4's sums of nothing have the smallest exponent, not that of 1.
-            tuple(wkv4_empty_state(layer.wkv[0], layer.wkv[0].shape))
+            tuple(empty_state(layer.wkv[0], layer.wkv[0].shape))
             if isinstance(layer.wkv, tuple)
             else torch.zeros_like(layer.wkv),
             torch.zeros_like(layer.ffn_shift),

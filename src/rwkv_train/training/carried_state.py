@@ -18,7 +18,7 @@ from rwkv_train.models.state import (
     ModelState,
     copy_state,
     detach_state,
-    empty_state,
+    empty_model_state,
     map_state,
 )
 from rwkv_train.training.distributed.collectives import gather_to_rank_zero
@@ -82,7 +82,7 @@ class CarriedStates:
             loaded = self._loaded.get(numbers)
             # The position moves on all the same: the window counts as read, and the next one
             # follows it.
-            self._states[numbers] = (end, empty_state(state) if loaded is None else loaded)
+            self._states[numbers] = (end, empty_model_state(state) if loaded is None else loaded)
 
     def capture(self, strategy: Any) -> dict[str, Any]:
         """Returns what a training state holds of them, complete on rank zero. Collective.

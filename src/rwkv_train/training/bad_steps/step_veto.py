@@ -48,7 +48,7 @@ class StepOutcome:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was nothing to learn: no rank has a token that the loss mask counts."""
+        """Tells whether no rank has a token that the loss mask counts: nothing to learn."""
         return self.fault is None and not self.flags.counts_tokens
 
 

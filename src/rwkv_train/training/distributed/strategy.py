@@ -36,7 +36,24 @@ ZERO_STAGES = {
 }
 
 
-class ZeroStrategy(DeepSpeedStrategy):
+class _LeavesFaultsAlone(DDPStrategy):
+    """Does nothing about a rank that fails: `Ranks` does.
+
+    Lightning would kill the process numbers of all ranks of all machines on its own machine.
+    """
+
+    def reconciliate_processes(self, trace: str) -> None:
+        """Does nothing."""
+
+    def _should_run_deadlock_detection(self) -> bool:
+        return False
+
+
+class DataParallelStrategy(_LeavesFaultsAlone):
+    """Lightning's DDP without its killing."""
+
+
+class ZeroStrategy(_LeavesFaultsAlone, DeepSpeedStrategy):
     """DeepSpeedStrategy that also accepts the CPU accelerator."""
 
     def __init__(self, *, device_type: str, **options: Any) -> None:
@@ -57,6 +74,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         # DeepSpeed prints that it has built an operator, once per rank.
         with contextlib.redirect_stdout(io.StringIO()):
             super()._init_deepspeed_distributed()
+
+    def _set_node_environment_variables(self) -> None:
+        # They would stay for whatever this process does next; `Ranks` sets them for its time.
+        pass
 
     def init_deepspeed(self) -> None:
         """Builds the engine; Lightning's checks of clipping and accelerator do not apply.
@@ -143,7 +164,7 @@ def build_strategy(
         return strategy
     if hardware.strategy == "ddp":
         # One forward pass uses every trained parameter, so no search for unused ones.
-        return DDPStrategy(find_unused_parameters=False)
+        return DataParallelStrategy(find_unused_parameters=False)
     return None
 
 
