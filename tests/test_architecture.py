@@ -19,11 +19,11 @@ INFERENCE = {*BASE, "command_line", "processors", "config", "data", "checkpoint"
 # layer -> what it may import of the package: layers, or single modules with a dot
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "version": set(),
     "compiler": BASE,
+    "command_line": {"errors", "files"},
     "processors": set(),
-    "command_line": set(),
     "config": BASE,
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
@@ -32,6 +32,7 @@ LAYERS: dict[str, set[str]] = {
     "planning": {"errors", "config"},
     "training": {
         *BASE,
+        "command_line",
         "version",
         "processors",
         "config",
@@ -50,7 +51,7 @@ PROGRAMS: dict[str, set[str]] = {
     "train.py": {"training"},
     "make_data.py": {"data"},
     "generate.py": {"inference"},
-    "compute_magic_prime.py": {"data", "errors"},
+    "compute_magic_prime.py": {"command_line", "data", "errors"},
     "check_requirements.py": set(),
 }
 # library -> the only places that may import it

@@ -29,12 +29,14 @@ def resolve_hardware(
     accelerator = _accelerator(given, machine, lines)
     devices = _devices(given, accelerator, machine, lines)
     precision = _precision(given, accelerator, prepares, machine, lines)
+    nodes = given.num_nodes or 1
     # Before the other settings of the optimizer, which depend on the strategy chosen by it.
     optimizer = chosen_optimizer(config.optim, discovered.start)
-    strategy = _strategy(given, accelerator, devices * given.num_nodes, prepares, optimizer, lines)
+    strategy = _strategy(given, accelerator, devices * nodes, prepares, optimizer, lines)
     return ResolvedHardware(
         accelerator=accelerator,
         devices=devices,
+        num_nodes=nodes,
         precision=precision,
         strategy=strategy,
         **not_narrowed(given, ResolvedHardware),

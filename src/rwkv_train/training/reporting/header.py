@@ -17,6 +17,7 @@ def print_header(
     config: ResolvedConfig,
     length: RunLength,
     *,
+    processes: str,
     start: str,
     parameters: int,
     data_tokens: int,
@@ -27,9 +28,9 @@ def print_header(
 ) -> None:
     """Prints the run's header.
 
-    start: where it starts; parameters: of the model, frozen ones too; held_out: name and number of
-    validation samples of each source; operators: name and text of the lines about backends; notes:
-    a line each.
+    processes: how many, and who started them; start: where the run starts; parameters: of the
+    model, frozen ones too; held_out: name and number of validation samples of each source;
+    operators: name and text of the lines about backends; notes: a line each.
     """
     hardware = config.hardware
     print(
@@ -37,6 +38,7 @@ def print_header(
         f"{hardware.num_nodes * hardware.devices} x {_device_name(hardware.accelerator)}, "
         f"strategy {hardware.strategy}, torch {torch.__version__}"
     )
+    _line("processes", processes)
     _line("model", _model(config, parameters))
     _line("data", _data(config, data_tokens))
     _line("batch", _batch(config, length))
