@@ -2,6 +2,7 @@
 
 nvcc itself tells where they lie (`nvcc --dryrun`): its path does not, where it is a wrapper script,
 a link, or one of pip's wheels, whose folders are laid out otherwise than a toolkit's.
+`python -m rwkv_train.ops.native.cuda_toolkit` tells a script whether one is missing.
 """
 
 from __future__ import annotations
@@ -67,6 +68,17 @@ def find_toolkit(needed: str) -> CudaToolkit:
         f"the CUDA compiler nvcc for CUDA {needed}, which torch was built for, is missing: "
         f"{found}; {remedy(needed)}"
     )
+
+
+def main() -> int:
+    """Prints the version of CUDA for which a compiler is missing, or nothing; returns 0."""
+    needed = torch.version.cuda
+    if needed is not None:
+        try:
+            find_toolkit(needed)
+        except BackendError:
+            print(needed)
+    return 0
 
 
 def remedy(needed: str) -> str:
@@ -220,3 +232,7 @@ def _host_compiler(lines: Sequence[str]) -> str:
 
 def _last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
