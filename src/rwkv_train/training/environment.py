@@ -81,3 +81,8 @@ def libraries_told(told: Mapping[str, str]) -> Iterator[None]:
 def set_unless_given(name: str, value: str) -> None:
     """Sets a variable that nobody has set."""
     os.environ.setdefault(name, value)
+
+
+def quiet_connections() -> None:
+    """Keeps torch from warning of every machine whose address has no name; before its import."""
+    set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -128,7 +128,11 @@ class Ranks:
                 },
             )
         self._watch = Watch(
-            self._rank_store(), self.connection("watch"), self._children, self._forced
+            self._rank_store(),
+            self.connection("watch"),
+            self._children,
+            self._forced,
+            self.step_seconds,
         )
 
     def _rank_store(self) -> RankStore:
