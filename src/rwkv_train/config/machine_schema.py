@@ -54,7 +54,7 @@ class HardwareConfig:
     num_nodes: Annotated[int | None, AtLeast(1)] = None
     """machines; None: those of the launcher that started the processes, else one"""
     precision: Precision | None = None
-    """fp32, tf32, bf16 or fp16; None: bf16 on a GPU, fp32 on a CPU"""
+    """fp32, tf32, bf16 or fp16; None: bf16 on a GPU (before Ampere fp16), fp32 on a CPU"""
     strategy: Strategy = "auto"
     """auto: single_device for one process, else ddp on CPUs and deepspeed_stage_2 on GPUs"""
     ds_bucket_mb: Annotated[int, AtLeast(1)] = 200

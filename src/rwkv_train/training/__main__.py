@@ -9,11 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rwkv_train.command_line import program
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.load import load_config
 from rwkv_train.config.rwkv_lm.flags import translate
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.processors import prepare_threads
 from rwkv_train.training.environment import (
     is_rank_zero,
     quiet_connections,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _REFUSAL_SECONDS = 20.0
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training
     itself cannot continue, 130 for Ctrl-C.
@@ -49,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments, notices = translate(words)
             config = load_config(arguments)
             check_fields(config)
+            # Before torch's import, of which the number of devices is asked.
+            prepare_threads()
             launch = _decide(config)
         except TrainerError as error:
             return _refuse_on_all_ranks(given, error)

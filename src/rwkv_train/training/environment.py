@@ -86,3 +86,38 @@ def set_unless_given(name: str, value: str) -> None:
 def quiet_connections() -> None:
     """Keeps torch from warning of every machine whose address has no name; before its import."""
     set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def visible_gpus() -> list[str] | None:
+    """Returns the cards that CUDA_VISIBLE_DEVICES names, None where it is not set.
+
+    Words that stand for no card, as batch systems write them, are left out with all behind them.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return None
+    named = [word.strip() for word in given.split(",")]
+    hidden = ("", "-1", "NoDevFiles", "none", "void")
+    return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
+
+
+def is_local_rank_zero() -> bool:
+    """Tells whether this process speaks for its machine."""
+    return _ranks["local_rank"] == 0
+
+
+def extension_root() -> str | None:
+    """Returns where the user wants torch's extensions, None for the usual place."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR")
+
+
+def extension_compiler() -> str:
+    """Returns the C++ compiler that torch calls for extensions."""
+    return os.environ.get("CXX") or "c++"
+
+
+def put_on_path(folder: str) -> None:
+    """Lets programs in a folder be found by name, after all others."""
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    if folder not in folders:
+        os.environ["PATH"] = os.pathsep.join([*folders, folder])

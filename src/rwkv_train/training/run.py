@@ -27,6 +27,7 @@ from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.initial_weights import make_model
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.resume_point import FromState
@@ -75,7 +76,7 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     veto = StepVeto(detector)
-    saver = Saver(config, length, detector, base)
+    saver = Saver(config, length, detector, base, prepared.lock.fault)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     callback = StepCallback(
         config,
@@ -120,6 +121,7 @@ def _print_header(
         data_tokens=samples.training.tokens,
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
+        operators=describe_operators(prepared.operators, prepared.config.hardware.accelerator),
         notes=notes,
     )
 

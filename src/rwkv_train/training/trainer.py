@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -13,6 +12,7 @@ from lightning_fabric.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies.strategy import Strategy
 
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware
+from rwkv_train.processors import usable_processors
 from rwkv_train.training.distributed.strategy import ZERO_STAGES
 
 LIGHTNING_PRECISION: Mapping[str, Literal[32, 16, "bf16"]] = {
@@ -69,4 +69,4 @@ def set_up_torch(hardware: ResolvedHardware) -> None:
         torch.backends.cudnn.benchmark = True
     elif hardware.devices > 1:
         # Each process would otherwise start a thread per core.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // hardware.devices))
+        torch.set_num_threads(max(1, usable_processors() // hardware.devices))

@@ -103,6 +103,16 @@ class ZeroStrategy(_LeavesFaultsAlone, DeepSpeedStrategy):
             closure_loss, optimizer, optimizer_idx, *args, scale_wrt_gas=False, **kwargs
         )
 
+    def batch_to_device(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        """Moves a batch to its device as it is.
+
+        Lightning's own rounds every float in it to the precision of the model: weights of a loss
+        mask would lose their last digits in bf16, and large ones become infinite in fp16.
+        """
+        return Strategy.batch_to_device(self, batch, device, dataloader_idx)
+
     def _setup_model_and_optimizer(
         self, model: torch.nn.Module, optimizer: Any, lr_scheduler: Any = None
     ) -> tuple[Any, Any]:
@@ -145,6 +155,12 @@ def build_strategy(
         strategy.settings["gradient_clipping"] = grad_clip
         # Our optimizer may be torch's, or Muon's.
         strategy.settings["zero_force_ds_cpu_optimizer"] = False
+        # It waits for the device twice a step, and nobody reads what it measures.
+        strategy.settings["timers"] = {"throughput": {"enabled": False}}
+        if hardware.precision == "bf16":
+            # Thirteen launches per tensor to find what is not finite; the norm, which the step veto
+            # looks at on every step, is not finite then either.
+            strategy.settings["bf16"] = {"enabled": True, "check_grad_overflow": False}
         return strategy
     if hardware.strategy == "ddp":
         # One forward pass uses every trained parameter, so no search for unused ones.

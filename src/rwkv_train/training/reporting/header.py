@@ -23,13 +23,14 @@ def print_header(
     data_tokens: int,
     groups: Sequence[ParameterGroup],
     held_out: Sequence[tuple[str, int]],
+    operators: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> None:
     """Prints the run's header.
 
     processes: how many, and who started them; start: where the run starts; parameters: of the
-    model, frozen ones too; held_out: name and number of validation samples of each source; notes: a
-    line each.
+    model, frozen ones too; held_out: name and number of validation samples of each source;
+    operators: name and text of the lines about backends; notes: a line each.
     """
     hardware = config.hardware
     print(
@@ -51,6 +52,8 @@ def print_header(
     _line("safety", _safety(config.safety))
     _line("optimizer", _optimizer(config))
     _line("groups", "; ".join(_group(group) for group in groups))
+    for name, text in operators:
+        _line(name, text)
     _line("start", start)
     for note in notes:
         _line("note", note)

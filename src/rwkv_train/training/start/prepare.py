@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
+from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
+from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
@@ -22,7 +24,8 @@ class Prepared:
     """Everything a run starts with.
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
-    derived: what was worked out, a line each.
+    derived: what was worked out, a line each. lock: of the project folder. operators: the backends
+    that serve.
     """
 
     config: ResolvedConfig
@@ -30,6 +33,8 @@ class Prepared:
     point: ResumePoint
     samples: RunSamples
     derived: list[str]
+    lock: RunLock
+    operators: list[OperatorBackend]
 
 
 def prepare_run(
@@ -48,6 +53,8 @@ def prepare_run(
     config, derived = resolve(given, discovered)
     check_packages(config)
     check_backend(config)
+    if config.train.train_stage != 1:
+        check_extensions(config.hardware)
     samples = None
     if config.train.train_stage != 1:
         assert opened is not None, "check_fields refuses training without data"
@@ -68,4 +75,7 @@ def prepare_run(
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
-    return Prepared(config, for_saving(config, given), point, samples, derived)
+    # The last thing before steps, and after all that can refuse the run: it takes minutes.
+    operators = build_for(config)
+    prepare_extensions(config.hardware)
+    return Prepared(config, for_saving(config, given), point, samples, derived, lock, operators)
