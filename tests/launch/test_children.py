@@ -1,4 +1,4 @@
-"""Processes that the program starts itself: the same program, with their parent, told how it ends."""
+"""Processes that the program starts itself are copies of it, and end with it."""
 
 from __future__ import annotations
 

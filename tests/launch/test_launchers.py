@@ -60,16 +60,15 @@ def test_two_processes_of_a_launcher_train_without_devices(
     assert loss_steps(tmp_path / "out") == list(range(12))
 
 
-@pytest.mark.parametrize("tasks", ["1", "2"])
 def test_a_batch_script_without_srun_starts_its_own_processes(
-    flags: Callable[..., list[str]], tmp_path: Path, tasks: str
+    flags: Callable[..., list[str]], tmp_path: Path
 ):
-    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": tasks, "SLURM_NTASKS_PER_NODE": tasks}
+    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
     batch |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     ended = start("train.py", *flags(devices=2, micro_bsz=2, max_steps=2), environment=batch)
     assert ended.returncode == 0, ended.stderr
     assert "processes   2, started by this program\n" in ended.stdout
-    assert f"SLURM_NTASKS={tasks}" in ended.stdout
+    assert "SLURM_NTASKS=2" in ended.stdout
     assert loss_steps(tmp_path / "out") == [0, 1]
 
 

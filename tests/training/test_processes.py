@@ -96,6 +96,9 @@ def two_processes(command: Callable[..., list[str]]) -> Callable[..., Ended]:
         **changes: object,
     ) -> Ended:
         flags = {"devices": 2, "micro_bsz": 2, "strategy": strategy, **changes}
+        if launcher == TORCHRUN:
+            # It says how many there are.
+            del flags["devices"]
         words = ["train.py", *command(folder, **flags)]
         if launcher is not None:
             done = start_cold(*launcher, *words)
