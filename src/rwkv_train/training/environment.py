@@ -78,6 +78,11 @@ def libraries_told(told: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def forget(name: str) -> None:
+    """Removes a variable that was for this process alone, not for those that it starts."""
+    os.environ.pop(name, None)
+
+
 def set_unless_given(name: str, value: str) -> None:
     """Sets a variable that nobody has set."""
     os.environ.setdefault(name, value)
