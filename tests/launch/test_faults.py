@@ -41,6 +41,15 @@ def test_a_parent_that_is_killed_takes_its_children(
     assert error_lines(ended.stderr) == []
 
 
+def test_a_rank_zero_that_is_killed_is_missed_by_the_other(flags: Callable[..., list[str]]):
+    calls = [(["step:4", "KILL@0", *flags(**TWO)], told) for told in ranks_environment(2)]
+    statuses, _, err = start_all("tests.training.kill_at", calls)
+    assert statuses == [-signal.SIGKILL, 1], err
+    (line,) = error_lines(err)
+    assert line.startswith("error: rank 0 does not answer any more: it was killed")
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("ranks", [1, 2], ids=["own start", "started by a launcher"])
 def test_a_rank_that_raises_lets_rank_zero_finish_its_save(
     flags: Callable[..., list[str]], tmp_path: Path, ranks: int

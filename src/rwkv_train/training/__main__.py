@@ -16,7 +16,12 @@ from rwkv_train.config.rwkv_lm.flags import translate
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import TrainerError, exit_status
 from rwkv_train.processors import prepare_threads
-from rwkv_train.training.environment import is_rank_zero, remember_ranks, variables
+from rwkv_train.training.environment import (
+    is_rank_zero,
+    quiet_connections,
+    remember_ranks,
+    variables,
+)
 from rwkv_train.training.launchers.children import die_with_parent
 from rwkv_train.training.launchers.decide import decide
 from rwkv_train.training.launchers.given_flags import given_number, without_local_rank
@@ -88,11 +93,13 @@ def _start(
     launch: Launch, argv: list[str], seconds: float | None, body: Callable[[Ranks], int]
 ) -> int:
     """Returns the exit status of a run as one of its processes."""
-    from rwkv_train.training.distributed.ranks import Ranks
-
     if launch.parent:
         die_with_parent(launch.parent)
     remember_ranks(launch.rank, launch.local_rank)
+    if launch.num_nodes > 1:
+        quiet_connections()
+    from rwkv_train.training.distributed.ranks import Ranks
+
     return Ranks(launch, argv, seconds).run(body)
 
 

@@ -78,9 +78,19 @@ def libraries_told(told: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def forget(name: str) -> None:
+    """Removes a variable that was for this process alone, not for those that it starts."""
+    os.environ.pop(name, None)
+
+
 def set_unless_given(name: str, value: str) -> None:
     """Sets a variable that nobody has set."""
     os.environ.setdefault(name, value)
+
+
+def quiet_connections() -> None:
+    """Keeps torch from warning of every machine whose address has no name; before its import."""
+    set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def visible_gpus() -> list[str] | None:

@@ -104,13 +104,15 @@ class RankStore:
         self._wait_for(f"{place}/all", keys)
         return [json.loads(answer) for answer in self._store.multi_get(keys)]
 
-    def report(self, message: str, status: int, rank: int | None = None) -> RankFault:
+    def report(
+        self, message: str, status: int, rank: int | None = None, host: str | None = None
+    ) -> RankFault:
         """Tells all ranks that the run ends, and returns the fault that they know now.
 
-        The first one counts: what follows is most often its consequence. rank: the one that it is
-        about, None for this one.
+        The first one counts: what follows is most often its consequence. rank, host: those that it
+        is about, None for this process's.
         """
-        own = RankFault(self.rank if rank is None else rank, self.host, message, status)
+        own = RankFault(self.rank if rank is None else rank, host or self.host, message, status)
         if self._store is None:
             return own
         known = self._store.compare_set(_FAULT, "", json.dumps(asdict(own)))

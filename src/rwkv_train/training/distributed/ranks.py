@@ -27,7 +27,7 @@ from rwkv_train.training.distributed.rendezvous import (
     meet,
 )
 from rwkv_train.training.distributed.watch import LOST_RANK_ZERO, Watch
-from rwkv_train.training.environment import child_variables, libraries_told
+from rwkv_train.training.environment import child_variables, forget, libraries_told
 from rwkv_train.training.launchers.children import Children, own_command
 from rwkv_train.training.launchers.decide import CHILD_VARIABLE
 from rwkv_train.training.launchers.launch import Launch
@@ -73,10 +73,13 @@ class Ranks:
         status = 0
         try:
             self._start()
+            forget(CHILD_VARIABLE)
             with libraries_told(self.launch.variables()):
                 status = body(self)
         except RemoteRankError as error:
-            fault = error.fault
+            # One that was told in a collective call is not in the store yet.
+            told = error.fault
+            fault = self._report(told.message, told.status, told.rank, told.host)
         except LateRankError as error:
             # A run that goes well is not to end because of it.
             fault = RankFault(0, "", str(error), exit_status(error))
@@ -128,7 +131,11 @@ class Ranks:
                 },
             )
         self._watch = Watch(
-            self._rank_store(), self.connection("watch"), self._children, self._forced
+            self._rank_store(),
+            self.connection("watch"),
+            self._children,
+            self._forced,
+            self.step_seconds,
         )
 
     def _rank_store(self) -> RankStore:
@@ -152,10 +159,12 @@ class Ranks:
             return replace(fault, rank=0, message=error.in_one_line())
         return fault
 
-    def _report(self, message: str, status: int, rank: int | None = None) -> RankFault:
+    def _report(
+        self, message: str, status: int, rank: int | None = None, host: str | None = None
+    ) -> RankFault:
         with suppress(RuntimeError):
             if self.store.world_size > 1:
-                return self.store.report(message, status, rank)
+                return self.store.report(message, status, rank, host)
         # There is no store, or none any more: one process tells its own machine.
         fault = RankFault(0, "", message, status)
         if self._speaks():

@@ -146,14 +146,20 @@ def _client(address: str, port: int, seconds: float) -> TCPStore:
 def _host(launch: Launch, seconds: float) -> TCPStore:
     """Returns the store that this process holds; raises ConfigError when it cannot."""
     port = launch.main_port
+    listener = None
     if launch.num_nodes > 1:
         _refuse_a_second_first(launch)
+    elif port == 0:
+        # All processes are here, and nobody else is to reach them.
+        with socket.create_server((LOOPBACK, 0), backlog=launch.world_size) as server:
+            port, listener = server.getsockname()[1], server.detach()
     try:
         # Through the main address a machine behind NAT would not reach itself.
         return TCPStore(
             LOOPBACK,
             port,
             is_master=True,
+            master_listen_fd=listener,
             timeout=timedelta(seconds=seconds),
             wait_for_workers=False,
         )

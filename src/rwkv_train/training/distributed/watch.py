@@ -30,7 +30,8 @@ class Watch:
     """The two threads of one rank, until `stop`.
 
     ranks, store: over a connection of their own; children: those that this process has started;
-    before_leaving: called before a process is made to leave, on rank zero with the fault to tell.
+    before_leaving: called with the fault before this process is made to leave; silent_seconds:
+    after which a rank, or the connection to rank zero, counts as lost, SILENT_SECONDS at most.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Watch:
         store: Store,
         children: Children | None,
         before_leaving: Callable[[RankFault], None],
+        silent_seconds: float,
     ) -> None:
+        self._silent_seconds = min(silent_seconds, SILENT_SECONDS)
         self._ranks = ranks
         self._store = store
         self._children = children
@@ -86,7 +89,7 @@ class Watch:
                 self._stopped.wait(BEAT_SECONDS / 4 if self._children else BEAT_SECONDS)
         except RuntimeError:
             # Of the store: rank zero is gone.
-            self._contact = -SILENT_SECONDS
+            self._contact = -self._silent_seconds
 
     def _report_children(self) -> None:
         for child in self._children.take_failed() if self._children else []:
@@ -104,8 +107,10 @@ class Watch:
         for rank, beat in enumerate(self._store.multi_get(keys)):
             if rank not in self._beats or self._beats[rank][0] != beat:
                 self._beats[rank] = (beat, now)
-        for rank in self.silent_ranks(SILENT_SECONDS):
-            self._ranks.report(f"not heard of for {SILENT_SECONDS:g} s", 1, rank=rank)
+        limit = self._silent_seconds
+        for rank in self.silent_ranks(limit):
+            told = f"not heard of for {limit:g} s: its machine or the connection is gone"
+            self._ranks.report(told, 1, rank=rank)
 
     def _see(self, fault: RankFault) -> None:
         self._fault = fault
@@ -113,7 +118,7 @@ class Watch:
 
     def _guard(self) -> None:
         while not self._stopped.wait(0.25):
-            if self._fault is None and time.monotonic() - self._contact > SILENT_SECONDS:
+            if self._fault is None and time.monotonic() - self._contact > self._silent_seconds:
                 self._see(RankFault(0, "", LOST_RANK_ZERO, 1))
             if self._fault is not None:
                 break
