@@ -25,6 +25,8 @@ STAGES = (
     "deepspeed_stage_3",
     "deepspeed_stage_3_offload",
 )
+# version -> part of the names of its operator's kernels
+KERNELS = {"4": "wkv4_", "5": "Wkv5_6", "6": "Wkv5_6", "7": "Wkv7"}
 # strategy -> the numbers of cards that it is tried with
 CARDS: Mapping[str, tuple[int, ...]] = {
     "single_device": (1,),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+
+import numpy as np
 
 from make_data import main as make_data
 
@@ -19,3 +22,16 @@ def make_pair(folder: Path) -> Path:
     options = ("--tokenizer", "bytes", "--seed", "3", "--validation", "0.1")
     assert make_data([str(source), "1", "32", "--output", str(prefix), *options]) == 0
     return prefix
+
+
+def with_mask(prefix: Path) -> Path:
+    """Returns the prefix of a copy of the pair with a mask, made at the first call."""
+    copy = prefix.with_name("masked")
+    mask = Path(f"{copy}.mask")
+    if not mask.exists():
+        for ending in ("bin", "idx", "manifest.json"):
+            shutil.copy(f"{prefix}.{ending}", f"{copy}.{ending}")
+        # The small pair holds two bytes a token.
+        tokens = Path(f"{prefix}.bin").stat().st_size // 2
+        mask.write_bytes((np.arange(tokens) % 3 > 0).astype(np.uint8).tobytes())
+    return copy

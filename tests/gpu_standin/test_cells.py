@@ -17,7 +17,7 @@ def test_cell(cell, data, tmp_path):
     assert run.faults == []
     assert len(run.logs) == cell.cards, "a rank has left no log"
     assert "is not used" not in run.ended.stderr, "a kernel of ours does not serve"
-    assert run.kernels(f"rwkv{cell.version}"), "no launch of the version's own kernel"
+    assert run.kernels(KERNELS[cell.version]), "no launch of the version's own kernel"
     spent, budget = run.step(MEASURED_STEP), BUDGETS[cell]
     over = [
         f"{name}: {getattr(spent, name)}, the budget is {getattr(budget, name)}"
