@@ -74,6 +74,20 @@ STANDIN_EXPORT cublasStatus_t cublasSgemmStridedBatched(
   return product("SgemmStridedBatched", m, n, k);
 }
 
+STANDIN_EXPORT cublasStatus_t cublasSdot_v2(cublasHandle_t, int n, const float*, int,
+                                            const float*, int, float*) {
+  return product("Sdot", 1, 1, n);
+}
+STANDIN_EXPORT cublasStatus_t cublasDotEx(cublasHandle_t, int n, const void*, cudaDataType, int,
+                                          const void*, cudaDataType, int, void*, cudaDataType,
+                                          cudaDataType) {
+  return product("DotEx", 1, 1, n);
+}
+STANDIN_EXPORT cublasStatus_t cublasSgemv_v2(cublasHandle_t, cublasOperation_t, int m, int n,
+                                             const float*, const float*, int, const float*, int,
+                                             const float*, float*, int) {
+  return product("Sgemv", m, 1, n);
+}
 STANDIN_EXPORT cublasStatus_t cublasStrsmBatched(
     cublasHandle_t, cublasSideMode_t, cublasFillMode_t, cublasOperation_t, cublasDiagType_t, int m,
     int n, const float*, const float* const*, int, float* const*, int, int) {
