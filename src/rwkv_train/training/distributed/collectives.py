@@ -8,12 +8,22 @@ from __future__ import annotations
 from typing import Any, NoReturn, overload
 
 import torch
+from torch import Tensor
 
-from rwkv_train.errors import TrainerError, TrainingError
+from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.training.distributed.rank_store import RankFault, RemoteRankError
 
 
-class RemoteRankError(TrainingError):
-    """Raised by the ranks that leave because of a fault which rank zero tells the user."""
+def mean_over_ranks(strategy: Any, own: Tensor) -> Tensor:
+    """Returns the mean of what every rank passes, [n] on its device. Collective.
+
+    Lightning's own reduction waits for all ranks before it begins to.
+    """
+    if strategy.world_size == 1:
+        return own
+    total = own.clone()
+    torch.distributed.all_reduce(total)
+    return total / strategy.world_size
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:
@@ -56,6 +66,10 @@ def raise_on_all_ranks(strategy: Any, fault: TrainerError | None) -> None:
     Rank zero raises the fault itself, the others RemoteRankError, so that the user reads one line.
     Without a fault it is a barrier.
     """
-    faults = [found for found in gather_objects(strategy, fault) if found is not None]
-    if faults:
-        raise faults[0] if strategy.is_global_zero else RemoteRankError(str(faults[0]))
+    for rank, found in enumerate(gather_objects(strategy, fault)):
+        if found is None:
+            continue
+        if strategy.is_global_zero:
+            raise found
+        told = RankFault(rank, "another machine", found.in_one_line(), exit_status(found))
+        raise RemoteRankError(told)
