@@ -1,7 +1,9 @@
 """train.py in a process that has the stand-in for a card: `python -m tests.gpu_standin.train_here`.
 
-Takes train.py's flags. Two things are not as on a card: kernels do nothing, so what ranks tell one
-another as Python objects goes through gloo on the CPU; and every step leaves a mark in the log.
+Takes train.py's flags. Kernels do nothing, so three things are not as on a card: what ranks tell one
+another as Python objects goes through gloo on the CPU; no step is one without a token to learn,
+although the flag that says so comes back from the card as zero; and every step leaves a mark in the
+log.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 
 import rwkv_train.training.run as training_run
 import train
+from rwkv_train.training.bad_steps.step_veto import StepOutcome
 from tests.gpu_standin.asking import let_ask
 
 
@@ -39,6 +42,7 @@ def prepare() -> None:
         begin_group("cpu:gloo,cuda:nccl" if backend == "nccl" else backend, *arguments, **options)
 
     torch.distributed.init_process_group = begin_with_gloo
+    StepOutcome.is_empty = property(lambda outcome: False)
     build_trainer = training_run.build_trainer
 
     def build_marked(*arguments: Any) -> pl.Trainer:
