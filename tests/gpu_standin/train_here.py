@@ -1,9 +1,8 @@
 """train.py in a process that has the stand-in for a card: `python -m tests.gpu_standin.train_here`.
 
-Takes train.py's flags. Kernels do nothing, so three things are not as on a card: what ranks tell one
+Takes train.py's flags. Kernels do nothing, so some things are not as on a card: what ranks tell one
 another as Python objects goes through gloo on the CPU; no step is one without a token to learn,
-although the flag that says so comes back from the card as zero; and every step leaves a mark in the
-log.
+although the flag that says so comes back from the card as zero. And every step marks the log.
 """
 
 from __future__ import annotations
