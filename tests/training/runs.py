@@ -41,36 +41,42 @@ def ranks_environment(ranks: int) -> list[dict[str, str]]:
 
 
 def start(
-    program: str, *arguments: str, ranks: int = 1, environment: Mapping[str, str] | None = None
+    program: str,
+    *arguments: str,
+    ranks: int = 1,
+    environment: Mapping[str, str] | None = None,
+    by: Server | None = None,
 ) -> Ended:
     """Runs a module or a script of the project to its end, in a session of its own.
 
     ranks: above 1, that many processes are started, told their ranks; with 1 it is the program
-    that starts its others. The exit status is the first one that is not 0, the output that of all.
+    that starts its others. by: who starts them, else `server()`. The exit status is the first one
+    that is not 0, the output that of all.
     """
     given = ranks_environment(ranks) if ranks > 1 else [{}]
     calls = [(arguments, {**(environment or {}), **rank}) for rank in given]
-    statuses, out, err = start_all(program, calls)
+    statuses, out, err = start_all(program, calls, by)
     status = next((status for status in statuses if status != 0), 0)
     return Ended([program, *arguments], status, out, err)
 
 
 def start_all(
-    program: str, calls: Sequence[tuple[Sequence[str], Mapping[str, str]]]
+    program: str, calls: Sequence[tuple[Sequence[str], Mapping[str, str]]], by: Server | None = None
 ) -> tuple[list[int], str, str]:
     """Runs a program with several arguments and environments at once, each in a session.
 
     Returns all exit statuses, and what they printed on stdout and stderr together.
     """
+    by = by or server()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with Path(os.devnull).open() as nothing:
             streams = [file.fileno() for file in (nothing, out, err)]
             processes = [
-                server().start(program, arguments, {**os.environ, **more}, streams)
+                by.start(program, arguments, {**os.environ, **more}, streams)
                 for arguments, more in calls
             ]
         try:
-            statuses = [server().wait(process) for process in processes]
+            statuses = [by.wait(process) for process in processes]
         except BaseException:
             # A Ctrl-C does not reach their sessions.
             for process in processes:
