@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainerError as error:
         print(f"error: {error.in_one_line()}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: the name {str(error.filename)[:60]}... is too long", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130
