@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import reprlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,13 @@ def read_config(path: Path) -> RunConfig:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        # PyYAML's messages have several lines, an error here has one.
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"--config {path} is nested too deeply; sections hold fields") from None
+    # PyYAML lets Python's own errors about dates and numbers through.
+    except (yaml.YAMLError, ValueError) as error:
+        # Its messages have several lines, an error here has one.
+        problem = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--config {path} is not YAML: {problem}") from None
     # An empty file, or one of comments only, is None.
     if content is None:
         return RunConfig()
@@ -143,7 +148,7 @@ def _section(path: Path, name: object, body: object) -> Section:
     if body is None:
         body = {}
     if not isinstance(body, dict):
-        raise ConfigError(f"{path}: {name}: expected `field: value` lines, got {body!r}")
+        raise ConfigError(f"{path}: {name}: expected `field: value` lines, got {_shown(body)}")
     values: dict[str, Any] = {}
     for key, value in body.items():
         entry = fields().get(key) if isinstance(key, str) else None
@@ -153,9 +158,16 @@ def _section(path: Path, name: object, body: object) -> Section:
             values[key] = _written_out(key, entry.checked(value))
         except ValueError:
             raise ConfigError(
-                f"{path}: {name}.{key}: expected {entry.expected}, got {value!r}"
+                f"{path}: {name}.{key}: expected {entry.expected}, got {_shown(value)}"
             ) from None
     return sections()[name](**values)
+
+
+def _shown(value: object) -> str:
+    """Returns a value of a file in some words: one made of aliases may be longer than memory."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)
 
 
 def _advice(key: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -61,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainerError as error:
         print(f"error: {error.in_one_line()}", file=sys.stderr)
         return exit_status(error)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: the name {str(error.filename)[:60]}... is too long", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130

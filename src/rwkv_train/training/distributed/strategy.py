@@ -18,11 +18,11 @@ from pytorch_lightning.overrides.base import (
     _LightningModuleWrapperBase,
     _LightningPrecisionModuleWrapperBase,
 )
-from pytorch_lightning.strategies.ddp import DDPStrategy
 from pytorch_lightning.strategies.deepspeed import DeepSpeedStrategy
 from pytorch_lightning.strategies.strategy import Strategy
 
 from rwkv_train.config.resolved import ResolvedHardware
+from rwkv_train.training.distributed.bucket_order import DataParallelStrategy
 from rwkv_train.training.optim.gather_matrices import ZeroMatrices
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
