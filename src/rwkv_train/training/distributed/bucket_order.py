@@ -8,6 +8,7 @@ otherwise than the same step of a run that was not interrupted.
 
 from __future__ import annotations
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from rwkv_train.training.distributed.faults_alone import LeavesFaultsAlone
@@ -28,8 +29,8 @@ def settle_buckets(model: DistributedDataParallel) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.reducer.prepare_for_backward([])
     # The last one's gradient is ready first, as in a backward pass.
-    total = sum(p.flatten()[0].float() for p in parameters) * 0
-    total.backward()
+    firsts = torch.stack([p.flatten()[0].float() for p in parameters])
+    (firsts.sum() * 0).backward()  # type: ignore[no-untyped-call]  # torch declares no types of it
     model.reducer._rebuild_buckets()
     for parameter in parameters:
         parameter.grad = None

@@ -24,7 +24,7 @@ def mean_over_ranks(strategy: Any, own: Tensor) -> Tensor:
         return own
     total = own.clone()
     torch.distributed.all_reduce(total)
-    return total / strategy.world_size
+    return total / int(strategy.world_size)
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:

@@ -68,7 +68,9 @@ class Ranks:
         Alone, what `body` raises is raised.
         """
         if self.launch.world_size == 1:
-            return body(self)
+            # DeepSpeed asks for its rank although there is one process only.
+            with libraries_told(self.launch.variables()):
+                return body(self)
         fault: RankFault | None = None
         status = 0
         try:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError, missing_package, short_reason
@@ -38,7 +39,7 @@ class WandbLog(Reporter):
         folder, asked = Path(config.train.proj_dir), config.log.wandb_mode
         id_file = folder / ID_FILE
         # Those that this version of wandb has; without them a dead network holds a run for ever.
-        limits = {
+        limits: dict[str, Any] = {
             k: v for k, v in LIMITS.items() if k in getattr(wandb.Settings, "model_fields", ())
         }
         begin = partial(
