@@ -23,7 +23,7 @@ LAYERS: dict[str, set[str]] = {
     "version": set(),
     "compiler": BASE,
     "command_line": set(),
-    "config": BASE,
+    "config": {*BASE, "command_line"},
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "config.schema"},
     "checkpoint": {*BASE, "command_line"},

@@ -15,9 +15,11 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 Main = Callable[..., int]
+COMMANDS = ("rwkv-train", "rwkv-data", "rwkv-generate")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -31,6 +33,12 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leaves the program with status 2."""
         self.exit(2, f"error: {message} ({self.hint})\n")
+
+
+def invoked_name(script: str) -> str:
+    """Returns what the user has called: an installed command, or the script of a checkout."""
+    name = Path(sys.argv[0]).stem
+    return name if name in COMMANDS else script
 
 
 class _LossyFile(io.FileIO):

@@ -61,10 +61,14 @@ class _TokenTable:
 
 
 class Tokenizer(ABC):
-    """name: what `load_tokenizer` takes. vocab_size: rows the embedding needs for it."""
+    """name: what `load_tokenizer` takes. vocab_size: rows the embedding needs for it.
+
+    end_of_document: the id that ends a document; None: its texts have no end.
+    """
 
     name: str
     vocab_size: int
+    end_of_document: int | None = END_OF_DOCUMENT
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:

@@ -272,8 +272,13 @@ def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromSt
 
 def _about_weights(path: Path, digest: str | None) -> list[str]:
     """Returns a note when the weights next to a state are not those that were saved with it."""
-    if digest is None or not path.is_file():
+    if digest is None:
         return []
+    if not path.exists():
+        return [
+            f"{path} is gone, but the training state next to it goes on: remove the .state files "
+            "too, or choose another --proj_dir, to start anew"
+        ]
     try:
         same = file_digest(path) == digest
     except OSError as error:
