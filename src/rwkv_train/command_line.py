@@ -18,6 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from rwkv_train.errors import ConfigError
+from rwkv_train.files import expand_home
+
 Main = Callable[..., int]
 COMMANDS = ("rwkv-train", "rwkv-data", "rwkv-generate")
 
@@ -39,6 +42,14 @@ def invoked_name(script: str) -> str:
     """Returns what the user has called: an installed command, or the script of a checkout."""
     name = Path(sys.argv[0]).stem
     return name if name in COMMANDS else script
+
+
+def path_argument(path: str) -> str:
+    """Returns a path on a command line with its home folder written out; a `type` of argparse."""
+    try:
+        return expand_home(path)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 class _LossyFile(io.FileIO):

@@ -8,6 +8,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rwkv_train.errors import ConfigError
+
+
+def expand_home(path: str) -> str:
+    """Returns a path with a leading ~ or ~NAME replaced by that home folder, others as they are.
+
+    A shell does so for a word's beginning only: not behind `--flag=`, nor in a file. Raises
+    ConfigError for a user that does not exist, whose name would become that of a folder.
+    """
+    if not path.startswith("~"):
+        return path
+    # Path.expanduser would also tidy the rest, and a prefix may end in a slash.
+    expanded = os.path.expanduser(path)  # noqa: PTH111
+    if expanded.startswith("~") and not Path(path).exists():
+        user = path.partition("/")[0]
+        raise ConfigError(
+            f"{path}: the home folder {user} is not known; write ./{path} for a file of that name"
+        )
+    return expanded
+
+
 # Folder -> what is asked before a file in it gets its name.
 _GUARDS: dict[Path, Callable[[], None]] = {}
 # In containers every program may be process 1.

@@ -29,15 +29,19 @@ from rwkv_train.config.command_line.argv import (
 )
 from rwkv_train.config.command_line.fields import fields, sections
 from rwkv_train.config.command_line.most_used import most_used
+from rwkv_train.config.mixture_list import expand_homes
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.rwkv_lm.flags import FLAGS
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.config.sections import Section
 from rwkv_train.errors import ConfigError
+from rwkv_train.files import expand_home
 
 # Flags are flat (--n_layer, not --model.n_layer), and a switch takes a value as in RWKV-LM
 # (--grad_cp 1).
 _TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+# Fields that hold paths, in which ~ stands for the home folder.
+PATHS = frozenset({"data_file", "val_data_file", "tokenizer", "proj_dir", "load_model"})
 
 
 # For --help alone: reading a command line with the whole type is slow (`_fields_alone`).
@@ -70,6 +74,16 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     return _apply(flags, base)
 
 
+def _written_out(name: str, value: Any) -> Any:
+    """Returns a field's value, of a path with its home folder written out."""
+    if name not in PATHS or not isinstance(value, str):
+        return value
+    try:
+        return expand_homes(value) if name == "data_file" else expand_home(value)
+    except ConfigError as error:
+        raise ConfigError(f"--{name} {error}") from None
+
+
 def _named_file(files: Sequence[str | None]) -> RunConfig:
     """Returns the configuration in the file that --config names, the defaults without one."""
     if len(files) > 1:
@@ -78,7 +92,7 @@ def _named_file(files: Sequence[str | None]) -> RunConfig:
         return RunConfig()
     if not files[0]:
         raise ConfigError("--config needs a value: the path of a YAML file")
-    return read_config(Path(files[0]))
+    return read_config(Path(expand_home(files[0])))
 
 
 def read_config(path: Path) -> RunConfig:
@@ -145,7 +159,7 @@ def _section(path: Path, name: object, body: object) -> Section:
         if entry is None or entry.section != name:
             raise ConfigError(f"{path}: {name}.{key}: unknown field{_advice(key)}")
         try:
-            values[key] = entry.checked(value)
+            values[key] = _written_out(key, entry.checked(value))
         except ValueError:
             raise ConfigError(
                 f"{path}: {name}.{key}: expected {entry.expected}, got {_shown(value)}"
@@ -185,7 +199,7 @@ def _complete(argument: Argument) -> Argument:
         return Argument(name, value if truth is None else str(truth))
     if value is None:
         raise ConfigError(f"--{name} needs a value: {entry.expected}")
-    return argument
+    return Argument(name, _written_out(name, value))
 
 
 def _apply(flags: Sequence[Argument], base: RunConfig) -> RunConfig:

@@ -13,11 +13,13 @@ from rwkv_train.command_line import (
     invoked_name,
     is_output_lost,
     let_readers_leave,
+    path_argument,
     printed_status,
     program,
 )
 from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError, TrainerError
+from rwkv_train.processors import prepare_threads
 
 
 def generate_parser() -> argparse.ArgumentParser:
@@ -28,9 +30,14 @@ def generate_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("prompt", nargs="?", default="", help="text to continue; -: standard input")
-    p.add_argument("--load_model", required=True, help="checkpoint, .pth or .safetensors")
-    p.add_argument("--load_states", help="trained initial states for that checkpoint")
-    p.add_argument("--tokenizer", help="world, bytes or a tokenizer.json; else the run's own")
+    add = p.add_argument
+    add("--load_model", required=True, type=path_argument, help="checkpoint, .pth or .safetensors")
+    add("--load_states", type=path_argument, help="trained initial states for that checkpoint")
+    add(
+        "--tokenizer",
+        type=path_argument,
+        help="world, bytes, a tokenizer.json or a vocabulary as .txt; else the run's own",
+    )
     p.add_argument("--max_tokens", type=int, default=200, help="most tokens to generate")
     p.add_argument("--samples", type=int, default=1, help="continuations of the same prompt")
     p.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token")
@@ -81,6 +88,7 @@ def _generate(a: argparse.Namespace) -> None:
     for name, lowest in (("max_tokens", 0), ("samples", 1)):
         if getattr(a, name) < lowest:
             raise ConfigError(f"--{name} {getattr(a, name)} must be at least {lowest}")
+    prepare_threads()
     import torch
 
     from rwkv_train.checkpoint.number_formats import DTYPES

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, bin_path
+from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, bin_path, idx_path
 from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
 from rwkv_train.data.storage.durable import writing
 from rwkv_train.errors import DataError
@@ -22,6 +22,7 @@ USUAL_CTX_LENS = (512, 1024, 2048, 4096, 8192)
 # As many ids as the widest stored type has.
 MOST_ROWS = 1 << 31
 _ENDING = ".manifest.json"
+_OF_A_PAIR = (".bin", ".idx", ".mask")
 _DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPE_OF_CODE.values() if dtype.kind in "iu")
 
 
@@ -74,8 +75,14 @@ def manifest_path(prefix: str | Path) -> Path:
 
 
 def manifest_prefix(name: str | Path) -> str:
-    """Returns PREFIX of PREFIX.manifest.json, and any other name as it is."""
-    return str(name).removesuffix(_ENDING)
+    """Returns PREFIX of PREFIX.manifest.json, and of a file of a pair; any other name as it is."""
+    prefix = str(name).removesuffix(_ENDING)
+    for ending in _OF_A_PAIR:
+        stem = prefix.removesuffix(ending)
+        # A prefix may end so itself.
+        if stem != prefix and not idx_path(prefix).exists() and idx_path(stem).exists():
+            return stem
+    return prefix
 
 
 def read_manifest(prefix: str | Path) -> Manifest | None:

@@ -79,6 +79,20 @@ def _open(path: Path, prefix: str) -> MappedFile:
 
 
 def _prefix_advice(prefix: str) -> str:
+    path = Path(prefix)
+    if path.is_dir():
+        pairs = sorted(path.glob("*.idx"))
+        inside = f"; in the folder {prefix} is {pairs[0].with_suffix('')}" if pairs else ""
+        return f"name a pair by its common prefix{inside}"
+    if path.is_file() and path.suffix not in (".bin", ".idx"):
+        with path.open("rb") as file:
+            is_array = file.read(6) == b"\x93NUMPY"
+        if is_array:
+            return f"{prefix} is an array of NumPy: read it with --data_type numpy"
+        return (
+            f"{prefix} is a file and no binidx data; of text make some with make_data.py {prefix} "
+            "REPEATS CTX_LEN"
+        )
     stem, _, ending = prefix.rpartition(".")
     if ending in ("bin", "idx"):
         return f"give the pair's common prefix, {stem}"

@@ -149,6 +149,11 @@ def open_source(data_file: str | None, data_type: str) -> Source:
         raise DataError(f"--data_type {data_type} is unknown; known are {known}")
     kind, load = _SOURCES[data_type]
     if not Path(data_file).is_file():
+        if Path(data_file).exists():
+            raise DataError(
+                f"--data_file {data_file} is a folder or a pipe; it is read more than once, so "
+                "write it into a file and name that"
+            )
         raise DataError(f"--data_file {data_file}: there is no such file")
     source = kind(data_file, load)
     if source.tokens == 0:

@@ -10,7 +10,12 @@ from typing import Any
 
 from rwkv_train.files import write_atomically
 from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord, StepRecord
+from rwkv_train.training.reporting.records import (
+    BadStepRecord,
+    EmptyStepRecord,
+    RollbackRecord,
+    StepRecord,
+)
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
 
@@ -36,6 +41,10 @@ class MetricsFile(Reporter):
 
     def on_bad_step(self, record: BadStepRecord) -> None:
         """Writes which step was skipped, and why."""
+        self._write(asdict(record))
+
+    def on_empty_step(self, record: EmptyStepRecord) -> None:
+        """Writes which step had nothing to learn."""
         self._write(asdict(record))
 
     def on_rollback(self, record: RollbackRecord) -> None:

@@ -9,6 +9,7 @@ from rwkv_train.errors import short_reason
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
+    EmptyStepRecord,
     EpochRecord,
     RollbackRecord,
     StepRecord,
@@ -26,7 +27,10 @@ class Reporter:
         """Receives every optimizer step that was taken."""
 
     def on_bad_step(self, record: BadStepRecord) -> None:
-        """Receives every step that was skipped."""
+        """Receives every step that was skipped because it was bad."""
+
+    def on_empty_step(self, record: EmptyStepRecord) -> None:
+        """Receives every step that was skipped because there was nothing to learn."""
 
     def on_rollback(self, record: RollbackRecord) -> None:
         """Receives every return to an earlier state."""

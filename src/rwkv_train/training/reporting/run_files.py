@@ -14,7 +14,6 @@ from rwkv_train.config.run_length import RunLength
 from rwkv_train.data.tokenize.characters import VOCABULARY
 from rwkv_train.files import remove_partial_files, write_atomically
 from rwkv_train.training.reporting.console import Console
-from rwkv_train.training.reporting.empty_steps import EmptySteps
 from rwkv_train.training.reporting.metrics_file import METRICS_FILE, MetricsFile
 from rwkv_train.training.reporting.plot import LossPlot
 from rwkv_train.training.reporting.reporter import Reporter, warn_lost
@@ -42,10 +41,7 @@ def begin_reporting(
     characters = samples.characters
     if characters is not None:
         _attempt(folder / VOCABULARY, lambda: _write_vocabulary(folder, characters))
-    reporters = _open_logs(config, folder, length, step, deepspeed)
-    if samples.has_loss_mask:
-        reporters.append(EmptySteps(samples.step_weight, length.samples))
-    return reporters
+    return _open_logs(config, folder, length, step, deepspeed)
 
 
 def _open_logs(

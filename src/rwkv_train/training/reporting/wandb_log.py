@@ -7,17 +7,23 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError, missing_package, short_reason
 from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord, StepRecord
+from rwkv_train.training.reporting.records import (
+    BadStepRecord,
+    EmptyStepRecord,
+    RollbackRecord,
+    StepRecord,
+)
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
 
 ID_FILE = "wandb_id.txt"
 # Seconds: to answer the question for a key, to begin a run, to send the rest at its end.
-LIMITS = {"login_timeout": 60, "init_timeout": 30, "finish_timeout": 300}
+LIMITS: dict[str, Any] = {"login_timeout": 60, "init_timeout": 30, "finish_timeout": 300}
 
 
 class WandbLog(Reporter):
@@ -80,6 +86,10 @@ class WandbLog(Reporter):
         """Logs skipped: 1 at a step that was skipped."""
         # wandb wants rising steps: this one's number has no other record.
         self._run.log({"skipped": 1}, step=record.step + 1)
+
+    def on_empty_step(self, record: EmptyStepRecord) -> None:
+        """Logs empty: 1 at a step without anything to learn."""
+        self._run.log({"empty": 1}, step=record.step + 1)
 
     def on_rollback(self, record: RollbackRecord) -> None:
         """Logs rollback: 1 at the step after which the run rolled back."""

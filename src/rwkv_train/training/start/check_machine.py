@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from pathlib import Path
 
-import torch
-
-from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import ConfigError, missing_package
-from rwkv_train.ops.backends.dispatch import AUTO, Call, choose
+from rwkv_train.ops.backends.dispatch import AUTO
+from rwkv_train.training.start.build_kernels import choose_backend
 
 
 def check_packages(config: ResolvedConfig) -> None:
@@ -38,25 +35,10 @@ def check_backend(config: ResolvedConfig) -> None:
 
     config: complete. With "auto" there is always a backend, and nothing is done.
     """
-    name, model = config.hardware.wkv_backend, config.model
+    name = config.hardware.wkv_backend
     if name == AUTO or config.train.train_stage == 1:
         return
-    op = VERSIONS[model.rwkv_version].operator
-    # An operator without heads counts channels.
-    size = model.head_size or 1
-    call = Call(
-        op=op,
-        device=torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu"),
-        dtype=DTYPES[config.hardware.precision],
-        batch=1,
-        time=1,
-        heads=model.dim_att // size,
-        head_size=size,
-        needs_grad=True,
-        has_state=False,
-        has_reset=False,
-    )
-    choose(importlib.import_module(f"rwkv_train.ops.{op}").BACKENDS, name, call)
+    choose_backend(VERSIONS[config.model.rwkv_version].operator, name, config)
 
 
 def make_folder(proj_dir: str) -> None:
