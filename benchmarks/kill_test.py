@@ -17,6 +17,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,8 @@ def command(data: Path, proj_dir: Path, steps: int) -> list[str]:
         "epoch_save": 1,
         "save_every_steps": 5,
         "keep_last": 3,
+        # However long the run is: its disk is small.
+        "keep_last_weights": 3,
         "save_retry_seconds": 0.05,
         "lr_init": "1e-3",
         "lr_final": "1e-4",
@@ -263,8 +266,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--folder", type=Path, help="an empty one; default: a temporary one")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        return _test(Path(name), options.kills, options.steps, random.Random(options.seed))
+    folder = Path(tempfile.mkdtemp(prefix="kill_test-", dir=options.folder))
+    # Removed only after a success: the log that a failure names must be there to be read.
+    status = _test(folder, options.kills, options.steps, random.Random(options.seed))
+    if status == 0:
+        shutil.rmtree(folder)
+    return status
 
 
 def _test(folder: Path, kills: int, steps: int, rng: random.Random) -> int:
@@ -304,6 +311,7 @@ def _test(folder: Path, kills: int, steps: int, rng: random.Random) -> int:
         )
         if faults:
             print(log.read_text(encoding="utf-8", errors="replace")[-3000:])
+            print(f"the whole log: {log}")
         return 1 if faults else 0
     finally:
         disk.close()

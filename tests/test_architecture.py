@@ -24,7 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "compiler": BASE,
     "command_line": {"errors", "files"},
     "processors": set(),
-    "config": BASE,
+    "config": {*BASE, "command_line"},
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
     "checkpoint": {*BASE, "command_line"},

@@ -15,12 +15,14 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from rwkv_train.errors import ConfigError
 from rwkv_train.files import expand_home
 
 Main = Callable[..., int]
+COMMANDS = ("rwkv-train", "rwkv-data", "rwkv-generate")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -34,6 +36,12 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leaves the program with status 2."""
         self.exit(2, f"error: {message} ({self.hint})\n")
+
+
+def invoked_name(script: str) -> str:
+    """Returns what the user has called: an installed command, or the script of a checkout."""
+    name = Path(sys.argv[0]).stem
+    return name if name in COMMANDS else script
 
 
 def path_argument(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -18,6 +19,8 @@ DATA = ["--data_file", "data/x"]
 # A wrong command line and the words its message must have.
 WRONG = [
     (["--n_layr", "5"], ["--n_layr", "--n_layer"]),
+    (["--lr", "1e-4"], ["--lr", "--lr_init"]),
+    (["--warmup", "10"], ["--warmup", "--warmup_steps"]),
     (["--n_layer", "twelve"], ["--n_layer", "whole number", "twelve"]),
     (["--n_layer"], ["--n_layer", "value"]),
     (["stray"], ["stray"]),
@@ -145,6 +148,29 @@ def test_help_names_every_flag_and_imports_nothing_heavy():
     from rwkv_train.config.command_line.fields import fields
 
     assert all(f"--{name} " in done.stdout for name in (*fields(), "config"))
+    # It begins with the flags of the README's example, in that order.
+    example = (
+        (ROOT / "README.md").read_text().partition("python train.py ")[2].partition("python ")[0]
+    )
+    flags = [word for word in example.split() if word.startswith("--")]
+    listed = [line.split()[0] for line in done.stdout.splitlines()[1 : len(flags) + 1]]
+    assert listed == flags
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("rwkv_train.training", "rwkv-train"),
+        ("rwkv_train.data", "rwkv-data"),
+        ("rwkv_train.inference", "rwkv-generate"),
+    ],
+)
+def test_an_installed_command_names_itself(program, command, monkeypatch, capsys):
+    main = importlib.import_module(f"{program}.__main__").main
+    monkeypatch.setattr(sys, "argv", [f"/usr/bin/{command}", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"usage: {command} " in capsys.readouterr().out
 
 
 def test_a_wrong_flag_is_refused_before_anything_heavy_is_imported():

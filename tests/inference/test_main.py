@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,3 +124,37 @@ def test_a_missing_gpu_is_one_line_and_status_2(model: Path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --device cuda") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_model_of_characters_writes_by_the_vocabulary_beside_it(
+    printed: Callable[..., str], tmp_path: Path, given: bool, encoding: str
+):
+    characters = "\n aelßüGΩ"
+    path = tmp_path / "rwkv-0.pth"
+    torch.save(tiny_model("4", vocab_size=len(characters)).state_dict(), path)
+    vocabulary = (tmp_path / "elsewhere" if given else tmp_path) / "vocab.json"
+    vocabulary.parent.mkdir(exist_ok=True)
+    vocabulary.write_text(json.dumps(dict(enumerate(characters))), encoding=encoding)
+    options = ["--tokenizer", vocabulary] if given else []
+    text = printed("--load_model", path, "--max_tokens", 40, "--seed", 3, *options, "Gaß")
+    # id 0 is a character like the others and ends nothing
+    assert text.startswith("Gaß") and len(text) == 3 + 40 + 1 and set(text) <= set(characters)
+
+
+def test_a_prompt_of_other_characters_is_refused(tmp_path: Path, capsys):
+    path = tmp_path / "rwkv-0.pth"
+    torch.save(tiny_model("4", vocab_size=2).state_dict(), path)
+    (tmp_path / "vocab.json").write_text('{"0": "a", "1": "b"}')
+    assert main(["--load_model", str(path), "abc"]) == 2
+    assert "the character 'c' did not occur" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"0": "ab"}', '{"x": "a"}', '{"-1": "a"}'])
+def test_another_file_of_that_name_is_no_vocabulary(tmp_path: Path, capsys, content: str):
+    path = tmp_path / "rwkv-0.pth"
+    torch.save(tiny_model("4", vocab_size=2).state_dict(), path)
+    (tmp_path / "vocab.json").write_text(content)
+    assert main(["--load_model", str(path), "abc"]) == 2
+    assert "no tokenizer is known" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.training.reporting.metrics_file import read_metrics
-from tests.training.runs import assert_same_weights, losses, weights
+from tests.training.runs import assert_same_weights, loss_steps, losses, weights
 
 Run = Callable[..., int]
 
@@ -75,6 +75,20 @@ def test_a_run_that_is_finished_says_so_and_changes_nothing(
     assert run_training() == 0
     assert "is finished: 12 of 12 steps" in capsys.readouterr().out
     assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert run_training(max_steps=7) == 0
+    assert "it has 12 steps, and 7 were asked for" in capsys.readouterr().out
+
+
+def test_a_run_whose_checkpoints_were_removed_says_what_goes_on_and_how_to_start_anew(
+    run_training: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run_training(max_steps=5)
+    # As RWKV-LM's demo script does before it starts.
+    (tmp_path / "out" / "rwkv-0.pth").unlink()
+    assert run_training(max_steps=6) == 0
+    out = capsys.readouterr().out
+    assert "rwkv-0.pth is gone" in out and "remove the .state files too" in out
+    assert loss_steps(tmp_path / "out") == list(range(6))
 
 
 @pytest.mark.parametrize("pause", [7, 10])

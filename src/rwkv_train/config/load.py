@@ -18,6 +18,7 @@ from typing import Any
 import tyro
 import yaml
 
+from rwkv_train.command_line import invoked_name
 from rwkv_train.config.command_line.argv import (
     Argument,
     asks_for_help,
@@ -27,6 +28,7 @@ from rwkv_train.config.command_line.argv import (
     write_arguments,
 )
 from rwkv_train.config.command_line.fields import fields, sections
+from rwkv_train.config.command_line.most_used import most_used
 from rwkv_train.config.mixture_list import expand_homes
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.rwkv_lm.flags import FLAGS
@@ -63,7 +65,9 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     for an unknown flag, a missing value, a value of the wrong type and a fault in the file.
     """
     if asks_for_help(argv):
-        tyro.cli(_CommandLine, args=["--help"], prog="train.py", use_underscores=True, config=_TYRO)
+        print(most_used())
+        prog = invoked_name("train.py")
+        tyro.cli(_CommandLine, args=["--help"], prog=prog, use_underscores=True, config=_TYRO)
     arguments = read_arguments(argv)
     base = _named_file([value for name, value in arguments if name == "config"])
     flags = [_complete(argument) for argument in arguments if argument.name != "config"]

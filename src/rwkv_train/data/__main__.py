@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rwkv_train.command_line import (
     OneLineParser,
+    invoked_name,
     let_readers_leave,
     path_argument,
     printed_status,
@@ -51,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Each helper adds some arguments, in the order in which --help lists them.
     """
     parser = _Parser(
-        prog="make_data.py",
+        prog=invoked_name("make_data.py"),
         description=DESCRIPTION,
         epilog=EPILOG,
         # An abbreviation would break, or change its meaning, when an option is added.
@@ -164,7 +165,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
 
 def parse_tool(argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line about data that is already made; leaves as `parse` does."""
-    parser = _Parser(prog="make_data.py", allow_abbrev=False)
+    parser = _Parser(prog=invoked_name("make_data.py"), allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True).add_argument
     path = path_argument
     what("--inspect", metavar="PREFIX", type=path, help="what is in this data")

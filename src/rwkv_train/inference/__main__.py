@@ -10,6 +10,7 @@ from typing import get_args
 
 from rwkv_train.command_line import (
     OneLineParser,
+    invoked_name,
     is_output_lost,
     let_readers_leave,
     path_argument,
@@ -24,7 +25,7 @@ from rwkv_train.processors import prepare_threads
 def generate_parser() -> argparse.ArgumentParser:
     """Returns the command line; importing torch is left to `main`."""
     p = OneLineParser(
-        prog="generate.py",
+        prog=invoked_name("generate.py"),
         description="Generates text from a checkpoint:",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

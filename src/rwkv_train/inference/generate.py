@@ -37,9 +37,13 @@ def prefill(model: RWKV, tokens: list[int]) -> tuple[Tensor, ModelState]:
 
 @torch.no_grad()
 def generate_tokens(
-    model: RWKV, prompt: list[int], sampler: Sampler, max_tokens: int
+    model: RWKV,
+    prompt: list[int],
+    sampler: Sampler,
+    max_tokens: int,
+    end: int | None = END_OF_DOCUMENT,
 ) -> Iterator[int]:
-    """Yields up to max_tokens tokens after `prompt`; ends early at the end-of-document token.
+    """Yields up to max_tokens tokens after `prompt`; ends early at the token `end`.
 
     An empty prompt stands for the start of a document.
     """
@@ -47,7 +51,7 @@ def generate_tokens(
     logits, state = prefill(model, prompt or [END_OF_DOCUMENT])
     for _ in range(max_tokens):
         token = sampler.draw(logits)
-        if token == END_OF_DOCUMENT:
+        if token == end:
             return
         yield token
         step = torch.tensor([[token]], device=logits.device)
@@ -64,7 +68,8 @@ def generate_text(
     """
     tokens = tokenizer.encode(prompt)
     stream = TextStream(tokenizer, tokens)
-    for token in generate_tokens(model, tokens, sampler, max_tokens):
+    end = tokenizer.end_of_document
+    for token in generate_tokens(model, tokens, sampler, max_tokens, end):
         piece = stream.add(token) if token < tokenizer.vocab_size else ""
         if piece:
             yield piece

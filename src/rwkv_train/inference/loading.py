@@ -10,6 +10,7 @@ from torch import Tensor
 from rwkv_train.checkpoint.weights import fit_weights, load_weights
 from rwkv_train.config.load import read_config
 from rwkv_train.config.resolve.model_sizes import complete_model
+from rwkv_train.data.tokenize.characters import VOCABULARY, read_characters
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.models.backbone import RWKV
@@ -77,8 +78,9 @@ def _load_states(path: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
 def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) -> Tokenizer:
     """Returns the tokenizer of a checkpoint.
 
-    The one `given`, else the one named in the config.yaml next to the checkpoint, else the built-in
-    one with as many tokens as the model has rows.
+    The one `given`, else the one named in the config.yaml next to the checkpoint, else the
+    characters in the vocab.json there, else the built-in one with as many tokens as the model has
+    rows.
 
     Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
     model.
@@ -88,6 +90,9 @@ def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) ->
     saved = Path(path).parent / "config.yaml"
     if name is None and saved.is_file():
         name = read_config(saved).data.tokenizer
+    characters = read_characters(Path(path).parent / VOCABULARY if name is None else Path(name))
+    if characters is not None:
+        return _fitting(characters, path, vocab_size)
     name = name or TOKENIZER_BY_ROWS.get(vocab_size)
     if name is None:
         raise ConfigError(
@@ -95,10 +100,13 @@ def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) ->
             f"{saved} {'names none' if saved.is_file() else 'does not exist'}; give --tokenizer "
             "world, bytes or the path of a tokenizer.json"
         )
-    tokenizer = load_tokenizer(name)
+    return _fitting(load_tokenizer(name), path, vocab_size)
+
+
+def _fitting(tokenizer: Tokenizer, path: str | Path, vocab_size: int) -> Tokenizer:
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
-            f"tokenizer {name} has {tokenizer.vocab_size} tokens, {path} only {vocab_size} rows; "
-            "give the tokenizer it was trained with by --tokenizer"
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, {path} only "
+            f"{vocab_size} rows; give the tokenizer it was trained with by --tokenizer"
         )
     return tokenizer

@@ -142,8 +142,10 @@ def _groups(model: RWKV, config: ResolvedConfig) -> list[ParameterGroup]:
 
 def _say_finished(config: ResolvedConfig, length: RunLength, progress: Progress) -> None:
     if is_rank_zero():
+        done = f"{progress.step} of {length.total_steps} steps"
+        if progress.step != length.total_steps:
+            done = f"it has {progress.step} steps, and {length.total_steps} were asked for"
         print(
-            f"the run in {config.train.proj_dir} is finished: {progress.step} of "
-            f"{length.total_steps} steps ({length.reason}). To train on, raise the limit; for "
-            "another run choose another --proj_dir"
+            f"the run in {config.train.proj_dir} is finished: {done} ({length.reason}). To train "
+            "on, raise the limit; for another run choose another --proj_dir"
         )

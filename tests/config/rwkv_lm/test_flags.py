@@ -135,3 +135,36 @@ def test_help_passes_untouched():
         "x060a",
         "--help",
     ]
+
+
+V4NEO = ["--data_type", "utf-8", "--strategy", "ddp_find_unused_parameters_false"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "version"),
+    [
+        (V4NEO, "4"),
+        ([*V4NEO, "--pre_ffn", "0"], "4"),
+        (["--data_type", "dummy", "--pre_ffn", "0"], "4"),
+        # the checkpoint tells
+        ([*V4NEO, "--load_model", "base.pth"], None),
+        # these say what they train, or are ours
+        ([*V4NEO, "--my_testing", "x070"], "7"),
+        ([*V4NEO, "--rwkv_version", "6"], "6"),
+        ([*V4NEO, "--config", "a.yaml"], None),
+        (["--data_type", "utf-8"], None),
+        (["--data_type", "binidx", "--pre_ffn", "0"], None),
+    ],
+)
+def test_the_words_of_v4neo_train_rwkv_4(argv, version):
+    translated = translate(argv)
+    found = [word.partition("=")[2] for word in translated.argv if "rwkv_version" in word]
+    assert found == ([] if version is None else [version])
+    assert any("RWKV-4 is trained" in n for n in translated.notices) == (version == "4")
+
+
+def test_v4neo_counts_mini_epochs_as_at_its_stage_0():
+    plain = set(translate(V4NEO).argv)
+    staged = set(translate([*V4NEO, "--my_pile_stage", "0", "--my_testing", ""]).argv)
+    # a run of an example that is started again resumes, where stage 0 would refuse
+    assert staged - plain == {"--train_stage=0"} and plain <= staged

@@ -48,7 +48,7 @@ def check_fields(config: RunConfig) -> None:
 
 def _check_data(data: DataConfig, train: TrainConfig) -> None:
     """Raises ConfigError when there is nothing to read, or nothing that is read so."""
-    if data.data_type == "dummy" and data.data_file is not None:
+    if data.data_type == "dummy" and data.data_file:
         raise ConfigError(
             f"--data_file {data.data_file} is not read with --data_type dummy; leave one out"
         )

@@ -63,5 +63,10 @@ def boolean(word: str) -> bool | None:
 
 def perhaps(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Returns '; perhaps you meant ...', or nothing when no known name is similar."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    # The beginning of a longer name is not similar to it: --lr, --head.
+    longer = [word for word in known if word.startswith(f"{name}_")]
+    if longer:
+        return f"; perhaps you meant {' or '.join(prefix + word for word in longer[:3])}"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; perhaps you meant {prefix}{close[0]}" if close else ""

@@ -18,6 +18,7 @@ from rwkv_train.config.command_line.argv import (
     write_arguments,
 )
 from rwkv_train.config.rwkv_lm import values as values
+from rwkv_train.config.rwkv_lm.stages import as_v4neo, is_v4neo, with_stage
 from rwkv_train.config.rwkv_lm.values import Rule
 from rwkv_train.errors import ConfigError
 
@@ -174,22 +175,6 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
     "callbacks": Refused("not supported", _NOT_GIVEN),
 }
 
-# What --my_pile_stage N means beyond our --train_stage N.
-_STAGE_MEANS: dict[str, dict[str, str]] = {
-    # RWKV-LM reads binidx data, too, at random positions at stages 0 and 4.
-    "0": {"sampling": "random"},
-    # Both special groups learn at 5 times the rate there, elsewhere at 2 and 3 times.
-    "2": {"special_lr_factor": "5"},
-    "4": {"sampling": "random"},
-}
-
-# What RWKV-LM's older generations assume where a flag is not given.
-_STAGE_DEFAULTS: dict[str, dict[str, str]] = {
-    "0": {"exit_tokens": "0", "epoch_steps": "1000", "epoch_count": "500"},
-    # An open budget would become one pass over the data, which is a cosine.
-    **{stage: {"exit_tokens": "0"} for stage in "1234"},
-}
-
 
 def translate(argv: Sequence[str]) -> Translation:
     """Returns the command line in our own flags; unknown ones are passed on for `load` to name.
@@ -217,7 +202,9 @@ def translate(argv: Sequence[str]) -> Translation:
     result = [argument for _, argument in given.values()]
     # v7's --train_stage has neither the plain stage 0 nor the factor of stage 2.
     if given.get("train_stage", ("", None))[0] == "my_pile_stage":
-        result = _with_stage(result, notices)
+        result = with_stage(result, notices)
+    elif is_v4neo(flags):
+        result = as_v4neo(result, notices)
     return Translation(write_arguments(result), list(dict.fromkeys(notices)))
 
 
@@ -253,23 +240,3 @@ def _translated(flag: Argument, notices: list[str]) -> Argument | None:
 
 def _shown(value: str) -> str:
     return value or '""'
-
-
-def _with_stage(flags: list[Argument], notices: list[str]) -> list[Argument]:
-    """Returns the flags and what RWKV-LM's older generations do and assume at their stage."""
-    given = {flag.name: flag.value for flag in flags}
-    stage = given["train_stage"] or ""
-    if stage != "0" and given.get("epoch_count", values.NONE) != values.NONE:
-        notices.append(
-            f"--epoch_count {given['epoch_count']} gives way to the length of the data, as in"
-            f" RWKV-LM at --my_pile_stage {stage}; --exit_epoch ends a run earlier"
-        )
-        flags = [flag for flag in flags if flag.name != "epoch_count"]
-    assumed = dict(_STAGE_MEANS.get(stage, {}))
-    # Added as flags, old defaults would win over the file.
-    if "config" not in given:
-        assumed.update(_STAGE_DEFAULTS.get(stage, {}))
-        # A positive budget ends the run by itself; the schedule's length is then unused.
-        if values.is_positive(given.get("exit_tokens")):
-            assumed.pop("epoch_count", None)
-    return flags + [Argument(k, v) for k, v in assumed.items() if k not in given]

@@ -40,12 +40,14 @@ def utf8(text: str) -> bytes:
 class Tokenizer(ABC):
     """name: what `load_tokenizer` takes. vocab_size: rows the embedding needs for it.
 
+    end_of_document: the id that ends a document; None: its texts have no end.
     path: of the file that defines it; None: the name alone does.  adds_space: whether a text and
     the same text behind a space have the same ids.
     """
 
     name: str
     vocab_size: int
+    end_of_document: int | None = END_OF_DOCUMENT
     path: Path | None = None
     adds_space: bool = False
 

@@ -46,7 +46,9 @@ def print_header(
         _line("chunks", line)
     _line("length", _length(length))
     every = config.train.epoch_save
-    saved = f"saved every {every}" if every else "only the last is saved"
+    saved = "only the last is saved"
+    if every:
+        saved = "each is saved" if every == 1 else f"every {every}th is saved"
     _line("mini-epoch", f"{length.epoch_steps:,} steps; {saved}")
     _line("validation", _validation(config, held_out))
     _line("safety", _safety(config.safety))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rwkv_train.config.load import dump_config
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
+from rwkv_train.data.tokenize.characters import VOCABULARY
 from rwkv_train.files import remove_partial_files, write_atomically
 from rwkv_train.training.reporting.console import Console
 from rwkv_train.training.reporting.metrics_file import METRICS_FILE, MetricsFile
@@ -20,7 +21,6 @@ from rwkv_train.training.reporting.train_log import TRAIN_LOG, TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
 from rwkv_train.training.start.prepare import Prepared
 
-VOCABULARY = "vocab.json"
 Opened = TypeVar("Opened")
 
 

@@ -23,7 +23,7 @@ from rwkv_train.training.reporting.validation_record import ValidationRecord
 
 ID_FILE = "wandb_id.txt"
 # Seconds: to answer the question for a key, to begin a run, to send the rest at its end.
-LIMITS = {"login_timeout": 60, "init_timeout": 30, "finish_timeout": 300}
+LIMITS: dict[str, Any] = {"login_timeout": 60, "init_timeout": 30, "finish_timeout": 300}
 
 
 class WandbLog(Reporter):

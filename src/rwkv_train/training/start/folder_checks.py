@@ -12,8 +12,13 @@ from rwkv_train.errors import ConfigError
 
 def about_weights(path: Path, digest: str | None) -> list[str]:
     """Returns a note when the weights next to a state are not those that were saved with it."""
-    if digest is None or not path.is_file():
+    if digest is None:
         return []
+    if not path.exists():
+        return [
+            f"{path} is gone, but the training state next to it goes on: remove the .state files "
+            "too, or choose another --proj_dir, to start anew"
+        ]
     try:
         same = file_digest(path) == digest
     except OSError as error:
