@@ -11,12 +11,15 @@ from rwkv_train.checkpoint.weights import fit_weights, load_weights
 from rwkv_train.config.load import read_config
 from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
+from rwkv_train.data.tokenize.tokenizer_files import (
+    TOKENIZER_BY_ROWS,
+    TokenizerRecord,
+    identity_of,
+    read_record,
+)
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.registry import build_model, config_from_shapes
-
-# Rows of the vocabularies that need no file: those of the tokenizers by these names.
-TOKENIZER_BY_ROWS = {65536: "world", 257: "bytes"}
 
 
 def load_model(
@@ -77,14 +80,15 @@ def _load_states(path: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
 def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) -> Tokenizer:
     """Returns the tokenizer of a checkpoint.
 
-    The one `given`, else the one named in the config.yaml next to the checkpoint, else the built-in
-    one with as many tokens as the model has rows.
+    The one `given`, else the one recorded next to the checkpoint, else the one named in the
+    config.yaml there, else the built-in one with as many tokens as the model has rows.
 
     Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
-    model.
+    model, or is not the one that was recorded.
     """
-    # A checkpoint names no tokenizer; its run's configuration does.
-    name = given
+    # A checkpoint names no tokenizer; the files of its run do.
+    record = read_record(Path(path).parent)
+    name = given or (None if record is None else record.name)
     saved = Path(path).parent / "config.yaml"
     if name is None and saved.is_file():
         name = read_config(saved).data.tokenizer
@@ -96,9 +100,20 @@ def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) ->
             "world, bytes or the path of a tokenizer.json"
         )
     tokenizer = load_tokenizer(name)
+    if given is None and record is not None:
+        _require_recorded(tokenizer, record, path)
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"tokenizer {name} has {tokenizer.vocab_size} tokens, {path} only {vocab_size} rows; "
             "give the tokenizer it was trained with by --tokenizer"
         )
     return tokenizer
+
+
+def _require_recorded(tokenizer: Tokenizer, record: TokenizerRecord, path: str | Path) -> None:
+    found = identity_of(tokenizer.name, tokenizer.path)
+    if record.identity not in (None, found):
+        raise CheckpointError(
+            f"{tokenizer.name} is not the tokenizer that {path} was trained with: its contents "
+            "differ; give the original by --tokenizer"
+        )
