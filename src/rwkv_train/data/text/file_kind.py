@@ -101,10 +101,19 @@ def format_of(path: str, head: bytes) -> FileFormat:
     kind = _kind_by_name(stem)
     if kind == "parquet" and compression:
         raise DataError(f"{path}: a parquet file is compressed inside; unpack it first")
+    if kind == "jsonl" and not _looks_like_json(inner) and b"\0" in inner[:1024]:
+        raise DataError(f"{path} holds binary data, no text{_of_a_pair(name)}")
     # A text may begin with a bracket, and so may the head of a table.
     if kind in ("jsonl", "parquet") and _looks_like_json(inner):
         kind = _json_kind(inner)
     return FileFormat(kind, compression)
+
+
+def _of_a_pair(path: Path) -> str:
+    if path.suffix != ".bin" or not path.with_suffix(".idx").exists():
+        return "; expected one JSON object a line, or a text in a .txt"
+    prefix = path.with_suffix("")
+    return f"; it is of data that is already made: train.py --data_file {prefix}"
 
 
 def _by_magic(head: bytes) -> Compression | None:
