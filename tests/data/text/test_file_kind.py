@@ -175,6 +175,16 @@ def test_what_is_no_text_is_named_with_the_next_step(content, words, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "b.gz"}
 
 
+def test_rows_in_a_file_named_as_a_text_are_told(tmp_path):
+    notes = {}
+    for name, content in (("a.txt", LINES), ("b.txt", b"{braces} first\n"), ("c.txt", b"words")):
+        (tmp_path / name).write_bytes(content)
+        options = ConvertOptions([str(tmp_path / name)], str(tmp_path / name[0]), tokenizer="bytes")
+        notes[name] = convert(options).notes
+    assert "a.txt was read as one text" in notes["a.txt"][0] and ".jsonl" in notes["a.txt"][0]
+    assert notes["b.txt"] == notes["c.txt"] == []
+
+
 def test_tokens_of_data_that_is_made_are_no_text(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\x07\0\x08\0\0\0")
     (tmp_path / "a.idx").write_bytes(b"MMIDIDX\0\0")

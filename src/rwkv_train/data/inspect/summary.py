@@ -141,6 +141,5 @@ def _notes(converted: Converted) -> list[str]:
         told = ", ".join(f"{key!r:.60} in {count} rows" for key, count in keys[:_KEYS_SHOWN])
         more = f" and {len(keys) - _KEYS_SHOWN} more keys" if len(keys) > _KEYS_SHOWN else ""
         notes.append(f"note: text that was not used: {told}{more}")
-    if converted.note:
-        notes.append(f"note: {converted.note}")
+    notes += [f"note: {note}" for note in converted.notes]
     return notes + [f"  {fault}" for fault in converted.faults]

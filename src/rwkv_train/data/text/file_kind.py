@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rwkv_train.data.text.jsonl import python_decoder
+from rwkv_train.data.text.jsonl import line_object, python_decoder
 from rwkv_train.data.text.unpack import (
     COMPRESSION_ENDINGS,
     COMPRESSION_MAGICS,
@@ -107,6 +107,19 @@ def format_of(path: str, head: bytes) -> FileFormat:
     if kind in ("jsonl", "parquet") and _looks_like_json(inner):
         kind = _json_kind(inner)
     return FileFormat(kind, compression)
+
+
+def begins_with_object(path: str) -> bool:
+    """Tells whether the first line of a file is a JSON object of its own."""
+    with Path(path).open("rb") as file:
+        line = file.readline(HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK).strip()
+    if not line.startswith(b"{"):
+        return False
+    try:
+        line_object(line, "{}")
+    except DataError:
+        return False
+    return True
 
 
 def _of_a_pair(path: Path) -> str:

@@ -58,7 +58,7 @@ def check_memory(config: ResolvedConfig) -> None:
         f"--n_layer {model.n_layer} --n_embd {model.n_embd}: {count / 1e9:.2f} billion "
         f"parameters need {_gb(needed.total)} ({_gb(needed.weights)} of weights, "
         f"{_gb(needed.gradients)} of gradients, {_gb(needed.moments)} of moments) in "
-        f"{hardware.devices} processes, and {place} has {_gb(limit)}; take a smaller model, "
+        f"{hardware.devices} process(es), and {place} has {_gb(limit)}; take a smaller model, "
         "--train_type lora, or divide it among more devices with --strategy deepspeed_stage_3"
     )
 
