@@ -9,13 +9,14 @@ from pathlib import Path
 # Works in a bare checkout: this copy's package comes before an installed one.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from rwkv_train.command_line import path_argument
+from rwkv_train.command_line import path_argument, printed_status, program
 from rwkv_train.data.binidx.manifest import manifest_prefix, read_manifest
 from rwkv_train.data.inspect.summary import flag_line
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.errors import TrainerError
 
 
+@program
 def main(argv: list[str]) -> int:
     """Returns the exit status: 0, or 2 after an error message."""
     parser = argparse.ArgumentParser(prog="compute_magic_prime.py", description=__doc__)
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return printed_status()
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ data.binidx: sampling storage
 data.chat: binidx text tokenize
 data.convert: binidx chat storage text tokenize
 data.inspect: binidx convert samples sampling storage tokenize
-data.samples: binidx sampling tokenize
+data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
 inference.__main__: generate loading sampling
@@ -65,14 +65,13 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
-training.__main__: distributed environment run start
+training.__main__: distributed environment launchers run start
 training.bad_steps: checkpointing distributed module optim reporting
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
-training.distributed: optim
+training.distributed: environment launchers optim
 training.loader: signals
 training.module: carried_state distributed optim
-training.optim: environment
 training.reporting: progress start
 training.run: bad_steps checkpointing distributed environment loader module optim progress
     reporting start step_callback trainer validation

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,8 @@ def ranks_environment(ranks: int) -> list[dict[str, str]]:
     with socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    return [{**place, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    world = {**place, "WORLD_SIZE": str(ranks)}
+    return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def start(
@@ -48,14 +49,25 @@ def start(
     that starts its others. The exit status is the first one that is not 0, the output that of all.
     """
     given = ranks_environment(ranks) if ranks > 1 else [{}]
+    calls = [(arguments, {**(environment or {}), **rank}) for rank in given]
+    statuses, out, err = start_all(program, calls)
+    status = next((status for status in statuses if status != 0), 0)
+    return Ended([program, *arguments], status, out, err)
+
+
+def start_all(
+    program: str, calls: Sequence[tuple[Sequence[str], Mapping[str, str]]]
+) -> tuple[list[int], str, str]:
+    """Runs a program with several arguments and environments at once, each in a session.
+
+    Returns all exit statuses, and what they printed on stdout and stderr together.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with Path(os.devnull).open() as nothing:
             streams = [file.fileno() for file in (nothing, out, err)]
             processes = [
-                server().start(
-                    program, arguments, {**os.environ, **(environment or {}), **rank}, streams
-                )
-                for rank in given
+                server().start(program, arguments, {**os.environ, **more}, streams)
+                for arguments, more in calls
             ]
         try:
             statuses = [server().wait(process) for process in processes]
@@ -69,8 +81,7 @@ def start(
         for file in (out, err):
             file.seek(0)
             printed.append(file.read().decode(errors="replace"))
-    status = next((status for status in statuses if status != 0), 0)
-    return Ended([program, *arguments], status, *printed)
+    return statuses, printed[0], printed[1]
 
 
 def start_cold(*arguments: str) -> Ended:

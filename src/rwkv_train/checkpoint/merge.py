@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkv_train.command_line import OneLineParser, path_argument
+from rwkv_train.command_line import OneLineParser, path_argument, program
 from rwkv_train.errors import CheckpointError, TrainerError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def merge_parser() -> argparse.ArgumentParser:
     return p
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for bad input with one line on stderr.
 

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkv_train.command_line import OneLineParser, path_argument
+from rwkv_train.command_line import (
+    OneLineParser,
+    let_readers_leave,
+    path_argument,
+    printed_status,
+    program,
+)
 from rwkv_train.errors import DataError, TrainerError
 
 if TYPE_CHECKING:
@@ -280,6 +286,7 @@ def _draw(path: Path | None, prefix: str) -> None:
         print(f"lengths of the documents: {path}")
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error message, or 130 when interrupted.
 
@@ -293,9 +300,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The short name of the tool; as an option it says how much of a new text is checked.
             argv = ["--verify_pair", *argv[1:]]
         if any(argument in TOOLS for argument in argv):
+            let_readers_leave()
             run_tool(parse_tool(argv))
-        else:
-            run_conversion(parse(argv))
+            return printed_status()
+        run_conversion(parse(argv))
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

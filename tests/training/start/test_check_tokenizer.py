@@ -73,8 +73,8 @@ def test_the_data_s_tokenizer_comes_from_its_manifest(tmp_path):
     "content", ["", "[]", "{}", '{"name": 1, "identity": null, "vocab_size": 2}', "[" * 100_000]
 )
 def test_a_damaged_record_is_refused(content, tmp_path):
-    (tmp_path / "rwkv-tokenizer.json").write_text(content)
-    with pytest.raises(DataError, match=r"rwkv-tokenizer\.json is damaged"):
+    (tmp_path / "tokenizer_record.json").write_text(content)
+    with pytest.raises(DataError, match=r"tokenizer_record\.json is damaged"):
         read_record(tmp_path)
 
 
@@ -88,5 +88,5 @@ def test_generating_takes_the_recorded_tokenizer_and_notices_another(tmp_path):
     with pytest.raises(CheckpointError, match=r"vocab\.txt is not the tokenizer that"):
         tokenizer_of(tmp_path / "model.pth", 257)
     assert tokenizer_of(tmp_path / "model.pth", 257, str(vocabulary)).vocab_size == 257
-    record = json.loads(Path(tmp_path / "rwkv-tokenizer.json").read_text())
+    record = json.loads(Path(tmp_path / "tokenizer_record.json").read_text())
     assert record == {"name": str(vocabulary), "identity": "0" * 64, "vocab_size": 257}

@@ -37,7 +37,6 @@ from rwkv_train.data.convert.select import Arrangement, FilteredOut, divide, kee
 from rwkv_train.data.convert.streams import read_ahead, shown_while_written
 from rwkv_train.data.convert.token_spool import Spool
 from rwkv_train.data.convert.tokenize_corpus import Corpus
-from rwkv_train.data.convert.workers import available_cores
 from rwkv_train.data.text.blocks import digest
 from rwkv_train.data.text.inputs import (
     FileRange,
@@ -51,6 +50,7 @@ from rwkv_train.data.tokenize.block_encoder import OnError, Verify
 from rwkv_train.data.tokenize.bulk_encoder import token_dtype
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError
+from rwkv_train.processors import usable_processors
 
 # Goes up when rows of conversations make other bytes than before.
 _ROWS_VERSION = 2
@@ -244,7 +244,7 @@ def _convert(
     folder = Path(prefixes[0]).parent
     dtype, weighted = token_dtype(tokenizer.vocab_size), options.chat_template is not None
     with closing(Spool(folder, dtype, weighted=weighted)) as spool:
-        corpus.tokenize(spool, options.workers or available_cores(), folder)
+        corpus.tokenize(spool, options.workers or usable_processors(), folder)
         # A part may be empty: a stretch of the bytes can hold the beginning of no document.
         if spool.tokens == 0 and options.input_shard is None:
             raise DataError(_nothing(options.inputs, corpus))

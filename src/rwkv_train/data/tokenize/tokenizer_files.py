@@ -13,7 +13,7 @@ from rwkv_train.files import write_atomically
 
 # Rows of the vocabularies that need no file: those of the tokenizers by these names.
 TOKENIZER_BY_ROWS = {65536: "world", 257: "bytes"}
-_RECORD = "rwkv-tokenizer.json"
+_RECORD = "tokenizer_record.json"
 
 
 class TokenizerRecord(NamedTuple):

@@ -8,9 +8,22 @@ from __future__ import annotations
 from typing import Any, NoReturn, overload
 
 import torch
+from torch import Tensor
 
 from rwkv_train.errors import TrainerError, exit_status
 from rwkv_train.training.distributed.rank_store import RankFault, RemoteRankError
+
+
+def mean_over_ranks(strategy: Any, own: Tensor) -> Tensor:
+    """Returns the mean of what every rank passes, [n] on its device. Collective.
+
+    Lightning's own reduction waits for all ranks before it begins to.
+    """
+    if strategy.world_size == 1:
+        return own
+    total = own.clone()
+    torch.distributed.all_reduce(total)
+    return total / strategy.world_size
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:

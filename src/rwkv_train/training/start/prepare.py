@@ -9,8 +9,10 @@ from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.data.tokenize.tokenizer_files import write_record
-from rwkv_train.training.distributed.rank_store import RankStore
+from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
+from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
+from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.check_memory import check_memory
 from rwkv_train.training.start.check_tokenizer import compare_tokenizers, tokenizer_of_data
@@ -26,7 +28,8 @@ class Prepared:
     """Everything a run starts with.
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
-    derived: what was worked out, a line each.
+    derived: what was worked out, a line each. lock: of the project folder. operators: the backends
+    that serve.
     """
 
     config: ResolvedConfig
@@ -34,15 +37,17 @@ class Prepared:
     point: ResumePoint
     samples: RunSamples
     derived: list[str]
+    lock: RunLock
+    operators: list[OperatorBackend]
 
 
 def prepare_run(
-    given: RunConfig, notices: list[str], lock: RunLock, ranks: RankStore
+    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks
 ) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
-    notices: lines about translated flags, printed once; ranks: what all of them have to agree on is
-    compared over it. Every rank of every node calls this with the same configuration. Raises
+    notices: lines about translated flags, printed once; ranks: all of them get here before any of
+    them writes. Every rank of every node calls this with the same configuration. Raises
     TrainerError before anything is written, but for a disk that fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
@@ -55,12 +60,15 @@ def prepare_run(
     check_memory(config)
     check_packages(config)
     check_backend(config)
+    if config.train.train_stage != 1:
+        check_extensions(config.hardware)
     samples = None
     if config.train.train_stage != 1:
         assert opened is not None, "check_fields refuses training without data"
         samples = open_samples(config, opened)
         derived += mask_notes(samples)
     prepare_libraries(config.hardware.accelerator)
+    ranks.all_there()
     make_folder(config.train.proj_dir)
     # A new folder; one that was there has been locked before it was read.
     lock.acquire()
@@ -76,4 +84,7 @@ def prepare_run(
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
-    return Prepared(config, for_saving(config, given), point, samples, derived)
+    # The last thing before steps, and after all that can refuse the run: it takes minutes.
+    operators = build_for(config)
+    prepare_extensions(config.hardware)
+    return Prepared(config, for_saving(config, given), point, samples, derived, lock, operators)
