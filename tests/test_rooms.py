@@ -43,7 +43,7 @@ data.convert: binidx chat storage text tokenize
 data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
 data.text: storage
-data.tokenize: binidx text
+data.tokenize: binidx storage text
 inference.__main__: generate loading sampling
 inference.generate: sampling streaming
 models.adapters: backbone layers table

@@ -17,7 +17,7 @@ WRONG = {
     "unknown flag": (["--n_layr", "5"], ["--n_layr", "--n_layer"]),
     "no data": (["--data_file", "-"], ["--data_file", "make_data.py"]),
     "data elsewhere": (["--data_file", "{root}/nowhere"], ["nowhere", ".bin", ".idx"]),
-    "data with its ending": (["--data_file", "{root}/data/text.bin"], ["prefix", "data/text"]),
+    "data that is a text": (["--data_file", "{root}/data/text.jsonl"], ["text.jsonl", "make_data"]),
     "batch 0": (["--micro_bsz", "0"], ["--micro_bsz 0", "at least 1"]),
     "no context": (["--ctx_len", "0"], ["--ctx_len 0", "at least 1"]),
     "a text for a number": (["--lr_init", "fast"], ["--lr_init", "a number", "fast"]),

@@ -12,12 +12,15 @@ from rwkv_train.config.load import read_config
 from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.data.tokenize.characters import VOCABULARY, read_characters
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
+from rwkv_train.data.tokenize.tokenizer_files import (
+    TOKENIZER_BY_ROWS,
+    TokenizerRecord,
+    identity_of,
+    read_record,
+)
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.registry import build_model, config_from_shapes
-
-# Rows of the vocabularies that need no file: those of the tokenizers by these names.
-TOKENIZER_BY_ROWS = {65536: "world", 257: "bytes"}
 
 
 def load_model(
@@ -78,15 +81,16 @@ def _load_states(path: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
 def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) -> Tokenizer:
     """Returns the tokenizer of a checkpoint.
 
-    The one `given`, else the one named in the config.yaml next to the checkpoint, else the
-    characters in the vocab.json there, else the built-in one with as many tokens as the model has
-    rows.
+    The one `given`, else the one recorded next to the checkpoint, else the one named in the
+    config.yaml there, else the characters in the vocab.json there, else the built-in one with as
+    many tokens as the model has rows.
 
     Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
-    model.
+    model, or is not the one that was recorded.
     """
-    # A checkpoint names no tokenizer; its run's configuration does.
-    name = given
+    # A checkpoint names no tokenizer; the files of its run do.
+    record = read_record(Path(path).parent)
+    name = given or (None if record is None else record.name)
     saved = Path(path).parent / "config.yaml"
     if name is None and saved.is_file():
         name = read_config(saved).data.tokenizer
@@ -100,7 +104,10 @@ def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) ->
             f"{saved} {'names none' if saved.is_file() else 'does not exist'}; give --tokenizer "
             "world, bytes or the path of a tokenizer.json"
         )
-    return _fitting(load_tokenizer(name), path, vocab_size)
+    tokenizer = load_tokenizer(name)
+    if given is None and record is not None:
+        _require_recorded(tokenizer, record, path)
+    return _fitting(tokenizer, path, vocab_size)
 
 
 def _fitting(tokenizer: Tokenizer, path: str | Path, vocab_size: int) -> Tokenizer:
@@ -110,3 +117,12 @@ def _fitting(tokenizer: Tokenizer, path: str | Path, vocab_size: int) -> Tokeniz
             f"{vocab_size} rows; give the tokenizer it was trained with by --tokenizer"
         )
     return tokenizer
+
+
+def _require_recorded(tokenizer: Tokenizer, record: TokenizerRecord, path: str | Path) -> None:
+    found = identity_of(tokenizer.name, tokenizer.path)
+    if record.identity not in (None, found):
+        raise CheckpointError(
+            f"{tokenizer.name} is not the tokenizer that {path} was trained with: its contents "
+            "differ; give the original by --tokenizer"
+        )

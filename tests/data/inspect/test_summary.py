@@ -55,3 +55,15 @@ def test_leftovers_that_could_be_mistaken_for_the_data_are_noted(tmp_path):
     assert f"note: {tmp_path}/out_val.bin was held out of other data" in text
     assert f"note: {tmp_path}/out.bin.4711.partial is left from an interrupted run" in text
     assert "other.bin" not in text
+
+
+def test_previews_are_short_whatever_the_documents_hold(tmp_path):
+    texts = ["word " * 5000, "x\n" * 5000, "".join(map(chr, range(0x4E00, 0x6000)))]
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    rows = [{"prompt": text, "response": text} for text in texts]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, template in (("in", None), ("chat", "world")):
+        inputs, prefix = [str(tmp_path / f"{name}.jsonl")], str(tmp_path / name)
+        made = convert(ConvertOptions(inputs, prefix, chat_template=template))
+        for line in report(made, 64).splitlines():
+            assert len(line.replace(str(tmp_path), "")) < 500, line

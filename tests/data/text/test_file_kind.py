@@ -164,6 +164,7 @@ def test_a_text_file_may_be_markdown_or_begin_with_a_bracket(tmp_path):
         ("text".encode("utf-32"), "UTF-32 text.*iconv -f UTF-32"),
         (b"\n<!DOCTYPE html><p>", "HTML.*take the text out"),
         (b"a" * 257 + b"ustar  ", "tar archive.*unpack it"),
+        (b"\x07\0\x08\0\0\0", "binary data, no text; expected one JSON object a line"),
     ],
 )
 def test_what_is_no_text_is_named_with_the_next_step(content, words, tmp_path):
@@ -172,6 +173,23 @@ def test_what_is_no_text_is_named_with_the_next_step(content, words, tmp_path):
         with pytest.raises(DataError, match=f"{name}.*{words}"):
             made(tmp_path / name)
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "b.gz"}
+
+
+def test_rows_in_a_file_named_as_a_text_are_told(tmp_path):
+    notes = {}
+    for name, content in (("a.txt", LINES), ("b.txt", b"{braces} first\n"), ("c.txt", b"words")):
+        (tmp_path / name).write_bytes(content)
+        options = ConvertOptions([str(tmp_path / name)], str(tmp_path / name[0]), tokenizer="bytes")
+        notes[name] = convert(options).notes
+    assert "a.txt was read as one text" in notes["a.txt"][0] and ".jsonl" in notes["a.txt"][0]
+    assert notes["b.txt"] == notes["c.txt"] == []
+
+
+def test_tokens_of_data_that_is_made_are_no_text(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"\x07\0\x08\0\0\0")
+    (tmp_path / "a.idx").write_bytes(b"MMIDIDX\0\0")
+    with pytest.raises(DataError, match=r"already made: train\.py --data_file .*/a$"):
+        made(tmp_path / "a.bin")
 
 
 def test_a_folder_is_refused_with_the_pattern_of_its_files(tmp_path):

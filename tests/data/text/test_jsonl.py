@@ -153,6 +153,8 @@ def test_files_joined_with_their_marks_are_read(tmp_path):
         (b'{"text": "a", "b": 01}', r"not JSON: .*\(column"),
         (b'{"text": "a", "b": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b"{'text': 'a'}", r"not JSON: .*\(column"),
+        (b"Once upon a time", r"not JSON: .*one text ends in \.txt"),
+        (b'{"data": [{"text": "a"}]}', r"no key 'text'.*jq -c '\.data\[\]'"),
     ],
 )
 def test_what_python_does_not_read_either_is_refused(line, reason):

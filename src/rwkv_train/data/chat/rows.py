@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from rwkv_train.data.binidx.layout import LARGEST_WEIGHT
 from rwkv_train.data.chat.tool_calls import calls_text, content_text, tools_text
-from rwkv_train.data.text.jsonl import checked_text, keys_of, kind_of
+from rwkv_train.data.text.jsonl import checked_text, keys_of, kind_of, rows_inside
 from rwkv_train.errors import DataError
 
 _CONVERSATIONS = ("messages", "conversations")
@@ -125,7 +125,7 @@ def _content(row: _Fields, text_key: str) -> list[Message] | str:
         return checked_text(row.take(text_key), text_key)
     raise DataError(
         "neither messages nor conversations, nor a prompt with a response, nor "
-        f"'{text_key}'; the keys are: {keys_of(row.values)}"
+        f"'{text_key}'; the keys are: {keys_of(row.values)}{rows_inside(row.values)}"
     )
 
 

@@ -155,7 +155,13 @@ def load_template(name: str) -> ChatTemplate:
         return WORLD
     path = Path(name)
     if not path.is_file():
-        raise DataError(f"--chat_template {name} is neither 'world' nor an existing file")
+        # It is read more than once.
+        expected = (
+            "must be a file, no pipe or folder"
+            if path.exists()
+            else ("is neither 'world' nor an existing file")
+        )
+        raise DataError(f"--chat_template {name} {expected}")
     try:
         # JSON is YAML, so that one parser reads both. Deeply nested files end its recursion.
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from rwkv_train.data.binidx.manifest import (
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.data.storage.hashing import file_sha256
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
+from rwkv_train.data.tokenize.tokenizer_files import identity_of
 from rwkv_train.errors import DataError
 
 MadeFrom = Mapping[str, Any]
@@ -30,15 +31,9 @@ def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom)
     return {
         "converter_version": _CONVERTER_VERSION,
         "input_sha256": input_sha256,
-        "tokenizer": tokenizer_identity(tokenizer),
+        "tokenizer": identity_of(tokenizer.name, tokenizer.path),
         **options,
     }
-
-
-def tokenizer_identity(tokenizer: Tokenizer) -> str:
-    """Returns what tells a tokenizer from others: the digest of its file, or its built-in name."""
-    # The path of a file says nothing about its contents.
-    return tokenizer.name if tokenizer.path is None else file_sha256(tokenizer.path)
 
 
 def exists(prefixes: Sequence[str]) -> bool:

@@ -42,6 +42,7 @@ from rwkv_train.data.text.inputs import (
     FileRange,
     file_ranges,
     find_inputs,
+    misnamed,
     output_prefix,
     total_bytes,
 )
@@ -113,8 +114,8 @@ class Converted:
     """documents that could not be used"""
     faults: Sequence[str] = ()
     """the first of them, with their reasons"""
-    note: str | None = None
-    """`Corpus.note`"""
+    notes: Sequence[str] = ()
+    """`Corpus.note`, and what is odd about the inputs"""
     filtered_out: FilteredOut = field(default_factory=FilteredOut)
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`Corpus.seconds`, and `arrange`: reading in order, hashing and writing"""
@@ -264,7 +265,7 @@ def _convert(
         unused=corpus.unused,
         skipped=corpus.skipped,
         faults=corpus.faults,
-        note=corpus.note,
+        notes=[note for note in (corpus.note, *misnamed([part.file for part in mine])) if note],
         filtered_out=filtered_out,
         seconds=corpus.seconds,
     )

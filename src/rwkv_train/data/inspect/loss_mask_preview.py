@@ -15,7 +15,8 @@ from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
 
 # Of a longer stretch only its beginning and its end are shown; of a document so many stretches.
 _SHOWN_TOKENS = 60
-_SHOWN_STRETCHES = 12
+_SHOWN_CHARACTERS = 80
+_SHOWN_STRETCHES = 6
 _SHOWN_DOCUMENTS = 3
 
 
@@ -69,9 +70,14 @@ def _stretches(weights: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
 
 def _shortened(ids: npt.NDArray[np.integer], tokenizer: Tokenizer) -> str:
     if len(ids) <= _SHOWN_TOKENS:
-        return _visible(ids, tokenizer)
-    half = _SHOWN_TOKENS // 2
-    return f"{_visible(ids[:half], tokenizer)} ... {_visible(ids[-half:], tokenizer)}"
+        begin = end = _visible(ids, tokenizer)
+        if len(begin) <= _SHOWN_CHARACTERS:
+            return begin
+    else:
+        half = _SHOWN_TOKENS // 2
+        begin, end = _visible(ids[:half], tokenizer), _visible(ids[-half:], tokenizer)
+    half = _SHOWN_CHARACTERS // 2
+    return f"{begin[:half]} ... {end[-half:]}"
 
 
 def _visible(ids: npt.NDArray[np.integer], tokenizer: Tokenizer) -> str:

@@ -15,6 +15,7 @@ from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
 
 _PREVIEW_TOKENS = 100
+_PREVIEW_CHARACTERS = 160
 _KEYS_SHOWN = 12
 
 
@@ -93,8 +94,9 @@ def preview(first: Binidx, last: Binidx, tokenizer: Tokenizer) -> str:
     for name, pair, number in (("first", first, 0), ("last", last, last.item_count - 1)):
         ids = pair.item(number)
         text = tokenizer.decode(ids[:_PREVIEW_TOKENS].tolist())
-        more = " ..." if ids.size > _PREVIEW_TOKENS else ""
-        lines.append(f"{name} document ({ids.size} tokens): {text!r}{more}")
+        is_cut = ids.size > _PREVIEW_TOKENS or len(text) > _PREVIEW_CHARACTERS
+        shown = f"{text[:_PREVIEW_CHARACTERS]!r}{' ...' if is_cut else ''}"
+        lines.append(f"{name} document ({ids.size} tokens): {shown}")
     return "\n".join(lines)
 
 
@@ -139,6 +141,5 @@ def _notes(converted: Converted) -> list[str]:
         told = ", ".join(f"{key!r:.60} in {count} rows" for key, count in keys[:_KEYS_SHOWN])
         more = f" and {len(keys) - _KEYS_SHOWN} more keys" if len(keys) > _KEYS_SHOWN else ""
         notes.append(f"note: text that was not used: {told}{more}")
-    if converted.note:
-        notes.append(f"note: {converted.note}")
+    notes += [f"note: {note}" for note in converted.notes]
     return notes + [f"  {fault}" for fault in converted.faults]

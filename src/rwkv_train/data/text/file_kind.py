@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rwkv_train.data.text.jsonl import python_decoder
+from rwkv_train.data.text.jsonl import line_object, python_decoder
 from rwkv_train.data.text.unpack import (
     COMPRESSION_ENDINGS,
     COMPRESSION_MAGICS,
@@ -101,10 +101,32 @@ def format_of(path: str, head: bytes) -> FileFormat:
     kind = _kind_by_name(stem)
     if kind == "parquet" and compression:
         raise DataError(f"{path}: a parquet file is compressed inside; unpack it first")
+    if kind == "jsonl" and not _looks_like_json(inner) and b"\0" in inner[:1024]:
+        raise DataError(f"{path} holds binary data, no text{_of_a_pair(name)}")
     # A text may begin with a bracket, and so may the head of a table.
     if kind in ("jsonl", "parquet") and _looks_like_json(inner):
         kind = _json_kind(inner)
     return FileFormat(kind, compression)
+
+
+def begins_with_object(path: str) -> bool:
+    """Tells whether the first line of a file is a JSON object of its own."""
+    with Path(path).open("rb") as file:
+        line = file.readline(HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK).strip()
+    if not line.startswith(b"{"):
+        return False
+    try:
+        line_object(line, "{}")
+    except DataError:
+        return False
+    return True
+
+
+def _of_a_pair(path: Path) -> str:
+    if path.suffix != ".bin" or not path.with_suffix(".idx").exists():
+        return "; expected one JSON object a line, or a text in a .txt"
+    prefix = path.with_suffix("")
+    return f"; it is of data that is already made: train.py --data_file {prefix}"
 
 
 def _by_magic(head: bytes) -> Compression | None:

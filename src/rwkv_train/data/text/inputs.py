@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rwkv_train.data.text.file_kind import HEAD_BYTES, Kind, format_of
+from rwkv_train.data.text.file_kind import HEAD_BYTES, Kind, begins_with_object, format_of
 from rwkv_train.data.text.unpack import COMPRESSION_ENDINGS, Compression, unpacking_errors
 from rwkv_train.errors import DataError
 
@@ -74,6 +74,16 @@ def names_folder(prefix: str) -> bool:
     """Tells whether a prefix has no name for files in it: they would be hidden ones."""
     # Not its parts of pathlib, which drops a slash and a dot at the end.
     return prefix.replace("\\", "/").rpartition("/")[2] in ("", ".", "..")
+
+
+def misnamed(files: Sequence[InputFile]) -> list[str]:
+    """Returns a line about each file that is read as one text although it begins with JSON rows."""
+    return [
+        f"{file.path} was read as one text, as its name says, but begins with a JSON object; if "
+        "it holds a document a line, name it .jsonl"
+        for file in files
+        if file.kind == "txt" and file.compression is None and begins_with_object(file.path)
+    ]
 
 
 def default_prefix(files: Sequence[InputFile]) -> str:

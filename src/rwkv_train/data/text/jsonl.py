@@ -23,7 +23,7 @@ def document_text(line: bytes, text_key: str) -> str:
         raise DataError(
             f"there is no key '{text_key}'; the keys are: {keys_of(content)} (choose with "
             "--text_key; "
-            "conversations and prompts with answers need --chat_template)"
+            f"conversations and prompts with answers need --chat_template){rows_inside(content)}"
         )
     text = checked_text(content[text_key], text_key)
     if not strict:
@@ -54,6 +54,14 @@ def python_decoder() -> json.JSONDecoder:
 def keys_of(content: Mapping[str, Any]) -> str:
     """Returns the first keys of an object on one line, for messages."""
     return ", ".join(f"{key!r:.60}".strip("'") for key in list(content)[:8]) or "none"
+
+
+def rows_inside(content: Mapping[str, Any]) -> str:
+    """Returns advice on an object that holds the rows of a whole data set, "" for others."""
+    for key, value in content.items():
+        if key.isidentifier() and isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"; rows under a key become lines with jq -c '.{key:.40}[]'"
+    return ""
 
 
 def kind_of(value: object) -> str:
@@ -90,7 +98,8 @@ def _as_python_reads(line: bytes, refused: orjson.JSONDecodeError) -> Any:
     except RecursionError as error:
         raise DataError("not JSON that can be read: it is nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {refused.msg} (column {refused.colno})") from error
+        advice = "" if line.lstrip().startswith(b"{") else "; a file that is one text ends in .txt"
+        raise DataError(f"not JSON: {refused.msg} (column {refused.colno}){advice}") from error
 
 
 def _integer(digits: str) -> int | float:

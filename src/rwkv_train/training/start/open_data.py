@@ -60,6 +60,7 @@ def open_samples(config: ResolvedConfig, opened: OpenedData) -> RunSamples:
     elif data.val_data_file is not None:
         try:
             files = open_files(data.val_data_file, "binidx", data)
+            _require_same_tokenizer(opened.parts[0], files)
             tokens = files.source.tokens
             offsets = evenly_spread_samples(tokens, data.val_ctx_len, data.val_samples)
             held_out = _held_out(files, offsets, config, notes)
@@ -158,6 +159,22 @@ def _held_out(
     if ratio is None:
         notes.append(f"validation without bits per byte on {files.name}: {why_not}")
     return HeldOutSource(files.name, dataset, ratio)
+
+
+def _require_same_tokenizer(training: DataFiles, held_out: DataFiles) -> None:
+    """Raises DataError when the manifests of both name different tokenizers."""
+    if training.manifest is None or held_out.manifest is None:
+        return
+    ours, theirs = (
+        (manifest.tokenizer, manifest.vocab_size)
+        for manifest in (training.manifest, held_out.manifest)
+    )
+    # By their sizes too: two paths may be one file that was moved.
+    if ours[1] != theirs[1]:
+        raise DataError(
+            f"it was made with the tokenizer {theirs[0]} ({theirs[1]} ids), the training data with "
+            f"{ours[0]} ({ours[1]} ids); make both with one"
+        )
 
 
 def _repeated(files: DataFiles) -> list[str]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
+from rwkv_train.data.tokenize.tokenizer_files import write_record
 from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
+from rwkv_train.training.start.check_memory import check_memory
+from rwkv_train.training.start.check_tokenizer import compare_tokenizers, tokenizer_of_data
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
@@ -51,6 +55,9 @@ def prepare_run(
     point = find_resume_point(given.train)
     discovered, opened = discover(given, point)
     config, derived = resolve(given, discovered)
+    tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
+    derived += compare_tokenizers(given, point, config.model.vocab_size, tokenizer)
+    check_memory(config)
     check_packages(config)
     check_backend(config)
     if config.train.train_stage != 1:
@@ -69,6 +76,8 @@ def prepare_run(
         write_initial_weights(config, point, notices + derived)
         return None
     if is_rank_zero():
+        if tokenizer is not None:
+            write_record(Path(config.train.proj_dir), tokenizer)
         for line in notices:
             print(line)
         if isinstance(point, Fresh) and config.train.train_stage is None:
