@@ -23,7 +23,8 @@ def mean_over_ranks(strategy: Any, own: Tensor) -> Tensor:
         return own
     total = own.clone()
     torch.distributed.all_reduce(total)
-    return total / strategy.world_size
+    mean: Tensor = total / strategy.world_size
+    return mean
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:
