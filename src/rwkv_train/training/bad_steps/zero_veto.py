@@ -101,12 +101,10 @@ def global_norm(zero: Any, groups: int, dtype: torch.dtype | None = None) -> Ten
     device = zero.device if not flat else flat[0].device
     # A GPU adds in a tree, for which fp32 is plenty; a CPU adds long rows one after another.
     wide = torch.float64 if device.type == "cpu" else torch.float32
-    norms = torch._foreach_norm(flat, 2, dtype=wide) if flat else []
-    squares = (
-        torch.stack(list(norms)).square() if flat else torch.zeros(0, dtype=wide, device=device)
-    )
-    sums = torch.stack([part.sum() for part in torch.split(squares, [len(part) for part in parts])])
-    sums = sums.to(dtype or wide)
+    norms = list(torch._foreach_norm(flat, 2, dtype=wide)) if flat else []
+    squares = torch.stack(norms).square() if flat else torch.zeros(0, dtype=wide, device=device)
+    of_groups = torch.split(squares, [len(part) for part in parts])
+    sums = torch.stack([part.sum() for part in of_groups]).to(dtype or wide)
     torch.distributed.all_reduce(sums, group=zero.dp_process_group)
-    norm: torch.Tensor = torch.linalg.vector_norm(sums.sqrt())
+    norm: Tensor = torch.linalg.vector_norm(sums.sqrt())
     return norm
