@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rwkv_train.inference.__main__ import main
+from rwkv_train.inference.__main__ import _precision, main
 from tests.checkout import ROOT
 from tests.models.tiny import VERSIONS, tiny_model
 
@@ -123,3 +123,11 @@ def test_a_missing_gpu_is_one_line_and_status_2(model: Path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --device cuda") and done.stderr.count("\n") == 1
+
+
+def test_a_gpu_before_ampere_generates_in_fp16(monkeypatch):
+    for own, expected in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda own=own, **_: own)
+        assert _precision("auto", cuda=True) == expected
+    assert _precision("auto", cuda=False) == "fp32"
+    assert _precision("bf16", cuda=True) == "bf16"
