@@ -13,7 +13,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 # How often a thread of libgomp looks whether the others are done before it sleeps. Its default,
 # some milliseconds, takes the processor from those it waits for where another program runs too;
-# sleeping at once costs an idle machine a wake-up at every parallel loop.
+# sleeping at once costs an idle machine a wake-up at every parallel loop (benchmarks/RESULTS.md).
 SPINS_BEFORE_SLEEP = 1_000
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rwkv_train.inference.__main__ import main
+from rwkv_train.inference.__main__ import _precision, main
 from tests.checkout import ROOT
 from tests.models.tiny import VERSIONS, tiny_model
 
@@ -158,3 +158,11 @@ def test_another_file_of_that_name_is_no_vocabulary(tmp_path: Path, capsys, cont
     (tmp_path / "vocab.json").write_text(content)
     assert main(["--load_model", str(path), "abc"]) == 2
     assert "no tokenizer is known" in capsys.readouterr().err
+
+
+def test_a_gpu_before_ampere_generates_in_fp16(monkeypatch):
+    for own, expected in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda own=own, **_: own)
+        assert _precision("auto", cuda=True) == expected
+    assert _precision("auto", cuda=False) == "fp32"
+    assert _precision("bf16", cuda=True) == "bf16"

@@ -52,7 +52,7 @@ def generate_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="auto: fp32 on a CPU, bf16 on a GPU",
+        help="auto: fp32 on a CPU, bf16 on a GPU, fp16 on one before Ampere",
     )
     p.add_argument(
         "--wkv_backend",
@@ -102,8 +102,7 @@ def _generate(a: argparse.Namespace) -> None:
     if a.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no usable GPU here; use --device cpu")
     cuda = a.device == "cuda" or (a.device == "auto" and torch.cuda.is_available())
-    precision = a.precision if a.precision != "auto" else ("bf16" if cuda else "fp32")
-    dtype = DTYPES[precision]
+    dtype = DTYPES[_precision(a.precision, cuda=cuda)]
     model = load_model(
         a.load_model,
         device=torch.device("cuda" if cuda else "cpu"),
@@ -147,6 +146,18 @@ def _prompt(given: str) -> str:
         raise ConfigError(
             f"the prompt is not UTF-8 (byte {error.start}); convert it, for example by iconv"
         ) from None
+
+
+def _precision(given: str, *, cuda: bool) -> str:
+    """Returns the name of the number format: as given, or what the machine computes in."""
+    if given != "auto":
+        return given
+    if not cuda:
+        return "fp32"
+    import torch
+
+    # Cards before Ampere would emulate bf16.
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 if __name__ == "__main__":
