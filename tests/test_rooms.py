@@ -65,7 +65,7 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
-training.__main__: environment run start
+training.__main__: distributed environment run start
 training.bad_steps: checkpointing distributed module optim reporting
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
@@ -76,7 +76,7 @@ training.optim: environment
 training.reporting: progress start
 training.run: bad_steps checkpointing distributed environment loader module optim progress
     reporting start step_callback trainer validation
-training.start: carried_state checkpointing environment optim progress
+training.start: carried_state checkpointing distributed environment optim progress
 training.step_callback: bad_steps checkpointing distributed module optim progress
     reporting signals validation
 training.trainer: distributed

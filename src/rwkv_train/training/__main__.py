@@ -41,13 +41,14 @@ def _run(config: RunConfig, notices: list[str]) -> int:
     notices: lines about translated flags, printed once. Returns the exit status. Raises
     TrainerError.
     """
+    from rwkv_train.training.distributed.rank_store import RankStore
     from rwkv_train.training.environment import is_rank_zero
     from rwkv_train.training.start.prepare import prepare_run
     from rwkv_train.training.start.run_lock import RunLock
 
     # One lock for all ranks: the first holds it while the others work for it.
     with RunLock(Path(config.train.proj_dir), enabled=is_rank_zero()) as lock:
-        prepared = prepare_run(config, notices, lock)
+        prepared = prepare_run(config, notices, lock, RankStore())
         if prepared is None:
             return 0
         # Not above: Lightning reads when it is imported what `prepare_run` sets, and a run that is

@@ -15,7 +15,7 @@ from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
-from rwkv_train.training.distributed.collectives import RemoteRankError
+from rwkv_train.training.distributed.rank_store import RemoteRankError
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
 from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.loader import RunData
@@ -41,14 +41,14 @@ ENDLESS = 10**12
 def run(prepared: Prepared) -> int:
     """Trains from the resume point to the end of the run.
 
-    Returns the exit status: 0 at the end, 128 + n after signal n, 1 on the ranks that leave because
-    of another's fault. Raises TrainerError.
+    Returns the exit status: 0 at the end, 128 + n after signal n, that of the fault on the ranks
+    that leave because of another's. Raises TrainerError.
     """
     try:
         return _train(prepared)
-    except RemoteRankError:
+    except RemoteRankError as error:
         # Rank zero tells the user.
-        return 1
+        return error.fault.status
 
 
 def _train(prepared: Prepared) -> int:

@@ -9,11 +9,8 @@ from typing import Any, NoReturn, overload
 
 import torch
 
-from rwkv_train.errors import TrainerError, TrainingError
-
-
-class RemoteRankError(TrainingError):
-    """Raised by the ranks that leave because of a fault which rank zero tells the user."""
+from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.training.distributed.rank_store import RankFault, RemoteRankError
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:
@@ -56,6 +53,10 @@ def raise_on_all_ranks(strategy: Any, fault: TrainerError | None) -> None:
     Rank zero raises the fault itself, the others RemoteRankError, so that the user reads one line.
     Without a fault it is a barrier.
     """
-    faults = [found for found in gather_objects(strategy, fault) if found is not None]
-    if faults:
-        raise faults[0] if strategy.is_global_zero else RemoteRankError(str(faults[0]))
+    for rank, found in enumerate(gather_objects(strategy, fault)):
+        if found is None:
+            continue
+        if strategy.is_global_zero:
+            raise found
+        told = RankFault(rank, "another machine", found.in_one_line(), exit_status(found))
+        raise RemoteRankError(told)

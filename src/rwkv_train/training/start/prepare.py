@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
+from rwkv_train.training.distributed.rank_store import RankStore
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.discover import discover
@@ -31,12 +32,14 @@ class Prepared:
     derived: list[str]
 
 
-def prepare_run(given: RunConfig, notices: list[str], lock: RunLock) -> Prepared | None:
+def prepare_run(
+    given: RunConfig, notices: list[str], lock: RunLock, ranks: RankStore
+) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
-    notices: lines about translated flags, printed once. Every rank of every node calls this with
-    the same configuration, and none waits for another. Raises TrainerError before anything is
-    written, but for a disk that fails.
+    notices: lines about translated flags, printed once; ranks: what all of them have to agree on is
+    compared over it. Every rank of every node calls this with the same configuration. Raises
+    TrainerError before anything is written, but for a disk that fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
