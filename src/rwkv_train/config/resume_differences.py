@@ -53,7 +53,6 @@ def differences(before: Mapping[str, object], config: ResolvedConfig) -> list[Di
         Difference(name, before[name], now[name], rule)
         for name, rule in RULES.items()
         if rule.effect is not Effect.NONE
-        and name in before
         and rule.applies(config)
         and _meaning(name, before[name]) != _meaning(name, now[name])
     ]
@@ -62,18 +61,17 @@ def differences(before: Mapping[str, object], config: ResolvedConfig) -> list[Di
 def known_values(before: Mapping[str, object], config: ResolvedConfig) -> dict[str, object]:
     """Returns leaf name -> value of a state's run: as it was resolved, else the default.
 
-    What an older version did not know, and has no default, is absent.
+    What an older version did not know, and has no default, is as it is now.
     """
-    given = {type(section).__name__: section for section in sections_of(RunConfig())}
     narrowed = {name for s in sections_of(config) for name in inspect.get_annotations(type(s))}
     defaults = {
         entry.name: getattr(section, entry.name)
-        for section in given.values()
+        for section in sections_of(RunConfig())
         for entry in dataclasses.fields(section)
         # None would be no value but the question that `resolve` answers.
         if getattr(section, entry.name) is not None or entry.name not in narrowed
     }
-    return {**defaults, **before}
+    return {**leaf_values(config), **defaults, **before}
 
 
 def leaf_values(config: ResolvedConfig) -> dict[str, object]:

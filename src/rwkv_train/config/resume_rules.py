@@ -212,10 +212,7 @@ RULES: Mapping[str, Rule] = {
 # The state of another run than the folder's.
 OTHER_RUN = "run"
 # What --accept_changes may name.
-ACCEPTABLE = (
-    *(name for name, rule in RULES.items() if rule.effect is Effect.REFUSED),
-    OTHER_RUN,
-)
+ACCEPTABLE = (*(name for name, rule in RULES.items() if rule.effect is Effect.REFUSED), OTHER_RUN)
 
 
 def check_accepted(accepted: tuple[str, ...]) -> None:

@@ -87,7 +87,7 @@ def _train(prepared: Prepared) -> int:
         state=point.state if isinstance(point, FromState) else None,
         detector=detector,
         veto=veto,
-        saver=Saver(config, length, detector, base),
+        saver=Saver(config, length, detector, base, prepared.lineage),
         validator=Validator(config, samples.held_out),
         reporters=reporters,
     )
@@ -119,6 +119,7 @@ def _print_header(
         data_tokens=samples.training.tokens,
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
+        changes=[change.text for change in prepared.point.changes],
         notes=notes,
     )
 

@@ -44,6 +44,7 @@ class Saver:
 
     detector: what it has seen belongs into the state.
     base: what the state remembers of a frozen base model, see `base_model`.
+    lineage: what it tells of run and data, see `prepare`.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Saver:
         length: RunLength,
         detector: Stateful,
         base: Mapping[str, Any] | None = None,
+        lineage: Mapping[str, Any] | None = None,
     ) -> None:
+        self._lineage = lineage or {}
         self._config = config
         self._length = length
         self._detector = detector
@@ -227,6 +230,7 @@ class Saver:
             "warmup_steps": stored_warmup(self._config.optim.warmup_steps),
             "optimizer": self._config.optim.optimizer,
             "code_version": code_version(),
+            **self._lineage,
             **state_entries(captured["weights"], self._config, self._base),
         }
         if path.suffix != STATE_SUFFIX:

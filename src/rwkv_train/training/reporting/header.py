@@ -22,12 +22,14 @@ def print_header(
     data_tokens: int,
     groups: Sequence[ParameterGroup],
     held_out: Sequence[tuple[str, int]],
+    changes: Sequence[str],
     notes: Sequence[str],
 ) -> None:
     """Prints the run's header.
 
-    start: where it starts; parameters: of the model, frozen ones too; held_out: name and number of
-    validation samples of each source; notes: a line each.
+    start: where it starts; changes: since the last start, a line each; parameters: of the model,
+    frozen ones too; held_out: name and number of validation samples of each source; notes: a line
+    each.
     """
     hardware = config.hardware
     print(
@@ -49,6 +51,10 @@ def print_header(
     _line("optimizer", _optimizer(config))
     _line("groups", "; ".join(_group(group) for group in groups))
     _line("start", start)
+    if changes:
+        _line("changed", "since the last start:")
+    for change in changes:
+        _line("", change)
     for note in notes:
         _line("note", note)
     print(flush=True)

@@ -5,10 +5,11 @@ The table of `config.resume_rules` decides; what depends on the place of the run
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rwkv_train.config.load import saved_values
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.resume_differences import (
     Change,
@@ -18,28 +19,22 @@ from rwkv_train.config.resume_differences import (
     leaf_values,
 )
 from rwkv_train.config.resume_rules import OTHER_RUN, Effect
-from rwkv_train.config.run_length import RunLength, global_batch, run_length
-from rwkv_train.config.rwkv_lm.warmup import read_warmup
+from rwkv_train.config.run_length import RunLength, run_length
 from rwkv_train.config.schema import listed
-from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import ConfigError
-from rwkv_train.training.optim.schedule import Schedule, learning_rate, make_schedule
-from rwkv_train.training.start.data_files import OpenedData
-from rwkv_train.training.start.data_identity import DataIdentity, same_mask
+from rwkv_train.training.start.data_identity import DataIdentity, TrainingData, same_mask
+from rwkv_train.training.start.pace_changes import Pace, batch_changes, epoch_changes, rate_changes
 from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import resume_progress
 from rwkv_train.training.start.run_identity import folder_run
 from rwkv_train.training.start.sample_changes import Place, sample_changes
 
-_BATCH = ("micro_bsz", "accumulate_grad_batches", "devices", "num_nodes")
-_RATE = ("lr_init", "lr_final", "warmup_steps", "exit_tokens", "epoch_count", "hold_epochs")
-
 
 def with_changes(
     point: ResumePoint,
     config: ResolvedConfig,
-    opened: OpenedData,
-    validation: DataIdentity | None,
+    data: TrainingData,
+    validation: Sequence[DataIdentity],
 ) -> ResumePoint:
     """Returns the resume point with what has changed since its state was written.
 
@@ -48,7 +43,7 @@ def with_changes(
     """
     if not isinstance(point, FromState):
         return point
-    changes = _all_changes(point, config, opened, validation)
+    changes = _Comparison.of(point, config).changes(data, validation)
     accepted = listed(config.train.accept_changes)
     _refuse(point, changes, accepted)
     unused = [name for name in accepted if not any(name in change.names for change in changes)]
@@ -57,58 +52,113 @@ def with_changes(
 
 
 def _refuse(point: FromState, changes: Sequence[Change], accepted: Sequence[str]) -> None:
-    fixed = [change for change in changes if change.effect is Effect.FIXED]
+    fixed = [change.text for change in changes if change.effect is Effect.FIXED]
     if fixed:
-        told = "; ".join(f"--{change.text}" for change in fixed)
         raise ConfigError(
-            f"{told}; {point.path} cannot be resumed so: resume with the former value, or begin"
-            " anew in another --proj_dir with --load_model"
+            f"{point.path} cannot be resumed so: {'; '.join(fixed)}. Resume with the former value,"
+            " or begin anew in another --proj_dir with --load_model"
         )
-    refused = [
-        change
-        for change in changes
-        if change.effect is Effect.REFUSED and not set(change.names) <= set(accepted)
-    ]
+    asked = [change for change in changes if change.effect is Effect.REFUSED]
+    refused = [change.text for change in asked if not set(change.names) <= set(accepted)]
     if refused:
-        names = dict.fromkeys(
-            name for change in changes if change.effect is Effect.REFUSED for name in change.names
-        )
-        told = "; ".join(change.text for change in refused)
+        names = dict.fromkeys(name for change in asked for name in change.names)
         raise ConfigError(
-            f"this is not the run of {point.path} any more: {told}. Resume with what it had, or"
-            f" accept the change by --accept_changes {','.join(names)}"
+            f"the run of {point.path} would not be continued: {'; '.join(refused)}. Resume with"
+            f" what it had, or accept the change by --accept_changes {','.join(names)}"
         )
 
 
-def _all_changes(
-    point: FromState,
-    config: ResolvedConfig,
-    opened: OpenedData,
-    validation: DataIdentity | None,
-) -> list[Change]:
-    length = run_length(config)
-    resumed = resume_progress(point, config, length)
-    before = known_values(_config_values(point.state), config)
-    now = leaf_values(config)
-    found = differences(before, config)
-    steps = _Steps(point.state, length, resumed.progress.step, resumed.progress.ramp_begin)
-    changes = _of_another_run(point)
-    data = point.state.get("data")
-    if data is None:
-        text = f"{point.path.name} is of a version that did not keep what its data was: not compared"
-        changes.append(Change(("data_file",), Effect.TOLD, text, ""))
-    identities = (
-        [DataIdentity.from_dict(part) for part in data["training"]]
-        if data is not None
-        else [replace(steps.unknown, tokens=part.source.tokens) for part in opened.parts]
-    )
-    sampled, done = sample_changes(
-        before, now, found, identities, opened.parts, steps.place, data_known=data is not None
-    )
-    changes += sampled
-    rest = [difference for difference in found if difference.name not in done]
-    return changes
+@dataclass(frozen=True)
+class _Comparison:
+    """A resumed run next to the run of its state: leaf name -> value of both, and the place."""
+
+    point: FromState
+    before: Mapping[str, Any]
+    now: Mapping[str, Any]
+    found: Sequence[Difference]
+    pace: Pace
+    place: Place
+
+    @classmethod
+    def of(cls, point: FromState, config: ResolvedConfig) -> _Comparison:
+        """Returns the comparison of `config` with what the state holds."""
+        before = known_values(saved_values(point.state.get("config", "{}")), config)
+        length = run_length(config)
+        progress = resume_progress(point, config, length).progress
+        pace = Pace.of(point.state, before, config, progress)
+        place = _place(point.state, length, progress.step, config.data.ctx_len)
+        return cls(point, before, leaf_values(config), differences(before, config), pace, place)
+
+    def changes(self, data: TrainingData, validation: Sequence[DataIdentity]) -> list[Change]:
+        """Returns what has changed, in the order in which people care."""
+        kept = self.point.state.get("data")
+        known = [*map(DataIdentity.from_dict, kept["training"])] if kept else data.identities
+        samples, done = sample_changes(self.before, self.now, self.found, known, data, self.place)
+        found = [d for d in self.found if d.name not in done]
+        changes = [*self._of_another_run(), *samples, *self._of_unknown_data(kept)]
+        if kept:
+            changes += self._of_targets(known, data)
+            before = [DataIdentity.from_dict(part).content for part in kept["validation"]]
+            changes += _of_validation(before, [part.content for part in validation], self.before)
+            found = [d for d in found if d.name != "val_data_file"]
+        for compute in (batch_changes, rate_changes, epoch_changes):
+            told, names = compute(self.pace, found)
+            changes += told
+            found = [d for d in found if d.name not in names]
+        return changes + [
+            Change((d.name,), d.rule.effect, f"{d}: {d.rule.says}", f"{d.name} {d.now}")
+            for d in found
+        ]
+
+    def _of_another_run(self) -> Iterator[Change]:
+        """Yields that the state was written by another run than the folder's."""
+        own, state = folder_run(self.point.folder), self.point.state.get("run")
+        if own is not None and state is not None and own != state:
+            text = (
+                f"{self.point.path.name} is of another run ({state[:8]}) than the one that"
+                f" {self.point.folder} holds ({own[:8]})"
+            )
+            yield Change((OTHER_RUN,), Effect.REFUSED, text, "another run")
+
+    def _of_unknown_data(self, kept: object) -> Iterator[Change]:
+        """Yields that an older state does not tell what its data was."""
+        if not kept:
+            text = f"{self.point.path.name} does not tell its data, which were not compared"
+            yield Change(("data_file",), Effect.TOLD, text, "")
+
+    def _of_targets(self, known: Sequence[DataIdentity], data: TrainingData) -> Iterator[Change]:
+        """Yields where the same tokens have another loss mask or other documents."""
+        for i, (j, kind) in data.kin_of(known).items():
+            files, now, before = data.files[i], data.identities[i], known[j]
+            masked = self.before["loss_mask"] == self.now["loss_mask"] == "on"
+            if masked and not same_mask(before, files):
+                text = f"the loss mask of {files.name} has other weights: other targets count"
+                yield Change(("loss_mask",), Effect.REFUSED, text, "loss mask")
+            resets = self.before["reset_at_documents"] and self.now["reset_at_documents"]
+            if resets and kind == "same" and before.documents != now.documents:
+                text = f"documents of {files.name} start elsewhere: states are reset there"
+                yield Change(("reset_at_documents",), Effect.REFUSED, text, "documents")
 
 
-def _config_values(state: Mapping[str, Any]) -> dict[str, object]:
-    ...
+def _place(state: Mapping[str, Any], length: RunLength, step: int, ctx_len: int) -> Place:
+    windows = state.get("windows", 1)
+    row_tokens = state.get("tokens_per_step", length.tokens_per_step) * windows
+    # Rows that were begun count as read.
+    read = -(-state["step"] // windows) * row_tokens // state.get("ctx_len", ctx_len)
+    left = None
+    if length.total_steps is not None:
+        left = -(-max(0, length.total_steps - step) // length.windows) * length.batch_samples
+    return Place(read, length.samples(step)[0] - 1, left)
+
+
+def _of_validation(
+    before: Sequence[DataIdentity], now: Sequence[DataIdentity], values: Mapping[str, Any]
+) -> Iterator[Change]:
+    """Yields that the losses from here on are of other text, or the first ones."""
+    if now and list(before) != list(now):
+        told = (
+            "validated on other data: losses cannot be compared with earlier ones"
+            if before or values["val_split"]
+            else "validated from here on"
+        )
+        yield Change(("val_data_file",), Effect.TOLD, f"val_data_file: {told}", "validation")

@@ -7,8 +7,8 @@ cut. Blocks spread over the data are read, a few megabytes at most, however larg
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +40,11 @@ class DataIdentity:
     documents: str | None = None
     manifest: str | None = None
 
+    @property
+    def content(self) -> DataIdentity:
+        """The identity without the name, by which two are compared."""
+        return replace(self, name="")
+
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values for the training state."""
         return asdict(self)
@@ -49,6 +54,32 @@ class DataIdentity:
         """Returns what `as_dict` gave, perhaps in another version."""
         known = cls.__dataclass_fields__
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data sets of this run and their identities, in the order of --data_file."""
+
+    files: Sequence[DataFiles]
+    identities: Sequence[DataIdentity]
+
+    @classmethod
+    def of(cls, files: Sequence[DataFiles]) -> TrainingData:
+        """Returns the data sets with their identities, for which samples of them are read."""
+        return cls(files, [identify(part) for part in files])
+
+    def kin_of(self, known: Sequence[DataIdentity]) -> dict[int, tuple[int, Kinship]]:
+        """Returns data set -> (number among `known`, kinship), for those that were known."""
+        matched: dict[int, tuple[int, Kinship]] = {}
+        kinds: tuple[Kinship, ...] = ("same", "grown")
+        for wanted in kinds:
+            for i, (files, now) in enumerate(zip(self.files, self.identities)):
+                free = set(range(len(known))) - {j for j, _ in matched.values()}
+                fits = [j for j in sorted(free) if kinship(known[j], now, files) == wanted]
+                if i not in matched and fits:
+                    # Its own place first: equal data sets may stand in several.
+                    matched[i] = (i if i in fits else fits[0], wanted)
+        return matched
 
 
 def identify(files: DataFiles, tokens: int | None = None) -> DataIdentity:
@@ -70,9 +101,11 @@ def identify(files: DataFiles, tokens: int | None = None) -> DataIdentity:
     )
 
 
-def kinship(before: DataIdentity, files: DataFiles) -> Kinship:
-    """Tells whether `files` are the data `before`, or that and more behind it, or other data."""
-    now = identify(files)
+def kinship(before: DataIdentity, now: DataIdentity, files: DataFiles) -> Kinship:
+    """Tells whether `files` are the data `before`, or that and more behind it, or other data.
+
+    now: the identity of `files`.
+    """
     if before.tokens > now.tokens:
         return "replaced"
     if before.tokens < now.tokens:

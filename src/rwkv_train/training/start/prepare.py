@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.training.distributed.rank_store import RankStore
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
+from rwkv_train.training.start.changes import with_changes
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
+from rwkv_train.training.start.run_identity import run_id
 from rwkv_train.training.start.run_lock import RunLock
 
 
@@ -22,7 +27,7 @@ class Prepared:
     """Everything a run starts with.
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
-    derived: what was worked out, a line each.
+    derived: what was worked out, a line each. lineage: what states tell of run and data.
     """
 
     config: ResolvedConfig
@@ -30,6 +35,7 @@ class Prepared:
     point: ResumePoint
     samples: RunSamples
     derived: list[str]
+    lineage: Mapping[str, Any]
 
 
 def prepare_run(
@@ -52,6 +58,7 @@ def prepare_run(
     if config.train.train_stage != 1:
         assert opened is not None, "check_fields refuses training without data"
         samples = open_samples(config, opened)
+        point = with_changes(point, config, samples.data, samples.validation)
         derived += mask_notes(samples)
     prepare_libraries(config.hardware.accelerator)
     make_folder(config.train.proj_dir)
@@ -67,4 +74,5 @@ def prepare_run(
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
-    return Prepared(config, for_saving(config, given), point, samples, derived)
+    lineage = {"run": run_id(point, Path(config.train.proj_dir)), "data": samples.identities()}
+    return Prepared(config, for_saving(config, given), point, samples, derived, lineage)

@@ -17,8 +17,7 @@ from rwkv_train.data.sampling.held_out import HeldOut, hold_out
 from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.mixture import Mixture
 from rwkv_train.data.sampling.sample_order import Permutation, RandomStarts, SampleOrder
-from rwkv_train.training.start.data_files import DataFiles
-from rwkv_train.training.start.data_identity import DataIdentity, Kinship, kinship
+from rwkv_train.training.start.data_identity import DataIdentity, Kinship, TrainingData
 from rwkv_train.training.start.sample_history import PartReading, Reading, tokens_read
 
 # Samples to come that are looked at, each in some microseconds.
@@ -35,8 +34,11 @@ _FIELDS = (
 
 
 class Place(NamedTuple):
-    """Where the run resumes: samples read before, those before the next one as this run counts
-    them, and samples to come, None without an end."""
+    """The place at which a run resumes.
+
+    read: samples read before; number: those before the next one, as this run counts them; left:
+    samples to come, None without an end.
+    """
 
     read: int
     number: int
@@ -56,50 +58,34 @@ def sample_changes(
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     found: Sequence[Difference],
-    identities: Sequence[DataIdentity],
-    files: Sequence[DataFiles],
+    known: Sequence[DataIdentity],
+    data: TrainingData,
     place: Place,
 ) -> tuple[list[Change], list[str]]:
     """Returns what is read otherwise, and the names of `found` that this accounts for.
 
-    before, now: leaf name -> value of both runs; identities: of the data of the run before; files:
-    those of this run.
+    before, now: leaf name -> value of both runs; known: identities of the data of the run before.
     """
     differing = [difference for difference in found if difference.name in _FIELDS]
     names = [difference.name for difference in differing]
-    kin = _matched(identities, files)
-    old = _run(before, [identity.tokens for identity in identities])
-    new = _run(now, [part.source.tokens for part in files])
+    kin = data.kin_of(known)
+    old = _run(before, [identity.tokens for identity in known])
+    new = _run(now, [identity.tokens for identity in data.identities])
     if _same_samples(old, new, kin):
-        grown = [files[i].name for i, (_, kind) in kin.items() if kind == "grown"]
+        grown = [data.files[i].name for i, (_, kind) in kin.items() if kind == "grown"]
         told = "the same samples come in the same order: what is new is not read"
         changes = [
             Change(("data_file",), Effect.TOLD, f"{name} has grown; {told}", "data grown")
             for name in grown
         ]
         return changes, names
-    causes = _causes(differing, old, new, kin, len(identities))
-    texts = [*_data_texts(identities, files, kin)]
+    causes = _causes(differing, old, new, kin)
+    texts = [*_data_texts(known, data.identities, kin)]
     texts += [str(d) for d in differing if d.name != "data_file" or not texts]
     effect = "; ".join([*_held_out_effect(old, new, kin), _again(old, new, kin, place)])
     label = ", ".join(f"{d.name} {d.now}" for d in differing if d.name != "data_file") or "data"
     text = f"{', '.join(texts)}: {effect}"
     return [Change(tuple(causes), Effect.REFUSED, text, label)], names
-
-
-def _matched(
-    identities: Sequence[DataIdentity], files: Sequence[DataFiles]
-) -> dict[int, tuple[int, Kinship]]:
-    """Returns part of this run -> (part of the run before, kinship), for the parts that it had."""
-    matched: dict[int, tuple[int, Kinship]] = {}
-    for wanted in ("same", "grown"):
-        for i, part in enumerate(files):
-            taken = {j for j, _ in matched.values()}
-            for j, identity in enumerate(identities):
-                if i not in matched and j not in taken and kinship(identity, part) == wanted:
-                    matched[i] = (j, "same" if wanted == "same" else "grown")
-                    break
-    return matched
 
 
 def _run(values: Mapping[str, Any], tokens: Sequence[int]) -> _Run:
@@ -142,14 +128,12 @@ def _same_samples(old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]]) 
 
 
 def _causes(
-    differing: Sequence[Difference],
-    old: _Run,
-    new: _Run,
-    kin: Mapping[int, tuple[int, Kinship]],
-    parts_before: int,
+    differing: Sequence[Difference], old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]]
 ) -> list[str]:
     """Returns the names under which the change may be accepted; not what follows from others."""
-    others = len(kin) < max(len(new.reading.parts), parts_before) or old.shares != new.shares
+    others = (
+        len(kin) < max(len(new.reading.parts), len(old.reading.parts)) or old.shares != new.shares
+    )
     other_data = others or any(kind != "same" for _, kind in kin.values())
     names = [d.name for d in differing if d.name != "data_file"]
     follow_from = ["data_file"] if other_data else []
@@ -160,24 +144,22 @@ def _causes(
 
 
 def _data_texts(
-    identities: Sequence[DataIdentity],
-    files: Sequence[DataFiles],
+    known: Sequence[DataIdentity],
+    now: Sequence[DataIdentity],
     kin: Mapping[int, tuple[int, Kinship]],
 ) -> Iterator[str]:
-    for i, part in enumerate(files):
+    """Yields what has become of every data set."""
+    for i, part in enumerate(now):
         if i not in kin:
-            yield f"data_file {part.name} is other data ({part.source.tokens:,} tokens)"
+            yield f"data_file {part.name} is other data ({part.tokens:,} tokens)"
         elif kin[i][1] == "grown":
-            tokens = identities[kin[i][0]].tokens
-            yield f"data_file {part.name} has grown from {tokens:,} to {part.source.tokens:,} tokens"
-    gone = set(range(len(identities))) - {j for j, _ in kin.values()}
-    for j in sorted(gone):
-        yield f"{identities[j].name} ({identities[j].tokens:,} tokens) is no longer read"
+            before = known[kin[i][0]].tokens
+            yield f"data_file {part.name} has grown from {before:,} to {part.tokens:,} tokens"
+    for j in sorted(set(range(len(known))) - {j for j, _ in kin.values()}):
+        yield f"{known[j].name} ({known[j].tokens:,} tokens) is no longer read"
 
 
-def _held_out_effect(
-    old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]]
-) -> Iterator[str]:
+def _held_out_effect(old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]]) -> Iterator[str]:
     """Yields how many of the slots that are held out now may have been trained on."""
     order = new.reading.parts[0].order
     if not isinstance(order, Permutation) or order.held_out is None or 0 not in kin:
@@ -198,10 +180,7 @@ def _again(old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]], place: 
     ctx_len = new.values["ctx_len"]
     ahead = _AHEAD if place.left is None else min(place.left, _AHEAD)
     counts = old.reading.counts(place.read)
-    read = {
-        i: tokens_read(old.reading.parts[j], counts[j])
-        for i, (j, _) in kin.items()
-    }
+    read = {i: tokens_read(old.reading.parts[j], counts[j]) for i, (j, _) in kin.items()}
     if not read:
         return f"the {place.read:,} samples so far were of other data"
     if any(known is None for known in read.values()):
