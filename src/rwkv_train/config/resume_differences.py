@@ -44,7 +44,7 @@ class Change:
 
 
 def differences(before: Mapping[str, object], config: ResolvedConfig) -> list[Difference]:
-    """Returns what this run uses and has otherwise than `before`, in the order of the schema.
+    """Returns what this run uses and has otherwise than `before`, in the order of the table.
 
     before: `known_values`. Fields without effect are no differences.
     """

@@ -21,6 +21,7 @@ from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.train_log import TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
 from rwkv_train.training.start.prepare import Prepared
+from rwkv_train.training.start.run_identity import append_start, start_record
 
 
 def begin_reporting(
@@ -39,6 +40,8 @@ def begin_reporting(
         write_atomically(folder / "config.yaml", dump_config(prepared.saved_config).encode())
         if samples.characters is not None:
             _write_vocabulary(folder, samples.characters)
+        tokens, run = step * length.tokens_per_step, prepared.lineage["run"]
+        append_start(folder, start_record(run, prepared.point, step, tokens))
         reporters = _open_logs(config, folder, length, step, deepspeed)
     except OSError as error:
         raise ConfigError(

@@ -19,7 +19,7 @@ from rwkv_train.config.resume_differences import (
     leaf_values,
 )
 from rwkv_train.config.resume_rules import OTHER_RUN, Effect
-from rwkv_train.config.run_length import RunLength, run_length
+from rwkv_train.config.run_length import RunLength, run_length, total_steps
 from rwkv_train.config.schema import listed
 from rwkv_train.errors import ConfigError
 from rwkv_train.training.start.data_identity import DataIdentity, TrainingData, same_mask
@@ -86,7 +86,9 @@ class _Comparison:
         length = run_length(config)
         progress = resume_progress(point, config, length).progress
         pace = Pace.of(point.state, before, config, progress)
-        place = _place(point.state, length, progress.step, config.data.ctx_len)
+        # To the end of the schedule: where a start pauses says nothing of what will be read.
+        end = total_steps(config)
+        place = _place(point.state, length, progress.step, config.data.ctx_len, end)
         return cls(point, before, leaf_values(config), differences(before, config), pace, place)
 
     def changes(self, data: TrainingData, validation: Sequence[DataIdentity]) -> list[Change]:
@@ -140,14 +142,16 @@ class _Comparison:
                 yield Change(("reset_at_documents",), Effect.REFUSED, text, "documents")
 
 
-def _place(state: Mapping[str, Any], length: RunLength, step: int, ctx_len: int) -> Place:
+def _place(
+    state: Mapping[str, Any], length: RunLength, step: int, ctx_len: int, end: int | None
+) -> Place:
     windows = state.get("windows", 1)
     row_tokens = state.get("tokens_per_step", length.tokens_per_step) * windows
     # Rows that were begun count as read.
     read = -(-state["step"] // windows) * row_tokens // state.get("ctx_len", ctx_len)
     left = None
-    if length.total_steps is not None:
-        left = -(-max(0, length.total_steps - step) // length.windows) * length.batch_samples
+    if end is not None:
+        left = -(-max(0, end - step) // length.windows) * length.batch_samples
     return Place(read, length.samples(step)[0] - 1, left)
 
 

@@ -15,6 +15,7 @@ from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.changes import with_changes
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.discover import discover
+from rwkv_train.training.start.fingerprint import require_agreement, run_fingerprint
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
@@ -60,6 +61,8 @@ def prepare_run(
         samples = open_samples(config, opened)
         point = with_changes(point, config, samples.data, samples.validation)
         derived += mask_notes(samples)
+        if ranks.world_size > 1:
+            require_agreement(ranks, run_fingerprint(config, point, samples))
     prepare_libraries(config.hardware.accelerator)
     make_folder(config.train.proj_dir)
     # A new folder; one that was there has been locked before it was read.
