@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rwkv_train.config.load import dump_config, saved_values
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.resume_rules import RULES, Effect, Rule
+from rwkv_train.config.resume_rules import RULES, Effect, ResumeRule
 from rwkv_train.config.schema import RunConfig, listed
 from rwkv_train.config.sections import sections_of
 
@@ -24,7 +24,7 @@ class Difference(NamedTuple):
     name: str
     before: object
     now: object
-    rule: Rule
+    rule: ResumeRule
 
     def __str__(self) -> str:
         return f"{self.name} {_shown(self.before)} -> {_shown(self.now)}"
@@ -32,7 +32,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """What a resumed run has otherwise, for people: the fields it is about, and what follows.
+    """A difference and its consequence, for people: the fields that it is about, and their effect.
 
     label: a few words for a plot.
     """

@@ -1,4 +1,4 @@
-"""What a change of each setting means to a run that resumes: the one table that decides.
+"""The one table that decides what a change of each setting means to a run that resumes.
 
 Every field of the configuration has a row, which a test holds. Values are compared as they were
 resolved, so that a default that is written out is no change. Pure: what a change does to the
@@ -61,7 +61,7 @@ def _follows_mini_epochs(config: ResolvedConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class Rule:
+class ResumeRule:
     """Meaning of a change of one field.
 
     says: its effect in words, "" where the caller computes it. applies: whether this run uses the
@@ -73,24 +73,24 @@ class Rule:
     applies: Callable[[ResolvedConfig], bool] = _always
 
 
-_NOTHING = Rule(Effect.NONE)
-_OF_THE_WEIGHTS = Rule(Effect.FIXED, "the state's weights have the other shape")
-_ADAPTER = Rule(Effect.FIXED, "the state's adapters were made with the other", _has_adapters)
+_NOTHING = ResumeRule(Effect.NONE)
+_OF_THE_WEIGHTS = ResumeRule(Effect.FIXED, "the state's weights have the other shape")
+_ADAPTER = ResumeRule(Effect.FIXED, "the state's adapters were made with the other", _has_adapters)
 # The caller computes what becomes of the samples.
-_SAMPLES = Rule(Effect.REFUSED)
-_RATE = Rule(Effect.COURSE)
-_BATCH = Rule(Effect.ROUNDING)
-_MOMENTS = Rule(Effect.COURSE, "the moments so far were averaged with the other")
-_SAME_MATHEMATICS = Rule(Effect.ROUNDING, "the same mathematics, rounded elsewhere")
-_MISHAPS = Rule(Effect.TOLD, "counts from the next bad step on")
-_VALIDATION = Rule(
+_SAMPLES = ResumeRule(Effect.REFUSED)
+_RATE = ResumeRule(Effect.COURSE)
+_BATCH = ResumeRule(Effect.ROUNDING)
+_MOMENTS = ResumeRule(Effect.COURSE, "the moments so far were averaged with the other")
+_SAME_MATHEMATICS = ResumeRule(Effect.ROUNDING, "the same mathematics, rounded elsewhere")
+_MISHAPS = ResumeRule(Effect.TOLD, "counts from the next bad step on")
+_VALIDATION = ResumeRule(
     Effect.TOLD, "validation losses cannot be compared with earlier ones", _validates
 )
-_MUON = Rule(Effect.COURSE, "counts for Muon's matrices from here on", _has_muon)
+_MUON = ResumeRule(Effect.COURSE, "counts for Muon's matrices from here on", _has_muon)
 
-RULES: Mapping[str, Rule] = {
+RULES: Mapping[str, ResumeRule] = {
     # model
-    "rwkv_version": Rule(Effect.FIXED, "the state's weights are of the other version"),
+    "rwkv_version": ResumeRule(Effect.FIXED, "the state's weights are of the other version"),
     "n_layer": _OF_THE_WEIGHTS,
     "n_embd": _OF_THE_WEIGHTS,
     "dim_att": _OF_THE_WEIGHTS,
@@ -103,27 +103,27 @@ RULES: Mapping[str, Rule] = {
     "rank_value": _OF_THE_WEIGHTS,
     "rank_gate": _OF_THE_WEIGHTS,
     "head_qk": _OF_THE_WEIGHTS,
-    "head_size_divisor": Rule(
+    "head_size_divisor": ResumeRule(
         Effect.REFUSED, "another group norm: the trained weights compute something else"
     ),
-    "dropout": Rule(Effect.COURSE, "counts from here on"),
+    "dropout": ResumeRule(Effect.COURSE, "counts from here on"),
     # data
     "data_file": _SAMPLES,
     "mix_tokens": _SAMPLES,
-    "data_type": Rule(Effect.REFUSED, "the file is read as other tokens"),
+    "data_type": ResumeRule(Effect.REFUSED, "the file is read as other tokens"),
     "ctx_len": _SAMPLES,
     "magic_prime": _SAMPLES,
     "sampling": _SAMPLES,
     "sample_offset": _SAMPLES,
-    "loss_mask": Rule(Effect.REFUSED, "other targets count in the loss"),
-    "reset_at_documents": Rule(
+    "loss_mask": ResumeRule(Effect.REFUSED, "other targets count in the loss"),
+    "reset_at_documents": ResumeRule(
         Effect.REFUSED, "what a sample reads before a document's start counts, or no longer does"
     ),
     "val_data_file": _VALIDATION,
-    "val_split": Rule(Effect.FIXED, "what was held out would be trained on, or the reverse"),
+    "val_split": ResumeRule(Effect.FIXED, "what was held out would be trained on, or the reverse"),
     "val_samples": _VALIDATION,
     "val_ctx_len": _VALIDATION,
-    "tokenizer": Rule(
+    "tokenizer": ResumeRule(
         Effect.TOLD, "the tokens stay those of the data; bits per byte may differ", _validates
     ),
     "num_workers": _NOTHING,
@@ -133,14 +133,16 @@ RULES: Mapping[str, Rule] = {
     "warmup_steps": _RATE,
     "beta1": _MOMENTS,
     "beta2": _MOMENTS,
-    "adam_eps": Rule(Effect.COURSE, "counts from here on"),
-    "weight_decay": Rule(Effect.COURSE, "counts from here on"),
-    "weight_decay_final": Rule(Effect.COURSE, "the decay's curve is another from here on"),
-    "grad_clip": Rule(Effect.COURSE, "counts from here on"),
-    "layerwise_lr": Rule(Effect.COURSE, "some groups have another rate from here on"),
-    "special_lr_factor": Rule(Effect.COURSE, "the special groups have another rate from here on"),
+    "adam_eps": ResumeRule(Effect.COURSE, "counts from here on"),
+    "weight_decay": ResumeRule(Effect.COURSE, "counts from here on"),
+    "weight_decay_final": ResumeRule(Effect.COURSE, "the decay's curve is another from here on"),
+    "grad_clip": ResumeRule(Effect.COURSE, "counts from here on"),
+    "layerwise_lr": ResumeRule(Effect.COURSE, "some groups have another rate from here on"),
+    "special_lr_factor": ResumeRule(
+        Effect.COURSE, "the special groups have another rate from here on"
+    ),
     "hold_epochs": _RATE,
-    "optimizer": Rule(Effect.COURSE, "the moments start empty"),
+    "optimizer": ResumeRule(Effect.COURSE, "the moments start empty"),
     "muon_lr": _MUON,
     "muon_momentum": _MUON,
     "muon_nesterov": _MUON,
@@ -157,25 +159,27 @@ RULES: Mapping[str, Rule] = {
     # They end a start, and the next one resumes there.
     "max_steps": _NOTHING,
     "exit_epoch": _NOTHING,
-    "epoch_steps": Rule(Effect.TOLD, "files are numbered by the new mini-epochs from here on"),
-    "epoch_count": Rule(_RATE.effect, "", _follows_mini_epochs),
+    "epoch_steps": ResumeRule(
+        Effect.TOLD, "files are numbered by the new mini-epochs from here on"
+    ),
+    "epoch_count": ResumeRule(_RATE.effect, "", _follows_mini_epochs),
     "epoch_begin": _NOTHING,
     "epoch_save": _NOTHING,
     "val_every": _NOTHING,
     "save_best": _NOTHING,
-    "save_fp32": Rule(Effect.TOLD, "the format of rwkv-N.pth changes, training does not"),
-    "train_type": Rule(Effect.FIXED, "another part of the model was trained"),
-    "random_seed": Rule(
+    "save_fp32": ResumeRule(Effect.TOLD, "the format of rwkv-N.pth changes, training does not"),
+    "train_type": ResumeRule(Effect.FIXED, "another part of the model was trained"),
+    "random_seed": ResumeRule(
         Effect.REFUSED, "samples lie at other random positions", _samples_at_random
     ),
     "grad_cp": _SAME_MATHEMATICS,
     "chunk_len": _SAME_MATHEMATICS,
-    "bptt_chunks": Rule(Effect.COURSE, "gradients reach another distance from here on"),
+    "bptt_chunks": ResumeRule(Effect.COURSE, "gradients reach another distance from here on"),
     "accept_changes": _NOTHING,
     # adapter
     "lora_r": _ADAPTER,
     "lora_alpha": _ADAPTER,
-    "lora_dropout": Rule(Effect.COURSE, "counts from here on", _has_adapters),
+    "lora_dropout": ResumeRule(Effect.COURSE, "counts from here on", _has_adapters),
     "lora_targets": _ADAPTER,
     "lora_init": _ADAPTER,
     "lora_dora": _ADAPTER,
@@ -189,18 +193,20 @@ RULES: Mapping[str, Rule] = {
     "keep_every": _NOTHING,
     "keep_last_weights": _NOTHING,
     "on_bad_step": _MISHAPS,
-    "spike_sigma": Rule(Effect.COURSE, "other steps are spikes, which are skipped, from here on"),
+    "spike_sigma": ResumeRule(
+        Effect.COURSE, "other steps are spikes, which are skipped, from here on"
+    ),
     "bad_steps_before_rollback": _MISHAPS,
     "max_rollbacks": _MISHAPS,
     # hardware
     "accelerator": _SAME_MATHEMATICS,
     "devices": _BATCH,
     "num_nodes": _BATCH,
-    "precision": Rule(
+    "precision": ResumeRule(
         Effect.COURSE, "steps are computed in it from here on; the state is fp32 in any case"
     ),
     "strategy": _SAME_MATHEMATICS,
-    "ds_bucket_mb": Rule(Effect.ROUNDING, "gradients are summed in other buckets", _has_zero),
+    "ds_bucket_mb": ResumeRule(Effect.ROUNDING, "gradients are summed in other buckets", _has_zero),
     "wkv_backend": _SAME_MATHEMATICS,
     "head_chunk": _SAME_MATHEMATICS,
     # log

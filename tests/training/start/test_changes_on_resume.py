@@ -8,9 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 import train
 from make_data import main as make_data
+from rwkv_train.checkpoint.resume import load_state, save_state
+from rwkv_train.training.start.run_identity import (
+    append_start,
+    change_marks,
+    folder_run,
+    read_starts,
+)
 
 BASE = {"max_steps": 4, "exit_tokens": 12 * 128, "epoch_steps": 4}
 
@@ -193,3 +201,76 @@ def test_a_change_of_samples_or_model_is_refused_unless_it_is_accepted(name: str
     # The next start compares with this one, whose state is the newest.
     status, told = resume(**{**changes, "max_steps": 6})
     assert status == 0 and "exact continuation" in told, told
+
+
+def test_a_state_of_another_run_is_refused_unless_it_is_accepted(
+    resume: Resume, paused: Path, texts: Path, tmp_path: Path
+):
+    other = tmp_path / "other"
+    assert train.main(line(other, data_file=texts / "a", random_seed=1, max_steps=8)) == 0
+    status, told = resume()
+    assert status == 0, told
+    # Further in the data than this folder's own.
+    shutil.copy(other / "rwkv-1.state", tmp_path / "out" / "rwkv-1.state")
+    status, told = resume(max_steps=9)
+    assert status == 2 and "rwkv-1.state is of another run" in told, told
+    assert told.rstrip().endswith("--accept_changes run")
+    status, told = resume(max_steps=9, accept_changes="run")
+    assert status == 0 and "is of another run" in told and "exact continuation" not in told
+    # From here on the folder holds the run that was taken over.
+    assert "exact continuation" in resume(max_steps=10)[1]
+
+
+def test_a_state_that_was_moved_to_an_empty_folder_is_the_same_run(
+    resume: Resume, paused: Path, tmp_path: Path
+):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(paused / "rwkv-0.state", folder)
+    status, told = resume()
+    assert status == 0 and "exact continuation at step 4\n" in told, told
+    own, moved = (read_starts(place)[-1] for place in (paused, folder))
+    assert own["run"] == moved["run"] == load_state(folder / "rwkv-1.state")["run"]
+
+
+def test_a_state_that_does_not_tell_its_data_is_resumed_and_that_is_said(
+    resume: Resume, paused: Path, tmp_path: Path
+):
+    state = load_state(paused / "rwkv-0.state")
+    older = {name: value for name, value in state.items() if name not in ("data", "run", "format")}
+    (tmp_path / "out").mkdir()
+    save_state(tmp_path / "out" / "rwkv-0.state", older)
+    status, told = resume()
+    assert status == 0 and "does not tell its data, which were not compared" in told, told
+
+
+def test_held_out_slots_of_grown_data_were_trained_on(
+    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    split = {"val_split": 9, "max_steps": 6}
+    assert train.main(line(tmp_path / "out", data_file=texts / "a", **split)) == 0
+    capfd.readouterr()
+    assert train.main(line(tmp_path / "out", data_file=texts / "b", **split)) == 2
+    told = capfd.readouterr().err
+    assert "of the 9 samples that --val_split holds out are among those" in told
+    assert "--accept_changes data_file" in told
+
+
+def test_accepting_what_has_not_changed_is_said(resume: Resume):
+    status, told = resume(accept_changes="ctx_len")
+    assert status == 0 and "accept_changes ctx_len is not used: it has not changed" in told
+
+
+def test_changes_are_kept_for_the_plot_until_the_run_goes_back(tmp_path: Path):
+    for tokens, labels in [(0, []), (100, ["lr_init 1"]), (300, ["batch 8"]), (200, ["a", "b"])]:
+        append_start(tmp_path, {"run": "x", "tokens": tokens, "labels": labels})
+    (tmp_path / "starts.jsonl").open("a").write('{"run": "torn')
+    assert change_marks(tmp_path) == [(100, "lr_init 1"), (200, "a, b")]
+    assert folder_run(tmp_path) == "x" and change_marks(tmp_path / "missing") == []
+
+
+def test_loss_png_marks_a_change(resume: Resume, monkeypatch: pytest.MonkeyPatch):
+    marked = []
+    monkeypatch.setattr(Axes, "axvline", lambda axes, place, **options: marked.append(place))
+    status, told = resume(plot=1, lr_init="5e-4")
+    assert status == 0 and set(marked) == {512}, told

@@ -54,8 +54,8 @@ def test_the_first_difference_names_rank_host_and_both_values():
         ({"random_seed": 5}, "--random_seed"),
         ({"micro_bsz": 2}, "length of the run"),
         ({"dropout": 0.1}, "--dropout"),
-        ({"val_data_file": "{corpus}"}, "validation data 0"),
-        ({"data_file": "{corpus}_val"}, "training data 0"),
+        ({"val_data_file": "{corpus}_val"}, "validation data"),
+        ({"data_file": "{corpus}_val"}, "training data"),
     ],
 )
 def test_other_flags_and_other_data_differ(flags, corpus: Path, changes, named: str):

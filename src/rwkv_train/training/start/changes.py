@@ -1,4 +1,4 @@
-"""What has changed since the state of a resumed run was written; told, or refused.
+"""Changes since the state of a resumed run was written: each is told, or refused.
 
 The table of `config.resume_rules` decides; what depends on the place of the run is computed here.
 """

@@ -1,4 +1,4 @@
-"""What tells data from other data, kept in training states: sizes, and digests of samples of it.
+"""Identity of data, kept in training states: sizes, and digests of samples.
 
 The same tokens are the same data whatever their file is called and into how many shards they are
 cut. Blocks spread over the data are read, a few megabytes at most, however large it is.

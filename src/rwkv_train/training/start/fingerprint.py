@@ -1,4 +1,4 @@
-"""What all ranks have to agree on before the first step, compared name by name.
+"""Agreement of all ranks before the first step, compared name by name.
 
 Machines that do not share a folder, flags, data or code would train on: with losses that look
 right, until one of them waits for ever.
@@ -52,11 +52,10 @@ def run_fingerprint(
         "length of the run": f"{length.total_steps} steps of {length.tokens_per_step} tokens",
     }
     for role, parts in samples.identities().items():
-        for part in parts:
-            # Everything but the name.
-            content = {key: value for key, value in part.items() if key != "name"}
-            number = sum(key.startswith(role) for key in found)
-            found[f"{role} data {number}"] = f"{part['tokens']} tokens, {_short(content)}"
+        # Everything but the name.
+        contents = [{k: v for k, v in part.items() if k != "name"} for part in parts]
+        tokens = sum(part["tokens"] for part in parts)
+        found[f"{role} data"] = f"{tokens:,} tokens, {_short(contents)}" if parts else "none"
     for name, value in leaf_values(config).items():
         if name not in _OF_A_MACHINE:
             found[f"--{name}"] = str(value)

@@ -1,4 +1,4 @@
-"""What a resumed run does faster or slower than before: batch, mini-epochs and learning rate."""
+"""Changes of the pace of a resumed run: batch, mini-epochs and learning rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a resumed run reads otherwise than before: other data, another order, another length.
+"""Changes of what a resumed run reads: other data, another order, another length.
 
 Both runs are described alike, from the settings that their states hold and from the identity of
 their data, so that settings that come to the same are no change, however they are spelled.
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Run:
-    """What one of the two runs reads; shares: of the mixture, begin and end."""
+    """The reading of one of the two runs; shares: of the mixture, begin and end."""
 
     values: Mapping[str, Any]
     reading: Reading

@@ -1,4 +1,4 @@
-"""What a run has read, as arithmetic: how much of what comes next was read before.
+"""Arithmetic of what a run has read: how much of what comes next was read before.
 
 Sample n of a permutation is found from its slot as well as the slot from n, so that no list is
 needed, however far a run is.
