@@ -54,6 +54,15 @@ def test_a_rank_alone_needs_nobody():
     alone.leave(seconds=60)
 
 
+def test_leaving_waits_for_those_who_came_and_live():
+    first, second, third = stores(4)[:3]
+    assert all(rank.take_place() for rank in (first, second, third))
+    second.leave(0)
+    first.leave(0, rank=third.rank)
+    # The fourth has never come; without an end this test would not end.
+    first.leave(seconds=3600)
+
+
 def test_a_rank_that_leaves_takes_along_those_who_wait_for_it():
     def call(ranks: RankStore) -> Any:
         if ranks.rank == 1:
@@ -77,8 +86,31 @@ def test_the_first_fault_counts():
 
 
 def test_a_rank_that_does_not_come_is_named_after_the_time():
-    first = stores(3, seconds=0.1)[0]
-    with pytest.raises(TrainingError, match=r"ranks 1, 2 of 3 did not answer for 0\.1 s"):
+    first, second, _ = stores(3, start_seconds=0.1, seconds=0.4)
+    with pytest.raises(TrainingError, match=r"ranks 0, 1, 2 of 3 did not start within 0\.1 s"):
+        first.gather("plan", 0)
+    assert first.take_place() and second.take_place()
+    with pytest.raises(TrainingError, match=r"rank 2 of 3 did not start within 0\.1 s"):
+        first.gather("plan", 0)
+
+
+def test_a_rank_that_has_come_gets_more_time():
+    ranks = stores(2, start_seconds=0.05, seconds=0.3)
+    assert all(rank.take_place() for rank in ranks)
+    with pytest.raises(TrainingError, match=r"rank 1 of 2 did not answer within 0\.3 s"):
+        ranks[0].gather("plan", 0)
+
+
+def test_two_processes_of_one_rank_are_seen():
+    ranks = stores(2)
+    assert ranks[1].take_place()
+    assert not ranks[1].take_place()
+    assert RankStore().take_place()
+
+
+def test_ranks_that_are_missing_are_named_by_machine():
+    first = RankStore(HashStore(), world_size=6, machines=3, start_seconds=0.05, host="a")
+    with pytest.raises(TrainingError, match=r"machines 0, 1, 2 of 3 \(ranks 0, 1, 2, 3, 4, 5 of 6"):
         first.gather("plan", 0)
 
 
@@ -88,7 +120,7 @@ def test_a_long_wait_is_announced_by_one_rank(
     monkeypatch.setattr("rwkv_train.training.distributed.rank_store.ANNOUNCED_AFTER_SECONDS", 0.05)
     shared = HashStore()
     for announces in (False, True):
-        first = RankStore(shared, world_size=2, seconds=0.3, announces=announces)
+        first = RankStore(shared, world_size=2, start_seconds=0.3, announces=announces)
         with pytest.raises(TrainingError):
             first.gather(f"plan{announces}", 0)
     assert capsys.readouterr().err == "waiting for rank 1 of 2 ...\n"

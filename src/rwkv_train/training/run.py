@@ -15,7 +15,8 @@ from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
-from rwkv_train.training.distributed.rank_store import RemoteRankError
+from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group
+from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
 from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.loader import RunData
@@ -26,6 +27,7 @@ from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.initial_weights import make_model
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.resume_point import FromState
@@ -38,20 +40,12 @@ from rwkv_train.training.validation import Validator
 ENDLESS = 10**12
 
 
-def run(prepared: Prepared) -> int:
+def run(prepared: Prepared, ranks: Ranks) -> int:
     """Trains from the resume point to the end of the run.
 
-    Returns the exit status: 0 at the end, 128 + n after signal n, that of the fault on the ranks
-    that leave because of another's. Raises TrainerError.
+    Returns the exit status: 0 at the end, 128 + n after signal n. Raises TrainerError, and
+    RemoteRankError on the ranks that leave because of another's fault.
     """
-    try:
-        return _train(prepared)
-    except RemoteRankError as error:
-        # Rank zero tells the user.
-        return error.fault.status
-
-
-def _train(prepared: Prepared) -> int:
     config, samples = prepared.config, prepared.samples
     length = run_length(config)
     point, progress = resume_progress(prepared.point, config, length)
@@ -71,14 +65,19 @@ def _train(prepared: Prepared) -> int:
     reporters: list[Reporter] = []
     if is_rank_zero():
         learns = [] if config.train.train_type == "all" else [describe_trained(model)]
-        notes = [*prepared.derived, *learns, *samples.notes, *point.notes]
-        _print_header(prepared, length, point.describe(progress.step), model, groups, notes)
+        notes = [*ranks.launch.notes, *prepared.derived, *learns, *samples.notes, *point.notes]
+        started = ranks.launch.describe()
+        _print_header(
+            prepared, length, started, point.describe(progress.step), model, groups, notes
+        )
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
     conventions = VERSIONS[config.model.rwkv_version].conventions
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     veto = StepVeto(detector)
+    saver = Saver(config, length, detector, base, prepared.lineage, prepared.lock.fault)
+    ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     callback = StepCallback(
         config,
         length,
@@ -87,12 +86,13 @@ def _train(prepared: Prepared) -> int:
         state=point.state if isinstance(point, FromState) else None,
         detector=detector,
         veto=veto,
-        saver=Saver(config, length, detector, base, prepared.lineage),
+        saver=saver,
         validator=Validator(config, samples.held_out),
         reporters=reporters,
     )
     module = TrainingModule(model, groups, config.optim, config.hardware, carried, veto.allows)
-    trainer = build_trainer(config, strategy, callback)
+    begin_group(ranks, config.hardware)
+    trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
     steps = (length.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
     if trainer.interrupted:
@@ -105,6 +105,7 @@ def _train(prepared: Prepared) -> int:
 def _print_header(
     prepared: Prepared,
     length: RunLength,
+    processes: str,
     start: str,
     model: RWKV,
     groups: list[ParameterGroup],
@@ -114,12 +115,14 @@ def _print_header(
     print_header(
         prepared.config,
         length,
+        processes=processes,
         start=start,
         parameters=sum(p.numel() for p in model.parameters()),
         data_tokens=samples.training.tokens,
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
         changes=[change.text for change in prepared.point.changes],
+        operators=describe_operators(prepared.operators, prepared.config.hardware.accelerator),
         notes=notes,
     )
 

@@ -25,7 +25,7 @@ from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.optimizer import set_rates
 from rwkv_train.training.optim.schedule import Schedule, learning_rate, weight_decay
 from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import EpochRecord, StepRecord
+from rwkv_train.training.reporting.records import EmptyStepRecord, EpochRecord, StepRecord
 from rwkv_train.training.reporting.reporter import Reporter, notify
 from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.validation import Validator
@@ -110,10 +110,12 @@ class StepCallback(pl.Callback):
             return
         outcome = self._veto.take_outcome()
         self._leave(trainer, pl_module, outcome.flags)
-        if outcome.fault is None:
-            self._count(outcome)
-        else:
+        if outcome.fault is not None:
             self._skip(trainer, pl_module, outcome)
+        elif outcome.is_empty:
+            self._pass_over()
+        else:
+            self._count(outcome)
         self._report_saves()
         # The mini-epoch first: what it saves makes a save in between unnecessary, and its
         # validation the one that may be due at this step too.
@@ -175,6 +177,7 @@ class StepCallback(pl.Callback):
             data_fault=module.data_fault() is not None,
             save_due=first and self._saver.due(self._progress.step + 1),
             saves_failed=first and self._saver.fault() is not None,
+            counts_tokens=module.counts_tokens(),
         )
 
     def _leave(self, trainer: pl.Trainer, module: TrainingModule, flags: RankFlags) -> None:
@@ -211,6 +214,16 @@ class StepCallback(pl.Callback):
         )
         self._last = record
         notify(self._reporters, lambda reporter: reporter.on_step(record, self._progress))
+
+    def _pass_over(self) -> None:
+        """Counts a step with nothing to learn: its samples are read, and nothing changes."""
+        step, length = self._progress.step, self._length
+        self._progress.skip_step()
+        self._detector.record_empty()
+        first, last = length.samples(step)
+        record = EmptyStepRecord(step, [first, last], (step + 1) * length.tokens_per_step)
+        notify(self._reporters, lambda reporter: reporter.on_empty_step(record))
+        self._step_began = time.perf_counter()
 
     def _skip(self, trainer: pl.Trainer, module: TrainingModule, outcome: StepOutcome) -> None:
         """Counts a step that was skipped; after several in a row the run rolls back. Collective."""

@@ -45,6 +45,7 @@ class Saver:
     detector: what it has seen belongs into the state.
     base: what the state remembers of a frozen base model, see `base_model`.
     lineage: what it tells of run and data, see `prepare`.
+    folder_fault: tells why nothing may be written into the project folder any more.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Saver:
         detector: Stateful,
         base: Mapping[str, Any] | None = None,
         lineage: Mapping[str, Any] | None = None,
+        folder_fault: Callable[[], TrainingError | None] = lambda: None,
     ) -> None:
         self._lineage = lineage or {}
         self._config = config
+        self._folder_fault = folder_fault
         self._length = length
         self._detector = detector
         self._base = base
@@ -114,7 +117,7 @@ class Saver:
         Saves have failed, or had nothing finite to write, too often.
         """
         self._note_end()
-        return self._error()
+        return self._folder_fault() or self._error()
 
     def take_written(self) -> list[Path]:
         """Returns the files that were written since the last call."""
@@ -196,6 +199,8 @@ class Saver:
     def _error(self) -> TrainingError | None:
         if self._job is None or not self._job.is_finished or self._job.fault is None:
             return None
+        if isinstance(self._job.fault, TrainingError):
+            return self._job.fault
         cause = self._job.fault.in_one_line()
         if self._job.is_refused:
             return TrainingError(f"the model cannot be saved: {cause}")

@@ -5,12 +5,26 @@ A rank that left alone would leave the others waiting in the next collective cal
 
 from __future__ import annotations
 
+import socket
 from typing import Any, NoReturn, overload
 
 import torch
+from torch import Tensor
 
 from rwkv_train.errors import TrainerError, exit_status
 from rwkv_train.training.distributed.rank_store import RankFault, RemoteRankError
+
+
+def mean_over_ranks(strategy: Any, own: Tensor) -> Tensor:
+    """Returns the mean of what every rank passes, [n] on its device. Collective.
+
+    Lightning's own reduction waits for all ranks before it begins to.
+    """
+    if strategy.world_size == 1:
+        return own
+    total = own.clone()
+    torch.distributed.all_reduce(total)
+    return total / strategy.world_size
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:
@@ -50,13 +64,14 @@ def raise_on_all_ranks(strategy: Any, fault: None) -> None: ...
 def raise_on_all_ranks(strategy: Any, fault: TrainerError | None) -> None:
     """Raises the fault of the first rank that has one, on every rank. Collective.
 
-    Rank zero raises the fault itself, the others RemoteRankError, so that the user reads one line.
-    Without a fault it is a barrier.
+    That rank raises it itself, the others RemoteRankError, so that the user reads one line. Without
+    a fault it is a barrier.
     """
-    for rank, found in enumerate(gather_objects(strategy, fault)):
-        if found is None:
-            continue
-        if strategy.is_global_zero:
-            raise found
-        told = RankFault(rank, "another machine", found.in_one_line(), exit_status(found))
-        raise RemoteRankError(told)
+    rank = strategy.global_rank
+    told = None
+    if fault is not None:
+        told = RankFault(rank, socket.gethostname(), fault.in_one_line(), exit_status(fault))
+    for found in filter(None, gather_objects(strategy, told)):
+        if fault is not None and found.rank == rank:
+            raise fault
+        raise RemoteRankError(found)

@@ -17,19 +17,22 @@ def print_header(
     config: ResolvedConfig,
     length: RunLength,
     *,
+    processes: str,
     start: str,
     parameters: int,
     data_tokens: int,
     groups: Sequence[ParameterGroup],
     held_out: Sequence[tuple[str, int]],
     changes: Sequence[str],
+    operators: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> None:
     """Prints the run's header.
 
-    start: where it starts; changes: since the last start, a line each; parameters: of the model,
-    frozen ones too; held_out: name and number of validation samples of each source; notes: a line
-    each.
+    processes: how many, and who started them; start: where the run starts; changes: since the last
+    start, a line each; parameters: of the model, frozen ones too; held_out: name and number of
+    validation samples of each source; operators: name and text of the lines about backends; notes:
+    a line each.
     """
     hardware = config.hardware
     print(
@@ -37,6 +40,7 @@ def print_header(
         f"{hardware.num_nodes * hardware.devices} x {_device_name(hardware.accelerator)}, "
         f"strategy {hardware.strategy}, torch {torch.__version__}"
     )
+    _line("processes", processes)
     _line("model", _model(config, parameters))
     _line("data", _data(config, data_tokens))
     _line("batch", _batch(config, length))
@@ -50,6 +54,8 @@ def print_header(
     _line("safety", _safety(config.safety))
     _line("optimizer", _optimizer(config))
     _line("groups", "; ".join(_group(group) for group in groups))
+    for name, text in operators:
+        _line(name, text)
     _line("start", start)
     if changes:
         _line("changed", "since the last start:")

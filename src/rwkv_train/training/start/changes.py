@@ -107,10 +107,7 @@ class _Comparison:
             told, names = compute(self.pace, found)
             changes += told
             found = [d for d in found if d.name not in names]
-        return changes + [
-            Change((d.name,), d.rule.effect, f"{d}: {d.rule.says}", f"{d.name} {d.now}")
-            for d in found
-        ]
+        return changes + [_change(difference) for difference in found]
 
     def _of_another_run(self) -> Iterator[Change]:
         """Yields that the state was written by another run than the folder's."""
@@ -140,6 +137,15 @@ class _Comparison:
             if resets and kind == "same" and before.documents != now.documents:
                 text = f"documents of {files.name} start elsewhere: states are reset there"
                 yield Change(("reset_at_documents",), Effect.REFUSED, text, "documents")
+
+
+def _change(difference: Difference) -> Change:
+    name, rule = difference.name, difference.rule
+    text = f"{difference}: {rule.says}"
+    if rule.effect is Effect.FIXED:
+        # A refusal in any case, which begins with what was given.
+        text = f"--{name} {difference.now}, but {name} {difference.before} there ({rule.says})"
+    return Change((name,), rule.effect, text, f"{name} {difference.now}")
 
 
 def _place(

@@ -10,8 +10,10 @@ from typing import Any
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.training.distributed.rank_store import RankStore
+from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
+from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
+from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.changes import with_changes
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.discover import discover
@@ -28,7 +30,8 @@ class Prepared:
     """Everything a run starts with.
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
-    derived: what was worked out, a line each. lineage: what states tell of run and data.
+    derived: what was worked out, a line each. lock: of the project folder. operators: the backends
+    that serve. lineage: what states tell of run and data.
     """
 
     config: ResolvedConfig
@@ -36,17 +39,19 @@ class Prepared:
     point: ResumePoint
     samples: RunSamples
     derived: list[str]
+    lock: RunLock
+    operators: list[OperatorBackend]
     lineage: Mapping[str, Any]
 
 
 def prepare_run(
-    given: RunConfig, notices: list[str], lock: RunLock, ranks: RankStore
+    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks
 ) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
-    notices: lines about translated flags, printed once; ranks: what all of them have to agree on is
-    compared over it. Every rank of every node calls this with the same configuration. Raises
-    TrainerError before anything is written, but for a disk that fails.
+    notices: lines about translated flags, printed once; ranks: all of them get here, and agree,
+    before any of them writes. Every rank calls this with the same configuration. Raises TrainerError
+    before anything is written, but for a disk that fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
@@ -57,13 +62,15 @@ def prepare_run(
     check_backend(config)
     samples = None
     if config.train.train_stage != 1:
+        check_extensions(config.hardware)
         assert opened is not None, "check_fields refuses training without data"
         samples = open_samples(config, opened)
         point = with_changes(point, config, samples.data, samples.validation)
         derived += mask_notes(samples)
-        if ranks.world_size > 1:
-            require_agreement(ranks, run_fingerprint(config, point, samples))
+        if ranks.launch.world_size > 1:
+            require_agreement(ranks.store, run_fingerprint(config, point, samples))
     prepare_libraries(config.hardware.accelerator)
+    ranks.all_there()
     make_folder(config.train.proj_dir)
     # A new folder; one that was there has been locked before it was read.
     lock.acquire()
@@ -78,4 +85,8 @@ def prepare_run(
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
     lineage = {"run": run_id(point, Path(config.train.proj_dir)), "data": samples.identities()}
-    return Prepared(config, for_saving(config, given), point, samples, derived, lineage)
+    # The last thing before steps, and after all that can refuse the run: it takes minutes.
+    operators = build_for(config)
+    prepare_extensions(config.hardware)
+    saved = for_saving(config, given)
+    return Prepared(config, saved, point, samples, derived, lock, operators, lineage)
