@@ -141,9 +141,13 @@ def _documents(source: Source) -> str | None:
     pairs = pairs_of(source)
     digest = hashlib.sha256()
     for pair in pairs:
-        for part in (pair.sizes, pair.doc_idx):
-            digest.update(_sampled(lambda at, n, part=part: part[at : at + n], len(part)).encode())
+        digest.update(_sampled_array(pair.sizes).encode())
+        digest.update(_sampled_array(pair.doc_idx).encode())
     return digest.hexdigest() if pairs else None
+
+
+def _sampled_array(values: npt.NDArray[Any]) -> str:
+    return _sampled(lambda offset, length: values[offset : offset + length], len(values))
 
 
 def _sampled(get: Callable[[int, int], npt.NDArray[Any]], count: int) -> str:

@@ -50,8 +50,8 @@ def prepare_run(
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
     notices: lines about translated flags, printed once; ranks: all of them get here, and agree,
-    before any of them writes. Every rank calls this with the same configuration. Raises TrainerError
-    before anything is written, but for a disk that fails.
+    before any of them writes. Every rank calls this with the same configuration. Raises
+    TrainerError before anything is written, but for a disk that fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
