@@ -23,7 +23,8 @@ checkpoint.merge: adapter_files number_formats weights
 checkpoint.resume: digest names space
 checkpoint.retention: names resume
 checkpoint.weights: fit_weights hf_names space
-config.check: limits machine_schema mixture_list run_length schema sections versions
+config.check: limits machine_schema mixture_list resume_rules run_length schema sections
+    versions
 config.choices: versions
 config.command_line: schema sections
 config.discovered: choices schema
@@ -32,6 +33,8 @@ config.machine_schema: choices limits
 config.resolve: check choices discovered machine_schema mixture_list resolved run_length
     rwkv_lm schema versions
 config.resolved: choices machine_schema rwkv_lm schema sections versions
+config.resume_differences: load resolved resume_rules schema sections
+config.resume_rules: resolved
 config.run_length: resolved schema
 config.rwkv_lm: choices command_line versions
 config.schema: choices limits machine_schema versions

@@ -109,6 +109,11 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def state_digest(path: Path) -> str:
+    """Returns the digest that a state names, unverified. Raises CheckpointError."""
+    return str(_read(path, verify=False).get("digest"))
+
+
 def _read(path: Path, *, verify: bool) -> dict[str, Any]:
     """Reads the dictionary in a state; verify: with its description checked."""
     try:

@@ -179,6 +179,9 @@ class TrainConfig:
     """what learns: all parameters, only the initial states, or low-rank adapters (flags lora_…)"""
     random_seed: Annotated[int | None, AtLeast(0)] = None
     """seed of initial weights, dropout and random sampling; None: 0"""
+    accept_changes: str | None = None
+    """settings, by comma, that a resumed run may have otherwise although another course of samples
+    or another model follows: ctx_len, data_file, ... as the refusal names them; None: none"""
     grad_cp: bool = False
     """activation checkpointing: recompute every block in the backward pass"""
     chunk_len: Annotated[int | None, AtLeast(1)] = None

@@ -76,7 +76,7 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     veto = StepVeto(detector)
-    saver = Saver(config, length, detector, base, prepared.lock.fault)
+    saver = Saver(config, length, detector, base, prepared.lineage, prepared.lock.fault)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     callback = StepCallback(
         config,
@@ -121,6 +121,7 @@ def _print_header(
         data_tokens=samples.training.tokens,
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
+        changes=[change.text for change in prepared.point.changes],
         operators=describe_operators(prepared.operators, prepared.config.hardware.accelerator),
         notes=notes,
     )

@@ -13,6 +13,7 @@ from rwkv_train.config.check.validation_settings import check_validation
 from rwkv_train.config.check.window_settings import check_windows
 from rwkv_train.config.machine_schema import LogConfig, SafetyConfig
 from rwkv_train.config.mixture_list import mixture_components, weights_change
+from rwkv_train.config.resume_rules import check_accepted
 from rwkv_train.config.schema import (
     AdapterConfig,
     DataConfig,
@@ -40,6 +41,7 @@ def check_fields(config: RunConfig) -> None:
     _check_schedule(config.optim, config.train)
     _check_optimizer(config.optim, config.train)
     _check_start(config.train)
+    check_accepted(listed(config.train.accept_changes))
     _check_adapter(config.adapter, config.train)
     _check_safety(config.safety, config.train)
     _check_log(config.log)

@@ -63,7 +63,10 @@ def for_saving(resolved: ResolvedConfig, given: RunConfig) -> RunConfig:
     """
     saved = resolved.as_given()
     # The number of this start would contradict the checkpoint at the next one.
-    train = dataclasses.replace(saved.train, epoch_begin=given.train.epoch_begin)
+    # What was accepted once is not accepted for ever.
+    train = dataclasses.replace(
+        saved.train, epoch_begin=given.train.epoch_begin, accept_changes=None
+    )
     return dataclasses.replace(saved, train=train)
 
 

@@ -15,6 +15,7 @@ target: that one may be the first token of a held-out block, and no other is sha
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 from rwkv_train.data.sampling.magic_prime import magic_prime
@@ -49,6 +50,12 @@ class HeldOut(NamedTuple):
         # The module's q: inverts `offset`'s rounding in integers, exact at any size.
         odd = (2 * self.blocks * (index + 1) - 1) // self.rest
         return index + (odd + 1) // 2 * self.width
+
+    def index_of(self, place: int) -> int | None:
+        """Returns the training slot that is slot `place` of the data; None for any other slot."""
+        index = bisect_left(range(self.rest), place, key=self.training_slot)
+        trained = index < self.rest and self.training_slot(index) == place
+        return index if trained else None
 
 
 def hold_out(tokens: int, ctx_len: int, share: float, val_ctx_len: int) -> HeldOut:

@@ -28,6 +28,13 @@ def slot(n: int, prime: int) -> int:
     return golden_factor(prime) * n**3 % prime
 
 
+def number_of_slot(place: int, prime: int) -> int:
+    """Returns the n in [1, prime] whose slot is `place`: the inverse of `slot`."""
+    cube = place * pow(golden_factor(prime), -1, prime)
+    # A prime that is 2 mod 3 has one cube root of everything: 3 (2 p - 1) / 3 is 1 mod (p - 1).
+    return pow(cube, (2 * prime - 1) // 3, prime) or prime
+
+
 def sample_offset(n: int, prime: int, ctx_len: int, shift: int = 0) -> int:
     """Returns the first token's number of sample n, which is that token and ctx_len more."""
     return slot(n, prime) * ctx_len + shift

@@ -44,6 +44,7 @@ class Saver:
 
     detector: what it has seen belongs into the state.
     base: what the state remembers of a frozen base model, see `base_model`.
+    lineage: what it tells of run and data, see `prepare`.
     folder_fault: tells why nothing may be written into the project folder any more.
     """
 
@@ -53,8 +54,10 @@ class Saver:
         length: RunLength,
         detector: Stateful,
         base: Mapping[str, Any] | None = None,
+        lineage: Mapping[str, Any] | None = None,
         folder_fault: Callable[[], TrainingError | None] = lambda: None,
     ) -> None:
+        self._lineage = lineage or {}
         self._config = config
         self._folder_fault = folder_fault
         self._length = length
@@ -232,6 +235,7 @@ class Saver:
             "warmup_steps": stored_warmup(self._config.optim.warmup_steps),
             "optimizer": self._config.optim.optimizer,
             "code_version": code_version(),
+            **self._lineage,
             **state_entries(captured["weights"], self._config, self._base),
         }
         if path.suffix != STATE_SUFFIX:

@@ -23,14 +23,16 @@ def print_header(
     data_tokens: int,
     groups: Sequence[ParameterGroup],
     held_out: Sequence[tuple[str, int]],
+    changes: Sequence[str],
     operators: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> None:
     """Prints the run's header.
 
-    processes: how many, and who started them; start: where the run starts; parameters: of the
-    model, frozen ones too; held_out: name and number of validation samples of each source;
-    operators: name and text of the lines about backends; notes: a line each.
+    processes: how many, and who started them; start: where the run starts; changes: since the last
+    start, a line each; parameters: of the model, frozen ones too; held_out: name and number of
+    validation samples of each source; operators: name and text of the lines about backends; notes:
+    a line each.
     """
     hardware = config.hardware
     print(
@@ -57,6 +59,10 @@ def print_header(
     for name, text in operators:
         _line(name, text)
     _line("start", start)
+    if changes:
+        _line("changed", "since the last start:")
+    for change in changes:
+        _line("", change)
     for note in notes:
         _line("note", note)
     print(flush=True)

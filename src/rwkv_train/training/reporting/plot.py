@@ -12,6 +12,7 @@ from rwkv_train.training.reporting.position_plot import draw_positions
 from rwkv_train.training.reporting.records import EpochRecord
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
+from rwkv_train.training.start.run_identity import change_marks
 
 LOSS_PLOT = "loss.png"
 # Points drawn of a long run; more cost time and show nothing.
@@ -79,6 +80,12 @@ def draw_loss(folder: Path, title: str) -> None:
             lw=1.2,
             label=f"validation (last {held_out[-1][1]:.4f})",
         )
+    for place, text in change_marks(folder):
+        upper.axvline(place, color="#756bb1", lw=0.8, ls="--")
+        # Along the line, at the bottom: the curve comes from above.
+        where = {"xytext": (2, 2), "textcoords": "offset points", "rotation": 90}
+        base = (place, 0.0)
+        upper.annotate(text, base, xycoords=upper.get_xaxis_transform(), fontsize=7, **where)
     upper.set_ylabel("loss (nats per token)")
     upper.set_title(title)
     upper.grid(alpha=0.3)

@@ -20,6 +20,7 @@ from rwkv_train.training.reporting.reporter import Reporter, warn_lost
 from rwkv_train.training.reporting.train_log import TRAIN_LOG, TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
 from rwkv_train.training.start.prepare import Prepared
+from rwkv_train.training.start.run_identity import STARTS_FILE, append_start, start_record
 
 Opened = TypeVar("Opened")
 
@@ -41,6 +42,10 @@ def begin_reporting(
     characters = samples.characters
     if characters is not None:
         _attempt(folder / VOCABULARY, lambda: _write_vocabulary(folder, characters))
+    record = start_record(
+        prepared.lineage["run"], prepared.point, step, step * length.tokens_per_step
+    )
+    _attempt(folder / STARTS_FILE, lambda: append_start(folder, record))
     return _open_logs(config, folder, length, step, deepspeed)
 
 

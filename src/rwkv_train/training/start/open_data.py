@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rwkv_train.config.mixture_list import mixture_components
 from rwkv_train.config.resolved import ResolvedConfig
@@ -17,6 +17,7 @@ from rwkv_train.data.sampling.sample_order import Permutation, RandomStarts, Sam
 from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 from rwkv_train.errors import DataError
 from rwkv_train.training.start.data_files import DataFiles, OpenedData, open_files
+from rwkv_train.training.start.data_identity import DataIdentity, TrainingData, identify
 
 
 class HeldOutSource(NamedTuple):
@@ -30,12 +31,22 @@ class HeldOutSource(NamedTuple):
 class RunSamples(NamedTuple):
     """Samples to train on, by global number, and held-out ones, () without validation.
 
-    notes: what people should know of them.
+    notes: what people should know of them. data: what they are cut from; validation: the identity
+    of --val_data_file, () without.
     """
 
     training: SampleSource
     held_out: tuple[HeldOutSource, ...]
     notes: list[str]
+    data: TrainingData
+    validation: tuple[DataIdentity, ...] = ()
+
+    def identities(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns what a training state keeps of the data."""
+        return {
+            "training": [identity.as_dict() for identity in self.data.identities],
+            "validation": [identity.as_dict() for identity in self.validation],
+        }
 
 
 def open_samples(config: ResolvedConfig, opened: OpenedData) -> RunSamples:
@@ -51,13 +62,15 @@ def open_samples(config: ResolvedConfig, opened: OpenedData) -> RunSamples:
         training = _mixed(config, opened.parts, notes)
     else:
         training = _training(config, opened.parts[0], data.magic_prime, opened.held_out)
+    identities = TrainingData.of(opened.parts)
     if opened.held_out is not None:
         files = opened.parts[0]
         offsets = opened.held_out.spread_offsets(data.val_samples)
         held_out = _held_out(files, offsets, config, notes)
         # Copies of a held-out document lie elsewhere in the data, where they are trained on.
         notes += _repeated(files)
-    elif data.val_data_file is not None:
+        return RunSamples(training, (held_out,), notes, identities)
+    if data.val_data_file is not None:
         try:
             files = open_files(data.val_data_file, "binidx", data)
             _require_same_tokenizer(opened.parts[0], files)
@@ -66,9 +79,8 @@ def open_samples(config: ResolvedConfig, opened: OpenedData) -> RunSamples:
             held_out = _held_out(files, offsets, config, notes)
         except DataError as error:
             raise DataError(f"--val_data_file {data.val_data_file}: {error}") from error
-    else:
-        return RunSamples(training, (), notes)
-    return RunSamples(training, (held_out,), notes)
+        return RunSamples(training, (held_out,), notes, identities, (identify(files),))
+    return RunSamples(training, (), notes, identities)
 
 
 def _training(

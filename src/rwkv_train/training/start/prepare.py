@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
@@ -13,13 +15,16 @@ from rwkv_train.training.distributed.extensions import check_extensions, prepare
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
+from rwkv_train.training.start.changes import with_changes
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.check_memory import check_memory
 from rwkv_train.training.start.check_tokenizer import compare_tokenizers, tokenizer_of_data
 from rwkv_train.training.start.discover import discover
+from rwkv_train.training.start.fingerprint import require_agreement, run_fingerprint
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
+from rwkv_train.training.start.run_identity import run_id
 from rwkv_train.training.start.run_lock import RunLock
 
 
@@ -29,7 +34,7 @@ class Prepared:
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
-    that serve.
+    that serve. lineage: what states tell of run and data.
     """
 
     config: ResolvedConfig
@@ -39,6 +44,7 @@ class Prepared:
     derived: list[str]
     lock: RunLock
     operators: list[OperatorBackend]
+    lineage: Mapping[str, Any]
 
 
 def prepare_run(
@@ -46,8 +52,8 @@ def prepare_run(
 ) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
-    notices: lines about translated flags, printed once; ranks: all of them get here before any of
-    them writes. Every rank of every node calls this with the same configuration. Raises
+    notices: lines about translated flags, printed once; ranks: all of them get here, and agree,
+    before any of them writes. Every rank calls this with the same configuration. Raises
     TrainerError before anything is written, but for a disk that fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
@@ -60,13 +66,15 @@ def prepare_run(
     check_memory(config)
     check_packages(config)
     check_backend(config)
-    if config.train.train_stage != 1:
-        check_extensions(config.hardware)
     samples = None
     if config.train.train_stage != 1:
+        check_extensions(config.hardware)
         assert opened is not None, "check_fields refuses training without data"
         samples = open_samples(config, opened)
+        point = with_changes(point, config, samples.data, samples.validation)
         derived += mask_notes(samples)
+        if ranks.launch.world_size > 1:
+            require_agreement(ranks.store, run_fingerprint(config, point, samples))
     prepare_libraries(config.hardware.accelerator)
     ranks.all_there()
     make_folder(config.train.proj_dir)
@@ -84,7 +92,9 @@ def prepare_run(
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
+    lineage = {"run": run_id(point, Path(config.train.proj_dir)), "data": samples.identities()}
     # The last thing before steps, and after all that can refuse the run: it takes minutes.
     operators = build_for(config)
     prepare_extensions(config.hardware)
-    return Prepared(config, for_saving(config, given), point, samples, derived, lock, operators)
+    saved = for_saving(config, given)
+    return Prepared(config, saved, point, samples, derived, lock, operators, lineage)

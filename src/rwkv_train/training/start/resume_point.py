@@ -20,6 +20,8 @@ from rwkv_train.checkpoint.resume import (
     resume_candidates,
 )
 from rwkv_train.checkpoint.weights import load_weights, read_shapes
+from rwkv_train.config.resume_differences import Change
+from rwkv_train.config.resume_rules import Effect
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.training.start.base_model import base_record, find_base, require_same_base
@@ -40,6 +42,7 @@ class Fresh:
     """New initial weights; donor: the smaller model from which stage 1 makes a larger one."""
 
     kind: ClassVar[Literal["fresh"]] = "fresh"
+    changes: ClassVar[tuple[Change, ...]] = ()
     donor: Path | None = None
     notes: tuple[str, ...] = ()
 
@@ -61,6 +64,7 @@ class FromWeights:
     """
 
     kind: ClassVar[Literal["weights"]] = "weights"
+    changes: ClassVar[tuple[Change, ...]] = ()
     path: Path
     epoch: int
     shapes: TensorShapes
@@ -83,7 +87,7 @@ class FromWeights:
 
 @dataclass(frozen=True)
 class FromState:
-    """A verified training state, which the run continues exactly.
+    """A verified training state, which the run continues exactly but for `changes`.
 
     epoch: the mini-epoch in which it was saved; -1 for the end of a finished run.
     shapes: of all tensors the run starts with. state: the file's content.
@@ -99,6 +103,7 @@ class FromState:
     folder: Path
     base: Path | None = None
     notes: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     def load(self) -> StartWeights:
         """Returns the fp32 master weights, completed by the base model.
@@ -117,7 +122,11 @@ class FromState:
         """Returns the header's line on where the run starts, which is after `step` steps."""
         if not self.state["moments"]:
             return f"{self.path}: continuation at step {step}, empty optimizer"
-        return f"{self.path}: exact continuation at step {step}"
+        worst = max((change.effect for change in self.changes), default=Effect.NONE)
+        if worst >= Effect.COURSE:
+            return f"{self.path}: continuation at step {step}, changed as told below"
+        rounding = " but for rounding" if worst == Effect.ROUNDING else ""
+        return f"{self.path}: exact continuation at step {step}{rounding}"
 
 
 ResumePoint: TypeAlias = Fresh | FromWeights | FromState

@@ -1,0 +1,276 @@
+"""A resumed run tells what is otherwise than before, or is refused; nothing is silent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+
+import train
+from make_data import main as make_data
+from rwkv_train.checkpoint.resume import load_state, save_state
+from rwkv_train.training.start.run_identity import (
+    append_start,
+    change_marks,
+    folder_run,
+    read_starts,
+)
+
+BASE = {"max_steps": 4, "exit_tokens": 12 * 128, "epoch_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pairs a (long), b (a and more behind it) and c (other text)."""
+    folder = tmp_path_factory.mktemp("texts")
+    lines = [json.dumps({"text": f"{i * i} and {i} are {i + i * i}"}) for i in range(120)]
+    others = [json.dumps({"text": f"nothing of {i} is the same"}) for i in range(120)]
+    for name, content in {"a": lines[:60], "b": lines, "c": others}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(content))
+        words = [str(folder / f"{name}.jsonl"), "1", "32", "--output", str(folder / name)]
+        # As they come: a is then the beginning of b.
+        assert not make_data([*words, "--tokenizer", "bytes", "--no_shuffle"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paused(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps on a, paused; the tests resume copies of it."""
+    folder = tmp_path_factory.mktemp("paused") / "out"
+    assert train.main(line(folder, data_file=texts / "a")) == 0
+    return folder
+
+
+def line(folder: Path, **changes: object) -> list[str]:
+    values: dict[str, object] = {
+        "proj_dir": folder,
+        "rwkv_version": 6,
+        "n_layer": 1,
+        "n_embd": 32,
+        "head_size": 32,
+        "ctx_len": 32,
+        "micro_bsz": 4,
+        "exit_tokens": 12 * 128,
+        "epoch_steps": 4,
+        "max_steps": 4,
+        "lr_init": "1e-3",
+        "lr_final": "1e-4",
+        "accelerator": "cpu",
+        "num_workers": 0,
+        "plot": 0,
+        "wkv_backend": "chunked",
+        "enable_progress_bar": 0,
+        **changes,
+    }
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+Resume = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def resume(paused: Path, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Resume:
+    """Resumes a copy of the paused run for a step more; returns status and what it printed."""
+
+    def resumed(data: str = "a", **changes: object) -> tuple[int, str]:
+        folder = tmp_path / "out"
+        if not folder.exists():
+            shutil.copytree(paused, folder)
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        capfd.readouterr()
+        options = {"max_steps": 5, "data_file": texts / data, **changes}
+        status = train.main(line(folder, **options))
+        told = "".join(capfd.readouterr())
+        if status == 2:
+            assert told.startswith("error: ") and told.count("\n") == 1, told
+            assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        return status, told
+
+    return resumed
+
+
+def test_without_a_change_it_is_an_exact_continuation(resume: Resume, texts: Path):
+    status, told = resume(num_workers=1, save_every_steps=3, keep_last=5)
+    assert status == 0 and "exact continuation at step 4\n" in told and "changed" not in told
+
+
+def test_another_spelling_is_no_change(resume: Resume, texts: Path, tmp_path: Path):
+    for ending in (".bin", ".idx"):
+        shutil.copy(f"{texts / 'a'}{ending}", tmp_path / f"moved{ending}")
+    status, told = resume(
+        data_file=tmp_path / "moved", random_seed=0, beta1=0.9, sampling="permutation"
+    )
+    assert status == 0 and "exact continuation at step 4\n" in told and "changed" not in told
+
+
+# Words that are told of a change which is often meant, and whether the continuation is exact.
+TOLD: dict[str, tuple[dict[str, object], list[str], str]] = {
+    "a lower rate": (
+        {"lr_init": "5e-4"},
+        ["lr_init 0.001 -> 0.0005", "the rate of step 4 is 0.0003709", "have been 0.0007096"],
+        "continuation at step 4, changed",
+    ),
+    "a higher budget": (
+        {"exit_tokens": 24 * 128},
+        ["exit_tokens 1,536 -> 3,072", "24 steps", "the rate of step 4"],
+        "continuation at step 4, changed",
+    ),
+    "a larger batch": (
+        {"micro_bsz": 8, "max_steps": 3},
+        ["micro_bsz 4 -> 8: a step reads 8 samples, and read 4", "step 4 becomes step 2"],
+        "continuation at step 2, changed",
+    ),
+    "the batch split otherwise": (
+        {"micro_bsz": 2, "accumulate_grad_batches": 2},
+        ["the same batches of 4 samples, summed in another order"],
+        "exact continuation at step 4 but for rounding",
+    ),
+    "other moments": ({"beta2": 0.9}, ["beta2 0.99 -> 0.9: the moments"], "changed as told"),
+    "dropout": ({"dropout": 0.5}, ["dropout 0 -> 0.5: counts from here"], "changed as told"),
+    "another precision": ({"precision": "bf16"}, ["precision fp32 -> bf16"], "changed as told"),
+    "another clip": ({"grad_clip": 0.5}, ["grad_clip 1 -> 0.5"], "changed as told"),
+    "fp32 files": ({"save_fp32": 1}, ["save_fp32 0 -> 1"], "exact continuation at step 4\n"),
+    "another backend": (
+        {"wkv_backend": "reference"},
+        ["wkv_backend chunked -> reference: the same mathematics"],
+        "but for rounding",
+    ),
+    "other mini-epochs": (
+        {"epoch_steps": 6},
+        ["epoch_steps 4 -> 6: files are numbered"],
+        "exact continuation at step 4\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_change_is_told_with_its_effect(name: str, resume: Resume):
+    changes, words, start = TOLD[name]
+    status, told = resume(**changes)
+    assert status == 0, told
+    assert "changed     since the last start:" in told and start in told, told
+    assert [word for word in words if word not in told] == [], told
+
+
+# Words of the refusal, and the name under which it is accepted.
+REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
+    "other data": (
+        {"data": "c"},
+        ["is other data", "the 16 samples so far were of other data"],
+        "data_file",
+    ),
+    "grown data": (
+        {"data": "b"},
+        ["has grown from", "magic_prime", "were read before"],
+        "data_file",
+    ),
+    "another context": (
+        {"ctx_len": 64, "micro_bsz": 2},
+        ["ctx_len 32 -> 64", "magic_prime", "of the next 1,024 tokens were read before"],
+        "ctx_len",
+    ),
+    "an offset": (
+        {"sample_offset": 3},
+        ["sample_offset 0 -> 3", "of the next 1,024 tokens were read before"],
+        "sample_offset",
+    ),
+    "random samples": ({"sampling": "random"}, ["sampling permutation -> random"], "sampling"),
+    "another norm": (
+        {"head_size_divisor": 4},
+        ["head_size_divisor 8 -> 4", "another group norm"],
+        "head_size_divisor",
+    ),
+    "resets": ({"reset_at_documents": 1}, ["reset_at_documents 0 -> 1"], "reset_at_documents"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_change_of_samples_or_model_is_refused_unless_it_is_accepted(name: str, resume: Resume):
+    changes, words, accepted = REFUSED[name]
+    status, told = resume(**changes)
+    assert status == 2, told
+    assert [word for word in words if word not in told] == [], told
+    assert told.rstrip().endswith(f"--accept_changes {accepted}"), told
+    status, told = resume(**changes, accept_changes=accepted)
+    assert status == 0 and "exact continuation" not in told, told
+    assert [word for word in words if word not in told] == [], told
+    # The next start compares with this one, whose state is the newest.
+    status, told = resume(**{**changes, "max_steps": 6})
+    assert status == 0 and "exact continuation" in told, told
+
+
+def test_a_state_of_another_run_is_refused_unless_it_is_accepted(
+    resume: Resume, paused: Path, texts: Path, tmp_path: Path
+):
+    other = tmp_path / "other"
+    assert train.main(line(other, data_file=texts / "a", random_seed=1, max_steps=8)) == 0
+    status, told = resume()
+    assert status == 0, told
+    # Further in the data than this folder's own.
+    shutil.copy(other / "rwkv-1.state", tmp_path / "out" / "rwkv-1.state")
+    status, told = resume(max_steps=9)
+    assert status == 2 and "rwkv-1.state is of another run" in told, told
+    assert told.rstrip().endswith("--accept_changes run")
+    status, told = resume(max_steps=9, accept_changes="run")
+    assert status == 0 and "is of another run" in told and "exact continuation" not in told
+    # From here on the folder holds the run that was taken over.
+    assert "exact continuation" in resume(max_steps=10)[1]
+
+
+def test_a_state_that_was_moved_to_an_empty_folder_is_the_same_run(
+    resume: Resume, paused: Path, tmp_path: Path
+):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(paused / "rwkv-0.state", folder)
+    status, told = resume()
+    assert status == 0 and "exact continuation at step 4\n" in told, told
+    own, moved = (read_starts(place)[-1] for place in (paused, folder))
+    assert own["run"] == moved["run"] == load_state(folder / "rwkv-1.state")["run"]
+
+
+def test_a_state_that_does_not_tell_its_data_is_resumed_and_that_is_said(
+    resume: Resume, paused: Path, tmp_path: Path
+):
+    state = load_state(paused / "rwkv-0.state")
+    older = {name: value for name, value in state.items() if name not in ("data", "run", "format")}
+    (tmp_path / "out").mkdir()
+    save_state(tmp_path / "out" / "rwkv-0.state", older)
+    status, told = resume()
+    assert status == 0 and "does not tell its data, which were not compared" in told, told
+
+
+def test_held_out_slots_of_grown_data_were_trained_on(
+    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    split = {"val_split": 9, "max_steps": 6}
+    assert train.main(line(tmp_path / "out", data_file=texts / "a", **split)) == 0
+    capfd.readouterr()
+    assert train.main(line(tmp_path / "out", data_file=texts / "b", **split)) == 2
+    told = capfd.readouterr().err
+    assert "of the 9 samples that --val_split holds out are among those" in told
+    assert "--accept_changes data_file" in told
+
+
+def test_accepting_what_has_not_changed_is_said(resume: Resume):
+    status, told = resume(accept_changes="ctx_len")
+    assert status == 0 and "accept_changes ctx_len is not used: it has not changed" in told
+
+
+def test_changes_are_kept_for_the_plot_until_the_run_goes_back(tmp_path: Path):
+    for tokens, labels in [(0, []), (100, ["lr_init 1"]), (300, ["batch 8"]), (200, ["a", "b"])]:
+        append_start(tmp_path, {"run": "x", "tokens": tokens, "labels": labels})
+    (tmp_path / "starts.jsonl").open("a").write('{"run": "torn')
+    assert change_marks(tmp_path) == [(100, "lr_init 1"), (200, "a, b")]
+    assert folder_run(tmp_path) == "x" and change_marks(tmp_path / "missing") == []
+
+
+def test_loss_png_marks_a_change(resume: Resume, monkeypatch: pytest.MonkeyPatch):
+    marked = []
+    monkeypatch.setattr(Axes, "axvline", lambda axes, place, **options: marked.append(place))
+    status, told = resume(plot=1, lr_init="5e-4")
+    assert status == 0 and set(marked) == {512}, told
