@@ -8,11 +8,12 @@ otherwise than the same step of a run that was not interrupted.
 
 from __future__ import annotations
 
-from pytorch_lightning.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from rwkv_train.training.distributed.leave_faults import LeavesFaultsAlone
 
-class DataParallelStrategy(DDPStrategy):
+
+class DataParallelStrategy(LeavesFaultsAlone):
     """Lightning's DDP with buckets that are settled before the first step."""
 
     def configure_ddp(self) -> None:

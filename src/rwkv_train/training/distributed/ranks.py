@@ -68,7 +68,9 @@ class Ranks:
         Alone, what `body` raises is raised.
         """
         if self.launch.world_size == 1:
-            return body(self)
+            # DeepSpeed's engine asks for them of a process that is alone, too.
+            with libraries_told(self.launch.variables()):
+                return body(self)
         fault: RankFault | None = None
         status = 0
         try:

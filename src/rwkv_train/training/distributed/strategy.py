@@ -23,6 +23,7 @@ from pytorch_lightning.strategies.strategy import Strategy
 
 from rwkv_train.config.resolved import ResolvedHardware
 from rwkv_train.training.distributed.bucket_order import DataParallelStrategy
+from rwkv_train.training.distributed.leave_faults import LeavesFaultsAlone
 from rwkv_train.training.optim.gather_matrices import ZeroMatrices
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
@@ -36,24 +37,7 @@ ZERO_STAGES = {
 }
 
 
-class _LeavesFaultsAlone(DDPStrategy):
-    """Does nothing about a rank that fails: `Ranks` does.
-
-    Lightning would kill the process numbers of all ranks of all machines on its own machine.
-    """
-
-    def reconciliate_processes(self, trace: str) -> None:
-        """Does nothing."""
-
-    def _should_run_deadlock_detection(self) -> bool:
-        return False
-
-
-class DataParallelStrategy(_LeavesFaultsAlone):
-    """Lightning's DDP without its killing."""
-
-
-class ZeroStrategy(_LeavesFaultsAlone, DeepSpeedStrategy):
+class ZeroStrategy(LeavesFaultsAlone, DeepSpeedStrategy):
     """DeepSpeedStrategy that also accepts the CPU accelerator."""
 
     def __init__(self, *, device_type: str, **options: Any) -> None:
