@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch.nn.parallel import DistributedDataParallel
 
-from rwkv_train.training.distributed.leave_faults import LeavesFaultsAlone
+from rwkv_train.training.distributed.faults_alone import LeavesFaultsAlone
 
 
 class DataParallelStrategy(LeavesFaultsAlone):

@@ -23,7 +23,7 @@ from pytorch_lightning.strategies.strategy import Strategy
 
 from rwkv_train.config.resolved import ResolvedHardware
 from rwkv_train.training.distributed.bucket_order import DataParallelStrategy
-from rwkv_train.training.distributed.leave_faults import LeavesFaultsAlone
+from rwkv_train.training.distributed.faults_alone import LeavesFaultsAlone
 from rwkv_train.training.optim.gather_matrices import ZeroMatrices
 from rwkv_train.training.optim.muon import MuonWithAdamW
 

@@ -1,4 +1,7 @@
-"""Lightning's strategies of several processes without their handling of ranks that fail."""
+"""A strategy that leaves processes alone when a rank fails; `Ranks` ends them all.
+
+Lightning would kill the process numbers of all ranks of all machines on its own machine.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,7 @@ from pytorch_lightning.strategies.ddp import DDPStrategy
 
 
 class LeavesFaultsAlone(DDPStrategy):
-    """Does nothing about a rank that fails: `Ranks` does.
-
-    Lightning would kill the process numbers of all ranks of all machines on its own machine.
-    """
+    """Lightning's DDP without its killing, the base of every strategy with several ranks."""
 
     def reconciliate_processes(self, trace: str) -> None:
         """Does nothing."""
