@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 if [ "${1:-}" = --gpu-standin ]; then
-    exec tests/gpu_standin/run.sh "${@:2}"
+    exec tests/gpu_standin/run-gpu-standin.sh "${@:2}"
 fi
 . ./set-up-environment.sh requirements-dev.txt
 "$PYTHON" -m ruff check .

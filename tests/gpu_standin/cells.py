@@ -2,7 +2,7 @@
 
 A budget is what was measured when it was written, and an upper bound: a step that launches, copies
 or waits more often fails its test. Who needs one more writes it down, with `python -m
-tests.gpu_standin.table`, and says why in the commit.
+tests.gpu_standin.standin_table`, and says why in the commit.
 """
 
 from __future__ import annotations

@@ -46,11 +46,11 @@ def built() -> Path:
     work = folder.with_suffix(".work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    parts = sorted(set(SOURCES.glob("*.cpp")) - {SOURCES / "driver.cpp"})
+    parts = sorted(set(SOURCES.glob("*.cpp")) - {SOURCES / "standin_driver.cpp"})
     library, driver = work / "libstandin.so", work / "libcuda.so.1"
     _compile(library, *map(str, parts))
     _compile(work / "libmissing.so", _stubs(work, "missing", REPLACED, library))
-    own = ["-Wl,-soname,libcuda.so.1", str(SOURCES / "driver.cpp")]
+    own = ["-Wl,-soname,libcuda.so.1", str(SOURCES / "standin_driver.cpp")]
     _compile(driver, *own)
     _compile(driver, *own, _stubs(work, "driver", DRIVER, driver))
     work.rename(folder)

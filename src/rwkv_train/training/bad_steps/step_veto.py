@@ -114,8 +114,10 @@ class StepVeto:
             if flag:
                 vector[1 + i].fill_(1)
         vector = mean_over_ranks(attached.strategy, vector)
+        # ZeRO 2 with moments on the CPU measures there.
+        there = scaled_norm.double().to(vector.device, non_blocking=True)
         # The step's only wait for the device.
-        loss, *means, norm = torch.cat([vector.double(), scaled_norm.double()[None]]).tolist()
+        loss, *means, norm = torch.cat([vector.double(), there[None]]).tolist()
         # Above 0 means that one rank at least says so.
         outcome = self._judge(loss, norm / scale, RankFlags(*(mean > 0 for mean in means)))
         self._outcome = outcome

@@ -54,7 +54,7 @@ const Card& card() {
   for (const Card& known : kCards) {
     if (wanted == nullptr || std::strcmp(known.name, wanted) == 0) return known;
   }
-  give_up("STANDIN_CARD=%s is not in the table of log.cpp", wanted);
+  give_up("STANDIN_CARD=%s is not in the table of standin_log.cpp", wanted);
 }
 
 int card_count() {

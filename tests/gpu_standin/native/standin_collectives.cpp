@@ -1,6 +1,6 @@
 // NCCL between processes of one machine, through shared memory. Every collective first compares
 // what the ranks are about to do: on real cards ranks that differ hang, or mix up each other's data.
-#include "numbers.h"
+#include "standin_numbers.h"
 #include "standin.h"
 
 #include <fcntl.h>

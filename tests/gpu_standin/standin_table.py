@@ -1,4 +1,4 @@
-"""Measures the cells and writes them down: `python -m tests.gpu_standin.table [--versions 47]`.
+"""Measures the cells: `python -m tests.gpu_standin.standin_table [--versions 47]`.
 
 Needs what ./run-tests.sh --gpu-standin sets up. budgets.csv gets what was measured, and the table
 in benchmarks/RESULTS.md is made of it; cells of versions that are left out stay as they are.
@@ -29,7 +29,7 @@ from tests.gpu_standin.standin_data import make_pair
 from tests.gpu_standin.standin_runs import StepCounts
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-BEGIN = "<!-- stand-in: python -m tests.gpu_standin.table -->\n"
+BEGIN = "<!-- stand-in: python -m tests.gpu_standin.standin_table -->\n"
 END = "<!-- end of stand-in -->\n"
 
 
