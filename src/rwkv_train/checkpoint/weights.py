@@ -6,6 +6,7 @@ never executes anything from the file. Faults of files are CheckpointErrors that
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -24,10 +25,13 @@ from rwkv_train.checkpoint.space import require_space
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import replacing
 
-__all__ = ["FitReport", "fit_weights", "load_weights", "read_shapes", "save_weights"]
+__all__ = ["FitReport", "fit_weights", "load_weights", "read_about", "read_shapes", "save_weights"]
 
 # Left by sharded DeepSpeed runs, DistributedDataParallel and LightningModules.
 _PREFIXES = ("_forward_module.", "module.", "model.")
+
+# A part of the archive that torch writes, with a name that it does not use.
+_ABOUT = "archive/rwkv_train.json"
 
 _Entry = TypeVar("_Entry")
 
@@ -62,9 +66,27 @@ def load_weights(path: str | Path, dtype: torch.dtype | None = None) -> dict[str
     return {key: _as_dtype(tensor, dtype) for key, tensor in tensors.items()}
 
 
-def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Returns what `save_weights` wrote about a .pth file, {} for one without; None: no file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = json.loads(archive.read(_ABOUT))
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def save_weights(
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Writes `state_dict` to `path`, floats as `dtype`, keys in the given order.
 
+    about: plain values that `read_about` gives back; other readers of a .pth do not see them.
     `path` either holds the complete new file afterwards or what it held before. A name ending in
     .safetensors is written in that format. Raises CheckpointError when a value is not finite or
     the file cannot be written; nothing is left behind then.
@@ -81,6 +103,8 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
     try:
         with replacing(path) as partial:
             _write(partial, tensors, safetensors=path.suffix == ".safetensors")
+            if about is not None:
+                _write_about(partial, about)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write {path}: {short_reason(error)}; make room or name another folder. "
@@ -205,6 +229,13 @@ def _write(path: Path, tensors: dict[str, Tensor], *, safetensors: bool) -> None
     # A handle, because given a path torch writes its name into the file.
     with path.open("wb") as file:
         torch.save(tensors, file)
+
+
+def _write_about(path: Path, about: Mapping[str, Any]) -> None:
+    # In the file itself, so that it stays with the weights wherever they are copied. With a fixed
+    # date: equal weights are equal files.
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(_ABOUT), json.dumps(about))
 
 
 def _short(dtype: torch.dtype) -> str:

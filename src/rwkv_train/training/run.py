@@ -6,6 +6,11 @@ it sets for them when they are imported.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength, run_length
 from rwkv_train.config.schema import listed
@@ -15,6 +20,7 @@ from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
+from rwkv_train.training.checkpointing.state_writer import StateWriter
 from rwkv_train.training.distributed.collectives import RemoteRankError
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
 from rwkv_train.training.environment import is_rank_zero
@@ -26,9 +32,10 @@ from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.start.final_weights import publish_final
 from rwkv_train.training.start.initial_weights import make_model
 from rwkv_train.training.start.prepare import Prepared
-from rwkv_train.training.start.resume_point import FromState
+from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import restore_carried, resume_progress
 from rwkv_train.training.step_callback import StepCallback
 from rwkv_train.training.trainer import build_trainer, set_up_torch
@@ -56,8 +63,12 @@ def _train(prepared: Prepared) -> int:
     length = run_length(config)
     point, progress = resume_progress(prepared.point, config, length)
     if length.total_steps is not None and progress.step >= length.total_steps:
-        _say_finished(config, length, progress)
+        if is_rank_zero():
+            if length.completes:
+                publish_final(config, point, progress.step)
+            _say_finished(config, length, progress)
         return 0
+    _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
     set_up_torch(config.hardware)
@@ -87,7 +98,7 @@ def _train(prepared: Prepared) -> int:
         state=point.state if isinstance(point, FromState) else None,
         detector=detector,
         veto=veto,
-        saver=Saver(config, length, detector, base),
+        saver=_saver(config, length, detector, base, point, model),
         validator=Validator(config, samples.held_out),
         reporters=reporters,
     )
@@ -100,6 +111,40 @@ def _train(prepared: Prepared) -> int:
         raise KeyboardInterrupt
     # A signal in the last step asks for what has happened anyway.
     return 0 if progress.step == length.total_steps else callback.stop.exit_status
+
+
+def _forget_state(found: ResumePoint, used: ResumePoint) -> None:
+    """Empties the state of a point that is not in use; the other's is emptied once restored."""
+    states = [point.state for point in (found, used) if isinstance(point, FromState)]
+    if len(states) == 2 and states[0] is not states[1]:
+        states[0].clear()
+
+
+def _saver(
+    config: ResolvedConfig,
+    length: RunLength,
+    detector: SpikeDetector,
+    base: Mapping[str, Any] | None,
+    point: ResumePoint,
+    model: RWKV,
+) -> Saver:
+    first, writer = is_rank_zero(), None
+    if first:
+        state = point if isinstance(point, FromState) else None
+        writer = StateWriter(
+            config,
+            length,
+            base,
+            resumed=None if state is None else state.path,
+            record=None if state is None else state.state.get("written"),
+        )
+    # Before a strategy rounds them to its precision; the other ranks need their names alone.
+    frozen = {
+        name: parameter.detach() if first else torch.empty(0)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
+    return Saver(config, length, detector, writer, frozen)
 
 
 def _print_header(
@@ -138,9 +183,8 @@ def _groups(model: RWKV, config: ResolvedConfig) -> list[ParameterGroup]:
 
 
 def _say_finished(config: ResolvedConfig, length: RunLength, progress: Progress) -> None:
-    if is_rank_zero():
-        print(
-            f"the run in {config.train.proj_dir} is finished: {progress.step} of "
-            f"{length.total_steps} steps ({length.reason}). To train on, raise the limit; for "
-            "another run choose another --proj_dir"
-        )
+    print(
+        f"the run in {config.train.proj_dir} is finished: {progress.step} of "
+        f"{length.total_steps} steps ({length.reason}). To train on, raise the limit; for "
+        "another run choose another --proj_dir"
+    )

@@ -5,11 +5,15 @@ A rank that left alone would leave the others waiting in the next collective cal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn, overload
 
 import torch
 
 from rwkv_train.errors import TrainerError, TrainingError
+
+# Seconds for which ranks wait in one collective call; every timeout of these calls is longer.
+_PATIENCE = 5.0
 
 
 class RemoteRankError(TrainingError):
@@ -40,6 +44,16 @@ def gather_to_rank_zero(strategy: Any, own: Any) -> list[Any]:
     gathered: list[Any] | None = [None] * strategy.world_size if first else None
     torch.distributed.gather_object(own, gathered, dst=0)
     return gathered or []
+
+
+def wait_for_rank_zero(strategy: Any, wait: Callable[[float], bool]) -> None:
+    """Returns on every rank once `wait` tells on rank zero that it is over. Collective.
+
+    wait: blocks for at most so many seconds; called on rank zero alone. For work that may take
+    longer than the timeout of collective calls, which would end the ranks that wait in one.
+    """
+    while not gather_objects(strategy, strategy.is_global_zero and wait(_PATIENCE))[0]:
+        pass
 
 
 @overload
