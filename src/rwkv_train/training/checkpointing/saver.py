@@ -16,13 +16,18 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from rwkv_train.checkpoint.names import BEST, FINAL, numbered, step_state
+from rwkv_train.checkpoint.provenance import read_about
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
 from rwkv_train.errors import TrainingError
 from rwkv_train.training.checkpointing.save_job import ATTEMPTS, SaveJob
 from rwkv_train.training.checkpointing.state_writer import StateWriter
 from rwkv_train.training.checkpointing.training_state import Stateful, capture_state
-from rwkv_train.training.distributed.collectives import raise_on_all_ranks, wait_for_rank_zero
+from rwkv_train.training.distributed.collectives import (
+    gather_objects,
+    raise_on_all_ranks,
+    wait_for_rank_zero,
+)
 from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim import optimizer_state
@@ -132,6 +137,17 @@ class Saver:
         error = self._error()
         self._note_end()
         raise_on_all_ranks(trainer.strategy, error)
+
+    def about_best(self, trainer: pl.Trainer) -> dict[str, Any] | None:
+        """Returns what best.pth says of itself, see `read_about`, on all ranks. Collective."""
+        job = self._job
+        wait_for_rank_zero(
+            trainer.strategy,
+            lambda seconds: job is None or job.path.name != BEST or job.wait(seconds),
+        )
+        about = None if self._writer is None else read_about(self._folder / BEST)
+        found: dict[str, Any] | None = gather_objects(trainer.strategy, about)[0]
+        return found
 
     def save_best(
         self, trainer: pl.Trainer, module: TrainingModule, about: Mapping[str, Any]
