@@ -12,7 +12,7 @@ import torch
 
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.resume import load_state, save_state
-from rwkv_train.checkpoint.retention import Retention, Rule
+from rwkv_train.checkpoint.retention import KeepRule, Retention
 from rwkv_train.checkpoint.weights import save_weights
 from tests.checkpoint.small_states import small_state
 
@@ -42,14 +42,14 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def resumed(folder: Path, rule: Rule, state: str, **more: object) -> Retention:
+def resumed(folder: Path, rule: KeepRule, state: str, **more: object) -> Retention:
     """The files of a run that resumes `state` in a process of its own."""
     path = folder / state
     return Retention(folder, rule, record=load_state(path)["written"], resumed=path, **more)
 
 
 def test_the_newest_and_every_nth_are_kept(tmp_path: Path):
-    files = Retention(tmp_path, Rule(last=2, every=20))
+    files = Retention(tmp_path, KeepRule(last=2, every=20))
     for step in range(5, 55, 5):
         write_state(files, tmp_path / f"rwkv-step-{step}.state", step)
     write_state(files, tmp_path / "rwkv-final.state", 1)
@@ -70,7 +70,7 @@ def test_the_newest_and_every_nth_are_kept(tmp_path: Path):
 
 
 def test_weights_at_a_multiple_are_kept(tmp_path: Path):
-    files = Retention(tmp_path, Rule(last=1, every=20, last_weights=1))
+    files = Retention(tmp_path, KeepRule(last=1, every=20, last_weights=1))
     for epoch in range(5):
         write_weights(files, tmp_path / f"rwkv-{epoch}.pth", (epoch + 1) * 10)
     newest = write_state(files, tmp_path / "rwkv-4.state", 50)
@@ -105,7 +105,7 @@ def protected(folder: Path, old: Path) -> Path:
 def test_what_somebody_did_to_a_file_saves_it(
     tmp_path: Path, what: Callable[[Path, Path], Path], kind: str
 ):
-    files = Retention(tmp_path, Rule(last=1, last_weights=1))
+    files = Retention(tmp_path, KeepRule(last=1, last_weights=1))
     write = write_weights if kind == "pth" else write_state
     old = write(files, tmp_path / f"rwkv-0.{kind}", 10)
     gone = write(files, tmp_path / f"rwkv-1.{kind}", 20)
@@ -121,12 +121,12 @@ def test_what_somebody_did_to_a_file_saves_it(
 
 
 def test_only_files_of_this_run_are_deleted_in_a_folder_with_those_of_another(tmp_path: Path):
-    before = Retention(tmp_path, Rule(last=9))
+    before = Retention(tmp_path, KeepRule(last=9))
     for epoch in range(3):
         write_weights(before, tmp_path / f"rwkv-{epoch}.pth", epoch + 1)
         write_state(before, tmp_path / f"rwkv-{epoch}.state", epoch + 1)
     others = names(tmp_path)
-    files = Retention(tmp_path, Rule(last=1, last_weights=1))
+    files = Retention(tmp_path, KeepRule(last=1, last_weights=1))
     for epoch in (3, 4):
         write_weights(files, tmp_path / f"rwkv-{epoch}.pth", epoch + 1)
         files.apply(write_state(files, tmp_path / f"rwkv-{epoch}.state", epoch + 1))
@@ -134,18 +134,18 @@ def test_only_files_of_this_run_are_deleted_in_a_folder_with_those_of_another(tm
 
 
 def test_a_resumed_run_knows_the_files_that_it_wrote_before(tmp_path: Path):
-    files = Retention(tmp_path, Rule(last=9))
+    files = Retention(tmp_path, KeepRule(last=9))
     for epoch in range(3):
         write_weights(files, tmp_path / f"rwkv-{epoch}.pth", (epoch + 1) * 10)
         write_state(files, tmp_path / f"rwkv-{epoch}.state", (epoch + 1) * 10)
-    again = resumed(tmp_path, Rule(last=2, last_weights=2), "rwkv-2.state")
+    again = resumed(tmp_path, KeepRule(last=2, last_weights=2), "rwkv-2.state")
     again.apply(write_state(again, tmp_path / "rwkv-step-35.state", 35))
     assert names(tmp_path) == {"rwkv-1.pth", "rwkv-2.pth", "rwkv-2.state", "rwkv-step-35.state"}
 
 
 @pytest.mark.parametrize("kind", ["pth", "state"])
 def test_damaged_files_take_no_place_of_good_ones(tmp_path: Path, kind: str):
-    files = Retention(tmp_path, Rule(last=9))
+    files = Retention(tmp_path, KeepRule(last=9))
     write = write_weights if kind == "pth" else write_state
     for epoch in range(3):
         write(files, tmp_path / f"rwkv-{epoch}.{kind}", (epoch + 1) * 10)
@@ -153,7 +153,7 @@ def test_damaged_files_take_no_place_of_good_ones(tmp_path: Path, kind: str):
     flip(tmp_path / f"rwkv-2.{kind}")
     # the newest one before it is the one that counts
     again = resumed(
-        tmp_path, Rule(last=2 if kind == "pth" else 3, last_weights=2), "rwkv-step-31.state"
+        tmp_path, KeepRule(last=2 if kind == "pth" else 3, last_weights=2), "rwkv-step-31.state"
     )
     again.apply(write_state(again, tmp_path / "rwkv-step-40.state", 40))
     left = names(tmp_path)
@@ -162,11 +162,11 @@ def test_damaged_files_take_no_place_of_good_ones(tmp_path: Path, kind: str):
 
 
 def test_another_length_of_mini_epochs_makes_no_new_file_an_old_one(tmp_path: Path):
-    files = Retention(tmp_path, Rule(last=9))
+    files = Retention(tmp_path, KeepRule(last=9))
     for epoch in range(4):
         write_weights(files, tmp_path / f"rwkv-{epoch}.pth", (epoch + 1) * 10)
     write_state(files, tmp_path / "rwkv-3.state", 40)
-    again = resumed(tmp_path, Rule(last=2, last_weights=2), "rwkv-3.state")
+    again = resumed(tmp_path, KeepRule(last=2, last_weights=2), "rwkv-3.state")
     # mini-epochs of 25 steps from here on: number 1 ends at step 50
     write_weights(again, tmp_path / "rwkv-1.pth", 50)
     again.apply(write_state(again, tmp_path / "rwkv-1.state", 50))
@@ -177,7 +177,9 @@ def test_another_length_of_mini_epochs_makes_no_new_file_an_old_one(tmp_path: Pa
 
 
 def test_a_frozen_base_model_is_never_deleted(tmp_path: Path):
-    files = Retention(tmp_path, Rule(last=9, last_weights=1), protected=[tmp_path / "rwkv-0.pth"])
+    files = Retention(
+        tmp_path, KeepRule(last=9, last_weights=1), protected=[tmp_path / "rwkv-0.pth"]
+    )
     for epoch in range(3):
         write_weights(files, tmp_path / f"rwkv-{epoch}.pth", (epoch + 1) * 10)
     files.apply(write_state(files, tmp_path / "rwkv-2.state", 30))
@@ -185,7 +187,7 @@ def test_a_frozen_base_model_is_never_deleted(tmp_path: Path):
 
 
 def test_the_model_with_its_states_goes_with_them(tmp_path: Path):
-    files = Retention(tmp_path, Rule(last=1, last_weights=1))
+    files = Retention(tmp_path, KeepRule(last=1, last_weights=1))
     for epoch in range(2):
         write_weights(files, tmp_path / f"rwkv-{epoch}.pth", epoch + 1)
         write_weights(files, tmp_path / f"rwkv-{epoch}.merged.pth", epoch + 1)

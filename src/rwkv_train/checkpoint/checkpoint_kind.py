@@ -1,4 +1,4 @@
-"""What kind of checkpoint a file is, judged by its bytes: its name may end in anything."""
+"""Tells the format of a checkpoint by its bytes: its name may end in anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from rwkv_train.errors import CheckpointError
 
-Kind = Literal["zip", "pickle", "safetensors"]
+CheckpointKind = Literal["zip", "pickle", "safetensors"]
 
 # Beginnings of files that people give by mistake, and what they are.
 _KNOWN = {
@@ -32,7 +32,7 @@ _KNOWN = {
 _EXPECTED = "expected a .pth or .safetensors file of weights"
 
 
-def checkpoint_kind(path: Path) -> Kind:
+def checkpoint_kind(path: Path) -> CheckpointKind:
     """Returns the format of a file of weights; raises CheckpointError saying what it is instead."""
     _require_file(path)
     try:
@@ -100,5 +100,5 @@ def _what(head: bytes, size: int) -> str:
     return "truncated, damaged or of a format that is not known"
 
 
-def _refuse(path: Path, what: str) -> Kind:
+def _refuse(path: Path, what: str) -> CheckpointKind:
     raise CheckpointError(f"{path} is {what}; {_EXPECTED}")

@@ -1,4 +1,4 @@
-"""What a .pth file says of itself: the place of numbered weights, the loss of the best ones."""
+"""Words of a .pth file about itself: the place of numbered weights, the loss of the best."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from rwkv_train.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Rule:
+class KeepRule:
     """The files that stay: the newest ones, and those at certain steps.
 
     last: newest states kept; every: files saved at a multiple of so many steps stay too;
@@ -60,7 +60,7 @@ class Retention:
     def __init__(
         self,
         folder: Path,
-        rule: Rule,
+        rule: KeepRule,
         *,
         record: Mapping[str, Any] | None = None,
         resumed: Path | None = None,
@@ -74,12 +74,12 @@ class Retention:
         # again at every save, the kept ones would cost as much as the save itself.
         self._intact: dict[str, tuple[int, int, int]] = {}
         # A state cannot hold its own digest in its record.
-        for file in list_states(folder) if resumed is not None else ():
-            if file.path.name == resumed.name and file.position is not None:
+        for file in [] if resumed is None else list_states(folder):
+            if file.path == resumed and file.position is not None:
                 self.add(file.path, file.digest, file.position, file.step)
 
     def add(self, path: Path, digest: str, tokens: int, step: int) -> None:
-        """Notes a file that this run has just written, or has read and found sound."""
+        """Records a file that this run has just written, or has read and found sound."""
         self._written[path.name] = WrittenFile(digest, tokens, step)
         self._intact[path.name] = _signature(path)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, merged_path
 from rwkv_train.checkpoint.resume import save_state, state_path
-from rwkv_train.checkpoint.retention import Retention, Rule
+from rwkv_train.checkpoint.retention import KeepRule, Retention
 from rwkv_train.config.load import dump_config
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
@@ -48,7 +48,7 @@ class StateWriter:
         folder, safety = Path(config.train.proj_dir), config.safety
         self._retention = Retention(
             folder,
-            Rule(safety.keep_last, safety.keep_every, safety.keep_last_weights),
+            KeepRule(safety.keep_last, safety.keep_every, safety.keep_last_weights),
             record=record,
             resumed=resumed,
             protected=[] if base is None else [folder / base["path"]],
