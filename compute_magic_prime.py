@@ -9,27 +9,32 @@ from pathlib import Path
 # Works in a bare checkout: this copy's package comes before an installed one.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from rwkv_train.data.binidx.manifest import read_manifest
+from rwkv_train.command_line import path_argument, printed_status, program
+from rwkv_train.data.binidx.manifest import manifest_prefix, read_manifest
 from rwkv_train.data.inspect.summary import flag_line
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.errors import TrainerError
 
 
+@program
 def main(argv: list[str]) -> int:
     """Returns the exit status: 0, or 2 after an error message."""
     parser = argparse.ArgumentParser(prog="compute_magic_prime.py", description=__doc__)
-    parser.add_argument("prefix", metavar="PREFIX", help="the pair's path without .bin or .idx")
+    parser.add_argument(
+        "prefix", metavar="PREFIX", type=path_argument, help="the pair's path without .bin or .idx"
+    )
     parser.add_argument("ctx_len", metavar="CTX_LEN", type=int, help="tokens per sample")
     arguments = parser.parse_args(argv)
     try:
-        tokens = open_source(arguments.prefix, "binidx").tokens
-        manifest = read_manifest(arguments.prefix)
+        prefix = manifest_prefix(arguments.prefix)
+        tokens = open_source(prefix, "binidx").tokens
+        manifest = read_manifest(prefix)
         vocab_size = None if manifest is None else manifest.vocab_size
-        print(flag_line(arguments.prefix, tokens, arguments.ctx_len, vocab_size))
+        print(flag_line(prefix, tokens, arguments.ctx_len, vocab_size))
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return printed_status()
 
 
 if __name__ == "__main__":

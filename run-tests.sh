@@ -3,8 +3,12 @@
 # pytest.
 #   ./run-tests.sh                    everything that this machine can run
 #   ./run-tests.sh tests/ops -k wkv6  a part of it
+#   ./run-tests.sh --gpu-standin      the GPU's host path without a GPU, in .venv-gpu-standin
 set -euo pipefail
 cd "$(dirname "$0")"
+if [ "${1:-}" = --gpu-standin ]; then
+    exec tests/gpu_standin/run.sh "${@:2}"
+fi
 . ./set-up-environment.sh requirements-dev.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

@@ -51,6 +51,38 @@ set_up_environment() {
     export PATH="$PWD/$folder/bin:$PATH"
 }
 
+# Where a GPU is and no CUDA compiler that fits torch, its kernels cannot be built, and training is
+# several times slower: pip's compiler goes into an environment of ours, and is offered for another.
+set_up_cuda_compiler() {
+    local python=$PYTHON cuda wheels=() part
+    command -v nvidia-smi > /dev/null || return 0
+    cuda=$("$python" -m rwkv_train.ops.native.cuda_toolkit) || return 0
+    case $cuda in
+        '') return 0 ;;
+        13.0) wheels=(-r requirements-cuda.txt) ;;
+        13.*)
+            for part in nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl; do
+                wheels+=("$part==$cuda.*")
+            done ;;
+        *)
+            echo "note: there is no nvcc for torch's CUDA $cuda, so that the GPU's kernels cannot be" \
+                 "built: install the CUDA toolkit $cuda and put its bin folder on the PATH" >&2
+            return 0 ;;
+    esac
+    case $python in
+        .venv/* | .venv-locked/*) ;;
+        *)
+            echo "note: there is no nvcc for torch's CUDA $cuda, so that the GPU's kernels cannot be" \
+                 "built; it can be installed with: $python -m pip install ${wheels[*]}" >&2
+            return 0 ;;
+    esac
+    echo "Installing nvcc for CUDA $cuda into ${python%%/*} (once), which compiles the GPU's kernels"
+    if ! "$python" -m pip install --quiet --disable-pip-version-check "${wheels[@]}"; then
+        echo "note: pip could not install it; training goes on without the GPU's kernels" >&2
+    fi
+}
+
 set_up_environment "$1" || exit $?
 # `python -m rwkv_train...` finds this copy of the package, installed or not.
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
+set_up_cuda_compiler

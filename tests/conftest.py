@@ -34,6 +34,28 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+STANDIN = "tests/gpu_standin"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--gpu-standin`."""
+    parser.addoption(
+        "--gpu-standin",
+        action="store_true",
+        help=f"run {STANDIN} too, which needs what ./run-tests.sh --gpu-standin sets up",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Says which tests there are besides, to who ran all others or asked for them."""
+    wanted = config.args == config.getini("testpaths") or any(STANDIN in arg for arg in config.args)
+    if wanted and not config.getoption("--gpu-standin"):
+        terminalreporter.write_line(
+            f"not run: {STANDIN}, the GPU's host path without a GPU; "
+            "./run-tests.sh --gpu-standin sets up what it needs and runs it"
+        )
+
+
 def unit_of(nodeid: str) -> str:
     """Returns the name of the unit that a test belongs to; one process runs a unit's tests in turn.
 

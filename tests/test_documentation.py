@@ -107,7 +107,11 @@ def test_everything_in_the_tree_exists_and_is_what_it_looks_like(tree: list[str]
 
 
 def test_everything_at_the_top_is_in_the_tree(tree: list[str]):
-    top = {path.split("/")[0] for path in tracked_files()} - {"README.md", ".gitignore"}
+    top = {path.split("/")[0] for path in tracked_files()} - {
+        "README.md",
+        ".gitignore",
+        ".gitattributes",
+    }
     named = {path.split("/")[0] for path in tree}
     assert not top - named
 

@@ -30,8 +30,7 @@ def forget(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
             "deepspeed",
             ["--strategy", "deepspeed_stage_2"],
             ["pip install 'rwkv-train[deepspeed]'", "--strategy ddp"],
-        ),
-        ("wandb", ["--wandb", "mine"], ["pip install 'rwkv-train[wandb]'", '--wandb ""']),
+        )
     ],
 )
 def test_a_run_that_needs_one_is_refused_before_it_writes(

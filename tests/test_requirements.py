@@ -108,7 +108,16 @@ def test_the_extra_dev_is_what_the_tests_need(extras: dict[str, list[str]]):
 
 def test_the_extra_all_names_every_other_extra(extras: dict[str, list[str]]):
     (line,) = extras["all"]
-    assert Requirement(line).extras == extras.keys() - {"all", "dev"}
+    # A compiler for one version of CUDA, which not every torch has, is asked for by name.
+    assert Requirement(line).extras == extras.keys() - {"all", "dev", "cuda"}
+
+
+def test_the_compiler_that_the_scripts_install_is_that_of_the_extra_cuda(
+    extras: dict[str, list[str]],
+):
+    scripts = by_name(read_lines(ROOT / "requirements-cuda.txt"))
+    assert scripts == by_name(extras["cuda"])
+    assert {"nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm"} < scripts.keys()
 
 
 @pytest.mark.parametrize("python", PYTHONS)

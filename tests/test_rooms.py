@@ -28,7 +28,7 @@ config.check: limits machine_schema mixture_list run_length schema sections vers
 config.choices: versions
 config.command_line: schema sections
 config.discovered: choices schema
-config.load: command_line resolved rwkv_lm schema sections
+config.load: command_line mixture_list resolved rwkv_lm schema sections
 config.machine_schema: choices limits
 config.resolve: check choices discovered machine_schema mixture_list resolved run_length
     rwkv_lm schema versions
@@ -42,7 +42,7 @@ data.binidx: sampling storage
 data.chat: binidx text tokenize
 data.convert: binidx chat storage text tokenize
 data.inspect: binidx convert samples sampling storage tokenize
-data.samples: binidx sampling tokenize
+data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx text
 inference.__main__: generate loading sampling
@@ -66,18 +66,17 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
-training.__main__: environment run start
+training.__main__: distributed environment launchers run start
 training.bad_steps: checkpointing distributed module optim reporting
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
-training.distributed: optim
+training.distributed: environment launchers optim
 training.loader: signals
 training.module: carried_state distributed optim
-training.optim: environment
 training.reporting: progress start
 training.run: bad_steps checkpointing distributed environment loader module optim progress
     reporting start step_callback trainer validation
-training.start: carried_state checkpointing environment optim progress
+training.start: carried_state checkpointing distributed environment optim progress
 training.step_callback: bad_steps checkpointing distributed module optim progress
     reporting signals validation
 training.trainer: distributed

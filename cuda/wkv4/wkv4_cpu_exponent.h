@@ -55,9 +55,10 @@ template <typename T> RWKV_INLINE Vec<T> exp_of_sum(const Exponent<T>& a, const 
 template <typename T> void fold_low(T* a, T* b, T* pp, T* low, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes<T>) {
     const Vec<T> high = load<T>(pp + i), lost = load<T>(low + i), sum = high + lost;
-    const Vec<T> factor = 1 + (lost - (sum - high));
-    store<T>(a + i, load<T>(a + i) * factor);
-    store<T>(b + i, load<T>(b + i) * factor);
+    // Not a factor 1 + rest, which would be rounded alike for every sum and add up.
+    const Vec<T> rest = lost - (sum - high), in_a = load<T>(a + i), in_b = load<T>(b + i);
+    store<T>(a + i, in_a + in_a * rest);
+    store<T>(b + i, in_b + in_b * rest);
     store<T>(pp + i, sum);
     store<T>(low + i, Vec<T>{});
   }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../common/cpu/decays.h"
 #include "../common/cpu/exp.h"
 #include "../common/cpu/head_rows.h"
 #include "../common/cpu/head_walk.h"
@@ -18,12 +19,19 @@
 
 namespace rwkv {
 
-// decay = exp(-exp(w)) and slope, its derivative by w; count: a multiple of kLanes
-template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t count) {
+// the logarithm of the decay exp(-exp(w)), which is also its own derivative by w
+template <typename T> RWKV_INLINE Vec<T> log_decay_of(const T* w) {
+  const Vec<T> limited = min<T>(kLargestLogRate<T>, load<T>(w));
+  return -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited));
+}
+
+// decay and slope, its derivative by w, of token t; count: a multiple of kLanes
+template <typename T>
+void decay_of(const T* w, T* decay, T* slope, int64_t count, int64_t t) {
+  const T share = rounding_share<T>(t);
   for (int64_t i = 0; i < count; i += kLanes<T>) {
-    const Vec<T> limited = min<T>(kLargestLogRate<T>, load<T>(w + i));
-    const Vec<T> log_decay = -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited));
-    const Vec<T> d = exp_in_range<T>(log_decay);
+    const Vec<T> log_decay = log_decay_of<T>(w + i);
+    const Vec<T> d = decay_from_log<T>(log_decay).rounded(share);
     store<T>(decay + i, d);
     store<T>(slope + i, d * log_decay);
   }
@@ -32,24 +40,38 @@ template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t coun
 // The inputs of some tokens of one head, in rows.
 template <typename T, bool kDecayPerToken> struct Wkv5_6Rows {
   const int64_t stride;
-  T *r, *k, *v, *gy, *decay, *slope, *w;
+  T *r, *k, *v, *gy, *decay, *slope, *w, *less;
 
   Wkv5_6Rows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
     for (T** rows : {&r, &k, &v, &gy, &decay, &slope, &w}) scratch.want(*rows, tokens * stride);
+    scratch.want(less, stride);
   }
 
-  // RWKV-5 has one row of decays per head, repeated here for every token.
+  // RWKV-5 has one row of decays per head, of which every token has its own rounding.
   void read_decay(const void* from, DType dtype, const HeadPlace& place, int64_t begin,
                   int64_t tokens) const {
     if (kDecayPerToken) {
       read_rows(from, dtype, place, begin, tokens, w, stride);
-      return decay_of(w, decay, slope, tokens * stride);
+      for (int64_t t = 0, at = 0; t < tokens; ++t, at += stride) {
+        decay_of(w + at, decay + at, slope + at, stride, begin + t);
+      }
+      return;
     }
     load_row<T>(from, dtype, place.head * place.size, place.size, w);
-    decay_of(w, decay, slope, stride);
-    for (int64_t at = stride; at < tokens * stride; at += stride) {
-      std::memcpy(decay + at, decay, stride * sizeof(T));
-      std::memcpy(slope + at, slope, stride * sizeof(T));
+    for (int64_t i = 0; i < stride; i += kLanes<T>) {
+      const Vec<T> log_decay = log_decay_of<T>(w + i);
+      const Decay<T> d = decay_from_log<T>(log_decay);
+      store<T>(w + i, d.whole);
+      store<T>(less + i, d.less);
+      store<T>(slope + i, d.rounded(0) * log_decay);
+    }
+    for (int64_t t = 0, at = 0; t < tokens; ++t, at += stride) {
+      const T share = rounding_share<T>(begin + t);
+      for (int64_t i = 0; i < stride; i += kLanes<T>) {
+        const Decay<T> d{load<T>(w + i), load<T>(less + i)};
+        store<T>(decay + at + i, d.rounded(share));
+      }
+      if (t > 0) std::memcpy(slope + at, slope, stride * sizeof(T));
     }
   }
 
@@ -123,6 +145,7 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
     for (T** rows : {&gr_, &gk_, &gv_, &gd_}) scratch_.want(*rows, kBlock * stride_);
     scratch_.want(history_, kBlock * kTile);
     scratch_.want(u_, stride_);
+    scratch_.want(block_sum_, stride_);
     scratch_.want(all_gu_, most * stride_);
     scratch_.want(all_gw_, most * stride_);
     scratch_.want(states_, blocks_ * stride_ * stride_);
@@ -184,7 +207,10 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
     const int64_t begin = segment_begin + t;
     Wkv5_6Block<T> b = rows_.block(t, tokens);
     b.gr = gr_, b.gk = gk_, b.gv = gv_, b.gd = gd_, b.history = history_, b.prefetch = &prefetch_;
+    // The long sums over tokens take a block's sum at a time, and lose that much less.
+    clear_rows(block_sum_, stride_);
     for (int64_t n = 0; n < tokens; ++n) start_token(b, n * stride_);
+    add(gu_, block_sum_, stride_);
     wkv5_6_backward(b, state(t / kBlock), gradient_);
     // By the chain rule from d to w, for all tokens of the block in one pass.
     multiply(gd_, rows_.slope + t * stride_, tokens * stride_);
@@ -194,7 +220,8 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
     if (kDecayPerToken) {
       write_rows(p_.gw, p_.w_dtype, place, begin, tokens, gd_, stride_);
     } else {
-      for (int64_t n = 0; n < tokens; ++n) add(gw_, gd_ + n * stride_, stride_);
+      for (int64_t n = 1; n < tokens; ++n) add(gd_, gd_ + n * stride_, stride_);
+      add(gw_, gd_, stride_);
     }
   }
 
@@ -205,7 +232,7 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
     set_scaled(gv_ + at, dot(r, u_, k, stride_), gy, stride_);
     set_scaled(gr_ + at, weight, u_, k, stride_);
     set_scaled(gk_ + at, weight, u_, r, stride_);
-    add_scaled(gu_, weight, r, k, stride_);
+    add_scaled(block_sum_, weight, r, k, stride_);
     clear_rows(gd_ + at, stride_);
   }
 
@@ -214,7 +241,8 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
   Scratch<T> scratch_;
   Rows rows_;
   Prefetch prefetch_;
-  T *history_, *states_, *gradients_, *other_, *gr_, *gk_, *gv_, *gd_, *u_, *all_gu_, *all_gw_;
+  T *history_, *states_, *gradients_, *other_, *gr_, *gk_, *gv_, *gd_, *u_, *block_sum_,
+      *all_gu_, *all_gw_;
   // the present head's
   T *gradient_ = nullptr, *gu_ = nullptr, *gw_ = nullptr;
 };

@@ -25,7 +25,7 @@ struct Wkv7ChunkShared {
   using ExactRows = ChunkTile::ExactRows;
   using Square = ChunkTile::Square;
   // Of A_ab in fp32.
-  static constexpr int kMixStride = kChunk + 4;
+  static constexpr int kMixStride = kChunk + 4, kMixFloats = kChunk * kMixStride;
 
   Rows a, r, k, b;   // A~, R~, K-, B-
   Square ak, rb, rk;  // A_ak, A_rb, A_rk
@@ -37,9 +37,10 @@ struct Wkv7ChunkShared {
   float* raw_w;                          // [kChunk][kFloatStride]
   InTurn<ExactRows> values;
 
-  __host__ __device__ explicit Wkv7ChunkShared(Pieces& pieces)
+  // mix_floats: room at `mix`, for who puts something else there once T is found.
+  __host__ __device__ explicit Wkv7ChunkShared(Pieces& pieces, int mix_floats = kMixFloats)
       : a(pieces), r(pieces), k(pieces), b(pieces), ak(pieces), rb(pieces), rk(pieces),
-        inverse(pieces), mix(pieces.floats(kChunk * kMixStride)),
+        inverse(pieces), mix(pieces.floats(mix_floats)),
         growth(pieces.floats((kChunk + 1) * kFloatStride)), documents(pieces), raw_r(pieces),
         raw_k(pieces), raw_a(pieces), raw_b(pieces),
         raw_w(pieces.floats(kChunk * kFloatStride)), values(pieces) {}

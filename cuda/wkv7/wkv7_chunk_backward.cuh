@@ -23,7 +23,8 @@ struct Wkv7ChunkBackwardShared : Wkv7ChunkGradientOperands {
   using Columns = ChunkTile::Columns;
   using State = ChunkTile::HeadState;
 
-  Columns u, gz;      // U, dZ
+  Columns u;          // U, where A_ab was in fp32
+  Columns gz;         // dZ
   State before;       // S0
   State after;        // D
   float* slope;       // [kChunk][kFloatStride]: the derivative of the decay's logarithm by w
@@ -48,8 +49,12 @@ struct Wkv7ChunkBackwardShared : Wkv7ChunkGradientOperands {
   static_assert(ExactRows::elements <= Columns::elements);
 
  private:
+  static constexpr int kColumnsFloats = Columns::elements / 2;
+  static_assert(kMixFloats <= kColumnsFloats);
+
   __host__ __device__ explicit Wkv7ChunkBackwardShared(Pieces pieces)
-      : Wkv7ChunkGradientOperands(pieces), u(pieces), gz(pieces), before(pieces), after(pieces),
+      : Wkv7ChunkGradientOperands(pieces, kColumnsFloats),
+        u(reinterpret_cast<uint16_t*>(mix)), gz(pieces), before(pieces), after(pieces),
         slope(pieces.floats(kChunk * kFloatStride)),
         state_sums(pieces.floats(ChunkTile::kWarps * kN)), bytes(pieces.used()) {}
 };

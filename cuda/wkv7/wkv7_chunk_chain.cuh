@@ -11,8 +11,9 @@ namespace rwkv {
 struct Wkv7ChunkGradientOperands : Wkv7ChunkShared {
   InTurn<ExactRows> gys;  // dY
 
-  __host__ __device__ explicit Wkv7ChunkGradientOperands(Pieces& pieces)
-      : Wkv7ChunkShared(pieces), gys(pieces) {}
+  __host__ __device__ explicit Wkv7ChunkGradientOperands(Pieces& pieces,
+                                                         int mix_floats = kMixFloats)
+      : Wkv7ChunkShared(pieces, mix_floats), gys(pieces) {}
 
   __device__ ExactRows gy(int turn) const { return gys.of(turn); }
 };

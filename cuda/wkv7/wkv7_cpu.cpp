@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "../common/cpu/decays.h"
 #include "../common/cpu/exp.h"
 #include "../common/cpu/head_rows.h"
 #include "../common/cpu/head_walk.h"
@@ -16,8 +17,10 @@
 namespace rwkv {
 namespace {
 
-// decay of w, and slope, its derivative; count: a multiple of kLanes
-template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t count) {
+// decay of w, and slope, its derivative, of token t; count: a multiple of kLanes
+template <typename T>
+void decay_of(const T* w, T* decay, T* slope, int64_t count, int64_t t) {
+  const T share = rounding_share<T>(t);
   for (int64_t i = 0; i < count; i += kLanes<T>) {
     const Vec<T> x = load<T>(w + i);
     // Of sigmoid(x) and sigmoid(-x) neither is formed as one minus the other.
@@ -25,7 +28,7 @@ template <typename T> void decay_of(const T* w, T* decay, T* slope, int64_t coun
     const Vec<T> large = 1 / (1 + e), small = e / (1 + e);
     const Vec<T> sigmoid = x < 0 ? small : large, complement = x < 0 ? large : small;
     const Vec<T> log_decay = sigmoid * T(-kWkv7LargestRate);
-    const Vec<T> d = exp_in_range<T>(log_decay);
+    const Vec<T> d = decay_from_log<T>(log_decay).rounded(share);
     store<T>(decay + i, d);
     store<T>(slope + i, d * (log_decay * complement));
   }
@@ -51,7 +54,9 @@ template <typename T> struct Rows {
     read_rows(p.a, p.dtype, place, begin, tokens, a, stride);
     read_rows(p.b, p.dtype, place, begin, tokens, b, stride);
     read_rows(p.w, p.w_dtype, place, begin, tokens, w, stride);
-    decay_of(w, d, slope, tokens * stride);
+    for (int64_t t = 0, at = 0; t < tokens; ++t, at += stride) {
+      decay_of(w + at, d + at, slope + at, stride, begin + t);
+    }
   }
 
   DeltaBlock<T> block(int64_t begin, int64_t tokens) const {

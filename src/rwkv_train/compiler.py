@@ -45,10 +45,17 @@ def cache_folder() -> Path:
             return folder
     except (OSError, RuntimeError):
         pass
-    folder = Path(tempfile.gettempdir()) / f"rwkv_kernels_{os.getuid()}"
-    # Under /tmp anybody may have made the folder first, and would choose the code that we load.
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    try:
+        folder = Path(tempfile.gettempdir()) / f"rwkv_kernels_{os.getuid()}"
+        # Under /tmp anybody may have made the folder first, and would choose the code that we load.
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.lstat().st_uid
+    except OSError as error:
+        raise BackendError(
+            f"there is no place for compiled kernels: neither ~/.cache nor the folder for "
+            f"temporary files can be written ({error}); make one of them writable"
+        ) from error
+    if owner != os.getuid() or folder.is_symlink():
         raise BackendError(f"{folder} belongs to another user; delete it, or make ~ writable")
     return folder
 

@@ -46,6 +46,11 @@ class TrainingError(TrainerError):
     """Raised by `training` when a run that was set up well cannot continue (a loss that is NaN)."""
 
 
+def exit_status(error: TrainerError) -> int:
+    """Returns the exit status for a fault: 2 for bad input, 1 when training cannot continue."""
+    return 1 if isinstance(error, TrainingError) else 2
+
+
 def short_reason(error: Exception) -> str:
     """Returns the first sentence of a library's message, whose advice seldom fits the user."""
     if isinstance(error, OSError) and error.strerror:

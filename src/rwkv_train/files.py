@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rwkv_train.errors import ConfigError
+
+
+def expand_home(path: str) -> str:
+    """Returns a path with a leading ~ or ~NAME replaced by that home folder, others as they are.
+
+    A shell does so for a word's beginning only: not behind `--flag=`, nor in a file. Raises
+    ConfigError for a user that does not exist, whose name would become that of a folder.
+    """
+    if not path.startswith("~"):
+        return path
+    # Path.expanduser would also tidy the rest, and a prefix may end in a slash.
+    expanded = os.path.expanduser(path)  # noqa: PTH111
+    if expanded.startswith("~") and not Path(path).exists():
+        user = path.partition("/")[0]
+        raise ConfigError(
+            f"{path}: the home folder {user} is not known; write ./{path} for a file of that name"
+        )
+    return expanded
+
+
+# Folder -> what is asked before a file in it gets its name.
+_GUARDS: dict[Path, Callable[[], None]] = {}
+# In containers every program may be process 1.
+_SOURCE = secrets.token_hex(4)
+
+
+def guard(folder: Path, check: Callable[[], None]) -> None:
+    """Makes `replacing` call `check` before it names a file in `folder`; what it raises passes."""
+    _GUARDS[folder.resolve()] = check
+
+
+def unguard(folder: Path) -> None:
+    """Ends what `guard` began."""
+    _GUARDS.pop(folder.resolve(), None)
+
 
 def partial_path(path: Path) -> Path:
-    """Returns a temporary name next to `path`; its process id keeps two runs from sharing one."""
-    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """Returns a temporary name next to `path`, which no other process shares."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{_SOURCE}.partial")
 
 
 @contextmanager
@@ -26,6 +63,8 @@ def replacing(path: Path) -> Iterator[Path]:
         # Before the rename: else a crash could leave the new name on blocks never written.
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        if (check := _GUARDS.get(path.parent.resolve())) is not None:
+            check()
         partial.replace(path)
         sync_folder(path.parent)
     finally:

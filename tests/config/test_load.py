@@ -118,6 +118,9 @@ def test_a_wrong_flag_is_named_with_what_was_expected(argv, words):
     assert all(word in message for word in words), message
 
 
+BOMB = "".join(f"    - &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(2, 12))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -144,6 +147,13 @@ def test_a_wrong_flag_is_named_with_what_was_expected(argv, words):
         ("model: {n_layer: 3", ["is not YAML", "line 1"]),
         ("model: {? [1] : 2}", ["is not YAML"]),
         ("!!python/object:os.system {}", ["is not YAML"]),
+        ("[" * 100_000, ["nested too deeply"]),
+        ("- " * 5000 + "x", ["nested too deeply"]),
+        ("model: {n_layer: 2001-13-45}", ["is not YAML", "month"]),
+        ("model: {n_layer: !!int x}", ["is not YAML", "'x'"]),
+        ("model: {n_layer: " + "9" * 5000 + "}", ["is not YAML", "digits"]),
+        # Ten billion words if it were written out.
+        ("model:\n  n_layer:\n    - &a1 [w, w]\n" + BOMB, ["model.n_layer", "a whole number"]),
     ],
 )
 def test_a_wrong_file_is_named_with_the_place_in_it(tmp_path, text, words):
@@ -151,6 +161,7 @@ def test_a_wrong_file_is_named_with_the_place_in_it(tmp_path, text, words):
     message = fault(["--config", str(path)])
     assert str(path) in message
     assert all(word in message for word in words), message
+    assert "\n" not in message and len(message) < 1000
 
 
 def test_a_folder_and_bytes_are_no_configuration(tmp_path):

@@ -95,7 +95,7 @@ def test_it_ends_with_status_2_and_one_clear_line(argv, words, runs, capsys):
 def test_a_right_command_line_reaches_the_run_with_its_notices(runs, capsys):
     argv = [*DATA, "--my_testing", "x060", "--my_ffn_shift", "1", "--n-layer=3"]
     assert train.main(argv) == 0
-    ((config, notices),) = runs
+    ((config, notices, _),) = runs
     assert (config.model.rwkv_version, config.model.n_layer) == ("6", 3)
     assert notices == ["--my_ffn_shift has no effect in RWKV-LM either"]
     assert capsys.readouterr() == ("", "")
@@ -110,7 +110,7 @@ def test_a_right_command_line_reaches_the_run_with_its_notices(runs, capsys):
     ],
 )
 def test_what_the_run_raises_becomes_status_and_line(raised, status, message, monkeypatch, capsys):
-    def run(config, notices):
+    def run(config, notices, ranks):
         raise raised
 
     monkeypatch.setattr(training_main, "_run", run)

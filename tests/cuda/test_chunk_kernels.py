@@ -219,6 +219,19 @@ def test_bf16_is_served_by_chunks_of_its_own_accord_but_no_other_type_and_no_sho
 
 
 @every_op
+def test_a_card_with_99_kib_of_shared_memory_takes_chunks_of_its_own_accord(host_kernels, op):
+    """Tries what cards of compute capability 8.6, 8.9 and 12.0 have."""
+    problem = make_problem(op, Shape(1, 80, 2, 64), torch.bfloat16)
+    kernels = host_kernels(op)
+    large = kernel_results(kernels, problem, CHUNKS)
+    kernels.set_up(most_shared_bytes=99 * 1024)
+    for split in (CHUNKS, AUTO):
+        found = kernel_results(kernels, problem, split)
+        assert all(torch.equal(found[name], x) for name, x in large.items()), split
+    assert_results_match(found, expected_results(problem))
+
+
+@every_op
 @pytest.mark.parametrize(
     "dtype, size", ((torch.float32, 64), (torch.float16, 64), (torch.bfloat16, 128))
 )

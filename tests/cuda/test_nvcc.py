@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.native.cuda_toolkit import CudaToolkit, find_toolkit
 from tests.cuda.host_kernels import COMPILER, SOURCES, cuda_source, source_hash
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
@@ -45,18 +46,17 @@ class KernelUse(NamedTuple):
     spill_bytes: int
 
 
-def nvcc_or_skip() -> str:
-    """Returns the path of nvcc, looked for as the program itself does; skips without one."""
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    path = shutil.which("nvcc") or (str(usual) if usual.exists() else None)
-    if path is None:
-        pytest.skip("needs nvcc, the CUDA compiler, and this machine has none")
-    return path
+def toolkit_or_skip() -> CudaToolkit:
+    """Returns nvcc and what belongs to it, as the program itself finds them; skips without one."""
+    try:
+        return find_toolkit(torch.version.cuda or "13.0")
+    except BackendError as error:
+        pytest.skip(f"needs nvcc, the CUDA compiler: {error}")
 
 
 def compiled(op: str, folder: Path) -> str:
     """Compiles the operator and returns what nvcc and ptxas say; remembered in `folder`."""
-    nvcc = nvcc_or_skip()
+    nvcc = toolkit_or_skip().nvcc
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
     source = cuda_source(op)
     log = folder / f"{op}-nvcc-{source_hash([source], version.stdout, *NVCC_FLAGS)}.txt"
@@ -117,9 +117,7 @@ def test_the_register_counts_are_written_down(build_folder):
 @pytest.mark.parametrize("op", OPS)
 def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
     """Checks types and names only; a torch built for CPUs has the headers but not the library."""
-    toolkit = Path(nvcc_or_skip()).resolve().parent.parent / "include"
-    if not (toolkit / "cuda_runtime_api.h").exists():
-        toolkit = Path("/usr/local/cuda/include")
+    toolkit = toolkit_or_skip()
     if not (TORCH_HEADERS / "c10" / "cuda" / "CUDAGuard.h").exists():
         pytest.skip("this torch comes without the headers of its CUDA half")
     source = SOURCES / op / f"{op}_cuda_binding.cpp"
@@ -130,7 +128,8 @@ def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
     generated = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
     generated.parent.mkdir(parents=True)
     generated.write_text("#define C10_CUDA_BUILD_SHARED_LIBS\n", encoding="utf-8")
-    includes = [arg for f in (TORCH_HEADERS, toolkit, tmp_path) for arg in ("-isystem", str(f))]
+    includes = [arg for f in (TORCH_HEADERS, tmp_path) for arg in ("-isystem", str(f))]
+    includes += toolkit.include_flags
     command = [COMPILER, "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", *includes, str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"

@@ -9,7 +9,7 @@ import torch
 
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.rwkv_package import state_to_rwkv_package
-from rwkv_train.models.state import LayerState, detach_state
+from rwkv_train.models.state import LayerState, detach_state, empty_model_state
 from rwkv_train.ops.wkv4 import wkv4
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
@@ -235,3 +235,31 @@ def test_the_packages_matrix_state_has_the_key_axis_first_up_to_rwkv6(version, s
     wkv = state[0].wkv[0]
     expected = wkv.transpose(1, 2) if swapped else wkv
     assert torch.equal(state_to_rwkv_package(state, version)[1], expected)
+
+
+@every_version
+def test_the_empty_model_state_is_that_of_a_model_that_has_read_nothing(version):
+    model = tiny_model(version)
+    tokens = random_tokens(2, 9)
+    expected, after = model(tokens)
+    found, again = model(tokens, empty_model_state(after))
+    assert torch.equal(found, expected)
+    for one, other in zip(tensors_of(again), tensors_of(after), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("key", [-20.0, -95.0, -120.0, -1e4, 1e4])
+@pytest.mark.parametrize("backend", ["native", "chunked", "reference"])
+def test_wkv4_takes_sums_of_zeros_as_the_empty_model_state_for_every_key(backend, key):
+    width = 6
+    w, u = torch.linspace(-3, 1, width), torch.linspace(-1, 1, width)
+    results = []
+    for state in (None, (torch.zeros(2, width),) * 3):
+        k = torch.full((2, 5, width), key).requires_grad_()
+        v = torch.linspace(-1, 1, 10 * width).view(2, 5, width).requires_grad_()
+        y, (aa, bb, pp) = wkv4(w, u, k, v, state, backend=backend)
+        y.sum().backward()
+        assert (bb > 0).all() and y.isfinite().all() and k.grad.isfinite().all()
+        results.append((y, aa, bb, pp, k.grad, v.grad))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import train
 from make_data import main as make_data
+from rwkv_train.data.binidx.reader import Binidx
 from tests.training.damaged_runs import original, place, refused
 
 __all__ = ["original", "place", "refused"]
@@ -89,3 +92,18 @@ def flags(corpus: Path, tmp_path: Path) -> Callable[..., list[str]]:
 def run_training(flags: Callable[..., list[str]]) -> Callable[..., int]:
     """Runs train.py in this process with `flags`; returns its exit status."""
     return lambda **changes: train.main(flags(**changes))
+
+
+@pytest.fixture(scope="session")
+def masked(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus with weights 0, 1 and 2 in runs of some tokens, here many, there none."""
+    folder = tmp_path_factory.mktemp("masked")
+    generator = np.random.default_rng(7)
+    for name in ("text", "text_val"):
+        for ending in ("bin", "idx", "manifest.json"):
+            shutil.copy(f"{corpus.parent / name}.{ending}", folder)
+        tokens = Binidx(folder / name).tokens
+        runs = generator.choice([0, 0, 1, 2], size=tokens // 7 + 1)
+        weights = np.repeat(runs, 7)[:tokens].astype(np.uint8)
+        (folder / f"{name}.mask").write_bytes(weights.tobytes())
+    return folder / "text"

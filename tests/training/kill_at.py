@@ -4,7 +4,7 @@
 
 MOMENT: step:N, after the loss of the N-th step is known; rename:NAME, when NAME is written next to
 and about to be renamed. SIGNAL: KILL, TERM or INT for the process group, a second one after "x2";
-with "@R" only for the process of local rank R.
+with "@R" only for the process of local rank R. RAISE instead of a signal raises an exception.
 """
 
 from __future__ import annotations
@@ -22,13 +22,20 @@ from rwkv_train.training.progress import Progress
 def striking(what: str) -> Callable[[], None]:
     """A function that sends the signal; nothing on the ranks that are not meant."""
     what, _, rank = what.partition("@")
+    if rank and os.environ.get("LOCAL_RANK", "0") != rank:
+        return lambda: None
+    if what == "RAISE":
+        return fail
     name, _, times = what.partition("x")
     number = signal.Signals[f"SIG{name}"]
     if not rank:
         return lambda: [os.killpg(0, number) for _ in range(int(times or 1))]
-    if os.environ.get("LOCAL_RANK", "0") != rank:
-        return lambda: None
     return lambda: os.kill(os.getpid(), number)
+
+
+def fail() -> None:
+    """Raises what nobody expects."""
+    raise ZeroDivisionError("by the test")
 
 
 def strike_at_step(step: int, strike: Callable[[], None]) -> None:

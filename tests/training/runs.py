@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -36,29 +36,47 @@ def ranks_environment(ranks: int) -> list[dict[str, str]]:
     with socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    return [{**place, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    world = {**place, "WORLD_SIZE": str(ranks)}
+    return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def start(
-    program: str, *arguments: str, ranks: int = 1, environment: Mapping[str, str] | None = None
+    program: str,
+    *arguments: str,
+    ranks: int = 1,
+    environment: Mapping[str, str] | None = None,
+    by: Server | None = None,
 ) -> Ended:
     """Runs a module or a script of the project to its end, in a session of its own.
 
     ranks: above 1, that many processes are started, told their ranks; with 1 it is the program
-    that starts its others. The exit status is the first one that is not 0, the output that of all.
+    that starts its others. by: who starts them, else `server()`. The exit status is the first one
+    that is not 0, the output that of all.
     """
     given = ranks_environment(ranks) if ranks > 1 else [{}]
+    calls = [(arguments, {**(environment or {}), **rank}) for rank in given]
+    statuses, out, err = start_all(program, calls, by)
+    status = next((status for status in statuses if status != 0), 0)
+    return Ended([program, *arguments], status, out, err)
+
+
+def start_all(
+    program: str, calls: Sequence[tuple[Sequence[str], Mapping[str, str]]], by: Server | None = None
+) -> tuple[list[int], str, str]:
+    """Runs a program with several arguments and environments at once, each in a session.
+
+    Returns all exit statuses, and what they printed on stdout and stderr together.
+    """
+    by = by or server()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with Path(os.devnull).open() as nothing:
             streams = [file.fileno() for file in (nothing, out, err)]
             processes = [
-                server().start(
-                    program, arguments, {**os.environ, **(environment or {}), **rank}, streams
-                )
-                for rank in given
+                by.start(program, arguments, {**os.environ, **more}, streams)
+                for arguments, more in calls
             ]
         try:
-            statuses = [server().wait(process) for process in processes]
+            statuses = [by.wait(process) for process in processes]
         except BaseException:
             # A Ctrl-C does not reach their sessions.
             for process in processes:
@@ -69,8 +87,7 @@ def start(
         for file in (out, err):
             file.seek(0)
             printed.append(file.read().decode(errors="replace"))
-    status = next((status for status in statuses if status != 0), 0)
-    return Ended([program, *arguments], status, *printed)
+    return statuses, printed[0], printed[1]
 
 
 def start_cold(*arguments: str) -> Ended:

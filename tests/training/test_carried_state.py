@@ -98,6 +98,17 @@ def test_a_bad_step_leaves_no_trace_in_the_states():
     assert values_of(rows.load(batch(1, position=8))) == [7]
 
 
+def test_a_bad_first_window_leaves_the_empty_state_of_rwkv4():
+    carried = CarriedStates(CTX_LEN)
+    carried.store(batch(1, 2), state_of(1.5, torch.nan, parts=3))
+    carried.skip_step()
+    for layer in carried.load(batch(1, 2, position=4)):
+        aa, bb, pp = layer.wkv
+        assert aa.abs().sum() == bb.abs().sum() == layer.ffn_shift.abs().sum() == 0
+        # an exponent of 0 would outweigh every small one
+        assert (pp == -1e38).all()
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize(
     "split", [[(1, 2, 3, 4)], [(1,), (2,), (3,), (4,)], [(3, 4), (1, 2)], [(1, 2, 3), (4,)]]

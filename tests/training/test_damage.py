@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import train
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.sampler import sample_offset
+from rwkv_train.training.reporting.metrics_file import MetricsFile
 from tests.training.damaged_runs import Place
 from tests.training.runs import loss_steps
 
@@ -184,6 +186,25 @@ def test_a_token_beyond_the_vocabulary_ends_the_run_before_its_step_counts(
         assert words in err
     assert loss_steps(place.paused) == [0, 1, 2, 3, 4, 5]
     assert {path: path.read_bytes() for path in place.paused.glob("rwkv-*")} == kept
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_that_is_cut_off_under_a_run_ends_it_with_one_line(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], workers: int
+):
+    record = MetricsFile.on_step
+
+    def cut_data(self, step, progress):
+        record(self, step, progress)
+        if step.step == 6:
+            os.truncate(f"{place.data}.bin", 4096)
+
+    monkeypatch.setattr(MetricsFile, "on_step", cut_data)
+    capfd.readouterr()
+    assert train.main(place.command("--proj_dir", place.paused, "--num_workers", workers)) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert "text.bin was cut off from" in err
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(

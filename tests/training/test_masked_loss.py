@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,29 +13,11 @@ from torch.nn import functional
 
 import train
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.data.sampling.magic_prime import magic_prime
-from rwkv_train.data.sampling.sampler import sample_offset
 from rwkv_train.inference import loading
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training import runs
+from tests.training.masked_data import T, held_out_samples, samples
 from tests.training.runs import losses
-
-T = 32
-
-
-@pytest.fixture(scope="module")
-def masked(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus with weights 0, 1 and 2 in runs of some tokens, here many, there none."""
-    folder = tmp_path_factory.mktemp("masked")
-    generator = np.random.default_rng(7)
-    for name in ("text", "text_val"):
-        for ending in ("bin", "idx", "manifest.json"):
-            shutil.copy(f"{corpus.parent / name}.{ending}", folder)
-        tokens = Binidx(folder / name).tokens
-        runs = generator.choice([0, 0, 1, 2], size=tokens // 7 + 1)
-        weights = np.repeat(runs, 7)[:tokens].astype(np.uint8)
-        (folder / f"{name}.mask").write_bytes(weights.tobytes())
-    return folder / "text"
 
 
 def load_model(path: Path):
@@ -47,28 +28,6 @@ def token_losses(model, tokens, targets):
     """[T] cross entropy of each target and half the square of each largest logit."""
     logits = model(tokens[None])[0][0].float()
     return functional.cross_entropy(logits, targets, reduction="none"), logits.amax(-1) ** 2 / 2
-
-
-def samples(prefix, numbers):
-    """tokens, targets, the targets' weights and the offset of those samples, by hand."""
-    pair = Binidx(prefix)
-    prime = magic_prime(pair.tokens, T)
-    return cut_out(prefix, [sample_offset(n, prime, T) for n in numbers])
-
-
-def held_out_samples(prefix, count):
-    """As `samples`, spread evenly from the first token to the last target."""
-    last = Binidx(prefix).tokens - 1 - T
-    return cut_out(prefix, [i * last // (count - 1) for i in range(count)])
-
-
-def cut_out(prefix, offsets):
-    pair, path = Binidx(prefix), Path(f"{prefix}.mask")
-    weights = np.fromfile(path, np.uint8) if path.exists() else np.ones(pair.tokens, np.uint8)
-    for offset in offsets:
-        window = torch.from_numpy(pair.get(offset, T + 1))
-        counts = torch.from_numpy(weights[offset + 1 : offset + 1 + T].astype(np.float32))
-        yield window[:-1], window[1:], counts, offset
 
 
 def test_loss_and_gradient_are_those_of_a_loop_over_the_whole_batch(
@@ -227,29 +186,6 @@ def test_every_split_of_a_batch_has_the_same_loss_curve(split: Callable[..., Pat
     for other in others:
         for key in ("loss", "val_loss", "grad_norm"):
             assert curve(other, key) == pytest.approx(curve(whole, key), rel=1e-4), (other, key)
-
-
-def test_a_step_without_a_counted_token_is_said_and_changes_nothing(
-    masked: Path, tmp_path: Path, flags: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
-):
-    prefix = tmp_path / "text"
-    for ending in ("bin", "idx", "manifest.json"):
-        shutil.copy(f"{masked}.{ending}", tmp_path)
-    weights = np.zeros(Binidx(prefix).tokens, np.uint8)
-    for _, _, _, offset in samples(prefix, range(1, 5)):
-        weights[offset + 1 : offset + 1 + T] = 1
-    # Only step 0 has something to learn.
-    (tmp_path / "text.mask").write_bytes(weights.tobytes())
-    line = flags(data_file=prefix, max_steps=6, weight_decay=0)
-    assert train.main(line) == 0
-    out = capfd.readouterr().out
-    found = read_metrics(tmp_path / "out")
-    assert found[0]["loss"] > 1
-    assert [(r["loss"], r["grad_norm"]) for r in found[1:]] == [(0.0, 0.0)] * 5
-    assert "step 1: the loss mask counts no token of samples 5 to 8; loss 0, no gradient" in out
-    assert out.count("counts no token of samples") == 3
-    assert "the loss mask counted no token in 5 steps" in out
-    assert "loss_mask on: the loss is the mean over what the data's mask counts" in out
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,9 @@ def two_processes(command: Callable[..., list[str]]) -> Callable[..., Ended]:
         **changes: object,
     ) -> Ended:
         flags = {"devices": 2, "micro_bsz": 2, "strategy": strategy, **changes}
+        if launcher == TORCHRUN:
+            # It says how many there are.
+            del flags["devices"]
         words = ["train.py", *command(folder, **flags)]
         if launcher is not None:
             done = start_cold(*launcher, *words)
@@ -288,6 +291,7 @@ def test_bad_data_met_by_one_process_ends_both_with_one_line(
     assert "Traceback" not in run.printed, run.printed
     lines = [line for line in run.printed.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
+    assert lines[0].startswith("error: rank 1 on ")
     assert "token id 300 at position 7 of sample 14" in lines[0]
     assert list(run.values("loss")) == [0, 1, 2]
     assert not list(run.folder.glob("rwkv-[0-9]*"))

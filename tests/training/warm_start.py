@@ -29,18 +29,26 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Server:
-    """The process that is copied, as the tests see it; it ends with the one that made it."""
+    """The process that is copied, as the tests see it; it ends with the one that made it.
 
-    def __init__(self) -> None:
+    module: what it runs, with the descriptor of its socket as the argument; see `serve_warm`.
+    environment: added to that of its start, for what the system reads only then.
+    """
+
+    def __init__(
+        self,
+        module: str = "tests.training.warm_start",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.training.warm_start", str(theirs.fileno())],
+                [sys.executable, "-m", module, str(theirs.fileno())],
                 cwd=ROOT,
                 pass_fds=[theirs.fileno()],
                 # A Ctrl-C is for the tests; they end this one.
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             )
 
     def start(
@@ -131,13 +139,13 @@ LATE = (
 )
 
 
-def _import_all() -> None:
+def _import_all(accelerator: str) -> None:
     """Imports what a run imports on its way; it imports by itself what is missing here."""
     from rwkv_train.config.load import load_config
     from rwkv_train.training.environment import prepare_libraries
 
     # DeepSpeed chooses its device when it is imported.
-    prepare_libraries("cpu")
+    prepare_libraries(accelerator)
     import_module("rwkv_train.training.run")
     import_module("rwkv_train.ops.native.custom_ops")
     for name in LATE:
@@ -148,10 +156,15 @@ def _import_all() -> None:
     load_config(["--proj_dir", "out"])
 
 
-if __name__ == "__main__":
+def serve_warm(descriptor: int, accelerator: str) -> None:
+    """Imports all that a run needs and serves; returns in every copy, too, once it has run."""
     # The module that is copied is not __main__ of the copies; they must find this one closed.
-    with socket.socket(fileno=int(sys.argv[1])) as endpoint:
-        _import_all()
+    with socket.socket(fileno=descriptor) as endpoint:
+        _import_all(accelerator)
         # Collecting garbage in a copy would touch, and so copy, every page of the imported.
         gc.freeze()
         serve(endpoint)
+
+
+if __name__ == "__main__":
+    serve_warm(int(sys.argv[1]), "cpu")

@@ -6,17 +6,22 @@
 
 namespace rwkv {
 
-// [kRows][kColumns] of bf16 in shared memory. The stride puts eight rows' pieces of 16 bytes into
-// different banks, so that operands are fetched without conflicts along rows and down columns.
+// [kRows][kColumns] of bf16 in shared memory. Eight rows' pieces of 16 bytes lie in different banks,
+// so that operands are fetched without conflicts along rows and down columns: wide rows have a
+// piece more than they need; rows of two pieces change them in every second four rows, which costs
+// no memory, where half as much again would be lost.
 template <int kRows, int kColumns> struct NarrowMatrix {
-  static constexpr int stride = kColumns + 8, elements = kRows * stride;
+  static constexpr bool changes = kColumns == 16;
+  static constexpr int stride = changes ? kColumns : kColumns + 8, elements = kRows * stride;
   uint16_t* base;
 
   __device__ explicit NarrowMatrix(uint16_t* base) : base(base) {}
   __host__ __device__ explicit NarrowMatrix(Pieces& pieces)
       : base(reinterpret_cast<uint16_t*>(pieces.bytes(elements * 2))) {}
 
-  __device__ uint16_t* at(int row, int column) const { return base + row * stride + column; }
+  __device__ uint16_t* at(int row, int column) const {
+    return base + row * stride + (changes ? column ^ ((row & 4) * 2) : column);
+  }
   // Two neighbours; column even.
   __device__ unsigned& pair(int row, int column) const {
     return *reinterpret_cast<unsigned*>(at(row, column));

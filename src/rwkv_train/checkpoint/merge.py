@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkv_train.command_line import OneLineParser
+from rwkv_train.command_line import OneLineParser, path_argument, program
 from rwkv_train.errors import CheckpointError, TrainerError
 
 if TYPE_CHECKING:
@@ -27,13 +27,18 @@ def merge_parser() -> argparse.ArgumentParser:
         prog="python -m rwkv_train.checkpoint.merge",
         description="Merges an adapter, or trained initial states, into their base model.",
     )
-    p.add_argument("base", help="base model, .pth or .safetensors")
+    p.add_argument("base", type=path_argument, help="base model, .pth or .safetensors")
     p.add_argument(
         "change",
+        type=path_argument,
         help="adapter (.safetensors, its .json next to it; or peft's folder), "
         "or a file of trained initial states",
     )
-    p.add_argument("out", help="file to write; a name ending in .safetensors gives that format")
+    p.add_argument(
+        "out",
+        type=path_argument,
+        help="file to write; a name ending in .safetensors gives that format",
+    )
     p.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
@@ -43,6 +48,7 @@ def merge_parser() -> argparse.ArgumentParser:
     return p
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for bad input with one line on stderr.
 

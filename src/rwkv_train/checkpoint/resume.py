@@ -29,6 +29,10 @@ FORMAT = 3
 REQUIRED = ("format", "step", "weights", "optimizer", "moments", "optimizer_steps")
 
 
+class StateFormatError(CheckpointError):
+    """Raised for an intact state of another format, which is work that nobody may pass over."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A file a run could resume from: a training state, or bare weights when it has no state."""
@@ -44,6 +48,7 @@ class StateFile:
 
     position: tokens trained on, None when that cannot be read; then `fault` says why.
     digest: the one it names, by which a copy is told from another state of the same step.
+    other_format: written by another version, as it seems; its position is not known then.
     """
 
     path: Path
@@ -51,6 +56,7 @@ class StateFile:
     step: int = 0
     fault: str = ""
     digest: str = ""
+    other_format: bool = False
 
 
 def state_path(checkpoint: Path) -> Path:
@@ -83,18 +89,16 @@ def save_state(path: Path, state: dict[str, Any]) -> str:
 def load_state(path: Path) -> dict[str, Any]:
     """Reads and verifies what `save_state` wrote; tensors stay on disk until used.
 
-    Raises CheckpointError when a single bit is not as it was written.
+    Raises CheckpointError when a single bit is not as it was written, and StateFormatError, before
+    the digest is looked at, for a state of another format.
     """
     state = _read(path, verify=True)
+    # First: what other formats hold, and whether they have a digest, nobody knows.
+    if state.get("format") != FORMAT:
+        raise StateFormatError(_other_format(path, state))
     missing = [key for key in REQUIRED if key not in state]
     if missing:
         raise CheckpointError(f"{path} is no training state: it lacks {', '.join(missing)}")
-    # Before the digest, which format 2 lacks without being damaged.
-    if state["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {state['format']}, this version reads format {FORMAT}; resume with "
-            "the version that wrote it"
-        )
     digest = state.pop("digest", None)
     try:
         intact = digest == content_digest(state)
@@ -125,8 +129,19 @@ def _read(path: Path, *, verify: bool) -> dict[str, Any]:
         # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error ...
         raise CheckpointError(f"{path} is truncated or damaged: {short_reason(error)}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} is no training state: it holds {type(state).__name__}")
+        raise StateFormatError(_other_format(path, {"format": f"of a {type(state).__name__}"}))
     return state
+
+
+def _other_format(path: Path, state: dict[str, Any]) -> str:
+    """Returns the refusal of a state that this version cannot read."""
+    found = f"format {state['format']}" if "format" in state else "no format"
+    writer = f", written by {state['code_version']}" if "code_version" in state else ""
+    return (
+        f"{path} has {found}, this version reads format {FORMAT}{writer}; resume with the version "
+        "that wrote it, or move the file to another folder to resume from an earlier one. Nothing "
+        "was deleted"
+    )
 
 
 def _damaged_part(archive: zipfile.ZipFile) -> str | None:
@@ -152,13 +167,16 @@ def list_states(folder: Path) -> list[StateFile]:
             continue
         try:
             content = _read(path, verify=False)
+            if content.get("format") != FORMAT:
+                raise StateFormatError(_other_format(path, content))
             step = int(content["step"])
             # In tokens, since runs of another batch size may have left states here.
             position = step * int(content.get("tokens_per_step", 1))
             digest = str(content.get("digest", ""))
             found.append(StateFile(path, position, step, digest=digest))
         except CheckpointError as error:
-            found.append(StateFile(path, None, fault=str(error)))
+            other = isinstance(error, StateFormatError)
+            found.append(StateFile(path, None, fault=str(error), other_format=other))
         except (KeyError, TypeError, ValueError):
             found.append(StateFile(path, None, fault=f"{path} is no training state: no step"))
     return sorted(found, key=_freshness, reverse=True)

@@ -76,11 +76,17 @@ class MachineDiscovered:
     """The machine.
 
     gpu_count, gpu_has_bf16: CUDA devices, and whether all of them compute in bf16.
+    gpu_name: of the oldest of them, with its compute capability, for messages.
+    gpu_fault: why a card that is there cannot be used, and what to do; None without such a card.
+    no_gpu: why there is none, where that was found out.
     has_bitsandbytes: whether the library of the 8-bit optimizer is installed.
     """
 
     gpu_count: int = 0
     gpu_has_bf16: bool = False
+    gpu_name: str | None = None
+    gpu_fault: str | None = None
+    no_gpu: str | None = None
     has_bitsandbytes: bool = False
 
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import reprlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,19 @@ from rwkv_train.config.command_line.argv import (
     write_arguments,
 )
 from rwkv_train.config.command_line.fields import fields, sections
+from rwkv_train.config.mixture_list import expand_homes
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.rwkv_lm.flags import FLAGS
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.config.sections import Section
 from rwkv_train.errors import ConfigError
+from rwkv_train.files import expand_home
 
 # Flags are flat (--n_layer, not --model.n_layer), and a switch takes a value as in RWKV-LM
 # (--grad_cp 1).
 _TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+# Fields that hold paths, in which ~ stands for the home folder.
+PATHS = frozenset({"data_file", "val_data_file", "tokenizer", "proj_dir", "load_model"})
 
 
 # For --help alone: reading a command line with the whole type is slow (`_fields_alone`).
@@ -65,6 +70,16 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     return _apply(flags, base)
 
 
+def _written_out(name: str, value: Any) -> Any:
+    """Returns a field's value, of a path with its home folder written out."""
+    if name not in PATHS or not isinstance(value, str):
+        return value
+    try:
+        return expand_homes(value) if name == "data_file" else expand_home(value)
+    except ConfigError as error:
+        raise ConfigError(f"--{name} {error}") from None
+
+
 def _named_file(files: Sequence[str | None]) -> RunConfig:
     """Returns the configuration in the file that --config names, the defaults without one."""
     if len(files) > 1:
@@ -73,7 +88,7 @@ def _named_file(files: Sequence[str | None]) -> RunConfig:
         return RunConfig()
     if not files[0]:
         raise ConfigError("--config needs a value: the path of a YAML file")
-    return read_config(Path(files[0]))
+    return read_config(Path(expand_home(files[0])))
 
 
 def read_config(path: Path) -> RunConfig:
@@ -82,9 +97,13 @@ def read_config(path: Path) -> RunConfig:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        # PyYAML's messages have several lines, an error here has one.
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"--config {path} is nested too deeply; sections hold fields") from None
+    # PyYAML lets Python's own errors about dates and numbers through.
+    except (yaml.YAMLError, ValueError) as error:
+        # Its messages have several lines, an error here has one.
+        problem = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--config {path} is not YAML: {problem}") from None
     # An empty file, or one of comments only, is None.
     if content is None:
         return RunConfig()
@@ -129,19 +148,26 @@ def _section(path: Path, name: object, body: object) -> Section:
     if body is None:
         body = {}
     if not isinstance(body, dict):
-        raise ConfigError(f"{path}: {name}: expected `field: value` lines, got {body!r}")
+        raise ConfigError(f"{path}: {name}: expected `field: value` lines, got {_shown(body)}")
     values: dict[str, Any] = {}
     for key, value in body.items():
         entry = fields().get(key) if isinstance(key, str) else None
         if entry is None or entry.section != name:
             raise ConfigError(f"{path}: {name}.{key}: unknown field{_advice(key)}")
         try:
-            values[key] = entry.checked(value)
+            values[key] = _written_out(key, entry.checked(value))
         except ValueError:
             raise ConfigError(
-                f"{path}: {name}.{key}: expected {entry.expected}, got {value!r}"
+                f"{path}: {name}.{key}: expected {entry.expected}, got {_shown(value)}"
             ) from None
     return sections()[name](**values)
+
+
+def _shown(value: object) -> str:
+    """Returns a value of a file in some words: one made of aliases may be longer than memory."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)
 
 
 def _advice(key: object) -> str:
@@ -169,7 +195,7 @@ def _complete(argument: Argument) -> Argument:
         return Argument(name, value if truth is None else str(truth))
     if value is None:
         raise ConfigError(f"--{name} needs a value: {entry.expected}")
-    return argument
+    return Argument(name, _written_out(name, value))
 
 
 def _apply(flags: Sequence[Argument], base: RunConfig) -> RunConfig:

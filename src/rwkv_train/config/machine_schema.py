@@ -47,11 +47,14 @@ class HardwareConfig:
     accelerator: Literal["auto", Accelerator] = "auto"
     """auto: a GPU if there is one"""
     devices: Annotated[int | None, AtLeast(1)] = None
-    """processes per node, one per GPU; None: all GPUs, or one process on a CPU"""
-    num_nodes: Annotated[int, AtLeast(1)] = 1
-    """machines"""
+    """processes per machine, one per GPU; None: those of the launcher that started them, else all
+    GPUs, or one process on a CPU"""
+    dist_timeout: Annotated[float | None, AtLeast(1)] = None
+    """seconds to wait for other processes; None: 300 for their start, 1800 in every step"""
+    num_nodes: Annotated[int | None, AtLeast(1)] = None
+    """machines; None: those of the launcher that started the processes, else one"""
     precision: Precision | None = None
-    """fp32, tf32, bf16 or fp16; None: bf16 on a GPU, fp32 on a CPU"""
+    """fp32, tf32, bf16 or fp16; None: bf16 on a GPU (before Ampere fp16), fp32 on a CPU"""
     strategy: Strategy = "auto"
     """auto: single_device for one process, else ddp on CPUs and deepspeed_stage_2 on GPUs"""
     ds_bucket_mb: Annotated[int, AtLeast(1)] = 200

@@ -6,9 +6,11 @@ import re
 from collections import Counter
 from fractions import Fraction
 from math import lcm
+from pathlib import Path
 from typing import NamedTuple
 
 from rwkv_train.errors import ConfigError
+from rwkv_train.files import expand_home
 
 # The order of picks is a table of so many samples at most.
 LARGEST_PERIOD = 100_000
@@ -29,16 +31,20 @@ class MixtureComponent(NamedTuple):
 def mixture_components(data_file: str | None) -> tuple[MixtureComponent, ...]:
     """Returns the components of a mixture, () when data_file names a single data set.
 
-    A list is one as soon as an item ends with a colon and a number; then all items must. Raises
+    A list is one as soon as an item ends with a colon and a number; then all items must. A name
+    that looks like a list is a single data set where there are files of that name. Raises
     ConfigError for items without a weight, named twice, and for weights that cannot be used.
     """
-    items = (data_file or "").split(",")
+    if data_file is None or _is_data_set(data_file):
+        return ()
+    items = data_file.split(",")
     found = [_WEIGHTED.fullmatch(item.strip()) for item in items]
     # Without a single weight it is one path, which may hold commas.
     if not any(found):
         return ()
     matches = []
     for item, match in zip(items, found):
+        _require_prefix(data_file, item.strip(), match)
         if match is None:
             raise ConfigError(
                 f"--data_file {data_file}: {item.strip()!r} has no weight; write every part as "
@@ -57,12 +63,32 @@ def mixture_components(data_file: str | None) -> tuple[MixtureComponent, ...]:
     return tuple(map(MixtureComponent, paths, begin, end))
 
 
+def expand_homes(data_file: str) -> str:
+    """Returns data_file with the home folders of its items written out (`expand_home`)."""
+    if not any(_WEIGHTED.fullmatch(item.strip()) for item in data_file.split(",")):
+        return expand_home(data_file)
+    return ",".join(expand_home(item.strip()) for item in data_file.split(","))
+
+
 def weights_change(components: tuple[MixtureComponent, ...]) -> bool:
     """Tells whether a share at the end is another than at the beginning."""
     return any(component.begin != component.end for component in components)
 
 
-def _shares(data_file: str | None, weights: list[str]) -> list[Fraction]:
+def _is_data_set(name: str) -> bool:
+    return any(Path(f"{name}{ending}").is_file() for ending in (".idx", ".manifest.json"))
+
+
+def _require_prefix(data_file: str, item: str, match: re.Match[str] | None) -> None:
+    """Raises ConfigError for a data set whose own name ends like a weight, and that has none."""
+    if match is not None and _is_data_set(item) and not _is_data_set(match[1]):
+        raise ConfigError(
+            f"--data_file {data_file}: {item} is the name of a data set, and in a list it needs a "
+            f"weight behind it: {item}:1"
+        )
+
+
+def _shares(data_file: str, weights: list[str]) -> list[Fraction]:
     """Returns the weights divided by their sum, exactly."""
     # From the decimal text: 0.1 as a float has the denominator 2^55, and the period with it.
     numbers = [Fraction(weight) for weight in weights]

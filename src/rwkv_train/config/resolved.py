@@ -98,6 +98,7 @@ class ResolvedHardware(HardwareConfig):
 
     accelerator: Accelerator = field()
     devices: int = field()
+    num_nodes: int = field()
     precision: Precision = field()
     strategy: ResolvedStrategy = field()
 

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkv_train.command_line import OneLineParser
+from rwkv_train.command_line import (
+    OneLineParser,
+    let_readers_leave,
+    path_argument,
+    printed_status,
+    program,
+)
 from rwkv_train.errors import DataError, TrainerError
 
 if TYPE_CHECKING:
@@ -33,6 +39,10 @@ HOW_MUCH = ("all", "sample", "none")
 
 class _Parser(OneLineParser):
     hint = "try make_data.py --help"
+
+
+def _picture(name: str) -> Path:
+    return Path(path_argument(name))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -61,9 +71,10 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "inputs",
         metavar="FILE",
         nargs="+",
-        help="documents: .jsonl, .txt (a file is a document), "
-        "both also as .gz or .zst, .parquet; patterns such as 'in/*.jsonl'; - for a jsonl from the "
-        "standard input",
+        type=path_argument,
+        help="documents: jsonl, JSON arrays, .txt and .md (a file is a document), .csv, .tsv, all "
+        "also as .gz, .zst, .bz2 or .xz, and .parquet; patterns such as 'in/*.jsonl'; pipes, - is "
+        "the standard input",
     )
     add("repeats", metavar="REPEATS", type=int, help="times every document is written, reshuffled")
     add("ctx_len", metavar="CTX_LEN", type=int, help="tokens per sample you will train with")
@@ -71,9 +82,16 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--output",
         "-o",
         metavar="PREFIX",
-        help="writes PREFIX.bin and .idx (default: the file's name)",
+        type=path_argument,
+        help="writes PREFIX.bin and .idx; FOLDER/ writes them there (default: the file's name)",
     )
-    add("--tokenizer", default="world", help="world, bytes or the path of a tokenizer.json")
+    add(
+        "--tokenizer",
+        default="world",
+        type=path_argument,
+        help="world, bytes, or the path of a tokenizer.json or of a vocabulary such as "
+        "rwkv_vocab_v20230424.txt",
+    )
     add(
         "--text_key",
         default="text",
@@ -83,6 +101,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     add(
         "--chat_template",
         metavar="world|FILE",
+        type=path_argument,
         help="rows are conversations, prompts with "
         "answers or texts: write them as RWKV World models read them, or by a template of your "
         "own, and PREFIX.mask, which tells train.py to learn the answers only (docs/data.md)",
@@ -121,7 +140,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="documents that are "
         "decoded again and compared (default: every tenth, of small inputs all)",
     )
-    add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
+    add("--report", type=_picture, metavar="FILE.png", help="draw how long the documents are")
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
@@ -147,9 +166,12 @@ def parse_tool(argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line about data that is already made; leaves as `parse` does."""
     parser = _Parser(prog="make_data.py", allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True).add_argument
-    what("--inspect", metavar="PREFIX", help="what is in this data")
-    what("--verify_pair", metavar="PREFIX", help="check all of this data")
-    what("--merge", metavar="PREFIX", nargs="+", help="join data, or the parts of one run")
+    path = path_argument
+    what("--inspect", metavar="PREFIX", type=path, help="what is in this data")
+    what("--verify_pair", metavar="PREFIX", type=path, help="check all of this data")
+    what(
+        "--merge", metavar="PREFIX", type=path, nargs="+", help="join data, or the parts of one run"
+    )
     _add_tool_options(parser)
     arguments = parser.parse_args(argv)
     joins = arguments.merge is not None
@@ -165,10 +187,11 @@ def parse_tool(argv: Sequence[str]) -> argparse.Namespace:
 
 def _add_tool_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output", "-o", metavar="PREFIX", help="where the joined data goes")
+    add("--output", "-o", metavar="PREFIX", type=path_argument, help="where the joined data goes")
     add(
         "--tokenizer",
         metavar="NAME",
+        type=path_argument,
         help="what made the pairs to be joined that have no "
         "manifest (other tools'): world, bytes or the path of a tokenizer.json",
     )
@@ -180,7 +203,7 @@ def _add_tool_options(parser: argparse.ArgumentParser) -> None:
         help="documents that --verify_pair decodes "
         "and encodes again (default: every tenth, of small data all)",
     )
-    add("--report", type=Path, metavar="FILE.png", help="draw how long the documents are")
+    add("--report", type=_picture, metavar="FILE.png", help="draw how long the documents are")
 
 
 def run_conversion(arguments: argparse.Namespace) -> None:
@@ -263,6 +286,7 @@ def _draw(path: Path | None, prefix: str) -> None:
         print(f"lengths of the documents: {path}")
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error message, or 130 when interrupted.
 
@@ -276,9 +300,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The short name of the tool; as an option it says how much of a new text is checked.
             argv = ["--verify_pair", *argv[1:]]
         if any(argument in TOOLS for argument in argv):
+            let_readers_leave()
             run_tool(parse_tool(argv))
-        else:
-            run_conversion(parse(argv))
+            return printed_status()
+        run_conversion(parse(argv))
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

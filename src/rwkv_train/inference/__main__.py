@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from rwkv_train.command_line import OneLineParser
+from rwkv_train.command_line import (
+    OneLineParser,
+    is_output_lost,
+    let_readers_leave,
+    path_argument,
+    printed_status,
+    program,
+)
 from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError, TrainerError
+from rwkv_train.processors import prepare_threads
 
 
 def generate_parser() -> argparse.ArgumentParser:
@@ -20,9 +29,14 @@ def generate_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("prompt", nargs="?", default="", help="text to continue; -: standard input")
-    p.add_argument("--load_model", required=True, help="checkpoint, .pth or .safetensors")
-    p.add_argument("--load_states", help="trained initial states for that checkpoint")
-    p.add_argument("--tokenizer", help="world, bytes or a tokenizer.json; else the run's own")
+    add = p.add_argument
+    add("--load_model", required=True, type=path_argument, help="checkpoint, .pth or .safetensors")
+    add("--load_states", type=path_argument, help="trained initial states for that checkpoint")
+    add(
+        "--tokenizer",
+        type=path_argument,
+        help="world, bytes, a tokenizer.json or a vocabulary as .txt; else the run's own",
+    )
     p.add_argument("--max_tokens", type=int, default=200, help="most tokens to generate")
     p.add_argument("--samples", type=int, default=1, help="continuations of the same prompt")
     p.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token")
@@ -48,12 +62,14 @@ def generate_parser() -> argparse.ArgumentParser:
     return p
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for bad input with one line on stderr.
 
     argv: the words after the program's name; None: those the program was called with.
     """
     arguments = generate_parser().parse_args(argv)
+    let_readers_leave()
     try:
         _generate(arguments)
     except TrainerError as error:
@@ -63,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print()
         # As shells report a program ended by Ctrl-C: 128 + SIGINT.
         return 130
-    return 0
+    return printed_status()
 
 
 def _generate(a: argparse.Namespace) -> None:
@@ -71,6 +87,7 @@ def _generate(a: argparse.Namespace) -> None:
     for name, lowest in (("max_tokens", 0), ("samples", 1)):
         if getattr(a, name) < lowest:
             raise ConfigError(f"--{name} {getattr(a, name)} must be at least {lowest}")
+    prepare_threads()
     import torch
 
     from rwkv_train.checkpoint.number_formats import DTYPES
@@ -94,7 +111,7 @@ def _generate(a: argparse.Namespace) -> None:
         states=a.load_states,
     )
     tokenizer = tokenizer_of(a.load_model, model.config.vocab_size, a.tokenizer)
-    prompt = sys.stdin.read() if a.prompt == "-" else a.prompt
+    prompt = _prompt(a.prompt)
     generator = torch.Generator()
     if a.seed is not None:
         generator.manual_seed(a.seed)
@@ -110,7 +127,25 @@ def _generate(a: argparse.Namespace) -> None:
             model, tokenizer, prompt, Sampler(options, generator), a.max_tokens
         ):
             print(piece, end="", flush=True)
+            if is_output_lost():
+                return
         print()
+
+
+def _prompt(given: str) -> str:
+    """Returns the text to continue, UTF-8 whatever the console's encoding is."""
+    if given == "-":
+        # A test's stream may have text only.
+        binary = getattr(sys.stdin, "buffer", None)
+        content = sys.stdin.read().encode() if binary is None else binary.read()
+    else:
+        content = os.fsencode(given)
+    try:
+        return str(content, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"the prompt is not UTF-8 (byte {error.start}); convert it, for example by iconv"
+        ) from None
 
 
 if __name__ == "__main__":

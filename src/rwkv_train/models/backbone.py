@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
-from rwkv_train.models.layers import Head, Linear
+from rwkv_train.models.layers import Embedding, Head, LayerNorm, Linear
 from rwkv_train.models.row_chunks import chunked_loss, read_in_chunks
 from rwkv_train.models.state import LayerState, ModelState
 from rwkv_train.ops.head_loss import Targets
@@ -28,9 +28,9 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         # In the order of RWKV-LM's state dict, where ln0 stands behind the other two.
-        self.ln1 = nn.LayerNorm(config.n_embd)
-        self.ln2 = nn.LayerNorm(config.n_embd)
-        self.ln0 = nn.LayerNorm(config.n_embd) if layer == 0 else None
+        self.ln1 = LayerNorm(config.n_embd)
+        self.ln2 = LayerNorm(config.n_embd)
+        self.ln0 = LayerNorm(config.n_embd) if layer == 0 else None
         self.att = version.TimeMix(config, layer, backend, time_state)
         self.ffn = version.ChannelMix(config, layer)
         self.drop = nn.Dropout(config.dropout if version.RESIDUAL_DROPOUT else 0.0)
@@ -87,14 +87,13 @@ class RWKV(nn.Module):
         # State tuning begins with a file that has no initial states yet.
         self.optional_keys: tuple[str, ...] = (*version.OPTIONAL_KEYS, "blocks.*.att.time_state")
         V, D = config.vocab_size, config.n_embd
-        # A ready-made weight keeps the constructor away from the global random state.
-        self.emb = nn.Embedding(V, D, _weight=torch.zeros(V, D))
+        self.emb = Embedding(V, D)
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(version, config, layer, wkv_backend, train_states)
             for layer in range(config.n_layer)
         )
-        self.ln_out = nn.LayerNorm(D)
+        self.ln_out = LayerNorm(D)
         self.head = Head(D, V)
         if config.head_qk:
             self.head_q = Linear(D, config.head_qk)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
@@ -58,6 +61,65 @@ class Head(Linear):
             )
         logits = super().forward(x)
         return logits if extra_logits is None else logits + extra_logits
+
+
+class Embedding(nn.Embedding):
+    """A row per token id, whose gradient is the sum over the places where the token stands.
+
+    Starts at zero, as `Linear`.
+    """
+
+    def __init__(self, tokens: int, width: int) -> None:
+        # A ready-made weight keeps the constructor away from the global random state.
+        super().__init__(tokens, width, _weight=torch.zeros(tokens, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Returns the rows of `ids`, [..., C]."""
+        if _adds_in_16_bit(self.weight):
+            rows: Tensor = _WideEmbedding.apply(  # type: ignore[no-untyped-call]  # torch's own
+                ids, self.weight
+            )
+            return rows
+        return super().forward(ids)
+
+
+class _WideEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        # The weight itself may be a shard again by the time of the backward pass.
+        ctx.tokens, ctx.dtype = weight.shape[0], weight.dtype
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (ids,) = ctx.saved_tensors
+        # the arguments after the number of rows: no padding token, no scaling by frequency
+        rows = torch.ops.aten.embedding_dense_backward(grad.float(), ids, ctx.tokens, -1, False)
+        return None, rows.to(ctx.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm whose statistics and gradients are summed in fp32 (fp64 for fp64 inputs)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., C] to the same shape and dtype."""
+        if not _adds_in_16_bit(self.weight):
+            return super().forward(x)
+        with without_autocast(x.device):
+            weight, bias = self.weight.float(), self.bias.float()
+            normal = F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
+        return normal.to(x.dtype)
+
+
+def _adds_in_16_bit(weight: Tensor) -> bool:
+    """Tells whether torch adds up the gradient of `weight` over the rows of a batch in 16 bits.
+
+    Its kernels for CPUs do: of 8192 terms of the size of the sum's 256th part, bf16 keeps 256.
+    Those for GPUs add in fp32.
+    """
+    return weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 class HeadNorm(nn.Module):

@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from rwkv_train.ops.wkv4.reference import empty_state
+
 # RWKV-5, 6, 7: [B, H, N_value, N_key].  RWKV-4: (aa, bb, pp), each [B, A], the running numerator
 # and denominator, both divided by exp(pp).
 WkvState: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -40,6 +42,21 @@ def detach_state(state: ModelState) -> ModelState:
 def copy_state(state: ModelState) -> ModelState:
     """Returns the same values in memory of their own; gradients flow through."""
     return map_state(torch.Tensor.clone, state)
+
+
+def empty_model_state(like: ModelState) -> ModelState:
+    """Returns the state of a model that has read nothing, in the shapes of `like`."""
+    return tuple(
+        LayerState(
+            torch.zeros_like(layer.att_shift),
+            # RWKV-4's sums of nothing have the smallest exponent, not that of 1.
+            tuple(empty_state(layer.wkv[0], layer.wkv[0].shape))
+            if isinstance(layer.wkv, tuple)
+            else torch.zeros_like(layer.wkv),
+            torch.zeros_like(layer.ffn_shift),
+        )
+        for layer in like
+    )
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: ModelState) -> ModelState:

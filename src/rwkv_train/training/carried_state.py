@@ -13,7 +13,14 @@ from torch import Tensor
 
 from rwkv_train.data.samples.batch import Batch
 from rwkv_train.errors import CheckpointError
-from rwkv_train.models.state import LayerState, ModelState, copy_state, detach_state, map_state
+from rwkv_train.models.state import (
+    LayerState,
+    ModelState,
+    copy_state,
+    detach_state,
+    empty_model_state,
+    map_state,
+)
 from rwkv_train.training.distributed.collectives import gather_to_rank_zero
 
 # Per layer: shift of the time mix, the operator's tensors, shift of the channel mix.
@@ -72,16 +79,13 @@ class CarriedStates:
     def skip_step(self) -> None:
         """Undoes the current step, which was a bad one: its windows leave no trace in the states.
 
-        At the start of rows that is a state of zeros, which holds nothing of the past.
+        At the start of rows that is the empty state.
         """
         for numbers, (end, state) in self._states.items():
             loaded = self._loaded.get(numbers)
             # The position moves on all the same: the window counts as read, and the next one
             # follows it.
-            self._states[numbers] = (
-                end,
-                map_state(torch.zeros_like, state) if loaded is None else loaded,
-            )
+            self._states[numbers] = (end, empty_model_state(state) if loaded is None else loaded)
 
     def capture(self, strategy: Any) -> dict[str, Any]:
         """Returns what a training state holds of them, complete on rank zero. Collective.

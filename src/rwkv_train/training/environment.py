@@ -1,15 +1,26 @@
-"""The only place that sets environment variables: those a launched library insists on.
+"""The only place that touches environment variables: those of launchers and of libraries.
 
-Lightning starts the ranks 1..n-1 of a node as copies of this process with LOCAL_RANK set, so what
-is set here reaches them too. Nothing is ever read from the environment to decide what a run does,
-except by Lightning and DeepSpeed themselves (MASTER_ADDR, NODE_RANK, ...).
+Which variables a launcher sets, and what they mean, is in `launchers`; here they are only read, and
+set for the libraries that insist on them and for the processes that the program starts.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+# Of this process, since the launch was decided; the only one there is before.
+_ranks = {"rank": 0, "local_rank": 0}
+
+
+def variables() -> dict[str, str]:
+    """Returns a copy of the environment."""
+    return dict(os.environ)
 
 
 def prepare_libraries(accelerator: str) -> None:
@@ -27,22 +38,91 @@ def prepare_libraries(accelerator: str) -> None:
     # DeepSpeed calls collectives by names that torch is about to rename.
     warnings.filterwarnings("ignore", message=r".*`torch\.distributed\.\w+` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*")
-    if _local_rank() != 0:
+    if _ranks["local_rank"] != 0:
         # Which kernels cannot be built is a matter of the machine; its first process tells.
         logging.getLogger("rwkv_train.ops").setLevel(logging.ERROR)
 
 
+def remember_ranks(rank: int, local_rank: int) -> None:
+    """Keeps who this process is, as decided, for `is_rank_zero`."""
+    _ranks.update(rank=rank, local_rank=local_rank)
+
+
 def is_rank_zero() -> bool:
-    """Tells whether this process prints and writes: the first of the first node.
+    """Tells whether this process prints and writes: the first of the first machine."""
+    return _ranks["rank"] == 0
 
-    Needed before Lightning knows its ranks; these variables are set by Lightning's own launcher,
-    torchrun and SLURM.
+
+def child_variables(told: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of a process that the program starts: its own, and `told`."""
+    # A program that is not installed has found the package by itself.
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if package in sys.path and package not in paths:
+        paths.append(package)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **told}
+
+
+@contextmanager
+def libraries_told(told: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables that DeepSpeed reads, and restores what was there at the end."""
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def forget(name: str) -> None:
+    """Removes a variable that was for this process alone, not for those that it starts."""
+    os.environ.pop(name, None)
+
+
+def set_unless_given(name: str, value: str) -> None:
+    """Sets a variable that nobody has set."""
+    os.environ.setdefault(name, value)
+
+
+def quiet_connections() -> None:
+    """Keeps torch from warning of every machine whose address has no name; before its import."""
+    set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def visible_gpus() -> list[str] | None:
+    """Returns the cards that CUDA_VISIBLE_DEVICES names, None where it is not set.
+
+    Words that stand for no card, as batch systems write them, are left out with all behind them.
     """
-    group = os.environ.get("GROUP_RANK", os.environ.get("SLURM_NODEID", "0"))
-    node = os.environ.get("NODE_RANK", group)
-    rank = os.environ.get("RANK")
-    return int(rank) == 0 if rank is not None else _local_rank() == 0 and int(node) == 0
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return None
+    named = [word.strip() for word in given.split(",")]
+    hidden = ("", "-1", "NoDevFiles", "none", "void")
+    return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
 
 
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+def is_local_rank_zero() -> bool:
+    """Tells whether this process speaks for its machine."""
+    return _ranks["local_rank"] == 0
+
+
+def extension_root() -> str | None:
+    """Returns where the user wants torch's extensions, None for the usual place."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR")
+
+
+def extension_compiler() -> str:
+    """Returns the C++ compiler that torch calls for extensions."""
+    return os.environ.get("CXX") or "c++"
+
+
+def put_on_path(folder: str) -> None:
+    """Lets programs in a folder be found by name, after all others."""
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    if folder not in folders:
+        os.environ["PATH"] = os.pathsep.join([*folders, folder])

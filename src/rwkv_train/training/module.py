@@ -44,6 +44,7 @@ class TrainingModule(pl.LightningModule):
         self._allows_step = allows_step
         # loss and sample numbers of each micro batch of the current step
         self._micro_batches: list[tuple[Tensor, tuple[int, ...]]] = []
+        self._counts = False
         self._fault: str | None = None
         self.stop_requested = False
 
@@ -64,6 +65,7 @@ class TrainingModule(pl.LightningModule):
         self.carried.store(batch, state)
         # Detached and on its device: reading the value here would wait for the GPU.
         self._micro_batches.append((loss.detach(), batch.numbers))
+        self._counts |= batch.counts
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -96,9 +98,14 @@ class TrainingModule(pl.LightningModule):
         """Returns loss and sample numbers of each of this rank's micro batches in this step."""
         return [(loss.item(), numbers) for loss, numbers in self._micro_batches]
 
+    def counts_tokens(self) -> bool:
+        """Tells whether the loss mask counts a token of this rank's in the current step."""
+        return self._counts
+
     def begin_step(self) -> None:
         """Forgets what was kept of the step before."""
         self._micro_batches.clear()
+        self._counts = False
         self.carried.begin_step()
 
     def data_fault(self) -> DataError | None:

@@ -21,7 +21,8 @@ from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.state_writer import StateWriter
-from rwkv_train.training.distributed.collectives import RemoteRankError
+from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group
+from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
 from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.loader import RunData
@@ -32,6 +33,7 @@ from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.final_weights import publish_final
 from rwkv_train.training.start.initial_weights import make_model
 from rwkv_train.training.start.prepare import Prepared
@@ -45,20 +47,12 @@ from rwkv_train.training.validation import Validator
 ENDLESS = 10**12
 
 
-def run(prepared: Prepared) -> int:
+def run(prepared: Prepared, ranks: Ranks) -> int:
     """Trains from the resume point to the end of the run.
 
-    Returns the exit status: 0 at the end, 128 + n after signal n, 1 on the ranks that leave because
-    of another's fault. Raises TrainerError.
+    Returns the exit status: 0 at the end, 128 + n after signal n. Raises TrainerError, and
+    RemoteRankError on the ranks that leave because of another's fault.
     """
-    try:
-        return _train(prepared)
-    except RemoteRankError:
-        # Rank zero tells the user.
-        return 1
-
-
-def _train(prepared: Prepared) -> int:
     config, samples = prepared.config, prepared.samples
     length = run_length(config)
     point, progress = resume_progress(prepared.point, config, length)
@@ -82,14 +76,19 @@ def _train(prepared: Prepared) -> int:
     reporters: list[Reporter] = []
     if is_rank_zero():
         learns = [] if config.train.train_type == "all" else [describe_trained(model)]
-        notes = [*prepared.derived, *learns, *samples.notes, *point.notes]
-        _print_header(prepared, length, point.describe(progress.step), model, groups, notes)
+        notes = [*ranks.launch.notes, *prepared.derived, *learns, *samples.notes, *point.notes]
+        started = ranks.launch.describe()
+        _print_header(
+            prepared, length, started, point.describe(progress.step), model, groups, notes
+        )
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
     conventions = VERSIONS[config.model.rwkv_version].conventions
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     veto = StepVeto(detector)
+    saver = _saver(prepared, length, detector, base, point, model)
+    ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     callback = StepCallback(
         config,
         length,
@@ -98,12 +97,13 @@ def _train(prepared: Prepared) -> int:
         state=point.state if isinstance(point, FromState) else None,
         detector=detector,
         veto=veto,
-        saver=_saver(config, length, detector, base, point, model),
+        saver=saver,
         validator=Validator(config, samples.held_out),
         reporters=reporters,
     )
     module = TrainingModule(model, groups, config.optim, config.hardware, carried, veto.allows)
-    trainer = build_trainer(config, strategy, callback)
+    begin_group(ranks, config.hardware)
+    trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
     steps = (length.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
     if trainer.interrupted:
@@ -121,7 +121,7 @@ def _forget_state(found: ResumePoint, used: ResumePoint) -> None:
 
 
 def _saver(
-    config: ResolvedConfig,
+    prepared: Prepared,
     length: RunLength,
     detector: SpikeDetector,
     base: Mapping[str, Any] | None,
@@ -132,7 +132,7 @@ def _saver(
     if first:
         state = point if isinstance(point, FromState) else None
         writer = StateWriter(
-            config,
+            prepared.config,
             length,
             base,
             resumed=None if state is None else state.path,
@@ -144,12 +144,13 @@ def _saver(
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad
     }
-    return Saver(config, length, detector, writer, frozen)
+    return Saver(prepared.config, length, detector, writer, frozen, prepared.lock.fault)
 
 
 def _print_header(
     prepared: Prepared,
     length: RunLength,
+    processes: str,
     start: str,
     model: RWKV,
     groups: list[ParameterGroup],
@@ -159,11 +160,13 @@ def _print_header(
     print_header(
         prepared.config,
         length,
+        processes=processes,
         start=start,
         parameters=sum(p.numel() for p in model.parameters()),
         data_tokens=samples.training.tokens,
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
+        operators=describe_operators(prepared.operators, prepared.config.hardware.accelerator),
         notes=notes,
     )
 

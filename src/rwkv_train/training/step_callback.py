@@ -25,7 +25,7 @@ from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.optimizer import set_rates
 from rwkv_train.training.optim.schedule import Schedule, learning_rate, weight_decay
 from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import EpochRecord, StepRecord
+from rwkv_train.training.reporting.records import EmptyStepRecord, EpochRecord, StepRecord
 from rwkv_train.training.reporting.reporter import Reporter, notify
 from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.validation import Validator
@@ -65,9 +65,8 @@ class StepCallback(pl.Callback):
         self._recovery = Recovery(config, length, detector)
         self._validator = validator
         self._reporters = reporters
-        self._state_owed = False
+        self._state_owed = self._said_postponed = False
         self._epoch_owed: int | None = None
-        self._said_postponed = False
         self._last: StepRecord | None = None
         self._step_began = 0.0
         self.stop = StopRequest()
@@ -114,10 +113,12 @@ class StepCallback(pl.Callback):
             return
         outcome = self._veto.take_outcome()
         self._leave(trainer, pl_module, outcome.flags)
-        if outcome.fault is None:
-            self._count(outcome)
-        else:
+        if outcome.fault is not None:
             self._skip(trainer, pl_module, outcome)
+        elif outcome.is_empty:
+            self._pass_over()
+        else:
+            self._count(outcome)
         self._report_saves()
         if self._progress.step % self._length.epoch_steps == 0:
             self._end_epoch()
@@ -135,14 +136,12 @@ class StepCallback(pl.Callback):
         # Without a step there is nothing new, and the files of the run before must stay.
         if progress.step == self._first_step:
             return
+        self._announce_epoch_rest()
+        self._validate(trainer, pl_module)
         if length.completes and progress.step == length.total_steps:
-            self._announce_epoch_rest()
-            self._validate(trainer, pl_module)
             self._saver.save_final(trainer, pl_module, progress)
         elif self._saver.saved_step != progress.step:
             epoch = (progress.step - 1) // length.epoch_steps
-            self._announce_epoch_rest()
-            self._validate(trainer, pl_module)
             self._saver.save_epoch(trainer, pl_module, progress, epoch, wait=True)
         else:
             self._saver.finish(trainer)
@@ -178,6 +177,7 @@ class StepCallback(pl.Callback):
             data_fault=module.data_fault() is not None,
             save_due=first and self._saver.due(self._progress.step + 1),
             saves_failed=first and self._saver.fault() is not None,
+            counts_tokens=module.counts_tokens(),
         )
 
     def _leave(self, trainer: pl.Trainer, module: TrainingModule, flags: RankFlags) -> None:
@@ -215,6 +215,16 @@ class StepCallback(pl.Callback):
         self._last = record
         notify(self._reporters, lambda reporter: reporter.on_step(record, self._progress))
 
+    def _pass_over(self) -> None:
+        """Counts a step with nothing to learn: its samples are read, and nothing changes."""
+        step, length = self._progress.step, self._length
+        self._progress.skip_step()
+        self._detector.record_empty()
+        first, last = length.samples(step)
+        record = EmptyStepRecord(step, [first, last], (step + 1) * length.tokens_per_step)
+        notify(self._reporters, lambda reporter: reporter.on_empty_step(record))
+        self._step_began = time.perf_counter()
+
     def _skip(self, trainer: pl.Trainer, module: TrainingModule, outcome: StepOutcome) -> None:
         """Counts a step that was skipped; after several in a row the run rolls back. Collective."""
         record = self._recovery.skip_step(trainer, module, outcome, self._progress.step)
@@ -236,13 +246,12 @@ class StepCallback(pl.Callback):
 
     def _save_what_is_due(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Saves a mini-epoch, or else a state between them. Collective: the ranks agree."""
-        epoch = self._epoch_owed
+        epoch, step = self._epoch_owed, self._progress.step
         if epoch is None and not self._state_owed:
             return
+        # A state in the middle of bad steps would be one to roll back to.
         if self._detector.bad_in_a_row:
-            # A state in the middle of bad steps would be one to roll back to.
             if not self._said_postponed:
-                step = self._progress.step
                 notify(self._reporters, lambda reporter: reporter.on_save_postponed(step))
             self._said_postponed = True
             return
@@ -251,29 +260,27 @@ class StepCallback(pl.Callback):
         else:
             self._validate(trainer, module)
             self._saver.save_epoch(trainer, module, self._progress, epoch, wait=False)
-        # One save at a step is enough, whatever it was due for.
         self._state_owed, self._epoch_owed, self._said_postponed = False, None, False
         # Saving is not training: it must not count in the next step's tokens per second.
         self._step_began = time.perf_counter()
 
     def _end_epoch(self) -> None:
         """Reports the mini-epoch that ends, and begins the next; it is saved if that is due."""
-        epoch = self._progress.step // self._length.epoch_steps - 1
-        every = self._config.train.epoch_save
         self._announce_epoch_rest()
         # Before the state is captured, so that a resumed run agrees.
         self._progress.begin_epoch()
+        every = self._config.train.epoch_save
+        epoch = self._progress.step // self._length.epoch_steps - 1
         if every > 0 and epoch % every == 0:
             self._epoch_owed = epoch
 
     def _announce_epoch_rest(self) -> None:
         """Reports the mini-epoch that ends here, or that the run ends in; not one without steps."""
-        if self._progress.epoch_loss_steps and self._last is not None:
-            self._announce((self._progress.step - 1) // self._length.epoch_steps, self._last)
-
-    def _announce(self, epoch: int, last: StepRecord) -> None:
-        record = EpochRecord(epoch, epoch - self._first_epoch, self._progress.epoch_loss, last)
-        notify(self._reporters, lambda reporter: reporter.on_epoch(record))
+        progress, last = self._progress, self._last
+        if progress.epoch_loss_steps and last is not None:
+            epoch = (progress.step - 1) // self._length.epoch_steps
+            record = EpochRecord(epoch, epoch - self._first_epoch, progress.epoch_loss, last)
+            notify(self._reporters, lambda reporter: reporter.on_epoch(record))
 
     def _report_saves(self) -> None:
         for path in self._saver.take_written():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Literal
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies.strategy import Strategy
 
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware
+from rwkv_train.processors import usable_processors
 from rwkv_train.training.distributed.strategy import ZERO_STAGES
 
 LIGHTNING_PRECISION: Mapping[str, Literal[32, 16, "bf16"]] = {
@@ -23,12 +24,15 @@ LIGHTNING_PRECISION: Mapping[str, Literal[32, 16, "bf16"]] = {
 
 
 def build_trainer(
-    config: ResolvedConfig, strategy: Strategy | None, callback: pl.Callback
+    config: ResolvedConfig,
+    strategy: Strategy | None,
+    environment: ClusterEnvironment,
+    callback: pl.Callback,
 ) -> pl.Trainer:
     """Returns a Trainer that runs through the loader once.
 
     Mini-epochs, logs and checkpoints are the callback's. strategy: None for Lightning's own of a
-    single process.
+    single process; environment: who the processes are.
     """
     for name in ("pytorch_lightning", "lightning_fabric"):
         # Its lines about TPUs and IPUs; importing it has just set the level back.
@@ -53,6 +57,7 @@ def build_trainer(
         # Our sampler knows the ranks; Lightning's would number the samples anew.
         replace_sampler_ddp=False,
         strategy=strategy,
+        plugins=[environment],
     )
 
 
@@ -64,4 +69,4 @@ def set_up_torch(hardware: ResolvedHardware) -> None:
         torch.backends.cudnn.benchmark = True
     elif hardware.devices > 1:
         # Each process would otherwise start a thread per core.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // hardware.devices))
+        torch.set_num_threads(max(1, usable_processors() // hardware.devices))

@@ -17,7 +17,7 @@ MACHINE = ("accelerator", "devices", "precision", "strategy")
     [
         ("", CPU, ("cpu", 1, "fp32", "single_device")),
         ("", GPU, ("gpu", 1, "bf16", "single_device")),
-        ("", OLD, ("gpu", 1, "fp32", "single_device")),
+        ("", OLD, ("gpu", 1, "fp16", "single_device")),
         ("", EIGHT_GPUS, ("gpu", 8, "bf16", "deepspeed_stage_2")),
         ("--devices 1", EIGHT_GPUS, ("gpu", 1, "bf16", "single_device")),
         ("--devices 1 --num_nodes 2", EIGHT_GPUS, ("gpu", 1, "bf16", "deepspeed_stage_2")),
@@ -53,6 +53,29 @@ def test_the_machine_decides_what_is_automatic(line, discovered, expected):
 )
 def test_what_the_machine_lacks_is_refused_with_a_way_out(line, discovered, words):
     assert words in fault(line, discovered)
+
+
+def test_a_card_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for():
+    found = but(MINIPILE, gpu_fault="the driver 535 of H100 is too old")
+    for line in ("", "--accelerator gpu"):
+        told = fault(line, found)
+        assert "the driver 535 of H100 is too old" in told
+        assert "give --accelerator cpu" in told
+    assert values("--accelerator cpu", "accelerator", discovered=found) == "cpu"
+
+
+def test_why_there_is_no_gpu_is_said():
+    hidden = but(MINIPILE, no_gpu="CUDA_VISIBLE_DEVICES hides all cards")
+    assert "(CUDA_VISIBLE_DEVICES hides all cards)" in fault("--accelerator gpu", hidden)
+    _, lines = resolved("", hidden)
+    assert "accelerator cpu: no CUDA device found (CUDA_VISIBLE_DEVICES hides all cards)" in lines
+
+
+def test_a_card_without_bf16_is_named():
+    card = but(OLD, gpu_name="Tesla T4 (compute capability 7.5)")
+    assert "Tesla T4 (compute capability 7.5) does not" in fault("--precision bf16", card)
+    _, lines = resolved("", card)
+    assert "precision fp16: Tesla T4 (compute capability 7.5) does not compute in bf16" in lines
 
 
 def test_everything_automatic_is_said():

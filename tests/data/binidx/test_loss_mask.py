@@ -75,7 +75,6 @@ def test_the_mean_over_a_whole_step_is_the_weighted_mean_of_its_targets(tmp_path
         counted = sum(weights[t] for t in targets)
         expected = sum(weights[t] * ce[t].item() for t in targets) / counted
         assert weighted == pytest.approx(expected, rel=1e-6)
-        assert data.step_weight(step) == counted
 
 
 def test_each_window_of_the_samples_is_a_step_of_its_own(tmp_path, weights):
@@ -92,7 +91,6 @@ def test_each_window_of_the_samples_is_a_step_of_its_own(tmp_path, weights):
         assert counted > 0
         expected = sum(weights[t] * ce[t].item() for t in targets) / counted
         assert weighted == pytest.approx(expected, rel=1e-6)
-        assert data.step_weight(step) == counted
 
 
 def test_the_scale_belongs_to_the_step_however_it_is_split(tmp_path, weights):
@@ -111,14 +109,21 @@ def test_the_scale_belongs_to_the_step_however_it_is_split(tmp_path, weights):
 
 def test_a_step_without_a_counted_token_has_a_mask_of_zeros(tmp_path):
     data = dataset(pair_with_mask(tmp_path, [0] * (18 * CTX_LEN + 1)), 4)
-    assert data.step_weight(0) == 0
     assert data[1].mask.tolist() == [0.0] * CTX_LEN
+    assert not collate([data[1], data[2]]).counts
+
+
+def test_one_counted_token_makes_a_batch_count(tmp_path):
+    data = dataset(pair_with_mask(tmp_path, [0] * (18 * CTX_LEN + 1)), 4)
+    other = data[2]._replace(mask=torch.eye(CTX_LEN)[-1])
+    assert collate([data[1], other]).counts
+    assert collate([data[1]._replace(mask=None)]).counts
 
 
 def test_sums_are_right_after_their_cache_was_full(tmp_path, weights):
     data = dataset(pair_with_mask(tmp_path, weights), 2)
-    first = [data.step_weight(step) for step in range(30)]
-    assert [data.step_weight(step) for step in range(30)] == first
+    first = [data[n].mask.tolist() for n in range(1, 61)]
+    assert [data[n].mask.tolist() for n in range(1, 61)] == first
     assert len(data._step_weights._sums) <= 8
 
 

@@ -32,6 +32,24 @@ def test_a_damaged_manifest_is_refused(content, tmp_path):
         read_manifest(tmp_path / "data")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("vocab_size", value) for value in (10**12, 10**400, 0, -1, 1.5, "x" * 5000, None, True)),
+        *(("bytes_per_token", value) for value in (0, -1, float("nan"), float("inf"), "x")),
+        *(("tokens", value) for value in (-1, "x", [], None)),
+        *(("shards", value) for value in (5, [5], [[]], {})),
+    ],
+)
+def test_impossible_values_are_refused_in_a_short_line(name, value, tmp_path):
+    write_manifest(tmp_path / "data", MANIFEST)
+    path = manifest_path(tmp_path / "data")
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged .* remove it") as refused:
+        read_manifest(tmp_path / "data")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
 def test_a_manifest_of_other_data_is_refused(tmp_path):
     with BinidxWriter(tmp_path / "data", "uint16") as writer:
         writer.append([1, 2, 3, 0])

@@ -132,7 +132,7 @@ def test_joined_with_data_that_has_no_mask_its_text_is_learnt(tmp_path):
 
 
 def test_bad_rows_are_told_by_file_and_line_or_left_out(tmp_path):
-    rows = [ROWS[0], {"messages": [{"role": "tool", "content": "x"}]}, ROWS[2], {"a": 1}]
+    rows = [ROWS[0], {"messages": [{"role": "wizard", "content": "x"}]}, ROWS[2], {"a": 1}]
     with pytest.raises(DataError, match=r"in\.jsonl, line 2: message 1: the chat template has no"):
         convert(options(tmp_path, rows))
     assert not (tmp_path / "out.bin").exists() and not (tmp_path / "out.mask").exists()

@@ -82,8 +82,8 @@ def test_a_message_may_say_its_weight():
         ({"messages": [{"role": "user"}]}, "message 1 needs 'role' and 'content'"),
         ({"messages": [{"role": "user", "content": None}]}, "its keys are: role"),
         (
-            {"messages": [{"role": "user", "content": [{"text": "hi"}]}]},
-            "message 1: 'content' must be a string, found a list",
+            {"messages": [{"role": "user", "content": {"text": "hi"}}]},
+            "message 1: 'content' must be a string, found an object",
         ),
         ({"messages": [{"role": 3, "content": "hi"}]}, "'role' must be a string, found a number"),
         (

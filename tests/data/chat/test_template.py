@@ -88,8 +88,8 @@ def test_an_empty_system_message_is_left_out():
     ("messages", "reason"),
     [
         (
-            [Message("tool", "a")],
-            "message 1: the chat template has no role 'tool', only system, user",
+            [Message("wizard", "a")],
+            "message 1: the chat template has no role 'wizard', only system, user",
         ),
         (
             [Message("user", "a"), Message("system", "b")],

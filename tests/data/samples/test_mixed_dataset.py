@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from rwkv_train.data.samples.dataset import TokenDataset
 from rwkv_train.data.samples.mixed_dataset import MixedDataset
@@ -62,7 +63,8 @@ def test_its_size_is_that_of_all_parts():
 def test_parts_without_a_mask_count_fully_and_masks_scale_over_the_mixtures_steps():
     data = mixed(masks=(OddTokens(), None))
     # A step of four samples: three of two odd targets of weight 2, one of four targets of weight 1.
-    assert [data.step_weight(step) for step in range(3)] == [3 * 4 + 4] * 3
+    weights = [int(data.weights(n).sum()) for n in range(1, 13)]
+    assert [sum(weights[at : at + 4]) for at in (0, 4, 8)] == [3 * 4 + 4] * 3
     means = [data[n].mask.mean().item() for n in range(1, 5)]
     # The weights of a step have the mean 1 over its positions.
     assert sum(means) / 4 == pytest.approx(1)
@@ -74,7 +76,13 @@ def test_parts_without_a_mask_count_fully_and_masks_scale_over_the_mixtures_step
 def test_windows_are_steps_of_their_own():
     data = mixed(masks=(OddTokens(), None), windows=2)
     # Of each sample one window of two targets: three times one odd target, once both.
-    assert [data.step_weight(step) for step in range(4)] == [3 * 2 + 2] * 4
+    for step in range(4):
+        first, window = 1 + 4 * (step // 2), 2 * (step % 2)
+        part = slice(window, window + 2)
+        weights = [data.weights(n)[part] for n in range(first, first + 4)]
+        assert sum(int(w.sum()) for w in weights) == 3 * 2 + 2
+        masks = torch.stack([data[n].mask[part] for n in range(first, first + 4)])
+        assert masks.mean().item() == pytest.approx(1)
 
 
 def test_a_fault_names_the_part():
@@ -92,9 +100,3 @@ def test_it_passes_to_worker_processes():
     data = mixed(masks=(OddTokens(), None))
     copy = pickle.loads(pickle.dumps(data))
     assert copy[3].mask.tolist() == data[3].mask.tolist()
-    assert copy.step_weight(5) == data.step_weight(5)
-
-
-def test_without_a_mask_there_are_no_weights():
-    with pytest.raises(AssertionError, match="only data with a loss mask"):
-        mixed().step_weight(0)

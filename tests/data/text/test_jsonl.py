@@ -114,3 +114,47 @@ def test_any_line_is_a_text_or_an_error_with_a_reason(line):
         # Python's own parser agrees, and UTF-8 can store it.
         assert json.loads(line)["text"] == text
         text.encode()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b"NaN",
+        b"-Infinity",
+        b"[Infinity, {}]",
+        b"1e999",
+        b"9" * 5000,
+        b"-" + b"9" * 30,
+        rb'"\ud800"',
+        rb'{"\udc00": 1}',
+        b'"\xed\xa0\x80"',
+        b"1, " + b'"other": NaN',
+    ],
+)
+def test_what_python_reads_under_other_keys_does_no_harm(other, tmp_path):
+    line = b'{"other": ' + other + b', "text": "g\xc3\xb6\\ud83d\\ude00d"}\r\n'
+    (tmp_path / "a").write_bytes(line)
+    assert texts(tmp_path / "a") == ["gö😀d"]
+
+
+def test_files_joined_with_their_marks_are_read(tmp_path):
+    (tmp_path / "a").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\xef\xbb\xbf{"text": "two"}\n')
+    assert texts(tmp_path / "a") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": NaN, "text": "\\ud800"}', "'text' holds a lone surrogate .* at character 0"),
+        (b'{"a": NaN, "text": 5}', "must be a string, found a number"),
+        (b'{"text": "a", "b": 1,}', r"not JSON: .*\(column"),
+        (b'{"text": "a\x01"}', r"not JSON: .*\(column"),
+        (b'{"text": "a\x00"}', r"not JSON: .*\(column"),
+        (b'{"text": "a", "b": 01}', r"not JSON: .*\(column"),
+        (b'{"text": "a", "b": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b"{'text': 'a'}", r"not JSON: .*\(column"),
+    ],
+)
+def test_what_python_does_not_read_either_is_refused(line, reason):
+    with pytest.raises(DataError, match=reason):
+        document_text(line, "text")

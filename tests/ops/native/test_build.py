@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +22,11 @@ import torch
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends import dispatch
 from rwkv_train.ops.backends.dispatch import Call, choose
-from rwkv_train.ops.native import build, custom_ops, toolchain
+from rwkv_train.ops.native import build, cuda_toolkit, custom_ops, toolchain
 from rwkv_train.ops.native.build import Target, built_library
 from rwkv_train.ops.wkv6 import BACKENDS, native
 from tests.checkout import ROOT
+from tests.ops.native.toolkits import fake_nvcc
 from tests.ops.native_cases import require_native
 
 
@@ -159,35 +161,44 @@ def test_without_ninja_it_names_the_remedy(monkeypatch, tmp_path):
         toolchain.find_ninja()
 
 
-def fake_nvcc(folder: Path, release: str) -> None:
-    script = folder / "nvcc"
-    script.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V1'\n")
-    script.chmod(0o755)
+def test_libraries_for_other_cards_lie_apart(toy, monkeypatch):
+    target = toy._replace(device="cuda")
+    labels = []
+    for capabilities in ([(8, 0)], [(9, 0)], [(8, 6), (9, 0)]):
+        monkeypatch.setattr(build, "_capabilities", lambda found=capabilities: found)
+        labels.append(build._label(target))
+    assert labels == ["toy-cuda-sm_80", "toy-cuda-sm_90", "toy-cuda-sm_86-sm_90"]
 
 
-def test_a_cuda_compiler_of_another_version_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    fake_nvcc(tmp_path, "12.4")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(BackendError, match=r"is for CUDA 12\.4 while torch .* for CUDA 13\.0"):
-        toolchain.find_nvcc((9, 0))
-    fake_nvcc(tmp_path, "13.1")
-    assert "-gencode=arch=compute_90a,code=sm_90a" in toolchain.find_nvcc((9, 0)).compile_flags
-    assert "-gencode=arch=compute_80,code=sm_80" in toolchain.find_nvcc((8, 0)).compile_flags
+def test_two_different_cards_are_both_compiled_for(monkeypatch):
+    cards = [(9, 0), (8, 6), (9, 0)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: cards[card])
+    assert build._capabilities() == [(8, 6), (9, 0)]
 
 
-def test_a_missing_cuda_compiler_names_the_toolkit_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(toolchain, "USUAL_NVCC", tmp_path / "nowhere")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BackendError, match=r"nvcc is missing; install the CUDA toolkit 13\.0"):
-        toolchain.find_nvcc((9, 0))
+def test_a_host_compiler_that_nvcc_refuses_is_told_with_the_remedy(toy, monkeypatch):
+    """The compiler's words are those of nvcc 13.0 beside a newer g++."""
+    (toy.sources / "toy" / "toy_cpu.cpp").write_text(
+        "#error -- unsupported GNU version! gcc versions later than 15 are not supported!\n"
+    )
+    with pytest.raises(BackendError, match=r"NVCC_CCBIN=g\+\+-15") as error:
+        built_library(toy)
+    assert "install an older one" in str(error.value)
 
 
-def test_a_torch_without_cuda_is_named_as_the_reason(monkeypatch):
-    monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(BackendError, match="built without CUDA"):
-        toolchain.find_nvcc((9, 0))
+def test_nowhere_to_keep_libraries_is_a_reason_and_no_crash(toy, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "file")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setattr(build, "has_sources", lambda *_: True)
+    assert "make one of them writable" in build._load("wkv6", "cpu")
+
+
+def test_paths_with_spaces_and_dollars_are_built_in(toy, tmp_path):
+    folder = tmp_path / "two words $HOME"
+    shutil.copytree(toy.sources, folder / "sources")
+    assert answer(built_library(Target("toy", "cpu", folder / "sources", folder / "cache"))) == 42
 
 
 @pytest.fixture(params=["compiler", "nvcc", "CUDA version", "CUDA build of torch"])
@@ -199,7 +210,8 @@ def missing(request, monkeypatch, tmp_path) -> tuple[Call, str]:
     monkeypatch.setattr(dispatch, "_announced", set())
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(build, "_outcomes", {("wkv6", "cpu"): None})
-    monkeypatch.setattr(toolchain, "USUAL_NVCC", tmp_path / "nowhere")
+    monkeypatch.setattr(cuda_toolkit, "USUAL_FOLDERS", ())
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(
@@ -219,7 +231,7 @@ def missing(request, monkeypatch, tmp_path) -> tuple[Call, str]:
         device, remedy = "cpu", "apt-get install g++"
     elif request.param == "CUDA version":
         fake_nvcc(folder, "12.4")
-        remedy = "put the nvcc of a CUDA 13.0 toolkit first on the PATH"
+        remedy = "install the CUDA toolkit 13.0 and put its bin folder first on the PATH"
     elif request.param == "CUDA build of torch":
         monkeypatch.setattr(torch.version, "cuda", None)
         remedy = "install a CUDA build of torch"

@@ -79,10 +79,27 @@ def test_going_back_restores_the_losses_and_keeps_what_was_left_out():
     assert detector.state_dict() == {
         "losses": [1.0],
         "bad_in_a_row": 0,
+        "bad_span": 0,
         "rollbacks": 1,
         "left_out": [[5, 20]],
     }
     assert not detector.may_roll_back()
+
+
+def test_an_empty_step_is_neither_good_nor_bad():
+    detector = SpikeDetector(SafetyConfig(bad_steps_before_rollback=2))
+    detector.record_empty()
+    assert (detector.bad_in_a_row, detector.bad_span) == (0, 0)
+    detector.record_bad(1, 4)
+    detector.record_empty()
+    detector.record_empty()
+    assert not detector.must_roll_back()
+    detector.record_bad(13, 16)
+    # It must go back to before the first of them.
+    assert detector.must_roll_back() and detector.bad_span == 4
+    assert detector.state_dict()["losses"] == [] and detector.skipped == [[1, 4], [13, 16]]
+    detector.record_good(1.0)
+    assert (detector.bad_in_a_row, detector.bad_span) == (0, 0)
 
 
 def test_its_state_goes_through_a_file_unchanged():

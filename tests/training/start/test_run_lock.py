@@ -9,17 +9,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import train
-from rwkv_train.errors import ConfigError
+from rwkv_train.errors import ConfigError, TrainingError
+from rwkv_train.files import write_atomically
+from rwkv_train.training.reporting.metrics_file import MetricsFile
 from rwkv_train.training.start import run_lock
+from rwkv_train.training.start.lock_owner import Owner, boot_id
 from rwkv_train.training.start.run_lock import LOCK_FILE, RunLock
 from tests.checkout import ROOT
 from tests.training.damaged_runs import Place
+from tests.training.runs import loss_steps
 
 # Takes the lock, forks a child that outlives it as a loader worker does, says so, and stays.
 HOLDER = """
@@ -144,3 +150,212 @@ def test_other_ranks_take_no_lock(tmp_path: Path):
 def test_the_folder_is_free_after_a_run_and_after_a_refusal(place: Place, flag: str):
     assert train.main(place.command("--proj_dir", place.begun, *flag.split())) in (0, 2)
     assert not (place.begun / LOCK_FILE).exists()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life every 50 ms; half a second of silence is death."""
+    for name, seconds in {"HEARTBEAT": 0.05, "STALE": 0.5, "LOOK": 0.01, "SETTLE": 0.05}.items():
+        monkeypatch.setattr(run_lock, name, seconds)
+
+
+def leave_owner(folder: Path, age: float = 0, **changes: object) -> Path:
+    """Leaves the lock of a run of another machine, last touched `age` seconds ago."""
+    values = {"id": "1f", "process": 1, "host": socket.gethostname(), "since": "2024-02-03"}
+    values |= {"boot": "another start", "container": "pid:[1]", **changes}
+    path = folder / LOCK_FILE
+    path.write_text(json.dumps(values))
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+@pytest.fixture
+def beating() -> Iterator[Callable[[Path], None]]:
+    """Touches a file like a run that lives."""
+    ended, threads = threading.Event(), []
+
+    def start(path: Path, shift: float = 0) -> None:
+        def touch() -> None:
+            while not ended.wait(0.02):
+                os.utime(path, (time.time() + shift,) * 2)
+
+        threads.append(threading.Thread(target=touch))
+        threads[0].start()
+
+    yield start
+    ended.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("locks", [True, None])
+@pytest.mark.parametrize("age", [3600, 0, -3600])
+def test_a_silent_run_of_another_machine_is_taken_over_whatever_the_clocks_say(
+    tmp_path: Path, quick: None, monkeypatch, capsys, locks: bool | None, age: float
+):
+    monkeypatch.setattr(run_lock, "_lock", lambda _: locks)
+    leave_owner(tmp_path, age)
+    begun = time.monotonic()
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
+    # only one that is old by the file server's clock is not waited for until it counts as dead
+    assert (time.monotonic() - begun >= 0.5) == (age < 3600)
+    out = capsys.readouterr().out
+    assert "waiting for a sign of life, at most 0.5 s" in out
+    assert f"taking over {tmp_path} from process 1 on {socket.gethostname()}" in out
+
+
+@pytest.mark.parametrize("shift", [0, 3600, -3600])
+# One kernel's own locks tell at once.
+@pytest.mark.parametrize(("locks", "boot"), [(True, "other"), (None, "other"), (None, "own")])
+def test_a_run_that_shows_signs_of_life_is_never_taken_over(
+    tmp_path: Path, quick: None, monkeypatch, beating, locks: bool | None, shift: float, boot: str
+):
+    monkeypatch.setattr(run_lock, "_lock", lambda _: locks)
+    # In another container of this machine process 1 is somebody else.
+    options = {"boot": boot_id(), "process": os.getpid()} if boot == "own" else {}
+    path = leave_owner(tmp_path, -shift, **options)
+    beating(path, shift)
+    with pytest.raises(ConfigError, match="has just shown that it lives"), RunLock(tmp_path):
+        pass
+    assert json.loads(path.read_text())["id"] == "1f"
+    assert [p.name for p in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+@pytest.mark.parametrize("locks", [True, None])
+def test_a_dead_process_of_this_start_of_the_machine_is_taken_over_at_once(
+    tmp_path: Path, monkeypatch, capsys, locks: bool | None
+):
+    monkeypatch.setattr(run_lock, "_lock", lambda _: locks)
+    own = Owner.of_this_process("")
+    leave_owner(tmp_path, boot=own.boot, container=own.container, process=dead_process())
+    with RunLock(tmp_path):
+        assert "waiting" not in capsys.readouterr().out
+
+
+PLACES = {
+    "a link": (lambda path: path.symlink_to(path.with_name("victim")), "a symbolic link"),
+    "a dangling link": (lambda path: path.symlink_to("nowhere"), "a symbolic link"),
+    "a folder": (lambda path: path.mkdir(), "a folder"),
+    "a pipe": (os.mkfifo, "a pipe"),
+    "a socket": (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "no plain file"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_no_file_in_its_place_is_refused_in_one_line(tmp_path: Path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "victim").write_text("precious")
+    make, kind = PLACES[place]
+    # A short path: that of a socket is limited.
+    make(Path(LOCK_FILE))
+    with pytest.raises(ConfigError, match=f"run.lock is {kind}") as refused, RunLock(Path()):
+        pass
+    assert "\n" not in str(refused.value)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert {p.name for p in tmp_path.iterdir()} == {LOCK_FILE, "victim"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"null",
+        b"7",
+        b"a note of mine\nin two lines\n",
+        b"\0" * 5_000_000,
+        b'{"process": 1e400, "host": "h", "since": "s"}',
+        b'{"process": -1, "host": "h", "since": "s"}',
+        b'{"process": 99999999999999999999, "host": "h", "since": "s"}',
+        b'{"process": 5, "host": "a\\nb\\u001b[2J", "since": "s"}',
+    ],
+)
+def test_odd_words_in_a_lock_are_taken_over_in_one_line(
+    tmp_path: Path, quick: None, capsys, content: bytes
+):
+    (tmp_path / LOCK_FILE).write_bytes(content)
+    os.link(tmp_path / LOCK_FILE, tmp_path / "another name")
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "a run that has not said its name" in out
+    # a new file takes the name: what else the old one was is left alone
+    assert (tmp_path / "another name").read_bytes() == content
+
+
+def test_of_many_that_take_over_at_once_one_does(tmp_path: Path, holder):
+    leave_lock(tmp_path, dead_process(), socket.gethostname())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(6)
+    ]
+    # The one that holds it waits for its input; the others leave.
+    while sum(process.poll() is None for process in processes) > 1:
+        time.sleep(0.02)
+    ended = [process.communicate(b"") for process in processes]
+    assert sum(b"held" in out for out, _ in ended) == 1
+    assert sum(b"another run" in err for _, err in ended) == 5
+    assert not list(tmp_path.iterdir())
+
+
+def take_away(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_text(json.dumps({"id": "2", "process": 7, "host": "elsewhere", "since": "now"}))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("lose", [take_away, Path.unlink])
+def test_a_run_that_lost_its_lock_gives_no_file_a_name(tmp_path: Path, lose):
+    with RunLock(tmp_path) as lock:
+        write_atomically(tmp_path / "rwkv-0.pth", b"ours")
+        lose(tmp_path / LOCK_FILE)
+        before = sorted(p.name for p in tmp_path.iterdir())
+        with pytest.raises(TrainingError, match="no longer this run's"):
+            write_atomically(tmp_path / "rwkv-0.pth", b"theirs by now")
+        # another folder is none of its business
+        write_atomically(tmp_path.parent / f"{tmp_path.name}.other", b"")
+        assert lock.fault() is None
+    assert (tmp_path / "rwkv-0.pth").read_bytes() == b"ours"
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    write_atomically(tmp_path / "rwkv-0.pth", b"after it")
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_run_whose_lock_is_taken_ends_with_one_line_and_writes_no_checkpoint(
+    run_training, tmp_path: Path, monkeypatch, capsys, beats: bool
+):
+    # Noticed at the next sign of life, or else before the next file is named.
+    monkeypatch.setattr(run_lock, "HEARTBEAT", 0.01 if beats else 3600)
+    out, record = tmp_path / "out", MetricsFile.on_step
+
+    def lose(self, step, progress):
+        record(self, step, progress)
+        if step.step == 6:
+            take_away(out / LOCK_FILE)
+        # a step that takes its time
+        time.sleep(0.05 * (step.step >= 6))
+
+    monkeypatch.setattr(MetricsFile, "on_step", lose)
+    assert run_training(exit_tokens=128 * 60, save_in_background=0) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(lines) == 1 and "no longer this run's" in lines[0], lines
+    found = {p.name for p in out.glob("rwkv-*")}
+    assert found == {"rwkv-init.pth", "rwkv-0.pth", "rwkv-0.state"}
+    assert json.loads((out / LOCK_FILE).read_text())["id"] == "2"
+    # without a beat only the mini-epoch's save finds out
+    assert (len(loss_steps(out)) < 10) == beats
+
+
+def test_a_run_that_lives_touches_its_lock(tmp_path: Path, quick: None):
+    with RunLock(tmp_path) as lock:
+        os.utime(tmp_path / LOCK_FILE, (0, 0))
+        while (tmp_path / LOCK_FILE).stat().st_mtime == 0:
+            time.sleep(0.01)
+        assert lock.fault() is None

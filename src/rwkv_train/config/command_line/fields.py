@@ -49,6 +49,9 @@ class Field(NamedTuple):
         """Returns a value of a YAML file in the field's type; raises ValueError if it has none."""
         if value is None and self.optional:
             return None
+        if isinstance(value, (list, dict)):
+            # Not written out: made of aliases it may be longer than memory.
+            raise ValueError(f"a {type(value).__name__} is not {self.expected}")
         if isinstance(value, bool) and "on" in self.choices:
             # YAML 1.1 reads a bare on and off as truth values.
             value = "on" if value else "off"

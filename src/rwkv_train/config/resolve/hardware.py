@@ -29,12 +29,14 @@ def resolve_hardware(
     accelerator = _accelerator(given, machine, lines)
     devices = _devices(given, accelerator, machine, lines)
     precision = _precision(given, accelerator, prepares, machine, lines)
+    nodes = given.num_nodes or 1
     # Before the other settings of the optimizer, which depend on the strategy chosen by it.
     optimizer = chosen_optimizer(config.optim, discovered.start)
-    strategy = _strategy(given, accelerator, devices * given.num_nodes, prepares, optimizer, lines)
+    strategy = _strategy(given, accelerator, devices * nodes, prepares, optimizer, lines)
     return ResolvedHardware(
         accelerator=accelerator,
         devices=devices,
+        num_nodes=nodes,
         precision=precision,
         strategy=strategy,
         **not_narrowed(given, ResolvedHardware),
@@ -44,17 +46,30 @@ def resolve_hardware(
 def _accelerator(
     given: HardwareConfig, machine: MachineDiscovered, lines: list[str]
 ) -> Accelerator:
+    if given.accelerator != "cpu" and machine.gpu_fault:
+        raise ConfigError(
+            f"--accelerator {given.accelerator}: {machine.gpu_fault}; to train on the CPU give "
+            "--accelerator cpu"
+        )
     if given.accelerator == "gpu" and machine.gpu_count == 0:
         raise ConfigError(
-            "--accelerator gpu: torch finds no CUDA device here; use --accelerator cpu, or install"
-            " a CUDA build of torch"
+            f"--accelerator gpu: torch finds no CUDA device here{_because(machine)}; use "
+            "--accelerator cpu"
         )
     if given.accelerator != "auto":
         return given.accelerator
     accelerator: Accelerator = "gpu" if machine.gpu_count else "cpu"
-    found = f"{machine.gpu_count} found" if machine.gpu_count else "no CUDA device found"
+    found = (
+        f"{machine.gpu_count} found"
+        if machine.gpu_count
+        else f"no CUDA device found{_because(machine)}"
+    )
     lines.append(f"accelerator {accelerator}: {found}")
     return accelerator
+
+
+def _because(machine: MachineDiscovered) -> str:
+    return f" ({machine.no_gpu})" if machine.no_gpu else ""
 
 
 def _devices(
@@ -81,14 +96,18 @@ def _precision(
 ) -> Precision:
     on_gpu = accelerator == "gpu"
     if given.precision is None:
-        precision: Precision = "bf16" if on_gpu and machine.gpu_has_bf16 else "fp32"
+        if on_gpu and not machine.gpu_has_bf16:
+            lines.append(f"precision fp16: {_gpu(machine)} does not compute in bf16")
+            return "fp16"
+        precision: Precision = "bf16" if on_gpu else "fp32"
         lines.append(f"precision {precision}: the default on this {accelerator}")
         return precision
     if prepares:
         return given.precision
     if given.precision == "bf16" and on_gpu and not machine.gpu_has_bf16:
         raise ConfigError(
-            "--precision bf16: this GPU does not compute in bf16; use --precision fp16 or fp32"
+            f"--precision bf16: {_gpu(machine)} does not compute in bf16; use --precision fp16 or "
+            "fp32"
         )
     if given.precision == "fp16" and not on_gpu:
         raise ConfigError("--precision fp16 needs a GPU; on a CPU use --precision bf16 or fp32")
@@ -96,6 +115,10 @@ def _precision(
         lines.append("precision fp32: TF32 is a mode of GPUs, on a CPU it is fp32")
         return "fp32"
     return given.precision
+
+
+def _gpu(machine: MachineDiscovered) -> str:
+    return machine.gpu_name or "this GPU"
 
 
 def _strategy(

@@ -132,6 +132,7 @@ def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
 
     Raises DataError unless the items lie one after another and every document is one of them.
     """
+    pair.require_index()
     # Whole arrays are compared, because an index may list a hundred million items.
     ends = np.cumsum(pair.sizes, dtype=np.int64)
     bounds = pair.doc_idx

@@ -7,7 +7,6 @@ shards of a manifest each have a sidecar of their own.
 
 from __future__ import annotations
 
-import mmap
 from bisect import bisect_right
 from itertools import accumulate
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from rwkv_train.data.binidx.layout import mask_path
 from rwkv_train.data.binidx.manifest import Manifest, manifest_path
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.storage.mapped_file import MappedFile
 from rwkv_train.errors import DataError
 
 
@@ -45,9 +45,10 @@ class LossMask:
         parts, number = [], bisect_right(self._ends, offset)
         while length > 0:
             part = self._parts[number]
-            start = offset - (self._ends[number] - len(part))
-            count = min(length, len(part) - start)
-            parts.append(part[start : start + count])
+            start = offset - (self._ends[number] - part.size)
+            count = min(length, part.size - start)
+            part.require_whole()
+            parts.append(part.content[start : start + count])
             number, offset, length = number + 1, offset + count, length - count
         # The empty array stands for a length of 0, for which there are no parts.
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
@@ -81,19 +82,16 @@ def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> Lo
     return LossMask([(pair.prefix, pair.tokens) for pair in pairs])
 
 
-def _map_mask(prefix: str, tokens: int) -> npt.NDArray[np.uint8]:
+def _map_mask(prefix: str, tokens: int) -> MappedFile:
     path = mask_path(prefix)
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = MappedFile(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is empty; make the data again") from error
-    if len(mapped) != tokens:
+    if mapped.size != tokens:
         raise DataError(
-            f"{path} has {len(mapped)} bytes, but {prefix}.bin holds {tokens} tokens and a mask "
+            f"{path} has {mapped.size} bytes, but {prefix}.bin holds {tokens} tokens and a mask "
             "has one byte per token; they do not belong together: make the data again, or train "
             "on all tokens with --loss_mask off"
         )
-    return np.frombuffer(mapped, np.uint8)
+    return mapped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, bin_path
+from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, bin_path, idx_path
 from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
 from rwkv_train.data.storage.durable import writing
 from rwkv_train.errors import DataError
 from rwkv_train.files import write_atomically
 
 USUAL_CTX_LENS = (512, 1024, 2048, 4096, 8192)
+# As many ids as the widest stored type has.
+MOST_ROWS = 1 << 31
 _ENDING = ".manifest.json"
+_OF_A_PAIR = (".bin", ".idx", ".mask")
 _DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPE_OF_CODE.values() if dtype.kind in "iu")
 
 
@@ -71,8 +75,14 @@ def manifest_path(prefix: str | Path) -> Path:
 
 
 def manifest_prefix(name: str | Path) -> str:
-    """Returns PREFIX of PREFIX.manifest.json, and any other name as it is."""
-    return str(name).removesuffix(_ENDING)
+    """Returns PREFIX of PREFIX.manifest.json, and of a file of a pair; any other name as it is."""
+    prefix = str(name).removesuffix(_ENDING)
+    for ending in _OF_A_PAIR:
+        stem = prefix.removesuffix(ending)
+        # A prefix may end so itself.
+        if stem != prefix and not idx_path(prefix).exists() and idx_path(stem).exists():
+            return stem
+    return prefix
 
 
 def read_manifest(prefix: str | Path) -> Manifest | None:
@@ -90,7 +100,7 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     # JSON that is nested too deeply is no ValueError but ends the parser's recursion.
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {error}"[:200]
         raise DataError(
             f"{path} is damaged ({problem}); remove it, or make the data again"
         ) from error
@@ -185,6 +195,10 @@ def _parsed(content: Any) -> Manifest:
         if content.get("learnt_tokens") is None
         else _count(content["learnt_tokens"]),
     )
+    if not 0 < manifest.vocab_size <= MOST_ROWS:
+        raise ValueError(f"no vocabulary has {manifest.vocab_size} tokens")
+    if manifest.bytes_per_token is not None and not 0 < manifest.bytes_per_token < math.inf:
+        raise ValueError(f"{manifest.bytes_per_token} bytes per token are impossible")
     if manifest.dtype not in _DTYPE_NAMES:
         raise ValueError(f"no token type {manifest.dtype}")
     if manifest.shards:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, HEADER, MAGIC, VERSION, bin_path, idx_path
+from rwkv_train.data.storage.mapped_file import MappedFile
 from rwkv_train.errors import DataError
 
 
@@ -30,18 +30,19 @@ class Binidx:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        index = _map(idx_path(prefix), self.prefix)
-        self.dtype, self.item_count, documents = _check_header(index, idx_path(prefix))
+        self._index = _open(idx_path(prefix), self.prefix)
+        index = self._index.content
+        self.dtype, self.item_count, documents = _check_header(index.data, idx_path(prefix))
         n = self.item_count
         start = HEADER.size
         self.sizes = np.frombuffer(index, "<i4", n, start)
         self.pointers = np.frombuffer(index, "<i8", n, start + 4 * n)
         self.doc_idx = np.frombuffer(index, "<i8", documents, start + 12 * n)
-        data = _map(bin_path(prefix), self.prefix)
         # A map costs no memory until it is read, and the pages are shared by all workers.
-        _check_data(self, len(data))
-        self.tokens = len(data) // self.dtype.itemsize
-        self._data = np.frombuffer(data, self.dtype)
+        self._file = _open(bin_path(prefix), self.prefix)
+        _check_data(self, self._file.size)
+        self.tokens = self._file.size // self.dtype.itemsize
+        self._data = self._file.content.view(self.dtype)
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
         """Returns tokens offset ... offset + length - 1 of the file as int64; DataError outside."""
@@ -50,42 +51,58 @@ class Binidx:
                 f"{bin_path(self.prefix)} holds {self.tokens} tokens; tokens {offset} to "
                 f"{offset + length - 1} were asked for"
             )
+        self._file.require_whole()
         return self._data[offset : offset + length].astype(np.int64)
 
     def item(self, number: int) -> npt.NDArray[np.int64]:
         """Returns the tokens of one item as int64."""
+        self.require_index()
         return self.get(int(self.pointers[number]) // self.dtype.itemsize, int(self.sizes[number]))
+
+    def require_index(self) -> None:
+        """Raises DataError when the index was cut off: before `sizes` and its like are read."""
+        self._index.require_whole()
 
     def __reduce__(self) -> tuple[type[Binidx], tuple[str]]:
         # A map cannot be pickled: RWKV-LM's v4neo and v5 fail here with spawned workers.
         return Binidx, (self.prefix,)
 
 
-def _map(path: Path, prefix: str) -> mmap.mmap:
+def _open(path: Path, prefix: str) -> MappedFile:
     """Maps a whole file for reading."""
     try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return MappedFile(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; {_prefix_advice(prefix)}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    # mmap refuses an empty file with this error, not with an OSError.
-    except ValueError as error:
-        raise DataError(f"{path} is empty; make the pair again with make_data.py") from error
 
 
 def _prefix_advice(prefix: str) -> str:
+    path = Path(prefix)
+    if path.is_dir():
+        pairs = sorted(path.glob("*.idx"))
+        inside = f"; in the folder {prefix} is {pairs[0].with_suffix('')}" if pairs else ""
+        return f"name a pair by its common prefix{inside}"
+    if path.is_file() and path.suffix not in (".bin", ".idx"):
+        with path.open("rb") as file:
+            is_array = file.read(6) == b"\x93NUMPY"
+        if is_array:
+            return f"{prefix} is an array of NumPy: read it with --data_type numpy"
+        return (
+            f"{prefix} is a file and no binidx data; of text make some with make_data.py {prefix} "
+            "REPEATS CTX_LEN"
+        )
     stem, _, ending = prefix.rpartition(".")
     if ending in ("bin", "idx"):
         return f"give the pair's common prefix, {stem}"
     return f"{prefix} must be the common prefix of a .bin and an .idx file (see make_data.py)"
 
 
-def _check_header(index: mmap.mmap, path: Path) -> tuple[np.dtype[Any], int, int]:
+def _check_header(index: memoryview, path: Path) -> tuple[np.dtype[Any], int, int]:
     """Returns data type, item count and number of document boundaries of a sound index."""
     # Cheapest first: what is no index at all must not be called a damaged one.
-    if index[: len(MAGIC)] != MAGIC:
+    if bytes(index[: len(MAGIC)]) != MAGIC:
         raise DataError(f"{path} is not a binidx index: it does not begin with MMIDIDX")
     if len(index) < HEADER.size:
         raise DataError(f"{path} is cut off within its header; copy or make the pair again")

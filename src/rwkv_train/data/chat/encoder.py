@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.chat.rows import row_messages
+from rwkv_train.data.chat.rows import read_row
 from rwkv_train.data.chat.template import ChatTemplate, Segment
+from rwkv_train.data.chat.written_out import written_segments
 from rwkv_train.data.text.blocks import TextBlock
+from rwkv_train.data.text.file_kind import JSON_KINDS
 from rwkv_train.data.text.jsonl import line_object
 from rwkv_train.data.tokenize.block_encoder import BlockEncoder, OnError, text_of
 from rwkv_train.data.tokenize.bulk_encoder import BulkTokenizer, EncodedTexts
@@ -20,7 +22,10 @@ Weights = npt.NDArray[np.uint8]
 
 
 class ChatEncoder(BlockEncoder[list[Segment]]):
-    """A `BlockEncoder` of rows (`chat.rows`), written by a template; texts are supervised whole."""
+    """A `BlockEncoder` of rows (`chat.rows`), written by a template.
+
+    A text with no conversation in it is supervised whole.
+    """
 
     def __init__(
         self,
@@ -37,12 +42,19 @@ class ChatEncoder(BlockEncoder[list[Segment]]):
     def _document(self, block: TextBlock, value: Any) -> list[Segment]:
         kind = block.file_range.file.kind
         if kind == "txt":
-            return [Segment(text_of(block, value, self._text_key), 1)]
-        row = line_object(value, '{"messages": [...]}') if kind == "jsonl" else value
-        messages = row_messages(row, self._text_key)
-        if isinstance(messages, str):
-            return [Segment(messages, 1)]
-        return self._template.segments(messages)
+            return self._of_text(text_of(block, value, self._text_key))
+        row = line_object(value, '{"messages": [...]}') if kind in JSON_KINDS else value
+        content, unused = read_row(row, self._text_key)
+        if isinstance(content, str):
+            segments = self._of_text(content)
+        else:
+            segments = self._template.segments(content)
+        # Of rows that are taken only: the others are reported by themselves.
+        self._unused.update(unused)
+        return segments
+
+    def _of_text(self, text: str) -> list[Segment]:
+        return written_segments(text, self._template) or [Segment(text, 1)]
 
     def _encoded(
         self, documents: Sequence[list[Segment]], checked: npt.NDArray[np.bool_]
@@ -52,7 +64,11 @@ class ChatEncoder(BlockEncoder[list[Segment]]):
         closed = np.zeros(len(segments), bool)
         # Only the last segment of a document is followed by the end-of-document token.
         closed[np.cumsum(counts) - 1] = True
-        encoded = self._bulk_encode([p.text for p in segments], closed, np.repeat(checked, counts))
+        continued = np.ones(len(segments), bool)
+        continued[np.cumsum(counts) - counts] = False
+        encoded = self._bulk_encode(
+            [p.text for p in segments], closed, np.repeat(checked, counts), continued
+        )
         weights = np.fromiter((p.weight for p in segments), np.uint8, len(segments))
         return join_segments(encoded, counts, np.repeat(weights, encoded.sizes))
 

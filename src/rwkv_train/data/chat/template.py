@@ -31,11 +31,17 @@ import yaml
 
 from rwkv_train.data.binidx.layout import LARGEST_WEIGHT
 from rwkv_train.data.chat.rows import Message
+from rwkv_train.data.chat.tool_calls import written_call
 from rwkv_train.data.text.jsonl import keys_of
 from rwkv_train.errors import DataError
 
 # Other formats' names of the usual roles.
-_ALIASES = {"human": "user", "gpt": "assistant"}
+_ALIASES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("function", "observation", "tool_response"), "tool"),
+    "developer": "system",
+}
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -78,8 +84,11 @@ class ChatTemplate:
         found: list[Segment] = []
         context = self.begin
         for number, message in enumerate(messages, 1):
-            role = self._role(message, number)
-            content = self._content(message, number)
+            name, role = self._role(message, number)
+            if message.role == "function_call" != name:
+                text = written_call(message.content, f"message {number} (function_call)")
+                message = message._replace(content=text)
+            content = self._content(message._replace(role=name), number)
             if content is None:
                 continue
             weight = role.weight if message.weight is None else message.weight
@@ -96,18 +105,19 @@ class ChatTemplate:
             raise DataError(f"there is nothing to learn: no message of {supervised} with a weight")
         return found
 
-    def _role(self, message: Message, number: int) -> Role:
+    def _role(self, message: Message, number: int) -> tuple[str, Role]:
         # Its own name first: a template may define a role that is called human or gpt.
-        role = self.roles.get(message.role) or self.roles.get(_ALIASES.get(message.role, ""))
-        if role is None:
+        known = (message.role, _ALIASES.get(message.role, ""))
+        name = next((name for name in known if name in self.roles), None)
+        if name is None:
             raise DataError(
                 f"message {number}: the chat template has no role {message.role!r:.60}, only "
                 f"{keys_of(self.roles)}; give a --chat_template of your own that has it"
             )
         # In the middle a model would never have met it.
-        if role.first and number > 1:
+        if self.roles[name].first and number > 1:
             raise DataError(f"message {number}: only the first message may be of {message.role}")
-        return role
+        return name, self.roles[name]
 
     def _content(self, message: Message, number: int) -> str | None:
         """Returns the message's text; None for an empty system message, which is skipped."""
@@ -131,6 +141,8 @@ WORLD = ChatTemplate(
         "user": Role(before="User: ", after="\n\n"),
         # The models write the space themselves: it is part of the answer's first token.
         "assistant": Role(before="Assistant:", lead=" ", after="\n\n", weight=1),
+        # As the author of the G1 models gives them a function's result.
+        "tool": Role(before="User: Function output:\n", after="\n\n"),
     },
     blank_lines="single",
     identity="world",

@@ -16,7 +16,7 @@ from rwkv_train.data.binidx.manifest import (
 )
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.data.storage.hashing import file_sha256
-from rwkv_train.data.tokenize.tokenizer import JsonTokenizer, Tokenizer
+from rwkv_train.data.tokenize.tokenizer import Tokenizer
 from rwkv_train.errors import DataError
 
 MadeFrom = Mapping[str, Any]
@@ -27,14 +27,18 @@ _CONVERTER_VERSION = 1
 
 def made_from(input_sha256: str | None, tokenizer: Tokenizer, options: MadeFrom) -> MadeFrom:
     """Returns everything that decides the bytes of the output; files go in by their contents."""
-    # The path of a file says nothing about its contents.
-    is_file = isinstance(tokenizer, JsonTokenizer)
     return {
         "converter_version": _CONVERTER_VERSION,
         "input_sha256": input_sha256,
-        "tokenizer": file_sha256(tokenizer.name) if is_file else tokenizer.name,
+        "tokenizer": tokenizer_identity(tokenizer),
         **options,
     }
+
+
+def tokenizer_identity(tokenizer: Tokenizer) -> str:
+    """Returns what tells a tokenizer from others: the digest of its file, or its built-in name."""
+    # The path of a file says nothing about its contents.
+    return tokenizer.name if tokenizer.path is None else file_sha256(tokenizer.path)
 
 
 def exists(prefixes: Sequence[str]) -> bool:

@@ -33,6 +33,7 @@ from rwkv_train.data.convert.foreign_binidx import foreign_manifest
 from rwkv_train.data.convert.pipeline import InputShard, arrange
 from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.storage.hashing import file_sha256
+from rwkv_train.data.text.inputs import names_folder
 from rwkv_train.data.tokenize.block_encoder import DIGEST_BYTES, document_digests
 from rwkv_train.errors import DataError
 
@@ -82,6 +83,8 @@ def merge_pairs(
     made pairs without a manifest.  Raises DataError when they do not fit together, a part is
     missing, or other data is in the way.
     """
+    if not output or names_folder(output):
+        raise DataError(f"--output {output!r} does not name the joined data; give FOLDER/NAME")
     inputs = [_open_input(manifest_prefix(name), tokenizer) for name in names]
     notes = [note for given in inputs for note in given.notes]
     wanted = Arrangement(shuffle=False)

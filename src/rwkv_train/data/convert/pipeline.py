@@ -12,7 +12,7 @@ longest line), and some 60 bytes per document (120 with dedup), however much tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -37,19 +37,22 @@ from rwkv_train.data.convert.select import Arrangement, FilteredOut, divide, kee
 from rwkv_train.data.convert.streams import read_ahead, shown_while_written
 from rwkv_train.data.convert.token_spool import Spool
 from rwkv_train.data.convert.tokenize_corpus import Corpus
-from rwkv_train.data.convert.workers import available_cores
 from rwkv_train.data.text.blocks import digest
 from rwkv_train.data.text.inputs import (
     FileRange,
-    default_prefix,
     file_ranges,
     find_inputs,
+    output_prefix,
     total_bytes,
 )
 from rwkv_train.data.tokenize.block_encoder import OnError, Verify
 from rwkv_train.data.tokenize.bulk_encoder import token_dtype
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError
+from rwkv_train.processors import usable_processors
+
+# Goes up when rows of conversations make other bytes than before.
+_ROWS_VERSION = 2
 
 
 class InputShard(NamedTuple):
@@ -70,7 +73,8 @@ class ConvertOptions:
     inputs: Sequence[str]
     """files, patterns, or - for the standard input"""
     prefix: str | None = None
-    """writes PREFIX.bin, PREFIX.idx and PREFIX.manifest.json; None: named after the one input"""
+    """writes PREFIX.bin, PREFIX.idx and PREFIX.manifest.json; None: named after the one input, and
+    so in a folder, which ends in a slash"""
     arrangement: Arrangement = field(default_factory=Arrangement)
     """which documents, in which order"""
     tokenizer: str = "world"
@@ -103,6 +107,8 @@ class Converted:
     reused: bool = False
     normalized: int = 0
     """of the documents checked, those changed by the tokenizer's own normalization"""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """by key, the rows in which it holds text that is in no document"""
     skipped: int = 0
     """documents that could not be used"""
     faults: Sequence[str] = ()
@@ -122,7 +128,7 @@ def convert(options: ConvertOptions) -> Converted:
     """
     _check(options)
     files = find_inputs(options.inputs)
-    prefix = options.prefix or default_prefix(files)
+    prefix = output_prefix(options.prefix, files)
     tokenizer = load_tokenizer(options.tokenizer)
     prefixes = [prefix, f"{prefix}_val"][: 1 + (options.arrangement.validation > 0)]
     if options.input_shard is not None:
@@ -135,10 +141,17 @@ def convert(options: ConvertOptions) -> Converted:
         found = existing_output.reusable(prefixes, origin, options.overwrite)
         if found is not None:
             return Converted(tokenizer, found, reused=True)
+    folder = Path(prefix).parent
+    existed = folder.exists()
     try:
         return _convert(options, mine, prefixes, tokenizer)
     except OSError as error:
         raise DataError(f"cannot write {prefix}: {error.strerror}") from error
+    finally:
+        if not existed:
+            # One in which something was made is not empty.
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def arrange(
@@ -186,6 +199,7 @@ def byte_options(options: ConvertOptions) -> MadeFrom:
     newer["part"] = None if options.input_shard is None else options.input_shard._asdict()
     if options.chat_template is not None:
         newer["chat_template"] = load_template(options.chat_template).identity
+        newer["rows_version"] = _ROWS_VERSION
     newer["on_error"] = options.on_error if options.on_error != "stop" else None
     return {
         "text_key": options.text_key,
@@ -229,7 +243,7 @@ def _convert(
     folder = Path(prefixes[0]).parent
     dtype, weighted = token_dtype(tokenizer.vocab_size), options.chat_template is not None
     with closing(Spool(folder, dtype, weighted=weighted)) as spool:
-        corpus.tokenize(spool, options.workers or available_cores(), folder)
+        corpus.tokenize(spool, options.workers or usable_processors(), folder)
         # A part may be empty: a stretch of the bytes can hold the beginning of no document.
         if spool.tokens == 0 and options.input_shard is None:
             raise DataError(_nothing(options.inputs, corpus))
@@ -247,6 +261,7 @@ def _convert(
         tokenizer,
         manifests,
         normalized=corpus.normalized,
+        unused=corpus.unused,
         skipped=corpus.skipped,
         faults=corpus.faults,
         note=corpus.note,

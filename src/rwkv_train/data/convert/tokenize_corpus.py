@@ -44,6 +44,7 @@ class Corpus:
 
     text_bytes  UTF-8 bytes of the texts taken
     normalized  of the documents checked, those changed by the tokenizer's own normalization
+    unused      by key, the rows in which it holds text that is in no document
     skipped     documents that could not be used, `faults` the first of them with their reasons
     note        why tokenizing is slower than it could be, None if it is not
     seconds     parse, tokenize, verify, convert and spool, summed over the workers; and all
@@ -73,6 +74,7 @@ class Corpus:
         self._digests: list[npt.NDArray[np.void]] = []
         self.text_bytes = 0
         self.normalized = 0
+        self.unused: Counter[str] = Counter()
         self.skipped = 0
         self.faults: list[str] = []
         # Lines or rows of the piece that is being read, up to the block that came last.
@@ -118,6 +120,7 @@ class Corpus:
         self._digests.append(encoded.digests)
         self.text_bytes += encoded.text_bytes
         self.normalized += encoded.normalized
+        self.unused += encoded.unused
         self.seconds.add(encoded.seconds)
 
     def _report(self, encoded: EncodedBlock, lines_before: int) -> None:

@@ -25,14 +25,6 @@ IN_FLIGHT = 3
 _function: Callable[[Any], Any] | None = None
 
 
-def available_cores() -> int:
-    """Cores this process may use."""
-    # A batch system may grant fewer cores than the machine has; only some systems tell.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def map_in_order(
     function: Callable[[In], Out], values: Iterable[In], workers: int
 ) -> Generator[Out, None, None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rwkv_train.command_line import printed_status, program
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.errors import DataError
 
@@ -34,6 +35,7 @@ def unigram_entropy(prefix: str | Path) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+@program
 def main(argv: Sequence[str]) -> int:
     """Prints the token count and the unigram entropy of the pair named on the command line."""
     if len(argv) != 1:
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         f"{argv[0]}: {tokens:,} tokens, unigram entropy {entropy:.4f} nats per token "
         "(the loss of a model that knows only how frequent each token is)"
     )
-    return 0
+    return printed_status()
 
 
 if __name__ == "__main__":

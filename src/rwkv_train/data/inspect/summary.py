@@ -15,6 +15,7 @@ from rwkv_train.data.sampling.magic_prime import largest_ctx_len, magic_prime
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
 
 _PREVIEW_TOKENS = 100
+_KEYS_SHOWN = 12
 
 
 def report(converted: Converted, ctx_len: int) -> str:
@@ -132,6 +133,12 @@ def _notes(converted: Converted) -> list[str]:
         "skipped because they cannot be used": converted.skipped,
     }
     notes = [f"note: {count} documents were {what}" for what, count in counts.items() if count]
+    if converted.unused:
+        # Those that are in most rows first; nobody reads more of them.
+        keys = sorted(converted.unused.items(), key=lambda item: -item[1])
+        told = ", ".join(f"{key!r:.60} in {count} rows" for key, count in keys[:_KEYS_SHOWN])
+        more = f" and {len(keys) - _KEYS_SHOWN} more keys" if len(keys) > _KEYS_SHOWN else ""
+        notes.append(f"note: text that was not used: {told}{more}")
     if converted.note:
         notes.append(f"note: {converted.note}")
     return notes + [f"  {fault}" for fault in converted.faults]

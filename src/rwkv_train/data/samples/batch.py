@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     """B samples: tokens, targets, mask, reset [B, T] or None; faults, numbers: one per sample.
 
     position: of the first tokens in their rows.
+    counts: whether the loss mask counts any of the targets; asked here, since a GPU that is asked
+        later would have to be waited for.
     """
 
     tokens: Tensor
@@ -44,6 +46,7 @@ class Batch(NamedTuple):
     faults: tuple[str, ...]
     numbers: tuple[int, ...]
     position: int
+    counts: bool = True
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -53,14 +56,16 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """
     tokens, targets, masks, resets, faults, numbers, positions = zip(*samples)
     assert len(set(positions)) == 1, f"windows at different positions: {positions}"
+    mask = _stacked(masks)
     return Batch(
         torch.stack(tokens),
         torch.stack(targets),
-        _stacked(masks),
+        mask,
         _stacked(resets),
         faults,
         numbers,
         positions[0],
+        mask is None or bool(mask.any()),
     )
 
 

@@ -99,11 +99,6 @@ class TokenDataset(Dataset[Sample]):
             return np.ones(self.ctx_len, np.uint8)
         return target_weights(self.loss_mask, self.offset(n), self.ctx_len)
 
-    def step_weight(self, step: int) -> int:
-        """Returns the sum of the targets' weights over all samples of optimizer step `step`."""
-        assert self._step_weights is not None and self.has_loss_mask, "only data with a loss mask"
-        return self._step_weights.of_step(step)
-
 
 class ValidationDataset(Dataset[Sample]):
     """The same samples every time: those that begin with the tokens numbered `offsets`.

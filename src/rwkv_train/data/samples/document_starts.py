@@ -84,6 +84,7 @@ def _starts_between(pair: Binidx, first: int, last: int) -> npt.NDArray[np.int64
 
     bisect, not np.searchsorted: the arrays are mapped and not aligned, so NumPy would copy them.
     """
+    pair.require_index()
     width = pair.dtype.itemsize
     items = [bisect_left(pair.pointers, token * width) for token in (first, last)]
     # From one item earlier: the window may begin inside it.

@@ -67,8 +67,3 @@ class MixedDataset(Dataset[Sample]):
         """Returns [ctx_len] weights of sample n's targets, ones where its part has no loss mask."""
         part, number = self.mixture.pick(n)
         return self.parts[part].weights(number)
-
-    def step_weight(self, step: int) -> int:
-        """Returns the sum of the targets' weights over all samples of optimizer step `step`."""
-        assert self.has_loss_mask, "only data with a loss mask has weights"
-        return self._step_weights.of_step(step)

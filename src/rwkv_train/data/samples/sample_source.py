@@ -37,9 +37,6 @@ class SampleSource(Protocol):
     def __getitem__(self, n: int) -> Sample:
         """Returns sample n; raises DataError when it cannot be used."""
 
-    def step_weight(self, step: int) -> int:
-        """Returns the sum of the targets' weights over all samples of optimizer step `step`."""
-
 
 class StepReading(NamedTuple):
     """The reading of an optimizer step.
@@ -66,11 +63,6 @@ class StepWeights:
         self._weights = weights
         self._reading = reading
         self._sums: dict[int, npt.NDArray[np.int64]] = {}
-
-    def of_step(self, step: int) -> int:
-        """Returns the sum of the targets' weights in optimizer step `step`, from 0 on."""
-        group, window = divmod(step, self._reading.windows)
-        return int(self._of_group(group)[window])
 
     def scaled(self, n: int, weights: npt.NDArray[np.uint8]) -> Tensor:
         """Returns [ctx_len] fp32 weights of sample n, scaled as `Sample.mask` says."""

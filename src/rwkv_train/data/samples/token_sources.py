@@ -24,6 +24,7 @@ from rwkv_train.data.binidx.manifest import (
     shard_prefix,
 )
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.storage.mapped_file import FileSize
 from rwkv_train.errors import DataError
 
 # Reads a file as one flat array; a module\'s function, so that sources can be pickled.
@@ -84,6 +85,9 @@ class ArraySource:
         self.name = name
         self._load = load
         self._array = load(name)
+        # A text is in memory, the others are mapped.
+        mapped = not isinstance(self, CharacterSource)
+        self._file_size = FileSize(Path(name), Path(name).stat()) if mapped else None
 
     @property
     def tokens(self) -> int:
@@ -92,6 +96,8 @@ class ArraySource:
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
         """Returns tokens offset ... offset + length - 1 as int64; DataError outside the array."""
         _check_inside(self.name, self.tokens, offset, length)
+        if self._file_size is not None:
+            self._file_size.require_whole()
         return self._array[offset : offset + length].astype(np.int64)
 
     def __reduce__(self) -> tuple[type[ArraySource], tuple[str, Load]]:
@@ -143,6 +149,11 @@ def open_source(data_file: str | None, data_type: str) -> Source:
         raise DataError(f"--data_type {data_type} is unknown; known are {known}")
     kind, load = _SOURCES[data_type]
     if not Path(data_file).is_file():
+        if Path(data_file).exists():
+            raise DataError(
+                f"--data_file {data_file} is a folder or a pipe; it is read more than once, so "
+                "write it into a file and name that"
+            )
         raise DataError(f"--data_file {data_file}: there is no such file")
     source = kind(data_file, load)
     if source.tokens == 0:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 from rwkv_train.data.storage.hashing import BackgroundSha256, file_sha256
+from rwkv_train.data.text.csv_rows import csv_blocks
+from rwkv_train.data.text.file_kind import HEAD_BYTES, format_of
 from rwkv_train.data.text.inputs import STANDARD_INPUT, FileRange
+from rwkv_train.data.text.json_values import value_lines
+from rwkv_train.data.text.unpack import Readable, unpacked, unpacking_errors
 from rwkv_train.errors import DataError, missing_package
 
 BLOCK_BYTES = 1 << 19
@@ -27,8 +30,8 @@ class TextBlock(NamedTuple):
 
     file_range: FileRange
     content: Content
-    """bytes: lines of a jsonl, the whole of a txt; a list: values of a parquet column, or rows of
-    several"""
+    """bytes: lines of a jsonl, the whole of a txt; a list: values of a column of a table, or rows
+    of several"""
     bytes_read: int
     """bytes on disk read since the block before"""
 
@@ -37,8 +40,8 @@ class BlockReader:
     """Yields the blocks of all ranges in order, in memory for one block and its longest line.
 
     `sha256` afterwards identifies what was read: the digest of a single file's bytes, or of the
-    list of such digests. With `row_keys` a parquet file gives whole rows: objects with those keys
-    and the text's, where it has them. Iterating raises DataError for files that cannot be read or
+    list of such digests. With `row_keys` a table gives whole rows, if it has any column of those
+    names or the text's. Iterating raises DataError for files that cannot be read or
     unpacked.
     """
 
@@ -56,7 +59,7 @@ class BlockReader:
 
     def __iter__(self) -> Iterator[TextBlock]:
         for file_range in self._file_ranges:
-            with _reported(file_range):
+            with unpacking_errors(file_range.file.path):
                 if file_range.file.kind == "parquet":
                     yield from _parquet_blocks(file_range, self._text_key, self._row_keys)
                     # The library reads column by column: bytes cannot be hashed as they pass.
@@ -65,23 +68,37 @@ class BlockReader:
                     yield from self._stream_blocks(file_range)
 
     def _stream_blocks(self, file_range: FileRange) -> Iterator[TextBlock]:
-        cut = _line_blocks if file_range.file.kind == "jsonl" else _whole
         reported = 0
         with _opened_file(file_range) as raw:
-            for number, content in enumerate(cut(_unpacked(raw, file_range))):
+            stream: Readable = raw
+            if file_range.file.size is None:
+                file_range, stream = _identified(file_range, raw)
+            for number, content in enumerate(self._contents(file_range, stream)):
                 # Only a file's first bytes are a mark; elsewhere they are text.
-                if number == 0 and file_range.start == 0:
+                if number == 0 and file_range.start == 0 and isinstance(content, bytes):
                     content = content.removeprefix(_BYTE_ORDER_MARK)
                 yield TextBlock(file_range, content, raw.count - reported)
                 reported = raw.count
             self._digests.append(raw.sha256.hexdigest())
+
+    def _contents(self, file_range: FileRange, stream: Readable) -> Iterator[Content]:
+        path, kind, compression, _ = file_range.file
+        stream = unpacked(stream, compression, path)
+        if kind == "csv":
+            keys = [self._text_key, *self._row_keys]
+            for rows in csv_blocks(stream, path, keys, BLOCK_BYTES):
+                yield rows if self._row_keys else [row.get(self._text_key) for row in rows]
+        elif kind == "json":
+            yield from value_lines(stream, path, BLOCK_BYTES)
+        else:
+            yield from (_line_blocks if kind == "jsonl" else _whole)(stream)
 
 
 def digest(file_ranges: Sequence[FileRange]) -> str:
     """Returns what `BlockReader.sha256` will be, reading the files without unpacking them."""
     digests = []
     for file_range in file_ranges:
-        with _reported(file_range), _opened_file(file_range) as raw:
+        with unpacking_errors(file_range.file.path), _opened_file(file_range) as raw:
             while raw.read(BLOCK_BYTES):
                 pass
             digests.append(raw.sha256.hexdigest())
@@ -92,17 +109,13 @@ def lines_before(file_range: FileRange) -> int:
     """Counts the lines of the file before the range, for messages; reads that much of the file."""
     if file_range.start == 0:
         return 0
-    with _reported(file_range), Path(file_range.file.path).open("rb") as file:
+    with unpacking_errors(file_range.file.path), Path(file_range.file.path).open("rb") as file:
         left, count = _line_start(file, file_range.start), 0
         file.seek(0)
         while left and (content := file.read(min(left, BLOCK_BYTES))):
             count += content.count(b"\n")
             left -= len(content)
     return count
-
-
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 class _Counted:
@@ -147,27 +160,40 @@ def _line_start(file: BinaryIO, position: int) -> int:
     return file.tell()
 
 
-def _unpacked(raw: _Counted, file_range: FileRange) -> _Readable:
-    if file_range.file.compression == "gz":
-        # GzipFile calls read() alone, though its type asks for seek() too.
-        unpacked: _Readable = gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[call-overload]
-        return unpacked
-    if file_range.file.compression == "zst":
-        try:
-            import zstandard
-        except ImportError as error:
-            raise _missing("zstandard", file_range) from error
-        decompressor = zstandard.ZstdDecompressor()
-        # stream_reader() calls read() alone, though its type asks for a whole file object.
-        return decompressor.stream_reader(
-            raw,  # type: ignore[arg-type]
-            # Files joined with cat have several frames; reading would stop after the first one.
-            read_across_frames=True,
+def _identified(file_range: FileRange, raw: _Counted) -> tuple[FileRange, Readable]:
+    """Returns a pipe with its format, and its content from the beginning on."""
+    head = b""
+    # A pipe gives less than it is asked for.
+    while len(head) < HEAD_BYTES and (more := raw.read(HEAD_BYTES - len(head))):
+        head += more
+    file = file_range.file
+    found = format_of(file.path, head)
+    if found.kind == "parquet":
+        raise DataError(
+            f"{shown_name(file.path)} is a parquet file, which cannot be read from a pipe; name "
+            "the file itself"
         )
-    return raw
+    file = file._replace(kind=found.kind, compression=found.compression)
+    return file_range._replace(file=file), _Joined(head, raw)
 
 
-def _line_blocks(stream: _Readable) -> Iterator[bytes]:
+class _Joined:
+    """A pipe from its beginning on, though some of it was read already."""
+
+    def __init__(self, head: bytes, rest: Readable) -> None:
+        self._head = io.BytesIO(head)
+        self._rest = rest
+
+    def read(self, size: int) -> bytes:
+        return self._head.read(size) or self._rest.read(size)
+
+
+def shown_name(path: str) -> str:
+    """Returns the name of an input for messages."""
+    return "standard input" if path == STANDARD_INPUT else path
+
+
+def _line_blocks(stream: Readable) -> Iterator[bytes]:
     """Yields whole lines, about BLOCK_BYTES at a time; more when a line is longer."""
     # A list, joined once: adding up bytes would copy a long line again with every block.
     begun: list[bytes] = []
@@ -181,7 +207,7 @@ def _line_blocks(stream: _Readable) -> Iterator[bytes]:
         yield rest
 
 
-def _whole(stream: _Readable) -> Iterator[bytes]:
+def _whole(stream: Readable) -> Iterator[bytes]:
     parts = []
     while content := stream.read(BLOCK_BYTES):
         parts.append(content)
@@ -196,7 +222,7 @@ def _parquet_blocks(
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
-        raise _missing("pyarrow", file_range) from error
+        raise DataError(missing_package(file_range.file.path, "pyarrow", "data")) from error
     try:
         with pyarrow.parquet.ParquetFile(file_range.file.path) as table:
             columns = table.schema_arrow.names
@@ -206,6 +232,13 @@ def _parquet_blocks(
                     f"{file_range.file.path}: there is no column '{text_key}'; the columns are: "
                     f"{', '.join(columns)} (choose with --text_key)"
                 )
+            if row_keys:
+                # All of them, so that text that is not used can be told; but no pictures.
+                wanted = [
+                    entry.name
+                    for entry in table.schema_arrow
+                    if not pyarrow.types.is_binary(entry.type)
+                ]
             rows = max(table.metadata.num_rows, 1)
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
                 # For the progress bar alone: the library does not tell how many bytes it has read.
@@ -216,28 +249,6 @@ def _parquet_blocks(
         raise DataError(
             f"{file_range.file.path} is not a readable parquet file: {error}"
         ) from error
-
-
-def _missing(package: str, file_range: FileRange) -> DataError:
-    return DataError(missing_package(file_range.file.path, package, "data"))
-
-
-@contextmanager
-def _reported(file_range: FileRange) -> Iterator[None]:
-    """Turns errors of reading and unpacking a file into a DataError."""
-    path = file_range.file.path
-    try:
-        yield
-    # Before OSError, of which BadGzipFile is one.
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is damaged or cut off: {error}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:
-        # zstandard is imported only where it is needed, so its error is known by its name.
-        if type(error).__name__ == "ZstdError":
-            raise DataError(f"{path} is damaged or cut off: {error}") from error
-        raise
 
 
 def _joint_digest(digests: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import orjson
 
+from rwkv_train.command_line import program
 from rwkv_train.data.storage.durable import writing
 from rwkv_train.errors import DataError, TrainerError
 from rwkv_train.files import write_atomically
@@ -86,6 +87,7 @@ def write_corpus(output: Path, library: Path, max_bytes: int) -> str:
     return about
 
 
+@program
 def main(argv: list[str]) -> int:
     """Returns the exit status: 0, or 2 after an error message."""
     parser = argparse.ArgumentParser(

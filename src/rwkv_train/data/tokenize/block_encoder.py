@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.data.binidx.layout import MAX_ITEM_TOKENS
-from rwkv_train.data.text.blocks import TextBlock, lines_before
+from rwkv_train.data.text.blocks import TextBlock, lines_before, shown_name
+from rwkv_train.data.text.file_kind import JSON_KINDS, ROW_KINDS
 from rwkv_train.data.text.inputs import FileRange
 from rwkv_train.data.text.jsonl import checked_text, document_text
 from rwkv_train.data.tokenize.bulk_encoder import (
@@ -64,6 +66,8 @@ class EncodedBlock:
     """parse, tokenize, verify, convert; in the end also spool"""
     weights: npt.NDArray[np.uint8] | None = None
     """of the tokens in the loss; None: there is no mask"""
+    unused: Counter[str] = field(default_factory=Counter)
+    """by key, the rows in which it holds text that is in no document"""
 
 
 class BlockEncoder(ABC, Generic[Document]):
@@ -89,6 +93,8 @@ class BlockEncoder(ABC, Generic[Document]):
         self._check_every = check_every
         self._hashed = hashed
         self._encode: BulkEncoder | None = None
+        # Of the block at hand; filled by a subclass that chooses among keys.
+        self._unused: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}
@@ -96,6 +102,7 @@ class BlockEncoder(ABC, Generic[Document]):
     def __call__(self, block: TextBlock) -> EncodedBlock:
         """Returns the block's documents as tokens, with the faults found."""
         faults: list[Fault] = []
+        self._unused = Counter()
         began = perf_counter()
         rows, lines = block_documents(block)
         numbered = list(self._documents(block, rows, faults))
@@ -122,6 +129,7 @@ class BlockEncoder(ABC, Generic[Document]):
             normalized=encoded.normalized,
             seconds=seconds,
             weights=weights,
+            unused=self._unused,
         )
 
     @abstractmethod
@@ -174,9 +182,9 @@ class TextEncoder(BlockEncoder[str]):
 
 def text_of(block: TextBlock, value: Any, text_key: str) -> str:
     """Returns the text of one of a block's documents; DataError with the reason."""
-    if block.file_range.file.kind == "jsonl":
+    if block.file_range.file.kind in JSON_KINDS:
         return document_text(value, text_key)
-    if block.file_range.file.kind == "parquet":
+    if block.file_range.file.kind in ROW_KINDS:
         return checked_text(value, text_key)
     try:
         text: str = value.decode()
@@ -228,11 +236,10 @@ def location(file_range: FileRange, line: int) -> str:
 
     Reads the file before the range, if there is any.
     """
-    path, kind = file_range.file.path, file_range.file.kind
+    name, kind = shown_name(file_range.file.path), file_range.file.kind
     if kind == "txt":
-        return path
-    word = "row" if kind == "parquet" else "line"
-    name = "standard input" if path == "-" else path
+        return name
+    word = "line" if kind == "jsonl" else "item" if kind == "json" else "row"
     return f"{name}, {word} {lines_before(file_range) + line}"
 
 

@@ -16,6 +16,7 @@ from rwkv_train.compiler import plain_library
 from rwkv_train.data.tokenize.tokenizer import (
     END_OF_DOCUMENT,
     Tokenizer,
+    VocabularyTokenizer,
     WorldTokenizer,
     load_tokenizer,
     utf8,
@@ -24,6 +25,9 @@ from rwkv_train.data.tokenize.world_trie import SOURCE, WorldTrie, load_library
 from rwkv_train.errors import BackendError, DataError
 
 BoolArray = npt.NDArray[np.bool_]
+# Those that the compiled trie can do, and the ids that it can store.
+_OF_BYTES = (WorldTokenizer, VocabularyTokenizer)
+_TRIE_IDS = 1 << 16
 
 
 class Seconds(dict[str, float]):
@@ -59,8 +63,17 @@ class EncodedTexts:
 class BulkEncoder(Protocol):
     """Encodes texts; `closed` puts a 0 behind a text, `checked` decodes it again and compares."""
 
-    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
-        """Returns the ids of all texts; closed, checked: [texts]."""
+    def __call__(
+        self,
+        texts: Sequence[str],
+        closed: BoolArray,
+        checked: BoolArray,
+        continued: BoolArray | None = None,
+    ) -> EncodedTexts:
+        """Returns the ids of all texts; closed, checked: [texts].
+
+        continued: [texts] whether a text stands in the midst of a document; None: none does.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,14 +90,15 @@ class BulkTokenizer:
     def load(self) -> BulkEncoder:
         """Loads the encoder with its tables."""
         tokenizer = load_tokenizer(self.name)
-        if self.library is not None and isinstance(tokenizer, WorldTokenizer):
+        if self.library is not None and isinstance(tokenizer, _OF_BYTES):
             return _TrieEncoder(WorldTrie(self.library, tokenizer.token_bytes()))
         return _OneByOne(tokenizer)
 
 
 def bulk_tokenizer(name: str) -> BulkTokenizer:
     """Returns the fastest way to encode with that tokenizer here; may compile the library."""
-    if not isinstance(load_tokenizer(name), WorldTokenizer):
+    tokenizer = load_tokenizer(name)
+    if not isinstance(tokenizer, _OF_BYTES) or tokenizer.vocab_size > _TRIE_IDS:
         return BulkTokenizer(name)
     try:
         library = plain_library(SOURCE)
@@ -96,12 +110,18 @@ def bulk_tokenizer(name: str) -> BulkTokenizer:
 
 
 class _TrieEncoder:
-    """World ids from the compiled trie."""
+    """Ids from the compiled trie, which are the same wherever a text stands."""
 
     def __init__(self, trie: WorldTrie) -> None:
         self._trie = trie
 
-    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
+    def __call__(
+        self,
+        texts: Sequence[str],
+        closed: BoolArray,
+        checked: BoolArray,
+        continued: BoolArray | None = None,
+    ) -> EncodedTexts:
         began = perf_counter()
         encoded, faults = _utf8_texts(texts)
         if faults:
@@ -130,15 +150,24 @@ class _OneByOne:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._continuation = tokenizer.continuation()
 
-    def __call__(self, texts: Sequence[str], closed: BoolArray, checked: BoolArray) -> EncodedTexts:
+    def __call__(
+        self,
+        texts: Sequence[str],
+        closed: BoolArray,
+        checked: BoolArray,
+        continued: BoolArray | None = None,
+    ) -> EncodedTexts:
         seconds = Seconds()
         found: list[array[int]] = []
         faults: dict[int, str] = {}
         normalized = 0
         for number, text in enumerate(texts):
+            inside = continued is not None and continued[number]
+            tokenizer = self._continuation if inside else self._tokenizer
             try:
-                ids, exact = tokenize(text, self._tokenizer, bool(checked[number]), seconds)
+                ids, exact = tokenize(text, tokenizer, bool(checked[number]), seconds)
             except DataError as error:
                 faults[number] = str(error)
                 ids, exact = array("I"), True
@@ -185,6 +214,9 @@ def decodes_exactly(ids: Iterable[int], text: str, tokenizer: Tokenizer) -> bool
     if decoded == text.encode():
         return True
     if decoded == tokenizer.normalize(text).encode():
+        return False
+    # Whether the first space is the text's own is not in its ids.
+    if tokenizer.adds_space and decoded in (f" {text}".encode(), text.removeprefix(" ").encode()):
         return False
     raise DataError(
         f"decoding the tokens does not give the text back; the tokenizer {tokenizer.name} cannot "

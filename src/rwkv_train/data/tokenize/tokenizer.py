@@ -1,4 +1,4 @@
-"""Text to token ids and back: RWKV World, plain bytes, or any tokenizer.json.
+"""Text to token ids and back: RWKV World, plain bytes, any tokenizer.json or World-like vocabulary.
 
 In all of them id 0 ends a document: it never comes out of `encode` and decodes to nothing.
 The libraries are imported by the tokenizer that needs them.
@@ -6,25 +6,26 @@ The libraries are imported by the tokenizer that needs them.
 
 from __future__ import annotations
 
-import ast
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from rwkv_train.data.tokenize.added_space import without_added_space
+from rwkv_train.data.tokenize.token_table import (
+    TokenTable,
+    in_vocabulary,
+    is_vocabulary,
+    read_vocabulary,
+)
+from rwkv_train.data.tokenize.tokenizer_files import definition_in
 from rwkv_train.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as LibraryTokenizer
 
 END_OF_DOCUMENT = 0
-# Keeps the arrays for decoding in the cache; a third faster than doing long documents at once.
-_DECODED_AT_ONCE = 1 << 11
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
@@ -36,35 +37,17 @@ def utf8(text: str) -> bytes:
         raise _lone_surrogate(error) from error
 
 
-class _TokenTable:
-    """Bytes by id, packed so that decoding stays in the processor's cache."""
-
-    def __init__(self, tokens: Sequence[bytes]) -> None:
-        self._bytes = np.frombuffer(b"".join(tokens), np.uint8)
-        self._lengths = np.array([len(token) for token in tokens], np.int32)
-        self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
-
-    def decode(self, ids: Iterable[int]) -> bytes:
-        """Returns the bytes of the ids; DataError for one outside the table."""
-        numbers = _in_vocabulary(ids, len(self._lengths))
-        return b"".join(
-            self._joined(numbers[first : first + _DECODED_AT_ONCE])
-            for first in range(0, len(numbers), _DECODED_AT_ONCE)
-        )
-
-    def _joined(self, numbers: npt.NDArray[np.integer]) -> bytes:
-        lengths = self._lengths[numbers]
-        ends = np.cumsum(lengths)
-        # Byte b of the result, within token t, is byte starts[t] + b - (ends - lengths)[t].
-        shifts = np.repeat(self._starts[numbers] - (ends - lengths), lengths)
-        return self._bytes[shifts + np.arange(len(shifts))].tobytes()
-
-
 class Tokenizer(ABC):
-    """name: what `load_tokenizer` takes. vocab_size: rows the embedding needs for it."""
+    """name: what `load_tokenizer` takes. vocab_size: rows the embedding needs for it.
+
+    path: of the file that defines it; None: the name alone does.  adds_space: whether a text and
+    the same text behind a space have the same ids.
+    """
 
     name: str
     vocab_size: int
+    path: Path | None = None
+    adds_space: bool = False
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -85,6 +68,10 @@ class Tokenizer(ABC):
     def normalize(self, text: str) -> str:
         """Returns the text as the tokenizer normalizes it before encoding; mostly unchanged."""
         return text
+
+    def continuation(self) -> Tokenizer:
+        """Returns the tokenizer of text in the midst of a document; mostly the same."""
+        return self
 
 
 class WorldTokenizer(Tokenizer):
@@ -116,11 +103,11 @@ class WorldTokenizer(Tokenizer):
         return encode
 
     @cached_property
-    def _table(self) -> _TokenTable:
+    def _table(self) -> TokenTable:
         # An id without a token is shown as a replacement character.
         tokens = [token or _REPLACEMENT for token in self.token_bytes()]
         tokens[END_OF_DOCUMENT] = b""
-        return _TokenTable(tokens)
+        return TokenTable(tokens)
 
     def token_bytes(self) -> list[bytes]:
         """Returns [vocab_size] bytes by id, empty for an id that is not in the vocabulary.
@@ -130,13 +117,55 @@ class WorldTokenizer(Tokenizer):
         import pyrwkv_tokenizer
 
         (path,) = Path(pyrwkv_tokenizer.__path__[0]).glob("rwkv_vocab_*.txt")
-        tokens = [b""] * self.vocab_size
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if line:
-                # Only the first and the last space separate: a token may hold spaces itself.
-                number, rest = line.split(" ", 1)
-                tokens[int(number)] = _literal(rest.rpartition(" ")[0])
-        return tokens
+        return _by_id(read_vocabulary(path), self.vocab_size)
+
+
+class VocabularyTokenizer(Tokenizer):
+    """Another vocabulary in the format of World's: greedy longest match over its byte strings.
+
+    name is the file's absolute path.  Raises DataError for a damaged file and for one that lacks
+    single bytes, without which not every text could be encoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path.resolve())
+        self.path = path.resolve()
+        tokens = read_vocabulary(path)
+        self._ids = {token: number for number, token in tokens.items()}
+        missing = [byte for byte in range(256) if bytes([byte]) not in self._ids]
+        if missing:
+            raise DataError(f"{path} has no token for the single byte 0x{missing[0]:02x}")
+        self.vocab_size = max(tokens) + 1
+        self._tokens = _by_id(tokens, self.vocab_size)
+        # Lengths of tokens by their first byte, longest first.
+        self._lengths = [
+            sorted({len(token) for token in self._ids if token[0] == byte}, reverse=True)
+            for byte in range(256)
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        content, at, ids = utf8(text), 0, []
+        while at < len(content):
+            for length in self._lengths[content[at]]:
+                number = self._ids.get(content[at : at + length])
+                if number is not None:
+                    ids.append(number)
+                    at += length
+                    break
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return self._table.decode(ids)
+
+    def token_bytes(self) -> list[bytes]:
+        """Returns [vocab_size] bytes by id, empty for an id that is not in the vocabulary."""
+        return self._tokens
+
+    @cached_property
+    def _table(self) -> TokenTable:
+        tokens = [token or _REPLACEMENT for token in self._tokens]
+        tokens[END_OF_DOCUMENT] = b""
+        return TokenTable(tokens)
 
 
 class BytesTokenizer(Tokenizer):
@@ -152,8 +181,8 @@ class BytesTokenizer(Tokenizer):
         return self._table.decode(ids)
 
     @cached_property
-    def _table(self) -> _TokenTable:
-        return _TokenTable([b"", *(bytes([byte]) for byte in range(256))])
+    def _table(self) -> TokenTable:
+        return TokenTable([b"", *(bytes([byte]) for byte in range(256))])
 
 
 class JsonTokenizer(Tokenizer):
@@ -164,15 +193,19 @@ class JsonTokenizer(Tokenizer):
     uses 0 between documents.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, definition: str | None = None) -> None:
         from tokenizers import Tokenizer as LibraryTokenizer
 
+        self.name = str(path.resolve())
+        self.path = path.resolve()
         try:
-            self._tokenizer = LibraryTokenizer.from_file(str(path))
+            if definition is None:
+                self._tokenizer = LibraryTokenizer.from_file(str(path))
+            else:
+                self._tokenizer = LibraryTokenizer.from_str(definition)
         # The library raises the bare class for every fault of the file.
         except Exception as error:
             raise DataError(f"{path} is not a usable tokenizer.json: {error}") from error
-        self.name = str(path.resolve())
         # A file may ask for both, which would drop or invent tokens of a long document.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -181,6 +214,13 @@ class JsonTokenizer(Tokenizer):
         # Ids may have gaps, so that their number may be less than the rows they need.
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=0) + 1
         _check_separator(self._tokenizer, path)
+        self._continuation = None if definition else without_added_space(self._tokenizer.to_str())
+        self.adds_space = self._continuation is not None
+
+    def continuation(self) -> Tokenizer:
+        if self._continuation is None:
+            return self
+        return JsonTokenizer(Path(self.name), self._continuation)
 
     def encode(self, text: str) -> list[int]:
         # The library would replace a lone surrogate in silence.
@@ -191,7 +231,7 @@ class JsonTokenizer(Tokenizer):
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        numbers = _in_vocabulary(ids, self.vocab_size)
+        numbers = in_vocabulary(ids, self.vocab_size)
         # The library would write the text of token 0 out, or drop all special tokens with it.
         kept = numbers[numbers != END_OF_DOCUMENT].tolist()
         return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
@@ -202,32 +242,40 @@ class JsonTokenizer(Tokenizer):
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Returns the tokenizer of that name: "world", "bytes", or the path of a tokenizer.json."""
+    """Returns the tokenizer of that name.
+
+    name: "world", "bytes", or the path of a tokenizer.json, of a vocabulary in the format of
+    World's, or of a folder with either. World's own vocabulary is "world". Raises DataError.
+    """
     if name == "world":
         return WorldTokenizer()
     if name == "bytes":
         return BytesTokenizer()
-    path = Path(name)
+    path = definition_in(Path(name)) if Path(name).is_dir() else Path(name)
     if not path.is_file():
         raise DataError(
-            f"--tokenizer {name} is neither 'world' nor 'bytes' nor an existing tokenizer.json"
+            f"--tokenizer {name} is neither 'world' nor 'bytes' nor an existing tokenizer.json or "
+            "vocabulary"
         )
-    return JsonTokenizer(path)
+    try:
+        if not is_vocabulary(path):
+            return JsonTokenizer(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    world, found = WorldTokenizer(), VocabularyTokenizer(path)
+    # Under one name, so that data and models that were made with either fit together.
+    same = _by_id(read_vocabulary(path), world.vocab_size) == world.token_bytes()
+    return world if same else found
+
+
+def _by_id(tokens: dict[int, bytes], size: int) -> list[bytes]:
+    return [tokens.get(number, b"") for number in range(size)]
 
 
 def _lone_surrogate(error: UnicodeEncodeError) -> DataError:
     return DataError(
         f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot store"
     )
-
-
-def _literal(source: str) -> bytes:
-    """Returns the bytes of a Python string or bytes literal."""
-    if source[0] != "b" and "\\" not in source:
-        # Nearly all; Python's parser takes a hundred times as long.
-        return source[1:-1].encode()
-    token = ast.literal_eval(source)
-    return token.encode() if isinstance(token, str) else token
 
 
 def _check_separator(tokenizer: LibraryTokenizer, path: Path) -> None:
@@ -239,13 +287,3 @@ def _check_separator(tokenizer: LibraryTokenizer, path: Path) -> None:
             f"id 0 of {path} is the ordinary token {token!r}; RWKV puts 0 between documents, so id "
             "0 must be a special token such as <|endoftext|>: use another tokenizer"
         )
-
-
-def _in_vocabulary(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.integer]:
-    numbers = np.asarray(ids if isinstance(ids, (array, list)) else list(ids))
-    if not numbers.size:
-        return numbers.astype(np.int64)
-    for number in (int(numbers.min()), int(numbers.max())):
-        if not 0 <= number < vocab_size:
-            raise DataError(f"token id {number} is outside the vocabulary of {vocab_size}")
-    return numbers

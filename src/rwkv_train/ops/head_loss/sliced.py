@@ -50,7 +50,8 @@ class SlicedHeadLoss(torch.autograd.Function):
         counts = None if mask is None else mask.to(dtype)
         if counts is None or options.total is not None:
             size = float(x.shape[0]) if options.total is None else options.total
-            total = torch.tensor(size, dtype=dtype, device=x.device)
+            # filled, not copied: a copy to a GPU waits for it
+            total = torch.full((), size, dtype=dtype, device=x.device)
         else:
             # With nothing to learn from, the loss is 0 and not 0 / 0.
             total = counts.sum()

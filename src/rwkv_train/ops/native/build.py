@@ -31,6 +31,7 @@ import torch
 from rwkv_train.compiler import cache_folder
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native import toolchain
+from rwkv_train.ops.native.cuda_toolkit import host_compiler_fault
 
 
 def _sources_folder() -> Path:
@@ -101,10 +102,10 @@ def built_library(target: Target) -> Path:
         plan = _make_plan(target)
     except BackendError:
         # A library built when there was a compiler still serves.
-        for library in sorted(cache.glob(f"{target.op}-{target.device}-{key}-*/{_name(target)}")):
+        for library in sorted(cache.glob(f"{_label(target)}-{key}-*/{_name(target)}")):
             return library
         raise
-    folder = cache / f"{target.op}-{target.device}-{key}-{_plan_hash(plan)}"
+    folder = cache / f"{_label(target)}-{key}-{_plan_hash(plan)}"
     library = folder / _name(target)
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,18 +141,22 @@ def _name(target: Target) -> str:
 
 
 def _make_plan(target: Target) -> BuildPlan:
-    ninja, cpp = toolchain.find_ninja(), toolchain.find_cpp()
+    ninja = toolchain.find_ninja()
     if target.device == "cpu":
-        return BuildPlan(ninja, cpp)
-    nvcc = toolchain.find_nvcc(torch.cuda.get_device_capability())
-    return BuildPlan(
-        ninja,
-        cpp._replace(
-            compile_flags=cpp.compile_flags + toolchain.cuda_include_flags(nvcc),
-            link_flags=cpp.link_flags + toolchain.cuda_link_flags(nvcc),
-        ),
-        nvcc,
-    )
+        return BuildPlan(ninja, toolchain.find_cpp())
+    return BuildPlan(ninja, *toolchain.cuda_compilers(_capabilities()))
+
+
+def _capabilities() -> list[tuple[int, int]]:
+    """Returns the compute capabilities of the cards that are there, each once."""
+    cards = range(torch.cuda.device_count())
+    return sorted({torch.cuda.get_device_capability(card) for card in cards})
+
+
+def _label(target: Target) -> str:
+    """Returns the operator with what its library is for, as "wkv7-cuda-sm_80-sm_90"."""
+    names = [f"sm_{major}{minor}" for major, minor in _capabilities()] * (target.device == "cuda")
+    return "-".join([target.op, target.device, *names])
 
 
 def _source_hash(target: Target) -> str:
@@ -215,7 +220,8 @@ def _compile(target: Target, plan: BuildPlan, folder: Path) -> None:
     log = folder / "build.log"
     if log.exists() and time.time() - log.stat().st_mtime < FAILURE_LIFETIME_S:
         raise BackendError(_failure(target, log))
-    _say(f"building the {_title(target)}, about 20 s, once per machine")
+    took = "about 20 s" if plan.nvcc is None else f"by {plan.nvcc.path}, about a minute"
+    _say(f"building the {_title(target)}, {took}, once per machine")
     work = folder / f"{WORK_PREFIX}{os.getpid()}"
     work.mkdir()
     (work / "build.ninja").write_text(_ninja_file(target, plan), encoding="utf-8")
@@ -235,7 +241,8 @@ def _compile(target: Target, plan: BuildPlan, folder: Path) -> None:
 def _failure(target: Target, log: Path) -> str:
     lines = log.read_text(encoding="utf-8").splitlines()
     errors = [line.strip() for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
-    shown = "\n  ".join((errors or lines)[:ERROR_LINES_SHOWN])
+    fault = host_compiler_fault("\n".join(lines))
+    shown = "\n  ".join([*([fault] if fault else []), *(errors or lines)[:ERROR_LINES_SHOWN]])
     return f"the {_title(target)} does not compile; the whole log is {log}:\n  {shown}"
 
 

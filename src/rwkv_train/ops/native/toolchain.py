@@ -6,9 +6,9 @@ Whatever is missing is a BackendError whose text names the missing thing and the
 from __future__ import annotations
 
 import platform
-import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ import torch
 
 from rwkv_train.compiler import find_cpp_path, version_text
 from rwkv_train.errors import BackendError
+from rwkv_train.ops.native.cuda_toolkit import architecture_flags, find_toolkit
 
-USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
+NVCC_FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC")
 
 _TORCH = Path(torch.__file__).parent
 
@@ -46,41 +47,21 @@ def find_cpp() -> Compiler:
     return Compiler(path, version_text(path), _cpp_flags(), _cpp_link_flags())
 
 
-def find_nvcc(capability: tuple[int, int]) -> Compiler:
-    """Returns nvcc with the flags for a card of this compute capability.
+def cuda_compilers(capabilities: Sequence[tuple[int, int]]) -> tuple[Compiler, Compiler]:
+    """Returns the C++ compiler and nvcc with flags for cards of these compute capabilities.
 
-    Raises BackendError unless its version fits torch's.
+    Raises BackendError when there is no nvcc for the CUDA that torch was built for.
     """
     needed = torch.version.cuda
     if needed is None:
         raise BackendError("this torch was built without CUDA; install a CUDA build of torch")
-    path = shutil.which("nvcc") or (str(USUAL_NVCC) if USUAL_NVCC.exists() else None)
-    if path is None:
-        raise BackendError(
-            f"the CUDA compiler nvcc is missing; install the CUDA toolkit {needed} and put its "
-            f"bin folder on the PATH"
-        )
-    text = version_text(path)
-    found = re.search(r"release (\d+)\.(\d+)", text)
-    if found is None or found[1] != needed.split(".")[0]:
-        got = f"CUDA {found[1]}.{found[2]}" if found else "an unknown version of CUDA"
-        raise BackendError(
-            f"{path} is for {got} while torch was built for CUDA {needed}; put the nvcc of a "
-            f"CUDA {needed} toolkit first on the PATH"
-        )
-    return Compiler(path, text, _nvcc_flags(capability))
-
-
-def cuda_link_flags(nvcc: Compiler) -> tuple[str, ...]:
-    """Returns flags that link a library with torch's CUDA half and the toolkit's runtime."""
-    toolkit = Path(nvcc.path).resolve().parent.parent
-    folders = [folder for folder in (toolkit / "lib64", toolkit / "lib") if folder.is_dir()]
-    return (*(f"-L{folder}" for folder in folders), "-lcudart", "-lc10_cuda", "-ltorch_cuda")
-
-
-def cuda_include_flags(nvcc: Compiler) -> tuple[str, ...]:
-    """Returns flags with which the C++ compiler finds the toolkit's headers."""
-    return ("-isystem", str(Path(nvcc.path).resolve().parent.parent / "include"))
+    cpp, toolkit = find_cpp(), find_toolkit(needed)
+    flags = (*NVCC_FLAGS, *architecture_flags(toolkit.nvcc, capabilities))
+    link_flags = (*cpp.link_flags, *toolkit.link_flags, "-lc10_cuda", "-ltorch_cuda")
+    cpp = cpp._replace(
+        compile_flags=cpp.compile_flags + toolkit.include_flags, link_flags=link_flags
+    )
+    return cpp, Compiler(toolkit.nvcc, toolkit.told, flags)
 
 
 def machine_flags() -> str:
@@ -120,18 +101,6 @@ def _cpp_link_flags() -> tuple[str, ...]:
     shared = "-shared" if sys.platform.startswith("linux") else "-dynamiclib"
     linux = (openmp,) if sys.platform.startswith("linux") else ()
     return (shared, f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10", *linux)
-
-
-def _nvcc_flags(capability: tuple[int, int]) -> tuple[str, ...]:
-    # On Hopper the "a" variant is needed for wgmma and the bulk copy engine.
-    arch = f"{capability[0]}{capability[1]}" + ("a" if capability == (9, 0) else "")
-    return (
-        "-std=c++20",
-        "-O3",
-        f"-gencode=arch=compute_{arch},code=sm_{arch}",
-        "--expt-relaxed-constexpr",
-        "-Xcompiler=-fPIC",
-    )
 
 
 def _text_of(path: Path) -> str:

@@ -8,8 +8,9 @@ Per batch row and channel, with log-decay l = -exp(w) < 0 and a, b the sums over
 
 The sums are kept scaled, a = aa exp(pp) and b = bb exp(pp), with pp the largest exponent so far, so
 that nothing overflows for any k. The state is the tuple (aa, bb, pp); the empty state is
-(0, 0, -1e38). pp is a scale, not an independent quantity: the final pp carries no gradient, and a
-gradient of the final aa and bb is taken with pp held constant.
+(0, 0, -1e38), for which sums of zero with any pp are taken too. pp is a scale, not an independent
+quantity: the final pp carries no gradient, and a gradient of the final aa and bb is taken with pp
+held constant.
 
 | backend     | serves                                             | memory kept for backward      |
 |-------------|----------------------------------------------------|-------------------------------|
@@ -27,6 +28,7 @@ from torch import Tensor
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call, prepare
 from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
+from rwkv_train.ops.wkv4.reference import EMPTY
 
 BACKENDS = backends_of("wkv4", "native", "chunked", "reference", "native:scan", "native:wide")
 
@@ -69,7 +71,9 @@ def wkv4(
             prepare("wkv4", f"state {name}", part, (batch, width), like)
             for name, part in zip(("aa", "bb", "pp"), state)
         )
-        parts = (aa, bb, pp)
+        # Sums of nothing have no scale: with pp = 0 they would outweigh every small exponent, and
+        # where exp(k) rounds to 0 next to them, y would be 0 / 0.
+        parts = (aa, bb, pp.masked_fill((aa == 0) & (bb == 0), EMPTY))
     check_reset("wkv4", reset, like)
     call = describe_call(
         "wkv4",

@@ -17,7 +17,7 @@ from rwkv_train.ops.native.custom_ops import (
     refusal,
 )
 
-WKV6_SHARED_BYTES = SharedBytes(large_heads=170 << 10, chunks=83 << 10, segments=83 << 10)
+WKV6_SHARED_BYTES = SharedBytes(large_heads=170 << 10, chunks=82 << 10, segments=82 << 10)
 _REGISTRATION = matrix_state_registration("wkv6", v_at=2, shared_bytes=WKV6_SHARED_BYTES)
 
 

@@ -17,7 +17,7 @@ from rwkv_train.ops.native.custom_ops import (
     refusal,
 )
 
-WKV7_SHARED_BYTES = SharedBytes(large_heads=171 << 10, chunks=107 << 10, segments=159 << 10)
+WKV7_SHARED_BYTES = SharedBytes(large_heads=171 << 10, chunks=99 << 10, segments=153 << 10)
 _REGISTRATION = matrix_state_registration("wkv7", v_at=3, shared_bytes=WKV7_SHARED_BYTES)
 
 

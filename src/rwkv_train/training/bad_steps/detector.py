@@ -23,12 +23,14 @@ class SpikeDetector:
     """Judges every step; the same on all ranks, because all see the same loss and norm.
 
     skipped: ranges of sample numbers, first and last, that were read and changed nothing.
+    bad_span: steps since the first of the present bad ones, with the empty steps between them.
     """
 
     def __init__(self, safety: SafetyConfig) -> None:
         self._safety = safety
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self.bad_in_a_row = 0
+        self.bad_span = 0
         self.rollbacks = 0
         self.skipped: list[list[int]] = []
 
@@ -65,12 +67,18 @@ class SpikeDetector:
         """Counts a step that was taken."""
         # Bad losses never enter: one spike among them would hide the next.
         self._losses.append(loss)
-        self.bad_in_a_row = 0
+        self.bad_in_a_row = self.bad_span = 0
 
     def record_bad(self, first: int, last: int) -> None:
         """Counts a step that was skipped, with its first and last sample number."""
         self.bad_in_a_row += 1
+        self.bad_span += 1
         self._skip(first, last)
+
+    def record_empty(self) -> None:
+        """Counts a step with nothing to learn, which says nothing about the weights."""
+        # Its loss of 0 would make the next true one a spike; and it ends no row of bad steps.
+        self.bad_span += self.bad_in_a_row > 0
 
     def must_roll_back(self) -> bool:
         """Tells whether so many steps in a row were bad that the weights are suspect."""
@@ -87,7 +95,7 @@ class SpikeDetector:
         # without an end, and would forget what it has skipped since.
         rollbacks, skipped = self.rollbacks + 1, self.skipped
         self.load_state_dict(saved)
-        self.bad_in_a_row = 0
+        self.bad_in_a_row = self.bad_span = 0
         self.rollbacks, self.skipped = rollbacks, skipped
         self._skip(first, last)
 
@@ -96,6 +104,7 @@ class SpikeDetector:
         return {
             "losses": list(self._losses),
             "bad_in_a_row": self.bad_in_a_row,
+            "bad_span": self.bad_span,
             "rollbacks": self.rollbacks,
             "left_out": [list(pair) for pair in self.skipped],
         }
@@ -104,6 +113,7 @@ class SpikeDetector:
         """Takes over what `state_dict` gave; an empty one makes it a new detector."""
         self._losses = deque(saved.get("losses", []), maxlen=WINDOW)
         self.bad_in_a_row = saved.get("bad_in_a_row", 0)
+        self.bad_span = saved.get("bad_span", self.bad_in_a_row)
         self.rollbacks = saved.get("rollbacks", 0)
         self.skipped = [list(pair) for pair in saved.get("left_out", [])]
 

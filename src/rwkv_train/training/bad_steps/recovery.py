@@ -74,10 +74,10 @@ class Recovery:
         again would end in the same bad steps. Raises TrainingError when there is no such state, or
         when it has happened too often.
         """
-        count = self._detector.bad_in_a_row
+        count, first_bad = self._detector.bad_in_a_row, step - self._detector.bad_span
         subject = (
-            f"{count} steps in a row were bad, steps {step - count} to {step - 1}, samples "
-            f"{self._length.samples(step - count)[0]} to {self._length.samples(step - 1)[1]}, "
+            f"{count} steps in a row were bad, steps {first_bad} to {step - 1}, samples "
+            f"{self._length.samples(first_bad)[0]} to {self._length.samples(step - 1)[1]}, "
             f"the last with {fault}"
         )
         if not self._detector.may_roll_back():
@@ -88,7 +88,7 @@ class Recovery:
                     f"(--max_rollbacks {self._config.safety.max_rollbacks}): {_REMEDY}"
                 ),
             )
-        path, damage = self._choose(trainer, (step - count) * self._length.tokens_per_step)
+        path, damage = self._choose(trainer, first_bad * self._length.tokens_per_step)
         if path is None:
             raise_on_all_ranks(
                 trainer.strategy,

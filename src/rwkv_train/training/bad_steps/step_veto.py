@@ -17,31 +17,39 @@ import torch
 from torch import Tensor
 
 from rwkv_train.training.bad_steps.detector import SpikeDetector
+from rwkv_train.training.bad_steps.zero_veto import ZeroVeto
+from rwkv_train.training.distributed.collectives import mean_over_ranks
 from rwkv_train.training.distributed.strategy import zero_engine
 
 
 class RankFlags(NamedTuple):
     """Facts of one rank on which all must act: a signal, unreadable data, a save that is due, saves
-    that failed for good."""
+    that failed for good, a token that the loss mask counts."""
 
     asked_to_stop: bool = False
     data_fault: bool = False
     save_due: bool = False
     saves_failed: bool = False
+    counts_tokens: bool = False
 
 
 @dataclass(frozen=True)
 class StepOutcome:
     """A step after its decision; flags: of any rank.
 
-    loss: mean over the global batch; grad_norm: global, before clipping; fault: why the step was
-    skipped, None if it was taken.
+    loss: mean over the global batch; grad_norm: global, before clipping; fault: why the step is
+    bad, None if it is not.
     """
 
     loss: float
     grad_norm: float
     fault: str | None
     flags: RankFlags
+
+    @property
+    def is_empty(self) -> bool:
+        """Tells whether no rank has a token that the loss mask counts: nothing to learn."""
+        return self.fault is None and not self.flags.counts_tokens
 
 
 class _Attached(NamedTuple):
@@ -51,7 +59,7 @@ class _Attached(NamedTuple):
     step_loss: Callable[[], Tensor]
     flags: Callable[[], RankFlags]
     scaler: Any | None
-    zero: _ZeroVeto | None
+    zero: ZeroVeto | None
 
 
 class StepVeto:
@@ -80,32 +88,52 @@ class StepVeto:
             flags,
             getattr(trainer.precision_plugin, "scaler", None),
             # DeepSpeed's engine measures, clips and steps itself, inside its own optimizer.
-            None if engine is None else _ZeroVeto(engine.optimizer, self.allows),
+            None if engine is None else ZeroVeto(engine.optimizer, self._decide),
         )
 
-    def allows(self, grad_norm: Tensor | float) -> bool:
+    def allows(self, grad_norm: Tensor) -> bool:
         """Tells whether the optimizer may step. Collective: once a step.
 
         grad_norm: global L2 norm before clipping, the same on every rank.
         """
+        return self._decide(grad_norm, 1.0)[0]
+
+    def _decide(self, scaled_norm: Tensor, scale: float) -> tuple[bool, float]:
+        """Returns whether the optimizer may step, and the norm as a number. Collective.
+
+        scaled_norm: the norm of gradients that carry the factor `scale`.
+        """
         attached = self._require_attached()
-        own = attached.step_loss()
+        own, flags = attached.step_loss(), attached.flags()
         # Loss and flags in one reduction: a second collective call would cost every step a round
         # trip, and ranks that decided by their own flags alone would wait for each other for ever.
-        vector = torch.cat([own[None], own.new_tensor([float(f) for f in attached.flags()])])
-        loss, *flags = attached.strategy.reduce(vector).tolist()
-        norm = float(grad_norm)
-        fault = None if self._is_overflow(loss, norm) else self._detector.fault_of(loss, norm)
-        # The reduction is a mean over the ranks: above 0 means that one of them at least says so.
-        self._outcome = StepOutcome(loss, norm, fault, RankFlags(*(flag > 0 for flag in flags)))
-        # A sample that could not be read was zeros: its gradients must not reach the weights.
-        return fault is None and not self._outcome.flags.data_fault
+        vector = own.new_zeros(1 + len(flags))
+        vector[0].copy_(own)
+        # Filled one by one: a list would be copied to the device, for which a GPU is waited for.
+        for i, flag in enumerate(flags):
+            if flag:
+                vector[1 + i].fill_(1)
+        vector = mean_over_ranks(attached.strategy, vector)
+        # The step's only wait for the device.
+        loss, *means, norm = torch.cat([vector.double(), scaled_norm.double()[None]]).tolist()
+        # Above 0 means that one rank at least says so.
+        outcome = self._judge(loss, norm / scale, RankFlags(*(mean > 0 for mean in means)))
+        self._outcome = outcome
+        # A sample that could not be read was zeros: its gradients must not reach the weights. And
+        # without a gradient the moments and the decay would still move them.
+        allowed = outcome.fault is None and not outcome.flags.data_fault and not outcome.is_empty
+        return allowed, norm
+
+    def _judge(self, loss: float, grad_norm: float, flags: RankFlags) -> StepOutcome:
+        overflows = self._is_overflow(loss, grad_norm)
+        fault = None if overflows else self._detector.fault_of(loss, grad_norm)
+        return StepOutcome(loss, grad_norm, fault, flags)
 
     def take_outcome(self) -> StepOutcome:
         """Returns the decision about the step that has just ended. Collective."""
         if self._outcome is None:
             # DeepSpeed skipped it before it came to the norm: fp16 gradients overflowed.
-            self.allows(math.inf)
+            self.allows(torch.full_like(self._require_attached().step_loss(), math.inf))
         outcome, self._outcome = self._outcome, None
         assert outcome is not None, "`allows` has just set it"
         zero = self._require_attached().zero
@@ -128,65 +156,3 @@ class StepVeto:
         else:
             scale = 0.0 if attached.scaler is None else attached.scaler.get_scale()
         return scale > 1 and math.isfinite(loss) and not math.isfinite(grad_norm)
-
-
-class _ZeroVeto:
-    """Lets `allows` decide inside DeepSpeed's ZeRO optimizers (stages 1, 2 and 3).
-
-    They have a way of their own to skip a step, for gradients that overflow, which frees all their
-    buffers and touches nothing else: a norm that is not finite. That is what a step that is
-    not allowed gets.
-    """
-
-    def __init__(self, zero: Any, allows: Callable[[float], bool]) -> None:
-        self._zero = zero
-        self._allows = allows
-        self._vetoed = False
-        # Stages 1 and 2 in bf16 look at the norm only when asked to.
-        self._checks = getattr(zero, "check_grad_overflow", None)
-        self._update_scale = zero._update_scale
-        zero._update_scale = self._update_scale_unless_vetoed
-        # The stages measure at different places, and only here is the norm global and the step
-        # still to come.
-        if hasattr(zero, "scaled_global_norm"):
-            self._measure = zero.scaled_global_norm
-            zero.scaled_global_norm = self._norm_of_stages_1_and_2
-        else:
-            self._measure = zero._get_norm_groups
-            zero._get_norm_groups = self._norms_of_stage_3
-
-    @property
-    def loss_scale(self) -> float:
-        """The factor of the gradients; 1 in bf16 and fp32."""
-        return float(self._zero.loss_scale)
-
-    def release(self) -> None:
-        """Makes ready for the next step."""
-        self._vetoed = False
-        if self._checks is not None:
-            self._zero.check_grad_overflow = self._checks
-
-    def _vetoes(self, scaled_norm: Tensor) -> bool:
-        # The gradients still carry the loss scale here; the detector compares norms without it.
-        self._vetoed = not self._allows(float(scaled_norm) / self.loss_scale)
-        if self._vetoed and self._checks is not None:
-            self._zero.check_grad_overflow = True
-        return self._vetoed
-
-    def _norm_of_stages_1_and_2(self, *arguments: Any, **options: Any) -> Tensor:
-        norm: Tensor = self._measure(*arguments, **options)
-        return torch.full_like(norm, math.inf) if self._vetoes(norm) else norm
-
-    def _norms_of_stage_3(self) -> list[Any]:
-        from deepspeed.runtime.utils import combine_grad_norm_groups
-
-        norms: list[Any] = self._measure()
-        return [math.inf] if self._vetoes(combine_grad_norm_groups(norms)) else norms
-
-    def _update_scale_unless_vetoed(self, has_overflow: bool = False) -> None:
-        scaler = self._zero.loss_scaler
-        lowest = getattr(scaler, "min_scale", None)
-        # A spike says nothing about the scale; at the lowest one DeepSpeed would end the process.
-        if has_overflow and (self._vetoed or (lowest and scaler.cur_scale <= lowest)):
-            return
-        self._update_scale(has_overflow)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from rwkv_train.errors import CheckpointError
+from rwkv_train.errors import CheckpointError, TrainerError, TrainingError
 
 # Attempts of one save; after the last failure the run stops.
 ATTEMPTS = 3
@@ -27,7 +27,7 @@ class SaveJob:
 
     def __init__(self, path: Path, write: Callable[[], None], retry_seconds: float) -> None:
         self.path = path
-        self.fault: CheckpointError | None = None
+        self.fault: TrainerError | None = None
         self.is_refused = False
         self._write = write
         self._retry_seconds = retry_seconds
@@ -59,6 +59,10 @@ class SaveJob:
             except NotFiniteError as error:
                 self.fault, self.is_refused = error, True
                 print(f"\nWARNING: {error.in_one_line()}", file=sys.stderr, flush=True)
+                return
+            except TrainingError as error:
+                # The folder is another run's now.
+                self.fault = error
                 return
             except CheckpointError as error:
                 fault = error

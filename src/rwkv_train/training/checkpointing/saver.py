@@ -41,6 +41,7 @@ class Saver:
     detector: what it has seen belongs into the state. writer: does it, on rank zero; None on the
     other ranks, which take part in gathering the state and keep nothing of it.
     frozen: values of the parameters that do not learn, by name, see `full_weights`.
+    folder_fault: tells why nothing may be written into the project folder any more.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Saver:
         detector: Stateful,
         writer: StateWriter | None,
         frozen: Mapping[str, Tensor] | None = None,
+        folder_fault: Callable[[], TrainingError | None] = lambda: None,
     ) -> None:
         self._config = config
+        self._folder_fault = folder_fault
         self._length = length
         self._detector = detector
         self._writer = writer
@@ -106,7 +109,7 @@ class Saver:
         Saves have failed, or had nothing finite to write, too often.
         """
         self._note_end()
-        return self._error()
+        return self._folder_fault() or self._error()
 
     def take_written(self) -> list[Path]:
         """Returns the files that were written since the last call."""
@@ -212,6 +215,8 @@ class Saver:
     def _error(self) -> TrainingError | None:
         if self._job is None or not self._job.is_finished or self._job.fault is None:
             return None
+        if isinstance(self._job.fault, TrainingError):
+            return self._job.fault
         cause = self._job.fault.in_one_line()
         if self._job.is_refused:
             return TrainingError(f"the model cannot be saved: {cause}")

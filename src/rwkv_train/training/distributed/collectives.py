@@ -5,19 +5,30 @@ A rank that left alone would leave the others waiting in the next collective cal
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any, NoReturn, overload
 
 import torch
+from torch import Tensor
 
-from rwkv_train.errors import TrainerError, TrainingError
+from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.training.distributed.rank_store import RankFault, RemoteRankError
 
 # Seconds for which ranks wait in one collective call; every timeout of these calls is longer.
 _PATIENCE = 5.0
 
 
-class RemoteRankError(TrainingError):
-    """Raised by the ranks that leave because of a fault which rank zero tells the user."""
+def mean_over_ranks(strategy: Any, own: Tensor) -> Tensor:
+    """Returns the mean of what every rank passes, [n] on its device. Collective.
+
+    Lightning's own reduction waits for all ranks before it begins to.
+    """
+    if strategy.world_size == 1:
+        return own
+    total = own.clone()
+    torch.distributed.all_reduce(total)
+    return total / strategy.world_size
 
 
 def gather_objects(strategy: Any, own: Any) -> list[Any]:
@@ -67,9 +78,14 @@ def raise_on_all_ranks(strategy: Any, fault: None) -> None: ...
 def raise_on_all_ranks(strategy: Any, fault: TrainerError | None) -> None:
     """Raises the fault of the first rank that has one, on every rank. Collective.
 
-    Rank zero raises the fault itself, the others RemoteRankError, so that the user reads one line.
-    Without a fault it is a barrier.
+    That rank raises it itself, the others RemoteRankError, so that the user reads one line. Without
+    a fault it is a barrier.
     """
-    faults = [found for found in gather_objects(strategy, fault) if found is not None]
-    if faults:
-        raise faults[0] if strategy.is_global_zero else RemoteRankError(str(faults[0]))
+    rank = strategy.global_rank
+    told = None
+    if fault is not None:
+        told = RankFault(rank, socket.gethostname(), fault.in_one_line(), exit_status(fault))
+    for found in filter(None, gather_objects(strategy, told)):
+        if fault is not None and found.rank == rank:
+            raise fault
+        raise RemoteRankError(found)

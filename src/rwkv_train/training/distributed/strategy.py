@@ -23,6 +23,7 @@ from pytorch_lightning.strategies.deepspeed import DeepSpeedStrategy
 from pytorch_lightning.strategies.strategy import Strategy
 
 from rwkv_train.config.resolved import ResolvedHardware
+from rwkv_train.training.distributed.bucket_order import DataParallelStrategy
 from rwkv_train.training.optim.gather_matrices import ZeroMatrices
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
@@ -36,7 +37,24 @@ ZERO_STAGES = {
 }
 
 
-class ZeroStrategy(DeepSpeedStrategy):
+class _LeavesFaultsAlone(DDPStrategy):
+    """Does nothing about a rank that fails: `Ranks` does.
+
+    Lightning would kill the process numbers of all ranks of all machines on its own machine.
+    """
+
+    def reconciliate_processes(self, trace: str) -> None:
+        """Does nothing."""
+
+    def _should_run_deadlock_detection(self) -> bool:
+        return False
+
+
+class _DataParallel(_LeavesFaultsAlone, DataParallelStrategy):
+    """Lightning's DDP without its killing."""
+
+
+class ZeroStrategy(_LeavesFaultsAlone, DeepSpeedStrategy):
     """DeepSpeedStrategy that also accepts the CPU accelerator."""
 
     def __init__(self, *, device_type: str, **options: Any) -> None:
@@ -57,6 +75,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         # DeepSpeed prints that it has built an operator, once per rank.
         with contextlib.redirect_stdout(io.StringIO()):
             super()._init_deepspeed_distributed()
+
+    def _set_node_environment_variables(self) -> None:
+        # They would stay for whatever this process does next; `Ranks` sets them for its time.
+        pass
 
     def init_deepspeed(self) -> None:
         """Builds the engine; Lightning's checks of clipping and accelerator do not apply.
@@ -81,6 +103,16 @@ class ZeroStrategy(DeepSpeedStrategy):
         return super().backward(
             closure_loss, optimizer, optimizer_idx, *args, scale_wrt_gas=False, **kwargs
         )
+
+    def batch_to_device(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        """Moves a batch to its device as it is.
+
+        Lightning's own rounds every float in it to the precision of the model: weights of a loss
+        mask would lose their last digits in bf16, and large ones become infinite in fp16.
+        """
+        return Strategy.batch_to_device(self, batch, device, dataloader_idx)
 
     def _setup_model_and_optimizer(
         self, model: torch.nn.Module, optimizer: Any, lr_scheduler: Any = None
@@ -124,10 +156,16 @@ def build_strategy(
         strategy.settings["gradient_clipping"] = grad_clip
         # Our optimizer may be torch's, or Muon's.
         strategy.settings["zero_force_ds_cpu_optimizer"] = False
+        # It waits for the device twice a step, and nobody reads what it measures.
+        strategy.settings["timers"] = {"throughput": {"enabled": False}}
+        if hardware.precision == "bf16":
+            # Thirteen launches per tensor to find what is not finite; the norm, which the step veto
+            # looks at on every step, is not finite then either.
+            strategy.settings["bf16"] = {"enabled": True, "check_grad_overflow": False}
         return strategy
     if hardware.strategy == "ddp":
         # One forward pass uses every trained parameter, so no search for unused ones.
-        return DDPStrategy(find_unused_parameters=False)
+        return _DataParallel(find_unused_parameters=False)
     return None
 
 

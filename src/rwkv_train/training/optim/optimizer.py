@@ -8,7 +8,6 @@ import torch
 
 from rwkv_train.config.resolved import ResolvedHardware, ResolvedOptim
 from rwkv_train.models.parameters import ParameterGroup
-from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
 
@@ -72,28 +71,16 @@ def _described(group: ParameterGroup, optim: ResolvedOptim) -> dict[str, Any]:
 def _adamw(
     groups: list[dict[str, Any]], options: dict[str, Any], hardware: ResolvedHardware
 ) -> torch.optim.Optimizer:
-    """Returns DeepSpeed's own AdamW where it needs or prefers it, torch's otherwise.
+    """Returns DeepSpeed's AdamW where the optimizer is on the CPU, torch's otherwise.
 
-    Their arithmetic is the same.
+    Their arithmetic is the same. DeepSpeed's for GPUs has to be compiled on the spot, and a build
+    that was killed makes the next one wait for ever.
     """
     if "offload" in hardware.strategy:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         on_cpu: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
         return on_cpu
-    if hardware.strategy.startswith("deepspeed") and hardware.accelerator == "gpu":
-        from deepspeed.ops.adam import FusedAdam
-
-        try:
-            fused: torch.optim.Optimizer = FusedAdam(groups, adam_w_mode=True, **options)
-            return fused
-        # What building an extension raises has no common class: no compiler, wrong CUDA, a fault.
-        except Exception as error:
-            if is_rank_zero():
-                print(
-                    f"optimizer: torch's fused AdamW, which is equal; DeepSpeed's FusedAdam "
-                    f"cannot be built here ({' '.join(str(error).split())})"
-                )
     return torch.optim.AdamW(groups, fused=_may_fuse(hardware), **options)
 
 

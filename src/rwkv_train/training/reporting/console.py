@@ -9,12 +9,16 @@ from tqdm import tqdm
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
+    EmptyStepRecord,
     EpochRecord,
     RollbackRecord,
     StepRecord,
 )
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
+
+# Finetuning data may have thousands of them.
+MOST_EMPTY_STEPS_NAMED = 3
 
 
 class Console(Reporter):
@@ -37,6 +41,7 @@ class Console(Reporter):
             else None,
         )
         self._total = total_steps
+        self._empty_steps = 0
         self._speed = 0.0
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
@@ -68,6 +73,14 @@ class Console(Reporter):
             f"WARNING: step {record.step} skipped: {record.skipped}; samples {first} to "
             f"{last}" + (f", suspect: {suspects}" if suspects else "")
         )
+
+    def on_empty_step(self, record: EmptyStepRecord) -> None:
+        """Moves the bar, and prints a line for each of the first few."""
+        self._bar.update()
+        self._empty_steps += 1
+        if self._empty_steps <= MOST_EMPTY_STEPS_NAMED:
+            first, last = record.samples
+            self._say(f"step {record.step} skipped, {record.skipped} of samples {first} to {last}")
 
     def on_rollback(self, record: RollbackRecord) -> None:
         """Prints a line that stays."""
@@ -105,7 +118,12 @@ class Console(Reporter):
         self._say(f"saved {path}")
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Ends the bar; says how many empty steps there were when not all were named."""
+        if self._empty_steps > MOST_EMPTY_STEPS_NAMED:
+            self._say(
+                f"{self._empty_steps} steps were skipped as empty: the loss mask counted no token; "
+                "a larger batch has more"
+            )
         self._bar.close()
 
     def _say(self, line: str) -> None:

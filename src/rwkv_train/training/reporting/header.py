@@ -17,17 +17,20 @@ def print_header(
     config: ResolvedConfig,
     length: RunLength,
     *,
+    processes: str,
     start: str,
     parameters: int,
     data_tokens: int,
     groups: Sequence[ParameterGroup],
     held_out: Sequence[tuple[str, int]],
+    operators: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> None:
     """Prints the run's header.
 
-    start: where it starts; parameters: of the model, frozen ones too; held_out: name and number of
-    validation samples of each source; notes: a line each.
+    processes: how many, and who started them; start: where the run starts; parameters: of the
+    model, frozen ones too; held_out: name and number of validation samples of each source;
+    operators: name and text of the lines about backends; notes: a line each.
     """
     hardware = config.hardware
     print(
@@ -35,6 +38,7 @@ def print_header(
         f"{hardware.num_nodes * hardware.devices} x {_device_name(hardware.accelerator)}, "
         f"strategy {hardware.strategy}, torch {torch.__version__}"
     )
+    _line("processes", processes)
     _line("model", _model(config, parameters))
     _line("data", _data(config, data_tokens))
     _line("batch", _batch(config, length))
@@ -48,6 +52,8 @@ def print_header(
     _line("safety", _safety(config.safety))
     _line("optimizer", _optimizer(config))
     _line("groups", "; ".join(_group(group) for group in groups))
+    for name, text in operators:
+        _line(name, text)
     _line("start", start)
     for note in notes:
         _line("note", note)

@@ -10,11 +10,18 @@ from typing import Any
 
 from rwkv_train.files import write_atomically
 from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord, StepRecord
+from rwkv_train.training.reporting.records import (
+    BadStepRecord,
+    EmptyStepRecord,
+    RollbackRecord,
+    StepRecord,
+)
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
 
 METRICS_FILE = "metrics.jsonl"
+# What a reader adds and compares.
+NUMBERS = ("step", "tokens", "loss", "lr", "val_loss")
 
 
 class MetricsFile(Reporter):
@@ -34,6 +41,10 @@ class MetricsFile(Reporter):
 
     def on_bad_step(self, record: BadStepRecord) -> None:
         """Writes which step was skipped, and why."""
+        self._write(asdict(record))
+
+    def on_empty_step(self, record: EmptyStepRecord) -> None:
+        """Writes which step had nothing to learn."""
         self._write(asdict(record))
 
     def on_rollback(self, record: RollbackRecord) -> None:
@@ -59,14 +70,23 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS_FILE
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            # the torn last line of a killed run
-            continue
-    return records
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [record for record in map(_record, lines) if record is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Returns what a line holds; None for the torn line of a killed run, or for no record of ours.
+
+    Numbers stand where numbers belong in what it returns.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    found = [record[name] for name in NUMBERS if name in record]
+    return record if all(type(value) in (int, float) for value in found) else None
 
 
 def _drop_after(path: Path, tokens: int) -> None:

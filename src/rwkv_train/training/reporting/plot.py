@@ -49,7 +49,7 @@ class LossPlot(Reporter):
 def draw_loss(folder: Path, title: str) -> None:
     """Draws metrics.jsonl of `folder` into loss.png; nothing when there are no steps yet."""
     records = read_metrics(folder)
-    steps = [r for r in records if "loss" in r]
+    steps = [r for r in records if {"loss", "lr", "tokens"} <= r.keys()]
     if not steps:
         return
     # Imported here: half a second that a run without a plot need not pay. Figure instead of
@@ -97,11 +97,11 @@ def draw_loss(folder: Path, title: str) -> None:
 def _held_out_losses(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
     """Returns (tokens seen, loss) of every validation."""
     # A validation names its step only, and one after a skipped step has no place on the curve.
-    tokens_of = {r["step"]: r["tokens"] for r in records if "loss" in r}
+    tokens_of = {r["step"]: r["tokens"] for r in records if {"loss", "step", "tokens"} <= r.keys()}
     return [
         (tokens_of[r["step"]], r["val_loss"])
         for r in records
-        if "val_loss" in r and r["step"] in tokens_of
+        if "val_loss" in r and r.get("step") in tokens_of
     ]
 
 

@@ -41,6 +41,19 @@ class BadStepRecord:
 
 
 @dataclass(frozen=True)
+class EmptyStepRecord:
+    """A step that was skipped because the loss mask counts none of its tokens; a line too.
+
+    samples: first and last sample number of its batch.
+    """
+
+    step: int
+    samples: list[int]
+    tokens: int
+    skipped: str = "empty: the loss mask counts no token"
+
+
+@dataclass(frozen=True)
 class RollbackRecord:
     """After `step` the run returned to the state in `rollback`; also a line of metrics.jsonl.
 

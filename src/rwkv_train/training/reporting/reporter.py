@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 
+from rwkv_train.errors import short_reason
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
+    EmptyStepRecord,
     EpochRecord,
     RollbackRecord,
     StepRecord,
@@ -25,7 +27,10 @@ class Reporter:
         """Receives every optimizer step that was taken."""
 
     def on_bad_step(self, record: BadStepRecord) -> None:
-        """Receives every step that was skipped."""
+        """Receives every step that was skipped because it was bad."""
+
+    def on_empty_step(self, record: EmptyStepRecord) -> None:
+        """Receives every step that was skipped because there was nothing to learn."""
 
     def on_rollback(self, record: RollbackRecord) -> None:
         """Receives every return to an earlier state."""
@@ -47,16 +52,21 @@ class Reporter:
 
 
 def notify(reporters: Iterable[Reporter], call: Callable[[Reporter], None]) -> None:
-    """Calls every reporter; one that cannot write says so once and does not end the run."""
+    """Calls every reporter; one that fails says so once and does not end the run."""
     for reporter in reporters:
         try:
             call(reporter)
-        except OSError as error:
+        # Anything: what a library of curves raises is no reason to lose a run.
+        except Exception as error:
             if not reporter.has_failed:
                 reporter.has_failed = True
-                print(
-                    f"\nWARNING: {type(reporter).__name__} cannot write: "
-                    f"{error.strerror or error}; training continues without it",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                warn_lost(type(reporter).__name__, error)
+
+
+def warn_lost(what: str, error: Exception) -> None:
+    """Says in one line that a log is not written."""
+    print(
+        f"\nWARNING: {what} cannot write: {short_reason(error)}; training continues without it",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rwkv_train.config.load import dump_config
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
-from rwkv_train.errors import ConfigError
 from rwkv_train.files import remove_partial_files, write_atomically
 from rwkv_train.training.reporting.console import Console
-from rwkv_train.training.reporting.empty_steps import EmptySteps
-from rwkv_train.training.reporting.metrics_file import MetricsFile
+from rwkv_train.training.reporting.metrics_file import METRICS_FILE, MetricsFile
 from rwkv_train.training.reporting.plot import LossPlot
-from rwkv_train.training.reporting.reporter import Reporter
-from rwkv_train.training.reporting.train_log import TrainLog
+from rwkv_train.training.reporting.reporter import Reporter, warn_lost
+from rwkv_train.training.reporting.train_log import TRAIN_LOG, TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
 from rwkv_train.training.start.prepare import Prepared
+
+VOCABULARY = "vocab.json"
+Opened = TypeVar("Opened")
 
 
 def begin_reporting(
@@ -28,26 +29,19 @@ def begin_reporting(
 ) -> list[Reporter]:
     """Clears up after a killed run, writes what describes this one, and returns its reporters.
 
-    step: at which the run starts. deepspeed: the engine's settings, for the log. Raises ConfigError
-    when the project folder cannot be written.
+    step: at which the run starts. deepspeed: the engine's settings, for the log. What cannot be
+    written is named in a line each, and the run does without.
     """
     config, samples = prepared.config, prepared.samples.training
     folder = Path(config.train.proj_dir)
-    try:
-        # Before anything else is written: what a killed run left half may fill the disk.
-        remove_partial_files(folder)
-        write_atomically(folder / "config.yaml", dump_config(prepared.saved_config).encode())
-        if samples.characters is not None:
-            _write_vocabulary(folder, samples.characters)
-        reporters = _open_logs(config, folder, length, step, deepspeed)
-    except OSError as error:
-        raise ConfigError(
-            f"--proj_dir {config.train.proj_dir} cannot be written ({error.strerror or error}); "
-            "make room there, or choose another folder. Nothing in it was lost"
-        ) from error
-    if samples.has_loss_mask:
-        reporters.append(EmptySteps(samples.step_weight, length.samples))
-    return reporters
+    # Before anything else is written: what a killed run left half may fill the disk.
+    remove_partial_files(folder)
+    saved = dump_config(prepared.saved_config).encode()
+    _attempt(folder / "config.yaml", lambda: write_atomically(folder / "config.yaml", saved))
+    characters = samples.characters
+    if characters is not None:
+        _attempt(folder / VOCABULARY, lambda: _write_vocabulary(folder, characters))
+    return _open_logs(config, folder, length, step, deepspeed)
 
 
 def _open_logs(
@@ -60,15 +54,16 @@ def _open_logs(
     """Returns the reporters that this configuration asks for."""
     timestamp = datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
     model, ctx_len = config.model, config.data.ctx_len
-    reporters: list[Reporter] = [
-        MetricsFile(folder, step * length.tokens_per_step),
-        TrainLog(config, timestamp, deepspeed),
+    logs: list[Reporter | None] = [
+        _attempt(folder / METRICS_FILE, lambda: MetricsFile(folder, step * length.tokens_per_step)),
+        _attempt(folder / TRAIN_LOG, lambda: TrainLog(config, timestamp, deepspeed)),
         Console(step, length.total_steps, bar=config.log.enable_progress_bar),
     ]
     if config.log.wandb is not None:
         # RWKV-LM's way to name a run.
         name = f"{model.vocab_size} ctx{ctx_len} L{model.n_layer} D{model.n_embd} {timestamp}"
-        reporters.append(WandbLog(config, name, step))
+        logs.append(_attempt("Weights & Biases", lambda: WandbLog(config, name, step)))
+    reporters = [log for log in logs if log is not None]
     if config.log.plot:
         title = (
             f"RWKV-{model.rwkv_version}, {model.n_layer} layers, width {model.n_embd}, context "
@@ -78,8 +73,18 @@ def _open_logs(
     return reporters
 
 
+def _attempt(what: Path | str, make: Callable[[], Opened]) -> Opened | None:
+    """Returns what `make` returns; None after a line on why it could not."""
+    try:
+        return make()
+    # Anything, as in `notify`: a log is no reason to refuse a run.
+    except Exception as error:
+        warn_lost(str(what), error)
+        return None
+
+
 def _write_vocabulary(folder: Path, characters: Mapping[int, str]) -> None:
     """Writes vocab.json of the character types, as RWKV-LM does: id -> character."""
     text = json.dumps({str(i): c for i, c in characters.items()}, ensure_ascii=False)
     # Half of a UTF-16 pair is a character of its own in such a text.
-    write_atomically(folder / "vocab.json", text.encode("utf-8", "surrogatepass"))
+    write_atomically(folder / VOCABULARY, text.encode("utf-8", "surrogatepass"))

@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.errors import ConfigError
+from rwkv_train.errors import ConfigError, missing_package, short_reason
 from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord, StepRecord
+from rwkv_train.training.reporting.records import (
+    BadStepRecord,
+    EmptyStepRecord,
+    RollbackRecord,
+    StepRecord,
+)
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
 
 ID_FILE = "wandb_id.txt"
+# Seconds: to answer the question for a key, to begin a run, to send the rest at its end.
+LIMITS = {"login_timeout": 60, "init_timeout": 30, "finish_timeout": 300}
 
 
 class WandbLog(Reporter):
     """Logs every step under its number counted from 1, as RWKV-LM does."""
 
     def __init__(self, config: ResolvedConfig, name: str, first_step: int) -> None:
-        import wandb
+        try:
+            import wandb
+        except ImportError:
+            needs = missing_package(f"--wandb {config.log.wandb}", "wandb", "wandb")
+            raise ConfigError(needs) from None
 
         folder, asked = Path(config.train.proj_dir), config.log.wandb_mode
         id_file = folder / ID_FILE
-        # A resumed run continues the same Weights & Biases run.
-        known = id_file.read_text().strip() if first_step and id_file.is_file() else None
+        # Those that this version of wandb has; without them a dead network holds a run for ever.
+        limits = {
+            k: v for k, v in LIMITS.items() if k in getattr(wandb.Settings, "model_fields", ())
+        }
+        begin = partial(
+            wandb.init,
+            project=config.log.wandb,
+            name=name,
+            id=_known_id(id_file) if first_step else None,
+            resume="allow",
+            config=asdict(config.as_given()),
+            dir=str(folder),
+            save_code=False,
+            settings=wandb.Settings(silent=True, **limits),
+        )
         try:
-            self._run = wandb.init(
-                project=config.log.wandb,
-                name=name,
-                id=known,
-                resume="allow",
-                config=asdict(config.as_given()),
-                dir=str(folder),
-                # None leaves the choice to wandb: online, or what its own WANDB_MODE says.
-                mode=None if asked == "online" else asked,
-                save_code=False,
-                settings=wandb.Settings(silent=True),
+            # None leaves the choice to wandb: online, or what its own WANDB_MODE says.
+            self._run = begin(mode=None if asked == "online" else asked)
+        except Exception as error:
+            if asked != "online":
+                raise
+            print(
+                f"WARNING: --wandb {config.log.wandb} is not reached ({short_reason(error)}); the "
+                f"curves are written to {folder / 'wandb'}, from where `wandb sync` sends them",
+                file=sys.stderr,
+                flush=True,
             )
-        except wandb.errors.UsageError as error:
-            raise ConfigError(
-                f"--wandb {config.log.wandb}: {str(error).splitlines()[0]}; log in with `wandb "
-                'login`, or give --wandb_mode offline, or --wandb "" for none'
-            ) from error
+            self._run = begin(mode="offline")
         id_file.write_text(self._run.id + "\n")
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
@@ -64,6 +86,10 @@ class WandbLog(Reporter):
         # wandb wants rising steps: this one's number has no other record.
         self._run.log({"skipped": 1}, step=record.step + 1)
 
+    def on_empty_step(self, record: EmptyStepRecord) -> None:
+        """Logs empty: 1 at a step without anything to learn."""
+        self._run.log({"empty": 1}, step=record.step + 1)
+
     def on_rollback(self, record: RollbackRecord) -> None:
         """Logs rollback: 1 at the step after which the run rolled back."""
         self._run.log({"rollback": 1}, step=record.step + 1)
@@ -81,3 +107,11 @@ class WandbLog(Reporter):
     def close(self) -> None:
         """Uploads the rest."""
         self._run.finish()
+
+
+def _known_id(file: Path) -> str | None:
+    """Returns the name of the Weights & Biases run that a resumed run continues."""
+    if not file.is_file():
+        return None
+    text = file.read_text(errors="replace").strip()
+    return text if re.fullmatch(r"[\w-]{1,64}", text, re.ASCII) else None

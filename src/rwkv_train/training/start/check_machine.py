@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from pathlib import Path
 
-import torch
-
-from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import ConfigError, missing_package
-from rwkv_train.ops.backends.dispatch import AUTO, Call, choose
+from rwkv_train.ops.backends.dispatch import AUTO
+from rwkv_train.training.start.build_kernels import choose_backend
 
 
 def check_packages(config: ResolvedConfig) -> None:
-    """Raises ConfigError when the strategy or the log of a resolved run lacks its package.
+    """Raises ConfigError when the strategy of a resolved run lacks its package.
 
-    Everything that is not needed by every run is an extra of pyproject.toml. A missing plot library
-    refuses nothing (`reporting/plot.py`); that of the 8-bit optimizer is looked for by `discover`,
-    because the choice of the optimizer depends on it.
+    Everything that is not needed by every run is an extra of pyproject.toml. What only shows a run,
+    plots and Weights & Biases, refuses nothing when it is missing (`reporting`). That of the 8-bit
+    optimizer is looked for by `discover`: the choice of the optimizer depends on it.
     """
     if config.train.train_stage == 1:
         # Initial weights are written by torch alone, with the flags of the run that follows.
         return
-    strategy, project = config.hardware.strategy, config.log.wandb
+    strategy = config.hardware.strategy
     # Looked up and not imported: an import of DeepSpeed costs seconds, and reads the environment
     # that `prepare_libraries` sets afterwards.
     if strategy.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         message = missing_package(f"--strategy {strategy}", "deepspeed", "deepspeed")
         raise ConfigError(f"{message}; or use --strategy ddp")
-    if project is not None and importlib.util.find_spec("wandb") is None:
-        message = missing_package(f"--wandb {project}", "wandb", "wandb")
-        raise ConfigError(f'{message}; or give --wandb "" for none')
 
 
 def check_backend(config: ResolvedConfig) -> None:
@@ -41,25 +35,10 @@ def check_backend(config: ResolvedConfig) -> None:
 
     config: complete. With "auto" there is always a backend, and nothing is done.
     """
-    name, model = config.hardware.wkv_backend, config.model
+    name = config.hardware.wkv_backend
     if name == AUTO or config.train.train_stage == 1:
         return
-    op = VERSIONS[model.rwkv_version].operator
-    # An operator without heads counts channels.
-    size = model.head_size or 1
-    call = Call(
-        op=op,
-        device=torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu"),
-        dtype=DTYPES[config.hardware.precision],
-        batch=1,
-        time=1,
-        heads=model.dim_att // size,
-        head_size=size,
-        needs_grad=True,
-        has_state=False,
-        has_reset=False,
-    )
-    choose(importlib.import_module(f"rwkv_train.ops.{op}").BACKENDS, name, call)
+    choose_backend(VERSIONS[config.model.rwkv_version].operator, name, config)
 
 
 def make_folder(proj_dir: str) -> None:

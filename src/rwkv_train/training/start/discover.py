@@ -6,8 +6,6 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from rwkv_train.checkpoint.weights import read_shapes
 from rwkv_train.config.discovered import (
     DataDiscovered,
@@ -23,6 +21,7 @@ from rwkv_train.data.sampling.magic_prime import check_magic_prime, magic_prime
 from rwkv_train.errors import DataError
 from rwkv_train.models.registry import config_from_shapes
 from rwkv_train.training.start.data_files import OpenedData, open_data_files
+from rwkv_train.training.start.find_gpus import find_gpus
 from rwkv_train.training.start.resume_point import Fresh, FromState, ResumePoint
 
 
@@ -65,11 +64,13 @@ def _state(state: Mapping[str, Any]) -> StateDiscovered:
 
 def _machine() -> MachineDiscovered:
     """Returns what is known of this machine."""
-    gpus = torch.cuda.device_count()
+    found = find_gpus()
     return MachineDiscovered(
-        gpu_count=gpus,
-        # Emulated bf16 would train, at a fraction of the speed of fp16.
-        gpu_has_bf16=gpus > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
+        gpu_count=found.count,
+        gpu_has_bf16=found.has_bf16,
+        gpu_name=found.oldest,
+        gpu_fault=found.fault,
+        no_gpu=found.reason,
         # Looked up, not imported: its import prints, and fails without a GPU.
         has_bitsandbytes=importlib.util.find_spec("bitsandbytes") is not None,
     )

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from rwkv_train.checkpoint.digest import file_digest
-from rwkv_train.checkpoint.names import BEST, FINAL, INIT, INIT_STATES, epoch_of
+from rwkv_train.checkpoint.names import FINAL, INIT, INIT_STATES, epoch_of
 from rwkv_train.checkpoint.provenance import tokens_before
 from rwkv_train.checkpoint.resume import (
     Candidate,
     StateFile,
+    StateFormatError,
     list_states,
     load_state,
     resume_candidates,
@@ -24,6 +24,7 @@ from rwkv_train.checkpoint.weights import load_weights, read_shapes
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.training.start.base_model import base_record, find_base, require_same_base
+from rwkv_train.training.start.folder_checks import about_weights, require_unused
 
 TensorShapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -135,7 +136,7 @@ def find_resume_point(train: TrainConfig) -> ResumePoint:
     point: ResumePoint | None = None
     # The folder before --load_model: the command that began a run also resumes it after a crash.
     if train.train_stage in (0, 1):
-        _require_unused(folder, train.train_stage)
+        require_unused(folder, train.train_stage)
         if train.train_stage == 1 and train.load_model is not None:
             return Fresh(donor=Path(train.load_model))
     else:
@@ -249,13 +250,17 @@ def _is_initial_state(name: str) -> bool:
 def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromState | None:
     """Returns a training state if it is intact; says in `notes` why not.
 
-    Raises CheckpointError when its base model is missing: passing over the state would lose it.
+    Raises CheckpointError when its base model is missing, or when it is intact and of another
+    format: passing over the state would lose it.
     """
     path, folder = file.path, Path(train.proj_dir)
     try:
-        if file.position is None:
+        # The number of a format may be a damaged one: `load_state` tells.
+        if file.position is None and not file.other_format:
             raise CheckpointError(file.fault)
         state = load_state(path)
+    except StateFormatError:
+        raise
     except CheckpointError as error:
         notes.append(f"passed over: {error}")
         return None
@@ -263,38 +268,10 @@ def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromSt
     # Old states do not say their mini-epoch; those of one have its number in their name.
     in_name = epoch_of(path.with_suffix(".pth").name)
     epoch = -1 if path.stem == Path(FINAL).stem else state.get("epoch", in_name or 0)
-    notes.extend(_about_weights(path.with_suffix(".pth"), state.get("weights_digest")))
+    notes.extend(about_weights(path.with_suffix(".pth"), state.get("weights_digest")))
     base = None
     # What is trained is in the state, the frozen rest in a file of its own.
     if "base" in state:
         base = find_base(state["base"], folder, train.load_model, path)
         shapes = {**read_shapes(base), **shapes}
     return FromState(path, epoch, shapes, state, folder, base)
-
-
-def _about_weights(path: Path, digest: str | None) -> list[str]:
-    """Returns a note when the weights next to a state are not those that were saved with it."""
-    if digest is None or not path.is_file():
-        return []
-    try:
-        same = file_digest(path) == digest
-    except OSError as error:
-        return [f"{path} cannot be read: {error.strerror}; the state next to it is complete"]
-    if same:
-        return []
-    return [f"{path} is damaged or from another save than the state next to it, which is complete"]
-
-
-def _require_unused(folder: Path, stage: int) -> None:
-    """Raises ConfigError when a run that starts anew would write over what an earlier run left."""
-    names = [c.weights or c.state for c in resume_candidates(folder)]
-    names += [state.path for state in list_states(folder)]
-    taken = list(dict.fromkeys(path.name for path in names if path is not None))
-    if stage == 1:
-        taken += [name for name in (INIT,) if (folder / name).exists()]
-    taken += [name for name in (FINAL, BEST) if (folder / name).exists()]
-    if taken:
-        raise ConfigError(
-            f"--train_stage {stage} starts anew, but {folder} already holds {', '.join(taken[:4])};"
-            " choose another --proj_dir, or resume from there with --train_stage 3"
-        )

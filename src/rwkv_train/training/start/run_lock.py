@@ -1,52 +1,65 @@
-"""One run per project folder: `run.lock` names the process that works there.
+"""One run per project folder: `run.lock` names the run that works there and shows that it lives.
 
-The file is locked by the operating system too, which frees it however the process ends. So what a
-killed run left is told from a run that is alive, on one machine by any file system and between
-machines by those that carry locks; where they do not, the file's own words decide.
+The owner is a random id. It touches the file every few seconds, so that its age by the clock of the
+file server tells a run that is alive from one that is dead, whatever host, container or clock looks
+at it. The file is locked by the operating system too, which says so at once where locks reach. Who
+takes over puts a new file in its place: the run before finds that the name is no longer its own,
+and stops before it gives another checkpoint its name.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-import socket
 import sys
+import threading
+import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from socket import gethostname
 from types import TracebackType
+from typing import NamedTuple
 
-from rwkv_train.errors import ConfigError
+from rwkv_train.errors import ConfigError, TrainingError
+from rwkv_train.files import guard, partial_path, unguard
+from rwkv_train.training.start.lock_file import link_once, require_plain
+from rwkv_train.training.start.lock_owner import Owner, boot_id, is_alive, read_owner
 
 if sys.platform != "win32":
     import fcntl
 
 LOCK_FILE = "run.lock"
+# Seconds between the signs of life of a run, and the silence after which it counts as dead.
+HEARTBEAT = 10.0
+STALE = 120.0
+# Seconds between two looks at a silent run, and after taking over, for others that do the same.
+LOOK = 1.0
+SETTLE = 1.0
 
 
-@dataclass(frozen=True)
-class Owner:
-    """The process that works in a folder, and since when (local time, ISO 8601)."""
+class _Sight(NamedTuple):
+    """One look at a lock: which file, its last sign of life (ns), and when we looked (seconds)."""
 
-    process: int
-    host: str
-    since: str
-
-    def __str__(self) -> str:
-        return f"process {self.process} on {self.host}, since {self.since}"
+    file: int
+    touched: int
+    at: float
 
 
 class RunLock:
     """Holds a folder between `acquire` and the end of its `with` block.
 
-    wanted: False in the processes other than the run's first, for which it does nothing.
+    enabled: False in the processes other than the run's first, for which it does nothing.
     """
 
     def __init__(self, folder: Path, *, enabled: bool = True) -> None:
         self._path = folder / LOCK_FILE
         self._enabled = enabled
         self._descriptor: int | None = None
+        self._first_sight: _Sight | None = None
+        self._fault: TrainingError | None = None
+        self._ended = threading.Event()
+        self._heart: threading.Thread | None = None
 
     def __enter__(self) -> RunLock:
         if self._path.parent.is_dir():
@@ -64,78 +77,190 @@ class RunLock:
     def acquire(self) -> None:
         """Takes the folder, which must exist; nothing if it is held already.
 
-        Says so when it takes over from a process that has died. Raises ConfigError when another
-        process has it.
+        Waits for a sign of life of a run that cannot be asked; says so, and when it takes over.
+        Raises ConfigError when another run has the folder.
         """
         if not self._enabled or self._descriptor is not None:
             return
+        own = Owner.of_this_process(datetime.now().isoformat(" ", timespec="seconds"))
+        partial = partial_path(self._path)
         try:
-            self._descriptor = self._open_and_lock()
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                # On a full disk the name is missing, but the folder is taken all the same.
+                with suppress(OSError):
+                    os.pwrite(descriptor, own.to_json(), 0)
+                _lock(descriptor)
+                self._put_in_place(partial, descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            finally:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"--proj_dir {self._path.parent} cannot be written ({error.strerror}); choose a "
                 "folder of your own"
             ) from error
-        own = Owner(
-            os.getpid(), socket.gethostname(), datetime.now().isoformat(" ", timespec="seconds")
-        )
-        # On a full disk the name is missing, but the folder is locked all the same.
-        with suppress(OSError):
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(asdict(own)).encode() + b"\n", 0)
+        self._descriptor = descriptor
+        guard(self._path.parent, self.require_owned)
+        self._heart = threading.Thread(target=self._beat, name="run.lock", daemon=True)
+        self._heart.start()
 
     def release(self) -> None:
         """Gives the folder back."""
         if self._descriptor is None:
             return
+        assert self._heart is not None, "a lock that is held has a heartbeat"
+        self._ended.set()
+        self._heart.join()
+        unguard(self._path.parent)
         # Removed before it is unlocked: whoever opened it in between sees that it is gone.
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if self._is_owned():
+                self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
 
-    def _open_and_lock(self) -> int:
-        while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                locked = _lock(descriptor)
-                # Any other descriptor of the file would drop the lock when it is closed.
-                owner = _owner(os.pread(descriptor, 4096, 0))
-                if locked is not False and self._is_gone(descriptor):
-                    os.close(descriptor)
-                    continue
-                self._require_free(owner, locked)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            return descriptor
+    def require_owned(self) -> None:
+        """Raises TrainingError when the folder is no longer this run's."""
+        if not self._is_owned():
+            raise TrainingError(
+                f"{self._path} is no longer this run's: another run has taken over "
+                f"{self._path.parent} after {STALE:g} s without a sign of life of this one, or the "
+                "file was removed; nothing more is written there"
+            )
 
-    def _is_gone(self, descriptor: int) -> bool:
-        """Tells whether the run that had the file removed it after we opened it."""
+    def fault(self) -> TrainingError | None:
+        """Tells why the run has to stop; None: at the last sign of life the folder was its own."""
+        return self._fault
+
+    def _is_owned(self) -> bool:
+        """Gives a sign of life and tells whether the lock is this run's; OSError: nobody knows."""
+        assert self._descriptor is not None, "a lock that is not held is nobody's"
         try:
-            return self._path.stat().st_ino != os.fstat(descriptor).st_ino
-        except FileNotFoundError:
-            return True
+            # By the clock of whoever keeps the file; the answer brings its attributes, so that
+            # they are fresh on a network too.
+            os.utime(self._descriptor)
+            own = os.fstat(self._descriptor)
+            named = os.lstat(self._path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False
+            raise
+        # Not by reading it: closing a second descriptor would drop the lock.
+        return own.st_nlink > 0 and (own.st_dev, own.st_ino) == (named.st_dev, named.st_ino)
 
-    def _require_free(self, owner: Owner | None, locked: bool | None) -> None:
+    def _beat(self) -> None:
+        """Gives signs of life as long as the lock is this run's."""
+        while not self._ended.wait(HEARTBEAT):
+            # A server that does not answer now may do so the next time.
+            with suppress(OSError):
+                try:
+                    self.require_owned()
+                except TrainingError as error:
+                    self._fault = error
+                    return
+
+    def _put_in_place(self, partial: Path, descriptor: int) -> None:
+        """Gives our file the lock's name, once nobody else has it."""
+        while True:
+            if link_once(partial, self._path):
+                return
+            if self._take_over(partial, descriptor):
+                return
+
+    def _take_over(self, partial: Path, own: int) -> bool:
+        """Takes a dead owner's lock; False: try again, it is gone or its owner may be alive.
+
+        own: the descriptor of our file. Raises ConfigError when the owner lives.
+        """
+        try:
+            require_plain(self._path)
+            # Not waiting: what was a file may be a pipe by now.
+            flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            descriptor = os.open(self._path, flags)
+        except FileNotFoundError:
+            return False
+        try:
+            locked = _lock(descriptor)
+            found = os.fstat(descriptor)
+            owner = read_owner(os.pread(descriptor, 4096, 0)) or Owner()
+            if locked is not False and found.st_nlink == 0:
+                return False
+            if not self._is_dead(owner, locked, found, own):
+                return False
+            print(
+                f"taking over {self._path.parent} from {owner}, which ended without giving it back",
+                flush=True,
+            )
+            # While the old file is locked, so that no other run of this machine does the same.
+            partial.replace(self._path)
+        finally:
+            os.close(descriptor)
+        if owner.boot != boot_id():
+            # Where locks do not reach, two may take over at once; the later rename stays.
+            time.sleep(SETTLE)
+        if os.fstat(own).st_ino != os.lstat(self._path).st_ino:
+            raise ConfigError(
+                f"another run has just taken {self._path.parent} over; wait for its end, or "
+                "choose another --proj_dir"
+            )
+        return True
+
+    def _is_dead(self, owner: Owner, locked: bool | None, found: os.stat_result, own: int) -> bool:
+        """Tells whether an owner is dead; False after a pause when that is not known yet."""
         folder = self._path.parent
         if locked is False:
             raise ConfigError(
-                f"another run works in {folder}: {owner or 'a process that is just starting'}; "
-                "wait for its end, stop it, or choose another --proj_dir"
-            )
-        if owner is None:
-            return
-        if owner.host != socket.gethostname():
-            raise ConfigError(
-                f"another run works in {folder}: {owner}, which cannot be asked from "
-                f"{socket.gethostname()}; if it has ended, remove {self._path} and start again"
-            )
-        if locked is None and _is_alive(owner.process):
-            raise ConfigError(
                 f"another run works in {folder}: {owner}; wait for its end, stop it, or choose "
-                f"another --proj_dir. If that process is no training run, remove {self._path}"
+                "another --proj_dir"
             )
-        print(f"taking over {folder} from {owner}, which ended without giving it back", flush=True)
+        same_machine = owner.boot == boot_id() != ""
+        if locked and (same_machine or not owner.process):
+            # The lock reached its machine, or its writer was killed before it wrote a word.
+            return True
+        if same_machine and owner.in_this_container() and not is_alive(owner.process):
+            return True
+        if not owner.id and owner.process:
+            self._require_known(owner, locked)
+            return True
+        os.utime(own)
+        sight = _Sight(found.st_ino, found.st_mtime_ns, time.monotonic())
+        if self._first_sight is None:
+            self._first_sight = sight
+            print(
+                f"{self._path} names {owner}, which cannot be asked from here: waiting for a sign "
+                f"of life, at most {STALE:g} s",
+                flush=True,
+            )
+        first = self._first_sight
+        if (first.file, first.touched) != (sight.file, sight.touched):
+            raise ConfigError(
+                f"another run works in {folder}: {owner}, which has just shown that it lives; wait "
+                "for its end, stop it, or choose another --proj_dir"
+            )
+        watched, age = sight.at - first.at, (os.fstat(own).st_mtime_ns - sight.touched) / 1e9
+        # A clock may jump: even an old file must stay silent while we look.
+        if watched >= STALE or (age >= STALE and watched >= 1.5 * HEARTBEAT):
+            return True
+        time.sleep(min(LOOK, HEARTBEAT / 4))
+        return False
+
+    def _require_known(self, owner: Owner, locked: bool | None) -> None:
+        """Raises ConfigError for what an older version left, which shows no signs of life."""
+        if owner.host != gethostname():
+            raise ConfigError(
+                f"another run works in {self._path.parent}: {owner}, which cannot be asked from "
+                f"{gethostname()}; if it has ended, remove {self._path} and start again"
+            )
+        if locked is None and is_alive(owner.process):
+            raise ConfigError(
+                f"another run works in {self._path.parent}: {owner}; wait for its end, stop it, or "
+                f"choose another --proj_dir. If that process is no training run, remove "
+                f"{self._path}"
+            )
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -149,26 +274,4 @@ def _lock(descriptor: int) -> bool | None:
         return False
     except OSError:
         return None
-    return True
-
-
-def _owner(content: bytes) -> Owner | None:
-    try:
-        values = json.loads(content)
-        return Owner(int(values["process"]), str(values["host"]), str(values["since"]))
-    except (ValueError, KeyError, TypeError):
-        # Empty: its writer was killed between making and filling it.
-        return None
-
-
-def _is_alive(process: int) -> bool:
-    if os.name != "posix":
-        # There, asking would end the process.
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
     return True

@@ -1,0 +1,227 @@
+"""The ranks of a run from the first to the last: started, met, watched, and ended together.
+
+Whatever ends one of them ends all, with one exit status and one line, which rank zero prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from torch.distributed.distributed_c10d import Store
+
+from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.training.distributed.rank_store import RankFault, RankStore, RemoteRankError
+from rwkv_train.training.distributed.rendezvous import (
+    LateRankError,
+    check_all_there,
+    check_place,
+    connection,
+    meet,
+)
+from rwkv_train.training.distributed.watch import LOST_RANK_ZERO, Watch
+from rwkv_train.training.environment import child_variables, forget, libraries_told
+from rwkv_train.training.launchers.children import Children, own_command
+from rwkv_train.training.launchers.decide import CHILD_VARIABLE
+from rwkv_train.training.launchers.launch import Launch
+
+START_SECONDS = 300.0
+STEP_SECONDS = 1800.0
+INTERRUPTED = "interrupted; the same command resumes from the newest checkpoint"
+# Time to leave: for children, and for ranks elsewhere to learn why.
+_LEAVE_SECONDS = 30.0
+_LEAVE_AFTER_FAULT_SECONDS = 10.0
+# What libraries say when a rank has gone, by which its own words are told from a fault of ours.
+_CONNECTION = re.compile(r"gloo|nccl|connection|peer|store|socket|broken pipe|time[d ]?.?out", re.I)
+
+
+class Ranks:
+    """One process of a run and its way to the others; alone, it has none and needs none.
+
+    launch: the decision; argv: the arguments, for the processes that it starts; seconds: of
+    --dist_timeout, None for the defaults.
+    """
+
+    def __init__(self, launch: Launch, argv: Sequence[str], seconds: float | None = None) -> None:
+        self.launch = launch
+        self.step_seconds = STEP_SECONDS if seconds is None else seconds
+        self._start_seconds = START_SECONDS if seconds is None else seconds
+        self._argv = argv
+        self._store: Callable[[str], Store] | None = None
+        self._children: Children | None = None
+        self._watch: Watch | None = None
+        self._at_leave: list[Callable[[], None]] = []
+        self._telling = threading.Lock()
+        self._told = False
+        self.store = RankStore()
+
+    def run(self, body: Callable[[Ranks], int]) -> int:
+        """Returns the exit status of `body`, that of the fault where any rank has one.
+
+        Alone, what `body` raises is raised.
+        """
+        if self.launch.world_size == 1:
+            return body(self)
+        fault: RankFault | None = None
+        status = 0
+        try:
+            self._start()
+            forget(CHILD_VARIABLE)
+            with libraries_told(self.launch.variables()):
+                status = body(self)
+        except RemoteRankError as error:
+            # One that was told in a collective call is not in the store yet.
+            told = error.fault
+            fault = self._report(told.message, told.status, told.rank, told.host)
+        except LateRankError as error:
+            # A run that goes well is not to end because of it.
+            fault = RankFault(0, "", str(error), exit_status(error))
+            self._tell(fault)
+            return fault.status
+        except KeyboardInterrupt:
+            fault = self._report(INTERRUPTED, 130)
+        except TrainerError as error:
+            fault = self._own(error)
+        # Anything: the other ranks wait for this one.
+        except Exception as error:
+            fault = self._cause(error)
+        return self._end(status, fault)
+
+    def connection(self, name: str) -> Store:
+        """Returns a connection of its own to the store of the run."""
+        assert self._store is not None, "a rank alone has no store"
+        return self._store(name)
+
+    def all_there(self) -> None:
+        """Returns once all ranks have come this far. Collective; raises as `check_all_there`."""
+        if self.launch.world_size > 1:
+            check_all_there(self.store, self.connection("place"), self.launch)
+
+    def at_leave(self, call: Callable[[], None]) -> None:
+        """Keeps a call for the case that this process must leave while its main thread waits."""
+        self._at_leave.append(call)
+
+    def _start(self) -> None:
+        """Meets the others, starting those of this machine; raises TrainerError."""
+        launch = self.launch
+        if launch.starts_children:
+            print(f"starting {launch.local_size} processes ...", file=sys.stderr, flush=True)
+        base, beginning = meet(launch, self._start_seconds)
+        self._store = lambda name: connection(base, beginning, name)
+        if launch.main_port == 0:
+            launch = self.launch = replace(launch, main_port=base.port)
+        self.store = self._rank_store()
+        check_place(self.store, self.connection("place"), launch)
+        if launch.starts_children:
+            told = [launch.child(local, os.getpid()) for local in range(1, launch.local_size)]
+            self._children = Children(
+                own_command(self._argv),
+                {
+                    child.rank: child_variables(
+                        {**child.variables(), CHILD_VARIABLE: child.to_json()}
+                    )
+                    for child in told
+                },
+            )
+        self._watch = Watch(
+            self._rank_store(),
+            self.connection("watch"),
+            self._children,
+            self._forced,
+            self.step_seconds,
+        )
+
+    def _rank_store(self) -> RankStore:
+        launch = self.launch
+        return RankStore(
+            self.connection("ranks"),
+            rank=launch.rank,
+            world_size=launch.world_size,
+            host=socket.gethostname(),
+            machines=launch.num_nodes,
+            seconds=self.step_seconds,
+            start_seconds=self._start_seconds,
+            announces=launch.local_rank == 0,
+        )
+
+    def _own(self, error: TrainerError) -> RankFault:
+        """Returns the fault to tell for an error of this rank, which others may have too."""
+        fault = self._report(error.in_one_line(), exit_status(error))
+        if self.launch.rank == 0 and fault.status == exit_status(error):
+            # All ranks meet most faults, and the name of the fastest helps nobody.
+            return replace(fault, rank=0, message=error.in_one_line())
+        return fault
+
+    def _report(
+        self, message: str, status: int, rank: int | None = None, host: str | None = None
+    ) -> RankFault:
+        with suppress(RuntimeError):
+            if self.store.world_size > 1:
+                return self.store.report(message, status, rank, host)
+        # There is no store, or none any more: one process tells its own machine.
+        fault = RankFault(0, "", message, status)
+        if self._speaks():
+            self._tell(fault)
+        return fault
+
+    def _cause(self, error: Exception) -> RankFault:
+        """Returns the fault behind an exception, which may be another rank's that has gone."""
+        if self._watch is not None and _CONNECTION.search(f"{type(error).__name__} {error}"):
+            fault = self._watch.fault(4.0 if self.launch.rank == 0 else 8.0)
+            if fault is not None:
+                return fault
+            silent = self._watch.silent_ranks(3.0)
+            if silent:
+                lost = "does not answer any more: it was killed, or the connection broke"
+                return self._report(lost, 1, rank=silent[0])
+        traceback.print_exception(error)
+        return self._report(f"{type(error).__name__}: {error}".splitlines()[0], 1)
+
+    def _end(self, status: int, fault: RankFault | None) -> int:
+        """Leaves the others and returns the exit status."""
+        if fault is not None:
+            status = fault.status
+            self._tell_if_first(fault)
+        if self._watch is not None:
+            self._watch.stop()
+        with suppress(RuntimeError):
+            seconds = _LEAVE_SECONDS if fault is None else _LEAVE_AFTER_FAULT_SECONDS
+            # The others need the store to learn why they leave.
+            self.store.leave(seconds if self.launch.rank == 0 else 0)
+        if self._children is not None:
+            self._children.wait(_LEAVE_SECONDS)
+        return status
+
+    def _tell_if_first(self, fault: RankFault) -> None:
+        if self.launch.rank == 0 or (fault.message == LOST_RANK_ZERO and self._speaks()):
+            self._tell(fault)
+
+    def _tell(self, fault: RankFault) -> None:
+        """Prints a fault, once."""
+        with self._telling:
+            if not self._told:
+                self._told = True
+                kind = "" if fault.message == INTERRUPTED else "error: "
+                print(f"{kind}{fault}", file=sys.stderr, flush=True)
+
+    def _forced(self, fault: RankFault) -> None:
+        """Does what cannot wait for the main thread: finishes a save, tells the fault."""
+        for call in self._at_leave:
+            call()
+        self._tell_if_first(fault)
+        with suppress(RuntimeError):
+            self.store.leave(_LEAVE_AFTER_FAULT_SECONDS if self.launch.rank == 0 else 0)
+        if self._children is not None:
+            self._children.wait(_LEAVE_AFTER_FAULT_SECONDS)
+
+    def _speaks(self) -> bool:
+        """Tells whether this process is the one of its machine that speaks without rank zero."""
+        launch = self.launch
+        return launch.rank == 0 or launch.local_rank == (1 if launch.node_rank == 0 else 0)

@@ -1,0 +1,331 @@
+"""Who this process is follows from variables and flags, or is refused in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rwkv_train.errors import ConfigError
+from rwkv_train.training.launchers.decide import CHILD_VARIABLE, decide
+from rwkv_train.training.launchers.launch import Launch
+from rwkv_train.training.launchers.readers import first_host
+
+PLACE = {"MASTER_ADDR": "one", "MASTER_PORT": "4000"}
+
+
+def torchrun(rank: int, world: int, local: int, local_size: int, **more: str) -> dict[str, str]:
+    return {
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(local),
+        "LOCAL_WORLD_SIZE": str(local_size),
+        "GROUP_RANK": str(rank // local_size),
+        **PLACE,
+        **more,
+    }
+
+
+def task(rank: int, tasks: int, local: int, node: int = 0, **more: str) -> dict[str, str]:
+    return {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": str(tasks),
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(local),
+        "SLURM_NODEID": str(node),
+        **more,
+    }
+
+
+BATCH = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+DEEPSPEED = {
+    **{"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"},
+    **{"CROSS_RANK": "1", "CROSS_SIZE": "2"},
+    **PLACE,
+}
+
+
+def mpi(rank: int, size: int, local: int, local_size: int, **more: str) -> dict[str, str]:
+    return {
+        "OMPI_COMM_WORLD_RANK": str(rank),
+        "OMPI_COMM_WORLD_SIZE": str(size),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(local),
+        "OMPI_COMM_WORLD_LOCAL_SIZE": str(local_size),
+        "OMPI_COMM_WORLD_NODE_RANK": str(local),
+        **more,
+    }
+
+
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+NODES = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[07-08]"}
+ONE_EACH = "srun (one a machine) and this program"
+EACH_TWO = {**NODES, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+
+# variables, --devices, --num_nodes; launcher, world, rank, local rank, machine, machines, starts
+RIGHT: list[tuple[dict[str, str], int | None, int | None, tuple[Any, ...]]] = [
+    ({}, None, None, ("this program", 1, 0, 0, 0, 1, False)),
+    ({}, 2, None, ("this program", 2, 0, 0, 0, 1, True)),
+    ({}, 2, 1, ("this program", 2, 0, 0, 0, 1, True)),
+    ({"RANK": "", "WORLD_SIZE": " "}, 2, None, ("this program", 2, 0, 0, 0, 1, True)),
+    ({"NODE_RANK": "0"}, 2, None, ("this program", 2, 0, 0, 0, 1, True)),
+    (PLACE, 2, None, ("this program", 2, 0, 0, 0, 1, True)),
+    ({**PLACE, "NODE_RANK": "1"}, 2, 3, ("this program", 6, 2, 0, 1, 3, True)),
+    ({**PLACE, "GROUP_RANK": "2"}, 1, 3, ("this program", 3, 2, 0, 2, 3, False)),
+    ({**PLACE, "LOCAL_RANK": "1"}, 2, None, ("LOCAL_RANK", 2, 1, 1, 0, 1, False)),
+    (
+        {**PLACE, "LOCAL_RANK": "1", "NODE_RANK": "1", "WORLD_SIZE": "4"},
+        2,
+        2,
+        ("LOCAL_RANK", 4, 3, 1, 1, 2, False),
+    ),
+    (torchrun(1, 2, 1, 2), None, None, ("torchrun", 2, 1, 1, 0, 1, False)),
+    (torchrun(1, 2, 1, 2), 2, 1, ("torchrun", 2, 1, 1, 0, 1, False)),
+    (torchrun(3, 4, 1, 2), None, None, ("torchrun", 4, 3, 1, 1, 2, False)),
+    (torchrun(3, 4, 1, 2), 2, 2, ("torchrun", 4, 3, 1, 1, 2, False)),
+    (torchrun(0, 1, 0, 1), None, None, ("torchrun", 1, 0, 0, 0, 1, False)),
+    # torchrun on each machine of a job, started by srun
+    ({**task(1, 2, 0, 1), **torchrun(3, 4, 1, 2)}, 2, 2, ("torchrun", 4, 3, 1, 1, 2, False)),
+    (DEEPSPEED, None, None, ("DeepSpeed's launcher", 4, 2, 0, 1, 2, False)),
+    (DEEPSPEED, 2, 2, ("DeepSpeed's launcher", 4, 2, 0, 1, 2, False)),
+    (
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        None,
+        None,
+        ("RANK and WORLD_SIZE", 2, 1, 1, 0, 1, False),
+    ),
+    (
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **PLACE},
+        None,
+        2,
+        ("RANK and WORLD_SIZE", 2, 1, 0, 1, 2, False),
+    ),
+    (task(1, 2, 1), None, None, ("srun", 2, 1, 1, 0, 1, False)),
+    (task(1, 2, 1), 2, None, ("srun", 2, 1, 1, 0, 1, False)),
+    (task(3, 4, 1, 1, **EACH_TWO), None, None, ("srun", 4, 3, 1, 1, 2, False)),
+    # tasks dealt out in turn: the rank does not follow from machine and local rank
+    (task(3, 4, 1, 1, **EACH_TWO), 2, 2, ("srun", 4, 3, 1, 1, 2, False)),
+    (
+        task(1, 2, 0, 1, **NODES),
+        4,
+        2,
+        ("srun (one a machine) and this program", 8, 4, 0, 1, 2, True),
+    ),
+    (task(0, 1, 0), 2, None, ("this program", 2, 0, 0, 0, 1, True)),
+    ({**BATCH, "SLURM_NTASKS": "1"}, 2, None, ("this program", 2, 0, 0, 0, 1, True)),
+    ({**BATCH, "SLURM_NTASKS": "2"}, 2, None, ("this program", 2, 0, 0, 0, 1, True)),
+    ({**BATCH, "SLURM_NTASKS": "2"}, None, None, ("this program", 1, 0, 0, 0, 1, False)),
+    # the batch script and the shell of salloc have steps of their own in newer releases
+    (
+        {**BATCH, "SLURM_STEP_ID": "4294967291", "SLURM_NTASKS": "2"},
+        2,
+        None,
+        ("this program", 2, 0, 0, 0, 1, True),
+    ),
+    (
+        {
+            **BATCH,
+            "SLURM_STEP_ID": "4294967290",
+            "SLURM_NTASKS": "2",
+            "SLURM_JOB_NAME": "interactive",
+        },
+        2,
+        None,
+        ("this program", 2, 0, 0, 0, 1, True),
+    ),
+    # srun --pty bash
+    (task(0, 1, 0, SLURM_PTY_PORT="40000"), 2, None, ("this program", 2, 0, 0, 0, 1, True)),
+    (mpi(1, 2, 1, 2), None, None, ("Open MPI", 2, 1, 1, 0, 1, False)),
+    (mpi(1, 2, 1, 2), 2, 1, ("Open MPI", 2, 1, 1, 0, 1, False)),
+    (mpi(3, 4, 1, 2, **PLACE), None, None, ("Open MPI", 4, 3, 1, 1, 2, False)),
+    # mpirun as a task of srun's
+    ({**task(0, 1, 0), **mpi(1, 2, 1, 2)}, 2, None, ("Open MPI", 2, 1, 1, 0, 1, False)),
+    # a script that copies them
+    (
+        {**mpi(1, 2, 1, 2), "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        2,
+        None,
+        ("RANK and WORLD_SIZE", 2, 1, 1, 0, 1, False),
+    ),
+    (HYDRA, None, None, ("mpiexec", 2, 1, 1, 0, 1, False)),
+    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 2, None, ("PMI", 2, 1, 1, 0, 1, False)),
+    (
+        {
+            **{"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"},
+            **{"MV2_COMM_WORLD_LOCAL_RANK": "1", "MV2_COMM_WORLD_LOCAL_SIZE": "2"},
+        },
+        None,
+        None,
+        ("MVAPICH", 2, 1, 1, 0, 1, False),
+    ),
+    (
+        {
+            **{"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"},
+            **{"JSM_NAMESPACE_LOCAL_RANK": "1", "JSM_NAMESPACE_LOCAL_SIZE": "2"},
+        },
+        None,
+        None,
+        ("jsrun", 2, 1, 1, 0, 1, False),
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "devices", "num_nodes", "expected"), RIGHT)
+def test_the_decision_is_the_launchers_or_our_own(
+    variables: dict[str, str], devices: int | None, num_nodes: int | None, expected: tuple[Any, ...]
+):
+    found = decide(variables, devices, num_nodes)
+    assert expected == (
+        found.launcher,
+        found.world_size,
+        found.rank,
+        found.local_rank,
+        found.node_rank,
+        found.num_nodes,
+        found.starts_children,
+    )
+
+
+# variables, --devices, --num_nodes, words of the line
+WRONG: list[tuple[dict[str, str], int | None, int | None, tuple[str, ...]]] = [
+    ({"RANK": "1"}, None, None, ("RANK=1", "without WORLD_SIZE and LOCAL_RANK", "unset RANK")),
+    ({"WORLD_SIZE": "4"}, None, None, ("WORLD_SIZE=4", "unset WORLD_SIZE")),
+    ({"LOCAL_RANK": "0"}, None, None, ("LOCAL_RANK=0", "unset LOCAL_RANK")),
+    ({"LOCAL_RANK": "1"}, 2, None, ("LOCAL_RANK=1", "unset LOCAL_RANK")),
+    ({"LOCAL_RANK": "0", **PLACE}, 1, None, ("LOCAL_RANK=0", "unset LOCAL_RANK")),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, 2, None, ("without LOCAL_RANK", "set LOCAL_RANK too")),
+    ({"RANK": "abc"}, None, None, ("RANK='abc'", "not a whole number", "unset RANK")),
+    ({"RANK": "-1"}, None, None, ("RANK='-1'", "unset RANK")),
+    ({"LOCAL_RANK": "1.0"}, None, None, ("LOCAL_RANK='1.0'",)),
+    ({"NODE_RANK": "1"}, None, None, ("NODE_RANK=1", "--num_nodes", "unset NODE_RANK")),
+    ({"GROUP_RANK": "1"}, 2, 1, ("GROUP_RANK=1", "unset GROUP_RANK")),
+    ({"NODE_RANK": "x"}, None, None, ("NODE_RANK='x'",)),
+    ({"NODE_RANK": "1", "GROUP_RANK": "0", **PLACE}, 1, 2, ("NODE_RANK=1", "GROUP_RANK=0")),
+    ({}, 1, 2, ("MASTER_ADDR", "set it on all")),
+    (PLACE, 1, 2, ("--num_nodes 2 needs NODE_RANK", "srun, torchrun or mpirun")),
+    ({**PLACE, "NODE_RANK": "2"}, 1, 2, ("NODE_RANK is 2", "0 to 1")),
+    ({**PLACE, "MASTER_PORT": "70000", "NODE_RANK": "0"}, 1, 2, ("MASTER_PORT=70000", "65535")),
+    ({**PLACE, "MASTER_PORT": "0", "NODE_RANK": "0"}, 1, 2, ("MASTER_PORT=0",)),
+    ({**PLACE, "MASTER_PORT": "http", "NODE_RANK": "0"}, 1, 2, ("MASTER_PORT='http'",)),
+    ({**PLACE, "LOCAL_RANK": "0"}, 2, 2, ("NODE_RANK",)),
+    ({**PLACE, "LOCAL_RANK": "2"}, 2, None, ("the rank is 2",)),
+    ({**PLACE, "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, 2, None, ("WORLD_SIZE=4", "it is 2")),
+    (torchrun(1, 2, 1, 2), 3, None, ("torchrun", "2 process(es)", "--devices 3", "leave")),
+    (torchrun(1, 2, 1, 2), 1, None, ("--devices 1", "--nproc_per_node 1")),
+    (torchrun(1, 2, 1, 2), 1, 2, ("--devices 1 --num_nodes 2", "--nnodes 2")),
+    (torchrun(0, 1, 0, 1), 2, None, ("--devices 2", "--nproc_per_node 2")),
+    (torchrun(2, 2, 1, 2), None, None, ("the rank is 2",)),
+    (torchrun(0, 3, 0, 2), None, None, ("every machine needs as many",)),
+    (torchrun(0, 2, 0, 2, WORLD_SIZE=""), None, None, ("WORLD_SIZE is not set",)),
+    (torchrun(0, 2, 0, 2, WORLD_SIZE="two"), None, None, ("WORLD_SIZE='two'",)),
+    ({**DEEPSPEED, "MASTER_ADDR": ""}, None, None, ("MASTER_ADDR",)),
+    (DEEPSPEED, 4, None, ("DeepSpeed's launcher", "--devices 4", "--num_gpus 4")),
+    (
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **PLACE},
+        None,
+        None,
+        ("--devices and --num_nodes",),
+    ),
+    (task(1, 2, 1), 4, None, ("srun", "--devices 4", "--ntasks-per-node 4")),
+    (task(1, 2, 1), 1, None, ("--devices 1",)),
+    (task(1, 2, 1), 1, 2, ("--num_nodes 2",)),
+    (task(3, 2, 1), None, None, ("the rank is 3",)),
+    (task(1, 2, 1, SLURM_LOCALID="one"), None, None, ("SLURM_LOCALID='one'",)),
+    (task(1, 2, 1, SLURM_LOCALID=""), None, None, ("SLURM_LOCALID is not set",)),
+    (task(0, 3, 0, **NODES, SLURM_STEP_TASKS_PER_NODE="2,1"), None, None, ("2,1", "ntasks")),
+    (task(0, 2, 0, **{**NODES, "SLURM_STEP_NODELIST": ""}), None, None, ("MASTER_ADDR",)),
+    ({**task(1, 2, 1), "RANK": "0"}, None, None, ("RANK=0", "srun", "it is 1")),
+    (
+        {**task(1, 2, 1), "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        None,
+        None,
+        ("RANK=0 contradicts srun",),
+    ),
+    (mpi(1, 2, 1, 2), 4, None, ("Open MPI", "--devices 4", "mpirun -n 4")),
+    (mpi(3, 4, 1, 2), None, None, ("MASTER_ADDR",)),
+    (mpi(2, 2, 1, 2), None, None, ("the rank is 2",)),
+    (mpi(1, 2, 2, 2), None, None, ("the local rank is 2",)),
+    ({**mpi(1, 2, 1, 2), "WORLD_SIZE": "4"}, None, None, ("WORLD_SIZE=4", "Open MPI")),
+    ({"OMPI_COMM_WORLD_RANK": "1"}, None, None, ("OMPI_COMM_WORLD_SIZE is not set",)),
+    ({**HYDRA, "PMI_SIZE": "-2"}, None, None, ("PMI_SIZE='-2'",)),
+    ({"PMIX_RANK": "1"}, None, None, ("PMIX_RANK=1", "unset PMIX_RANK")),
+]
+
+
+@pytest.mark.parametrize(("variables", "devices", "num_nodes", "words"), WRONG)
+def test_contradictions_and_half_a_description_are_refused_in_one_line(
+    variables: dict[str, str], devices: int | None, num_nodes: int | None, words: tuple[str, ...]
+):
+    with pytest.raises(ConfigError) as refused:
+        decide(variables, devices, num_nodes)
+    line = str(refused.value)
+    assert "\n" not in line
+    for word in words:
+        assert word in line
+
+
+def test_all_tasks_of_a_job_work_out_one_place_to_meet():
+    tasks = [task(rank, 4, rank % 2, rank // 2, **EACH_TWO) for rank in range(4)]
+    (place,) = {(found.main_address, found.main_port) for found in (decide(t, 2, 2) for t in tasks)}
+    assert place[0] == "gpu07"
+    other = decide({**tasks[0], "SLURM_JOB_ID": "78"}, 2, 2)
+    assert other.main_port != place[1]
+    assert decide({**tasks[0], **PLACE}, 2, 2).main_address == "one"
+
+
+def test_processes_of_open_mpi_meet_where_no_other_job_does():
+    jobs = [decide(mpi(0, 2, 0, 2, PMIX_NAMESPACE=name), 2, 1) for name in ("a", "a", "b")]
+    assert jobs[0].main_port == jobs[1].main_port != jobs[2].main_port
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        ("gpu1", "gpu1"),
+        ("gpu1,gpu2", "gpu1"),
+        ("gpu[07-09,12]", "gpu07"),
+        ("gpu[7,9]-ib,other", "gpu7-ib"),
+        ("rack2-gpu[001-016].cluster", "rack2-gpu001.cluster"),
+    ],
+)
+def test_the_first_machine_of_slurms_list_is_the_place_to_meet(names: str, first: str):
+    assert first_host(names) == first
+
+
+def test_torchruns_restart_and_its_own_store_are_known():
+    found = decide(torchrun(0, 2, 0, 2, TORCHELASTIC_RESTART_COUNT="3"), None, None)
+    assert (found.attempt, found.agent_store) == (3, True)
+    shared = {"TORCHELASTIC_USE_AGENT_STORE": "False"}
+    assert not decide(torchrun(0, 2, 0, 2, **shared), None, None).agent_store
+
+
+def test_what_is_ignored_is_told():
+    (note,) = decide({**BATCH, "SLURM_NTASKS": "2"}, 2, None).notes
+    assert "SLURM_NTASKS=2" in note and "srun did not start this process" in note
+    (note,) = decide(task(0, 1, 0, SLURM_JOB_ID="", SLURM_NTASKS=""), 2, None).notes
+    assert "srun started one process" in note
+    (note,) = decide(PLACE, 2, None).notes
+    assert "MASTER_ADDR is ignored" in note
+    assert decide({}, 2, None).notes == ()
+
+
+def test_devices_are_counted_only_where_nobody_says_how_many():
+    assert decide({}, None, None, lambda: 8).world_size == 8
+    assert decide({}, 2, None, lambda: 8).world_size == 2
+    assert decide(torchrun(0, 2, 0, 2), None, None, lambda: 8).world_size == 2
+
+
+def test_a_child_is_what_its_parent_told_it():
+    told = Launch("this program", world_size=2, rank=1, local_rank=1, local_size=2, notes=("a",))
+    assert decide({CHILD_VARIABLE: told.to_json(), "RANK": "7"}, 2, None) == told
+
+
+def test_the_header_tells_the_decision():
+    assert decide({}, None, None).describe() == "1"
+    assert decide({}, 2, None).describe() == "2, started by this program"
+    told = decide(torchrun(3, 4, 1, 2), None, None).describe()
+    assert told == "4, started by torchrun: 2 machines with 2 each, which meet at one:4000"

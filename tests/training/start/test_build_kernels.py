@@ -1,0 +1,83 @@
+"""Kernels are built before ranks start, and the header says who serves each operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rwkv_train.errors import BackendError
+from rwkv_train.ops.backends.dispatch import Refusal
+from rwkv_train.ops.token_shift import native as token_shift_native
+from rwkv_train.ops.wkv6 import native as wkv6_native
+from rwkv_train.training.start import build_kernels
+from rwkv_train.training.start.build_kernels import build_for, describe_operators
+from tests.config.resolving import MINIPILE, but, resolved
+
+SHAPE = "--rwkv_version 6 --n_layer 2 --n_embd 64 --micro_bsz 2"
+CPU = f"{SHAPE} --accelerator cpu --precision fp32"
+GPU = f"{SHAPE} --accelerator gpu --precision bf16"
+OLD_NVCC = Refusal("nvcc is for CUDA 12.4\n  install the CUDA toolkit 13.0", kind="build")
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Lets the project's own kernels refuse every call."""
+    monkeypatch.setattr(wkv6_native, "refuses", lambda call: OLD_NVCC)
+    monkeypatch.setattr(token_shift_native, "refuses", lambda call: OLD_NVCC)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A card that no kernel is run on."""
+    monkeypatch.setattr(build_kernels, "card_of", lambda device: f"made-up {device.type}")
+    monkeypatch.setattr("rwkv_train.ops.backends.measurements.card_of", lambda device: "sm_90")
+    return but(MINIPILE, gpu_count=1, gpu_has_bf16=True)
+
+
+def test_every_operator_is_asked_for_the_call_of_the_run(monkeypatch):
+    asked = []
+    for native in (wkv6_native, token_shift_native):
+        monkeypatch.setattr(native, "refuses", asked.append)
+    found = build_for(resolved(f"{CPU} --head_size_a 32")[0])
+    assert [(one.operator, one.backend, one.architecture) for one in found] == [
+        ("wkv6", "native", "cpu"),
+        ("token_shift", "native", "cpu"),
+    ]
+    wkv, shift = asked
+    assert (wkv.batch, wkv.time, wkv.heads, wkv.head_size) == (2, 512, 2, 32)
+    assert wkv.needs_grad and wkv.dtype == torch.float32
+    assert (shift.heads, shift.head_size) == (64, 1)
+
+
+def test_the_header_has_a_line_for_each_operator():
+    found = build_for(resolved(CPU)[0])
+    lines = describe_operators(found, "cpu")
+    assert [name for name, _ in lines[:2]] == ["operator", "operator"]
+    assert lines[0][1].startswith("wkv6: ")
+
+
+def test_a_gpu_without_its_kernels_is_told_loudly_in_one_line_each(refusing, card, caplog):
+    config = resolved(GPU, card)[0]
+    lines = describe_operators(build_for(config), "gpu")
+    assert lines[0] == ("operator", "wkv6: chunked, made-up cuda")
+    (name, text), _ = lines[2:]
+    assert name == "WARNING"
+    assert text.startswith("wkv6 runs on THE GPU without its kernel, several times slower, because")
+    assert text.endswith("nvcc is for CUDA 12.4 install the CUDA toolkit 13.0")
+    assert not caplog.records, "the header tells it, once"
+
+
+def test_a_cpu_without_its_kernels_gets_a_note(refusing):
+    lines = describe_operators(build_for(resolved(CPU)[0]), "cpu")
+    assert [name for name, _ in lines] == ["operator", "operator", "note", "note"]
+
+
+def test_another_backend_by_name_is_no_news():
+    found = build_for(resolved(f"{CPU} --wkv_backend chunked")[0])
+    assert found[0].backend == "chunked"
+    assert describe_operators(found, "cpu")[2:] == []
+
+
+def test_a_backend_by_name_that_cannot_serve_is_refused(refusing):
+    with pytest.raises(BackendError, match="backend 'native' was asked for"):
+        build_for(resolved(f"{CPU} --wkv_backend native")[0])
