@@ -21,8 +21,9 @@ ARROWS = """\
 checkpoint.adapter_files: weights
 checkpoint.merge: adapter_files number_formats weights
 checkpoint.resume: digest names space
-checkpoint.retention: names resume
-checkpoint.weights: fit_weights hf_names space
+checkpoint.retention: digest names resume
+checkpoint.weights: checkpoint_kind fit_weights hf_names provenance space weight_folder
+    weight_keys
 config.check: limits machine_schema mixture_list resume_rules run_length schema sections
     versions
 config.choices: versions

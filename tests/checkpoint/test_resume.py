@@ -13,28 +13,9 @@ import torch
 from rwkv_train.checkpoint import space
 from rwkv_train.checkpoint.digest import content_digest, file_digest
 from rwkv_train.checkpoint.resume import list_states, load_state, save_state
-from rwkv_train.checkpoint.retention import Retention
 from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.errors import CheckpointError
-
-
-def state(step: int, **more: object) -> dict:
-    """A small training state; 10 tokens a step."""
-    weights = {"a": torch.arange(6.0).reshape(2, 3) + step, "b": torch.tensor(0.1)}
-    moments = {name: torch.ones_like(value) for name, value in weights.items()}
-    return {
-        "step": step,
-        "tokens_per_step": 10,
-        "weights": weights,
-        "optimizer": "adam",
-        "moments": {"exp_avg": moments, "exp_avg_sq": moments},
-        "optimizer_steps": step,
-        "rng": [{"cpu": torch.get_rng_state()}],
-        "epoch_loss_sum": 0.1 + 0.2,
-        "config": "train:\n  x: 1\n",
-        "scaler": None,
-        **more,
-    }
+from tests.checkpoint.small_states import small_state as state
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path):
@@ -143,34 +124,6 @@ def test_states_are_ordered_by_their_place_in_the_data(tmp_path: Path):
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def test_the_newest_and_every_nth_are_kept(tmp_path: Path):
-    for step in range(5, 55, 5):
-        save_state(tmp_path / f"rwkv-step-{step}.state", state(step))
-    save_state(tmp_path / "rwkv-final.state", state(1))
-    (tmp_path / "rwkv-3.state").write_bytes(b"unreadable")
-    for epoch in range(5):
-        save_weights(tmp_path / f"rwkv-{epoch}.pth", {"a": torch.ones(1)}, torch.float32)
-    newest = tmp_path / "rwkv-step-45.state"
-    Retention(last=2, every=20, last_weights=None, epoch_steps=10).apply(tmp_path, newest)
-    # 50 is further than the newest written: it was passed over when the run went on
-    assert names(tmp_path) == {
-        "rwkv-step-50.state",
-        "rwkv-step-45.state",
-        "rwkv-step-40.state",
-        "rwkv-step-20.state",
-        "rwkv-final.state",
-        "rwkv-3.state",
-        *(f"rwkv-{epoch}.pth" for epoch in range(5)),
-    }
-    # mini-epochs 1 and 3 end at steps 20 and 40
-    Retention(last=1, every=20, last_weights=1, epoch_steps=10).apply(tmp_path, newest)
-    assert {name for name in names(tmp_path) if name.endswith(".pth")} == {
-        "rwkv-1.pth",
-        "rwkv-3.pth",
-        "rwkv-4.pth",
-    }
 
 
 def test_a_full_disk_is_noticed_before_a_byte_is_written(

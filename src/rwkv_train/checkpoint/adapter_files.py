@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv_train.checkpoint.weights import load_weights, save_weights
+from rwkv_train.checkpoint.weights import load_tensors, save_weights
 from rwkv_train.errors import CheckpointError
 from rwkv_train.files import write_atomically
 
@@ -148,7 +148,7 @@ def load_adapter(path: Path) -> Adapter:
     """
     if path.is_dir():
         path = path / "adapter_model.safetensors"
-    tensors = {name.removeprefix(_PREFIX): value for name, value in load_weights(path).items()}
+    tensors = {name.removeprefix(_PREFIX): value for name, value in load_tensors(path).items()}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     lengths: dict[str, Tensor] = {}
     whole: dict[str, Tensor] = {}

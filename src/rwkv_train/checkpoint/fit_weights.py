@@ -122,14 +122,17 @@ def _complaint(
     ]
     if shapes:
         lines.append(f"  of another shape: {_listed(shapes)}")
-    lines += [f"  {hint}" for hint in _hints(model_state, loaded, unexpected, lost_layers, partial)]
+    hints = _hints(model_state, loaded, required, unexpected, misshaped, lost_layers, partial)
+    lines += [f"  {hint}" for hint in hints]
     return "\n".join(lines)
 
 
 def _hints(
     model_state: Mapping[str, Tensor],
     loaded: Mapping[str, Tensor],
+    required: Sequence[str],
     unexpected: Sequence[str],
+    misshaped: Sequence[str],
     lost_layers: Sequence[str],
     partial: bool,
 ) -> list[str]:
@@ -151,7 +154,8 @@ def _hints(
     # A wrong size explains everything else: further advice would only lead away from it.
     if hints:
         return hints
-    if not unexpected and not lost_layers and not partial:
+    # Nothing fills a tensor of another shape.
+    if required and not (unexpected or misshaped or lost_layers or partial):
         hints.append("--load_partial 1 fills what is missing with fresh initial values")
     hints.append(
         "leave --rwkv_version and the size flags out: they are then read from the checkpoint"

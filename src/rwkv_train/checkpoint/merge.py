@@ -68,7 +68,7 @@ def _merge(a: argparse.Namespace) -> None:
 
     from rwkv_train.checkpoint.adapter_files import load_adapter, merge_adapter
     from rwkv_train.checkpoint.number_formats import DTYPES
-    from rwkv_train.checkpoint.weights import load_weights, save_weights
+    from rwkv_train.checkpoint.weights import load_tensors, load_weights, save_weights
 
     out, change = Path(a.out), Path(a.change)
     # Before the models are read, so that gigabytes are not read in vain.
@@ -77,7 +77,7 @@ def _merge(a: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         raise CheckpointError(f"{out.parent} is no folder; create it or choose another name")
     base = load_weights(a.base)
-    states = {} if change.is_dir() else _states_of(load_weights(change))
+    states = {} if change.is_dir() else _states_of(load_tensors(change))
     if states:
         expected = {name.split(".")[1] for name in base if name.startswith("blocks.")}
         if {name.split(".")[1] for name in states} != expected:

@@ -47,6 +47,7 @@ class StateFile:
     """A training state and where in the data it stands; nothing of it is verified yet.
 
     position: tokens trained on, None when that cannot be read; then `fault` says why.
+    digest: the one it names, by which a copy is told from another state of the same step.
     other_format: written by another version, as it seems; its position is not known then.
     """
 
@@ -54,6 +55,7 @@ class StateFile:
     position: int | None
     step: int = 0
     fault: str = ""
+    digest: str = ""
     other_format: bool = False
 
 
@@ -62,15 +64,16 @@ def state_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(STATE_SUFFIX)
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, state: dict[str, Any]) -> str:
     """Writes a training state (nested dicts of tensors and plain values) atomically.
 
-    Raises CheckpointError; what was at `path` before is then unchanged.
+    Returns its digest. Raises CheckpointError; what was at `path` before is then unchanged.
     """
     require_space(path, state)
     content = {"format": FORMAT, **state}
     # Of the content without this key, which `load_state` takes out again to compare.
-    content["digest"] = content_digest(content)
+    digest = content_digest(content)
+    content["digest"] = digest
     try:
         # A handle, because given a path torch writes its name into the file.
         with replacing(path) as partial, partial.open("wb") as file:
@@ -80,6 +83,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             f"cannot write {path}: {short_reason(error)}; free the disk or choose another "
             "--proj_dir. What was there before is unchanged"
         ) from error
+    return digest
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -173,7 +177,8 @@ def list_states(folder: Path) -> list[StateFile]:
             step = int(content["step"])
             # In tokens, since runs of another batch size may have left states here.
             position = step * int(content.get("tokens_per_step", 1))
-            found.append(StateFile(path, position, step))
+            digest = str(content.get("digest", ""))
+            found.append(StateFile(path, position, step, digest=digest))
         except CheckpointError as error:
             other = isinstance(error, StateFormatError)
             found.append(StateFile(path, None, fault=str(error), other_format=other))

@@ -18,53 +18,91 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rwkv_train.checkpoint.checkpoint_kind import checkpoint_kind
 from rwkv_train.checkpoint.fit_weights import FitReport, fit_weights
 from rwkv_train.checkpoint.hf_names import checkpoint_keys
+from rwkv_train.checkpoint.provenance import write_about
 from rwkv_train.checkpoint.space import require_space
+from rwkv_train.checkpoint.weight_folder import adapter_message, weight_files
+from rwkv_train.checkpoint.weight_keys import find_model, is_adapter_file, without_wrappers
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import replacing
 
-__all__ = ["FitReport", "fit_weights", "load_weights", "read_shapes", "save_weights"]
+__all__ = [
+    "FitReport",
+    "fit_weights",
+    "load_tensors",
+    "load_weights",
+    "read_shapes",
+    "save_weights",
+]
 
-# Left by sharded DeepSpeed runs, DistributedDataParallel and LightningModules.
-_PREFIXES = ("_forward_module.", "module.", "model.")
+# The parts of an RWKV model, in which all tensors are weights.
+_MODEL = {"emb", "blocks", "ln_out", "head", "head_q", "head_k"}
+# Formats of weights, by the names that safetensors gives them.
+_FORMATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 _Entry = TypeVar("_Entry")
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Reads the shape of every tensor in a checkpoint, keys as `load_weights` gives them.
+    """Reads the shape of every tensor in a model, keys as `load_weights` gives them.
 
     Reads names and sizes, not the data. Raises CheckpointError.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return _clean(path, _guarded(path, _safetensors_shapes), lambda shape: shape[::-1])
-    tensors = _clean(path, _tensors_only(path, _guarded(path, _map_pth)), Tensor.t)
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    found: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        if checkpoint_kind(file) == "safetensors":
+            tensors = _guarded(file, _safetensors_outlines)
+        else:
+            tensors = _tensors_only(file, _guarded(file, _map_pth))
+        _add(found, file, tensors)
+    cleaned = _clean(path, found)
+    _require_model(path, cleaned)
+    return {key: tuple(tensor.shape) for key, tensor in cleaned.items()}
 
 
 def load_weights(path: str | Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Reads a checkpoint's tensors to the CPU, in file order, floats as `dtype` (None: as stored).
+    """Reads a model's tensors to the CPU, in file order, floats as `dtype` (None: as stored).
 
-    Wrapper prefixes are stripped, the masks that RWKV-LM saves (copy_mask, tiny_mask) dropped.
+    path: a file, or a folder as Hugging Face lays them out. Wrapper prefixes are stripped, the
+    masks that RWKV-LM saves (copy_mask, tiny_mask) dropped.
     Raises CheckpointError when the file is missing, damaged, holds NaN or infinity, or holds
-    anything but named tensors.
+    anything but the named tensors of a model in a float format.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        tensors = _clean(path, _guarded(path, _read_safetensors), Tensor.t)
-    else:
-        tensors = _clean(path, _tensors_only(path, _guarded(path, _read_pth)), Tensor.t)
+    tensors = _read(path)
+    # First: of formats that are no weights, not all know whether they are finite.
+    _require_model(path, tensors)
     _require_finite(tensors, f"{path} is damaged or comes from a run that diverged: it")
     if dtype is None:
         return tensors
     return {key: _as_dtype(tensor, dtype) for key, tensor in tensors.items()}
 
 
-def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Reads named tensors as `load_weights` does, of an adapter too. Raises CheckpointError."""
+    path = Path(path)
+    tensors = _read(path)
+    _require_finite(tensors, f"{path} is damaged or comes from a run that diverged: it")
+    return tensors
+
+
+def save_weights(
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Writes `state_dict` to `path`, floats as `dtype`, keys in the given order.
 
+    about: plain values that `read_about` gives back; other readers of a .pth do not see them.
     `path` either holds the complete new file afterwards or what it held before. A name ending in
     .safetensors is written in that format. Raises CheckpointError when a value is not finite or
     the file cannot be written; nothing is left behind then.
@@ -81,6 +119,8 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
     try:
         with replacing(path) as partial:
             _write(partial, tensors, safetensors=path.suffix == ".safetensors")
+            if about is not None:
+                write_about(partial, about)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write {path}: {short_reason(error)}; make room or name another folder. "
@@ -88,15 +128,19 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], dtype: torc
         ) from error
 
 
+def _read(path: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        if checkpoint_kind(file) == "safetensors":
+            tensors = _guarded(file, _read_safetensors)
+        else:
+            tensors = _tensors_only(file, _guarded(file, _read_pth))
+        _add(found, file, tensors)
+    return _clean(path, found)
+
+
 def _guarded(path: Path, read: Callable[[Path], _Entry]) -> _Entry:
     """Calls read(path); raises CheckpointError for every way a file can be unreadable."""
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a folder, expected a .pth or .safetensors file; shards of a ZeRO-3 run "
-            f"must be joined first, with the zero_to_fp32.py that lies next to them"
-        )
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; check the path given to --load_model")
     try:
         with warnings.catch_warnings():
             # Of torch, about pickles it will refuse in the next moment anyway.
@@ -116,8 +160,12 @@ def _guarded(path: Path, read: Callable[[Path], _Entry]) -> _Entry:
 
 
 def _map_pth(path: Path) -> Any:
-    # Only zip files, which torch writes since 1.6, can be mapped; older ones are read whole.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # Only zip files, which torch writes since 1.6, can be mapped; older ones are read whole. By
+    # this ending torch takes any file for safetensors, unless it is given a handle.
+    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _read_pth(path: Path) -> Any:
@@ -127,7 +175,8 @@ def _read_pth(path: Path) -> Any:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"wrong checksum of its part {damaged}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -135,9 +184,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
-def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _safetensors_outlines(path: Path) -> dict[str, Tensor]:
+    """Returns tensors of shape and number format alone."""
     with safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        return {
+            key: torch.empty(
+                part.get_shape(), dtype=_FORMATS.get(part.get_dtype(), torch.uint8), device="meta"
+            )
+            for key, part in parts.items()
+        }
 
 
 def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
@@ -145,6 +201,12 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds {type(content).__name__}, expected a flat dictionary name -> tensor"
         )
+    if "moments" in content and "step" in content:
+        raise CheckpointError(
+            f"{path} is a training state; resume it by giving its folder as --proj_dir, or give "
+            f"the .pth file next to it"
+        )
+    content = find_model(content)
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
@@ -154,26 +216,38 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _clean(
-    path: Path, entries: Mapping[str, _Entry], transposed: Callable[[_Entry], _Entry]
-) -> dict[str, _Entry]:
+def _add(found: dict[str, Tensor], file: Path, tensors: Mapping[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        if key in found:
+            raise CheckpointError(f"{file} holds {key}, which another shard holds too")
+        found[key] = value
+
+
+def _clean(path: Path, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns `entries` by checkpoint key, without wrapper prefixes and RWKV-LM's masks."""
-    cleaned: dict[str, _Entry] = {}
-    for key, value in entries.items():
-        name = _strip_prefixes(key)
-        if name.split(".")[-1] in ("copy_mask", "tiny_mask"):
-            continue
-        if name in cleaned:
-            raise CheckpointError(f"{path} holds {name} twice, the second time as {key}")
-        cleaned[name] = value
-    return checkpoint_keys(path, cleaned, transposed)
+    kept = {
+        key: value
+        for key, value in entries.items()
+        if key.split(".")[-1] not in ("copy_mask", "tiny_mask")
+    }
+    return checkpoint_keys(path, without_wrappers(path, kept), Tensor.t)
 
 
-def _strip_prefixes(key: str) -> str:
-    # Again and again: a LightningModule inside DeepSpeed's engine has two.
-    while key.startswith(_PREFIXES):
-        key = key.split(".", 1)[1]
-    return key
+def _require_model(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for an adapter, and for weights that are not plain numbers."""
+    if is_adapter_file(tensors):
+        raise CheckpointError(adapter_message(path))
+    odd = [
+        f"{key} ({_short(tensor.dtype)})"
+        for key, tensor in tensors.items()
+        if key.split(".")[0] in _MODEL and tensor.dtype not in _FORMATS.values()
+    ]
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise CheckpointError(
+            f"{path} holds weights that are no plain floating-point numbers, as a quantised model "
+            f"does: {', '.join(odd[:3])}{more}; give the fp32, bf16 or fp16 model it was made from"
+        )
 
 
 def _require_finite(tensors: Mapping[str, Tensor], subject: str) -> None:

@@ -72,6 +72,9 @@ class CarriedStates:
     def begin_step(self) -> None:
         """Forgets what the last step began with: it was not skipped."""
         self._loaded.clear()
+        if self._has_advanced:
+            # Mapped from the training state's file.
+            self._restored = {"position": 0, "states": {}}
 
     def skip_step(self) -> None:
         """Undoes the current step, which was a bad one: its windows leave no trace in the states.

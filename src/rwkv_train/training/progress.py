@@ -38,8 +38,8 @@ class Progress:
     step: optimizer steps done.
     ramp_begin: step at which Adam's moments were last empty; the warmup ramp starts there.
     epoch_loss_sum, epoch_loss_steps: for the mean loss of the current mini-epoch.
-    best_val_loss: lowest validation loss; best_val_data: on what, since losses on other text
-    cannot be compared.
+    best_val_loss: lowest validation loss; best_val_data: on what, by a digest of its samples, since
+    losses on other text cannot be compared.
     """
 
     step: int = 0
@@ -89,6 +89,19 @@ class Progress:
             return False
         self.best_val_loss, self.best_val_data = val_loss, data
         return True
+
+    def compare_with_best(self, about: Mapping[str, Any] | None, data: str) -> None:
+        """Takes into account what best.pth on the disk says of itself, for a loss on `data`.
+
+        about: its loss and data, {} when it says nothing (an earlier version wrote it); None: there
+        is no such file, so that the next finite loss is the lowest.
+        """
+        if about is None:
+            self.best_val_loss = math.inf
+        elif about.get("val_data") == data:
+            # Of a run that was killed before its next state, or of another one on the same text.
+            known = self.best_val_loss if self.best_val_data == data else math.inf
+            self.best_val_loss, self.best_val_data = min(known, about["val_loss"]), data
 
     def to_dict(self) -> dict[str, float | str]:
         """Returns plain values for the training state."""

@@ -6,6 +6,11 @@ it sets for them when they are imported.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength, run_length
 from rwkv_train.config.schema import listed
@@ -15,6 +20,7 @@ from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
+from rwkv_train.training.checkpointing.state_writer import StateWriter
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
@@ -28,9 +34,10 @@ from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
 from rwkv_train.training.start.build_kernels import describe_operators
+from rwkv_train.training.start.final_weights import publish_final
 from rwkv_train.training.start.initial_weights import make_model
 from rwkv_train.training.start.prepare import Prepared
-from rwkv_train.training.start.resume_point import FromState
+from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import restore_carried, resume_progress
 from rwkv_train.training.step_callback import StepCallback
 from rwkv_train.training.trainer import build_trainer, set_up_torch
@@ -50,8 +57,12 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
     length = run_length(config)
     point, progress = resume_progress(prepared.point, config, length)
     if length.total_steps is not None and progress.step >= length.total_steps:
-        _say_finished(config, length, progress)
+        if is_rank_zero():
+            if length.completes:
+                publish_final(config, point, progress.step)
+            _say_finished(config, length, progress)
         return 0
+    _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
     set_up_torch(config.hardware)
@@ -76,7 +87,7 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     veto = StepVeto(detector)
-    saver = Saver(config, length, detector, base, prepared.lineage, prepared.lock.fault)
+    saver = _saver(prepared, length, detector, base, point, model)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     callback = StepCallback(
         config,
@@ -100,6 +111,41 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
         raise KeyboardInterrupt
     # A signal in the last step asks for what has happened anyway.
     return 0 if progress.step == length.total_steps else callback.stop.exit_status
+
+
+def _forget_state(found: ResumePoint, used: ResumePoint) -> None:
+    """Empties the state of a point that is not in use; the other's is emptied once restored."""
+    states = [point.state for point in (found, used) if isinstance(point, FromState)]
+    if len(states) == 2 and states[0] is not states[1]:
+        states[0].clear()
+
+
+def _saver(
+    prepared: Prepared,
+    length: RunLength,
+    detector: SpikeDetector,
+    base: Mapping[str, Any] | None,
+    point: ResumePoint,
+    model: RWKV,
+) -> Saver:
+    first, writer = is_rank_zero(), None
+    if first:
+        state = point if isinstance(point, FromState) else None
+        writer = StateWriter(
+            prepared.config,
+            length,
+            base,
+            resumed=None if state is None else state.path,
+            record=None if state is None else state.state.get("written"),
+            lineage=prepared.lineage,
+        )
+    # Before a strategy rounds them to its precision; the other ranks need their names alone.
+    frozen = {
+        name: parameter.detach() if first else torch.empty(0)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
+    return Saver(prepared.config, length, detector, writer, frozen, prepared.lock.fault)
 
 
 def _print_header(
@@ -142,11 +188,10 @@ def _groups(model: RWKV, config: ResolvedConfig) -> list[ParameterGroup]:
 
 
 def _say_finished(config: ResolvedConfig, length: RunLength, progress: Progress) -> None:
-    if is_rank_zero():
-        done = f"{progress.step} of {length.total_steps} steps"
-        if progress.step != length.total_steps:
-            done = f"it has {progress.step} steps, and {length.total_steps} were asked for"
-        print(
-            f"the run in {config.train.proj_dir} is finished: {done} ({length.reason}). To train "
-            "on, raise the limit; for another run choose another --proj_dir"
-        )
+    done = f"{progress.step} of {length.total_steps} steps"
+    if progress.step != length.total_steps:
+        done = f"it has {progress.step} steps, and {length.total_steps} were asked for"
+    print(
+        f"the run in {config.train.proj_dir} is finished: {done} ({length.reason}). To train "
+        "on, raise the limit; for another run choose another --proj_dir"
+    )

@@ -65,7 +65,8 @@ class StepCallback(pl.Callback):
         self._recovery = Recovery(config, length, detector)
         self._validator = validator
         self._reporters = reporters
-        self._save_owed = False
+        self._state_owed = self._said_postponed = False
+        self._epoch_owed: int | None = None
         self._last: StepRecord | None = None
         self._step_began = 0.0
         self.stop = StopRequest()
@@ -78,7 +79,9 @@ class StepCallback(pl.Callback):
         if self._state is not None:
             restore_state(trainer, pl_module, self._state)
             self._detector.load_state_dict(self._state.get("guard", {}))
-            # three times the model's size in fp32
+            # Emptied and not only forgotten, since others have the dictionary: three times the
+            # model's size would stay mapped, and its file on the disk, for the whole run.
+            self._state.clear()
             self._state = None
         self._veto.attach(trainer, pl_module.step_loss, lambda: self._flags(trainer, pl_module))
         # Last: a signal before this point ends the process at once, and nothing is lost.
@@ -117,16 +120,15 @@ class StepCallback(pl.Callback):
         else:
             self._count(outcome)
         self._report_saves()
-        # The mini-epoch first: what it saves makes a save in between unnecessary, and its
-        # validation the one that may be due at this step too.
-        due_epoch = self._progress.step % self._length.epoch_steps == 0
-        saved = due_epoch and self._end_epoch(trainer, pl_module)
+        if self._progress.step % self._length.epoch_steps == 0:
+            self._end_epoch()
         every = self._config.train.val_every
         if every is not None and self._progress.step % every == 0:
             self._validate(trainer, pl_module)
-        self._save_owed |= outcome.flags.save_due
-        if self._save_owed and not saved and not self._is_ending(pl_module):
-            self._save_between(trainer, pl_module)
+        self._state_owed |= outcome.flags.save_due
+        # What a run ends with is saved when it ends.
+        if not self._is_ending(pl_module):
+            self._save_what_is_due(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Saves the end of the run, or the unfinished mini-epoch it pauses in."""
@@ -134,14 +136,12 @@ class StepCallback(pl.Callback):
         # Without a step there is nothing new, and the files of the run before must stay.
         if progress.step == self._first_step:
             return
+        self._announce_epoch_rest()
+        self._validate(trainer, pl_module)
         if length.completes and progress.step == length.total_steps:
-            self._announce_epoch_rest()
-            self._validate(trainer, pl_module)
             self._saver.save_final(trainer, pl_module, progress)
         elif self._saver.saved_step != progress.step:
             epoch = (progress.step - 1) // length.epoch_steps
-            self._announce_epoch_rest()
-            self._validate(trainer, pl_module)
             self._saver.save_epoch(trainer, pl_module, progress, epoch, wait=True)
         else:
             self._saver.finish(trainer)
@@ -232,53 +232,55 @@ class StepCallback(pl.Callback):
         notify(self._reporters, lambda reporter: reporter.on_bad_step(record))
         if self._detector.must_roll_back():
             # The state that is being written may be the one to return to.
-            self._saver.wait(skip_backoff=True)
+            self._saver.wait_on_all_ranks(trainer, skip_backoff=True)
             back = self._recovery.roll_back(trainer, module, self._progress.step, record.skipped)
             notify(self._reporters, lambda reporter: reporter.on_rollback(back))
             # A run that is killed now would resume before the samples that are skipped, and meet
             # the same bad steps again.
-            self._save_owed = True
+            self._state_owed = True
         self._step_began = time.perf_counter()
 
     def _is_ending(self, module: TrainingModule) -> bool:
         """Tells whether the run ends after this step, and `on_train_end` saves it."""
         return module.stop_requested or self._progress.step == self._length.total_steps
 
-    def _save_between(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Saves the state alone. Collective: the detectors of all ranks agree."""
+    def _save_what_is_due(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Saves a mini-epoch, or else a state between them. Collective: the ranks agree."""
+        epoch, step = self._epoch_owed, self._progress.step
+        if epoch is None and not self._state_owed:
+            return
         # A state in the middle of bad steps would be one to roll back to.
-        if self._detector.bad_in_a_row == 0:
+        if self._detector.bad_in_a_row:
+            if not self._said_postponed:
+                notify(self._reporters, lambda reporter: reporter.on_save_postponed(step))
+            self._said_postponed = True
+            return
+        if epoch is None:
             self._saver.save_between(trainer, module, self._progress)
-            self._save_owed = False
-            self._step_began = time.perf_counter()
-
-    def _end_epoch(self, trainer: pl.Trainer, module: TrainingModule) -> bool:
-        """Ends a mini-epoch: reports, validates and saves if due; tells whether it was saved."""
-        progress, length = self._progress, self._length
-        epoch = progress.step // length.epoch_steps - 1
-        self._announce_epoch_rest()
-        every = self._config.train.epoch_save
-        last = length.total_steps is not None and progress.step == length.total_steps
-        due = (every > 0 and epoch % every == 0) or (last and not length.completes)
-        # The next mini-epoch begins before the state is captured, so that a resumed run agrees.
-        progress.begin_epoch()
-        due = due and not (last and length.completes)
-        if due:
+        else:
             self._validate(trainer, module)
-            self._saver.save_epoch(trainer, module, progress, epoch, wait=False)
-            self._save_owed = False
-            # Saving is not training: it must not count in the next step's tokens per second.
-            self._step_began = time.perf_counter()
-        return due
+            self._saver.save_epoch(trainer, module, self._progress, epoch, wait=False)
+        self._state_owed, self._epoch_owed, self._said_postponed = False, None, False
+        # Saving is not training: it must not count in the next step's tokens per second.
+        self._step_began = time.perf_counter()
+
+    def _end_epoch(self) -> None:
+        """Reports the mini-epoch that ends, and begins the next; it is saved if that is due."""
+        self._announce_epoch_rest()
+        # Before the state is captured, so that a resumed run agrees.
+        self._progress.begin_epoch()
+        every = self._config.train.epoch_save
+        epoch = self._progress.step // self._length.epoch_steps - 1
+        if every > 0 and epoch % every == 0:
+            self._epoch_owed = epoch
 
     def _announce_epoch_rest(self) -> None:
         """Reports the mini-epoch that ends here, or that the run ends in; not one without steps."""
-        if self._progress.epoch_loss_steps and self._last is not None:
-            self._announce((self._progress.step - 1) // self._length.epoch_steps, self._last)
-
-    def _announce(self, epoch: int, last: StepRecord) -> None:
-        record = EpochRecord(epoch, epoch - self._first_epoch, self._progress.epoch_loss, last)
-        notify(self._reporters, lambda reporter: reporter.on_epoch(record))
+        progress, last = self._progress, self._last
+        if progress.epoch_loss_steps and last is not None:
+            epoch = (progress.step - 1) // self._length.epoch_steps
+            record = EpochRecord(epoch, epoch - self._first_epoch, progress.epoch_loss, last)
+            notify(self._reporters, lambda reporter: reporter.on_epoch(record))
 
     def _report_saves(self) -> None:
         for path in self._saver.take_written():

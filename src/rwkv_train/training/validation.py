@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
+from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.data.samples.batch import Batch, Sample, collate
 from rwkv_train.models.backbone import RWKV
@@ -32,10 +34,12 @@ class Validator:
         self._config = config
         self._sources = sources
         data = config.data
-        self._data = (
+        # As states of earlier versions know the data.
+        self._spelling = (
             f"{data.val_data_file or data.data_file}, split {data.val_split}, "
             f"{data.val_samples} x {data.val_ctx_len}"
         )
+        self._data: str | None = None
         self._validated_step: int | None = None
 
     def run(
@@ -60,11 +64,33 @@ class Validator:
             head_rows=config.hardware.head_chunk,
         )
         self._validated_step = progress.step
-        record = replace(record, is_best=progress.improves(record.loss, self._data))
+        if self._data is None:
+            self._data = samples_digest(self._sources)
+        data = self._data
+        if progress.best_val_data == self._spelling:
+            progress.best_val_data = data
+        if config.train.save_best:
+            # The file may have been removed since, or be of another run on the same data.
+            progress.compare_with_best(saver.about_best(trainer), data)
+        record = replace(record, is_best=progress.improves(record.loss, data))
         notify(reporters, lambda reporter: reporter.on_validation(record))
         # Every rank saw the same loss, and so all of them gather the weights or none does.
         if record.is_best and config.train.save_best:
-            saver.save_best(trainer, module)
+            saver.save_best(trainer, module, {"val_loss": record.loss, "val_data": data})
+
+
+def samples_digest(sources: Sequence[HeldOutSource]) -> str:
+    """Returns the SHA-256 of all held-out samples: the same text, cut and masked alike.
+
+    So it does not matter under which path the data lie.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        for index in range(len(source.dataset)):
+            sample: Sample = source.dataset[index]
+            parts = [sample.tokens, sample.targets, sample.mask, sample.reset]
+            digest.update(content_digest(parts).encode())
+    return digest.hexdigest()
 
 
 def validate(

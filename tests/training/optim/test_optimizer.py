@@ -12,6 +12,7 @@ import torch
 from rwkv_train.config.resolved import ResolvedHardware, ResolvedOptim
 from rwkv_train.models.parameters import parameter_groups
 from rwkv_train.training.optim import optimizer_state
+from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.optimizer import build_optimizer, set_rates
 from tests.models.tiny import tiny_model
 
@@ -92,7 +93,10 @@ def test_a_captured_optimizer_goes_on_exactly(bitsandbytes: None, tmp_path: Path
     train_steps(whole, built(whole, optimizer, hardware), range(5))
     first = built(part, optimizer, hardware)
     train_steps(part, first, range(3))
-    torch.save(optimizer_state.capture(part, first, None), tmp_path / "state")
+    torch.save(
+        optimizer_state.capture(part, first, None, copies=HostCopies(keeps=True)),
+        tmp_path / "state",
+    )
     state = torch.load(tmp_path / "state", weights_only=True)
     assert state["optimizer_steps"] == 3
     second = built(rest, optimizer, hardware)

@@ -41,11 +41,15 @@ class SaveJob:
         """True once the save has succeeded or failed for good."""
         return not self._thread.is_alive()
 
-    def wait(self, *, skip_backoff: bool = False) -> None:
-        """Returns once the save is finished; skip_backoff: without pauses between its attempts."""
+    def wait(self, seconds: float | None = None, *, skip_backoff: bool = False) -> bool:
+        """Returns once the save is finished, or after so many seconds; tells whether it is.
+
+        skip_backoff: without pauses between its attempts.
+        """
         if skip_backoff:
             self._skip_backoff.set()
-        self._thread.join()
+        self._thread.join(seconds)
+        return self.is_finished
 
     def _attempt(self) -> None:
         for attempt in range(1, ATTEMPTS + 1):

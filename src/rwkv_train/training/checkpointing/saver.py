@@ -15,36 +15,32 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from rwkv_train.checkpoint.digest import file_digest
-from rwkv_train.checkpoint.names import BEST, FINAL, STATE_SUFFIX, numbered, step_state
-from rwkv_train.checkpoint.resume import save_state, state_path
-from rwkv_train.checkpoint.retention import Retention
-from rwkv_train.config.load import dump_config
+from rwkv_train.checkpoint.names import BEST, FINAL, numbered, step_state
+from rwkv_train.checkpoint.provenance import read_about
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
-from rwkv_train.config.rwkv_lm.warmup import stored_warmup
-from rwkv_train.errors import CheckpointError, TrainingError
-from rwkv_train.training.checkpointing.save_job import ATTEMPTS, NotFiniteError, SaveJob
+from rwkv_train.errors import TrainingError
+from rwkv_train.training.checkpointing.save_job import ATTEMPTS, SaveJob
+from rwkv_train.training.checkpointing.state_writer import StateWriter
 from rwkv_train.training.checkpointing.training_state import Stateful, capture_state
-from rwkv_train.training.checkpointing.weight_files import (
-    state_entries,
-    stored_dtype,
-    write_weight_files,
+from rwkv_train.training.distributed.collectives import (
+    gather_objects,
+    raise_on_all_ranks,
+    wait_for_rank_zero,
 )
-from rwkv_train.training.distributed.collectives import raise_on_all_ranks
 from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim import optimizer_state
+from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.progress import Progress
-from rwkv_train.version import code_version
 
 
 class Saver:
     """Writes rwkv-N.pth, rwkv-final.pth and training states into the project folder.
 
-    detector: what it has seen belongs into the state.
-    base: what the state remembers of a frozen base model, see `base_model`.
-    lineage: what it tells of run and data, see `prepare`.
+    detector: what it has seen belongs into the state. writer: does it, on rank zero; None on the
+    other ranks, which take part in gathering the state and keep nothing of it.
+    frozen: values of the parameters that do not learn, by name, see `full_weights`.
     folder_fault: tells why nothing may be written into the project folder any more.
     """
 
@@ -53,22 +49,18 @@ class Saver:
         config: ResolvedConfig,
         length: RunLength,
         detector: Stateful,
-        base: Mapping[str, Any] | None = None,
-        lineage: Mapping[str, Any] | None = None,
+        writer: StateWriter | None,
+        frozen: Mapping[str, Tensor] | None = None,
         folder_fault: Callable[[], TrainingError | None] = lambda: None,
     ) -> None:
-        self._lineage = lineage or {}
         self._config = config
         self._folder_fault = folder_fault
         self._length = length
         self._detector = detector
-        self._base = base
+        self._writer = writer
+        self._frozen = frozen or {}
+        self._copies = HostCopies(keeps=writer is not None)
         self._folder = Path(config.train.proj_dir)
-        self._dtype = stored_dtype(config)
-        safety = config.safety
-        self._retention = Retention(
-            safety.keep_last, safety.keep_every, safety.keep_last_weights, length.epoch_steps
-        )
         self._job: SaveJob | None = None
         self._written: list[Path] = []
         self._refused_in_a_row = 0
@@ -130,31 +122,51 @@ class Saver:
         if self._job is not None:
             self._job.wait(skip_backoff=skip_backoff)
 
+    def wait_on_all_ranks(self, trainer: pl.Trainer, *, skip_backoff: bool = False) -> None:
+        """Returns once nothing is being written, however long that takes. Collective."""
+        job = self._job
+        wait_for_rank_zero(
+            trainer.strategy,
+            lambda seconds: job is None or job.wait(seconds, skip_backoff=skip_backoff),
+        )
+
     def finish(self, trainer: pl.Trainer) -> None:
         """Waits for the save that is under way. Collective.
 
         Raises TrainingError when it has failed.
         """
-        self.wait()
+        self.wait_on_all_ranks(trainer)
         # Before the job is forgotten: at the end of a run a single refusal counts.
         error = self._error()
         self._note_end()
         raise_on_all_ranks(trainer.strategy, error)
 
-    def save_best(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+    def about_best(self, trainer: pl.Trainer) -> dict[str, Any] | None:
+        """Returns what best.pth says of itself, see `read_about`, on all ranks. Collective."""
+        job = self._job
+        wait_for_rank_zero(
+            trainer.strategy,
+            lambda seconds: job is None or job.path.name != BEST or job.wait(seconds),
+        )
+        about = None if self._writer is None else read_about(self._folder / BEST)
+        found: dict[str, Any] | None = gather_objects(trainer.strategy, about)[0]
+        return found
+
+    def save_best(
+        self, trainer: pl.Trainer, module: TrainingModule, about: Mapping[str, Any]
+    ) -> None:
         """Saves the weights alone as best.pth. Collective: sharded weights are gathered.
 
-        The file is on disk before the next training state, which remembers how good they are.
+        about: how good they are, and on what. The file is on disk before the next training state,
+        which remembers it too.
         """
         self._make_way(trainer, wait=False)
-        weights = optimizer_state.full_weights(module.model, zero_engine(trainer.strategy))
+        weights = optimizer_state.full_weights(
+            module.model, zero_engine(trainer.strategy), copies=self._copies, frozen=self._frozen
+        )
         path = self._folder / BEST
-
-        def write() -> None:
-            _require_finite(path, weights)
-            write_weight_files(path, weights, self._config, self._dtype, self._base)
-
-        self._begin(trainer, path, write, wait=False)
+        self._begin(path, lambda writer: writer.write_weights(path, weights, about))
+        self._end(trainer, wait=False)
 
     def _save(
         self,
@@ -167,16 +179,17 @@ class Saver:
         self._make_way(trainer, wait)
         # From the beginning of a save, not from its end: slow disks must not stretch the interval.
         self._begun_at = time.monotonic()
-        state = capture_state(trainer, module, progress, self._detector)
+        state = capture_state(trainer, module, progress, self._detector, self._copies, self._frozen)
         state["epoch"] = (progress.step - 1) // self._length.epoch_steps
-        self._begin(trainer, path, lambda: self._write(path, state), wait)
+        self._begin(path, lambda writer: writer.write(path, state))
+        self._end(trainer, wait)
 
     def _make_way(self, trainer: pl.Trainer, wait: bool) -> None:
         """Waits for the save before, so that there is one copy of the weights. Collective.
 
         Saves reach the disk in their order that way.
         """
-        self.wait(skip_backoff=True)
+        self.wait_on_all_ranks(trainer, skip_backoff=True)
         self._note_end()
         if wait and self._job is not None:
             # At the end of a run, one file that could not be written is no reason to write none.
@@ -185,15 +198,18 @@ class Saver:
         # Rank zero alone knows; the others must not go on into the gathering of the next state.
         raise_on_all_ranks(trainer.strategy, self.fault())
 
-    def _begin(
-        self, trainer: pl.Trainer, path: Path, write: Callable[[], None], wait: bool
-    ) -> None:
-        if trainer.is_global_zero:
-            self._job = SaveJob(path, write, self._config.safety.save_retry_seconds)
+    def _begin(self, path: Path, write: Callable[[StateWriter], None]) -> None:
+        writer = self._writer
+        if writer is not None:
+            retry_seconds = self._config.safety.save_retry_seconds
+            self._job = SaveJob(path, lambda: write(writer), retry_seconds)
+
+    def _end(self, trainer: pl.Trainer, wait: bool) -> None:
+        """Waits for the save that has begun, unless it may go on in the background. Collective."""
         if wait:
             self.finish(trainer)
         elif not self._config.safety.save_in_background:
-            self.wait()
+            self.wait_on_all_ranks(trainer)
             raise_on_all_ranks(trainer.strategy, self.fault())
 
     def _error(self) -> TrainingError | None:
@@ -221,46 +237,3 @@ class Saver:
             # The steps to come are bad then, and the run goes back to good weights.
             self._refused_in_a_row += 1
             self._job = None
-
-    def _write(self, path: Path, captured: dict[str, Any]) -> None:
-        # Checked first, and here rather than on the training thread, where it would cost a step:
-        # a model that is not finite must not replace anything.
-        _require_finite(path, captured)
-        state = {
-            **captured,
-            "config": dump_config(self._config),
-            "tokens_per_step": self._length.tokens_per_step,
-            "ctx_len": self._config.data.ctx_len,
-            "windows": self._length.windows,
-            "warmup_steps": stored_warmup(self._config.optim.warmup_steps),
-            "optimizer": self._config.optim.optimizer,
-            "code_version": code_version(),
-            **self._lineage,
-            **state_entries(captured["weights"], self._config, self._base),
-        }
-        if path.suffix != STATE_SUFFIX:
-            write_weight_files(path, captured["weights"], self._config, self._dtype, self._base)
-            # After the weights: the state names the digest of the file that lies next to it.
-            state["weights_digest"] = _digest(path)
-        saved = state_path(path)
-        save_state(saved, state)
-        # Last: older files are removed only once the new ones are complete.
-        self._retention.apply(self._folder, saved)
-
-
-def _digest(path: Path) -> str:
-    try:
-        return file_digest(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}, just written: {error.strerror}") from error
-
-
-def _require_finite(path: Path, content: Any, name: str = "") -> None:
-    """Raises NotFiniteError when a weight, or a moment of the optimizer, is not finite."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            _require_finite(path, value, f"{name} of {key}" if name else str(key))
-    elif isinstance(content, Tensor) and not bool(content.isfinite().all()):
-        raise NotFiniteError(
-            f"{path} was not written: {name} holds NaN or infinity; the files saved before are good"
-        )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from rwkv_train.training.distributed.collectives import gather_objects
 from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim import optimizer_state
+from rwkv_train.training.optim.host_copies import HostCopies
+from rwkv_train.training.optim.loss_scale import capture_loss_scale, restore_loss_scale
 from rwkv_train.training.progress import Progress
 
 
@@ -23,20 +27,28 @@ class Stateful(Protocol):
 
 
 def capture_state(
-    trainer: pl.Trainer, module: TrainingModule, progress: Progress, detector: Stateful
+    trainer: pl.Trainer,
+    module: TrainingModule,
+    progress: Progress,
+    detector: Stateful,
+    copies: HostCopies,
+    frozen: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Returns the full training state as CPU copies, complete on rank zero. Collective.
 
     Copies, because the next steps change the tensors while a thread writes these.
+    copies, frozen: as in `optimizer_state.capture`.
     """
     engine = zero_engine(trainer.strategy)
-    state = optimizer_state.capture(module.model, trainer.optimizers[0], engine)
+    state = optimizer_state.capture(
+        module.model, trainer.optimizers[0], engine, copies=copies, frozen=frozen
+    )
     state.update(progress.to_dict())
     state["carried"] = module.carried.capture(trainer.strategy)
     state["rng"] = gather_objects(trainer.strategy, _random_state(trainer))
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None:
-        state["scaler"] = scaler.state_dict()
+    scale = capture_loss_scale(_torch_scaler(trainer), engine)
+    if scale is not None:
+        state["scaler"] = scale
     # The keys are a file format: the detector has been "guard" in every state so far.
     state["guard"] = detector.state_dict()
     return state
@@ -51,9 +63,7 @@ def restore_state(trainer: pl.Trainer, module: TrainingModule, state: dict[str, 
     """
     engine = zero_engine(trainer.strategy)
     optimizer_state.restore(state, module.model, trainer.optimizers[0], engine)
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None and "scaler" in state:
-        scaler.load_state_dict(state["scaler"])
+    restore_loss_scale(state.get("scaler"), _torch_scaler(trainer), engine)
     # With more ranks than before the new ones keep the seed that they were given at the start.
     random_states = state.get("rng", [])
     if trainer.global_rank < len(random_states):
@@ -61,6 +71,10 @@ def restore_state(trainer: pl.Trainer, module: TrainingModule, state: dict[str, 
         torch.set_rng_state(own["cpu"])
         if own["device"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["device"])
+
+
+def _torch_scaler(trainer: pl.Trainer) -> Any | None:
+    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def _random_state(trainer: pl.Trainer) -> dict[str, Any]:

@@ -38,20 +38,22 @@ def write_weight_files(
     config: ResolvedConfig,
     dtype: torch.dtype,
     base: Mapping[str, Any] | None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the checkpoint `path` and the files that belong next to it.
 
-    weights: all parameters by name, fp32.  base: record of the frozen base model, if any.
+    weights: all parameters by name, fp32.  base: record of the frozen base model, if any.  about:
+    plain values that `read_about` gives back of `path`.
     Raises CheckpointError when they cannot be written.
     """
     kind = config.train.train_type
     if kind == "all":
-        save_weights(path, weights, dtype)
+        save_weights(path, weights, dtype, about)
         return
     trained = _trained(weights, config)
     if kind == "states":
         save_weights(merged_path(path), weights, dtype)
-        save_weights(path, trained, dtype)
+        save_weights(path, trained, dtype, about)
         return
     assert base is not None, "adapters have a base model"
     whole = {name: value for name, value in trained.items() if not is_adapter(name)}
@@ -60,7 +62,7 @@ def write_weight_files(
     merged = merge_adapter(frozen, adapter)
     # In fp32: small, and merging the file gives the merged checkpoint again.
     save_adapter(adapter_path(path), adapter, torch.float32, Path(base["path"]).name)
-    save_weights(path, merged, dtype)
+    save_weights(path, merged, dtype, about)
 
 
 def state_entries(

@@ -6,6 +6,7 @@ A rank that left alone would leave the others waiting in the next collective cal
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any, NoReturn, overload
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from rwkv_train.errors import TrainerError, exit_status
 from rwkv_train.training.distributed.rank_store import RankFault, RemoteRankError
+
+# Seconds for which ranks wait in one collective call; every timeout of these calls is longer.
+_PATIENCE = 5.0
 
 
 def mean_over_ranks(strategy: Any, own: Tensor) -> Tensor:
@@ -51,6 +55,16 @@ def gather_to_rank_zero(strategy: Any, own: Any) -> list[Any]:
     gathered: list[Any] | None = [None] * strategy.world_size if first else None
     torch.distributed.gather_object(own, gathered, dst=0)
     return gathered or []
+
+
+def wait_for_rank_zero(strategy: Any, wait: Callable[[float], bool]) -> None:
+    """Returns on every rank once `wait` tells on rank zero that it is over. Collective.
+
+    wait: blocks for at most so many seconds; called on rank zero alone. For work that may take
+    longer than the timeout of collective calls, which would end the ranks that wait in one.
+    """
+    while not gather_objects(strategy, strategy.is_global_zero and wait(_PATIENCE))[0]:
+        pass
 
 
 @overload

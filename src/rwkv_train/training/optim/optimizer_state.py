@@ -10,12 +10,13 @@ momentum_buffer of Muon, the 8-bit values and their scales.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -23,13 +24,20 @@ MUON_MOMENTS = ("momentum_buffer",)
 
 
 def capture(
-    model: nn.Module, optimizer: torch.optim.Optimizer, engine: Any | None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    engine: Any | None,
+    *,
+    copies: HostCopies,
+    frozen: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Returns full CPU copies of weights (fp32) and moments. Collective.
+    """Returns full copies of weights (fp32) and moments. Collective.
+
+    copies: makes them; a rank that keeps none takes part in the gathering alone. frozen: as in
+    `full_weights`.
 
     Returns {"weights": {name: tensor}, "moments": {key: {name: tensor}}, "optimizer_steps": int}.
     """
-    weights: dict[str, Tensor] = {}
     moments: dict[str, dict[str, Tensor]] = {}
     steps = _steps(optimizer, engine)
     # Gathering needs the links, and every rank must make the same calls in the same order: hence
@@ -37,8 +45,8 @@ def capture(
     if engine is not None and steps > 0:
         _link_moments(engine)
     keys = {} if engine is None else _zero_moments(engine)
+    weights = full_weights(model, engine, copies=copies, frozen=frozen)
     for name, parameter in model.named_parameters():
-        weights[name] = _on_cpu(_full_weight(parameter, engine))
         if not parameter.requires_grad or steps == 0:
             continue
         found = (
@@ -47,13 +55,8 @@ def capture(
             else _gathered_moments(parameter, keys[id(parameter)])
         )
         for key, value in found:
-            moments.setdefault(key, {})[name] = _on_cpu(value)
-    return {
-        # Checkpoints keep the order of the state dict, by which some loaders tell the version.
-        "weights": {name: weights[name] for name in model.state_dict()},
-        "moments": moments,
-        "optimizer_steps": steps,
-    }
+            copies.keep(moments.setdefault(key, {}), name, value)
+    return {"weights": weights, "moments": moments, "optimizer_steps": steps}
 
 
 def restore(
@@ -95,16 +98,25 @@ def without_moments(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "moments": {}, "optimizer_steps": 0}
 
 
-def full_weights(model: nn.Module, engine: Any | None) -> dict[str, Tensor]:
-    """Returns full fp32 CPU copies of the weights, in the order of the state dict. Collective."""
-    found = {n: _on_cpu(_full_weight(p, engine)) for n, p in model.named_parameters()}
-    return {name: found[name] for name in model.state_dict()}
+def full_weights(
+    model: nn.Module,
+    engine: Any | None,
+    *,
+    copies: HostCopies,
+    frozen: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Returns full fp32 copies of the weights, in the order of the state dict. Collective.
 
-
-def _on_cpu(value: Tensor) -> Tensor:
-    # what is not a number format of weights, such as 8-bit codes, is kept as it is
-    dtype = torch.float32 if value.is_floating_point() else value.dtype
-    return value.detach().to(device="cpu", dtype=dtype, copy=True)
+    frozen: values that need no copy, by name, the same names on every rank: those of a parameter
+    that does not learn are a bf16 rounding under DeepSpeed.
+    """
+    frozen = frozen or {}
+    found: dict[str, Tensor] = dict(frozen)
+    for name, parameter in model.named_parameters():
+        if name not in frozen:
+            copies.keep(found, name, _full_weight(parameter, engine))
+    # Checkpoints keep the order of the state dict, by which some loaders tell the version.
+    return {name: found[name] for name in model.state_dict() if name in found}
 
 
 def _step_counter(

@@ -109,6 +109,10 @@ class Console(Reporter):
                 + ", ".join(f"{name} {loss:.4f}" for name, loss in record.by_source.items())
             )
 
+    def on_save_postponed(self, step: int) -> None:
+        """Prints a line that stays."""
+        self._say(f"the save after step {step} waits until steps are good again")
+
     def on_save(self, path: str) -> None:
         """Prints a line that stays."""
         self._say(f"saved {path}")

@@ -41,6 +41,9 @@ class Reporter:
     def on_validation(self, record: ValidationRecord) -> None:
         """Receives every validation."""
 
+    def on_save_postponed(self, step: int) -> None:
+        """Receives the steps done at which a save was due while steps are bad."""
+
     def on_save(self, path: str) -> None:
         """Receives the path of every checkpoint, once it is written."""
 

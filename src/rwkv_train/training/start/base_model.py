@@ -49,7 +49,8 @@ def find_base(record: Mapping[str, Any], folder: Path, given: str | None, state:
     """
     remembered: Path = folder / record["path"]
     for path in (remembered, *([Path(given)] if given else [])):
-        if path.is_file():
+        # A folder of shards is one too.
+        if path.exists():
             return path
     raise CheckpointError(
         f"{state} was trained with the base model {remembered}, which is not there; put it back, "

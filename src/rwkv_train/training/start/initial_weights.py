@@ -49,7 +49,7 @@ def make_model(config: ResolvedConfig, point: ResumePoint) -> StartModel:
         config.model,
         wkv_backend=config.hardware.wkv_backend,
         grad_cp=config.train.grad_cp,
-        train_states=config.train.train_type == "states",
+        train_states=config.train.train_type == "states" or _has_states(point),
         chunk_len=config.train.chunk_len,
     )
     if isinstance(point, Fresh):
@@ -62,6 +62,15 @@ def make_model(config: ResolvedConfig, point: ResumePoint) -> StartModel:
     if config.train.train_type == "lora":
         _attach(model, config, start.tensors if isinstance(point, FromState) else None)
     return StartModel(model, start.base)
+
+
+def _has_states(point: ResumePoint) -> bool:
+    """Tells whether the run starts from a model with trained initial states, which stay part of it.
+
+    They learn where all weights do, and are part of the frozen base model under adapters.
+    """
+    shapes = {} if isinstance(point, Fresh) else point.shapes
+    return any(name.endswith(".time_state") for name in shapes)
 
 
 def _fit(model: RWKV, config: ResolvedConfig, point: FromWeights | FromState) -> StartWeights:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv_train.checkpoint.names import FINAL, INIT, INIT_STATES, epoch_of
+from rwkv_train.checkpoint.provenance import tokens_before
 from rwkv_train.checkpoint.resume import (
     Candidate,
     StateFile,
@@ -60,6 +61,7 @@ class FromWeights:
     files: where they are, each completing those before: perhaps the base model of trained initial
     states, then `path`, then perhaps initial states that were supplied.
     folder, keeps_base: the project folder, and whether the base model stays as it is in the run.
+    tokens: trained on before a numbered file was written, None: it does not say.
     notes: what people should know, such as files that were passed over and why.
     """
 
@@ -71,6 +73,7 @@ class FromWeights:
     files: tuple[Path, ...]
     folder: Path
     keeps_base: bool = False
+    tokens: int | None = None
     notes: tuple[str, ...] = ()
 
     def load(self) -> StartWeights:
@@ -245,9 +248,8 @@ def _from_weights(path: Path, epoch: int, train: TrainConfig, notes: list[str]) 
             notes.append(f"the initial states are those of {INIT_STATES}")
         else:
             notes.append(f"{INIT_STATES} is not used: --train_type {train.train_type}")
-    return FromWeights(
-        path, epoch, shapes, tuple(files), folder, keeps_base=train.train_type != "all"
-    )
+    keeps_base, tokens = train.train_type != "all", tokens_before(path, epoch)
+    return FromWeights(path, epoch, shapes, tuple(files), folder, keeps_base, tokens)
 
 
 def _is_initial_state(name: str) -> bool:

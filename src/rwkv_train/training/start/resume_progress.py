@@ -10,7 +10,7 @@ from rwkv_train.config.run_length import RunLength, window_len
 from rwkv_train.training.carried_state import CarriedStates
 from rwkv_train.training.optim.optimizer_state import without_moments
 from rwkv_train.training.progress import Progress, StepSize
-from rwkv_train.training.start.resume_point import FromState, ResumePoint
+from rwkv_train.training.start.resume_point import FromState, FromWeights, ResumePoint
 
 
 class Resumed(NamedTuple):
@@ -24,8 +24,10 @@ def resume_progress(point: ResumePoint, config: ResolvedConfig, length: RunLengt
     """Returns the counters of a run that starts at `point`; its notes say what has changed."""
     if isinstance(point, FromState):
         return _from_state(point, config, length)
-    # Bare weights of mini-epoch N stand for its last step.
+    # Bare weights of mini-epoch N stand for its last step, unless they tell their place.
     step = config.train.epoch_begin * length.epoch_steps
+    if isinstance(point, FromWeights) and point.tokens is not None:
+        step = -(-point.tokens // length.tokens_per_step)
     # They have no carried states: on to the next rows.
     step = -(-step // length.windows) * length.windows
     return Resumed(point, Progress(step=step, ramp_begin=step))

@@ -1,0 +1,82 @@
+"""The files of weights in a folder, as Hugging Face lays them out: one, or shards with an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rwkv_train.errors import CheckpointError
+
+_ONE = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER = "adapter_config.json"
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Returns the files that together hold the weights at `path`, which may be a folder.
+
+    Raises CheckpointError for a folder that holds something else, saying what to give instead.
+    """
+    if not path.is_dir():
+        return [path]
+    if (path / _ADAPTER).is_file():
+        raise CheckpointError(adapter_message(path))
+    _require_rwkv(path)
+    for name in _ONE:
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index)
+        if (path / name).is_file():
+            return [path / name]
+    files = sorted(p.name for p in path.iterdir() if p.suffix in (".pth", ".safetensors"))
+    if files:
+        raise CheckpointError(
+            f"{path} is a folder with {len(files)} files of weights; give one of them: "
+            f"{', '.join(files[:6])}{' …' if len(files) > 6 else ''}"
+        )
+    raise CheckpointError(
+        f"{path} is a folder, expected a .pth or .safetensors file, or a folder with one of "
+        f"{', '.join(_ONE)}; shards of a ZeRO-3 run must be joined first, with the zero_to_fp32.py "
+        f"that lies next to them"
+    )
+
+
+def adapter_message(path: Path) -> str:
+    """Returns what to do with an adapter that was given where a model is asked for."""
+    return (
+        f"{path} is an adapter, which changes a model and is none; merge it first: python -m "
+        f"rwkv_train.checkpoint.merge BASE.pth {path} MERGED.pth, and give MERGED.pth"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    places = _read(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} is no index of shards: it lacks weight_map")
+    names = sorted(set(map(str, places.values())))
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{index} names files outside its folder; it is no index of shards")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(missing)} of {len(names)} shards: "
+            f"{', '.join(missing[:4])}; download or copy it again"
+        )
+    return [index.parent / name for name in names]
+
+
+def _require_rwkv(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    kind = _read(path).get("model_type")
+    if isinstance(kind, str) and not kind.lower().startswith("rwkv"):
+        raise CheckpointError(f"{folder} holds a model of type {kind}, expected RWKV (config.json)")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON; copy the folder again") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,127 @@
+"""Writes captured training states and weights into the project folder, on the first rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rwkv_train.checkpoint.digest import file_digest
+from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, merged_path
+from rwkv_train.checkpoint.resume import save_state, state_path
+from rwkv_train.checkpoint.retention import KeepRule, Retention
+from rwkv_train.config.load import dump_config
+from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.run_length import RunLength
+from rwkv_train.config.rwkv_lm.warmup import stored_warmup
+from rwkv_train.errors import CheckpointError
+from rwkv_train.training.checkpointing.save_job import NotFiniteError
+from rwkv_train.training.checkpointing.weight_files import (
+    state_entries,
+    stored_dtype,
+    write_weight_files,
+)
+from rwkv_train.version import code_version
+
+
+class StateWriter:
+    """Writes what was captured, then deletes the files that it supersedes.
+
+    base: what the state remembers of a frozen base model, see `base_model`. resumed, record: the
+    state that the run resumes, and its record of files. lineage: what the state tells of run and
+    data, see `prepare`.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        length: RunLength,
+        base: Mapping[str, Any] | None,
+        *,
+        resumed: Path | None = None,
+        record: Mapping[str, Any] | None = None,
+        lineage: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._config = config
+        self._length = length
+        self._base = base
+        self._lineage = lineage or {}
+        self._dtype = stored_dtype(config)
+        folder, safety = Path(config.train.proj_dir), config.safety
+        self._retention = Retention(
+            folder,
+            KeepRule(safety.keep_last, safety.keep_every, safety.keep_last_weights),
+            record=record,
+            resumed=resumed,
+            protected=[] if base is None else [folder / base["path"]],
+        )
+
+    def write(self, path: Path, captured: dict[str, Any]) -> None:
+        """Writes a state, and next to it the weights `path` unless that is a state itself.
+
+        Raises NotFiniteError or CheckpointError; what was there before is then unchanged.
+        """
+        # Checked first, and here rather than on the training thread, where it would cost a step:
+        # a model that is not finite must not replace anything.
+        _require_finite(path, captured)
+        step: int = captured["step"]
+        tokens = step * self._length.tokens_per_step
+        state = {
+            **captured,
+            "config": dump_config(self._config),
+            "tokens_per_step": self._length.tokens_per_step,
+            "ctx_len": self._config.data.ctx_len,
+            "windows": self._length.windows,
+            "warmup_steps": stored_warmup(self._config.optim.warmup_steps),
+            "optimizer": self._config.optim.optimizer,
+            "code_version": code_version(),
+            **self._lineage,
+            **state_entries(captured["weights"], self._config, self._base),
+        }
+        if path.suffix != STATE_SUFFIX:
+            about = {"epoch": epoch_of(path.name), "step": step, "tokens": tokens}
+            self.write_weights(path, captured["weights"], about)
+            # After the weights: the state names the digest of the file that lies next to it.
+            state["weights_digest"] = self._note_weights(path, tokens, step)
+        state["written"] = self._retention.record()
+        saved = state_path(path)
+        self._retention.add(saved, save_state(saved, state), tokens, step)
+        # Last: older files are removed only once the new ones are complete. Not in the middle of
+        # bad steps, when an older state is the one to go back to.
+        if not captured["guard"].get("bad_in_a_row"):
+            self._retention.apply(saved)
+
+    def write_weights(
+        self, path: Path, weights: dict[str, Tensor], about: Mapping[str, Any]
+    ) -> None:
+        """Writes the weights `path` and the files that belong next to it; raises as `write`."""
+        _require_finite(path, weights)
+        write_weight_files(path, weights, self._config, self._dtype, self._base, about)
+
+    def _note_weights(self, path: Path, tokens: int, step: int) -> str:
+        digest = _digest(path)
+        self._retention.add(path, digest, tokens, step)
+        merged = merged_path(path)
+        if self._config.train.train_type == "states":
+            self._retention.add(merged, _digest(merged), tokens, step)
+        return digest
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}, just written: {error.strerror}") from error
+
+
+def _require_finite(path: Path, content: Any, name: str = "") -> None:
+    """Raises NotFiniteError when a weight, or a moment of the optimizer, is not finite."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            _require_finite(path, value, f"{name} of {key}" if name else str(key))
+    elif isinstance(content, Tensor) and not bool(content.isfinite().all()):
+        raise NotFiniteError(
+            f"{path} was not written: {name} holds NaN or infinity; the files saved before are good"
+        )
