@@ -302,7 +302,7 @@ def test_held_out_slots_of_grown_data_were_trained_on(
     capfd.readouterr()
     assert train.main(line(tmp_path / "out", data_file=texts / "b", **split)) == 2
     told = capfd.readouterr().err
-    assert "of the 9 samples that --val_split holds out are among those" in told
+    assert "of the 9 samples that --val_split holds out are among those that were trained" in told
     assert "--accept_changes data_file" in told
 
 

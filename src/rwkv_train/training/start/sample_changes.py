@@ -209,8 +209,10 @@ def _held_out_effect(old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]
     length = held_out.width * held_out.ctx_len
     begins = [held_out.offset(block) for block in range(min(held_out.blocks, _AHEAD))]
     leaked = sum(trained(begin, begin + length) > 0 for begin in begins)
-    yield f"{leaked} of the {len(begins)} samples that --val_split holds out are among those that"
-    " were trained on"
+    yield (
+        f"{leaked} of the {len(begins)} samples that --val_split holds out are among those that "
+        "were trained on"
+    )
 
 
 def _again(old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]], place: Place) -> str:
