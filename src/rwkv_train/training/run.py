@@ -49,7 +49,7 @@ ENDLESS = 10**12
 
 
 class Beginning(NamedTuple):
-    """Where a run starts, how far it has come there, and where it ends."""
+    """The resume point of a run, its counters there, and its length."""
 
     point: ResumePoint
     progress: Progress
