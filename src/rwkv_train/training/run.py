@@ -18,9 +18,11 @@ from rwkv_train.config.versions import VERSIONS
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
+from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.state_writer import StateWriter
+from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
@@ -47,9 +49,10 @@ from rwkv_train.training.validation import Validator
 ENDLESS = 10**12
 
 
-def run(prepared: Prepared, ranks: Ranks) -> int:
+def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     """Trains from the resume point to the end of the run.
 
+    received: files of the resume point, which are in use until the ranks have made their models.
     Returns the exit status: 0 at the end, 128 + n after signal n. Raises TrainerError, and
     RemoteRankError on the ranks that leave because of another's fault.
     """
@@ -98,11 +101,14 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
         detector=detector,
         veto=veto,
         saver=saver,
+        recovery=Recovery(config, length, detector, ranks),
         validator=Validator(config, samples.held_out),
         reporters=reporters,
     )
     module = TrainingModule(model, groups, config.optim, config.hardware, carried, veto.allows)
     begin_group(ranks, config.hardware)
+    # All ranks have made their models.
+    received.remove()
     trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
     steps = (length.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
