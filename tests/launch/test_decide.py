@@ -277,6 +277,14 @@ def test_all_tasks_of_a_job_work_out_one_place_to_meet():
     assert decide({**tasks[0], **PLACE}, 2, 2).main_address == "one"
 
 
+def test_a_number_that_may_be_the_rank_is_not_taken_for_the_jobs():
+    ports = set()
+    for rank in ("0", "1"):
+        told = {"PMI_RANK": rank, "PMI_SIZE": "2", "MPI_LOCALRANKID": rank, "PMI_ID": rank}
+        ports.add(decide(told, None, None).main_port)
+    assert len(ports) == 1
+
+
 def test_processes_of_open_mpi_meet_where_no_other_job_does():
     jobs = [decide(mpi(0, 2, 0, 2, PMIX_NAMESPACE=name), 2, 1) for name in ("a", "a", "b")]
     assert jobs[0].main_port == jobs[1].main_port != jobs[2].main_port

@@ -230,7 +230,8 @@ def _required_address(address: str | None, num_nodes: int, launcher: str) -> str
 def _check_below(name: str, value: int, limit: int, what: str) -> None:
     if value >= limit:
         raise ConfigError(
-            f"{name} is {value}, and {what} {limit}: it counts from 0 to {limit - 1}; set it right"
+            f"{name} is {value}, but counts from 0 to {limit - 1}, for {what} is {limit}; set it "
+            "right"
         )
 
 

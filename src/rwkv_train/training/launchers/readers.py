@@ -226,8 +226,8 @@ def _mpi(
     if local is None:
         # One machine, as far as is known; that they are several shows when they meet.
         local, count = ranks, world
-    # The same on every machine, and another for the next job.
-    job = variables.text("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "PMI_ID")
+    # The same for all, and another for the next job. Not PMI_ID: some write the rank there.
+    job = variables.text("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
     return Claim(
         name,
         rank=ranks,
