@@ -234,6 +234,10 @@ WRONG: list[tuple[dict[str, str], int | None, int | None, tuple[str, ...]]] = [
     (task(1, 2, 1), 1, None, ("--devices 1",)),
     (task(1, 2, 1), 1, 2, ("--num_nodes 2",)),
     (task(3, 2, 1), None, None, ("the rank is 3",)),
+    (task(2, 2, 0, SLURM_STEP_NUM_NODES="2", **PLACE), 2, 2, ("the rank is 2",)),
+    (task(1, 1, 0), 2, None, ("the rank is 1",)),
+    ({"RWKV_TRAIN_LAUNCH": "abc"}, None, None, ("RWKV_TRAIN_LAUNCH", "unset")),
+    ({"RWKV_TRAIN_LAUNCH": "{}"}, None, None, ("RWKV_TRAIN_LAUNCH", "unset")),
     (task(1, 2, 1, SLURM_LOCALID="one"), None, None, ("SLURM_LOCALID='one'",)),
     (task(1, 2, 1, SLURM_LOCALID=""), None, None, ("SLURM_LOCALID is not set",)),
     (task(0, 3, 0, **NODES, SLURM_STEP_TASKS_PER_NODE="2,1"), None, None, ("2,1", "ntasks")),
@@ -302,6 +306,10 @@ def test_processes_of_open_mpi_meet_where_no_other_job_does():
 )
 def test_the_first_machine_of_slurms_list_is_the_place_to_meet(names: str, first: str):
     assert first_host(names) == first
+
+
+def test_a_step_that_is_no_number_is_still_a_step():
+    assert decide(task(0, 2, 0, SLURM_STEP_ID="²"), None, None).launcher == "srun"
 
 
 def test_torchruns_restart_and_its_own_store_are_known():

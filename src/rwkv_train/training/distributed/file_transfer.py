@@ -124,7 +124,7 @@ def share_file(ranks: RankStore, store: Store, file: SentFile, folder: Path | No
                 key = f"chunk/{number}"
                 if first and stream is not None:
                     chunk = stream.read(CHUNK_BYTES)
-                    store.set(key, chunk)
+                    store.set(key, chunk)  # type: ignore[arg-type]  # it takes bytes too
                 # Once all are here the chunk is there, and the one before has been read by all.
                 ranks.gather("chunk", None)
                 if first:

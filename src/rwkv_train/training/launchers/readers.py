@@ -193,7 +193,7 @@ def _is_srun_task(variables: Variables) -> bool:
     if step is None:
         return variables.text("SLURM_STEP_NUM_TASKS") is not None
     # Above are the numbers of steps that are none: the batch script and the shell of salloc.
-    return not step.isdigit() or int(step) < 0xFFFFFFF0
+    return not step.isdecimal() or int(step) < 0xFFFFFFF0
 
 
 def _tasks_per_node(variables: Variables, size: int, nodes: int) -> int | None:

@@ -133,7 +133,7 @@ def _lacks(offer: Mapping[str, Any], own: Mapping[str, Any] | None, train: Train
     if own is not None and own["kind"] == "state":
         # An older one of the same run, from before its machine changed places.
         same = own["run"] is not None and own["run"] == offer.get("run")
-        return same and own["position"] < offer["position"]
+        return bool(same and own["position"] < offer["position"])
     folder = Path(train.proj_dir)
     if list_states(folder) or resume_candidates(folder) or (folder / FINAL).exists():
         return False
