@@ -70,7 +70,7 @@ ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
 training.__main__: distributed environment launchers run start
-training.bad_steps: checkpointing distributed module optim reporting
+training.bad_steps: checkpointing distributed module optim reporting start
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
 training.distributed: environment launchers optim

@@ -18,9 +18,11 @@ from rwkv_train.config.versions import VERSIONS
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
+from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.state_writer import StateWriter
+from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
@@ -56,9 +58,10 @@ class Beginning(NamedTuple):
     length: RunLength
 
 
-def run(prepared: Prepared, ranks: Ranks) -> int:
+def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     """Trains from the resume point to the end of the run.
 
+    received: files of the resume point, which are in use until the ranks have made their models.
     Returns the exit status: 0 at the end, 128 + n after signal n. Raises TrainerError, and
     RemoteRankError on the ranks that leave because of another's fault.
     """
@@ -88,9 +91,12 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
     veto = StepVeto(detector)
     saver = _saver(prepared, beginning, detector, base, model)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
-    callback = _callback(prepared, beginning, detector, veto, saver, reporters)
+    recovery = Recovery(config, length, detector, ranks)
+    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reporters)
     module = TrainingModule(model, groups, config.optim, config.hardware, carried, veto.allows)
     begin_group(ranks, config.hardware)
+    # All ranks have made their models.
+    received.remove()
     trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
     steps = (length.total_steps or ENDLESS) - progress.step
     trainer.fit(module, datamodule=RunData(prepared.samples.training, config, progress.step, steps))
@@ -124,6 +130,7 @@ def _callback(
     detector: SpikeDetector,
     veto: StepVeto,
     saver: Saver,
+    recovery: Recovery,
     reporters: list[Reporter],
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
@@ -137,6 +144,7 @@ def _callback(
         detector=detector,
         veto=veto,
         saver=saver,
+        recovery=recovery,
         validator=Validator(config, prepared.samples.held_out),
         reporters=reporters,
     )

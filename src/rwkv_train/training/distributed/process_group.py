@@ -6,7 +6,6 @@ its own way.
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
 from datetime import timedelta
@@ -114,6 +113,11 @@ def _choose_interface(main_address: str) -> None:
 
     It would take that of the machine's own name, which often stands for the loopback.
     """
+    # Absent on Windows, where gloo chooses.
+    try:
+        import fcntl
+    except ImportError:
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             # Sends nothing; any port will do.

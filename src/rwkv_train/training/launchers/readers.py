@@ -193,7 +193,7 @@ def _is_srun_task(variables: Variables) -> bool:
     if step is None:
         return variables.text("SLURM_STEP_NUM_TASKS") is not None
     # Above are the numbers of steps that are none: the batch script and the shell of salloc.
-    return not step.isdigit() or int(step) < 0xFFFFFFF0
+    return not step.isdecimal() or int(step) < 0xFFFFFFF0
 
 
 def _tasks_per_node(variables: Variables, size: int, nodes: int) -> int | None:
@@ -226,8 +226,8 @@ def _mpi(
     if local is None:
         # One machine, as far as is known; that they are several shows when they meet.
         local, count = ranks, world
-    # The same on every machine, and another for the next job.
-    job = variables.text("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "PMI_ID")
+    # The same for all, and another for the next job. Not PMI_ID: some write the rank there.
+    job = variables.text("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
     return Claim(
         name,
         rank=ranks,
