@@ -40,7 +40,7 @@ config.run_length: resolved schema
 config.rwkv_lm: choices command_line versions
 config.schema: choices limits machine_schema versions
 config.sections: machine_schema schema
-data.__main__: convert inspect
+data.__main__: convert inspect make_data_flags
 data.binidx: sampling storage
 data.chat: binidx text tokenize
 data.convert: binidx chat storage text tokenize

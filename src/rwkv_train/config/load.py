@@ -18,12 +18,11 @@ from typing import Any
 import tyro
 import yaml
 
-from rwkv_train.command_line import invoked_name
+from rwkv_train.command_line import invoked_name, perhaps
 from rwkv_train.config.command_line.argv import (
     Argument,
     asks_for_help,
     boolean,
-    perhaps,
     read_arguments,
     write_arguments,
 )
