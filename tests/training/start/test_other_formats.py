@@ -15,7 +15,7 @@ from rwkv_train.checkpoint.resume import (
     load_state,
     save_state,
 )
-from rwkv_train.checkpoint.retention import Retention
+from rwkv_train.checkpoint.retention import KeepRule, Retention
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.training.start.resume_point import FromState, find_resume_point
 
@@ -42,8 +42,10 @@ OTHERS = {
 def test_a_state_of_another_format_is_refused_and_kept(name: str, tmp_path: Path):
     other = tmp_path / "rwkv-1.state"
     torch.save(OTHERS[name], other)
+    files = Retention(tmp_path, KeepRule(last=2, last_weights=5))
     for step in (10, 11):
-        save_state(tmp_path / f"rwkv-step-{step}.state", {**OWN, "step": step})
+        newest = tmp_path / f"rwkv-step-{step}.state"
+        files.add(newest, save_state(newest, {**OWN, "step": step}), step, step)
     with pytest.raises(StateFormatError) as caught:
         find_resume_point(TrainConfig(proj_dir=str(tmp_path)))
     message = str(caught.value)
@@ -52,8 +54,7 @@ def test_a_state_of_another_format_is_refused_and_kept(name: str, tmp_path: Path
     with pytest.raises(StateFormatError):
         load_state(other)
     # It neither counts among the states to keep nor goes.
-    newest = tmp_path / "rwkv-step-11.state"
-    assert Retention(2, None, None, 5).apply(tmp_path, newest) == []
+    assert files.apply(newest) == []
     assert [s.path for s in list_states(tmp_path) if s.other_format] == [other]
 
 
