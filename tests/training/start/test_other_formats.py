@@ -42,10 +42,10 @@ OTHERS = {
 def test_a_state_of_another_format_is_refused_and_kept(name: str, tmp_path: Path):
     other = tmp_path / "rwkv-1.state"
     torch.save(OTHERS[name], other)
-    files = Retention(tmp_path, KeepRule(last=2, last_weights=5))
-    for step in (10, 11):
-        newest = tmp_path / f"rwkv-step-{step}.state"
-        files.add(newest, save_state(newest, {**OWN, "step": step}), step, step)
+    retention = Retention(tmp_path, KeepRule(1))
+    own = [tmp_path / f"rwkv-step-{step}.state" for step in (10, 11)]
+    for path, step in zip(own, (10, 11)):
+        retention.add(path, save_state(path, {**OWN, "step": step}), 100 * step, step)
     with pytest.raises(StateFormatError) as caught:
         find_resume_point(TrainConfig(proj_dir=str(tmp_path)))
     message = str(caught.value)
@@ -54,7 +54,7 @@ def test_a_state_of_another_format_is_refused_and_kept(name: str, tmp_path: Path
     with pytest.raises(StateFormatError):
         load_state(other)
     # It neither counts among the states to keep nor goes.
-    assert files.apply(newest) == []
+    assert retention.apply(own[1]) == [own[0]]
     assert [s.path for s in list_states(tmp_path) if s.other_format] == [other]
 
 
