@@ -31,7 +31,7 @@ from rwkv_train.config.command_line.fields import fields, sections
 from rwkv_train.config.command_line.most_used import most_used
 from rwkv_train.config.mixture_list import expand_homes
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.rwkv_lm.flags import FLAGS
+from rwkv_train.config.rwkv_lm.flags import FLAGS, similar_flag
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.config.sections import Section
 from rwkv_train.errors import ConfigError
@@ -207,9 +207,7 @@ def _complete(argument: Argument) -> Argument:
     name, value = argument
     entry = fields().get(name)
     if entry is None:
-        raise ConfigError(
-            f"unknown flag --{name}{perhaps(name, [*fields(), 'config', *FLAGS], '--')}"
-        )
+        raise ConfigError(f"unknown flag --{name}{similar_flag(name)}")
     if entry.kind is bool:
         # tyro reads only True and False, RWKV-LM's scripts write 0 and 1.  Any other word is left
         # for tyro to refuse.

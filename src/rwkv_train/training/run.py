@@ -58,6 +58,9 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
     point, progress = resume_progress(prepared.point, config, length)
     if length.total_steps is not None and progress.step >= length.total_steps:
         if is_rank_zero():
+            # Such as what to remove for a new beginning, where weights are gone.
+            for note in point.notes:
+                print(f"note: {note}")
             if length.completes:
                 publish_final(config, point, progress.step)
             _say_finished(config, length, progress)
