@@ -35,7 +35,7 @@ config.resolve: check choices discovered machine_schema mixture_list resolved ru
     rwkv_lm schema versions
 config.resolved: choices machine_schema rwkv_lm schema sections versions
 config.resume_differences: load resolved resume_rules schema sections
-config.resume_rules: command_line resolved
+config.resume_rules: resolved
 config.run_length: resolved schema
 config.rwkv_lm: choices command_line versions
 config.schema: choices limits machine_schema versions

@@ -78,9 +78,10 @@ def packages_named() -> Iterator[None]:
 
 def perhaps(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Returns '; perhaps you meant ...', or nothing when no known name is similar."""
-    known = list(known)
-    # The beginning of a longer name is not similar to it: --lr, --head.
+    known = list(dict.fromkeys(known))
+    # The beginning or end of a longer name is not similar to it: --lr, --head, --seed.
     longer = [word for word in known if word.startswith(f"{name}_")]
+    longer = longer or [word for word in known if word.endswith(f"_{name}")]
     if longer:
         return f"; perhaps you meant {' or '.join(prefix + word for word in longer[:3])}"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

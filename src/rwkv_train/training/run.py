@@ -113,6 +113,9 @@ def _finish_at_once(config: ResolvedConfig, beginning: Beginning) -> int:
     if not is_rank_zero():
         return 0
     point, progress, length = beginning
+    # Such as what to remove for a new beginning, where weights are gone.
+    for note in point.notes:
+        print(f"note: {note}")
     if length.completes:
         publish_final(config, point, progress.step)
     done = f"{progress.step} of {length.total_steps} steps"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rwkv_train.config.check.field_limits import check_limits, check_version
+from rwkv_train.config.check.field_limits import check_limits, check_version, check_width
 from rwkv_train.config.check.validation_settings import check_validation
 from rwkv_train.config.check.window_settings import check_windows
 from rwkv_train.config.machine_schema import HardwareConfig, LogConfig, SafetyConfig
@@ -31,6 +31,7 @@ _TRAINED_FULLY = ("time", "ln", "emb", "head")
 
 def check_fields(config: RunConfig) -> None:
     """Raises ConfigError for a value beyond its limits and for settings that exclude each other."""
+    check_width(config.model)
     for section in sections_of(config):
         check_limits(section)
     check_version(config.model)
