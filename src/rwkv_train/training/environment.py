@@ -96,19 +96,6 @@ def quiet_connections() -> None:
     set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def visible_gpus() -> list[str] | None:
-    """Returns the cards that CUDA_VISIBLE_DEVICES names, None where it is not set.
-
-    Words that stand for no card, as batch systems write them, are left out with all behind them.
-    """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return None
-    named = [word.strip() for word in given.split(",")]
-    hidden = ("", "-1", "NoDevFiles", "none", "void")
-    return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
-
-
 def is_local_rank_zero() -> bool:
     """Tells whether this process speaks for its machine."""
     return _ranks["local_rank"] == 0

@@ -60,8 +60,8 @@ class Recovery:
             raise_on_all_ranks(
                 trainer.strategy,
                 TrainingError(
-                    f"step {step}: {outcome.fault}; samples {first} to {last}{named}. Nothing was "
-                    f"saved since the last checkpoint, which is good: {_REMEDY}"
+                    f"step {step + 1}: {outcome.fault}; samples {first} to {last}{named}. Nothing "
+                    f"was saved since the last checkpoint, which is good: {_REMEDY}"
                 ),
             )
         # A state that came out of a bad forward pass may hold NaN, and the next window of the same
@@ -82,7 +82,7 @@ class Recovery:
         """
         count, first_bad = self._detector.bad_in_a_row, step - self._detector.bad_span
         subject = (
-            f"{count} steps in a row were bad, steps {first_bad} to {step - 1}, samples "
+            f"{count} steps in a row were bad, steps {first_bad + 1} to {step}, samples "
             f"{self._length.samples(first_bad)[0]} to {self._length.samples(step - 1)[1]}, "
             f"the last with {fault}"
         )

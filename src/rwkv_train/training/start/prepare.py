@@ -10,7 +10,7 @@ from typing import Any
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.data.tokenize.tokenizer_files import write_record
+from rwkv_train.data.tokenize.tokenizer_files import TokenizerRecord
 from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.ranks import Ranks
@@ -36,7 +36,7 @@ class Prepared:
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
-    that serve. lineage: what states tell of run and data.
+    that serve. lineage: what states tell of run and data. tokenizer: of the data, None: not known.
     """
 
     config: ResolvedConfig
@@ -47,6 +47,7 @@ class Prepared:
     lock: RunLock
     operators: list[OperatorBackend]
     lineage: Mapping[str, Any]
+    tokenizer: TokenizerRecord | None
 
 
 def prepare_run(
@@ -87,8 +88,6 @@ def prepare_run(
         write_initial_weights(config, point, notices + derived)
         return None
     if is_rank_zero():
-        if tokenizer is not None:
-            write_record(Path(config.train.proj_dir), tokenizer)
         for line in notices:
             print(line)
         if isinstance(point, Fresh) and config.train.train_stage is None:
@@ -100,4 +99,4 @@ def prepare_run(
     operators = build_for(config)
     prepare_extensions(config.hardware)
     saved = for_saving(config, given)
-    return Prepared(config, saved, point, samples, derived, lock, operators, lineage)
+    return Prepared(config, saved, point, samples, derived, lock, operators, lineage, tokenizer)

@@ -141,7 +141,7 @@ def _lacks(offer: Mapping[str, Any], own: Mapping[str, Any] | None, train: Train
         # What was given and cannot be used is a fault of this machine, and is told.
         return train.load_model is None or not Path(train.load_model).exists()
     # Initial weights hold no work; but where rank zero has such too they ought to be the same.
-    return own["kind"] == "fresh" or offer["kind"] == "state"
+    return bool(own["kind"] == "fresh" or offer["kind"] == "state")
 
 
 def _received_point(offer: Mapping[str, Any], sent: Path, folder: Path) -> ResumePoint:
