@@ -57,7 +57,7 @@ VERSION=${VERSION:-6}            # RWKV version: 4, 5, 6 or 7
 # CPU or GPU, and how many. On a CPU the devices are processes.
 if [ "${ACCELERATOR:-}" != cpu ]; then
     # "gpu bf16", "gpu fp16" (cards before Ampere) or "cpu"; a card that torch cannot use is told.
-    if ! FOUND=$("$PYTHON" -m rwkv_train.training.start.find_gpus); then
+    if ! FOUND=$("$PYTHON" -m rwkv_train.find_gpus); then
         echo "To train a small model on the CPU all the same: ACCELERATOR=cpu $0 $GIVEN" >&2
         exit 2
     fi

@@ -15,7 +15,16 @@ from tests.checkout import ROOT
 from tests.import_graph import PACKAGE, SRC, imported, layer_of, source_files
 
 BASE = {"errors", "files"}
-INFERENCE = {*BASE, "command_line", "processors", "config", "data", "checkpoint", "models"}
+INFERENCE = {
+    *BASE,
+    "command_line",
+    "processors",
+    "find_gpus",
+    "config",
+    "data",
+    "checkpoint",
+    "models",
+}
 # layer -> what it may import of the package: layers, or single modules with a dot
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
@@ -24,6 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "compiler": BASE,
     "command_line": {"errors", "files"},
     "processors": set(),
+    "find_gpus": {"processors"},
     "config": {*BASE, "command_line"},
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
@@ -35,6 +45,7 @@ LAYERS: dict[str, set[str]] = {
         "command_line",
         "version",
         "processors",
+        "find_gpus",
         "config",
         "ops",
         "data",
@@ -48,9 +59,9 @@ LAYERS: dict[str, set[str]] = {
 }
 # program at the top of the checkout -> what it may import of the package
 PROGRAMS: dict[str, set[str]] = {
-    "train.py": {"training"},
-    "make_data.py": {"data"},
-    "generate.py": {"inference"},
+    "train.py": {"command_line", "training"},
+    "make_data.py": {"command_line", "data"},
+    "generate.py": {"command_line", "inference"},
     "compute_magic_prime.py": {"command_line", "data", "errors"},
     "check_requirements.py": set(),
 }
@@ -71,6 +82,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "export/",
         "data/samples/",
         "data/sampling/sampler.py",
+        "find_gpus.py",
     ),
     "tyro": ("config/",),
     # A chat template of the user's own is YAML too.

@@ -1,4 +1,4 @@
-"""Counts the processors that this process may use, and tells its threads how to wait.
+"""Tells which processors and cards this process may use, and its threads how to wait.
 
 Standard library only: the settings are read when torch loads OpenMP, so they come before it.
 """
@@ -39,6 +39,19 @@ def prepare_threads() -> None:
     # Without a quota torch knows better: it leaves out the second threads of cores.
     if usable_processors() < _processors_allowed():
         os.environ.setdefault("OMP_NUM_THREADS", str(usable_processors()))
+
+
+def visible_gpus() -> list[str] | None:
+    """Returns the cards that CUDA_VISIBLE_DEVICES names, None where it is not set.
+
+    Words that stand for no card, as batch systems write them, are left out with all behind them.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return None
+    named = [word.strip() for word in given.split(",")]
+    hidden = ("", "-1", "NoDevFiles", "none", "void")
+    return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
 
 
 def _processors_allowed() -> int:

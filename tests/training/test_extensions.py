@@ -154,6 +154,23 @@ def test_without_ninja_or_a_compiler_the_run_is_refused(zero, monkeypatch, tmp_p
     check_extensions(zero)
 
 
+def test_a_folder_that_torch_cannot_use_is_refused(zero, monkeypatch, tmp_path):
+    lock = extension_folder(NAME) / "lock"
+    lock.mkdir()
+    with pytest.raises(BackendError, match="a folder where torch makes a file named lock"):
+        check_extensions(zero)
+    lock.rmdir()
+    # As for a user who may read what another has built: torch locks it even then.
+    (extension_folder(NAME) / f"{NAME}.so").touch()
+    monkeypatch.setattr(extensions.os, "access", lambda path, mode: False)
+    with pytest.raises(BackendError, match=r"which cannot be written; .* TORCH_EXTENSIONS_DIR="):
+        check_extensions(zero)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
+    with pytest.raises(BackendError, match="which cannot be made: Not a directory"):
+        check_extensions(zero)
+
+
 def test_a_ninja_beside_python_is_put_where_torch_looks(zero, monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     for name in ("ninja", "c++"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from rwkv_train.config.command_line.argv import perhaps
+from rwkv_train.command_line import perhaps
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError
 

@@ -99,14 +99,11 @@ def _generate(a: argparse.Namespace) -> None:
     options = SamplingOptions(
         a.temperature, a.top_p, a.top_k, a.presence_penalty, a.frequency_penalty, a.penalty_decay
     )
-    if a.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no usable GPU here; use --device cpu")
-    cuda = a.device == "cuda" or (a.device == "auto" and torch.cuda.is_available())
-    dtype = DTYPES[_precision(a.precision, cuda=cuda)]
+    device, precision = _device_and_precision(a)
     model = load_model(
         a.load_model,
-        device=torch.device("cuda" if cuda else "cpu"),
-        dtype=dtype,
+        device=torch.device(device),
+        dtype=DTYPES[precision],
         wkv_backend=a.wkv_backend,
         states=a.load_states,
     )
@@ -148,16 +145,26 @@ def _prompt(given: str) -> str:
         ) from None
 
 
-def _precision(given: str, *, cuda: bool) -> str:
-    """Returns the name of the number format: as given, or what the machine computes in."""
-    if given != "auto":
-        return given
-    if not cuda:
-        return "fp32"
-    import torch
+def _device_and_precision(a: argparse.Namespace) -> tuple[str, str]:
+    """Returns the names of the device and of the number format: as given, or the machine's best.
 
+    Raises ConfigError for a GPU that is asked for or there, and cannot be used.
+    """
+    cpu_precision = "fp32" if a.precision == "auto" else a.precision
+    if a.device == "cpu":
+        return "cpu", cpu_precision
+    from rwkv_train.find_gpus import find_gpus
+
+    found = find_gpus()
+    if found.fault is not None:
+        raise ConfigError(f"--device {a.device}: {found.fault}; or give --device cpu")
+    if not found.count:
+        if a.device == "cuda":
+            reason = f" ({found.reason})" if found.reason else ""
+            raise ConfigError(f"--device cuda: there is no GPU here{reason}; use --device cpu")
+        return "cpu", cpu_precision
     # Cards before Ampere would emulate bf16.
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "cuda", ("bf16" if found.has_bf16 else "fp16") if a.precision == "auto" else a.precision
 
 
 if __name__ == "__main__":

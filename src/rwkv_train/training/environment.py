@@ -89,21 +89,11 @@ def set_unless_given(name: str, value: str) -> None:
 
 
 def quiet_connections() -> None:
-    """Keeps torch from warning of every machine whose address has no name; before its import."""
-    set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")
+    """Keeps torch from warning of every address without a name and every attempt to connect.
 
-
-def visible_gpus() -> list[str] | None:
-    """Returns the cards that CUDA_VISIBLE_DEVICES names, None where it is not set.
-
-    Words that stand for no card, as batch systems write them, are left out with all behind them.
+    Before torch's import.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return None
-    named = [word.strip() for word in given.split(",")]
-    hidden = ("", "-1", "NoDevFiles", "none", "void")
-    return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
+    set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def is_local_rank_zero() -> bool:

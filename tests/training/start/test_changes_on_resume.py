@@ -111,7 +111,7 @@ def test_another_spelling_is_no_change(resume: Resume, texts: Path, tmp_path: Pa
 TOLD: dict[str, tuple[dict[str, object], list[str], str]] = {
     "a lower rate": (
         {"lr_init": "5e-4"},
-        ["lr_init 0.001 -> 0.0005", "the rate of step 4 is 0.0003709", "have been 0.0007096"],
+        ["lr_init 0.001 -> 0.0005", "the rate after step 4 is 0.0003709", "have been 0.0007096"],
         "continuation at step 4, changed",
     ),
     "a warmup": (
@@ -121,7 +121,7 @@ TOLD: dict[str, tuple[dict[str, object], list[str], str]] = {
     ),
     "a higher budget": (
         {"exit_tokens": 24 * 128},
-        ["exit_tokens 1,536 -> 3,072", "24 steps", "the rate of step 4"],
+        ["exit_tokens 1,536 -> 3,072", "24 steps", "the rate after step 4"],
         "continuation at step 4, changed",
     ),
     "a larger batch": (

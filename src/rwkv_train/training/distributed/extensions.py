@@ -43,7 +43,9 @@ def needed_extensions(hardware: ResolvedHardware) -> tuple[str, ...]:
 
 
 def check_extensions(hardware: ResolvedHardware) -> None:
-    """Raises BackendError when an extension has to be compiled and cannot be."""
+    """Raises BackendError when an extension has to be compiled and cannot be, or not be loaded."""
+    for name in needed_extensions(hardware):
+        _check_folder(extension_folder(name), hardware.strategy)
     missing = [name for name in needed_extensions(hardware) if not _is_built(name)]
     if not missing:
         return
@@ -81,6 +83,26 @@ def extension_folder(name: str) -> Path:
     kind = "cpu" if version is None else f"cu{version.replace('.', '')}"
     python = f"py{sys.version_info.major}{sys.version_info.minor}{sys.abiflags}"
     return Path(cpp_extension.get_default_build_root(), f"{python}_{kind}", name)
+
+
+def _check_folder(folder: Path, strategy: str) -> None:
+    """Raises BackendError where torch could not lock an extension, which it does to load it too."""
+    reason = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made: {error.strerror}"
+    else:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            reason = "cannot be written"
+        elif (folder / "lock").is_dir():
+            reason = "holds a folder where torch makes a file named lock; remove it"
+    if reason is not None:
+        raise BackendError(
+            f"--strategy {strategy} loads a part of DeepSpeed by {folder}, which {reason}; or name "
+            "another folder with TORCH_EXTENSIONS_DIR=FOLDER before the command, or use "
+            "--strategy ddp"
+        )
 
 
 def _is_built(name: str) -> bool:

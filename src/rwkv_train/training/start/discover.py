@@ -19,9 +19,9 @@ from rwkv_train.config.schema import DataConfig, RunConfig
 from rwkv_train.data.samples.token_sources import characters_of
 from rwkv_train.data.sampling.magic_prime import check_magic_prime, magic_prime
 from rwkv_train.errors import DataError
+from rwkv_train.find_gpus import find_gpus
 from rwkv_train.models.registry import config_from_shapes
 from rwkv_train.training.start.data_files import OpenedData, open_data_files
-from rwkv_train.training.start.find_gpus import find_gpus
 from rwkv_train.training.start.resume_point import Fresh, FromState, ResumePoint
 
 

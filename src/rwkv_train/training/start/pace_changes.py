@@ -76,7 +76,7 @@ def rate_changes(pace: Pace, found: Sequence[Difference]) -> tuple[list[Change],
     saved, progress = pace.saved, pace.progress
     before = learning_rate(pace.schedule_before, saved.step, saved.step - saved.ramp_begin)
     now = learning_rate(pace.schedule, progress.step, progress.step - progress.ramp_begin)
-    told = f"the rate of step {progress.step:,} is {now:.4g}, and would have been {before:.4g}"
+    told = f"the rate after step {progress.step:,} is {now:.4g}, and would have been {before:.4g}"
     if any(difference.name == "exit_tokens" for difference in differing):
         steps = total_steps(pace.config)
         told += "; the run has no end" if steps is None else f"; the run has {steps:,} steps"

@@ -12,6 +12,7 @@ from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.data.tokenize.tokenizer_files import TokenizerRecord
 from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
+from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
@@ -26,6 +27,7 @@ from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_sam
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
 from rwkv_train.training.start.run_identity import run_id
 from rwkv_train.training.start.run_lock import RunLock
+from rwkv_train.training.start.shared_start import find_shared_start
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,18 @@ class Prepared:
 
 
 def prepare_run(
-    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks
+    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks, received: ReceivedFiles
 ) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
     notices: lines about translated flags, printed once; ranks: all of them get here, and agree,
-    before any of them writes. Every rank calls this with the same configuration. Raises
-    TrainerError before anything is written, but for a disk that fails.
+    before any of them writes; received: keeps what rank zero has sent. Every rank calls this with
+    the same configuration. Raises TrainerError before anything is written, but for a disk that
+    fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
-    point = find_resume_point(given.train)
+    point = find_shared_start(given.train, ranks, received)
     discovered, opened = discover(given, point)
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)

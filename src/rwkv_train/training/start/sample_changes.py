@@ -129,9 +129,9 @@ def _run(values: Mapping[str, Any], tokens: Sequence[int]) -> _Run:
     if not components:
         return _Run(values, Reading(tuple(parts)))
     begin, end = [c.begin for c in components], [c.end for c in components]
-    tokens = 0 if begin == end else values.get("mix_tokens") or 0
-    mixture = Mixture(begin, end, tokens // ctx_len)
-    return _Run(values, Reading(tuple(parts), mixture), (begin, end), tokens)
+    change_tokens = 0 if begin == end else values.get("mix_tokens") or 0
+    mixture = Mixture(begin, end, change_tokens // ctx_len)
+    return _Run(values, Reading(tuple(parts), mixture), (begin, end), change_tokens)
 
 
 def _held_out(values: Mapping[str, Any], tokens: int) -> HeldOut | None:

@@ -1,14 +1,16 @@
 """Tells which GPUs torch can use and, where a card is there and torch cannot, why and what to do.
 
-`python -m rwkv_train.training.start.find_gpus` prints what a script needs: "gpu bf16", "gpu fp16"
+`python -m rwkv_train.find_gpus` prints what a script needs: "gpu bf16", "gpu fp16"
 or "cpu"; with a card that cannot be used one line on stderr and status 2.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from rwkv_train.training.environment import visible_gpus
+from rwkv_train.processors import visible_gpus
 
 # A driver that hangs would otherwise hang every start; a sound one answers within a second or two.
 TIMEOUT_S = 15.0
@@ -24,6 +26,8 @@ TIMEOUT_S = 15.0
 BF16_CAPABILITY = (8, 0)
 # Oldest branch of the driver that runs programs of a version of CUDA (NVIDIA's release notes).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+# A line of its answer: a name and a version, or a word in brackets for one that is not known.
+_CARD = re.compile(r"\s*(.*\w.*),\s*(\d+(?:\.\d+)+|\[[\w/ ]+\])\s*")
 # What the kernel module tells, also where nvidia-smi does not answer.
 KERNEL_MODULE = Path("/proc/driver/nvidia")
 
@@ -80,18 +84,35 @@ def ask_driver() -> Driver:
         return Driver([])
     command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-        )
+        status, answer = _answer(command)
     except subprocess.TimeoutExpired:
         return _ask_kernel(f"nvidia-smi does not answer within {TIMEOUT_S:.0f} s")
     except OSError as error:
         return _ask_kernel(f"nvidia-smi does not start: {error.strerror}")
-    rows = [line.rpartition(",") for line in done.stdout.splitlines() if "," in line]
-    if done.returncode != 0 or not rows:
-        words = (done.stdout + done.stderr).split()
-        return _ask_kernel(f"nvidia-smi: {' '.join(words)[:160] or 'no card'}")
-    return Driver([name.strip() for name, _, _ in rows], rows[0][2].strip())
+    rows = [row for row in map(_CARD.fullmatch, answer.splitlines()) if row]
+    if status != 0 or not rows:
+        said = "".join(c if c.isprintable() else " " for c in answer).split()
+        return _ask_kernel(f"nvidia-smi: {' '.join(said)[:160] or 'no card'}")
+    return Driver([row[1].strip() for row in rows], rows[0][2])
+
+
+def _answer(command: list[str]) -> tuple[int, str]:
+    """Returns exit status and output of a program; raises TimeoutExpired when it hangs.
+
+    Into a file: where the driver hangs nothing ends the program, and a pipe is waited for until
+    all that hold it have ended.
+    """
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            status = process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        output.seek(0)
+        return status, output.read().decode(errors="replace")
 
 
 def main() -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rwkv_train.training.start import find_gpus as module
-from rwkv_train.training.start.find_gpus import find_gpus
+from rwkv_train import find_gpus as module
+from rwkv_train.find_gpus import find_gpus
 from tests.checkout import ROOT
 
 CARD = "echo 'NVIDIA H100, with comma, 535.183.01'"
@@ -75,7 +75,13 @@ def test_a_number_beyond_the_cards_is_a_fault(machine, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", ["echo 'No devices were found'; exit 6", "echo 'cannot communicate' >&2; exit 9"]
+    "words",
+    [
+        "echo 'No devices were found'; exit 6",
+        "echo 'cannot communicate' >&2; exit 9",
+        "echo 'Segmentation, fault'",
+        "head -c 300 /dev/urandom",
+    ],
 )
 def test_a_driver_without_a_card_is_no_fault_but_told(machine, words):
     machine(words)
@@ -84,7 +90,9 @@ def test_a_driver_without_a_card_is_no_fault_but_told(machine, words):
     assert "nvidia-smi: " in found.reason
 
 
-@pytest.mark.parametrize("words", ["echo 'version mismatch' >&2; exit 18", "exec sleep 5"])
+@pytest.mark.parametrize(
+    "words", ["echo 'version mismatch' >&2; exit 18", "exec sleep 5", "sleep 5; exit"]
+)
 def test_an_nvidia_smi_that_fails_or_hangs_beside_a_card_is_a_fault(
     machine, monkeypatch, tmp_path, words
 ):
@@ -145,7 +153,7 @@ def test_train_refuses_to_fall_back_to_the_cpu_in_silence(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine that torch sees no GPU of")
 def test_scripts_are_told_what_there_is(tmp_path):
-    program = ("-m", "rwkv_train.training.start.find_gpus")
+    program = ("-m", "rwkv_train.find_gpus")
     path = str(ROOT / "src")
     assert ended(*program, folder=tmp_path, PYTHONPATH=path).returncode == 2
     hidden = ended(*program, folder=tmp_path, PYTHONPATH=path, CUDA_VISIBLE_DEVICES="")
