@@ -116,7 +116,7 @@ TOLD: dict[str, tuple[dict[str, object], list[str], str]] = {
     ),
     "a warmup": (
         {"warmup_steps": 6},
-        ["warmup_steps none -> 6: the rate of step 4 is"],
+        ["warmup_steps none -> 6: the rate after step 4 is"],
         "continuation at step 4, changed",
     ),
     "a higher budget": (
@@ -258,6 +258,7 @@ def test_a_state_of_another_run_is_refused_unless_it_is_accepted(
     shutil.copy(other / "rwkv-1.state", tmp_path / "out" / "rwkv-1.state")
     status, told = resume(max_steps=9)
     assert status == 2 and "rwkv-1.state is of another run" in told, told
+    assert "by moving rwkv-1.state away" in told
     assert told.rstrip().endswith("--accept_changes run")
     status, told = resume(max_steps=9, accept_changes="run")
     assert status == 0 and "is of another run" in told and "exact continuation" not in told

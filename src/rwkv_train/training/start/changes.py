@@ -62,9 +62,12 @@ def _refuse(point: FromState, changes: Sequence[Change], accepted: Sequence[str]
     refused = [change.text for change in asked if not set(change.names) <= set(accepted)]
     if refused:
         names = dict.fromkeys(name for change in asked for name in change.names)
+        former = "what it had"
+        if OTHER_RUN in names:
+            former = f"the folder's own run by moving {point.path.name} away"
         raise ConfigError(
             f"the run of {point.path} would not be continued: {'; '.join(refused)}. Resume with"
-            f" what it had, or accept the change by --accept_changes {','.join(names)}"
+            f" {former}, or accept the change by --accept_changes {','.join(names)}"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.data.tokenize.tokenizer_files import TokenizerRecord
+from rwkv_train.data.tokenize.tokenizer_files import TokenizerRecord, write_record
 from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.ranks import Ranks
@@ -86,6 +86,8 @@ def prepare_run(
     lock.acquire()
     if samples is None:
         write_initial_weights(config, point, notices + derived)
+        if tokenizer is not None and is_rank_zero():
+            write_record(Path(config.train.proj_dir), tokenizer)
         return None
     if is_rank_zero():
         for line in notices:
