@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import train
 from rwkv_train.config.load import load_config
 from rwkv_train.data.convert.pipeline import ConvertOptions, convert
 from rwkv_train.data.tokenize.tokenizer_files import TokenizerRecord, read_record, write_record
@@ -64,6 +65,16 @@ def test_a_file_alone_is_judged_by_its_rows(tmp_path):
     # New weights have no tokenizer yet.
     fresh = SimpleNamespace(path=None)
     assert compare_tokenizers(load_config([]), fresh, 65536, BYTES) == []
+
+
+def test_initial_weights_of_65536_rows_are_not_a_world_model(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "some words"}\n' * 9)
+    convert(ConvertOptions([str(tmp_path / "in.jsonl")], str(tmp_path / "out"), tokenizer="bytes"))
+    model = "--rwkv_version 6 --n_layer 1 --n_embd 32 --head_size 32 --vocab_size 65536"
+    line = f"--proj_dir {tmp_path} --data_file {tmp_path / 'out'} --ctx_len 16 --train_stage 1"
+    assert train.main(f"{line} {model} --accelerator cpu".split()) == 0
+    (tmp_path / "rwkv-init.pth").rename(tmp_path / "model.pth")
+    assert compared(tmp_path, BYTES) == []
 
 
 def test_the_data_s_tokenizer_comes_from_its_manifest(tmp_path):
