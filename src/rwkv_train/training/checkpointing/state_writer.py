@@ -113,8 +113,8 @@ class StateWriter:
         # was killed before it had a state left it.
         if found is None or all(found.get(key) == about.get(key) for key in _PLACE):
             return
-        # A link leads to a file elsewhere, which stays anyway.
-        if path.is_symlink() or self._retention.is_own(path):
+        # A link leads to a file elsewhere, which stays anyway; a folder is a fault of the save.
+        if path.is_symlink() or not path.is_file() or self._retention.is_own(path):
             return
         kept = kept_path(path)
         try:
