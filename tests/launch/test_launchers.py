@@ -70,18 +70,6 @@ def test_a_process_trains_several_times_with_other_groups(
     assert [loss_steps(tmp_path / f"run{number}") for number in range(3)] == [[0, 1]] * 3
 
 
-def test_a_batch_script_without_srun_starts_its_own_processes(
-    flags: Callable[..., list[str]], tmp_path: Path
-):
-    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
-    batch |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    ended = start("train.py", *flags(devices=2, micro_bsz=2, max_steps=2), environment=batch)
-    assert ended.returncode == 0, ended.stderr
-    assert "processes   2, started by this program\n" in ended.stdout
-    assert "SLURM_NTASKS=2" in ended.stdout
-    assert loss_steps(tmp_path / "out") == [0, 1]
-
-
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_flags_that_contradict_a_launcher_are_refused_once(
     flags: Callable[..., list[str]], tmp_path: Path, launcher: str

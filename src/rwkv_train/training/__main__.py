@@ -110,7 +110,7 @@ def _start(
     if launch.parent:
         die_with_parent(launch.parent)
     remember_ranks(launch.rank, launch.local_rank)
-    if launch.num_nodes > 1:
+    if launch.world_size > 1:
         quiet_connections()
     from rwkv_train.training.distributed.ranks import Ranks
 

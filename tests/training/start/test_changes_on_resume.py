@@ -278,14 +278,20 @@ def test_a_state_that_was_moved_to_an_empty_folder_is_the_same_run(
 
 
 def test_a_state_that_does_not_tell_its_data_is_resumed_and_that_is_said(
-    resume: Resume, paused: Path, tmp_path: Path
+    resume: Resume, paused: Path, texts: Path, tmp_path: Path
 ):
     state = load_state(paused / "rwkv-0.state")
     older = {name: value for name, value in state.items() if name not in ("data", "run", "format")}
     (tmp_path / "out").mkdir()
     save_state(tmp_path / "out" / "rwkv-0.state", older)
+    # Without their identities the settings tell it, where they do.
+    for changes in ({"data": "c"}, {"data_file": f"{texts / 'a'}:1,{texts / 'c'}:1"}):
+        status, told = resume(**changes)
+        assert status == 2 and "the state does not tell its data, so that" in told, told
+        assert told.rstrip().endswith("--accept_changes data_file")
     status, told = resume()
     assert status == 0 and "does not tell its data, which were not compared" in told, told
+    assert "exact continuation at step 4, if the data is what it was\n" in told
 
 
 def test_held_out_slots_of_grown_data_were_trained_on(

@@ -121,7 +121,8 @@ class StateWriter:
             path.rename(kept)
         except OSError as error:
             raise CheckpointError(f"cannot rename {path}: {error.strerror}") from error
-        print(f"{path} is not of this run: kept as {kept.name}", file=sys.stderr, flush=True)
+        told = f"{path} was not written by this run, as far as it knows: kept as {kept.name}"
+        print(told, file=sys.stderr, flush=True)
 
     def _note_weights(self, path: Path, tokens: int, step: int) -> str:
         digest = _digest(path)

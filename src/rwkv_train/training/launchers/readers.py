@@ -20,6 +20,9 @@ def torchrun(variables: Variables) -> Claim | None:
     if variables.text("TORCHELASTIC_RUN_ID") is None:
         return None
     name = "torchrun"
+    # Then rank zero cannot listen there: torchrun's own process does.
+    agent_store = variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = variables.number("TORCHELASTIC_RESTART_COUNT") or 0
     return Claim(
         name,
         rank=variables.needed(name, "RANK"),
@@ -30,9 +33,9 @@ def torchrun(variables: Variables) -> Claim | None:
         node_rank=variables.number("GROUP_RANK"),
         address=variables.text("MASTER_ADDR"),
         port=variables.port(),
-        attempt=variables.number("TORCHELASTIC_RESTART_COUNT") or 0,
-        # Rank zero cannot listen there: torchrun's own process does.
-        agent_store=variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        # Machines count differently: only where a worker failed. A new store needs no count.
+        attempt=restarts if agent_store else 0,
+        agent_store=agent_store,
     )
 
 

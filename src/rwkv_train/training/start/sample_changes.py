@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_train.config.mixture_list import mixture_components
@@ -63,16 +64,22 @@ def sample_changes(
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     found: Sequence[Difference],
-    known: Sequence[DataIdentity],
+    known: Sequence[DataIdentity] | None,
     data: TrainingData,
     place: Place,
 ) -> tuple[list[Change], list[str]]:
     """Returns what is read otherwise, and the names of `found` that this accounts for.
 
-    before, now: leaf name -> value of both runs; known: identities of the data of the run before.
+    before, now: leaf name -> value of both runs; known: identities of the data of the run before,
+    None from a state that does not tell them.
     """
     differing = [difference for difference in found if difference.name in _FIELDS]
     names = [difference.name for difference in differing]
+    if known is None and _must_be_other_data(before, now, names):
+        told = ", ".join(str(d) for d in differing)
+        text = f"{told}: the state does not tell its data, so that some may be read again"
+        return [Change(("data_file",), Effect.REFUSED, text, "data")], names
+    known = data.identities if known is None else known
     kin = data.kin_of(known)
     old = _run(before, [identity.tokens for identity in known])
     new = _run(now, [identity.tokens for identity in data.identities])
@@ -91,6 +98,19 @@ def sample_changes(
     label = ", ".join(f"{d.name} {d.now}" for d in differing if d.name != "data_file") or "data"
     text = f"{', '.join(texts)}: {effect}"
     return [Change(tuple(causes), Effect.REFUSED, text, label)], names
+
+
+def _must_be_other_data(
+    before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]
+) -> bool:
+    """Tells whether the data differ by what the settings alone say of them."""
+    files = [
+        [Path(part.path).name for part in mixture_components(values["data_file"])]
+        for values in (before, now)
+    ]
+    # A prime that changes alone shows another size.
+    resized = {"data_file", "magic_prime"} <= set(names) and "ctx_len" not in names
+    return files[0] != files[1] or resized
 
 
 def _run(values: Mapping[str, Any], tokens: Sequence[int]) -> _Run:
