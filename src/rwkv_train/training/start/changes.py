@@ -99,7 +99,7 @@ class _Comparison:
         samples, done = sample_changes(self.before, self.now, self.found, known, data, self.place)
         found = [d for d in self.found if d.name not in done]
         changes = [*self._of_another_run(), *samples, *self._of_unknown_data(kept)]
-        if known is not None:
+        if kept and known is not None:
             changes += self._of_targets(known, data)
             before = [DataIdentity.from_dict(part).content for part in kept["validation"]]
             changes += _of_validation(before, [part.content for part in validation], self.before)
