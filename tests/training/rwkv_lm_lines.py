@@ -34,6 +34,8 @@ RUN = {
     " --devices 1 --precision bf16 --strategy deepspeed_stage_2 --grad_cp 1"
     " --enable_progress_bar True",
 }
+# The finetune line of the documentation, for the states alone.
+TUNE_STATES = RUN["v5"] + " --train_type states --load_partial 1"
 V4NEO_FROM_TEXT = (
     '--load_model "" --wandb "" --proj_dir out --data_file enwik8 --data_type utf-8 --vocab_size 0'
     " --ctx_len 512 --epoch_steps 5000 --epoch_count 500 --epoch_begin 0 --epoch_save 5"

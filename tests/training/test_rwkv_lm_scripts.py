@@ -13,12 +13,20 @@ import numpy as np
 import pytest
 import torch
 
+import generate
 import train
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.models.tiny import tiny_model
 from tests.training.runs import loss_steps, losses, start, start_cold, weights
-from tests.training.rwkv_lm_lines import PREPARE, RUN, V4NEO_FINETUNE, V4NEO_FROM_TEXT, changed
+from tests.training.rwkv_lm_lines import (
+    PREPARE,
+    RUN,
+    TUNE_STATES,
+    V4NEO_FINETUNE,
+    V4NEO_FROM_TEXT,
+    changed,
+)
 
 
 def small(corpus: Path, folder: Path, testing: str) -> dict[str, object]:
@@ -74,7 +82,9 @@ def test_the_demo_scripts_prepare_and_train_to_the_end(
 
 
 @pytest.mark.slow
-def test_v4neo_trains_on_the_characters_of_a_text_and_writes_their_numbers(tmp_path: Path):
+def test_v4neo_trains_on_the_characters_of_a_text_and_writes_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     text = tmp_path / "enwik8"
     text.write_bytes("Grüße,\r\nWelt! 世界\n".encode() * 40)
     ended = start(
@@ -100,6 +110,44 @@ def test_v4neo_trains_on_the_characters_of_a_text_and_writes_their_numbers(tmp_p
     final = weights(tmp_path / "out" / "rwkv-0.pth")
     assert final["emb.weight"].shape == (len(characters), 64)
     assert "blocks.1.att.time_first" in final
+    model = ["--load_model", str(tmp_path / "out" / "rwkv-0.pth"), "--max_tokens", "9"]
+    assert generate.main([*model, "Grüße"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Grüße") and set(text) <= set(characters) and len(text) >= 5 + 9
+
+
+def test_v4neo_trains_on_text_that_it_makes_up_without_a_file(tmp_path: Path):
+    line = changed(
+        V4NEO_FROM_TEXT,
+        proj_dir=tmp_path,
+        data_file="",
+        data_type="dummy",
+        ctx_len=32,
+        n_layer=1,
+        n_embd=32,
+        accelerator="cpu",
+        max_steps=2,
+        my_pile_stage=0,
+        strategy="auto",
+        precision="fp32",
+    )
+    assert train.main(line) == 0
+    assert loss_steps(tmp_path) == [0, 1]
+    assert len(json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))) == 13
+
+
+@pytest.mark.slow
+def test_the_states_alone_are_tuned(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    base = tiny_model("6", vocab_size=257, head_size=64)
+    torch.save({k: v.bfloat16() for k, v in base.state_dict().items()}, tmp_path / "rwkv-init.pth")
+    options = {**small(corpus, tmp_path, "x060"), "my_exit_tokens": 4 * 16 * 32}
+    ended = start("train.py", *changed(TUNE_STATES, **options, lr_init=1, lr_final=0.01))
+    assert ended.returncode == 0, ended.stderr
+    assert loss_steps(tmp_path) == [0, 1, 2, 3]
+    final = weights(tmp_path / "rwkv-final.pth")
+    assert final and all("time_sta" in name for name in final)
+    assert any(value.any() for value in final.values())
 
 
 @pytest.mark.slow

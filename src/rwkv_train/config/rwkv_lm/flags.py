@@ -205,7 +205,7 @@ def translate(argv: Sequence[str]) -> Translation:
     # v7's --train_stage has neither the plain stage 0 nor the factor of stage 2.
     if given.get("train_stage", ("", None))[0] == "my_pile_stage":
         result = with_stage(result, notices)
-    elif is_v4neo(flags):
+    if is_v4neo(flags):
         result = as_v4neo(result, notices)
     return Translation(write_arguments(result), list(dict.fromkeys(notices)))
 

@@ -48,7 +48,7 @@ def with_stage(flags: list[Argument], notices: list[str]) -> list[Argument]:
 
 
 def is_v4neo(flags: Sequence[Argument]) -> bool:
-    """Tells whether these are words of RWKV-v4neo's examples, which name neither stage nor model.
+    """Tells whether these are words of RWKV-v4neo's examples, which name no model.
 
     Later generations train from binidx data and say what they train.
     """

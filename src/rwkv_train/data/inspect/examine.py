@@ -51,12 +51,17 @@ def inspect(name: str) -> str:
         f"manifest: fits; tokenizer {manifest.tokenizer}, vocab_size {manifest.vocab_size}"
     )
     lines.append(f"magic primes by ctx_len: {primes_line(manifest)}")
-    made_from = ", ".join(f"{key} {value}" for key, value in manifest.made_from.items())
+    made_from = ", ".join(f"{key} {_listed(value)}" for key, value in manifest.made_from.items())
     lines.append(f"made from: {made_from}")
     # Finds out whether the masks are there.
     find_mask(prefix, pairs, manifest)
     lines.append(what_is_inside(pairs, manifest, load_tokenizer(manifest.tokenizer)))
     return "\n".join(lines)
+
+
+def _listed(value: object) -> str:
+    """Returns a value of a manifest; those of joined data are several."""
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def verify(name: str, which: Verify = "sample") -> str:

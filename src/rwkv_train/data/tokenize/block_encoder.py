@@ -47,7 +47,7 @@ class Fault(NamedTuple):
 class Remark(NamedTuple):
     """Something odd about documents that are taken: of how many, and the first one's line."""
 
-    count: int
+    rows: int
     line: int
 
 
@@ -186,7 +186,7 @@ class BlockEncoder(ABC, Generic[Document]):
             else:
                 for remark in self._remarks:
                     before = remarks.get(remark, Remark(0, line))
-                    remarks[remark] = before._replace(count=before.count + 1)
+                    remarks[remark] = before._replace(rows=before.rows + 1)
                 yield line, document
 
 
