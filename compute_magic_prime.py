@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 # Works in a bare checkout: this copy's package comes before an installed one.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from rwkv_train.command_line import path_argument, printed_status, program
-from rwkv_train.data.binidx.manifest import manifest_prefix, read_manifest
-from rwkv_train.data.inspect.summary import flag_line
-from rwkv_train.data.samples.token_sources import open_source
+from rwkv_train.command_line import (
+    OneLineParser,
+    packages_named,
+    path_argument,
+    printed_status,
+    program,
+)
 from rwkv_train.errors import TrainerError
+
+with packages_named():
+    from rwkv_train.data.binidx.manifest import manifest_prefix, read_manifest
+    from rwkv_train.data.inspect.summary import flag_line
+    from rwkv_train.data.samples.token_sources import open_source
 
 
 @program
 def main(argv: list[str]) -> int:
     """Returns the exit status: 0, or 2 after an error message."""
-    parser = argparse.ArgumentParser(prog="compute_magic_prime.py", description=__doc__)
+    parser = OneLineParser(prog="compute_magic_prime.py", description=__doc__)
     parser.add_argument(
         "prefix", metavar="PREFIX", type=path_argument, help="the pair's path without .bin or .idx"
     )
@@ -38,4 +45,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with packages_named():
+        sys.exit(main(sys.argv[1:]))

@@ -59,9 +59,9 @@ LAYERS: dict[str, set[str]] = {
 }
 # program at the top of the checkout -> what it may import of the package
 PROGRAMS: dict[str, set[str]] = {
-    "train.py": {"training"},
-    "make_data.py": {"data"},
-    "generate.py": {"inference"},
+    "train.py": {"command_line", "training"},
+    "make_data.py": {"command_line", "data"},
+    "generate.py": {"command_line", "inference"},
     "compute_magic_prime.py": {"command_line", "data", "errors"},
     "check_requirements.py": set(),
 }

@@ -28,3 +28,26 @@ def test_a_program_called_without_words_takes_those_of_the_process(main, monkeyp
         main()
     assert left.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [("--load", "--load_model"), ("--load-model", "--load_model"), ("--seeed", "--seed")],
+)
+def test_an_unknown_flag_is_told_before_what_is_missing_with_a_similar_one(flag, meant, capsys):
+    parser = OneLineParser(prog="toy", allow_abbrev=False)
+    parser.add_argument("--load_model", required=True)
+    parser.add_argument("--seed")
+    with pytest.raises(SystemExit) as left:
+        parser.parse_args([flag, "x"])
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: unrecognized arguments: {flag}; perhaps you meant {meant} (")
+
+
+def test_words_behind_two_dashes_and_short_forms_are_no_unknown_flags():
+    parser = OneLineParser(prog="toy")
+    parser.add_argument("word")
+    parser.add_argument("--seed", type=int)
+    found = parser.parse_args(["--se", "3", "--", "--hello"])
+    assert (found.word, found.seed) == ("--hello", 3)

@@ -1,18 +1,21 @@
-"""A package that only some runs need is asked for in one line, with the command to install it."""
+"""A package that is missing is asked for in one line, with the command to install it."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rwkv_train.command_line import packages_named
 from rwkv_train.config.load import load_config
 from rwkv_train.data.inspect.lengths import draw_lengths
 from rwkv_train.errors import ConfigError, DataError
 from rwkv_train.training.reporting.plot import LossPlot
 from rwkv_train.training.start.check_machine import check_packages
+from tests.checkout import ROOT
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -62,3 +65,29 @@ def test_a_histogram_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPat
     forget(monkeypatch, "matplotlib")
     with pytest.raises(DataError, match=r"rwkv-train\[plot\]"):
         draw_lengths(tmp_path / "lengths.png", np.array([3, 5], dtype=np.int32), "title")
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "package"),
+    [
+        ("train.py", ["--help"], "tyro"),
+        ("make_data.py", ["x.jsonl", "1", "16"], "numpy"),
+        ("generate.py", ["--load_model", "x.pth"], "torch"),
+        ("compute_magic_prime.py", ["x", "16"], "numpy"),
+    ],
+)
+def test_a_python_without_the_packages_ends_every_program_in_one_line(
+    program: str, words: list[str], package: str, tmp_path: Path
+):
+    # -S hides what is installed.
+    line = [sys.executable, "-S", str(ROOT / program), *words]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"lacks the package '{package}'" in done.stderr
+    assert "pip install -r requirements.txt" in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_fault_of_ours():
+    with pytest.raises(ModuleNotFoundError), packages_named():
+        import rwkv_train.no_such_module  # noqa: F401

@@ -40,7 +40,7 @@ config.run_length: resolved schema
 config.rwkv_lm: choices command_line versions
 config.schema: choices limits machine_schema versions
 config.sections: machine_schema schema
-data.__main__: convert inspect
+data.__main__: convert inspect make_data_flags
 data.binidx: sampling storage
 data.chat: binidx text tokenize
 data.convert: binidx chat storage text tokenize
@@ -70,15 +70,15 @@ ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
 training.__main__: distributed environment launchers run start
-training.bad_steps: checkpointing distributed module optim reporting
+training.bad_steps: checkpointing distributed module optim reporting start
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
 training.distributed: environment launchers optim
 training.loader: signals
 training.module: carried_state distributed optim
 training.reporting: progress start
-training.run: bad_steps checkpointing distributed environment loader module optim progress
-    reporting start step_callback trainer validation
+training.run: bad_steps checkpointing distributed environment launchers loader module
+    optim progress reporting start step_callback trainer validation
 training.start: carried_state checkpointing distributed environment optim progress
 training.step_callback: bad_steps checkpointing distributed module optim progress
     reporting signals validation

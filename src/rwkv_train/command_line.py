@@ -7,14 +7,15 @@ that ends a program's work: what cannot be printed is lost, and that is said onc
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import functools
 import io
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -33,9 +34,58 @@ class OneLineParser(argparse.ArgumentParser):
 
     hint = "--help lists the options"
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses as `argparse` does, but tells an unknown flag before anything that is missing."""
+        words = sys.argv[1:] if args is None else list(args)
+        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        known = list(self._option_string_actions)
+        for flag in flags[: flags.index("--")] if "--" in flags else flags:
+            if not any(name == flag or self._is_short_for(flag, name) for name in known):
+                # argparse's own words, which it says only where nothing is missing.
+                self.error(f"unrecognized arguments: {flag}{self._advice(flag)}")
+        return super().parse_known_args(words, namespace)
+
+    def _advice(self, flag: str) -> str:
+        names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+        return perhaps(flag[2:].replace("-", "_"), names, "--")
+
+    def _is_short_for(self, flag: str, name: str) -> bool:
+        return self.allow_abbrev and name.startswith(flag)
+
     def error(self, message: str) -> NoReturn:
         """Leaves the program with status 2."""
         self.exit(2, f"error: {message} ({self.hint})\n")
+
+
+@contextmanager
+def packages_named() -> Iterator[None]:
+    """Leaves the program with status 2, and a line on how to get it, where a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "rwkv_train"):
+            raise
+        made = Path(__file__).parents[2] / ".venv/bin/python"
+        other = f"use {made}" if made.exists() else "let ./demo-training-run.sh set up .venv"
+        print(
+            f"error: {sys.executable} lacks the package '{package}'; {other}, or run: "
+            f"{sys.executable} -m pip install -r requirements.txt",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
+def perhaps(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Returns '; perhaps you meant ...', or nothing when no known name is similar."""
+    known = list(dict.fromkeys(known))
+    # The beginning or end of a longer name is not similar to it: --lr, --head, --seed.
+    longer = [word for word in known if word.startswith(f"{name}_")]
+    longer = longer or [word for word in known if word.endswith(f"_{name}")]
+    if longer:
+        return f"; perhaps you meant {' or '.join(prefix + word for word in longer[:3])}"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; perhaps you meant {prefix}{close[0]}" if close else ""
 
 
 def invoked_name(script: str) -> str:

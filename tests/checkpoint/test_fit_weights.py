@@ -131,5 +131,5 @@ def test_all_kinds_of_misfit_are_in_one_message():
         "  missing: blocks.0.ln1.weight",
         "  unexpected: stranger",
         "  of another shape: head.weight [4, 5] (expected [4, 3])",
-        "  leave --rwkv_version and the size flags out: they are then read from the checkpoint",
+        "  no flag mends that: give the file that this one was made from",
     ]

@@ -9,7 +9,7 @@ import pytest
 from rwkv_train.config.command_line.fields import fields
 from rwkv_train.config.load import PATHS, load_config, read_config
 from rwkv_train.config.mixture_list import mixture_components
-from rwkv_train.data.__main__ import parse, parse_tool
+from rwkv_train.data.make_data_flags import parse, parse_tool
 from rwkv_train.errors import ConfigError
 from rwkv_train.files import expand_home
 from rwkv_train.inference.__main__ import generate_parser

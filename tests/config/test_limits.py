@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from rwkv_train.config.check.field_limits import check_limits
+from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.limits import Above, AtLeast, Limit, MultipleOf, Share
+from rwkv_train.config.load import load_config
+from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.config.schema import ModelConfig, OptimConfig
 from rwkv_train.errors import ConfigError
 
@@ -47,3 +53,40 @@ def test_a_field_brings_its_limits_along(section, message: str):
 def test_what_is_not_given_has_no_limits():
     check_limits(ModelConfig())
     check_limits(OptimConfig())
+
+
+@pytest.mark.parametrize("version", [None, "4", "5", "6", "7"])
+@pytest.mark.parametrize("width", [5, 40, 96, 100, 200, 777])
+@pytest.mark.parametrize("head_size", [None, 32, 48, 64])
+def test_every_width_that_a_refusal_offers_is_taken(version, width: int, head_size):
+    asked = ModelConfig(rwkv_version=version, n_embd=width, head_size=head_size, vocab_size=9)
+    if version == "4":
+        asked = replace(asked, head_size=None)
+    try:
+        complete_model(asked)
+    except ConfigError as error:
+        offers = _offers(str(error))
+        assert offers, str(error)
+        for offer in offers:
+            complete_model(replace(asked, **offer))
+
+
+def test_a_width_is_refused_with_the_same_words_before_anything_is_read():
+    with pytest.raises(ConfigError) as caught:
+        check_fields(load_config(["--data_file", "x", "--n_embd", "100"]))
+    assert _offers(str(caught.value)) == [{"n_embd": 96, "head_size": 32}, {"n_embd": 128}]
+
+
+def _offers(message: str) -> list[dict[str, int]]:
+    """The changes that a refusal of --n_embd offers, `or` between them."""
+    advice = message.partition("; use ")[2]
+    offers = []
+    for words in re.split(r",? or ", advice):
+        found = re.fullmatch(
+            r"(?:(?:--n_embd )?(\d+))?(?: ?with heads of \d+)?(?:(?: with )?--head_size (\d+))?",
+            words,
+        )
+        assert found, words
+        pairs = zip(("n_embd", "head_size"), found.groups())
+        offers.append({name: int(number) for name, number in pairs if number})
+    return offers

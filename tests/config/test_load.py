@@ -210,6 +210,13 @@ def test_unusual_names_survive_a_file(tmp_path, name):
     assert ("训练" in dump_config(config)) == ("训练" in name)
 
 
+@pytest.mark.parametrize("name", ["~", "~0", "./~", "././~x", "./x", "~/x"])
+def test_a_folder_whose_name_begins_with_a_tilde_survives_a_file(tmp_path, name):
+    config = RunConfig()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, proj_dir=name))
+    assert read_config(written(tmp_path, dump_config(config))) == config
+
+
 @settings(
     max_examples=40,
     deadline=None,

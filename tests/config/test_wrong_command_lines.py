@@ -20,6 +20,9 @@ DATA = ["--data_file", "data/x"]
 WRONG = [
     (["--n_layr", "5"], ["--n_layr", "--n_layer"]),
     (["--lr", "1e-4"], ["--lr", "--lr_init"]),
+    (["--seed", "3"], ["unknown flag --seed; perhaps you meant --random_seed"]),
+    (["--batch_size", "3"], ["--batch_size", "perhaps you meant --micro_bsz"]),
+    (["--max_epoch", "3"], ["--max_epoch", "perhaps you meant --exit_epoch"]),
     (["--warmup", "10"], ["--warmup", "--warmup_steps"]),
     (["--n_layer", "twelve"], ["--n_layer", "whole number", "twelve"]),
     (["--n_layer"], ["--n_layer", "value"]),

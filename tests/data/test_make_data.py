@@ -180,7 +180,7 @@ def test_a_wrong_use_of_the_tools_ends_with_status_2_and_one_line(arguments, mes
 
 def test_help_imports_no_numpy(tmp_path):
     code = (
-        "import sys; from rwkv_train.data.__main__ import parse\n"
+        "import sys; from rwkv_train.data.make_data_flags import parse\n"
         "try: parse(['--help'])\n"
         "except SystemExit: print('numpy' in sys.modules)"
     )

@@ -132,7 +132,17 @@ def test_the_argument_alone_is_refused(told: dict[str, str]):
 
 
 def test_numbers_are_found_among_wrong_flags():
-    argv = ["--n_layr", "3", "--devices", "2", "--num-nodes=4", "--micro_bsz", "x"]
+    argv = [
+        "--n_layr",
+        "3",
+        "--devices",
+        "2",
+        "--num-nodes=4",
+        "--micro_bsz",
+        "x",
+        "--ctx_len",
+        "²",
+    ]
     assert given_number(argv, "devices") == 2
     assert given_number(argv, "num_nodes") == 4
     assert given_number(argv, "micro_bsz") is None

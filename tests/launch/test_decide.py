@@ -234,6 +234,10 @@ WRONG: list[tuple[dict[str, str], int | None, int | None, tuple[str, ...]]] = [
     (task(1, 2, 1), 1, None, ("--devices 1",)),
     (task(1, 2, 1), 1, 2, ("--num_nodes 2",)),
     (task(3, 2, 1), None, None, ("the rank is 3",)),
+    (task(2, 2, 0, SLURM_STEP_NUM_NODES="2", **PLACE), 2, 2, ("the rank is 2",)),
+    (task(1, 1, 0), 2, None, ("the rank is 1",)),
+    ({"RWKV_TRAIN_LAUNCH": "abc"}, None, None, ("RWKV_TRAIN_LAUNCH", "unset")),
+    ({"RWKV_TRAIN_LAUNCH": "{}"}, None, None, ("RWKV_TRAIN_LAUNCH", "unset")),
     (task(1, 2, 1, SLURM_LOCALID="one"), None, None, ("SLURM_LOCALID='one'",)),
     (task(1, 2, 1, SLURM_LOCALID=""), None, None, ("SLURM_LOCALID is not set",)),
     (task(0, 3, 0, **NODES, SLURM_STEP_TASKS_PER_NODE="2,1"), None, None, ("2,1", "ntasks")),
@@ -277,6 +281,14 @@ def test_all_tasks_of_a_job_work_out_one_place_to_meet():
     assert decide({**tasks[0], **PLACE}, 2, 2).main_address == "one"
 
 
+def test_a_number_that_may_be_the_rank_is_not_taken_for_the_jobs():
+    ports = set()
+    for rank in ("0", "1"):
+        told = {"PMI_RANK": rank, "PMI_SIZE": "2", "MPI_LOCALRANKID": rank, "PMI_ID": rank}
+        ports.add(decide(told, None, None).main_port)
+    assert len(ports) == 1
+
+
 def test_processes_of_open_mpi_meet_where_no_other_job_does():
     jobs = [decide(mpi(0, 2, 0, 2, PMIX_NAMESPACE=name), 2, 1) for name in ("a", "a", "b")]
     assert jobs[0].main_port == jobs[1].main_port != jobs[2].main_port
@@ -296,11 +308,17 @@ def test_the_first_machine_of_slurms_list_is_the_place_to_meet(names: str, first
     assert first_host(names) == first
 
 
+def test_a_step_that_is_no_number_is_still_a_step():
+    assert decide(task(0, 2, 0, SLURM_STEP_ID="²"), None, None).launcher == "srun"
+
+
 def test_torchruns_restart_and_its_own_store_are_known():
     found = decide(torchrun(0, 2, 0, 2, TORCHELASTIC_RESTART_COUNT="3"), None, None)
     assert (found.attempt, found.agent_store) == (3, True)
-    shared = {"TORCHELASTIC_USE_AGENT_STORE": "False"}
-    assert not decide(torchrun(0, 2, 0, 2, **shared), None, None).agent_store
+    # Of two machines the one whose worker failed has counted it, and they have to meet again.
+    own = {"TORCHELASTIC_USE_AGENT_STORE": "False"}
+    found = decide(torchrun(0, 2, 0, 2, **own, TORCHELASTIC_RESTART_COUNT="3"), None, None)
+    assert (found.attempt, found.agent_store) == (0, False)
 
 
 def test_what_is_ignored_is_told():

@@ -14,17 +14,24 @@ from tests.training.runs import loss_steps, ranks_environment, start, start_all
 pytestmark = pytest.mark.slow
 
 TWO = {"devices": 2, "micro_bsz": 2, "strategy": "ddp"}
+# Of a batch script without srun, in which nobody has started a second process.
+BATCH = {
+    **{"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
+    **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+}
 
 
 def error_lines(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith("error: ")]
 
 
-def test_a_killed_child_ends_the_run_with_a_line_that_names_it(
+def test_a_killed_child_of_a_batch_script_ends_the_run_with_a_line_that_names_it(
     flags: Callable[..., list[str]], tmp_path: Path
 ):
-    ended = start("tests.training.kill_at", "step:4", "KILL@1", *flags(**TWO))
+    ended = start("tests.training.kill_at", "step:4", "KILL@1", *flags(**TWO), environment=BATCH)
     assert ended.returncode == 1, ended.stderr
+    assert "processes   2, started by this program\n" in ended.stdout
+    assert "SLURM_NTASKS=2" in ended.stdout
     (line,) = error_lines(ended.stderr)
     assert line.startswith("error: rank 1 on ") and "killed by signal 9 (SIGKILL" in line
     assert "Traceback" not in ended.stderr
@@ -54,7 +61,7 @@ def test_a_rank_zero_that_is_killed_is_missed_by_the_other(flags: Callable[..., 
 def test_a_rank_that_raises_lets_rank_zero_finish_its_save(
     flags: Callable[..., list[str]], tmp_path: Path, ranks: int
 ):
-    ended = start("tests.training.kill_at", "step:8", "RAISE@1", *flags(**TWO), ranks=ranks)
+    ended = start("tests.training.kill_at", "saving:6", "RAISE@1", *flags(**TWO), ranks=ranks)
     assert ended.returncode == 1, ended.stderr
     (line,) = error_lines(ended.stderr)
     assert line.startswith("error: rank 1 on ") and line.endswith(
@@ -63,6 +70,7 @@ def test_a_rank_that_raises_lets_rank_zero_finish_its_save(
     # Its own traceback, and not that of the connection which the other one lost.
     assert ended.stderr.count("Traceback") == 1
     out = tmp_path / "out"
+    assert "states at the strike: []" in ended.stdout
     assert load_state(out / "rwkv-0.state")["step"] == 5
     assert not list(out.glob("*.partial")) and not (out / "run.lock").exists()
 
@@ -115,18 +123,18 @@ def test_a_rank_that_nobody_starts_is_waited_for_aloud_and_not_for_long(
     flags: Callable[..., list[str]], tmp_path: Path
 ):
     first, second = ranks_environment(2)
-    statuses, _, err = start_all("train.py", [(flags(**TWO, dist_timeout=4), first)])
+    statuses, _, err = start_all("train.py", [(flags(**TWO, dist_timeout=3), first)])
     assert statuses == [1]
     waiting, line = err.splitlines()
     assert waiting == "waiting for rank 1 of 2 ..."
-    assert line.startswith("error: rank 1 of 2 did not start within 4 s")
+    assert line.startswith("error: rank 1 of 2 did not start within 3 s")
     assert not (tmp_path / "out").exists()
-    statuses, _, err = start_all("train.py", [(flags(**TWO, dist_timeout=4), second)])
+    statuses, _, err = start_all("train.py", [(flags(**TWO, dist_timeout=3), second)])
     assert statuses == [1]
     place = f"{second['MASTER_ADDR']}:{second['MASTER_PORT']}"
     waiting, line = err.splitlines()
     assert waiting == f"waiting for rank 0 at {place} ..."
-    assert line.startswith(f"error: rank 0 did not answer at {place} for 4 s")
+    assert line.startswith(f"error: rank 0 did not answer at {place} for 3 s")
 
 
 def test_two_processes_of_one_rank_are_refused(flags: Callable[..., list[str]], tmp_path: Path):

@@ -60,16 +60,14 @@ def test_two_processes_of_a_launcher_train_without_devices(
     assert loss_steps(tmp_path / "out") == list(range(12))
 
 
-def test_a_batch_script_without_srun_starts_its_own_processes(
+def test_a_process_trains_several_times_with_other_groups(
     flags: Callable[..., list[str]], tmp_path: Path
 ):
-    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
-    batch |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    ended = start("train.py", *flags(devices=2, micro_bsz=2, max_steps=2), environment=batch)
+    given = flags(devices=2, micro_bsz=2, max_steps=2, proj_dir=None)
+    words = ["ddp,deepspeed_stage_2,ddp", str(tmp_path / "run"), *given]
+    ended = start("tests.launch.run_in_turn", *words, ranks=2)
     assert ended.returncode == 0, ended.stderr
-    assert "processes   2, started by this program\n" in ended.stdout
-    assert "SLURM_NTASKS=2" in ended.stdout
-    assert loss_steps(tmp_path / "out") == [0, 1]
+    assert [loss_steps(tmp_path / f"run{number}") for number in range(3)] == [[0, 1]] * 3
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -97,19 +97,19 @@ def test_a_refusal_on_one_of_three_machines_is_the_refusal_of_all(
 def test_a_machine_that_does_not_come_is_named(
     machines: list[str], flags: Callable[..., list[str]], tmp_path: Path
 ):
-    given = flags(num_nodes=3, strategy="ddp", dist_timeout=4)
+    given = flags(num_nodes=3, strategy="ddp", dist_timeout=3)
     statuses, _, err = start_on([call(machines[n], n, given) for n in (0, 2)])
     assert statuses == [1, 1], err
     assert "waiting for machine 1 of 3 (rank 1 of 3) ..." in err
     (line,) = error_lines(err)
-    assert "machine 1 of 3 (rank 1 of 3) did not start within 4 s" in line
+    assert "machine 1 of 3 (rank 1 of 3) did not start within 3 s" in line
     assert not (tmp_path / "out").exists()
 
 
 def test_two_machines_with_the_number_0_are_refused(
     machines: list[str], flags: Callable[..., list[str]]
 ):
-    given = flags(num_nodes=2, strategy="ddp", dist_timeout=6)
+    given = flags(num_nodes=2, strategy="ddp", dist_timeout=3)
     statuses, _, err = start_on([call(machines[n], 0, given) for n in (0, 1)])
     assert statuses[1] in (1, 2), err
     assert any("NODE_RANK=0" in line or "did not start" in line for line in error_lines(err))
@@ -118,7 +118,7 @@ def test_two_machines_with_the_number_0_are_refused(
 def test_a_network_that_breaks_ends_the_run_on_both_sides(
     machines: list[str], flags: Callable[..., list[str]]
 ):
-    given = flags(num_nodes=3, micro_bsz=1, strategy="ddp", dist_timeout=8)
+    given = flags(num_nodes=3, micro_bsz=1, strategy="ddp", dist_timeout=5)
     calls = [call(machines[n], n, given, ":3" if n == 2 else "") for n in range(3)]
     statuses, _, err = start_on(calls)
     assert statuses == [1, 1, 1], err

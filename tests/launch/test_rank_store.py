@@ -114,13 +114,10 @@ def test_ranks_that_are_missing_are_named_by_machine():
         first.gather("plan", 0)
 
 
-def test_a_long_wait_is_announced_by_one_rank(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr("rwkv_train.training.distributed.rank_store.ANNOUNCED_AFTER_SECONDS", 0.05)
+def test_a_long_wait_is_announced_by_one_rank(capsys: pytest.CaptureFixture[str]):
     shared = HashStore()
-    for announces in (False, True):
-        first = RankStore(shared, world_size=2, start_seconds=0.3, announces=announces)
+    for announces in (None, 0.05, 30.0):
+        first = RankStore(shared, world_size=2, start_seconds=0.3, announces_after=announces)
         with pytest.raises(TrainingError):
             first.gather(f"plan{announces}", 0)
     assert capsys.readouterr().err == "waiting for rank 1 of 2 ...\n"

@@ -87,6 +87,15 @@ def test_a_port_that_is_in_use_is_refused():
             meet(launch, 1.0)
 
 
+def test_a_port_of_another_program_is_named():
+    with socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        launch = replace(SECOND, main_port=other.getsockname()[1])
+        with pytest.raises(TrainingError, match="is not rank 0 of a run: another program has the"):
+            meet(launch, 0.5)
+
+
 def test_a_machine_that_does_not_answer_is_named_with_its_port(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

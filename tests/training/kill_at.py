@@ -2,8 +2,9 @@
 
     python -m tests.training.kill_at MOMENT SIGNAL FLAGS...
 
-MOMENT: step:N, after the loss of the N-th step is known; rename:NAME, when NAME is written next to
-and about to be renamed. SIGNAL: KILL, TERM or INT for the process group, a second one after "x2";
+MOMENT: step:N, after the loss of the N-th step is known; saving:N, the same while states take two
+seconds longer to be written, which is said if one is; rename:NAME, when NAME is written next to and
+about to be renamed. SIGNAL: KILL, TERM or INT for the process group, a second one after "x2";
 with "@R" only for the process of local rank R. RAISE instead of a signal raises an exception.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +52,25 @@ def strike_at_step(step: int, strike: Callable[[], None]) -> None:
     Progress.add_loss = struck
 
 
+def strike_while_saving(step: int, folder: Path, strike: Callable[[], None]) -> None:
+    """Strikes at `step`, which follows one that is saved."""
+    replace = Path.replace
+
+    def struck(path: Path, target: Path) -> Path:
+        if Path(target).suffix == ".state":
+            time.sleep(2)
+        return replace(path, target)
+
+    def tell_and_strike() -> None:
+        while not list(folder.glob("*.state.*.partial")) and not list(folder.glob("*.state")):
+            time.sleep(0.01)
+        print(f"states at the strike: {[path.name for path in folder.glob('*.state')]}", flush=True)
+        strike()
+
+    Path.replace = struck
+    strike_at_step(step, tell_and_strike)
+
+
 def strike_at_rename(name: str, strike: Callable[[], None]) -> None:
     """Strikes when a file is about to become `name`."""
     replace = Path.replace
@@ -67,6 +88,9 @@ def main(moment: str, what: str, argv: list[str]) -> int:
     kind, _, detail = moment.partition(":")
     if kind == "step":
         strike_at_step(int(detail), striking(what))
+    elif kind == "saving":
+        folder = Path(argv[argv.index("--proj_dir") + 1])
+        strike_while_saving(int(detail), folder, striking(what))
     else:
         strike_at_rename(detail, striking(what))
     return train.main(argv)

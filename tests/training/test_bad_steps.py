@@ -68,7 +68,7 @@ def test_a_bad_step_changes_neither_weights_nor_moments_nor_adams_count(
     (record,) = skipped(out)
     assert record["step"] == 3 and record["samples"] == [13, 16] and record["tokens"] == 512
     assert "nan" in record["skipped"]
-    assert "step 3 skipped" in capsys.readouterr().out
+    assert "step 4 skipped" in capsys.readouterr().out
     assert run_training(**options) == 0
     assert loss_steps(out) == [0, 1, 2, 4, 5, 6, 7]
 
@@ -95,7 +95,7 @@ def test_a_bad_step_ends_the_run_when_asked_to(
     poison("gradient", parse("14-14"))
     assert run_training(on_bad_step="stop", save_every_steps=2, **OPTIONS) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: step 3: ") and "samples 13 to 16" in err
+    assert err.startswith("error: step 4: ") and "samples 13 to 16" in err
     assert {p.name for p in (tmp_path / "out").glob("rwkv-*")} == {
         "rwkv-init.pth",
         "rwkv-step-2.state",
@@ -139,7 +139,7 @@ def test_a_run_that_would_go_back_too_often_stops_with_the_cause(
     options = {**OPTIONS, "exit_tokens": 30 * 128, "save_every_steps": 4}
     assert run_training(max_rollbacks=2, bad_steps_before_rollback=2, **options) == 1
     err = capsys.readouterr().err
-    assert "error: 2 steps in a row were bad, steps 9 to 10" in err
+    assert "error: 2 steps in a row were bad, steps 10 to 11" in err
     assert "gone back 2 times already (--max_rollbacks 2)" in err
     for path in (tmp_path / "out").glob("*.state"):
         load_state(path)
@@ -151,7 +151,7 @@ def test_bad_steps_before_anything_was_saved_end_the_run(
     poison("loss", parse("1-99"))
     assert run_training(**OPTIONS) == 1
     err = capsys.readouterr().err
-    assert "error: 3 steps in a row were bad, steps 0 to 2, samples 1 to 12" in err
+    assert "error: 3 steps in a row were bad, steps 1 to 3, samples 1 to 12" in err
     assert "no earlier state" in err
     assert {p.name for p in (tmp_path / "out").glob("rwkv-*")} == {"rwkv-init.pth"}
 
@@ -182,7 +182,7 @@ def test_weights_that_become_nan_are_never_saved_and_the_run_goes_back_to_good_o
     assert run_training(**options) == 0
     printed = capsys.readouterr()
     assert "rwkv-step-6.state was not written: weights of head.weight holds NaN" in printed.err
-    assert "went back to rwkv-step-4.state after step 8" in printed.out
+    assert "went back to rwkv-step-4.state after step 9" in printed.out
     for path in (tmp_path / "out").glob("rwkv-*.state"):
         load_state(path)
     final = torch.load(tmp_path / "out" / "rwkv-final.pth", weights_only=True)

@@ -60,7 +60,7 @@ def test_weights_reach_the_loss_in_fp32_whatever_the_model_is_in(
 @pytest.mark.parametrize("strategy", ["ddp", *ZERO_STAGES])
 def test_no_strategy_changes_a_number_of_a_batch(strategy: str, precision: str):
     hardware = ResolvedHardware(
-        strategy=strategy, precision=precision, accelerator="cpu", devices=1
+        strategy=strategy, precision=precision, accelerator="cpu", devices=1, num_nodes=1
     )
     made = build_strategy(hardware, micro_bsz=1, grad_clip=1.0)
     made.precision_plugin = DeepSpeedPrecisionPlugin(

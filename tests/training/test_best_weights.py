@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,25 @@ def test_a_best_that_was_removed_is_written_again(run_training: Run, tmp_path: P
     (out / "best.pth").unlink()
     assert run_training(max_steps=10, val_data_file=data, **BEST) == 0
     assert read_about(out / "best.pth")["val_loss"] > 0.1
+
+
+def test_a_file_of_somebody_else_in_the_place_of_ours_is_kept(
+    run_training: Run, tmp_path: Path, corpus: Path, capfd: pytest.CaptureFixture[str]
+):
+    out, data = tmp_path / "out", corpus.with_name("text_val")
+    options = {"val_data_file": data, "epoch_steps": 5, **BEST}
+    assert run_training(max_steps=5, **options) == 0
+    for name in ("best.pth", "rwkv-1.pth"):
+        shutil.copy(out / "rwkv-init.pth", out / name)
+    assert run_training(max_steps=10, **options) == 0
+    told = capfd.readouterr().err
+    for name in ("best.pth", "rwkv-1.pth"):
+        assert f"{out / name} was not written by this run" in told and f"kept-1-{name}" in told
+        assert (out / f"kept-1-{name}").read_bytes() == (out / "rwkv-init.pth").read_bytes()
+        assert read_about(out / name)
+    # What the run wrote itself is written over without a copy.
+    assert run_training(max_steps=12, **options) == run_training(max_steps=15, **options) == 0
+    assert len([*out.glob("kept-*")]) == 2
 
 
 def test_the_lower_of_state_and_file_is_the_one_to_beat():

@@ -175,7 +175,8 @@ def test_a_token_beyond_the_vocabulary_ends_the_run_before_its_step_counts(
         file.write((257).to_bytes(2, "little"))
     kept = {path: path.read_bytes() for path in place.paused.glob("rwkv-*")}
     capfd.readouterr()
-    assert train.main(place.command("--proj_dir", place.paused, "--num_workers", 2)) == 2
+    changed = ("--accept_changes", "data_file")
+    assert train.main(place.command("--proj_dir", place.paused, "--num_workers", 2, *changed)) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1, err
     for words in (

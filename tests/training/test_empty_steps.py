@@ -76,7 +76,7 @@ def test_a_step_without_a_counted_token_is_skipped_and_changes_nothing(
     assert [(r["step"], r["skipped"], r["samples"]) for r in empty] == [
         (step, EMPTY, [1 + 4 * step, 4 + 4 * step]) for step in range(1, 6)
     ]
-    assert f"step 1 skipped, {EMPTY} of samples 5 to 8" in out
+    assert f"step 2 skipped, {EMPTY} of samples 5 to 8" in out
     assert out.count("counts no token of samples") == 3
     assert "5 steps were skipped as empty" in out and "WARNING" not in out
     states = [load_state(tmp_path / "out" / f"rwkv-step-{step}.state") for step in (1, 6)]

@@ -77,6 +77,11 @@ def test_a_run_that_is_finished_says_so_and_changes_nothing(
     assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
     assert run_training(max_steps=7) == 0
     assert "it has 12 steps, and 7 were asked for" in capsys.readouterr().out
+    # As RWKV-LM's script does to start anew.
+    for path in out.glob("rwkv-*.pth"):
+        path.unlink()
+    assert run_training() == 0
+    assert "remove the .state files too" in capsys.readouterr().out
 
 
 def test_a_run_whose_checkpoints_were_removed_says_what_goes_on_and_how_to_start_anew(

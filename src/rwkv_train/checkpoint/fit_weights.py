@@ -157,9 +157,9 @@ def _hints(
     # Nothing fills a tensor of another shape.
     if required and not (unexpected or misshaped or lost_layers or partial):
         hints.append("--load_partial 1 fills what is missing with fresh initial values")
-    hints.append(
-        "leave --rwkv_version and the size flags out: they are then read from the checkpoint"
-    )
+    else:
+        # A run's version and sizes are those of its file, and others were refused before.
+        hints.append("no flag mends that: give the file that this one was made from")
     return hints
 
 

@@ -12,6 +12,7 @@ without weights next to it: RWKV-LM takes the number of every rwkv-*.pth for a m
 from __future__ import annotations
 
 import re
+from itertools import count
 from pathlib import Path
 
 INIT = "rwkv-init.pth"
@@ -54,6 +55,13 @@ def epoch_of(name: str) -> int | None:
         return INIT_EPOCH
     match = _NUMBERED.fullmatch(name)
     return int(match.group(1)) if match else None
+
+
+def kept_path(checkpoint: Path) -> Path:
+    """Returns a free path for a file of somebody else in the place of `checkpoint`."""
+    # No name that begins with rwkv-, see above.
+    paths = (checkpoint.with_name(f"kept-{n}-{checkpoint.name}") for n in count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def merged_path(checkpoint: Path) -> Path:

@@ -134,14 +134,14 @@ class Retention:
         old = self._beyond([self._folder / name for name in names], self._rule.last_weights)
         # An adapter is small; the model merged with it is in the .pth.
         merged = [merged_path(path) for path in old]
-        return old + [path for path in merged if self._is_own(path) and self._may_go(path)]
+        return old + [path for path in merged if self.is_own(path) and self._may_go(path)]
 
     def _beyond(self, newest_first: list[Path], count: int) -> list[Path]:
         """Returns those of our sound files behind the first `count` that may go."""
         to_go, kept = [], 0
         for path in newest_first:
             # A damaged file must not take the place of a good one.
-            if not self._is_own(path):
+            if not self.is_own(path):
                 continue
             kept += 1
             if kept > count and self._may_go(path):
@@ -159,7 +159,7 @@ class Retention:
             and not self._rule.is_at_multiple(step)
         )
 
-    def _is_own(self, path: Path) -> bool:
+    def is_own(self, path: Path) -> bool:
         """Tells whether `path` still holds, bit for bit, what this run wrote there."""
         file = self._written.get(path.name)
         # Ours are files; whoever made a link of one has moved it to another disk.

@@ -55,6 +55,8 @@ class MultipleOf(Limit):
         """Returns the fault of another number, with the nearest multiple."""
         if value % self.unit == 0:
             return None
-        # Half a unit and less rounds to 0, which is no size.
-        nearest = max(1, round(value / self.unit)) * self.unit
-        return f" is not a multiple of {self.unit}; use {nearest}"
+        return f" is not a multiple of {self.unit}; use {self.nearest(value)}"
+
+    def nearest(self, value: float) -> int:
+        """Returns the nearest multiple that is a size: half a unit and less round to 0."""
+        return max(1, round(value / self.unit)) * self.unit

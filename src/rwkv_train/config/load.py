@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import re
 import reprlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -18,12 +19,11 @@ from typing import Any
 import tyro
 import yaml
 
-from rwkv_train.command_line import invoked_name
+from rwkv_train.command_line import invoked_name, perhaps
 from rwkv_train.config.command_line.argv import (
     Argument,
     asks_for_help,
     boolean,
-    perhaps,
     read_arguments,
     write_arguments,
 )
@@ -31,7 +31,7 @@ from rwkv_train.config.command_line.fields import fields, sections
 from rwkv_train.config.command_line.most_used import most_used
 from rwkv_train.config.mixture_list import expand_homes
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.rwkv_lm.flags import FLAGS
+from rwkv_train.config.rwkv_lm.flags import FLAGS, similar_flag
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.config.sections import Section
 from rwkv_train.errors import ConfigError
@@ -84,6 +84,23 @@ def _written_out(name: str, value: Any) -> Any:
         raise ConfigError(f"--{name} {error}") from None
 
 
+# A value that would be read as a home folder, or as such a value written literally.
+_LIKE_HOME = re.compile(r"(?:\./)*~")
+
+
+def _as_literal(name: str, value: Any) -> Any:
+    """Returns a field's value for a file, where ./~ stands for a folder whose name begins so."""
+    is_like_home = name in PATHS and isinstance(value, str) and _LIKE_HOME.match(value)
+    return f"./{value}" if is_like_home else value
+
+
+def _from_literal(name: str, value: Any) -> Any:
+    """Returns the value that `_as_literal` has written; of a person's ~ the home folder."""
+    if name in PATHS and isinstance(value, str) and value.startswith("./"):
+        return value[2:] if _LIKE_HOME.match(value) else value
+    return _written_out(name, value)
+
+
 def _named_file(files: Sequence[str | None]) -> RunConfig:
     """Returns the configuration in the file that --config names, the defaults without one."""
     if len(files) > 1:
@@ -127,7 +144,8 @@ def dump_config(config: RunConfig) -> str:
         config = config.as_given()
     parts = []
     for name, section_type in sections().items():
-        body = {name: dataclasses.asdict(getattr(config, name))}
+        values = dataclasses.asdict(getattr(config, name)).items()
+        body = {name: {key: _as_literal(key, value) for key, value in values}}
         # width: PyYAML folds texts at 80 columns, which would split a long path.
         text = yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
         parts.append(f"# {section_type.__doc__}\n{text}")
@@ -159,7 +177,7 @@ def _section(path: Path, name: object, body: object) -> Section:
         if entry is None or entry.section != name:
             raise ConfigError(f"{path}: {name}.{key}: unknown field{_advice(key)}")
         try:
-            values[key] = _written_out(key, entry.checked(value))
+            values[key] = _from_literal(key, entry.checked(value))
         except ValueError:
             raise ConfigError(
                 f"{path}: {name}.{key}: expected {entry.expected}, got {_shown(value)}"
@@ -189,9 +207,7 @@ def _complete(argument: Argument) -> Argument:
     name, value = argument
     entry = fields().get(name)
     if entry is None:
-        raise ConfigError(
-            f"unknown flag --{name}{perhaps(name, [*fields(), 'config', *FLAGS], '--')}"
-        )
+        raise ConfigError(f"unknown flag --{name}{similar_flag(name)}")
     if entry.kind is bool:
         # tyro reads only True and False, RWKV-LM's scripts write 0 and 1.  Any other word is left
         # for tyro to refuse.

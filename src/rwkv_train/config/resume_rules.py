@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+from rwkv_train.command_line import perhaps
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError
 
@@ -228,7 +229,7 @@ def check_accepted(accepted: tuple[str, ...]) -> None:
         rule = RULES.get(name)
         if name not in ACCEPTABLE:
             why = (
-                "is no setting"
+                f"is no setting{perhaps(name, ACCEPTABLE)}"
                 if rule is None
                 else f"never can: {rule.says}"
                 if rule.effect is Effect.FIXED

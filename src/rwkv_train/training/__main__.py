@@ -27,6 +27,7 @@ from rwkv_train.training.launchers.children import die_with_parent
 from rwkv_train.training.launchers.decide import decide
 from rwkv_train.training.launchers.given_flags import given_number, without_local_rank
 from rwkv_train.training.launchers.launch import Launch
+from rwkv_train.training.launchers.restarts import forbid_restart
 
 if TYPE_CHECKING:
     from rwkv_train.training.distributed.ranks import Ranks
@@ -38,15 +39,22 @@ _REFUSAL_SECONDS = 20.0
 
 @program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training
-    itself cannot continue, 130 for Ctrl-C.
+    """Returns the exit status of the program, as `_run_command` gives it.
 
     argv: the arguments, those of the process when None (console command `rwkv-train`).
+    """
+    status = _run_command(list(sys.argv[1:] if argv is None else argv))
+    forbid_restart(status, variables())
+    return status
+
+
+def _run_command(given: list[str]) -> int:
+    """Returns the exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training
+    itself cannot continue, 130 for Ctrl-C.
 
     A fault is one line on stderr.  torch and its companions are imported only once the flags are
     known to be right, so that --help and a typing error answer at once.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
             words = without_local_rank(given, variables())
@@ -102,7 +110,7 @@ def _start(
     if launch.parent:
         die_with_parent(launch.parent)
     remember_ranks(launch.rank, launch.local_rank)
-    if launch.num_nodes > 1:
+    if launch.world_size > 1:
         quiet_connections()
     from rwkv_train.training.distributed.ranks import Ranks
 
@@ -147,6 +155,7 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks) -> int:
     notices: lines about translated flags, printed once. Returns the exit status. Raises
     TrainerError.
     """
+    from rwkv_train.training.distributed.file_transfer import ReceivedFiles
     from rwkv_train.training.start.prepare import prepare_run
     from rwkv_train.training.start.run_lock import RunLock
 
@@ -157,16 +166,18 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks) -> int:
         )
         config = dataclasses.replace(config, hardware=hardware)
     # One lock for all ranks: the first holds it while the others work for it.
-    with RunLock(Path(config.train.proj_dir), enabled=is_rank_zero()) as lock:
+    folder = Path(config.train.proj_dir)
+    with RunLock(folder, enabled=is_rank_zero()) as lock, ReceivedFiles() as received:
+        ranks.at_leave(received.remove)
         ranks.at_leave(lock.release)
-        prepared = prepare_run(config, notices, lock, ranks)
+        prepared = prepare_run(config, notices, lock, ranks, received)
         if prepared is None:
             return 0
         # Not above: Lightning reads when it is imported what `prepare_run` sets, and a run that is
         # refused need not wait for it.
         from rwkv_train.training.run import run
 
-        return run(prepared, ranks)
+        return run(prepared, ranks, received)
 
 
 if __name__ == "__main__":

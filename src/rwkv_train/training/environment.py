@@ -89,7 +89,10 @@ def set_unless_given(name: str, value: str) -> None:
 
 
 def quiet_connections() -> None:
-    """Keeps torch from warning of every machine whose address has no name; before its import."""
+    """Keeps torch from warning of every address without a name and every attempt to connect.
+
+    Before torch's import.
+    """
     set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 

@@ -7,7 +7,7 @@ it sets for them when they are imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,13 +18,16 @@ from rwkv_train.config.versions import VERSIONS
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
+from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.state_writer import StateWriter
-from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group
+from rwkv_train.training.distributed.file_transfer import ReceivedFiles
+from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group, end_group
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
 from rwkv_train.training.environment import is_rank_zero
+from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.loader import RunData
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.freeze import describe_trained, freeze_all_but
@@ -47,21 +50,26 @@ from rwkv_train.training.validation import Validator
 ENDLESS = 10**12
 
 
-def run(prepared: Prepared, ranks: Ranks) -> int:
+class Beginning(NamedTuple):
+    """The resume point of a run, its counters there, and its length."""
+
+    point: ResumePoint
+    progress: Progress
+    length: RunLength
+
+
+def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     """Trains from the resume point to the end of the run.
 
+    received: files of the resume point, which are in use until the ranks have made their models.
     Returns the exit status: 0 at the end, 128 + n after signal n. Raises TrainerError, and
     RemoteRankError on the ranks that leave because of another's fault.
     """
-    config, samples = prepared.config, prepared.samples
-    length = run_length(config)
+    config, length = prepared.config, run_length(prepared.config)
     point, progress = resume_progress(prepared.point, config, length)
+    beginning = Beginning(point, progress, length)
     if length.total_steps is not None and progress.step >= length.total_steps:
-        if is_rank_zero():
-            if length.completes:
-                publish_final(config, point, progress.step)
-            _say_finished(config, length, progress)
-        return 0
+        return _finish_at_once(config, beginning)
     _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
@@ -75,42 +83,75 @@ def run(prepared: Prepared, ranks: Ranks) -> int:
     )
     reporters: list[Reporter] = []
     if is_rank_zero():
-        learns = [] if config.train.train_type == "all" else [describe_trained(model)]
-        notes = [*ranks.launch.notes, *prepared.derived, *learns, *samples.notes, *point.notes]
-        started = ranks.launch.describe()
-        _print_header(
-            prepared, length, started, point.describe(progress.step), model, groups, notes
-        )
+        _print_header(prepared, beginning, ranks.launch, model, groups)
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
-    conventions = VERSIONS[config.model.rwkv_version].conventions
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     veto = StepVeto(detector)
-    saver = _saver(prepared, length, detector, base, point, model)
+    saver = _saver(prepared, beginning, detector, base, model)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
-    callback = StepCallback(
+    recovery = Recovery(config, length, detector, ranks)
+    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reporters)
+    module = TrainingModule(model, groups, config.optim, config.hardware, carried, veto.allows)
+    begin_group(ranks, config.hardware)
+    # All ranks have made their models.
+    received.remove()
+    trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
+    steps = (length.total_steps or ENDLESS) - progress.step
+    trainer.fit(module, datamodule=RunData(prepared.samples.training, config, progress.step, steps))
+    if trainer.interrupted:
+        # Lightning swallows a Ctrl-C that comes before the first step.
+        raise KeyboardInterrupt
+    end_group(config.hardware)
+    # A signal in the last step asks for what has happened anyway.
+    return 0 if progress.step == length.total_steps else callback.stop.exit_status
+
+
+def _finish_at_once(config: ResolvedConfig, beginning: Beginning) -> int:
+    """Returns the exit status of a run that has nothing left to do, which it says."""
+    if not is_rank_zero():
+        return 0
+    point, progress, length = beginning
+    # Such as what to remove for a new beginning, where weights are gone.
+    for note in point.notes:
+        print(f"note: {note}")
+    if length.completes:
+        publish_final(config, point, progress.step)
+    done = f"{progress.step} of {length.total_steps} steps"
+    if progress.step != length.total_steps:
+        done = f"it has {progress.step} steps, and {length.total_steps} were asked for"
+    print(
+        f"the run in {config.train.proj_dir} is finished: {done} ({length.reason}). To train "
+        "on, raise the limit; for another run choose another --proj_dir"
+    )
+    return 0
+
+
+def _callback(
+    prepared: Prepared,
+    beginning: Beginning,
+    detector: SpikeDetector,
+    veto: StepVeto,
+    saver: Saver,
+    recovery: Recovery,
+    reporters: list[Reporter],
+) -> StepCallback:
+    config, point = prepared.config, beginning.point
+    conventions = VERSIONS[config.model.rwkv_version].conventions
+    return StepCallback(
         config,
-        length,
+        beginning.length,
         make_schedule(config, conventions.warmup_floor),
-        progress,
+        beginning.progress,
         state=point.state if isinstance(point, FromState) else None,
         detector=detector,
         veto=veto,
         saver=saver,
-        validator=Validator(config, samples.held_out),
+        recovery=recovery,
+        validator=Validator(config, prepared.samples.held_out),
         reporters=reporters,
     )
-    module = TrainingModule(model, groups, config.optim, config.hardware, carried, veto.allows)
-    begin_group(ranks, config.hardware)
-    trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
-    steps = (length.total_steps or ENDLESS) - progress.step
-    trainer.fit(module, datamodule=RunData(samples.training, config, progress.step, steps))
-    if trainer.interrupted:
-        # Lightning swallows a Ctrl-C that comes before the first step.
-        raise KeyboardInterrupt
-    # A signal in the last step asks for what has happened anyway.
-    return 0 if progress.step == length.total_steps else callback.stop.exit_status
 
 
 def _forget_state(found: ResumePoint, used: ResumePoint) -> None:
@@ -122,12 +163,12 @@ def _forget_state(found: ResumePoint, used: ResumePoint) -> None:
 
 def _saver(
     prepared: Prepared,
-    length: RunLength,
+    beginning: Beginning,
     detector: SpikeDetector,
     base: Mapping[str, Any] | None,
-    point: ResumePoint,
     model: RWKV,
 ) -> Saver:
+    point, _, length = beginning
     first, writer = is_rank_zero(), None
     if first:
         state = point if isinstance(point, FromState) else None
@@ -150,26 +191,26 @@ def _saver(
 
 def _print_header(
     prepared: Prepared,
-    length: RunLength,
-    processes: str,
-    start: str,
+    beginning: Beginning,
+    launch: Launch,
     model: RWKV,
     groups: list[ParameterGroup],
-    notes: list[str],
 ) -> None:
-    samples = prepared.samples
+    config, samples = prepared.config, prepared.samples
+    point, progress, length = beginning
+    learns = [] if config.train.train_type == "all" else [describe_trained(model)]
     print_header(
-        prepared.config,
+        config,
         length,
-        processes=processes,
-        start=start,
+        processes=launch.describe(),
+        start=point.describe(progress.step),
         parameters=sum(p.numel() for p in model.parameters()),
         data_tokens=samples.training.tokens,
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
         changes=[change.text for change in prepared.point.changes],
-        operators=describe_operators(prepared.operators, prepared.config.hardware.accelerator),
-        notes=notes,
+        operators=describe_operators(prepared.operators, config.hardware.accelerator),
+        notes=[*launch.notes, *prepared.derived, *learns, *samples.notes, *point.notes],
     )
 
 
@@ -184,14 +225,4 @@ def _groups(model: RWKV, config: ResolvedConfig) -> list[ParameterGroup]:
         train_type=config.train.train_type,
         matrices_apart=optim.optimizer == "muon",
         fully=listed(config.adapter.lora_train),
-    )
-
-
-def _say_finished(config: ResolvedConfig, length: RunLength, progress: Progress) -> None:
-    done = f"{progress.step} of {length.total_steps} steps"
-    if progress.step != length.total_steps:
-        done = f"it has {progress.step} steps, and {length.total_steps} were asked for"
-    print(
-        f"the run in {config.train.proj_dir} is finished: {done} ({length.reason}). To train "
-        "on, raise the limit; for another run choose another --proj_dir"
     )

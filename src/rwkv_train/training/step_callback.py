@@ -34,8 +34,7 @@ from rwkv_train.training.validation import Validator
 class StepCallback(pl.Callback):
     """Drives one run from `progress` to the end of `length`.
 
-    state: the training state that the run resumes exactly, None: it begins with the module's
-    weights. detector: the one that `veto` and `saver` know too.
+    state: the training state that the run resumes exactly, None: the module's weights.
     """
 
     def __init__(
@@ -49,6 +48,7 @@ class StepCallback(pl.Callback):
         detector: SpikeDetector,
         veto: StepVeto,
         saver: Saver,
+        recovery: Recovery,
         validator: Validator,
         reporters: Sequence[Reporter],
     ) -> None:
@@ -62,7 +62,7 @@ class StepCallback(pl.Callback):
         self._detector = detector
         self._veto = veto
         self._saver = saver
-        self._recovery = Recovery(config, length, detector)
+        self._recovery = recovery
         self._validator = validator
         self._reporters = reporters
         self._state_owed = self._said_postponed = False

@@ -152,6 +152,8 @@ def test_an_exact_continuation_keeps_the_warmup_of_its_run():
 def test_a_warmup_that_fills_the_run_is_said():
     _, lines = resolved("--micro_bsz 1 --ctx_len 100 --exit_tokens 4000 --warmup_steps 40")
     assert any("40 steps is as long as the run of 40" in line for line in lines)
+    _, lines = resolved("--micro_bsz 1 --ctx_len 100 --exit_tokens 4000 --warmup_steps 50")
+    assert any("50 steps is longer than the run of 40" in line for line in lines)
     _, lines = resolved("--max_steps 5 --warmup_steps 6")
     assert any("longer than --max_steps 5" in line for line in lines)
 

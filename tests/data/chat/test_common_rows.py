@@ -226,7 +226,7 @@ def test_it_is_told_once_with_counts(tmp_path, capsys, monkeypatch):
     line = ["in.json", "1", "2", "--tokenizer", "bytes", "--chat_template", "world"]
     assert make_data.main(line) == 0
     out = capsys.readouterr().out
-    assert out.count("text that was not used: 'source' in 3 rows, 'why' in 1 rows\n") == 1
+    assert out.count("text that was not used: 'source' in 3 rows, 'why' in 1 row\n") == 1
 
 
 def test_columns_of_a_parquet_file_that_are_not_used_are_told(tmp_path):

@@ -156,7 +156,9 @@ def test_matrices_move_as_torchs_own_muon_moves_them():
     )
     model, twin = tiny_model("6"), tiny_model("6")
     groups = parameter_groups(model, weight_decay=0.5, matrices_apart=True)
-    hardware = ResolvedHardware(accelerator="cpu", devices=1, precision="fp32", strategy="ddp")
+    hardware = ResolvedHardware(
+        accelerator="cpu", devices=1, num_nodes=1, precision="fp32", strategy="ddp"
+    )
     ours = build_optimizer(groups, options, hardware)
     matrices = dict(twin.named_parameters())
     torchs = torch.optim.Muon(

@@ -16,8 +16,8 @@ from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.optimizer import build_optimizer, set_rates
 from tests.models.tiny import tiny_model
 
-GPU = {"accelerator": "gpu", "devices": 1, "precision": "bf16"}
-CPU = {"accelerator": "cpu", "devices": 1, "precision": "fp32"}
+GPU = {"accelerator": "gpu", "devices": 1, "num_nodes": 1, "precision": "bf16"}
+CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": "fp32"}
 
 
 class Standin8bit(torch.optim.Optimizer):

@@ -111,17 +111,26 @@ def test_another_spelling_is_no_change(resume: Resume, texts: Path, tmp_path: Pa
 TOLD: dict[str, tuple[dict[str, object], list[str], str]] = {
     "a lower rate": (
         {"lr_init": "5e-4"},
-        ["lr_init 0.001 -> 0.0005", "the rate of step 4 is 0.0003709", "have been 0.0007096"],
+        ["lr_init 0.001 -> 0.0005", "the rate after step 4 is 0.0003709", "have been 0.0007096"],
+        "continuation at step 4, changed",
+    ),
+    "a warmup": (
+        {"warmup_steps": 6},
+        ["warmup_steps none -> 6: the rate of step 4 is"],
         "continuation at step 4, changed",
     ),
     "a higher budget": (
         {"exit_tokens": 24 * 128},
-        ["exit_tokens 1,536 -> 3,072", "24 steps", "the rate of step 4"],
+        ["exit_tokens 1,536 -> 3,072", "24 steps", "the rate after step 4"],
         "continuation at step 4, changed",
     ),
     "a larger batch": (
         {"micro_bsz": 8, "max_steps": 3},
-        ["micro_bsz 4 -> 8: a step reads 8 samples, and read 4", "step 4 becomes step 2"],
+        [
+            "micro_bsz 4 -> 8: a step reads 8 samples, and read 4",
+            "step 4 becomes step 2",
+            "write over rwkv-0.pth",
+        ],
         "continuation at step 2, changed",
     ),
     "the batch split otherwise": (
@@ -141,7 +150,7 @@ TOLD: dict[str, tuple[dict[str, object], list[str], str]] = {
     ),
     "other mini-epochs": (
         {"epoch_steps": 6},
-        ["epoch_steps 4 -> 6: files are numbered"],
+        ["epoch_steps 4 -> 6: files are numbered", "write over rwkv-0.pth"],
         "exact continuation at step 4\n",
     ),
 }
@@ -203,6 +212,41 @@ def test_a_change_of_samples_or_model_is_refused_unless_it_is_accepted(name: str
     assert status == 0 and "exact continuation" in told, told
 
 
+# What becomes of a mixture of a and c, words of the refusal, and the names that accept it.
+MIXED: dict[str, tuple[str, dict[str, object], str, str]] = {
+    "its length": ("a:2..1 c:1..2", {"mix_tokens": 1280}, "mix_tokens 640 -> 1,280", "mix_tokens"),
+    "its weights": ("a:2..1 c:1..3", {}, "c:1..3", "data_file"),
+    "its order": ("c:1..2 a:2..1", {}, "data_file", "data_file"),
+    "a part": ("a:2..1 b:1..2", {}, "is no longer read", "data_file"),
+    "the context": (
+        "a:2..1 c:1..2",
+        {"ctx_len": 64, "micro_bsz": 2},
+        "ctx_len 32 -> 64",
+        "ctx_len",
+    ),
+    "one file": ("a:1", {"mix_tokens": None}, "is no longer read", "data_file"),
+}
+
+
+def test_a_mixture_changes_under_the_names_of_what_has_changed(
+    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    def resumed(parts: str, **changes: object) -> tuple[int, str]:
+        given = ",".join(f"{texts / part}" for part in parts.split())
+        data = {"data_file": given.removesuffix(":1"), "mix_tokens": 640, **changes}
+        words = line(tmp_path / "out", **{k: v for k, v in data.items() if v is not None})
+        capfd.readouterr()
+        return train.main(words), "".join(capfd.readouterr())
+
+    assert resumed("a:2..1 c:1..2")[0] == 0
+    for parts, changes, words, names in MIXED.values():
+        status, told = resumed(parts, max_steps=5, **changes)
+        assert status == 2 and words in told, told
+        assert told.rstrip().endswith(f"--accept_changes {names}"), told
+    told = resumed("a:2..1 c:1..2", mix_tokens=1280, max_steps=5, accept_changes="mix_tokens")[1]
+    assert "changed as told below" in told and "mix_tokens 640 -> 1,280" in told
+
+
 def test_a_state_of_another_run_is_refused_unless_it_is_accepted(
     resume: Resume, paused: Path, texts: Path, tmp_path: Path
 ):
@@ -234,14 +278,20 @@ def test_a_state_that_was_moved_to_an_empty_folder_is_the_same_run(
 
 
 def test_a_state_that_does_not_tell_its_data_is_resumed_and_that_is_said(
-    resume: Resume, paused: Path, tmp_path: Path
+    resume: Resume, paused: Path, texts: Path, tmp_path: Path
 ):
     state = load_state(paused / "rwkv-0.state")
     older = {name: value for name, value in state.items() if name not in ("data", "run", "format")}
     (tmp_path / "out").mkdir()
     save_state(tmp_path / "out" / "rwkv-0.state", older)
+    # Without their identities the settings tell it, where they do.
+    for changes in ({"data": "c"}, {"data_file": f"{texts / 'a'}:1,{texts / 'c'}:1"}):
+        status, told = resume(**changes)
+        assert status == 2 and "the state does not tell its data, so that" in told, told
+        assert told.rstrip().endswith("--accept_changes data_file")
     status, told = resume()
     assert status == 0 and "does not tell its data, which were not compared" in told, told
+    assert "exact continuation at step 4, if the data is what it was\n" in told
 
 
 def test_held_out_slots_of_grown_data_were_trained_on(

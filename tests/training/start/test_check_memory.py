@@ -54,6 +54,39 @@ def test_what_is_held_follows_strategy_and_precision(line, bytes_each):
     assert held == tuple(1000 * size for size in bytes_each)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["--vocab_size 10000000000000000000", "--n_embd 1099511627776", f"--vocab_size {10**18}"],
+)
+def test_tensors_beyond_64_bits_are_refused_by_their_sizes(line):
+    config = config_of(f"--n_layer 1 --n_embd 64 {line}")
+    with pytest.raises(ConfigError, match=r"--n_layer 1 --n_embd .* no memory holds tensors"):
+        parameter_count(config.model)
+
+
+def test_a_batch_that_no_memory_holds_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "memory_limit", lambda: 10**10)
+    check_memory(config_of("--n_layer 1 --n_embd 64 --micro_bsz 8"))
+    with pytest.raises(
+        ConfigError, match=r"--micro_bsz 1099511627776 --ctx_len .* one batch needs"
+    ):
+        check_memory(config_of("--n_layer 1 --n_embd 64 --micro_bsz 1099511627776"))
+
+
+def test_the_remedy_is_one_that_helps(monkeypatch):
+    monkeypatch.setattr(module, "memory_limit", lambda: 10**8)
+    refused = {}
+    for flags in ("", "--strategy deepspeed_stage_3 --devices 2", "--train_stage 1"):
+        with pytest.raises(ConfigError) as refusal:
+            check_memory(config_of(f"--n_layer 2 --n_embd 1024 {flags}"))
+        refused[flags] = str(refusal.value)
+        assert "--vocab_size 65536" in refused[flags]
+    whole, divided, stage = refused.values()
+    assert whole.endswith("or more GPUs or machines with --strategy deepspeed_stage_3")
+    assert divided.endswith("a smaller model or more GPUs or machines")
+    assert stage.endswith("take a smaller model")
+
+
 def test_adapters_need_no_gradients_of_what_they_adapt():
     config = config_of("--n_layer 2 --n_embd 64")
     lora = dataclasses.replace(config.train, train_type="lora")

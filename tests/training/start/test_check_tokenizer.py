@@ -43,12 +43,21 @@ def test_the_configuration_of_an_older_run_tells_it_too(tmp_path):
         compared(tmp_path, BYTES)
     assert compared(tmp_path, WORLD) == []
     (tmp_path / "config.yaml").write_text("of: {another: program}")
-    assert len(compared(tmp_path, BYTES)) == 1
+    with pytest.raises(ConfigError, match="65536 rows"):
+        compared(tmp_path, BYTES)
 
 
-def test_a_file_alone_is_judged_by_its_rows_and_only_warned_of(tmp_path):
-    (note,) = compared(tmp_path, BYTES)
-    assert "65536 rows" in note and "bytes (257 ids)" in note and "--tokenizer world" in note
+def test_a_file_alone_is_judged_by_its_rows(tmp_path):
+    with pytest.raises(ConfigError) as refusal:
+        compared(tmp_path, BYTES)
+    for words in ("65536 rows", "bytes (257 ids)", "--tokenizer world", "say --tokenizer bytes"):
+        assert words in str(refusal.value)
+    (note,) = compared(tmp_path, BYTES, "--tokenizer", "bytes")
+    assert "as --tokenizer confirms" in note
+    # A vocabulary of nearly as many may have been padded to them.
+    (note,) = compared(tmp_path, ONE._replace(vocab_size=65529))
+    assert note.startswith("WARNING: ") and "65536 rows" in note
+    assert compared(tmp_path, ONE._replace(vocab_size=65536)) == []
     assert compared(tmp_path, WORLD) == []
     assert compared(tmp_path, BYTES, rows=300) == []
     assert compared(tmp_path, None) == []

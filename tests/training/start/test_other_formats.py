@@ -15,7 +15,7 @@ from rwkv_train.checkpoint.resume import (
     load_state,
     save_state,
 )
-from rwkv_train.checkpoint.retention import Retention
+from rwkv_train.checkpoint.retention import KeepRule, Retention
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.training.start.resume_point import FromState, find_resume_point
 
@@ -42,8 +42,10 @@ OTHERS = {
 def test_a_state_of_another_format_is_refused_and_kept(name: str, tmp_path: Path):
     other = tmp_path / "rwkv-1.state"
     torch.save(OTHERS[name], other)
-    for step in (10, 11):
-        save_state(tmp_path / f"rwkv-step-{step}.state", {**OWN, "step": step})
+    retention = Retention(tmp_path, KeepRule(1))
+    own = [tmp_path / f"rwkv-step-{step}.state" for step in (10, 11)]
+    for path, step in zip(own, (10, 11)):
+        retention.add(path, save_state(path, {**OWN, "step": step}), 100 * step, step)
     with pytest.raises(StateFormatError) as caught:
         find_resume_point(TrainConfig(proj_dir=str(tmp_path)))
     message = str(caught.value)
@@ -52,8 +54,7 @@ def test_a_state_of_another_format_is_refused_and_kept(name: str, tmp_path: Path
     with pytest.raises(StateFormatError):
         load_state(other)
     # It neither counts among the states to keep nor goes.
-    newest = tmp_path / "rwkv-step-11.state"
-    assert Retention(2, None, None, 5).apply(tmp_path, newest) == []
+    assert retention.apply(own[1]) == [own[0]]
     assert [s.path for s in list_states(tmp_path) if s.other_format] == [other]
 
 

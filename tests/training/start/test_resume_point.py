@@ -81,7 +81,10 @@ def test_the_state_furthest_in_the_data_wins_over_newer_weights(tmp_path: Path):
     assert isinstance(point, FromState) and point.path.name == "rwkv-step-15.state"
     assert (point.epoch, value_of(point), point.load().base) == (0, 2.0, None)
     assert point.notes == (f"{tmp_path / 'rwkv-1.pth'} has no usable training state: passed over",)
-    assert point.describe(15) == f"{point.path}: exact continuation at step 15"
+    assert (
+        point.describe(15)
+        == f"{point.path}: exact continuation at step 15, if the data is what it was"
+    )
 
 
 def test_tokens_and_not_steps_tell_how_far_a_state_is(tmp_path: Path):

@@ -6,14 +6,21 @@ import dataclasses
 import math
 import typing
 
-from rwkv_train.config.limits import Limit
+from rwkv_train.config.limits import Limit, MultipleOf
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.config.sections import Section
-from rwkv_train.config.versions import version_row, versions_with
+from rwkv_train.config.versions import (
+    DEFAULT_VERSION,
+    VERSIONS,
+    WIDTH_UNIT,
+    version_row,
+    versions_with,
+)
 from rwkv_train.errors import ConfigError
 
 # RWKV-LM's scripts give its default head size to RWKV-4 as well, which has no heads.
-_HARMLESS_HEAD_SIZE = 64
+_USUAL_HEAD_SIZE = 64
+_UNIT = MultipleOf(WIDTH_UNIT)
 
 
 def check_limits(section: Section) -> None:
@@ -43,12 +50,37 @@ def check_version(model: ModelConfig) -> None:
     for entry in dataclasses.fields(model):
         value, versions = getattr(model, entry.name), versions_with(entry.name)
         # A flag given at its default cannot be told from one left out: both pass.
-        harmless = (entry.default, _HARMLESS_HEAD_SIZE if entry.name == "head_size" else None)
+        harmless = (entry.default, _USUAL_HEAD_SIZE if entry.name == "head_size" else None)
         if version not in versions and value not in harmless:
             raise ConfigError(
                 f"--{entry.name} {value}: RWKV-{version} has no such size, only RWKV-"
                 f"{', '.join(versions)}; leave it out"
             )
+
+
+def check_width(model: ModelConfig) -> None:
+    """Raises ConfigError where the multiple that a width's limit names is none of the head size.
+
+    An unknown version has no heads to look at.
+    """
+    version = VERSIONS.get(model.rwkv_version or DEFAULT_VERSION)
+    for name in ("n_embd", "dim_att") if version and version.has("head_size") else ():
+        width = getattr(model, name)
+        fault = None if width is None or width < 1 else _UNIT.fault(width)
+        head_size = model.head_size or _USUAL_HEAD_SIZE
+        if fault is not None and _UNIT.nearest(width) % head_size:
+            fitting = near_multiples(width, math.lcm(WIDTH_UNIT, head_size))[0]
+            raise ConfigError(
+                f"--{name} {width}{fault} with --head_size {WIDTH_UNIT}, or {fitting} with heads"
+                f" of {head_size}"
+            )
+
+
+def near_multiples(width: int, unit: int) -> list[int]:
+    """Returns the multiples of `unit` below and above a width that is none, the nearest first."""
+    below = width // unit * unit
+    both = [number for number in (below, below + unit) if number > 0]
+    return sorted(both, key=lambda number: abs(number - width))
 
 
 def _limits(section: type[Section]) -> dict[str, tuple[Limit, ...]]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from rwkv_train.config.check.field_limits import check_limits, check_version
+from rwkv_train.config.check.field_limits import check_limits, check_version, check_width
 from rwkv_train.config.check.validation_settings import check_validation
 from rwkv_train.config.check.window_settings import check_windows
-from rwkv_train.config.machine_schema import LogConfig, SafetyConfig
+from rwkv_train.config.machine_schema import HardwareConfig, LogConfig, SafetyConfig
 from rwkv_train.config.mixture_list import mixture_components, weights_change
 from rwkv_train.config.resume_rules import check_accepted
 from rwkv_train.config.schema import (
@@ -31,6 +31,7 @@ _TRAINED_FULLY = ("time", "ln", "emb", "head")
 
 def check_fields(config: RunConfig) -> None:
     """Raises ConfigError for a value beyond its limits and for settings that exclude each other."""
+    check_width(config.model)
     for section in sections_of(config):
         check_limits(section)
     check_version(config.model)
@@ -44,6 +45,7 @@ def check_fields(config: RunConfig) -> None:
     check_accepted(listed(config.train.accept_changes))
     _check_adapter(config.adapter, config.train)
     _check_safety(config.safety, config.train)
+    _check_hardware(config.hardware)
     _check_log(config.log)
     check_windows(config)
 
@@ -250,6 +252,15 @@ def _changed(section: Section) -> dict[str, object]:
         for f in dataclasses.fields(section)
         if getattr(section, f.name) != f.default
     }
+
+
+def _check_hardware(hardware: HardwareConfig) -> None:
+    """Raises ConfigError, before other processes are started, when they were not to be."""
+    processes = (hardware.devices or 1) * (hardware.num_nodes or 1)
+    if hardware.strategy == "single_device" and processes > 1:
+        raise ConfigError(
+            f"--strategy single_device runs one process, not {processes}; use --strategy auto"
+        )
 
 
 def _check_log(log: LogConfig) -> None:

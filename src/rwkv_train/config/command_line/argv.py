@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -59,14 +58,3 @@ def asks_for_help(argv: Sequence[str]) -> bool:
 def boolean(word: str) -> bool | None:
     """Returns the truth that 0/1, true/false, yes/no or on/off names; None for other words."""
     return _BOOLEANS.get(word.strip().lower())
-
-
-def perhaps(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Returns '; perhaps you meant ...', or nothing when no known name is similar."""
-    known = list(known)
-    # The beginning of a longer name is not similar to it: --lr, --head.
-    longer = [word for word in known if word.startswith(f"{name}_")]
-    if longer:
-        return f"; perhaps you meant {' or '.join(prefix + word for word in longer[:3])}"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; perhaps you meant {prefix}{close[0]}" if close else ""

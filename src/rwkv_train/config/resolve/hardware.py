@@ -77,7 +77,8 @@ def _devices(
 ) -> int:
     if given.devices is None:
         devices = machine.gpu_count if accelerator == "gpu" else 1
-        lines.append(f"devices {devices}: {'all GPUs' if accelerator == 'gpu' else 'one process'}")
+        if devices > 1:
+            lines.append(f"devices {devices}: all GPUs")
         return devices
     if accelerator == "gpu" and given.devices > machine.gpu_count:
         raise ConfigError(
@@ -100,7 +101,8 @@ def _precision(
             lines.append(f"precision fp16: {_gpu(machine)} does not compute in bf16")
             return "fp16"
         precision: Precision = "bf16" if on_gpu else "fp32"
-        lines.append(f"precision {precision}: the default on this {accelerator}")
+        if on_gpu:
+            lines.append(f"precision {precision}: the default on a GPU")
         return precision
     if prepares:
         return given.precision
@@ -136,7 +138,8 @@ def _strategy(
         zero = accelerator == "gpu" and optimizer != "adam8bit"
         several: ResolvedStrategy = "deepspeed_stage_2" if zero else "ddp"
         strategy = "single_device" if processes == 1 else several
-        lines.append(f"strategy {strategy}: the default for {processes} {accelerator} process(es)")
+        if processes > 1:
+            lines.append(f"strategy {strategy}: the default for {processes} processes")
     if strategy == "single_device" and processes > 1:
         raise ConfigError(
             f"--strategy single_device runs one process, not {processes}; use --strategy auto"

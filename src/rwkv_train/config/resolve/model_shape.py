@@ -124,7 +124,6 @@ def _vocabulary(
                 f"--vocab_size is not given, and {manifest} that would tell it is not"
                 " there; it is 65536 for RWKV's World tokenizer, 50304 for the Pile's"
             )
-        lines.append(f"vocab_size {needed}: what the data needs")
         return needed
     # More rows are padding (World: 65529 tokens, 65536 rows).  RWKV-LM never compares the two.
     if found is not None and needed is not None and model.vocab_size < needed:

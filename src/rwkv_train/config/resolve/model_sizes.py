@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from rwkv_train.config.check.field_limits import check_limits, check_version
+import math
+
+from rwkv_train.config.check.field_limits import (
+    check_limits,
+    check_version,
+    check_width,
+    near_multiples,
+)
 from rwkv_train.config.resolved import SPECIFIC_SIZES, ResolvedModel, not_narrowed
 from rwkv_train.config.schema import ModelConfig
-from rwkv_train.config.versions import DEFAULT_VERSION, VERSIONS
+from rwkv_train.config.versions import DEFAULT_VERSION, VERSIONS, WIDTH_UNIT
 from rwkv_train.errors import ConfigError
 
 _DEFAULT_LAYERS, _DEFAULT_WIDTH = 6, 512
+_USUAL_HEAD_SIZE = 64
 
 
 def complete_model(given: ModelConfig) -> ResolvedModel:
@@ -17,6 +25,7 @@ def complete_model(given: ModelConfig) -> ResolvedModel:
     Raises ConfigError for impossible or contradicting sizes and when vocab_size is unknown.
     """
     # `check_fields` does not precede every call: generation has only the sizes in a file.
+    check_width(given)
     check_limits(given)
     check_version(given)
     version = DEFAULT_VERSION if given.rwkv_version is None else given.rwkv_version
@@ -56,7 +65,10 @@ def _check_widths(model: ResolvedModel) -> None:
             f"{model.rwkv_version} the time mix is as wide as the model, leave --dim_att out"
         )
     if model.head_size and model.dim_att % model.head_size:
+        name = "n_embd" if model.dim_att == model.n_embd else "dim_att"
+        unit = math.lcm(WIDTH_UNIT, model.head_size)
+        widths = " or ".join(map(str, near_multiples(model.dim_att, unit)))
         raise ConfigError(
-            f"--n_embd {model.dim_att} is not a multiple of --head_size {model.head_size}; "
-            f"change one of them (the usual head size is 64)"
+            f"--{name} {model.dim_att} is not a multiple of --head_size {model.head_size};"
+            f" use --{name} {widths}, or --head_size {math.gcd(model.dim_att, _USUAL_HEAD_SIZE)}"
         )

@@ -35,7 +35,8 @@ def resolve_warmup(
         steps = _automatic(stage, discovered.start, conventions, lines, restarts=restarts)
     trains = discovered.data is not None
     if trains and total is not None and steps is not None and steps >= total:
-        lines.append(f"the warmup of {steps} steps is as long as the run of {total}")
+        size = "as long as" if steps == total else "longer than"
+        lines.append(f"the warmup of {steps} steps is {size} the run of {total}")
     return steps
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rwkv_train.command_line import perhaps
 from rwkv_train.config.command_line.argv import (
     Argument,
     asks_for_help,
     read_arguments,
     write_arguments,
 )
+from rwkv_train.config.command_line.fields import fields
 from rwkv_train.config.rwkv_lm import values as values
 from rwkv_train.config.rwkv_lm.stages import as_v4neo, is_v4neo, with_stage
 from rwkv_train.config.rwkv_lm.values import Rule
@@ -206,6 +208,30 @@ def translate(argv: Sequence[str]) -> Translation:
     elif is_v4neo(flags):
         result = as_v4neo(result, notices)
     return Translation(write_arguments(result), list(dict.fromkeys(notices)))
+
+
+# Names of other trainers' flags, which look like none of ours.
+_ELSEWHERE = {
+    "batch_size": "micro_bsz",
+    "per_device_train_batch_size": "micro_bsz",
+    "gradient_accumulation_steps": "accumulate_grad_batches",
+    "gradient_checkpointing": "grad_cp",
+    "learning_rate": "lr_init",
+    "epochs": "epoch_count",
+    "num_train_epochs": "epoch_count",
+    "output_dir": "proj_dir",
+    "out_dir": "proj_dir",
+    "max_seq_length": "ctx_len",
+    "resume": "proj_dir",
+}
+
+
+def similar_flag(name: str) -> str:
+    """Returns '; perhaps you meant ...' for an unknown flag, naming one that does something."""
+    if name in _ELSEWHERE:
+        return f"; perhaps you meant --{_ELSEWHERE[name]}"
+    taken = [flag for flag, row in FLAGS.items() if isinstance(row, Taken)]
+    return perhaps(name, [*fields(), "config", *taken], "--")
 
 
 def _translated(flag: Argument, notices: list[str]) -> Argument | None:

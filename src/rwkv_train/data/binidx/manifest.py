@@ -197,7 +197,7 @@ def _parsed(content: Any) -> Manifest:
     )
     if not 0 < manifest.vocab_size <= MOST_ROWS:
         raise ValueError(f"no vocabulary has {manifest.vocab_size} tokens")
-    if manifest.bytes_per_token is not None and not 0 < manifest.bytes_per_token < math.inf:
+    if manifest.bytes_per_token is not None and not 0 <= manifest.bytes_per_token < math.inf:
         raise ValueError(f"{manifest.bytes_per_token} bytes per token are impossible")
     if manifest.dtype not in _DTYPE_NAMES:
         raise ValueError(f"no token type {manifest.dtype}")

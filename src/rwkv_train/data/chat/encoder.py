@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rwkv_train.data.chat.remarks import TEXT, remarks
 from rwkv_train.data.chat.rows import read_row
 from rwkv_train.data.chat.template import ChatTemplate, Segment
 from rwkv_train.data.chat.written_out import written_segments
@@ -49,12 +50,16 @@ class ChatEncoder(BlockEncoder[list[Segment]]):
             segments = self._of_text(content)
         else:
             segments = self._template.segments(content)
+            self._remarks += remarks(row, content, self._template)
         # Of rows that are taken only: the others are reported by themselves.
         self._unused.update(unused)
         return segments
 
     def _of_text(self, text: str) -> list[Segment]:
-        return written_segments(text, self._template) or [Segment(text, 1)]
+        segments = written_segments(text, self._template)
+        if segments is None:
+            self._remarks.append(TEXT)
+        return segments or [Segment(text, 1)]
 
     def _encoded(
         self, documents: Sequence[list[Segment]], checked: npt.NDArray[np.bool_]

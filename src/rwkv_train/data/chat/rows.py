@@ -31,6 +31,8 @@ _SYSTEM = "system"
 _HISTORY = "history"
 _CALLS = ("tool_calls", "function_call")
 _TOOLS = ("tools", "functions")
+# The first is a number; axolotl and ms-swift write a truth value under the others.
+_WEIGHTS = ("weight", "train", "loss")
 # Asked for only where none of the names above is there: with them they may mean something else.
 _OTHER_CONVERSATIONS = ("conversation",)
 _OTHER_PROMPTS = ("query",)
@@ -150,13 +152,14 @@ def _conversation(row: _Fields, name: str) -> list[Message]:
 def _message(row: _Fields, name: str, entry: Any, place: str) -> Message:
     if not isinstance(entry, dict):
         raise DataError(f"{place} must be an object, found {kind_of(entry)}")
+    nulls = [key for key, value in entry.items() if value is None]
     entry = {key: value for key, value in entry.items() if value is not None}
     speaker, content = _one_of(entry, _SPEAKERS), _one_of(entry, _CONTENTS)
     calls = next((key for key in _CALLS if entry.get(key)), None)
     if speaker is None or (content is None and calls is None):
         raise DataError(
             f"{place} needs 'role' and 'content' (or 'from' and 'value'); its keys are: "
-            f"{keys_of(entry)}"
+            f"{keys_of(entry)}{_named_nulls(nulls)}"
         )
     if not isinstance(entry[speaker], str):
         found = kind_of(entry[speaker])
@@ -164,9 +167,19 @@ def _message(row: _Fields, name: str, entry: Any, place: str) -> Message:
     text = "" if content is None else content_text(entry[content], content, place)
     if calls:
         text = "\n".join(filter(str.strip, [text, calls_text(entry[calls], place)]))
-    used = (speaker, content, calls, "weight")
+    used = (speaker, content, calls, *_WEIGHTS)
     row.leave(name, {key: value for key, value in entry.items() if key not in used})
-    return Message(entry[speaker], text, _weight(entry.get("weight"), place))
+    return Message(entry[speaker], text, _weight(_given_weight(entry), place))
+
+
+def _named_nulls(keys: list[str]) -> str:
+    return f"; null: {', '.join(keys)}" if keys else ""
+
+
+def _given_weight(entry: Mapping[str, Any]) -> Any:
+    """Returns a message's weight; 0 where another tool's name for it says that it is not learnt."""
+    off = any(entry.get(name) is False for name in _WEIGHTS[1:])
+    return entry.get("weight", 0 if off else None)
 
 
 def _weight(weight: Any, place: str) -> int | None:

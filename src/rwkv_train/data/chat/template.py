@@ -105,10 +105,22 @@ class ChatTemplate:
             raise DataError(f"there is nothing to learn: no message of {supervised} with a weight")
         return found
 
-    def _role(self, message: Message, number: int) -> tuple[str, Role]:
+    def is_answer(self, message: Message) -> bool:
+        """Tells whether the message is of a role that is learnt."""
+        role = self.roles.get(self._name(message) or "")
+        return role is not None and role.weight > 0
+
+    def is_system(self, message: Message) -> bool:
+        """Tells whether the message is of the system."""
+        return self._name(message) == "system"
+
+    def _name(self, message: Message) -> str | None:
         # Its own name first: a template may define a role that is called human or gpt.
         known = (message.role, _ALIASES.get(message.role, ""))
-        name = next((name for name in known if name in self.roles), None)
+        return next((name for name in known if name in self.roles), None)
+
+    def _role(self, message: Message, number: int) -> tuple[str, Role]:
+        name = self._name(message)
         if name is None:
             raise DataError(
                 f"message {number}: the chat template has no role {message.role!r:.60}, only "

@@ -110,6 +110,8 @@ class Converted:
     """of the documents checked, those changed by the tokenizer's own normalization"""
     unused: Mapping[str, int] = field(default_factory=dict)
     """by key, the rows in which it holds text that is in no document"""
+    remarks: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """`Corpus.remarks`"""
     skipped: int = 0
     """documents that could not be used"""
     faults: Sequence[str] = ()
@@ -266,6 +268,7 @@ def _convert(
         skipped=corpus.skipped,
         faults=corpus.faults,
         notes=[note for note in (corpus.note, *misnamed([part.file for part in mine])) if note],
+        remarks=corpus.remarks,
         filtered_out=filtered_out,
         seconds=corpus.seconds,
     )

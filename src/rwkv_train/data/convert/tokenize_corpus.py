@@ -45,6 +45,7 @@ class Corpus:
     text_bytes  UTF-8 bytes of the texts taken
     normalized  of the documents checked, those changed by the tokenizer's own normalization
     unused      by key, the rows in which it holds text that is in no document
+    remarks     what is odd about documents: how many have it, and where the first one is
     skipped     documents that could not be used, `faults` the first of them with their reasons
     note        why tokenizing is slower than it could be, None if it is not
     seconds     parse, tokenize, verify, convert and spool, summed over the workers; and all
@@ -75,6 +76,7 @@ class Corpus:
         self.text_bytes = 0
         self.normalized = 0
         self.unused: Counter[str] = Counter()
+        self.remarks: dict[str, tuple[int, str]] = {}
         self.skipped = 0
         self.faults: list[str] = []
         # Lines or rows of the piece that is being read, up to the block that came last.
@@ -115,6 +117,10 @@ class Corpus:
         file_range = encoded.block.file_range
         if encoded.faults:
             self._report(encoded, self._lines[file_range])
+        for remark, (count, line) in encoded.remarks.items():
+            place = location(file_range, self._lines[file_range] + line)
+            before, first = self.remarks.get(remark, (0, place))
+            self.remarks[remark] = (before + count, first)
         # Ranges come one after another: of those before nobody asks again.
         self._lines = Counter({file_range: self._lines[file_range] + encoded.lines})
         self._digests.append(encoded.digests)

@@ -134,12 +134,22 @@ def _notes(converted: Converted) -> list[str]:
         "skipped because they are longer than --max_tokens": filtered_out.too_long,
         "skipped because they cannot be used": converted.skipped,
     }
-    notes = [f"note: {count} documents were {what}" for what, count in counts.items() if count]
+    notes = [
+        f"note: {count} document{' was' if count == 1 else 's were'} {what}"
+        for what, count in counts.items()
+        if count
+    ]
     if converted.unused:
         # Those that are in most rows first; nobody reads more of them.
         keys = sorted(converted.unused.items(), key=lambda item: -item[1])
-        told = ", ".join(f"{key!r:.60} in {count} rows" for key, count in keys[:_KEYS_SHOWN])
+        told = ", ".join(f"{key!r:.60} in {_rows(count)}" for key, count in keys[:_KEYS_SHOWN])
         more = f" and {len(keys) - _KEYS_SHOWN} more keys" if len(keys) > _KEYS_SHOWN else ""
         notes.append(f"note: text that was not used: {told}{more}")
+    for remark, (count, first) in converted.remarks.items():
+        notes.append(f"note: {_rows(count)} with {remark} (the first: {first})")
     notes += [f"note: {note}" for note in converted.notes]
     return notes + [f"  {fault}" for fault in converted.faults]
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"

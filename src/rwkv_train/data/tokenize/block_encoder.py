@@ -44,6 +44,13 @@ class Fault(NamedTuple):
     reason: str
 
 
+class Remark(NamedTuple):
+    """Something odd about documents that are taken: of how many, and the first one's line."""
+
+    count: int
+    line: int
+
+
 @dataclass
 class EncodedBlock:
     """The documents of a block as tokens, in order; arrays, because they go between processes."""
@@ -68,6 +75,7 @@ class EncodedBlock:
     """of the tokens in the loss; None: there is no mask"""
     unused: Counter[str] = field(default_factory=Counter)
     """by key, the rows in which it holds text that is in no document"""
+    remarks: dict[str, Remark] = field(default_factory=dict)
 
 
 class BlockEncoder(ABC, Generic[Document]):
@@ -95,6 +103,8 @@ class BlockEncoder(ABC, Generic[Document]):
         self._encode: BulkEncoder | None = None
         # Of the block at hand; filled by a subclass that chooses among keys.
         self._unused: Counter[str] = Counter()
+        # Of the document at hand; filled by a subclass.
+        self._remarks: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}
@@ -105,7 +115,8 @@ class BlockEncoder(ABC, Generic[Document]):
         self._unused = Counter()
         began = perf_counter()
         rows, lines = block_documents(block)
-        numbered = list(self._documents(block, rows, faults))
+        remarks: dict[str, Remark] = {}
+        numbered = list(self._documents(block, rows, faults, remarks))
         seconds = Seconds(parse=perf_counter() - began)
         documents = [document for _, document in numbered]
         encoded, weights = self._encoded(documents, self._checked(len(numbered)))
@@ -130,6 +141,7 @@ class BlockEncoder(ABC, Generic[Document]):
             seconds=seconds,
             weights=weights,
             unused=self._unused,
+            remarks=remarks,
         )
 
     @abstractmethod
@@ -156,10 +168,15 @@ class BlockEncoder(ABC, Generic[Document]):
         return checked
 
     def _documents(
-        self, block: TextBlock, rows: Iterable[tuple[int, Any]], faults: list[Fault]
+        self,
+        block: TextBlock,
+        rows: Iterable[tuple[int, Any]],
+        faults: list[Fault],
+        remarks: dict[str, Remark],
     ) -> Iterator[tuple[int, Document]]:
         """Yields line numbers and contents of the usable documents."""
         for line, value in rows:
+            self._remarks = []
             try:
                 document = self._document(block, value)
             except DataError as error:
@@ -167,6 +184,9 @@ class BlockEncoder(ABC, Generic[Document]):
                 if self._on_error == "stop":
                     return
             else:
+                for remark in self._remarks:
+                    before = remarks.get(remark, Remark(0, line))
+                    remarks[remark] = before._replace(count=before.count + 1)
                 yield line, document
 
 

@@ -16,9 +16,12 @@ from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.step_veto import StepOutcome
 from rwkv_train.training.checkpointing.training_state import restore_state
 from rwkv_train.training.distributed.collectives import gather_objects, raise_on_all_ranks
+from rwkv_train.training.distributed.file_transfer import ReceivedFiles
+from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.optimizer_state import without_moments
 from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord
+from rwkv_train.training.start.shared_start import find_shared_state
 
 # More sample numbers than this help nobody.
 _MOST_SUSPECTS = 64
@@ -30,7 +33,10 @@ _REMEDY = (
 class Recovery:
     """Deals with the bad steps of one run; every call is a collective one."""
 
-    def __init__(self, config: ResolvedConfig, length: RunLength, detector: SpikeDetector) -> None:
+    def __init__(
+        self, config: ResolvedConfig, length: RunLength, detector: SpikeDetector, ranks: Ranks
+    ) -> None:
+        self._ranks = ranks
         self._config = config
         self._length = length
         self._detector = detector
@@ -54,8 +60,8 @@ class Recovery:
             raise_on_all_ranks(
                 trainer.strategy,
                 TrainingError(
-                    f"step {step}: {outcome.fault}; samples {first} to {last}{named}. Nothing was "
-                    f"saved since the last checkpoint, which is good: {_REMEDY}"
+                    f"step {step + 1}: {outcome.fault}; samples {first} to {last}{named}. Nothing "
+                    f"was saved since the last checkpoint, which is good: {_REMEDY}"
                 ),
             )
         # A state that came out of a bad forward pass may hold NaN, and the next window of the same
@@ -76,7 +82,7 @@ class Recovery:
         """
         count, first_bad = self._detector.bad_in_a_row, step - self._detector.bad_span
         subject = (
-            f"{count} steps in a row were bad, steps {first_bad} to {step - 1}, samples "
+            f"{count} steps in a row were bad, steps {first_bad + 1} to {step}, samples "
             f"{self._length.samples(first_bad)[0]} to {self._length.samples(step - 1)[1]}, "
             f"the last with {fault}"
         )
@@ -134,13 +140,15 @@ class Recovery:
         """Loads and restores a training state. Collective."""
         state: dict[str, Any] = {}
         fault = None
-        try:
-            state = load_state(path)
-        except CheckpointError as error:
-            fault = error
-        # Before anything is written into the model: a rank that cannot read the file must not
-        # leave the others with other weights than its own.
-        raise_on_all_ranks(trainer.strategy, fault)
+        with ReceivedFiles() as received:
+            own = find_shared_state(path, self._ranks, received)
+            try:
+                state = load_state(own)
+            except CheckpointError as error:
+                fault = error
+            # Before anything is written into the model: a rank that cannot read the file must not
+            # leave the others with other weights than its own.
+            raise_on_all_ranks(trainer.strategy, fault)
         if state["optimizer"] != self._config.optim.optimizer:
             # Saved before the optimizer was changed.
             state = without_moments(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from rwkv_train.checkpoint.digest import file_digest
-from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, merged_path
+from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, kept_path, merged_path
+from rwkv_train.checkpoint.provenance import read_about
 from rwkv_train.checkpoint.resume import save_state, state_path
 from rwkv_train.checkpoint.retention import KeepRule, Retention
 from rwkv_train.config.load import dump_config
@@ -24,6 +26,9 @@ from rwkv_train.training.checkpointing.weight_files import (
     write_weight_files,
 )
 from rwkv_train.version import code_version
+
+# What `about` says of the place in a run, or of the data that a loss was measured on.
+_PLACE = ("epoch", "tokens", "val_data")
 
 
 class StateWriter:
@@ -98,7 +103,26 @@ class StateWriter:
     ) -> None:
         """Writes the weights `path` and the files that belong next to it; raises as `write`."""
         _require_finite(path, weights)
+        self._keep_others(path, about)
         write_weight_files(path, weights, self._config, self._dtype, self._base, about)
+
+    def _keep_others(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Gives another name to a file at `path` that this run has not written, and says so."""
+        found = read_about(path)
+        # One of the same place, or the best on the same data, is what is written now: a run that
+        # was killed before it had a state left it.
+        if found is None or all(found.get(key) == about.get(key) for key in _PLACE):
+            return
+        # A link leads to a file elsewhere, which stays anyway.
+        if path.is_symlink() or self._retention.is_own(path):
+            return
+        kept = kept_path(path)
+        try:
+            path.rename(kept)
+        except OSError as error:
+            raise CheckpointError(f"cannot rename {path}: {error.strerror}") from error
+        told = f"{path} was not written by this run, as far as it knows: kept as {kept.name}"
+        print(told, file=sys.stderr, flush=True)
 
     def _note_weights(self, path: Path, tokens: int, step: int) -> str:
         digest = _digest(path)

@@ -6,7 +6,6 @@ its own way.
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
 from datetime import timedelta
@@ -109,11 +108,33 @@ def begin_group(ranks: Ranks, hardware: ResolvedHardware) -> None:
         )
 
 
+def end_group(hardware: ResolvedHardware) -> None:
+    """Ends the group of several ranks, so that another run in this process can make its own.
+
+    Collective.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    if hardware.strategy.startswith("deepspeed"):
+        from deepspeed import comm
+
+        # It keeps groups made of this one, and would go on with them.
+        comm.destroy_process_group()
+        comm.comm.cdb = None
+    else:
+        torch.distributed.destroy_process_group()
+
+
 def _choose_interface(main_address: str) -> None:
     """Sets the network interface of gloo: the one that leads to the main machine.
 
     It would take that of the machine's own name, which often stands for the loopback.
     """
+    # Absent on Windows, where gloo chooses.
+    try:
+        import fcntl
+    except ImportError:
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             # Sends nothing; any port will do.

@@ -54,8 +54,8 @@ class RankStore:
     """One rank's access to the store of all ranks; without a store it is alone.
 
     host: of this process, for messages; machines: of the run; seconds: how long it waits for a rank
-    that works; start_seconds: for one that has not come yet; announces: it is the one of its
-    machine that says what is waited for.
+    that works; start_seconds: for one that has not come yet; announces_after: seconds after which
+    it says whom it waits for, None: others of its machine say it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RankStore:
         machines: int = 1,
         seconds: float = 1800.0,
         start_seconds: float = 300.0,
-        announces: bool = False,
+        announces_after: float | None = None,
     ) -> None:
         assert (store is None) == (world_size == 1), "several ranks need a store, one needs none"
         self._store = store
@@ -78,7 +78,7 @@ class RankStore:
         self._machines = machines
         self._seconds = seconds
         self._start_seconds = start_seconds
-        self._announces = announces
+        self._announces_after = announces_after
         self._gathered: Counter[str] = Counter()
 
     def take_place(self) -> bool:
@@ -153,14 +153,14 @@ class RankStore:
     def _wait_for(self, key: str, keys: list[str]) -> None:
         """Returns once `key` is there, which the rank sets that comes last to set its own."""
         assert self._store is not None, "there is nobody to wait for"
-        began, pause, announced = time.monotonic(), 0.005, False
+        began, pause, announced = time.monotonic(), 0.005, self._announces_after is None
         while not self._store.check([key]):
             self.raise_fault()
             waited = time.monotonic() - began
             # Who is missing costs a question a rank: not asked as long as all is well.
             if waited > min(self._start_seconds, self._seconds):
                 self._raise_if_late(keys, waited)
-            if waited > ANNOUNCED_AFTER_SECONDS and self._announces and not announced:
+            if not announced and waited > (self._announces_after or 0):
                 announced = True
                 told = self._describe(self._absent(keys) or [self.rank])
                 print(f"waiting for {told} ...", file=sys.stderr, flush=True)

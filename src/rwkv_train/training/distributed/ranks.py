@@ -18,7 +18,12 @@ from dataclasses import replace
 from torch.distributed.distributed_c10d import Store
 
 from rwkv_train.errors import TrainerError, exit_status
-from rwkv_train.training.distributed.rank_store import RankFault, RankStore, RemoteRankError
+from rwkv_train.training.distributed.rank_store import (
+    ANNOUNCED_AFTER_SECONDS,
+    RankFault,
+    RankStore,
+    RemoteRankError,
+)
 from rwkv_train.training.distributed.rendezvous import (
     LateRankError,
     check_all_there,
@@ -34,6 +39,7 @@ from rwkv_train.training.launchers.launch import Launch
 
 START_SECONDS = 300.0
 STEP_SECONDS = 1800.0
+_STARTS_ANNOUNCED_AFTER_SECONDS = 30.0
 INTERRUPTED = "interrupted; the same command resumes from the newest checkpoint"
 # Time to leave: for children, and for ranks elsewhere to learn why.
 _LEAVE_SECONDS = 30.0
@@ -150,8 +156,16 @@ class Ranks:
             machines=launch.num_nodes,
             seconds=self.step_seconds,
             start_seconds=self._start_seconds,
-            announces=launch.local_rank == 0,
+            announces_after=self._announces_after(),
         )
+
+    def _announces_after(self) -> float | None:
+        launch = self.launch
+        if launch.local_rank != 0:
+            return None
+        # That they are being started has been said.
+        alone = launch.starts_children and launch.num_nodes == 1
+        return _STARTS_ANNOUNCED_AFTER_SECONDS if alone else ANNOUNCED_AFTER_SECONDS
 
     def _own(self, error: TrainerError) -> RankFault:
         """Returns the fault to tell for an error of this rank, which others may have too."""

@@ -7,13 +7,15 @@ use, two processes of one rank, machines that count differently, a machine that 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from datetime import timedelta
+from pathlib import Path
 
 # torch.distributed names them in no __all__.
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -114,13 +116,53 @@ def _connect(launch: Launch, seconds: float) -> TCPStore:
     with announced(f"{who} at {place}", launch.local_rank == 0 or launch.num_nodes == 1):
         try:
             _wait_until_open(launch.main_address, launch.main_port, seconds)
-            return _client(launch.main_address, launch.main_port, seconds)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             raise TrainingError(
                 f"{who} did not answer at {place} for {seconds:g} s: start it too, check that "
                 "MASTER_ADDR and MASTER_PORT are the same everywhere and that no firewall lies "
                 "between, or give --dist_timeout SECONDS"
             ) from error
+        store = _client_in_time(launch.main_address, launch.main_port, seconds)
+    if store is None:
+        raise TrainingError(
+            f"who listens at {place} is not {who} of a run: another program has the port. Set "
+            "MASTER_PORT to a free one, the same for all processes"
+        )
+    return store
+
+
+def _client_in_time(address: str, port: int, seconds: float) -> TCPStore | None:
+    """Returns a connection to the store that listens there; None when it is no store."""
+    made: list[TCPStore] = []
+
+    def connect() -> None:
+        with suppress(RuntimeError):
+            made.append(_client(address, port, seconds))
+
+    # torch waits without an end for the first word of a program that says none.
+    thread = threading.Thread(target=connect, daemon=True)
+    with _without_native_messages():
+        thread.start()
+        thread.join(seconds)
+    return made[0] if made else None
+
+
+@contextmanager
+def _without_native_messages() -> Iterator[None]:
+    """Keeps off the terminal what libraries in C++ print, pages of addresses; not our own lines."""
+    if sys.stderr is not sys.__stderr__ or sys.stderr is None:
+        # Somebody catches what is printed, or there is nothing to print on.
+        yield
+        return
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace") as stream:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        try:
+            with redirect_stderr(stream):
+                yield
+        finally:
+            os.dup2(stream.fileno(), 2)
 
 
 def _wait_until_open(address: str, port: int, seconds: float) -> None:

@@ -111,6 +111,8 @@ class Watch:
         for rank in self.silent_ranks(limit):
             told = f"not heard of for {limit:g} s: its machine or the connection is gone"
             self._ranks.report(told, 1, rank=rank)
+            # It cannot say so itself, and nobody has to wait for it.
+            self._ranks.leave(0, rank=rank)
 
     def _see(self, fault: RankFault) -> None:
         self._fault = fault

@@ -33,17 +33,20 @@ def decide(
     """
     told = environment.get(CHILD_VARIABLE)
     if told:
-        return Launch.from_json(told)
+        return _as_told(told)
     variables = Variables(environment)
     claims = [claim for reader in READERS if (claim := reader(variables)) is not None]
     claim = claims[0] if claims else None
     if claim is None:
         by_hand = _by_hand(variables, devices, num_nodes)
         if by_hand is not None:
+            _check_below("the rank", by_hand.rank, by_hand.world_size, "--devices x --num_nodes")
             return _from_claim(by_hand, devices, num_nodes)
         _refuse_leftovers(variables)
         return _own_start(variables, devices or available(), num_nodes or 1)
     _check_rank_variables(variables, claims)
+    whole = f"the number that {claim.launcher} tells"
+    _check_below("the rank", claim.rank, claim.world_size, whole)
     # A shell, or the only task of an allocation: there is nobody else yet.
     if claim.per_machine and claim.world_size == 1:
         notes = (f"{claim.launcher} started one process, which starts the others",)
@@ -53,6 +56,17 @@ def decide(
         assert devices is not None and num_nodes is not None, "compared with the claim"
         return _machine(claim, devices, num_nodes)
     return _from_claim(claim, devices, num_nodes)
+
+
+def _as_told(told: str) -> Launch:
+    """Returns the decision of the process that has started this one."""
+    try:
+        return Launch.from_json(told)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{CHILD_VARIABLE} is for the processes that this program starts itself, and says "
+            f"{told[:40]!r}; remove it (unset {CHILD_VARIABLE})"
+        ) from error
 
 
 def _own_start(variables: Variables, devices: int, num_nodes: int) -> Launch:
@@ -110,9 +124,6 @@ def _machine(claim: Claim, devices: int, num_nodes: int) -> Launch:
 
 def _from_claim(claim: Claim, devices: int | None, num_nodes: int | None) -> Launch:
     """Returns the decision of a process that a launcher has started; compares it with the flags."""
-    _check_below(
-        "the rank", claim.rank, claim.world_size, f"the number that {claim.launcher} tells"
-    )
     nodes = claim.num_nodes or num_nodes
     size = claim.local_size or devices
     if size is None:
@@ -230,7 +241,8 @@ def _required_address(address: str | None, num_nodes: int, launcher: str) -> str
 def _check_below(name: str, value: int, limit: int, what: str) -> None:
     if value >= limit:
         raise ConfigError(
-            f"{name} is {value}, and {what} {limit}: it counts from 0 to {limit - 1}; set it right"
+            f"{name} is {value}, but counts from 0 to {limit - 1}, for {what} is {limit}; set it "
+            "right"
         )
 
 

@@ -35,6 +35,6 @@ def given_number(argv: Sequence[str], name: str) -> int | None:
     """Returns the number behind a flag of that name, None where there is none."""
     words = [word for given in argv for word in given.split("=", 1)]
     for flag, value in pairwise(words):
-        if flag.replace("-", "_") == f"__{name}" and value.isdigit() and int(value) > 0:
+        if flag.replace("-", "_") == f"__{name}" and value.isdecimal() and int(value) > 0:
             return int(value)
     return None

@@ -20,6 +20,9 @@ def torchrun(variables: Variables) -> Claim | None:
     if variables.text("TORCHELASTIC_RUN_ID") is None:
         return None
     name = "torchrun"
+    # Then rank zero cannot listen there: torchrun's own process does.
+    agent_store = variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = variables.number("TORCHELASTIC_RESTART_COUNT") or 0
     return Claim(
         name,
         rank=variables.needed(name, "RANK"),
@@ -30,9 +33,9 @@ def torchrun(variables: Variables) -> Claim | None:
         node_rank=variables.number("GROUP_RANK"),
         address=variables.text("MASTER_ADDR"),
         port=variables.port(),
-        attempt=variables.number("TORCHELASTIC_RESTART_COUNT") or 0,
-        # Rank zero cannot listen there: torchrun's own process does.
-        agent_store=variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        # Machines count differently: only where a worker failed. A new store needs no count.
+        attempt=restarts if agent_store else 0,
+        agent_store=agent_store,
     )
 
 
@@ -193,7 +196,7 @@ def _is_srun_task(variables: Variables) -> bool:
     if step is None:
         return variables.text("SLURM_STEP_NUM_TASKS") is not None
     # Above are the numbers of steps that are none: the batch script and the shell of salloc.
-    return not step.isdigit() or int(step) < 0xFFFFFFF0
+    return not step.isdecimal() or int(step) < 0xFFFFFFF0
 
 
 def _tasks_per_node(variables: Variables, size: int, nodes: int) -> int | None:
@@ -226,8 +229,8 @@ def _mpi(
     if local is None:
         # One machine, as far as is known; that they are several shows when they meet.
         local, count = ranks, world
-    # The same on every machine, and another for the next job.
-    job = variables.text("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "PMI_ID")
+    # The same for all, and another for the next job. Not PMI_ID: some write the rank there.
+    job = variables.text("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
     return Claim(
         name,
         rank=ranks,

@@ -70,7 +70,7 @@ class Console(Reporter):
         suspects = ", ".join(map(str, record.suspects))
         self._bar.update()
         self._say(
-            f"WARNING: step {record.step} skipped: {record.skipped}; samples {first} to "
+            f"WARNING: step {record.step + 1} skipped: {record.skipped}; samples {first} to "
             f"{last}" + (f", suspect: {suspects}" if suspects else "")
         )
 
@@ -80,13 +80,14 @@ class Console(Reporter):
         self._empty_steps += 1
         if self._empty_steps <= MOST_EMPTY_STEPS_NAMED:
             first, last = record.samples
-            self._say(f"step {record.step} skipped, {record.skipped} of samples {first} to {last}")
+            number = record.step + 1
+            self._say(f"step {number} skipped, {record.skipped} of samples {first} to {last}")
 
     def on_rollback(self, record: RollbackRecord) -> None:
         """Prints a line that stays."""
         first, last = record.left_out
         self._say(
-            f"WARNING: went back to {record.rollback} after step {record.step}; resumes "
+            f"WARNING: went back to {record.rollback} after step {record.step + 1}; resumes "
             f"behind samples {first} to {last}"
         )
 
@@ -94,7 +95,7 @@ class Console(Reporter):
         """Prints the losses, by position and by source too, on lines that stay."""
         bits = record.bits_per_byte
         self._say(
-            f"validation after step {record.step}: loss {record.loss:.4f}, perplexity "
+            f"validation after step {record.step + 1}: loss {record.loss:.4f}, perplexity "
             f"{record.perplexity:.4g}"
             + ("" if bits is None else f", {bits:.4f} bits per byte")
             + (", the best so far" if record.is_best else "")

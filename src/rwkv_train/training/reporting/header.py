@@ -47,11 +47,7 @@ def print_header(
     for line in _chunks(config):
         _line("chunks", line)
     _line("length", _length(length))
-    every = config.train.epoch_save
-    saved = "only the last is saved"
-    if every:
-        saved = "each is saved" if every == 1 else f"every {every}th is saved"
-    _line("mini-epoch", f"{length.epoch_steps:,} steps; {saved}")
+    _line("mini-epoch", f"{length.epoch_steps:,} steps; {_saved(config.train.epoch_save)}")
     _line("validation", _validation(config, held_out))
     _line("safety", _safety(config.safety))
     _line("optimizer", _optimizer(config))
@@ -110,6 +106,13 @@ def _length(length: RunLength) -> str:
     if length.total_steps is None:
         return "no end: stop it when you like"
     return f"{length.total_steps:,} steps, ended by {length.reason}"
+
+
+def _saved(every: int) -> str:
+    """Returns which mini-epochs are saved: the first, then every so many, and the last."""
+    if every <= 1:
+        return "each is saved" if every else "only the last is saved"
+    return f"one of {every} is saved, the first and the last always"
 
 
 def _validation(config: ResolvedConfig, held_out: Sequence[tuple[str, int]]) -> str:

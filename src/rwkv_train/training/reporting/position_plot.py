@@ -42,7 +42,7 @@ def draw_positions(folder: Path, title: str, ctx_len: int) -> None:
             ms=4,
             lw=2.2 if last else 1.2,
             color=colour,
-            label=f"after step {record['step']} (mean {record['val_loss']:.4f})",
+            label=f"after step {record['step'] + 1} (mean {record['val_loss']:.4f})",
         )
     beyond = [i for i, name in enumerate(names) if _ends(name)[0] >= ctx_len]
     if beyond:

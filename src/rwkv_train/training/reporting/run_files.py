@@ -12,6 +12,7 @@ from rwkv_train.config.load import dump_config
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
 from rwkv_train.data.tokenize.characters import VOCABULARY
+from rwkv_train.data.tokenize.tokenizer_files import write_record
 from rwkv_train.files import remove_partial_files, write_atomically
 from rwkv_train.training.reporting.console import Console
 from rwkv_train.training.reporting.metrics_file import METRICS_FILE, MetricsFile
@@ -39,7 +40,9 @@ def begin_reporting(
     remove_partial_files(folder)
     saved = dump_config(prepared.saved_config).encode()
     _attempt(folder / "config.yaml", lambda: write_atomically(folder / "config.yaml", saved))
-    characters = samples.characters
+    tokenizer, characters = prepared.tokenizer, samples.characters
+    if tokenizer is not None:
+        _attempt("tokenizer_record.json", lambda: write_record(folder, tokenizer))
     if characters is not None:
         _attempt(folder / VOCABULARY, lambda: _write_vocabulary(folder, characters))
     record = start_record(

@@ -82,7 +82,8 @@ class _Comparison:
     @classmethod
     def of(cls, point: FromState, config: ResolvedConfig) -> _Comparison:
         """Returns the comparison of `config` with what the state holds."""
-        before = known_values(saved_values(point.state.get("config", "{}")), config)
+        saved = point.state.get("config")
+        before = known_values(saved_values(saved), config) if saved else leaf_values(config)
         length = run_length(config)
         progress = resume_progress(point, config, length).progress
         pace = Pace.of(point.state, before, config, progress)
@@ -94,11 +95,11 @@ class _Comparison:
     def changes(self, data: TrainingData, validation: Sequence[DataIdentity]) -> list[Change]:
         """Returns what has changed, in the order in which people care."""
         kept = self.point.state.get("data")
-        known = [*map(DataIdentity.from_dict, kept["training"])] if kept else data.identities
+        known = [*map(DataIdentity.from_dict, kept["training"])] if kept else None
         samples, done = sample_changes(self.before, self.now, self.found, known, data, self.place)
         found = [d for d in self.found if d.name not in done]
         changes = [*self._of_another_run(), *samples, *self._of_unknown_data(kept)]
-        if kept:
+        if known is not None:
             changes += self._of_targets(known, data)
             before = [DataIdentity.from_dict(part).content for part in kept["validation"]]
             changes += _of_validation(before, [part.content for part in validation], self.before)

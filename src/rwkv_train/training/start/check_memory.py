@@ -11,6 +11,7 @@ import torch
 
 from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedModel
+from rwkv_train.config.run_length import window_len
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.registry import build_model
 
@@ -49,22 +50,50 @@ def check_memory(config: ResolvedConfig) -> None:
     """
     count = parameter_count(config.model)
     needed, limit = run_memory(config, count), _limit(config)
-    if limit is None or needed.total <= limit:
+    if limit is None:
         return
-    hardware = config.hardware
-    place = "this machine" if hardware.accelerator == "cpu" else f"{hardware.devices} GPUs"
-    model = config.model
-    raise ConfigError(
-        f"--n_layer {model.n_layer} --n_embd {model.n_embd}: {count / 1e9:.2f} billion "
-        f"parameters need {_gb(needed.total)} ({_gb(needed.weights)} of weights, "
-        f"{_gb(needed.gradients)} of gradients, {_gb(needed.moments)} of moments) in "
-        f"{hardware.devices} process(es), and {place} has {_gb(limit)}; take a smaller model, "
-        "--train_type lora, or divide it among more devices with --strategy deepspeed_stage_3"
-    )
+    devices = config.hardware.devices
+    on_cpu = config.hardware.accelerator == "cpu"
+    has = f"{'this machine has' if on_cpu else f'{devices} GPUs have'} {_gb(limit)}"
+    if needed.total > limit:
+        places = "1 process" if devices == 1 else f"{devices} processes"
+        raise ConfigError(
+            f"{_sizes(config.model)}: {count / 1e9:,.2f} billion parameters need "
+            f"{_gb(needed.total)} ({_gb(needed.weights)} of weights, {_gb(needed.gradients)} of "
+            f"gradients, {_gb(needed.moments)} of moments) in {places}, and {has}; take "
+            f"{_remedies(config, needed.weights <= limit)}"
+        )
+    batch = batch_memory(config)
+    if config.train.train_stage != 1 and needed.total + batch > limit:
+        raise ConfigError(
+            f"--micro_bsz {config.train.micro_bsz} --ctx_len {config.data.ctx_len}: one batch "
+            f"needs {_gb(batch)} at the least besides {_gb(needed.total)} of the model, and {has}; "
+            "take a smaller batch, with --accumulate_grad_batches for as many samples a step"
+        )
+
+
+def _sizes(model: ResolvedModel) -> str:
+    names = ("n_layer", "n_embd", "dim_ffn", "vocab_size")
+    return " ".join(f"--{name} {getattr(model, name)}" for name in names)
+
+
+def _remedies(config: ResolvedConfig, weights_fit: bool) -> str:
+    """Returns what would need less memory than this run, of which the weights alone may fit."""
+    found = ["a smaller model"]
+    if config.train.train_stage != 1:
+        if weights_fit and config.train.train_type == "all":
+            found.append("--train_type lora")
+        stage = "deepspeed_stage_3"
+        flag = "" if config.hardware.strategy.startswith(stage) else f" with --strategy {stage}"
+        found.append(f"more GPUs or machines{flag}")
+    return ", ".join(found[:-1]) + " or " * (len(found) > 1) + found[-1]
 
 
 def parameter_count(model: ResolvedModel) -> int:
-    """Returns the number of a model's parameters without allocating them."""
+    """Returns the number of a model's parameters without allocating them.
+
+    Raises ConfigError for tensors that are too large to be counted.
+    """
     if model.n_layer <= _UNLIKE_BLOCKS:
         return _counted(model, model.n_layer)
     last = _counted(model, _UNLIKE_BLOCKS)
@@ -96,9 +125,23 @@ def run_memory(config: ResolvedConfig, count: int) -> RunMemory:
     return RunMemory(*(int(size * part) for size, part in zip(bytes_each, parts)))
 
 
+def batch_memory(config: ResolvedConfig) -> int:
+    """Returns the bytes of a batch's tokens and targets and of one layer's output, everywhere."""
+    samples = config.hardware.devices * config.train.micro_bsz
+    width = DTYPES[config.hardware.precision].itemsize * config.model.n_embd
+    ids = 2 * torch.int64.itemsize * config.data.ctx_len
+    return samples * (ids + window_len(config) * width)
+
+
 def _counted(model: ResolvedModel, n_layer: int) -> int:
-    with torch.device("meta"):
-        network = build_model(dataclasses.replace(model, n_layer=n_layer))
+    try:
+        with torch.device("meta"):
+            network = build_model(dataclasses.replace(model, n_layer=n_layer))
+    # What does not fit 64 bits is one or the other, by where it is noticed.
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ConfigError(
+            f"{_sizes(model)}: no memory holds tensors of that size; take a smaller model"
+        ) from error
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -169,4 +212,4 @@ def _number(path: Path) -> int | None:
 
 
 def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:,.1f} GB"

@@ -19,6 +19,8 @@ from rwkv_train.training.start.data_files import OpenedData
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint
 
 _BUILT_IN = frozenset(TOKENIZER_BY_ROWS.values())
+# Rows that are added to a vocabulary for speed stay below this.
+_PADDING = 1024
 
 
 def tokenizer_of_data(given: str | None, opened: OpenedData | None) -> TokenizerRecord | None:
@@ -49,7 +51,7 @@ def compare_tokenizers(
         return []
     model = _recorded(path.parent)
     if model is None or model.identity is None or data.identity is None:
-        return _suspicion(path, rows, data) if model is None else []
+        return _by_rows(given, path, rows, data) if model is None else []
     if model.identity == data.identity:
         return []
     found = (
@@ -83,15 +85,28 @@ def _named(name: str) -> TokenizerRecord | None:
     return None
 
 
-def _suspicion(path: Path, rows: int, data: TokenizerRecord) -> list[str]:
+def _by_rows(given: RunConfig, path: Path, rows: int, data: TokenizerRecord) -> list[str]:
+    """Returns what the rows of a model without a record tell of its tokenizer.
+
+    Rows of a built-in tokenizer are taken for its own, unless the data's vocabulary has as many.
+    Where that vocabulary, padded, could have the rows too, it is only a suspicion.
+    """
     expected = TOKENIZER_BY_ROWS.get(rows)
     if expected is None or expected == data.name or data.vocab_size == rows:
         return []
-    return [
-        f"WARNING: {path} has {rows} rows, as models of the tokenizer {expected} have, but the "
-        f"data was made with {_told(data)}; unless that is the model's own, make the data with "
-        f"--tokenizer {expected}"
-    ]
+    found = (
+        f"{path} has {rows} rows, as models of the tokenizer {expected} have, and the data was "
+        f"made with {_told(data)}"
+    )
+    if given.data.tokenizer is not None:
+        return [f"{found}, as --tokenizer confirms"]
+    remedy = f"make the data with --tokenizer {expected}"
+    if rows - data.vocab_size >= _PADDING:
+        raise ConfigError(
+            f"{found}: the same ids are other text; {remedy}, or say --tokenizer {data.name} to "
+            "train the model on this data all the same"
+        )
+    return [f"WARNING: {found}; unless that is the model's own, {remedy}"]
 
 
 def _told(record: TokenizerRecord) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from rwkv_train.checkpoint.digest import sampled_file_digest
 from rwkv_train.checkpoint.resume import state_digest
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.resume_differences import leaf_values
@@ -23,6 +22,7 @@ from rwkv_train.training.distributed.rank_store import RankFault, RankStore, Rem
 from rwkv_train.training.start.open_data import RunSamples
 from rwkv_train.training.start.resume_point import FromState, FromWeights, ResumePoint
 from rwkv_train.training.start.resume_progress import resume_progress
+from rwkv_train.training.start.shared_start import weights_digest
 from rwkv_train.version import code_version
 
 # May differ between machines: what rank zero alone reads, and where things lie.
@@ -108,7 +108,7 @@ def _weights(point: ResumePoint) -> str:
     if isinstance(point, FromState):
         return state_digest(point.path)[:12]
     if isinstance(point, FromWeights):
-        return _short([sampled_file_digest(path) for path in point.files])
+        return _short([*map(weights_digest, point.files)])
     return "of --random_seed"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from rwkv_train.checkpoint.names import list_checkpoints
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.resume_differences import Change, Difference
 from rwkv_train.config.resume_rules import Effect
@@ -75,7 +76,7 @@ def rate_changes(pace: Pace, found: Sequence[Difference]) -> tuple[list[Change],
     saved, progress = pace.saved, pace.progress
     before = learning_rate(pace.schedule_before, saved.step, saved.step - saved.ramp_begin)
     now = learning_rate(pace.schedule, progress.step, progress.step - progress.ramp_begin)
-    told = f"the rate of step {progress.step:,} is {now:.4g}, and would have been {before:.4g}"
+    told = f"the rate after step {progress.step:,} is {now:.4g}, and would have been {before:.4g}"
     if any(difference.name == "exit_tokens" for difference in differing):
         steps = total_steps(pace.config)
         told += "; the run has no end" if steps is None else f"; the run has {steps:,} steps"
@@ -91,13 +92,16 @@ def epoch_changes(pace: Pace, found: Sequence[Difference]) -> tuple[list[Change]
     same = _epoch_tokens(pace.values["epoch_steps"], pace.schedule_before) == _epoch_tokens(
         pace.config.train.epoch_steps, pace.schedule
     )
-    if not differing or same:
+    if same:
         return [], names
+    changes = _written_over(pace)
+    if not differing:
+        return changes, names
     effect, text = Effect.TOLD, f"{differing[0]}: {differing[0].rule.says}"
     follows = pace.config.train.exit_tokens <= 0
     if follows and pace.schedule.decay_steps != pace.schedule_before.decay_steps:
         effect, text = Effect.COURSE, f"{text}, and the rate follows them"
-    return [Change(names, effect, text, f"epoch_steps {differing[0].now}")], names
+    return [Change(names, effect, text, f"epoch_steps {differing[0].now}"), *changes], names
 
 
 def _schedule(values: Mapping[str, Any], step_tokens: int, floor: float) -> Schedule:
@@ -117,6 +121,21 @@ def _schedule(values: Mapping[str, Any], step_tokens: int, floor: float) -> Sche
     )
 
 
+def _written_over(pace: Pace) -> list[Change]:
+    """Returns which numbered weights will be written over, because their numbers come again."""
+    epoch = pace.progress.step // pace.config.train.epoch_steps
+    found = list_checkpoints(pace.config.train.proj_dir)
+    files = [path.name for number, path in reversed(found) if number >= epoch]
+    if not files:
+        return []
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    told = (
+        f"mini-epochs have another length now: later ones of the same numbers write over "
+        f"{', '.join(files[:3])}{more}"
+    )
+    return [Change(("epoch_steps",), Effect.TOLD, told, "")]
+
+
 def _epoch_tokens(epoch_steps: int, schedule: Schedule) -> int:
     return epoch_steps * schedule.tokens_per_step
 
@@ -126,4 +145,11 @@ def _names(differing: Sequence[Difference]) -> tuple[str, ...]:
 
 
 def _told(differing: Sequence[Difference]) -> str:
-    return ", ".join(map(str, differing))
+    shown = [
+        d._replace(before=_shown(d.name, d.before), now=_shown(d.name, d.now)) for d in differing
+    ]
+    return ", ".join(map(str, shown))
+
+
+def _shown(name: str, value: Any) -> Any:
+    return read_warmup(value) if name == "warmup_steps" and value is not None else value

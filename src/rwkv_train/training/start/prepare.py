@@ -10,8 +10,9 @@ from typing import Any
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.data.tokenize.tokenizer_files import write_record
+from rwkv_train.data.tokenize.tokenizer_files import TokenizerRecord
 from rwkv_train.training.distributed.extensions import check_extensions, prepare_extensions
+from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
 from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
@@ -26,6 +27,7 @@ from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_sam
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
 from rwkv_train.training.start.run_identity import run_id
 from rwkv_train.training.start.run_lock import RunLock
+from rwkv_train.training.start.shared_start import find_shared_start
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Prepared:
 
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
-    that serve. lineage: what states tell of run and data.
+    that serve. lineage: what states tell of run and data. tokenizer: of the data, None: not known.
     """
 
     config: ResolvedConfig
@@ -45,20 +47,22 @@ class Prepared:
     lock: RunLock
     operators: list[OperatorBackend]
     lineage: Mapping[str, Any]
+    tokenizer: TokenizerRecord | None
 
 
 def prepare_run(
-    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks
+    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks, received: ReceivedFiles
 ) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
     notices: lines about translated flags, printed once; ranks: all of them get here, and agree,
-    before any of them writes. Every rank calls this with the same configuration. Raises
-    TrainerError before anything is written, but for a disk that fails.
+    before any of them writes; received: keeps what rank zero has sent. Every rank calls this with
+    the same configuration. Raises TrainerError before anything is written, but for a disk that
+    fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
-    point = find_resume_point(given.train)
+    point = find_shared_start(given.train, ranks, received)
     discovered, opened = discover(given, point)
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
@@ -84,8 +88,6 @@ def prepare_run(
         write_initial_weights(config, point, notices + derived)
         return None
     if is_rank_zero():
-        if tokenizer is not None:
-            write_record(Path(config.train.proj_dir), tokenizer)
         for line in notices:
             print(line)
         if isinstance(point, Fresh) and config.train.train_stage is None:
@@ -97,4 +99,4 @@ def prepare_run(
     operators = build_for(config)
     prepare_extensions(config.hardware)
     saved = for_saving(config, given)
-    return Prepared(config, saved, point, samples, derived, lock, operators, lineage)
+    return Prepared(config, saved, point, samples, derived, lock, operators, lineage, tokenizer)

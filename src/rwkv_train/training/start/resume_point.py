@@ -129,7 +129,8 @@ class FromState:
         if worst >= Effect.COURSE:
             return f"{self.path}: continuation at step {step}, changed as told below"
         rounding = " but for rounding" if worst == Effect.ROUNDING else ""
-        return f"{self.path}: exact continuation at step {step}{rounding}"
+        condition = "" if self.state.get("data") else ", if the data is what it was"
+        return f"{self.path}: exact continuation at step {step}{rounding}{condition}"
 
 
 ResumePoint: TypeAlias = Fresh | FromWeights | FromState

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_train.config.mixture_list import mixture_components
@@ -47,27 +48,38 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Run:
-    """The reading of one of the two runs; shares: of the mixture, begin and end."""
+    """The reading of one of the two runs.
+
+    shares: of the mixture, at the begin and at the end; mix_tokens: between them, 0 if they are
+    the same.
+    """
 
     values: Mapping[str, Any]
     reading: Reading
-    shares: tuple[Any, ...]
+    shares: tuple[Any, ...] = ()
+    mix_tokens: int = 0
 
 
 def sample_changes(
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     found: Sequence[Difference],
-    known: Sequence[DataIdentity],
+    known: Sequence[DataIdentity] | None,
     data: TrainingData,
     place: Place,
 ) -> tuple[list[Change], list[str]]:
     """Returns what is read otherwise, and the names of `found` that this accounts for.
 
-    before, now: leaf name -> value of both runs; known: identities of the data of the run before.
+    before, now: leaf name -> value of both runs; known: identities of the data of the run before,
+    None from a state that does not tell them.
     """
     differing = [difference for difference in found if difference.name in _FIELDS]
     names = [difference.name for difference in differing]
+    if known is None and _must_be_other_data(before, now, names):
+        told = ", ".join(str(d) for d in differing)
+        text = f"{told}: the state does not tell its data, so that some may be read again"
+        return [Change(("data_file",), Effect.REFUSED, text, "data")], names
+    known = data.identities if known is None else known
     kin = data.kin_of(known)
     old = _run(before, [identity.tokens for identity in known])
     new = _run(now, [identity.tokens for identity in data.identities])
@@ -88,6 +100,19 @@ def sample_changes(
     return [Change(tuple(causes), Effect.REFUSED, text, label)], names
 
 
+def _must_be_other_data(
+    before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]
+) -> bool:
+    """Tells whether the data differ by what the settings alone say of them."""
+    files = [
+        [Path(part.path).name for part in mixture_components(values["data_file"])]
+        for values in (before, now)
+    ]
+    # A prime that changes alone shows another size.
+    resized = {"data_file", "magic_prime"} <= set(names) and "ctx_len" not in names
+    return files[0] != files[1] or resized
+
+
 def _run(values: Mapping[str, Any], tokens: Sequence[int]) -> _Run:
     ctx_len = values["ctx_len"]
     components = mixture_components(values["data_file"])
@@ -102,12 +127,11 @@ def _run(values: Mapping[str, Any], tokens: Sequence[int]) -> _Run:
             )
         parts.append(PartReading(order, count, ctx_len))
     if not components:
-        return _Run(values, Reading(tuple(parts)), ())
+        return _Run(values, Reading(tuple(parts)))
     begin, end = [c.begin for c in components], [c.end for c in components]
-    samples = (values.get("mix_tokens") or 0) // ctx_len
-    mixture = Mixture(begin, end, samples)
-    shares = (tuple(begin), tuple(end), 0 if begin == end else samples)
-    return _Run(values, Reading(tuple(parts), mixture), shares)
+    change_tokens = 0 if begin == end else values.get("mix_tokens") or 0
+    mixture = Mixture(begin, end, change_tokens // ctx_len)
+    return _Run(values, Reading(tuple(parts), mixture), (begin, end), change_tokens)
 
 
 def _held_out(values: Mapping[str, Any], tokens: int) -> HeldOut | None:
@@ -123,7 +147,8 @@ def _same_samples(old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]]) 
     # In the same places: the picks of a mixture go by the place in the list.
     if len(parts) != len(old.reading.parts) or any(kin.get(i, (-1,))[0] != i for i in kin):
         return False
-    same = len(kin) == len(parts) and old.shares == new.shares
+    shares = (old.shares, old.mix_tokens) == (new.shares, new.mix_tokens)
+    same = len(kin) == len(parts) and shares
     return same and all(a.reads_as(b) for a, b in zip(parts, old.reading.parts))
 
 
@@ -135,11 +160,15 @@ def _causes(
         len(kin) < max(len(new.reading.parts), len(old.reading.parts)) or old.shares != new.shares
     )
     other_data = others or any(kind != "same" for _, kind in kin.values())
+    # An order that changes without another setting is that of the parts.
+    moved = any(i != j for i, (j, _) in kin.items())
     names = [d.name for d in differing if d.name != "data_file"]
-    follow_from = ["data_file"] if other_data else []
+    follow_from = ["data_file"] if other_data or moved else []
     follow_from += [name for name in names if name == "ctx_len"]
-    # Prime and length of a mixture's change are computed from both.
+    # The prime is computed from both, and a mixture that is no longer one has no length of change.
     rest = [name for name in names if name not in ("ctx_len", "magic_prime", "mix_tokens")]
+    if old.mix_tokens != new.mix_tokens and not other_data:
+        rest += ["mix_tokens"]
     return [*follow_from, *rest] or names or ["data_file"]
 
 
@@ -149,14 +178,23 @@ def _data_texts(
     kin: Mapping[int, tuple[int, Kinship]],
 ) -> Iterator[str]:
     """Yields what has become of every data set."""
+    matched = {j for j, _ in kin.values()}
+    gone = [part for j, part in enumerate(known) if j not in matched]
     for i, part in enumerate(now):
-        if i not in kin:
+        namesake = next((other for other in gone if other.name == part.name), None)
+        if i not in kin and namesake is not None:
+            gone.remove(namesake)
+            yield (
+                f"data_file {part.name} holds other data than before ({part.tokens:,} tokens; "
+                f"there were {namesake.tokens:,})"
+            )
+        elif i not in kin:
             yield f"data_file {part.name} is other data ({part.tokens:,} tokens)"
         elif kin[i][1] == "grown":
             before = known[kin[i][0]].tokens
             yield f"data_file {part.name} has grown from {before:,} to {part.tokens:,} tokens"
-    for j in sorted(set(range(len(known))) - {j for j, _ in kin.values()}):
-        yield f"{known[j].name} ({known[j].tokens:,} tokens) is no longer read"
+    for part in gone:
+        yield f"{part.name} ({part.tokens:,} tokens) is no longer read"
 
 
 def _held_out_effect(old: _Run, new: _Run, kin: Mapping[int, tuple[int, Kinship]]) -> Iterator[str]:

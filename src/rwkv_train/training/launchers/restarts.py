@@ -1,0 +1,53 @@
+"""Keeps launchers from starting again what can only be refused again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from rwkv_train.errors import ConfigError
+from rwkv_train.training.launchers.launch import Variables
+
+REFUSED = 2
+_AGENTS = ("torchrun", "torch.distributed.run", "torch/distributed/run.py", "accelerate")
+
+
+def forbid_restart(status: int, environment: Mapping[str, str]) -> None:
+    """Ends torchrun's agent, if it would start a refused run again on this machine.
+
+    torchrun knows no exit status that it does not answer with a restart; SIGTERM makes it leave,
+    and tells the agents of other machines so. Called last: it ends this process too.
+    """
+    if status != REFUSED or not _would_restart(Variables(environment)):
+        return
+    parent = os.getppid()
+    if not any(name in _command(parent) for name in _AGENTS):
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with suppress(OSError):
+        os.kill(parent, signal.SIGTERM)
+
+
+def _would_restart(variables: Variables) -> bool:
+    try:
+        done = variables.number("TORCHELASTIC_RESTART_COUNT")
+        most = variables.number("TORCHELASTIC_MAX_RESTARTS")
+        # The first of a machine leaves when the others have, and has told why by then.
+        is_first = variables.number("LOCAL_RANK") == 0
+    except ConfigError:
+        return False
+    return is_first and done is not None and most is not None and done < most
+
+
+def _command(process: int) -> str:
+    """Returns the command line of a process; "" where the system does not tell."""
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return ""
+    return words.replace(b"\0", b" ").decode(errors="replace")

@@ -1,0 +1,166 @@
+"""Finds where all ranks begin: at rank zero's resume point, which machines without it are sent.
+
+So a folder that all machines share is needed for nothing but reading data. What is on a machine of
+another run, or newer than rank zero's, is not passed over: `fingerprint` refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rwkv_train.checkpoint.digest import sampled_file_digest
+from rwkv_train.checkpoint.names import FINAL
+from rwkv_train.checkpoint.resume import list_states, load_state, resume_candidates, state_digest
+from rwkv_train.checkpoint.weight_folder import weight_files
+from rwkv_train.checkpoint.weights import read_shapes
+from rwkv_train.config.schema import TrainConfig
+from rwkv_train.errors import CheckpointError, TrainerError
+from rwkv_train.training.distributed.file_transfer import ReceivedFiles, SentFile, receive_missing
+from rwkv_train.training.distributed.ranks import Ranks
+from rwkv_train.training.start.resume_point import (
+    FromState,
+    FromWeights,
+    ResumePoint,
+    find_resume_point,
+)
+
+
+def find_shared_start(train: TrainConfig, ranks: Ranks, received: ReceivedFiles) -> ResumePoint:
+    """Returns where this rank begins, with files that rank zero has sent if need be. Collective.
+
+    received: keeps them, which are in use until the model is made. Raises as `find_resume_point`.
+    """
+    if ranks.launch.world_size == 1 or train.train_stage == 1:
+        return find_resume_point(train)
+    point, fault = None, None
+    try:
+        point = find_resume_point(train)
+    except TrainerError as error:
+        fault = error
+        if ranks.launch.rank == 0:
+            raise
+    own = None if point is None else _offer(point)
+    offer = ranks.store.gather("start", own)[0]
+    lacks = _lacks(offer, own, train)
+    if fault is not None and not lacks:
+        raise fault
+    files = [SentFile(*file) for file in offer["files"]]
+    sent = receive_missing(ranks, received, files, lacks, _what(offer))
+    if sent is not None:
+        return _received_point(offer, sent, Path(train.proj_dir))
+    assert point is not None, "a rank without one lacks it"
+    return point
+
+
+def find_shared_state(path: Path, ranks: Ranks, received: ReceivedFiles) -> Path:
+    """Returns where this rank has a state that rank zero has at `path`. Collective.
+
+    It is sent to those who have it not. Raises CheckpointError.
+    """
+    if ranks.launch.world_size == 1:
+        return path
+    own = None
+    with suppress(CheckpointError):
+        own = state_digest(path)
+    first = ranks.launch.rank == 0
+    files = [SentFile(path.name, str(path.resolve()), path.stat().st_size)] if first else []
+    digest, sent = ranks.store.gather("state", [own, files])[0]
+    files = [SentFile(*file) for file in sent]
+    what = f"not the state that the run goes back to: receives {path.name}"
+    folder = receive_missing(ranks, received, files, own != digest, what)
+    return path if folder is None else folder / files[0].name
+
+
+def _what(offer: Mapping[str, Any]) -> str:
+    what = "no state of this run" if offer["kind"] == "state" else "not the weights it starts from"
+    return f"{what}: receives {offer.get('name')}"
+
+
+def _offer(point: ResumePoint) -> dict[str, Any]:
+    """Returns what tells a resume point from others, and the files that it is made of."""
+    if isinstance(point, FromState):
+        paths = [point.path, *([point.base] if point.base else [])]
+        state = point.state
+        return {
+            "kind": point.kind,
+            "name": point.path.name,
+            "epoch": point.epoch,
+            "digests": [state_digest(point.path), *map(weights_digest, paths[1:])],
+            "run": state.get("run"),
+            "position": state["step"] * state.get("tokens_per_step", 1),
+            **_files(paths),
+        }
+    if isinstance(point, FromWeights):
+        return {
+            "kind": point.kind,
+            "name": point.path.name,
+            "epoch": point.epoch,
+            "digests": [*map(weights_digest, point.files)],
+            "tokens": point.tokens,
+            "keeps_base": point.keeps_base,
+            "place": point.files.index(point.path),
+            **_files(point.files),
+        }
+    return {"kind": point.kind, "files": []}
+
+
+def weights_digest(path: Path) -> str:
+    """Returns a digest of a file of weights, or of those in a folder, not read as a whole."""
+    return " ".join(sampled_file_digest(file) for file in weight_files(path))
+
+
+def _files(paths: Sequence[Path]) -> dict[str, Any]:
+    """Returns the files of a state or of weights, which may be folders, and what each is called."""
+    files, roots = [], [f"{number}/{path.name}" for number, path in enumerate(paths)]
+    for root, path in zip(roots, paths):
+        parts = [*weight_files(path), *sorted(path.glob("*.json"))] if path.is_dir() else [path]
+        for part in parts:
+            name = f"{root}/{part.name}" if path.is_dir() else root
+            files.append(SentFile(name, str(part.resolve()), part.stat().st_size))
+    return {"files": files, "roots": roots}
+
+
+def _lacks(offer: Mapping[str, Any], own: Mapping[str, Any] | None, train: TrainConfig) -> bool:
+    """Tells whether this rank has nothing that rank zero's files would pass over.
+
+    own: what it would begin with; None: there is none, or it cannot be used.
+    """
+    if offer["kind"] == "fresh" or (own is not None and own.get("digests") == offer["digests"]):
+        return False
+    if own is not None and own["kind"] == "state":
+        # An older one of the same run, from before its machine changed places.
+        same = own["run"] is not None and own["run"] == offer.get("run")
+        return bool(same and own["position"] < offer["position"])
+    folder = Path(train.proj_dir)
+    if list_states(folder) or resume_candidates(folder) or (folder / FINAL).exists():
+        return False
+    if own is None:
+        # What was given and cannot be used is a fault of this machine, and is told.
+        return train.load_model is None or not Path(train.load_model).exists()
+    # Initial weights hold no work; but where rank zero has such too they ought to be the same.
+    return bool(own["kind"] == "fresh" or offer["kind"] == "state")
+
+
+def _received_point(offer: Mapping[str, Any], sent: Path, folder: Path) -> ResumePoint:
+    """Returns rank zero's resume point, made from its files in the folder `sent`."""
+    paths = [sent / name for name in offer["roots"]]
+    if offer["kind"] == "state":
+        state = load_state(paths[0])
+        shapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+        base = paths[1] if len(paths) > 1 else None
+        if base is not None:
+            shapes = {**read_shapes(base), **shapes}
+        return FromState(paths[0], offer["epoch"], shapes, state, folder, base)
+    shapes = {name: shape for path in paths for name, shape in read_shapes(path).items()}
+    return FromWeights(
+        paths[offer["place"]],
+        offer["epoch"],
+        shapes,
+        tuple(paths),
+        folder,
+        offer["keeps_base"],
+        offer["tokens"],
+    )
