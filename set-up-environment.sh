@@ -55,7 +55,8 @@ set_up_environment() {
 # several times slower: pip's compiler goes into an environment of ours, and is offered for another.
 set_up_cuda_compiler() {
     local python=$PYTHON cuda wheels=() part
-    command -v nvidia-smi > /dev/null || return 0
+    # Images bring nvidia-smi along where no card is, and with a broken driver it may hang.
+    timeout 15 nvidia-smi -L 2> /dev/null | grep -q '^GPU ' || return 0
     cuda=$("$python" -m rwkv_train.ops.native.cuda_toolkit) || return 0
     case $cuda in
         '') return 0 ;;

@@ -171,9 +171,16 @@ def test_a_card_that_torch_cannot_use_stops_the_demo_unless_the_cpu_is_asked_for
     assert copy.run(text, FAKE_FAULT="the driver is too old", ACCELERATOR="cpu").returncode == 0
 
 
-def set_up(copy: Copy, cuda: str, python: str) -> subprocess.CompletedProcess[str]:
-    """Sources the set-up on a machine with a card, then looks for a compiler for `python`."""
-    (copy.bin / "nvidia-smi").symlink_to(shutil.which("true"))
+def set_up(
+    copy: Copy, cuda: str, python: str, driver: str = "echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'"
+) -> subprocess.CompletedProcess[str]:
+    """Sources the set-up on a machine with a card, then looks for a compiler for `python`.
+
+    driver: what nvidia-smi does there.
+    """
+    card = copy.bin / "nvidia-smi"
+    card.write_text(f"#!/bin/sh\n{driver}\n")
+    card.chmod(0o755)
     program = copy.checkout / "source.sh"
     program.write_text(
         f'cd "{copy.checkout}"\nset -euo pipefail\n. ./set-up-environment.sh requirements.txt\n'
@@ -199,6 +206,13 @@ def test_in_another_environment_the_compiler_is_offered_only(copy):
     done = set_up(copy, "13.0", "theirs/python")
     assert done.returncode == 0
     assert "pip install -r requirements-cuda.txt" in done.stderr
+    assert copy.calls("<-m> <pip>") == []
+
+
+@pytest.mark.parametrize("driver", ["echo 'No devices found.'; exit 6", "exit 127"])
+def test_where_no_card_answers_no_compiler_is_installed(copy, driver):
+    done = set_up(copy, "13.0", ".venv/bin/python", driver)
+    assert (done.returncode, done.stderr) == (0, "")
     assert copy.calls("<-m> <pip>") == []
 
 

@@ -9,6 +9,8 @@
 // the forward pass again, so that computing the states again needs no sums over lanes.
 //
 // Nowhere is a state recovered from its successor: dividing by decays loses digits.
+// S d and G d are never rounded by themselves, but with what is added to them (a fused multiply-add):
+// with d just below 1 nearly all of these roundings would go the same way, and so add up.
 #pragma once
 
 #include <algorithm>
@@ -66,7 +68,7 @@ void delta_forward_tile(const DeltaBlock<T> p, T* state, int64_t value) {
       T* const at = column + i * p.stride;
 #pragma GCC unroll 4
       for (int c = 0; c < kVectors; ++c) {
-        const Vec<T> S = load<T>(at + c * L) * d + u[c] * b + v[c] * k;
+        const Vec<T> S = load<T>(at + c * L) * d + (u[c] * b + v[c] * k);
         if (kWithOutput) y[c] += S * r;
         next_u[c] += S * next_a;
         store<T>(at + c * L, S);
@@ -100,7 +102,7 @@ template <typename T> void delta_replay_tile(const DeltaBlock<T> p, const T* sta
       Vec<T> gr = load<T>(p.gr + row + i);
 #pragma GCC unroll 4
       for (int j = 0; j < R; ++j) {
-        const Vec<T> S = load<T>(saved + j * p.stride + i) * d + u[j] * b + v[j] * k;
+        const Vec<T> S = load<T>(saved + j * p.stride + i) * d + (u[j] * b + v[j] * k);
         gr += S * gy[j];
         store<T>(saved + tile + j * p.stride + i, S);
       }
@@ -148,7 +150,7 @@ template <typename T> void delta_backward_tile(const DeltaBlock<T> p, T* gradien
     for (int64_t i = 0; i < p.stride; i += L) {
       const Vec<T> k = load<T>(p.k + row + i), d = load<T>(p.d + row + i);
       const Vec<T> a = load<T>(p.a + row + i), r = load<T>(r_before + i);
-      const Vec<T> b = load<T>(b_before + i);
+      const Vec<T> decayed_b = d * load<T>(b_before + i);
       Vec<T> gk = load<T>(p.gk + row + i), gb = load<T>(p.gb + row + i);
       Vec<T> gd = load<T>(p.gd + row + i), ga = load<T>(p.ga + row + i);
 #pragma GCC unroll 4
@@ -159,9 +161,8 @@ template <typename T> void delta_backward_tile(const DeltaBlock<T> p, T* gradien
         gd += G * S;
         ga += S * gu[j];
         gv[j] += G * k;
-        const Vec<T> decayed = G * d;
-        gu_before[j] += decayed * b;
-        store<T>(G_rows + j * p.stride + i, (decayed + gy[j] * r) + gu[j] * a);
+        gu_before[j] += G * decayed_b;
+        store<T>(G_rows + j * p.stride + i, G * d + (gy[j] * r + gu[j] * a));
       }
       store<T>(p.gk + row + i, gk);
       store<T>(p.gb + row + i, gb);

@@ -14,6 +14,8 @@ from pathlib import Path
 from rwkv_train.errors import BackendError
 from rwkv_train.files import partial_path
 
+# For a question that is answered at once, but for a file server that sleeps.
+QUESTION_S = 60.0
 _PLAIN_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-Wall")
 
 
@@ -28,9 +30,32 @@ def find_cpp_path() -> str:
     return path
 
 
+def run_compiler(
+    command: list[str], limit_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a compiler or its like to its end; raises BackendError when it takes longer than that.
+
+    What it prints may hold names of files, which are bytes of any kind.
+    """
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=limit_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise BackendError(
+            f"{command[0]} does not answer within {limit_s:.0f} s; reinstall it"
+        ) from None
+
+
 def version_text(path: str) -> str:
     """Returns a compiler's own version text; raises BackendError when it does not start."""
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    done = run_compiler([path, "--version"], QUESTION_S)
     if done.returncode != 0:
         raise BackendError(f"{path} --version failed: {done.stderr.strip()}; reinstall it")
     return done.stdout
@@ -88,9 +113,7 @@ def plain_library(source: Path, cache: Path | None = None) -> Path:
 def _compile(command: list[str], library: Path) -> None:
     partial = partial_path(library)
     try:
-        done = subprocess.run(
-            [*command, "-o", str(partial)], capture_output=True, text=True, check=False
-        )
+        done = run_compiler([*command, "-o", str(partial)])
         if done.returncode != 0:
             reason = next((line for line in done.stderr.splitlines() if line.strip()), "no reason")
             raise BackendError(f"{command[-1]} does not compile: {reason}")

@@ -33,7 +33,9 @@ def test_every_fast_backend_agrees_with_the_fp64_loop_over_4096_tokens(op: str):
         compare(case, expected, backend, torch.float32)
 
 
-@pytest.mark.parametrize(("time", "decay"), [(16384, 0.99), (16384, 0.9999), (8192, 0.999999)])
+@pytest.mark.parametrize(
+    ("time", "decay"), [(16384, 0.99), (16384, 0.9999), (8192, 0.999999), (4096, 0.9999999)]
+)
 @pytest.mark.parametrize("op", ["wkv5", "wkv6", "wkv7"])
 def test_native_agrees_with_chunks_in_fp64_over_longer_texts(op: str, time: int, decay: float):
     require_native(op)

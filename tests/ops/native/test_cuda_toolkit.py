@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rwkv_train import compiler
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native import cuda_toolkit, toolchain
 from rwkv_train.ops.native.cuda_toolkit import architecture_flags, find_toolkit
@@ -74,6 +75,33 @@ def test_pips_wheels_are_found_and_linked_by_the_librarys_full_name(bare):
     found = find_toolkit("13.0")
     assert found.nvcc == str(nvcc)
     assert found.link_flags == (f"-L{top / 'lib'}", "-l:libcudart.so.13")
+
+
+VERSION = "Cuda compilation tools, release 13.0, V13.0.88"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("printf '\\351\\351 rubbish'", "an unknown version"),
+        ("exec sleep 5", "does not answer within 0 s"),
+        (f"[ $1 = --version ] && echo '{VERSION}' || {{ printf '\\351' >&2; exit 1; }}", "start"),
+        (
+            f"""[ $1 = --version ] && echo '{VERSION}' || echo '#$ INCLUDES="-I/x y' >&2""",
+            "without quotation marks",
+        ),
+    ],
+)
+def test_an_nvcc_that_answers_rubbish_is_passed_over(bare, monkeypatch, words, told):
+    broken = bare / "broken" / "nvcc"
+    broken.parent.mkdir()
+    broken.write_text(f"#!/bin/sh\n{words}\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(cuda_toolkit, "QUESTION_S", 0.4)
+    monkeypatch.setattr(compiler, "QUESTION_S", 0.4)
+    monkeypatch.setenv("PATH", f"{broken.parent}:{SHELL}")
+    with pytest.raises(BackendError, match=told):
+        find_toolkit("13.0")
 
 
 def test_one_of_another_version_is_passed_over(bare, monkeypatch):
@@ -155,8 +183,8 @@ def test_another_host_compiler_makes_another_library(bare, monkeypatch):
     top = bare / "cuda"
     fake_toolkit(top, "13.0")
     told = set()
-    for compiler in ("gcc", "g++-12"):
-        fake_nvcc(top / "bin", "13.0", f"TOP={top}", f"{compiler} -E -x c++ -o x")
+    for host in ("gcc", "g++-12"):
+        fake_nvcc(top / "bin", "13.0", f"TOP={top}", f"{host} -E -x c++ -o x")
         monkeypatch.setenv("PATH", f"{top / 'bin'}:{SHELL}")
         told.add(find_toolkit("13.0").told)
     assert len(told) == 2

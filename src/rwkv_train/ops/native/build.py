@@ -18,7 +18,6 @@ import re
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from typing import NamedTuple, TextIO
 
 import torch
 
-from rwkv_train.compiler import cache_folder
+from rwkv_train.compiler import cache_folder, run_compiler
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native import toolchain
 from rwkv_train.ops.native.cuda_toolkit import host_compiler_fault
@@ -225,9 +224,7 @@ def _compile(target: Target, plan: BuildPlan, folder: Path) -> None:
     work = folder / f"{WORK_PREFIX}{os.getpid()}"
     work.mkdir()
     (work / "build.ninja").write_text(_ninja_file(target, plan), encoding="utf-8")
-    done = subprocess.run(
-        [plan.ninja, "-C", str(work)], capture_output=True, text=True, check=False
-    )
+    done = run_compiler([plan.ninja, "-C", str(work)])
     if done.returncode != 0:
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
         shutil.rmtree(work, ignore_errors=True)

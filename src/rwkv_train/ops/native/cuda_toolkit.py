@@ -12,7 +12,6 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from rwkv_train.compiler import version_text
+from rwkv_train.compiler import QUESTION_S, run_compiler, version_text
 from rwkv_train.errors import BackendError
 
 USUAL_FOLDERS = (Path("/usr/local/cuda/bin"), Path("/opt/cuda/bin"))
@@ -97,7 +96,7 @@ def architecture_flags(nvcc: str, capabilities: Sequence[tuple[int, int]]) -> tu
     A card that nvcc does not know yet gets code of the newest older one, which its driver
     translates. Raises BackendError when nvcc knows no older one.
     """
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)
+    listed = run_compiler([nvcc, "--list-gpu-arch"], QUESTION_S)
     known = {int(number) for number in re.findall(r"^compute_(\d+)$", listed.stdout, re.M)}
     flags = []
     for major, minor in sorted(set(capabilities)):
@@ -164,12 +163,8 @@ def _examined(nvcc: str, needed: str) -> CudaToolkit:
     if release is None or release[1] != needed.partition(".")[0]:
         got = f"CUDA {release[1]}.{release[2]}" if release else "an unknown version of CUDA"
         raise BackendError(f"{nvcc} is for {got} while torch was built for CUDA {needed}")
-    done = subprocess.run(
-        [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    question = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull]
+    done = run_compiler(question, QUESTION_S)
     if done.returncode != 0:
         raise BackendError(f"{nvcc} does not start its compiler: {_last_line(done.stderr)}")
     lines = done.stderr.splitlines()
@@ -217,7 +212,16 @@ def _words(lines: Sequence[str], name: str) -> list[str]:
     found = [line.partition("=")[2] for line in lines if line.startswith(f"#$ {name}=")]
     if not found:
         return []
-    return [found[-1].strip()] if name == "TOP" else shlex.split(found[-1])
+    if name == "TOP":
+        return [found[-1].strip()]
+    try:
+        return shlex.split(found[-1])
+    except ValueError:
+        # nvcc quotes nothing inside a name.
+        raise BackendError(
+            f"nvcc names its folders by {found[-1].strip()}, which cannot be read; install it in a "
+            "folder without quotation marks in its name"
+        ) from None
 
 
 def _folders(words: Sequence[str], flag: str) -> list[Path]:
