@@ -116,7 +116,7 @@ TOLD: dict[str, tuple[dict[str, object], list[str], str]] = {
     ),
     "a warmup": (
         {"warmup_steps": 6},
-        ["warmup_steps none -> 6: the rate of step 4 is"],
+        ["warmup_steps none -> 6: the rate after step 4 is"],
         "continuation at step 4, changed",
     ),
     "a higher budget": (
