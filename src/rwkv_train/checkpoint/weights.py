@@ -56,14 +56,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     Reads names and sizes, not the data. Raises CheckpointError.
     """
     path = Path(path)
-    found: dict[str, Tensor] = {}
-    for file in weight_files(path):
-        if checkpoint_kind(file) == "safetensors":
-            tensors = _guarded(file, _safetensors_outlines)
-        else:
-            tensors = _tensors_only(file, _guarded(file, _map_pth))
-        _add(found, file, tensors)
-    cleaned = _clean(path, found)
+    cleaned = _read(path, _safetensors_outlines, _map_pth)
     _require_model(path, cleaned)
     return {key: tuple(tensor.shape) for key, tensor in cleaned.items()}
 
@@ -77,7 +70,7 @@ def load_weights(path: str | Path, dtype: torch.dtype | None = None) -> dict[str
     anything but the named tensors of a model in a float format.
     """
     path = Path(path)
-    tensors = _read(path)
+    tensors = _read(path, _read_safetensors, _read_pth)
     # First: of formats that are no weights, not all know whether they are finite.
     _require_model(path, tensors)
     _require_finite(tensors, f"{path} is damaged or comes from a run that diverged: it")
@@ -89,7 +82,7 @@ def load_weights(path: str | Path, dtype: torch.dtype | None = None) -> dict[str
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """Reads named tensors as `load_weights` does, of an adapter too. Raises CheckpointError."""
     path = Path(path)
-    tensors = _read(path)
+    tensors = _read(path, _read_safetensors, _read_pth)
     _require_finite(tensors, f"{path} is damaged or comes from a run that diverged: it")
     return tensors
 
@@ -128,13 +121,18 @@ def save_weights(
         ) from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(
+    path: Path,
+    read_safetensors: Callable[[Path], dict[str, Tensor]],
+    read_pth: Callable[[Path], Any],
+) -> dict[str, Tensor]:
+    """Returns the tensors of all files of a model, as these two read a file of either kind."""
     found: dict[str, Tensor] = {}
     for file in weight_files(path):
         if checkpoint_kind(file) == "safetensors":
-            tensors = _guarded(file, _read_safetensors)
+            tensors = _guarded(file, read_safetensors)
         else:
-            tensors = _tensors_only(file, _guarded(file, _read_pth))
+            tensors = _tensors_only(file, _guarded(file, read_pth))
         _add(found, file, tensors)
     return _clean(path, found)
 

@@ -87,7 +87,7 @@ class StateWriter:
         }
         if path.suffix != STATE_SUFFIX:
             about = {"epoch": epoch_of(path.name), "step": step, "tokens": tokens}
-            self.write_weights(path, captured["weights"], about)
+            self._write_weights(path, captured["weights"], about)
             # After the weights: the state names the digest of the file that lies next to it.
             state["weights_digest"] = self._note_weights(path, tokens, step)
         state["written"] = self._retention.record()
@@ -103,6 +103,11 @@ class StateWriter:
     ) -> None:
         """Writes the weights `path` and the files that belong next to it; raises as `write`."""
         _require_finite(path, weights)
+        self._write_weights(path, weights, about)
+
+    def _write_weights(
+        self, path: Path, weights: dict[str, Tensor], about: Mapping[str, Any]
+    ) -> None:
         self._keep_others(path, about)
         write_weight_files(path, weights, self._config, self._dtype, self._base, about)
 
