@@ -140,10 +140,6 @@ def _strategy(
         strategy = "single_device" if processes == 1 else several
         if processes > 1:
             lines.append(f"strategy {strategy}: the default for {processes} processes")
-    if strategy == "single_device" and processes > 1:
-        raise ConfigError(
-            f"--strategy single_device runs one process, not {processes}; use --strategy auto"
-        )
     # Stage 1 keeps the name: no engine starts, and the later run may be on GPUs.
     if strategy in _WITHOUT_OFFLOAD and accelerator == "cpu" and not prepares:
         strategy = _WITHOUT_OFFLOAD[strategy]
