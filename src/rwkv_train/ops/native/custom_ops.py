@@ -63,14 +63,15 @@ class Registration(NamedTuple):
     """The description of an operator's pair of custom ops, rwkv::<op>_forward and _backward.
 
     forward_fake, backward_fake: same arguments as the op, results of the right shape without data.
-    setup_context, backward: as for torch.library.register_autograd.
+    setup_context, backward: as for torch.library.register_autograd; None for ops that are called
+    inside an autograd.Function, which hands on one of its arguments.
     shared_bytes: None for kernels over channels, of any number: they have no heads.
     """
 
     forward_fake: Callable[..., Any]
     backward_fake: Callable[..., Any]
-    setup_context: Callable[..., None]
-    backward: Callable[..., Any]
+    setup_context: Callable[..., None] | None = None
+    backward: Callable[..., Any] | None = None
     shared_bytes: SharedBytes | None = None
 
 
@@ -247,9 +248,10 @@ def _register(op: str, registration: Registration) -> None:
     forward, backward = f"rwkv::{op}_forward", f"rwkv::{op}_backward"
     torch.library.register_fake(forward, registration.forward_fake)
     torch.library.register_fake(backward, registration.backward_fake)
-    torch.library.register_autograd(
-        forward, registration.backward, setup_context=registration.setup_context
-    )
+    if registration.backward is not None:
+        torch.library.register_autograd(
+            forward, registration.backward, setup_context=registration.setup_context
+        )
 
     def refuse(*_: Any) -> None:
         raise BackendError(
