@@ -238,13 +238,15 @@ def _prepare(op: str, device: str, registration: Registration) -> Refusal | None
     reason = build.load(op, device)
     if reason is not None:
         return Refusal(reason, kind="build")
-    if op not in _registered:
-        _register(op, registration)
-        _registered.add(op)
+    register(op, registration)
     return None
 
 
-def _register(op: str, registration: Registration) -> None:
+def register(op: str, registration: Registration) -> None:
+    """Describes the pair of custom ops to torch, once; their library is loaded."""
+    if op in _registered:
+        return
+    _registered.add(op)
     forward, backward = f"rwkv::{op}_forward", f"rwkv::{op}_backward"
     torch.library.register_fake(forward, registration.forward_fake)
     torch.library.register_fake(backward, registration.backward_fake)
