@@ -9,6 +9,7 @@ import torch
 
 import train
 from rwkv_train.config.load import load_config
+from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends.dispatch import Refusal
 from rwkv_train.ops.token_shift import native as token_shift_native
@@ -21,6 +22,7 @@ from tests.models.tiny import tiny_model
 SHAPE = "--rwkv_version 6 --n_layer 2 --n_embd 64 --micro_bsz 2"
 CPU = f"{SHAPE} --accelerator cpu --precision fp32"
 GPU = f"{SHAPE} --accelerator gpu --precision bf16"
+LAYERS_7 = VERSIONS["7"].layer_operators
 OLD_NVCC = Refusal("nvcc is for CUDA 12.4\n  install the CUDA toolkit 13.0", kind="build")
 
 
@@ -116,9 +118,9 @@ def given(folder: Path, *words: str):
         ("--rwkv_version 6 --accelerator cpu", True, ["wkv6", "token_shift"], "cpu"),
         ("--rwkv_version 5", False, ["wkv5", "token_shift"], "cpu"),
         ("--rwkv_version 5", True, ["wkv5", "token_shift"], "cuda"),
-        ("--rwkv_version 7 --wkv_backend native:scan", True, ["wkv7", "token_shift"], "cuda"),
-        ("--rwkv_version 7 --wkv_backend chunked", False, ["token_shift"], "cpu"),
-        ("", False, ["wkv7", "token_shift"], "cpu"),
+        ("--rwkv_version 7 --wkv_backend native:scan", True, ["wkv7", *LAYERS_7], "cuda"),
+        ("--rwkv_version 7 --wkv_backend chunked", False, [*LAYERS_7], "cpu"),
+        ("", False, ["wkv7", *LAYERS_7], "cpu"),
         # Its weights are RWKV-4's.
         ("--load_model {base}", False, ["wkv4", "token_shift"], "cpu"),
         ("--load_model nowhere.pth", False, [], "cpu"),
