@@ -64,6 +64,8 @@ models.transfer: backbone registry table
 ops.arguments: backends precision
 ops.head_loss: arguments backends precision
 ops.native: backends precision
+ops.sigmoid_gate: arguments backends native precision
+ops.squared_relu: arguments backends native
 ops.token_shift: arguments backends native precision
 ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6

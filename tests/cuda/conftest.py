@@ -10,11 +10,12 @@ import pytest
 
 from rwkv_train.compiler import cache_folder
 from tests.cuda.host_kernels import COMPILER, HostKernels
+from tests.cuda.pointwise_problems import POINTWISE_INTERFACES
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 # Of everything that has CUDA kernels.
-ALL_INTERFACES = {**INTERFACES, SHIFT_INTERFACE.op: SHIFT_INTERFACE}
+ALL_INTERFACES = {**INTERFACES, SHIFT_INTERFACE.op: SHIFT_INTERFACE, **POINTWISE_INTERFACES}
 
 
 @pytest.fixture(scope="session")

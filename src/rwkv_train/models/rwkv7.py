@@ -60,6 +60,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv7 import wkv7
 
 NAME = "RWKV-7"
@@ -177,7 +178,7 @@ class ChannelMix(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output [B, T, D] and the new shift."""
         (xk,) = shift_and_mix(x, shift, reset, self.x_k)
-        return self.value(F.relu(self.key(xk)).square()), x[:, -1]
+        return self.value(squared_relu(self.key(xk))), x[:, -1]
 
 
 def _in_head(place: InitContext) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
+from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends.dispatch import Refusal
-from rwkv_train.ops.token_shift import native as token_shift_native
-from rwkv_train.ops.wkv6 import native as wkv6_native
 from rwkv_train.training.start import build_kernels
 from rwkv_train.training.start.build_kernels import build_for, describe_operators
 from tests.config.resolving import MINIPILE, but, resolved
@@ -16,14 +17,16 @@ from tests.config.resolving import MINIPILE, but, resolved
 SHAPE = "--rwkv_version 6 --n_layer 2 --n_embd 64 --micro_bsz 2"
 CPU = f"{SHAPE} --accelerator cpu --precision fp32"
 GPU = f"{SHAPE} --accelerator gpu --precision bf16"
+OPERATORS = (VERSIONS["6"].operator, *VERSIONS["6"].layer_operators)
+NATIVE = [importlib.import_module(f"rwkv_train.ops.{operator}.native") for operator in OPERATORS]
 OLD_NVCC = Refusal("nvcc is for CUDA 12.4\n  install the CUDA toolkit 13.0", kind="build")
 
 
 @pytest.fixture
 def refusing(monkeypatch):
     """Lets the project's own kernels refuse every call."""
-    monkeypatch.setattr(wkv6_native, "refuses", lambda call: OLD_NVCC)
-    monkeypatch.setattr(token_shift_native, "refuses", lambda call: OLD_NVCC)
+    for native in NATIVE:
+        monkeypatch.setattr(native, "refuses", lambda call: OLD_NVCC)
 
 
 @pytest.fixture
@@ -36,17 +39,25 @@ def card(monkeypatch):
 
 def test_every_operator_is_asked_for_the_call_of_the_run(monkeypatch):
     asked = []
-    for native in (wkv6_native, token_shift_native):
+    for native in NATIVE:
         monkeypatch.setattr(native, "refuses", asked.append)
     found = build_for(resolved(f"{CPU} --head_size_a 32")[0])
     assert [(one.operator, one.backend, one.architecture) for one in found] == [
-        ("wkv6", "native", "cpu"),
-        ("token_shift", "native", "cpu"),
+        (operator, "native", "cpu") for operator in OPERATORS
     ]
-    wkv, shift = asked
+    wkv, *others = asked
     assert (wkv.batch, wkv.time, wkv.heads, wkv.head_size) == (2, 512, 2, 32)
     assert wkv.needs_grad and wkv.dtype == torch.float32
+    (shift,) = (call for call in others if call.op == "token_shift")
     assert (shift.heads, shift.head_size) == (64, 1)
+
+
+def test_missing_libraries_are_built_first_but_for_a_backend_without_one(monkeypatch):
+    wanted = []
+    monkeypatch.setattr(build_kernels, "prebuild", lambda *given: wanted.append(given[:2]))
+    for backend in ("auto", "chunked"):
+        build_for(resolved(f"{CPU} --wkv_backend {backend}")[0])
+    assert wanted == [([*OPERATORS], "cpu"), ([*OPERATORS[1:]], "cpu")]
 
 
 def test_the_header_tells_in_one_line_what_a_backend_serves():
@@ -76,8 +87,7 @@ def test_a_cpu_without_its_kernels_gets_a_note(refusing):
     found = build_for(resolved(CPU)[0])
     lines = describe_operators(found, "cpu")
     assert [name for name, _ in lines] == ["operators", "operators", "note"]
-    alone = [one._replace(refusal=None) for one in found[1:]]
-    assert describe_operators([found[0], *alone], "cpu")[-1][1].startswith(
+    assert describe_operators(found[:1], "cpu")[-1][1].startswith(
         "wkv6 runs on the CPU without its kernel, several times slower, because"
     )
 
