@@ -134,6 +134,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "7": Version(
             module="rwkv7",
             operator="wkv7",
+            layer_operators=("token_shift", "squared_relu", "keys", "value_residual"),
             rwkv_lm_names=("x070",),
             conventions=_V7,
             sizes={

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
 
+import train
+from rwkv_train.config.load import load_config
 from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends.dispatch import Refusal
 from rwkv_train.training.start import build_kernels
-from rwkv_train.training.start.build_kernels import build_for, describe_operators
+from rwkv_train.training.start.build_kernels import build_ahead, build_for, describe_operators
 from tests.config.resolving import MINIPILE, but, resolved
+from tests.models.tiny import tiny_model
 
 SHAPE = "--rwkv_version 6 --n_layer 2 --n_embd 64 --micro_bsz 2"
 CPU = f"{SHAPE} --accelerator cpu --precision fp32"
 GPU = f"{SHAPE} --accelerator gpu --precision bf16"
-OPERATORS = (VERSIONS["6"].operator, *VERSIONS["6"].layer_operators)
+
+
+def operators_of(version: str) -> list[str]:
+    """Lists the operators of a version, that of the time mix first."""
+    return [VERSIONS[version].operator, *VERSIONS[version].layer_operators]
+
+
+OPERATORS = operators_of("6")
 NATIVE = [importlib.import_module(f"rwkv_train.ops.{operator}.native") for operator in OPERATORS]
 OLD_NVCC = Refusal("nvcc is for CUDA 12.4\n  install the CUDA toolkit 13.0", kind="build")
 
@@ -57,7 +68,7 @@ def test_missing_libraries_are_built_first_but_for_a_backend_without_one(monkeyp
     monkeypatch.setattr(build_kernels, "prebuild", lambda *given: wanted.append(given[:2]))
     for backend in ("auto", "chunked"):
         build_for(resolved(f"{CPU} --wkv_backend {backend}")[0])
-    assert wanted == [([*OPERATORS], "cpu"), ([*OPERATORS[1:]], "cpu")]
+    assert wanted == [(OPERATORS, "cpu"), (OPERATORS[1:], "cpu")]
 
 
 def test_the_header_tells_in_one_line_what_a_backend_serves():
@@ -101,3 +112,62 @@ def test_another_backend_by_name_is_no_news():
 def test_a_backend_by_name_that_cannot_serve_is_refused(refusing):
     with pytest.raises(BackendError, match="backend 'native' was asked for"):
         build_for(resolved(f"{CPU} --wkv_backend native")[0])
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """What would be built and loaded, in order."""
+    calls = []
+    monkeypatch.setattr(build_kernels, "prebuild", lambda *_: None)
+    monkeypatch.setattr(build_kernels.build, "load", lambda *target: calls.append(target))
+    return calls
+
+
+def given(folder: Path, *words: str):
+    return load_config(["--data_file", "x", "--proj_dir", str(folder), *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "cards", "operators", "device"),
+    [
+        ("--rwkv_version 6 --accelerator cpu", True, operators_of("6"), "cpu"),
+        ("--rwkv_version 5", False, operators_of("5"), "cpu"),
+        ("--rwkv_version 5", True, operators_of("5"), "cuda"),
+        ("--rwkv_version 7 --wkv_backend native:scan", True, operators_of("7"), "cuda"),
+        ("--rwkv_version 7 --wkv_backend chunked", False, operators_of("7")[1:], "cpu"),
+        ("", False, operators_of("7"), "cpu"),
+        # Its weights are RWKV-4's.
+        ("--load_model {base}", False, operators_of("4"), "cpu"),
+        ("--load_model nowhere.pth", False, [], "cpu"),
+    ],
+)
+def test_before_ranks_start_kernels_are_built_for_what_is_there(
+    words, cards, operators, device, built, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards)
+    base = tmp_path / "base.pth"
+    torch.save(tiny_model("4").state_dict(), base)
+    build_ahead(given(tmp_path / "out", *words.format(base=base).split()))
+    assert built == [(operator, device) for operator in operators]
+
+
+def test_a_folder_that_tells_the_version_is_not_guessed_about(built, tmp_path):
+    (tmp_path / "rwkv-init.pth").touch()
+    build_ahead(given(tmp_path))
+    assert built == []
+    build_ahead(given(tmp_path, "--rwkv_version", "4", "--accelerator", "cpu"))
+    assert built == [(operator, "cpu") for operator in operators_of("4")]
+
+
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_what_starts_ranks_has_built_before(devices, built, tmp_path, monkeypatch):
+    def run(ranks, body):
+        built.append(ranks.launch.local_size)
+        return 7
+
+    monkeypatch.setattr("rwkv_train.training.distributed.ranks.Ranks.run", run)
+    line = ["--data_file", "x", "--proj_dir", str(tmp_path), "--rwkv_version", "6"]
+    assert train.main([*line, "--accelerator", "cpu", "--devices", devices]) == 7
+    # A process that is alone looks at its files first.
+    ahead = [(operator, "cpu") for operator in operators_of("6")] if devices == "2" else []
+    assert built == [*ahead, int(devices)]
