@@ -11,11 +11,17 @@ import pytest
 from rwkv_train.compiler import cache_folder
 from tests.cuda.fused_problems import FUSED_INTERFACES
 from tests.cuda.host_kernels import COMPILER, HostKernels
+from tests.cuda.pointwise_problems import POINTWISE_INTERFACES
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 # Of everything that has CUDA kernels.
-ALL_INTERFACES = {**INTERFACES, SHIFT_INTERFACE.op: SHIFT_INTERFACE, **FUSED_INTERFACES}
+ALL_INTERFACES = {
+    **INTERFACES,
+    SHIFT_INTERFACE.op: SHIFT_INTERFACE,
+    **POINTWISE_INTERFACES,
+    **FUSED_INTERFACES,
+}
 
 
 @pytest.fixture(scope="session")
