@@ -40,7 +40,7 @@ __device__ inline double adamw_block_sum(double mine) {
 // A block per chunk.
 __global__ void __launch_bounds__(kAdamwThreads) adamw_squares_kernel(const AdamwNorm p) {
   const AdamwChunk chunk = adamw_chunk(p.table, blockIdx.x);
-  const AdamwTensor& tensor = *chunk.tensor;
+  const AdamwTensor tensor = *chunk.tensor;
   float sum = 0.0f;
   for (int64_t at = chunk.begin + static_cast<int64_t>(threadIdx.x) * kVec8; at < chunk.end;
        at += kAdamwThreads * kVec8) {

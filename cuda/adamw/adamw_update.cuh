@@ -45,7 +45,7 @@ __device__ inline void adamw_store(void* base, int64_t at, int64_t end, DType dt
 
 __global__ void __launch_bounds__(kAdamwThreads) adamw_update_kernel(const AdamwUpdate params) {
   const AdamwChunk chunk = adamw_chunk(params.table, blockIdx.x);
-  const AdamwTensor& tensor = *chunk.tensor;
+  const AdamwTensor tensor = *chunk.tensor;
   const AdamwShared shared(params, tensor);
   const bool aligned = tensor.aligned != 0;
   for (int64_t at = chunk.begin + static_cast<int64_t>(threadIdx.x) * kVec8; at < chunk.end;

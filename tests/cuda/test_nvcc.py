@@ -32,7 +32,7 @@ NVCC_FLAGS = (
 )
 pytestmark = pytest.mark.slow
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
-OPS = (*INTERFACES, SHIFT_INTERFACE.op)
+OPS = (*INTERFACES, SHIFT_INTERFACE.op, "adamw")
 REPORT = "registers.txt"
 
 
