@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from rwkv_train.checkpoint.number_formats import DTYPES
+from rwkv_train.checkpoint.weights import read_shapes
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.versions import VERSIONS
+from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.versions import DEFAULT_VERSION, VERSIONS
+from rwkv_train.errors import TrainerError
+from rwkv_train.models.registry import config_from_shapes
 from rwkv_train.ops.backends.dispatch import AUTO, Backend, Call, choose
 from rwkv_train.ops.backends.measurements import card_of
+from rwkv_train.ops.native import build
 from rwkv_train.ops.native.prebuild import prebuild
 from rwkv_train.processors import usable_processors
 
@@ -35,6 +42,21 @@ class OperatorBackend(NamedTuple):
     refusal: str | None = None
 
 
+def build_ahead(config: RunConfig) -> None:
+    """Builds the kernels of a run for the devices that are there, before its processes start.
+
+    config: as given, before anything was looked at. What it does not tell, and what cannot be
+    built, is left to `build_for`, which every process calls and which tells of it.
+    """
+    version = _version(config)
+    if version is None:
+        return
+    on_gpu = config.hardware.accelerator != "cpu" and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    for operator in _prebuild(_operators(version, config.hardware.wkv_backend), device):
+        build.load(operator, device)
+
+
 def build_for(config: ResolvedConfig) -> list[OperatorBackend]:
     """Builds and loads the kernels of a run, for the cards that are there; returns who serves.
 
@@ -42,11 +64,8 @@ def build_for(config: ResolvedConfig) -> list[OperatorBackend]:
     for it, saying so. Raises BackendError when a backend asked for by name cannot serve.
     """
     found = []
-    version = VERSIONS[config.model.rwkv_version]
-    names = {version.operator: config.hardware.wkv_backend}
-    names |= dict.fromkeys(version.layer_operators, AUTO)
-    wanted = [op for op, name in names.items() if name == AUTO or name.startswith("native")]
-    prebuild(wanted, _device(config).type, usable_processors())
+    names = _operators(config.model.rwkv_version, config.hardware.wkv_backend)
+    _prebuild(names, _device(config).type)
     for operator, name in names.items():
         served, call = choose_backend(operator, name, config)
         # A backend that was asked for by name is no news.
@@ -54,6 +73,34 @@ def build_for(config: ResolvedConfig) -> list[OperatorBackend]:
         refusal = _refusal(operator, call) if steps_down else None
         found.append(OperatorBackend(operator, served.name, card_of(call.device), refusal))
     return found
+
+
+def _operators(version: str, wkv_backend: str) -> Mapping[str, str]:
+    """Returns the operators of a version -> the name of the backend that is asked for."""
+    row = VERSIONS[version]
+    return {row.operator: wkv_backend, **dict.fromkeys(row.layer_operators, AUTO)}
+
+
+def _prebuild(names: Mapping[str, str], device: str) -> list[str]:
+    """Builds side by side what the cache lacks; returns the operators that want kernels."""
+    wanted = [op for op, name in names.items() if name == AUTO or name.startswith("native")]
+    prebuild(wanted, device, usable_processors())
+    return wanted
+
+
+def _version(config: RunConfig) -> str | None:
+    """Returns the version of RWKV of a run, None where a resumed one tells it."""
+    given, train = config.model.rwkv_version, config.train
+    if given is not None:
+        return given
+    if any(Path(train.proj_dir).glob("rwkv-*")):
+        return None
+    if train.load_model is None:
+        return DEFAULT_VERSION
+    try:
+        return config_from_shapes(read_shapes(Path(train.load_model))).rwkv_version
+    except TrainerError:
+        return None
 
 
 def choose_backend(operator: str, name: str, config: ResolvedConfig) -> tuple[Backend, Call]:
