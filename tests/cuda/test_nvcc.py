@@ -31,7 +31,7 @@ NVCC_FLAGS = (
 )
 pytestmark = pytest.mark.slow
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
-OPS = tuple(ALL_INTERFACES)
+OPS = (*ALL_INTERFACES, "adamw")
 REPORT = "registers.txt"
 
 

@@ -147,7 +147,6 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
                 "rank_gate": _root(5.0),
             },
             settings=("head_size_divisor",),
-            layer_operators=("token_shift", "keys", "value_residual"),
         ),
     }
 )
