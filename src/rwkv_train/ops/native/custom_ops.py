@@ -74,6 +74,16 @@ class Registration(NamedTuple):
     shared_bytes: SharedBytes | None = None
 
 
+class PlainOps(NamedTuple):
+    """The custom ops of an operator that has no derivative by itself, by name.
+
+    fakes: as those of `Registration`. A function around the ops has the derivative.
+    """
+
+    fakes: dict[str, Callable[..., Any]]
+    shared_bytes: SharedBytes | None = None
+
+
 def registration(
     op: str,
     *,
@@ -161,7 +171,7 @@ def forward(
     return y, final_state
 
 
-def refusal(call: Call, registration: Registration) -> Refusal | None:
+def refusal(call: Call, registration: Registration | PlainOps) -> Refusal | None:
     """Returns what stands in the way of the call; None once its kernel is loaded and registered."""
     unserved = _unserved(call, registration.shared_bytes)
     if unserved is not None:
@@ -229,7 +239,7 @@ def _card_too_small(call: Call, needed: int) -> Refusal | None:
     return None
 
 
-def _prepare(op: str, device: str, registration: Registration) -> Refusal | None:
+def _prepare(op: str, device: str, registration: Registration | PlainOps) -> Refusal | None:
     if device not in ("cpu", "cuda"):
         return Refusal("it serves CPU and CUDA tensors only", news=False)
     if not build.has_sources(op, device):
@@ -243,7 +253,11 @@ def _prepare(op: str, device: str, registration: Registration) -> Refusal | None
     return None
 
 
-def _register(op: str, registration: Registration) -> None:
+def _register(op: str, registration: Registration | PlainOps) -> None:
+    if isinstance(registration, PlainOps):
+        for name, fake in registration.fakes.items():
+            torch.library.register_fake(f"rwkv::{name}", fake)
+        return
     forward, backward = f"rwkv::{op}_forward", f"rwkv::{op}_backward"
     torch.library.register_fake(forward, registration.forward_fake)
     torch.library.register_fake(backward, registration.backward_fake)
