@@ -62,6 +62,7 @@ models.rwkv7: layers sizes table
 models.rwkv_package: registry state
 models.transfer: backbone registry table
 ops.arguments: backends precision
+ops.embedding_norm: arguments backends native precision
 ops.head_loss: arguments backends native precision
 ops.native: backends precision
 ops.token_shift: arguments backends native precision

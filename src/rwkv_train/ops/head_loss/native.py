@@ -6,6 +6,8 @@ function that has one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def _mean(losses: Tensor, mask: Tensor | None, total: float | None) -> tuple[Ten
     return results
 
 
-_STEPS = {"rows": _rows, "mean": _mean}
+_STEPS: dict[str, Callable[..., object]] = {"rows": _rows, "mean": _mean}
 
 
 def run(step: str, *arguments: object) -> object:

@@ -7,6 +7,8 @@ are none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -82,9 +84,11 @@ def _rows(
     count = max(1, WIDENED_BYTES // (losses.itemsize * logits.shape[1]))
     for start in range(0, logits.shape[0], count):
         part = slice(start, start + count)
-        beside = (None if x is None else x[part] for x in (mask, extra, extra_gradient))
+        weights, more, room = (
+            None if x is None else x[part] for x in (mask, extra, extra_gradient)
+        )
         wide = logits[part].to(losses.dtype)
-        _to_gradient(wide, targets[part], *beside, losses[part])
+        _to_gradient(wide, targets[part], weights, more, room, losses[part])
         logits[part] = wide
     return logits
 
@@ -105,7 +109,7 @@ def _mean(losses: Tensor, mask: Tensor | None, total: float | None) -> tuple[Ten
     return loss / divisor, divisor
 
 
-_STEPS = {"rows": _rows, "mean": _mean}
+_STEPS: dict[str, Callable[..., object]] = {"rows": _rows, "mean": _mean}
 
 
 def _to_gradient(
