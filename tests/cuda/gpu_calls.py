@@ -11,6 +11,8 @@ from torch import Tensor
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES, CUDA_HEAD_SIZES
 from tests.cuda.problems import INTERFACES, MATRIX_OPS, Problem, Shape, make_problem
 from tests.ops.native_cases import OPERATORS
+from tests.ops.pointwise_cases import POINTWISE, make_inputs
+from tests.ops.pointwise_cases import run as run_pointwise
 from tests.ops.shift_cases import Case, make_case
 from tests.ops.shift_cases import run as run_shift
 
@@ -90,6 +92,12 @@ def main() -> None:
     run_shifts()
     torch.cuda.synchronize()
     print("token_shift: every kernel has run", flush=True)
+    for op in POINTWISE:
+        for dtype in CUDA_DTYPES:
+            given = make_inputs(op, 3, 37, 65)
+            run_pointwise(op, {name: x.to(DEVICE, dtype) for name, x in given.items()}, "native")
+    torch.cuda.synchronize()
+    print(f"{', '.join(POINTWISE)}: every kernel has run", flush=True)
 
 
 def run_by_chunks(op: str) -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from rwkv_train.errors import BackendError
+from rwkv_train.ops.native.build import joined_bindings, target_of
 from rwkv_train.ops.native.cuda_toolkit import CudaToolkit, find_toolkit
 from tests.cuda.conftest import ALL_INTERFACES
-from tests.cuda.host_kernels import COMPILER, SOURCES, cuda_source, source_hash
+from tests.cuda.host_kernels import COMPILER, cuda_source, source_hash
 
 ARCHITECTURES = ("80", "90")
 NVCC_FLAGS = (
@@ -32,6 +33,7 @@ NVCC_FLAGS = (
 pytestmark = pytest.mark.slow
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
 OPS = (*ALL_INTERFACES, "adamw")
+LIBRARIES = {target.name: target for target in (target_of(op, "cuda") for op in OPS)}
 REPORT = "registers.txt"
 
 
@@ -113,14 +115,15 @@ def test_the_register_counts_are_written_down(build_folder):
     assert any("backward_kernel" in line for line in lines)
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_bindings_of_a_library_to_torch_compile_as_one(library, build_folder, tmp_path):
     """Checks types and names only; a torch built for CPUs has the headers but not the library."""
     toolkit = toolkit_or_skip()
     if not (TORCH_HEADERS / "c10" / "cuda" / "CUDAGuard.h").exists():
         pytest.skip("this torch comes without the headers of its CUDA half")
-    source = SOURCES / op / f"{op}_cuda_binding.cpp"
-    done = build_folder / f"{op}-binding-{source_hash([source], torch.__version__)}.txt"
+    bindings = LIBRARIES[library].bindings()
+    source = joined_bindings(LIBRARIES[library], tmp_path)
+    done = build_folder / f"{library}-bindings-{source_hash(bindings, torch.__version__)}.txt"
     if done.exists():
         return
     # The one header that a build for CPUs leaves out.
