@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_train.compiler import cache_folder
+from tests.cuda.embedding_norm_problems import INTERFACE as EMBEDDING_NORM_INTERFACE
 from tests.cuda.head_loss_problems import INTERFACE as HEAD_LOSS_INTERFACE
 from tests.cuda.host_kernels import COMPILER, HostKernels
 from tests.cuda.problems import INTERFACES
@@ -17,7 +18,7 @@ from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 # Of everything that has CUDA kernels.
 ALL_INTERFACES = {
     **INTERFACES,
-    **{each.op: each for each in (SHIFT_INTERFACE, HEAD_LOSS_INTERFACE)},
+    **{each.op: each for each in (SHIFT_INTERFACE, HEAD_LOSS_INTERFACE, EMBEDDING_NORM_INTERFACE)},
 }
 
 

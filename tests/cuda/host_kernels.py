@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import struct
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ DEFAULT_OPTIONS = (AUTO, 64 << 20)
 class Interface(NamedTuple):
     """The names by which an operator's launchers know their parameters.
 
-    sizes: integer fields; pointers: of the forward and of the backward parameters. with_options:
+    sizes: fields of numbers; pointers: of the forward and of the backward parameters. with_options:
     whether the launchers take LaunchOptions and working memory. launchers: what stands before
     `forward_cuda`, `forward_floats` and so on in their names. steps: other words for these two, of
     an operator that has no backward pass.
@@ -90,7 +91,7 @@ class HostKernels:
         self._library.rwkv_shim_set_up(int(descending), multiprocessors, most_shared_bytes)
 
     def forward(
-        self, sizes: Sequence[int], tensors: Mapping[str, Tensor | None], *options: int
+        self, sizes: Sequence[int | float], tensors: Mapping[str, Tensor | None], *options: int
     ) -> None:
         """Runs the forward launcher; raises KernelError for a fault.
 
@@ -100,7 +101,7 @@ class HostKernels:
         self._run("forward", self.interface.forward, sizes, tensors, options)
 
     def backward(
-        self, sizes: Sequence[int], tensors: Mapping[str, Tensor | None], *options: int
+        self, sizes: Sequence[int | float], tensors: Mapping[str, Tensor | None], *options: int
     ) -> None:
         """Runs the backward launcher as `forward` does the forward one."""
         self._run("backward", self.interface.backward, sizes, tensors, options)
@@ -109,7 +110,7 @@ class HostKernels:
         self,
         which: str,
         names: Sequence[str],
-        sizes: Sequence[int],
+        sizes: Sequence[int | float],
         tensors: Mapping[str, Tensor | None],
         options: Sequence[int],
     ) -> None:
@@ -140,8 +141,12 @@ class HostKernels:
             raise KernelError(message or f"the launcher returned {code}")
 
 
-def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
+def _integers(values: Sequence[int | float]) -> ctypes.Array[ctypes.c_int64]:
+    """Returns the values as the wrapper expects them: floats by their bits."""
+    bits = (
+        struct.unpack("<q", struct.pack("<d", x))[0] if isinstance(x, float) else x for x in values
+    )
+    return (ctypes.c_int64 * len(values))(*bits)
 
 
 class Guarded:
@@ -217,8 +222,11 @@ def _wrapper(interface: Interface) -> str:
 
     def functions(which: str, step: str, struct: str, names: Sequence[str]) -> str:
         fills = [
-            f"  p.{field} = (std::remove_reference_t<decltype(p.{field})>){source}[{i}];"
-            for fields, source in ((interface.sizes, "sizes"), (names, "pointers"))
+            f"  p.{field} = {cast}<std::remove_reference_t<decltype(p.{field})>>({source}[{i}]);"
+            for fields, source, cast in (
+                (interface.sizes, "sizes", "number"),
+                (names, "pointers", "static_cast"),
+            )
             for i, field in enumerate(fields)
         ]
         params = f"{which}_params(sizes, pointers)"
@@ -241,7 +249,14 @@ def _wrapper(interface: Interface) -> str:
         )
 
     return f"""
+#include <bit>
+#include <type_traits>
+
 #include "{cuda_source(op)}"
+template <typename T> static T number(int64_t bits) {{
+  if constexpr (!std::is_floating_point_v<T>) return static_cast<T>(bits);
+  else return std::bit_cast<double>(bits);
+}}
 {unused} static rwkv::LaunchOptions chosen(const int64_t* options) {{
   return {{options[0], options[1]}};
 }}

@@ -12,6 +12,7 @@ import torch
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native.cuda_toolkit import CudaToolkit, find_toolkit
+from tests.cuda.embedding_norm_problems import INTERFACE as EMBEDDING_NORM_INTERFACE
 from tests.cuda.head_loss_problems import INTERFACE as HEAD_LOSS_INTERFACE
 from tests.cuda.host_kernels import COMPILER, SOURCES, cuda_source, source_hash
 from tests.cuda.problems import INTERFACES
@@ -33,7 +34,10 @@ NVCC_FLAGS = (
 )
 pytestmark = pytest.mark.slow
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
-OPS = (*INTERFACES, SHIFT_INTERFACE.op, HEAD_LOSS_INTERFACE.op)
+OPS = (
+    *INTERFACES,
+    *(each.op for each in (SHIFT_INTERFACE, HEAD_LOSS_INTERFACE, EMBEDDING_NORM_INTERFACE)),
+)
 REPORT = "registers.txt"
 
 
