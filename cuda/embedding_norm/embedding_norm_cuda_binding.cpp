@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cuda(const Tensor& gy, const Tens
   const c10::cuda::CUDAGuard guard(table.device());
   // 32 bits halve the work of a sort by digits; those of one id must stay in order, or the sums
   // would differ from run to run.
-  const auto [sorted, order] = at::sort(ids.flatten().to(at::kInt), /*stable=*/true, /*dim=*/0);
+  const auto [sorted, order] = at::sort(ids.flatten().to(at::kInt), std::optional<bool>(true));
   const int64_t n = ids.numel();
   const auto call = backward_call(aligned(gy), ids, aligned(table), aligned(weight), eps,
                                   wants_table, order.const_data_ptr<int64_t>(),
