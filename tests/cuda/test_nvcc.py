@@ -12,11 +12,8 @@ import torch
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native.cuda_toolkit import CudaToolkit, find_toolkit
-from tests.cuda.embedding_norm_problems import INTERFACE as EMBEDDING_NORM_INTERFACE
-from tests.cuda.head_loss_problems import INTERFACE as HEAD_LOSS_INTERFACE
+from tests.cuda.conftest import ALL_INTERFACES
 from tests.cuda.host_kernels import COMPILER, SOURCES, cuda_source, source_hash
-from tests.cuda.problems import INTERFACES
-from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 ARCHITECTURES = ("80", "90")
 NVCC_FLAGS = (
@@ -34,10 +31,7 @@ NVCC_FLAGS = (
 )
 pytestmark = pytest.mark.slow
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
-OPS = (
-    *INTERFACES,
-    *(each.op for each in (SHIFT_INTERFACE, HEAD_LOSS_INTERFACE, EMBEDDING_NORM_INTERFACE)),
-)
+OPS = (*ALL_INTERFACES, "adamw")
 REPORT = "registers.txt"
 
 

@@ -63,14 +63,15 @@ class Registration(NamedTuple):
     """The description of an operator's pair of custom ops, rwkv::<op>_forward and _backward.
 
     forward_fake, backward_fake: same arguments as the op, results of the right shape without data.
-    setup_context, backward: as for torch.library.register_autograd.
+    setup_context, backward: as for torch.library.register_autograd; None for ops that are called
+    inside an autograd.Function, which hands on one of its arguments.
     shared_bytes: None for kernels over channels, of any number: they have no heads.
     """
 
     forward_fake: Callable[..., Any]
     backward_fake: Callable[..., Any]
-    setup_context: Callable[..., None]
-    backward: Callable[..., Any]
+    setup_context: Callable[..., None] | None = None
+    backward: Callable[..., Any] | None = None
     shared_bytes: SharedBytes | None = None
 
 
@@ -247,13 +248,15 @@ def _prepare(op: str, device: str, registration: Registration | PlainOps) -> Ref
     reason = build.load(op, device)
     if reason is not None:
         return Refusal(reason, kind="build")
-    if op not in _registered:
-        _register(op, registration)
-        _registered.add(op)
+    register(op, registration)
     return None
 
 
-def _register(op: str, registration: Registration | PlainOps) -> None:
+def register(op: str, registration: Registration | PlainOps) -> None:
+    """Describes the custom ops of an operator to torch, once; their library is loaded."""
+    if op in _registered:
+        return
+    _registered.add(op)
     if isinstance(registration, PlainOps):
         for name, fake in registration.fakes.items():
             torch.library.register_fake(f"rwkv::{name}", fake)
@@ -261,9 +264,10 @@ def _register(op: str, registration: Registration | PlainOps) -> None:
     forward, backward = f"rwkv::{op}_forward", f"rwkv::{op}_backward"
     torch.library.register_fake(forward, registration.forward_fake)
     torch.library.register_fake(backward, registration.backward_fake)
-    torch.library.register_autograd(
-        forward, registration.backward, setup_context=registration.setup_context
-    )
+    if registration.backward is not None:
+        torch.library.register_autograd(
+            forward, registration.backward, setup_context=registration.setup_context
+        )
 
     def refuse(*_: Any) -> None:
         raise BackendError(
