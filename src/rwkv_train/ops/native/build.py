@@ -265,7 +265,7 @@ def _compile(target: Target, plan: BuildPlan, library: Path, jobs: int | None) -
         say(f"building the {target.title()}, {took}, once per machine")
     work = folder / f"{WORK_PREFIX}{os.getpid()}"
     work.mkdir()
-    units = [joined_bindings(target, work), *target.kernels()]
+    units = [_joined(target, work), *target.kernels()]
     recipe = ninja_file(library.name, units, plan.cpp, plan.nvcc)
     (work / "build.ninja").write_text(recipe, encoding="utf-8")
     limit = [] if jobs is None else ["-j", str(jobs)]
@@ -285,7 +285,7 @@ def _failed_lately(library: Path) -> bool:
     return log.exists() and time.time() - log.stat().st_mtime < FAILURE_LIFETIME_S
 
 
-def joined_bindings(target: Target, folder: Path) -> Path:
+def _joined(target: Target, folder: Path) -> Path:
     """Writes into `folder` a source that includes all with torch in them; returns its path."""
     joined = folder / f"{target.name}_{target.device}_bindings.cpp"
     lines = [f'#include "{file}"\n' for file in target.bindings()]
