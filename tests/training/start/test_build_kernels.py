@@ -54,27 +54,37 @@ def test_every_operator_is_asked_for_the_call_of_the_run(monkeypatch):
     assert (shift.heads, shift.head_size) == (64, 1)
 
 
-def test_the_header_has_a_line_for_each_operator():
-    found = build_for(resolved(CPU)[0])
-    lines = describe_operators(found, "cpu")
-    assert [name for name, _ in lines[:2]] == ["operator", "operator"]
-    assert lines[0][1].startswith("wkv6: ")
+def test_the_header_tells_in_one_line_what_a_backend_serves():
+    found = build_for(resolved(f"{CPU} --wkv_backend chunked")[0])
+    chunked, *others = describe_operators(found, "cpu")
+    assert chunked == ("operators", "wkv6: chunked, cpu")
+    assert all(name == "operators" for name, _ in others)
+    together = [one._replace(backend="native") for one in found]
+    names = ", ".join(one.operator for one in found)
+    assert describe_operators(together, "cpu") == [("operators", f"{names}: native, cpu")]
 
 
 def test_a_gpu_without_its_kernels_is_told_loudly_in_one_line_each(refusing, card, caplog):
     config = resolved(GPU, card)[0]
-    lines = describe_operators(build_for(config), "gpu")
-    assert lines[0] == ("operator", "wkv6: chunked, made-up cuda")
-    (name, text), _ = lines[2:]
+    found = build_for(config)
+    lines = describe_operators(found, "gpu")
+    assert lines[0] == ("operators", "wkv6: chunked, made-up cuda")
+    name, text = lines[2]
     assert name == "WARNING"
-    assert text.startswith("wkv6 runs on THE GPU without its kernel, several times slower, because")
+    names = ", ".join(one.operator for one in found)
+    assert text.startswith(f"{names} run on THE GPU without kernels, several times slower, because")
     assert text.endswith("nvcc is for CUDA 12.4 install the CUDA toolkit 13.0")
     assert not caplog.records, "the header tells it, once"
 
 
 def test_a_cpu_without_its_kernels_gets_a_note(refusing):
-    lines = describe_operators(build_for(resolved(CPU)[0]), "cpu")
-    assert [name for name, _ in lines] == ["operator", "operator", "note", "note"]
+    found = build_for(resolved(CPU)[0])
+    lines = describe_operators(found, "cpu")
+    assert [name for name, _ in lines] == ["operators", "operators", "note"]
+    alone = [one._replace(refusal=None) for one in found[1:]]
+    assert describe_operators([found[0], *alone], "cpu")[-1][1].startswith(
+        "wkv6 runs on the CPU without its kernel, several times slower, because"
+    )
 
 
 def test_another_backend_by_name_is_no_news():
