@@ -49,7 +49,8 @@ class Interface(NamedTuple):
 
     sizes: integer fields; pointers: of the forward and of the backward parameters. with_options:
     whether the launchers take LaunchOptions and working memory. launchers: what stands before
-    `forward_cuda`, `forward_floats` and so on in their names.
+    `forward_cuda`, `forward_floats` and so on in their names. steps: other words for these two, of
+    an operator that has no backward pass.
     """
 
     op: str
@@ -60,6 +61,7 @@ class Interface(NamedTuple):
     backward: tuple[str, ...]
     with_options: bool = True
     launchers: str = ""
+    steps: tuple[str, str] = ("forward", "backward")
 
 
 class KernelError(Exception):
@@ -213,14 +215,14 @@ def _wrapper(interface: Interface) -> str:
     )
     options, memory = ("chosen(options), ", "memory, ") if interface.with_options else ("", "")
 
-    def functions(which: str, struct: str, names: Sequence[str]) -> str:
+    def functions(which: str, step: str, struct: str, names: Sequence[str]) -> str:
         fills = [
             f"  p.{field} = (std::remove_reference_t<decltype(p.{field})>){source}[{i}];"
             for fields, source in ((interface.sizes, "sizes"), (names, "pointers"))
             for i, field in enumerate(fields)
         ]
         params = f"{which}_params(sizes, pointers)"
-        floats = f"{launchers}{which}_floats({params}, chosen(options))"
+        floats = f"{launchers}{step}_floats({params}, chosen(options))"
         signature = f"{which}_params(const int64_t* sizes, void* const* pointers)"
         return "\n".join(
             [
@@ -233,7 +235,7 @@ def _wrapper(interface: Interface) -> str:
                 f"  return {floats if interface.with_options else 0};",
                 "}",
                 f'extern "C" int {which}({arguments}, {unused} float* memory) {{',
-                f"  return {launchers}{which}_cuda({params}, {options}{memory}nullptr);",
+                f"  return {launchers}{step}_cuda({params}, {options}{memory}nullptr);",
                 "}",
             ]
         )
@@ -243,6 +245,6 @@ def _wrapper(interface: Interface) -> str:
 {unused} static rwkv::LaunchOptions chosen(const int64_t* options) {{
   return {{options[0], options[1]}};
 }}
-{functions("forward", interface.forward_struct, interface.forward)}
-{functions("backward", interface.backward_struct, interface.backward)}
+{functions("forward", interface.steps[0], interface.forward_struct, interface.forward)}
+{functions("backward", interface.steps[1], interface.backward_struct, interface.backward)}
 """

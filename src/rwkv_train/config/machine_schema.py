@@ -66,6 +66,8 @@ class HardwareConfig:
     """implementation of the WKV operators; auto: the fastest that accepts the call"""
     head_chunk: Annotated[int | None, AtLeast(1)] = None
     """rows per slice of the fused head and loss; None: chosen by vocabulary size"""
+    keep_heap: bool = True
+    """on a CPU keep the memory that a step frees for the next, on huge pages (Linux with glibc)"""
 
 
 @dataclass(frozen=True)
