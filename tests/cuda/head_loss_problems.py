@@ -88,7 +88,7 @@ def slice_kernel_results(
     gradient = gradient or dtype
     rows, vocabulary = given.logits.shape
     codes = (DTYPE_CODES[kind] for kind in (dtype, gradient, extra))
-    sizes = (rows, vocabulary, *codes, int(wants_gradient), 0)
+    sizes = (rows, vocabulary, *codes, int(wants_gradient), 0.0)
     outputs = {
         "logits": Guarded((rows, vocabulary), dtype),
         "losses": Guarded((rows,), torch.float32),
@@ -106,7 +106,7 @@ def slice_kernel_results(
     scalars = {name: Guarded((1,), torch.float32) for name in ("loss", "total")}
     scalars["sums"] = Guarded((2, -(-rows // 64)), torch.float64)
     means = {name: buffer.tensor for name, buffer in scalars.items()}
-    wide = (*sizes[:2], *3 * [DTYPE_CODES[torch.float32]], 0, 0)
+    wide = (*sizes[:2], *3 * [DTYPE_CODES[torch.float32]], 0, 0.0)
     kernels.backward(wide, {"losses": tensors["losses"], "mask": mask, **means})
     for name, buffer in {**outputs, **scalars}.items():
         buffer.check(name)

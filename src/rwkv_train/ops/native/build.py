@@ -44,6 +44,8 @@ SOURCES = _sources_folder()
 FAMILIES = {
     "layer": (
         "adamw",
+        "embedding_norm",
+        "head_loss",
         "keys",
         "norm_shift",
         "sigmoid_gate",
