@@ -64,6 +64,7 @@ models.transfer: backbone registry table
 ops.arguments: backends precision
 ops.head_loss: arguments backends precision
 ops.native: backends precision
+ops.head_norm_gate: arguments backends native precision
 ops.token_shift: arguments backends native precision
 ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from rwkv_train.compiler import cache_folder
+from tests.cuda.head_norm_problems import INTERFACE as HEAD_NORM_INTERFACE
 from tests.cuda.host_kernels import COMPILER, HostKernels
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 # Of everything that has CUDA kernels.
-ALL_INTERFACES = {**INTERFACES, SHIFT_INTERFACE.op: SHIFT_INTERFACE}
+ALL_INTERFACES = {**INTERFACES, **{one.op: one for one in (SHIFT_INTERFACE, HEAD_NORM_INTERFACE)}}
 
 
 @pytest.fixture(scope="session")

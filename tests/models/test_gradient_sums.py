@@ -76,7 +76,7 @@ class Heads(nn.Module):
         self.norm = HeadNorm(WIDTH, 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x.unflatten(-1, (-1, 16)))
+        out: Tensor = self.norm(x.unflatten(-1, (-1, 16)), torch.ones_like(x))
         return out
 
 

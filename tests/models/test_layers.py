@@ -35,7 +35,7 @@ def test_under_autocast_mixes_are_rounded_once_to_what_the_products_read(wide):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_head_norm_is_a_group_norm(dtype):
+def test_the_head_norm_is_a_group_norm_under_a_gate(dtype):
     y = torch.empty(2, 3, 4, 8).normal_(generator=torch.Generator().manual_seed(0)).to(dtype)
     norm = HeadNorm(32, eps=64e-5).to(dtype)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_the_head_norm_is_a_group_norm(dtype):
     mean, var = wide.mean(-1, keepdim=True), wide.var(-1, correction=0, keepdim=True)
     expected = ((wide - mean) / (var + 64e-5).sqrt()).flatten(2)
     expected = expected * norm.weight.double() + norm.bias.double()
-    got = norm(y)
+    got = norm(y, torch.ones(2, 3, 32, dtype=dtype))
     assert got.dtype == dtype
     # In bf16 only the result is rounded.
     assert_close("norm", got, expected, 1e-12 if dtype == torch.float64 else 2e-3)

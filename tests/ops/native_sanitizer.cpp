@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/cpu/denormals.h"
+#include "head_norm_gate/head_norm_gate.h"
 #include "token_shift/token_shift.h"
 #include "wkv4/wkv4.h"
 #include "wkv5_6/wkv5_6_cpu.h"

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
+from rwkv_train.ops.head_norm_gate import IDENTITY, head_norm_gate
 from rwkv_train.ops.token_shift import token_shift
 
 
@@ -123,21 +124,32 @@ def _adds_in_16_bit(weight: Tensor) -> bool:
 
 
 class HeadNorm(nn.Module):
-    """Group norm with one group per head, its statistics in fp32 (fp64 for fp64 inputs)."""
+    """Group norm with one group per head, RWKV-7's bonus, and the gate behind them."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, activation: str = IDENTITY) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.eps = eps
+        self.activation = activation
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Maps [B, T, H, N] to [B, T, H N], in the dtype of `y`."""
-        with without_autocast(y.device):
-            # A layer norm over the last axis is the group norm, without moving heads to channels.
-            normal = F.layer_norm(full_precision(y), y.shape[-1:], eps=self.eps).flatten(2)
-            scaled = normal * full_precision(self.weight) + full_precision(self.bias)
-        return scaled.to(y.dtype)
+    def forward(
+        self, y: Tensor, gate: Tensor, v: Tensor | None = None, s: Tensor | None = None
+    ) -> Tensor:
+        """Returns (norm(y) + s v) act(gate), [B, T, H N]; see `ops.head_norm_gate`.
+
+        y, v: [B, T, H, N].  gate: [B, T, H N], before its activation.  s: [B, T, H].
+        """
+        return head_norm_gate(
+            y,
+            gate.to(y.dtype),
+            self.weight,
+            self.bias,
+            v,
+            s,
+            eps=self.eps,
+            activation=self.activation,
+        )
 
 
 def full_precision(x: Tensor) -> Tensor:

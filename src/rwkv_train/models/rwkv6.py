@@ -54,6 +54,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.ops.head_norm_gate import SILU
 from rwkv_train.ops.wkv6 import wkv6
 
 NAME = "RWKV-6"
@@ -88,7 +89,7 @@ class TimeMix(nn.Module):
         self.output = Linear(A, D)
         self.gate = Linear(D, A)
         # The square of head_size_divisor in eps has the effect of dividing the input by it.
-        self.ln_x = HeadNorm(A, eps=1e-5 * config.head_size_divisor**2)
+        self.ln_x = HeadNorm(A, 1e-5 * config.head_size_divisor**2, SILU)
 
     def forward(
         self,
@@ -115,7 +116,7 @@ class TimeMix(nn.Module):
             backend=self.backend,
             reset=reset,
         )
-        out = self.output(self.ln_x(y) * F.silu(self.gate(xg)))
+        out = self.output(self.ln_x(y, self.gate(xg)))
         return out, carry, x[:, -1], wkv
 
     def _mix(self, x: Tensor, shift: Tensor | None, reset: Tensor | None) -> tuple[Tensor, ...]:

@@ -92,7 +92,7 @@ class TimeMix(nn.Module):
         self.value = Linear(D, D)
         self.output = Linear(D, D)
         # The square of head_size_divisor in eps has the effect of dividing the input by it.
-        self.ln_x = HeadNorm(D, eps=1e-5 * config.head_size_divisor**2)
+        self.ln_x = HeadNorm(D, 1e-5 * config.head_size_divisor**2)
         if layer == 0:
             # Saved for RWKV-LM, which loads strictly, but never used. Data-parallel training
             # would wait for their gradients.
@@ -134,7 +134,7 @@ class TimeMix(nn.Module):
             reset=reset,
         )
         # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
-        out = self.output((self.ln_x(y) + self._bonus(r, k, v)) * g)
+        out = self.output(self.ln_x(y, g, v, self._bonus(r, k)))
         return out, carry, x[:, -1], wkv
 
     def _keys(self, k: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,10 +151,9 @@ class TimeMix(nn.Module):
             removal.to(k.dtype),
         )
 
-    def _bonus(self, r: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Returns the current token's value, weighted per head by r · r_k k: [B, T, D]."""
-        weight = (full_precision(r) * full_precision(k) * full_precision(self.r_k)).sum(-1, True)
-        return (weight.to(v.dtype) * v).flatten(2)
+    def _bonus(self, r: Tensor, k: Tensor) -> Tensor:
+        """Returns the weight of the current token's own value, r · r_k k: [B, T, H], fp32."""
+        return (full_precision(r) * full_precision(k) * full_precision(self.r_k)).sum(-1)
 
 
 def _low_rank(width: int, rank: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
