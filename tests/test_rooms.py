@@ -61,11 +61,15 @@ models.rwkv6: layers sizes table
 models.rwkv7: layers sizes table
 models.rwkv_package: registry state
 models.transfer: backbone registry table
+ops.adamw: backends native precision
 ops.arguments: backends precision
 ops.head_loss: arguments backends precision
-ops.native: backends precision
 ops.head_norm_gate: arguments backends native precision
+ops.keys: arguments backends native precision
+ops.native: backends precision
+ops.norm_shift: arguments backends native precision
 ops.token_shift: arguments backends native precision
+ops.value_residual: arguments backends native precision
 ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision

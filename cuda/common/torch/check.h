@@ -28,17 +28,20 @@ inline void check_dtype(const at::Tensor& x, const char* name, at::ScalarType dt
               x.scalar_type());
 }
 
-// The kernels' name of a tensor's element type; raises for one they do not know.
-inline DType dtype_of(const at::Tensor& x, const char* name) {
-  switch (x.scalar_type()) {
+// The kernels' name of an element type; raises for one they do not know.
+inline DType dtype_of(at::ScalarType type, const char* name) {
+  switch (type) {
     case at::kFloat: return DType::kFloat;
     case at::kDouble: return DType::kDouble;
     case at::kHalf: return DType::kHalf;
     case at::kBFloat16: return DType::kBFloat16;
     default:
-      TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ",
-                  x.scalar_type());
+      TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ", type);
   }
+}
+
+inline DType dtype_of(const at::Tensor& x, const char* name) {
+  return dtype_of(x.scalar_type(), name);
 }
 
 // The type in which states and sums are kept.

@@ -44,6 +44,7 @@ class Version:
     """One row.
 
     module: file in `rwkv_train.models`; operator: folder in `rwkv_train.ops`.
+    layer_operators: such folders of the operators that its layers call besides.
     rwkv_lm_names: values of RWKV-LM's --my_testing that mean this version, the exact name first.
     conventions: how RWKV-LM trains it.
     sizes: fields of ModelConfig whose default follows from the width.
@@ -58,6 +59,7 @@ class Version:
     sizes: Mapping[str, SizeRule]
     settings: tuple[str, ...] = ()
     wide_time_mix: bool = False
+    layer_operators: tuple[str, ...] = ("token_shift",)
 
     def has(self, field: str) -> bool:
         """Tells whether the version has this size or setting of ModelConfig."""

@@ -53,6 +53,16 @@ def prepare(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Te
 
     like: the sequence whose device it must lie on and whose dtype decides the compute dtype.
     """
+    check_floats(op, name, tensor, shape, like)
+    # Decays act once a token: what 16 bits round off would be raised to the length of the text.
+    return tensor.to(compute_dtype(like.dtype))
+
+
+def check_floats(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """Checks that `tensor` holds floats of any kind, its shape, and that it lies where `like` does.
+
+    For a large one that a backend reads as it is: `prepare` may copy it.
+    """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise BackendError(f"{op}: {name} is {kind}, expected a float tensor {list(shape)}")
@@ -60,8 +70,6 @@ def prepare(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Te
         raise BackendError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
     if tensor.device != like.device:
         raise BackendError(f"{op}: {name} is on {tensor.device}, expected {like.device}")
-    # Decays act once a token: what 16 bits round off would be raised to the length of the text.
-    return tensor.to(compute_dtype(like.dtype))
 
 
 def check_reset(op: str, reset: Tensor | None, like: Tensor) -> None:

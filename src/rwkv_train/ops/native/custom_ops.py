@@ -63,14 +63,15 @@ class Registration(NamedTuple):
     """The description of an operator's pair of custom ops, rwkv::<op>_forward and _backward.
 
     forward_fake, backward_fake: same arguments as the op, results of the right shape without data.
-    setup_context, backward: as for torch.library.register_autograd.
+    setup_context, backward: as for torch.library.register_autograd; None for ops that are called
+    inside an autograd.Function, which hands on one of its arguments.
     shared_bytes: None for kernels over channels, of any number: they have no heads.
     """
 
     forward_fake: Callable[..., Any]
     backward_fake: Callable[..., Any]
-    setup_context: Callable[..., None]
-    backward: Callable[..., Any]
+    setup_context: Callable[..., None] | None = None
+    backward: Callable[..., Any] | None = None
     shared_bytes: SharedBytes | None = None
 
 
@@ -161,9 +162,12 @@ def forward(
     return y, final_state
 
 
-def refusal(call: Call, registration: Registration) -> Refusal | None:
-    """Returns what stands in the way of the call; None once its kernel is loaded and registered."""
-    unserved = _unserved(call, registration.shared_bytes)
+def refusal(call: Call, registration: Registration | None) -> Refusal | None:
+    """Returns what stands in the way of the call; None once its kernel is loaded and registered.
+
+    registration: None for ops that change tensors in place, outside any graph.
+    """
+    unserved = _unserved(call, None if registration is None else registration.shared_bytes)
     if unserved is not None:
         return unserved
     # Asked before every call, and the first answer may cost a compilation.
@@ -229,7 +233,7 @@ def _card_too_small(call: Call, needed: int) -> Refusal | None:
     return None
 
 
-def _prepare(op: str, device: str, registration: Registration) -> Refusal | None:
+def _prepare(op: str, device: str, registration: Registration | None) -> Refusal | None:
     if device not in ("cpu", "cuda"):
         return Refusal("it serves CPU and CUDA tensors only", news=False)
     if not build.has_sources(op, device):
@@ -237,19 +241,23 @@ def _prepare(op: str, device: str, registration: Registration) -> Refusal | None
     reason = build.load(op, device)
     if reason is not None:
         return Refusal(reason, kind="build")
-    if op not in _registered:
-        _register(op, registration)
-        _registered.add(op)
+    if registration is not None:
+        register(op, registration)
     return None
 
 
-def _register(op: str, registration: Registration) -> None:
+def register(op: str, registration: Registration) -> None:
+    """Describes the pair of custom ops to torch, once; their library is loaded."""
+    if op in _registered:
+        return
+    _registered.add(op)
     forward, backward = f"rwkv::{op}_forward", f"rwkv::{op}_backward"
     torch.library.register_fake(forward, registration.forward_fake)
     torch.library.register_fake(backward, registration.backward_fake)
-    torch.library.register_autograd(
-        forward, registration.backward, setup_context=registration.setup_context
-    )
+    if registration.backward is not None:
+        torch.library.register_autograd(
+            forward, registration.backward, setup_context=registration.setup_context
+        )
 
     def refuse(*_: Any) -> None:
         raise BackendError(

@@ -26,6 +26,7 @@ from torch import Tensor
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.arguments import (
     FLOAT_DTYPES,
+    check_floats,
     check_reset,
     check_sequences,
     describe_call,
@@ -68,9 +69,10 @@ def token_shift(
     if last is not None:
         last = prepare("token_shift", "last", last, (batch, width), like).to(like.dtype)
     if moves is not None:
-        wide = prepare("token_shift", "moves", moves, (count, batch, time, width), like)
         # 16-bit moves are read as they are: a copy in fp32 would be the largest tensor of all.
-        moves = moves if compute_dtype(moves.dtype) == wide.dtype else wide
+        check_floats("token_shift", "moves", moves, (count, batch, time, width), like)
+        if compute_dtype(moves.dtype) != compute_dtype(like.dtype):
+            moves = moves.to(compute_dtype(like.dtype))
     dtype = _result_dtype(dtype, like)
     check_reset("token_shift", reset, like)
     call = describe_call(

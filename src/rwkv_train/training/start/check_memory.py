@@ -112,6 +112,8 @@ def run_memory(config: ResolvedConfig, count: int) -> RunMemory:
     width = DTYPES[hardware.precision].itemsize if engine else _FP32
     # Of adapters and states so little learns that it does not matter here.
     learnt = count if train.train_type == "all" else 0
+    # What adds up micro batches; on a CPU in fp32, see `ZeroStrategy.sum_in_fp32`.
+    sums = _FP32 if hardware.accelerator == "cpu" else width
     moments = 2 if config.optim.optimizer == "adam8bit" else 2 * _FP32
     if config.optim.optimizer == "muon":
         # One momentum for a matrix, which nearly all are.
@@ -121,7 +123,7 @@ def run_memory(config: ResolvedConfig, count: int) -> RunMemory:
     # Each process holds all of what is not divided among the processes of all machines.
     copies = hardware.devices
     parts = [1 / hardware.num_nodes if divided >= level else copies for level in (3, 2, 1)]
-    bytes_each = (width * count, width * learnt, moments * learnt)
+    bytes_each = (width * count, sums * learnt, moments * learnt)
     return RunMemory(*(int(size * part) for size, part in zip(bytes_each, parts)))
 
 

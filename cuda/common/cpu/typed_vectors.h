@@ -1,0 +1,88 @@
+// One vector at a time between memory in any element type and registers in the computing type,
+// without a copy in between.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "typed_rows.h"
+#include "vector.h"
+
+namespace rwkv {
+
+// The type in which a kernel computes on elements of type E.
+template <typename E>
+using Computing = std::conditional_t<std::is_same_v<E, double>, double, float>;
+
+RWKV_INLINE Vec<float> load_wide(const float* from) { return load<float>(from); }
+RWKV_INLINE Vec<double> load_wide(const double* from) { return load<double>(from); }
+
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+// A bf16 is the upper half of an fp32.
+RWKV_INLINE Vec<float> load_wide(const BFloat16* from) {
+  HalfWords packed;
+  std::memcpy(&packed, from, sizeof(packed));
+  const Words words = __builtin_convertvector(packed, Words) << 16;
+  Vec<float> x;
+  std::memcpy(&x, &words, sizeof(x));
+  return x;
+}
+
+RWKV_INLINE Vec<float> load_wide(const Half* from) {
+  float x[kLanes<float>];
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = widen(from[i]);
+  return load<float>(x);
+}
+
+RWKV_INLINE void store_narrow(float* to, Vec<float> x) { store<float>(to, x); }
+RWKV_INLINE void store_narrow(double* to, Vec<double> x) { store<double>(to, x); }
+
+// To nearest, ties to even.
+RWKV_INLINE void store_narrow(BFloat16* to, Vec<float> x) {
+  Words words;
+  std::memcpy(&words, &x, sizeof(words));
+  const Words rounded = (words + 0x7fffu + ((words >> 16) & 1u)) >> 16;
+  const Words chosen = x == x ? rounded : Words{} + 0x7fc0u;
+  const HalfWords packed = __builtin_convertvector(chosen, HalfWords);
+  std::memcpy(to, &packed, sizeof(packed));
+}
+
+RWKV_INLINE void store_narrow(Half* to, Vec<float> x) {
+  float wide[kLanes<float>];
+  store<float>(wide, x);
+  for (int i = 0; i < kLanes<float>; ++i) to[i] = narrow<Half>(wide[i]);
+}
+
+// The first `count` elements if that is less than a vector, with zeros behind them.
+template <typename E> RWKV_INLINE Vec<Computing<E>> load_part(const E* from, int64_t count) {
+  if (count >= kLanes<Computing<E>>) return load_wide(from);
+  E whole[kLanes<Computing<E>>] = {};
+  std::memcpy(static_cast<void*>(whole), from, count * sizeof(E));
+  return load_wide(whole);
+}
+
+template <typename E> RWKV_INLINE void store_part(E* to, int64_t count, Vec<Computing<E>> x) {
+  if (count >= kLanes<Computing<E>>) return store_narrow(to, x);
+  E whole[kLanes<Computing<E>>];
+  store_narrow(whole, x);
+  std::memcpy(static_cast<void*>(to), whole, count * sizeof(E));
+}
+
+// run.template operator()<E>() for the element type E that `dtype` names.
+template <typename Run> void with_element_type(DType dtype, Run run) {
+  switch (dtype) {
+    case DType::kFloat:
+      return run.template operator()<float>();
+    case DType::kDouble:
+      return run.template operator()<double>();
+    case DType::kHalf:
+      return run.template operator()<Half>();
+    case DType::kBFloat16:
+      return run.template operator()<BFloat16>();
+  }
+}
+
+}  // namespace rwkv

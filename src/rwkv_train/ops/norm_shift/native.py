@@ -1,0 +1,216 @@
+"""Norm and shift by the project's own kernels: C++ on a CPU, CUDA on a GPU (`cuda/norm_shift`).
+
+Kept for the backward pass: the residual stream that the norm reads, mean and inverse deviation of
+every token; with a gate the branch and its gate; of `moved_shift` the moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkv_train.ops.backends.dispatch import Call, Refusal
+from rwkv_train.ops.native.custom_ops import Registration, refusal, register
+from rwkv_train.ops.norm_shift.normal import Normal
+
+_Optional = Tensor | None
+
+
+def _forward_fake(
+    x: Tensor,
+    out: _Optional,
+    gate: _Optional,
+    weight: Tensor,
+    bias: Tensor,
+    mixes: _Optional,
+    last: _Optional,
+    reset: _Optional,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    batch, time, width = x.shape
+    count = 1 if mixes is None else mixes.shape[0]
+    return (
+        x.new_empty(0) if out is None else x.new_empty(x.shape),
+        weight.new_empty(batch, time, 2),
+        weight.new_empty(batch, width),
+        x.new_empty(1, dtype=dtype).expand(x.shape),
+        [x.new_empty(x.shape, dtype=dtype) for _ in range(count)],
+    )
+
+
+def _backward_fake(
+    gy: Sequence[_Optional],
+    gstream: _Optional,
+    gh_last: _Optional,
+    gnormal: _Optional,
+    stream: Tensor,
+    statistics: Tensor,
+    out: _Optional,
+    gate: _Optional,
+    weight: Tensor,
+    bias: Tensor,
+    mixes: _Optional,
+    last: _Optional,
+    reset: _Optional,
+    out_type: torch.dtype | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    nothing = stream.new_empty(0)
+    ggate = nothing
+    if gate is not None:
+        gout, ggate = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+    elif out_type is not None:
+        gout = stream.new_empty(stream.shape, dtype=out_type)
+    else:
+        gout = nothing
+    rows = 2 + (0 if mixes is None else mixes.shape[0])
+    return (
+        stream.new_empty(stream.shape),
+        gout,
+        ggate,
+        weight.new_empty(rows, *weight.shape),
+        nothing if last is None else last.new_empty(last.shape),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    x, out, gate, weight, bias, mixes, last, reset, _, ctx.dtype = inputs
+    stream, statistics = output[0] if out is not None else x, output[1]
+    ctx.out_dtype = None if out is None else out.dtype
+    # Without a gate the gradient of the branch is that of the stream.
+    branch = (out, gate) if gate is not None else (None, None)
+    ctx.save_for_backward(stream, statistics, *branch, weight, bias, mixes, last, reset)
+    # A result that nothing was computed from gives None, which the kernel does not read.
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any,
+    gstream: _Optional,
+    _: _Optional,
+    gh_last: _Optional,
+    gnormal: _Optional,
+    gy: Sequence[_Optional],
+) -> tuple[_Optional, ...]:
+    saved = ctx.saved_tensors
+    stream, gate, mixes, last = saved[0], saved[3], saved[6], saved[7]
+    same = gate is not None or ctx.out_dtype in (None, stream.dtype)
+    gx, gout, ggate, gvectors, glast = torch.ops.rwkv.norm_shift_backward(
+        gy, gstream, gh_last, gnormal, *saved, None if same else ctx.out_dtype, ctx.dtype
+    )
+    *gmixes, gweight, gbias = gvectors.unbind()
+    if ctx.out_dtype is None:
+        gout = None
+    elif same and gate is None:
+        # One sum, one gradient: nobody may write into it.
+        gout = gx
+    return (
+        gx,
+        gout,
+        None if gate is None else ggate,
+        gweight,
+        gbias,
+        None if mixes is None else gvectors[: len(gmixes)],
+        None if last is None else glast,
+        None,
+        None,
+        None,
+    )
+
+
+def _moved_forward_fake(
+    normal: Tensor,
+    stream: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mixes: Tensor,
+    moves: Tensor,
+    last: _Optional,
+    reset: _Optional,
+) -> list[Tensor]:
+    return [moves.new_empty(stream.shape) for _ in range(mixes.shape[0])]
+
+
+def _moved_backward_fake(
+    gy: Sequence[_Optional],
+    stream: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mixes: Tensor,
+    moves: Tensor,
+    last: _Optional,
+    reset: _Optional,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        moves.new_empty(stream.shape),
+        mixes.new_empty(mixes.shape),
+        moves.new_empty(moves.shape),
+        stream.new_empty(0) if last is None else last.new_empty(last.shape),
+    )
+
+
+def _moved_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    ctx.save_for_backward(*inputs[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _moved_backward(ctx: Any, gy: Sequence[_Optional]) -> tuple[_Optional, ...]:
+    gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(gy, *ctx.saved_tensors)
+    last = ctx.saved_tensors[6]
+    # The norm that made the tokens has the gradients of its stream and its parameters.
+    return gnormal, None, None, None, None, gmixes, gmoves, None if last is None else glast, None
+
+
+_REGISTRATION = Registration(_forward_fake, _backward_fake, _setup_context, _backward)
+_MOVED = Registration(
+    _moved_forward_fake, _moved_backward_fake, _moved_setup_context, _moved_backward
+)
+
+
+def refuses(call: Call) -> Refusal | None:
+    """Returns what stands in the way; None once the kernels are built and loaded."""
+    reason = refusal(call, _REGISTRATION)
+    if reason is None:
+        register("moved_shift", _MOVED)
+    return reason
+
+
+def run(
+    x: Tensor,
+    out: _Optional,
+    gate: _Optional,
+    weight: Tensor,
+    bias: Tensor,
+    mixes: _Optional,
+    last: _Optional,
+    reset: _Optional,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, list[Tensor], Normal]:
+    """Returns the stream, the last normalised token, the n results and the normalised tokens.
+
+    See `norm_shift.norm_shift`.
+    """
+    stream, statistics, h_last, tokens, y = torch.ops.rwkv.norm_shift_forward(
+        x, out, gate, weight, bias, mixes, last, reset, eps, dtype
+    )
+    stream = x if out is None else stream
+    normal = Normal(tokens, weight, bias, stream, statistics)
+    return stream, h_last, y, normal
+
+
+def run_moved(
+    normal: Normal, mixes: Tensor, moves: Tensor, last: _Optional, reset: _Optional
+) -> list[Tensor]:
+    """Returns the n results [B, T, C] in the dtype of `moves`; see `norm_shift.moved_shift`."""
+    tokens, weight, bias, stream, statistics = normal
+    results: list[Tensor] = torch.ops.rwkv.moved_shift_forward(
+        tokens, stream, statistics, weight, bias, mixes, moves, last, reset
+    )
+    return results
