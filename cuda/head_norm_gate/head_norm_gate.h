@@ -16,8 +16,7 @@ struct HeadNormSizes {
   bool silu;                         // whether the gate is silu(g) and not g
   double eps;
 
-  int64_t width() const { return heads * size; }
-  int64_t blocks() const { return batch * blocks_per_row(time); }
+  int64_t blocks() const { return batch * sum_blocks_of_row(time); }
 };
 
 struct HeadNormForward : HeadNormSizes {
@@ -30,8 +29,8 @@ struct HeadNormForward : HeadNormSizes {
 struct HeadNormBackward : HeadNormSizes {
   const void *go, *y, *g, *weight, *bias, *v, *s;
   void *gy, *gg, *gv, *gs;  // gv and gs null without v
-  void* parts;    // of T: on a CPU [blocks, 2, D], gradients of weight and bias by block of tokens
-  void* gparams;  // [2, D] of T, their sums: of the CUDA launcher alone
+  void* sums;   // of T: on a CPU [blocks, 2, D], gradients of weight and bias by block of tokens
+  void* total;  // [2, D], the sum of the sums: of the CUDA launcher alone
 };
 
 // Blocks of tokens [begin, end).

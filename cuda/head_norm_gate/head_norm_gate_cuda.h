@@ -6,8 +6,16 @@
 #include "../common/params/launch_options.h"
 #include "head_norm_gate.h"
 
+namespace rwkv {
+
+// Blocks of tokens whose sums one block of threads joins.
+constexpr int64_t kHeadNormJoinedBlocks = 4;
+
+}  // namespace rwkv
+
 extern "C" {
 int rwkv_head_norm_gate_forward_cuda(const rwkv::HeadNormForward& params, void* stream);
-// params.parts: [parts_of(blocks), 2, D], working memory.
+// params.sums: [ceil(blocks of tokens / kHeadNormJoinedBlocks), 2, D], working memory; their sum
+// goes to params.total.
 int rwkv_head_norm_gate_backward_cuda(const rwkv::HeadNormBackward& params, void* stream);
 }

@@ -44,14 +44,12 @@ inline Tensor forward_on_gpu(const Tensor& y, const Tensor& g, const Tensor& wei
 inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_on_gpu(
     const Tensor& go, const Tensor& y, const Tensor& g, const Tensor& weight, const Tensor& bias,
     const optional<Tensor>& v, const optional<Tensor>& s, double eps, bool silu) {
-  auto call = head_norm_backward_call(aligned(go),
-                                      aligned_inputs(y, g, weight, bias, v, s, eps, silu));
-  HeadNormBackward& p = call.params;
-  const Tensor parts = at::empty({parts_of(p.blocks()), 2, p.width()}, weight.options());
-  const Tensor gparams = at::empty({2, p.width()}, weight.options());
-  p.parts = parts.mutable_data_ptr(), p.gparams = gparams.mutable_data_ptr();
-  run_on_gpu("head_norm_gate_backward", rwkv_head_norm_gate_backward_cuda, p, y);
-  return {call.gy, call.gg, gparams, call.gv, call.gs};
+  auto call = head_norm_backward_call(
+      aligned(go), aligned_inputs(y, g, weight, bias, v, s, eps, silu), kHeadNormJoinedBlocks);
+  const Tensor total = at::empty(call.sums.sizes().slice(1), call.sums.options());
+  call.params.total = total.mutable_data_ptr();
+  run_on_gpu("head_norm_gate_backward", rwkv_head_norm_gate_backward_cuda, call.params, y);
+  return {call.gy, call.gg, total, call.gv, call.gs};
 }
 
 }  // namespace head_norm_gate

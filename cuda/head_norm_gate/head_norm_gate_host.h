@@ -27,7 +27,7 @@ struct HeadNormForwardCall {
 
 struct HeadNormBackwardCall {
   HeadNormInputs inputs;
-  at::Tensor go, gy, gg, gv, gs;
+  at::Tensor go, gy, gg, gv, gs, sums;
   HeadNormBackward params;
 };
 
@@ -73,8 +73,10 @@ inline HeadNormForwardCall head_norm_forward_call(HeadNormInputs inputs) {
   return c;
 }
 
-inline HeadNormBackwardCall head_norm_backward_call(const at::Tensor& go, HeadNormInputs inputs) {
-  HeadNormBackwardCall c{std::move(inputs), {}, {}, {}, {}, {}, {}};
+// joined: blocks of tokens for which the kernel leaves one sum.
+inline HeadNormBackwardCall head_norm_backward_call(const at::Tensor& go, HeadNormInputs inputs,
+                                                    int64_t joined) {
+  HeadNormBackwardCall c{std::move(inputs), {}, {}, {}, {}, {}, {}, {}};
   HeadNormBackward& p = c.params;
   const at::Tensor &y = c.inputs.y, &g = c.inputs.g;
   fill_head_norm(p, c.inputs);
@@ -85,7 +87,9 @@ inline HeadNormBackwardCall head_norm_backward_call(const at::Tensor& go, HeadNo
   const bool has_bonus = c.inputs.v.defined();
   c.gv = at::empty(has_bonus ? y.sizes() : at::IntArrayRef{0}, y.options());
   c.gs = at::empty(has_bonus ? c.inputs.s.sizes() : at::IntArrayRef{0}, c.inputs.weight.options());
-  p.go = c.go.const_data_ptr();
+  c.sums = at::empty({(p.blocks() + joined - 1) / joined, 2, p.heads * p.size},
+                     c.inputs.weight.options());
+  p.go = c.go.const_data_ptr(), p.sums = c.sums.mutable_data_ptr();
   p.gy = c.gy.mutable_data_ptr(), p.gg = c.gg.mutable_data_ptr();
   p.gv = has_bonus ? c.gv.mutable_data_ptr() : nullptr;
   p.gs = has_bonus ? c.gs.mutable_data_ptr() : nullptr;

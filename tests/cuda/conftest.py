@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 
 from rwkv_train.compiler import cache_folder
+from tests.cuda.fused_problems import FUSED_INTERFACES
 from tests.cuda.head_norm_problems import INTERFACE as HEAD_NORM_INTERFACE
 from tests.cuda.host_kernels import COMPILER, HostKernels
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 # Of everything that has CUDA kernels.
-ALL_INTERFACES = {**INTERFACES, **{one.op: one for one in (SHIFT_INTERFACE, HEAD_NORM_INTERFACE)}}
+ALL_INTERFACES = {
+    **INTERFACES,
+    **{one.op: one for one in (SHIFT_INTERFACE, HEAD_NORM_INTERFACE)},
+    **FUSED_INTERFACES,
+}
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.head_norm_gate import SILU
+from tests.cuda.fused_problems import JOINED_BLOCKS, SUM_TOKENS
 from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
 from tests.cuda.shift_problems import surrounded
 from tests.ops.head_norm_cases import EPS, HeadNormCase, dtype_of
 
-# Blocks of tokens whose sums a block of threads joins, and their tokens: common/params.
-BLOCK_TOKENS, BLOCKS_JOINED = 64, 4
-
 _INPUTS = ("y", "g", "weight", "bias", "v", "s")
-_GRADIENTS = ("gy", "gg", "gv", "gs", "parts", "gparams")
+_GRADIENTS = ("gy", "gg", "gv", "gs", "sums", "total")
 INTERFACE = Interface(
     "head_norm_gate",
     "HeadNormForward",
@@ -40,19 +38,19 @@ def head_norm_kernel_results(
     given |= {name: surrounded(x.to(dtype_of(name, dtype))) for name, x in case.inputs.items()}
     o = Guarded((batch, time, width), dtype)
     kernels.forward(sizes, {**given, "o": o.tensor})
-    parts = -(-batch * -(-time // BLOCK_TOKENS) // BLOCKS_JOINED)
+    pieces = -(-batch * -(-time // SUM_TOKENS) // JOINED_BLOCKS)
     gradients = {
         f"g{name}": Guarded(case.inputs[name].shape, dtype_of(name, dtype))
         for name in case.inputs
         if name not in ("weight", "bias")
     }
-    gradients["parts"] = Guarded((parts, 2, width), torch.float32)
-    gradients["gparams"] = Guarded((2, width), torch.float32)
+    gradients["sums"] = Guarded((pieces, 2, width), torch.float32)
+    gradients["total"] = Guarded((2, width), torch.float32)
     outputs = {**dict.fromkeys(_GRADIENTS), **tensors_of(gradients)}
     kernels.backward(sizes, {"go": surrounded(case.go.to(dtype)), **given, **outputs})
     for name, buffer in {"o": o, **gradients}.items():
         buffer.check(name)
     found = {"o": o.tensor, **tensors_of(gradients)}
-    del found["parts"]
-    found["gweight"], found["gbias"] = found.pop("gparams").unbind()
+    del found["sums"]
+    found["gweight"], found["gbias"] = found.pop("total").unbind()
     return found

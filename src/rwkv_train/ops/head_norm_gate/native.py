@@ -47,10 +47,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, go: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     run = torch.ops.rwkv.head_norm_gate_backward
-    gy, gg, gparams, gv, gs = run(go, *tensors, *ctx.options)
+    gy, gg, gvectors, gv, gs = run(go, *tensors, *ctx.options)
     has_bonus = tensors[4] is not None
     bonus = (gv, gs) if has_bonus else (None, None)
-    return (gy, gg, *gparams.unbind(), *bonus, None, None)
+    return (gy, gg, *gvectors.unbind(), *bonus, None, None)
 
 
 # With shared memory of their own kernels over heads would have a size: these have none.

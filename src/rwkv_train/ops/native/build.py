@@ -42,7 +42,7 @@ SOURCES = _sources_folder()
 # Operators that a run needs together, by the name of their library. Their sources with torch in
 # them become one translation unit, so names in these must be unique.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "layer": ("token_shift", "keys", "value_residual", "norm_shift", "adamw")
+    "layer": ("token_shift", "keys", "value_residual", "head_norm_gate", "norm_shift", "adamw")
 }
 # Long enough for every process of a run to meet the same failure, short enough for a user who has
 # repaired its cause.
