@@ -68,6 +68,8 @@ ops.head_norm_gate: arguments backends native precision
 ops.keys: arguments backends native precision
 ops.native: backends precision
 ops.norm_shift: arguments backends native precision
+ops.sigmoid_gate: arguments backends native precision
+ops.squared_relu: arguments backends native
 ops.token_shift: arguments backends native precision
 ops.value_residual: arguments backends native precision
 ops.wkv4: arguments backends native precision

@@ -12,13 +12,16 @@ from rwkv_train.compiler import cache_folder
 from tests.cuda.fused_problems import FUSED_INTERFACES
 from tests.cuda.head_norm_problems import INTERFACE as HEAD_NORM_INTERFACE
 from tests.cuda.host_kernels import COMPILER, HostKernels
+from tests.cuda.pointwise_problems import POINTWISE_INTERFACES
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 # Of everything that has CUDA kernels.
 ALL_INTERFACES = {
     **INTERFACES,
-    **{one.op: one for one in (SHIFT_INTERFACE, HEAD_NORM_INTERFACE)},
+    SHIFT_INTERFACE.op: SHIFT_INTERFACE,
+    HEAD_NORM_INTERFACE.op: HEAD_NORM_INTERFACE,
+    **POINTWISE_INTERFACES,
     **FUSED_INTERFACES,
 }
 

@@ -6,7 +6,9 @@
 
 #include "common/cpu/denormals.h"
 #include "head_norm_gate/head_norm_gate.h"
+#include "keys/keys.h"
 #include "token_shift/token_shift.h"
+#include "value_residual/value_residual.h"
 #include "wkv4/wkv4.h"
 #include "wkv5_6/wkv5_6_cpu.h"
 #include "wkv7/wkv7.h"
@@ -133,12 +135,66 @@ template <typename T> void run_shifts(int64_t time, int64_t width, bool with_opt
   }
 }
 
+template <typename T> void run_keys(int64_t time, int64_t size) {
+  const int64_t B = 2, H = 3, n = B * time * H * size;
+  Data<T> data;
+  std::vector<T> key = data.normal(n, 1), logits = data.normal(n, 1), vector(H * size, 1);
+  std::vector<T> k(n), a(n), b(n), sums(B * sum_blocks_of_row(time) * kKeysVectors * H * size);
+  KeysForward f{};
+  static_cast<KeysSizes&>(f) = {B, time, H, size, kDTypeOf<T>};
+  f.key = key.data(), f.logits = logits.data();
+  f.base = f.removal = f.replacement = vector.data();
+  f.k = k.data(), f.a = a.data(), f.b = b.data();
+  keys_forward_cpu(f, 0, keys_tasks(f));
+  KeysBackward g{};
+  static_cast<KeysSizes&>(g) = f;
+  g.gk = key.data(), g.gb = logits.data(), g.key = f.key, g.logits = f.logits, g.base = f.base;
+  g.removal = f.removal, g.replacement = f.replacement;
+  g.gkey = a.data(), g.glogits = b.data(), g.sums = sums.data();
+  keys_backward_cpu(g, 0, keys_tasks(g));
+}
+
+template <typename T> void run_residual(int64_t time, int64_t width) {
+  const int64_t B = 2, n = B * time * width;
+  Data<T> data;
+  std::vector<T> value = data.normal(n, 1), first = data.normal(n, 1), base(width, 1);
+  std::vector<T> v(n), gfirst(n), glogits(n), sums(B * sum_blocks_of_row(time) * width);
+  ValueResidualForward f{};
+  static_cast<ValueResidualSizes&>(f) = {B, time, width, kDTypeOf<T>};
+  f.value = value.data(), f.first = f.logits = first.data(), f.base = base.data(), f.v = v.data();
+  value_residual_forward_cpu(f, 0, value_residual_tasks(f));
+  ValueResidualBackward g{};
+  static_cast<ValueResidualSizes&>(g) = f;
+  g.gv = value.data(), g.value = f.value, g.first = g.logits = f.first, g.base = f.base;
+  g.gvalue = v.data(), g.gfirst = gfirst.data(), g.glogits = glogits.data(), g.sums = sums.data();
+  value_residual_backward_cpu(g, 0, value_residual_tasks(g));
+}
+
+template <typename T> void run_head_norms(int64_t time, int64_t size, bool with_options) {
+  const int64_t B = 2, H = 3, width = H * size;
+  Tensors<T> x(time, size);
+  HeadNormForward f{};
+  static_cast<HeadNormSizes&>(f) = {B, time, H, size, kDTypeOf<T>, with_options, 1e-3};
+  std::vector<T> s = x.data.normal(B * time * H, 1), gs(s), sums(f.blocks() * 2 * width);
+  f.y = x.r.data(), f.g = x.k.data(), f.weight = f.bias = x.u.data(), f.o = x.y.data();
+  if (with_options) f.v = x.v.data(), f.s = s.data();
+  HeadNormBackward g{};
+  static_cast<HeadNormSizes&>(g) = f;
+  g.go = x.gy.data(), g.y = f.y, g.g = f.g, g.weight = f.weight, g.bias = f.bias;
+  g.v = f.v, g.s = f.s, g.gy = x.gr.data(), g.gg = x.gk.data(), g.sums = sums.data();
+  if (with_options) g.gv = x.gv.data(), g.gs = gs.data();
+  head_norm_gate_forward_cpu(f, 0, f.blocks());
+  head_norm_gate_backward_cpu(g, 0, g.blocks());
+}
+
 template <typename T> void run_all() {
   const FlushToZeroGuard flush_to_zero;
   for (int64_t size : {1, 5, 33}) {
     for (int64_t time : {1, 40}) {
+      run_keys<T>(time + 30, size), run_residual<T>(time + 30, size + 1000);
       for (bool with_options : {false, true}) {
         run_heads<T>(time, size, with_options);
+        run_head_norms<T>(time, size, with_options);
         run_channels<T>(time, size + 60, with_options);
         run_shifts<T>(time, size + 230, with_options);
       }

@@ -27,7 +27,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
@@ -55,6 +54,8 @@ from rwkv_train.models.table import (
     zeros,
 )
 from rwkv_train.ops.head_norm_gate import SILU
+from rwkv_train.ops.sigmoid_gate import sigmoid_gate
+from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv6 import wkv6
 
 NAME = "RWKV-6"
@@ -148,9 +149,8 @@ class ChannelMix(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output [B, T, D] and the new shift."""
         xk, xr = shift_and_mix(x, shift, reset, self.time_maa_k, self.time_maa_r)
-        k = F.relu(self.key(xk)).square()
-        r = torch.sigmoid(self.receptance(xr))
-        return r * self.value(k), x[:, -1]
+        k = squared_relu(self.key(xk))
+        return sigmoid_gate(self.receptance(xr), self.value(k)), x[:, -1]
 
 
 def _ffn_mix_at_start(place: InitContext) -> Tensor:
