@@ -63,6 +63,7 @@ models.rwkv_package: registry state
 models.transfer: backbone registry table
 ops.adamw: backends native precision
 ops.arguments: backends precision
+ops.bonus: arguments backends native precision
 ops.head_loss: arguments backends precision
 ops.head_norm_gate: arguments backends native precision
 ops.keys: arguments backends native precision

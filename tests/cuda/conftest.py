@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_train.compiler import cache_folder
+from tests.cuda.bonus_problems import INTERFACE as BONUS_INTERFACE
 from tests.cuda.fused_problems import FUSED_INTERFACES
 from tests.cuda.head_norm_problems import INTERFACE as HEAD_NORM_INTERFACE
 from tests.cuda.host_kernels import COMPILER, HostKernels
@@ -21,6 +22,7 @@ ALL_INTERFACES = {
     **INTERFACES,
     SHIFT_INTERFACE.op: SHIFT_INTERFACE,
     HEAD_NORM_INTERFACE.op: HEAD_NORM_INTERFACE,
+    BONUS_INTERFACE.op: BONUS_INTERFACE,
     **POINTWISE_INTERFACES,
     **FUSED_INTERFACES,
 }

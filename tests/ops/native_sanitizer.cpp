@@ -4,6 +4,7 @@
 #include <random>
 #include <vector>
 
+#include "bonus/bonus.h"
 #include "common/cpu/denormals.h"
 #include "head_norm_gate/head_norm_gate.h"
 #include "keys/keys.h"
@@ -183,6 +184,16 @@ template <typename T> void run_head_norms(int64_t time, int64_t size, bool with_
   g.go = x.gy.data(), g.y = f.y, g.g = f.g, g.weight = f.weight, g.bias = f.bias;
   g.v = f.v, g.s = f.s, g.gy = x.gr.data(), g.gg = x.gk.data(), g.sums = sums.data();
   if (with_options) g.gv = x.gv.data(), g.gs = gs.data();
+  BonusForward f2{};
+  static_cast<BonusSizes&>(f2) = {B, time, H, size, kDTypeOf<T>};
+  f2.r = x.r.data(), f2.k = x.k.data(), f2.weight = x.u.data(), f2.s = gs.data();
+  BonusBackward g2{};
+  static_cast<BonusSizes&>(g2) = f2;
+  g2.r = f2.r, g2.k = f2.k, g2.weight = f2.weight, g2.gs = s.data(), g2.sums = sums.data();
+  if (with_options) g2.gr_carry = x.gy.data(), g2.gk_carry = x.v.data();
+  g2.gr = x.gr.data(), g2.gk = x.gk.data();
+  bonus_forward_cpu(f2, 0, f2.blocks());
+  bonus_backward_cpu(g2, 0, g2.blocks());
   head_norm_gate_forward_cpu(f, 0, f.blocks());
   head_norm_gate_backward_cpu(g, 0, g.blocks());
 }

@@ -136,7 +136,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
             operator="wkv7",
             layer_operators=(
                 *("token_shift", "squared_relu"),
-                *("keys", "value_residual", "head_norm_gate"),
+                *("keys", "value_residual", "bonus", "head_norm_gate"),
             ),
             rwkv_lm_names=("x070",),
             conventions=_V7,

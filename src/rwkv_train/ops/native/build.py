@@ -44,6 +44,7 @@ SOURCES = _sources_folder()
 FAMILIES = {
     "layer": (
         "adamw",
+        "bonus",
         "head_norm_gate",
         "keys",
         "norm_shift",
