@@ -51,6 +51,7 @@ class Interface(NamedTuple):
     sizes: fields of numbers, integers and doubles; pointers: of the forward and of the backward
     parameters. with_options: whether the launchers take LaunchOptions and working memory.
     launchers: what stands before `forward_cuda`, `forward_floats` and so on in their names.
+    steps: other words for these two, of an operator without a backward pass.
     """
 
     op: str
@@ -61,6 +62,7 @@ class Interface(NamedTuple):
     backward: tuple[str, ...]
     with_options: bool = True
     launchers: str = ""
+    steps: tuple[str, str] = ("forward", "backward")
 
 
 class KernelError(Exception):
@@ -216,7 +218,7 @@ def _wrapper(interface: Interface) -> str:
     )
     options, memory = ("chosen(options), ", "memory, ") if interface.with_options else ("", "")
 
-    def functions(which: str, struct: str, names: Sequence[str]) -> str:
+    def functions(which: str, step: str, struct: str, names: Sequence[str]) -> str:
         fills = [
             f"  {take}(p.{field}, {given}[{i}]);"
             for fields, take, given in (
@@ -226,7 +228,7 @@ def _wrapper(interface: Interface) -> str:
             for i, field in enumerate(fields)
         ]
         params = f"{which}_params(sizes, pointers)"
-        floats = f"{launchers}{which}_floats({params}, chosen(options))"
+        floats = f"{launchers}{step}_floats({params}, chosen(options))"
         signature = f"{which}_params(const int64_t* sizes, void* const* pointers)"
         return "\n".join(
             [
@@ -239,7 +241,7 @@ def _wrapper(interface: Interface) -> str:
                 f"  return {floats if interface.with_options else 0};",
                 "}",
                 f'extern "C" int {which}({arguments}, {unused} float* memory) {{',
-                f"  return {launchers}{which}_cuda({params}, {options}{memory}nullptr);",
+                f"  return {launchers}{step}_cuda({params}, {options}{memory}nullptr);",
                 "}",
             ]
         )
@@ -255,6 +257,6 @@ template <class T> static void take_pointer(T& to, void* pointer) {{ to = (T)poi
 {unused} static rwkv::LaunchOptions chosen(const int64_t* options) {{
   return {{options[0], options[1]}};
 }}
-{functions("forward", interface.forward_struct, interface.forward)}
-{functions("backward", interface.backward_struct, interface.backward)}
+{functions("forward", interface.steps[0], interface.forward_struct, interface.forward)}
+{functions("backward", interface.steps[1], interface.backward_struct, interface.backward)}
 """

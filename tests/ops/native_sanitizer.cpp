@@ -7,6 +7,8 @@
 #include "bonus/bonus.h"
 #include "common/cpu/denormals.h"
 #include "head_norm_gate/head_norm_gate.h"
+#include "embedding_norm/embedding_norm.h"
+#include "head_loss/head_loss.h"
 #include "keys/keys.h"
 #include "token_shift/token_shift.h"
 #include "value_residual/value_residual.h"
@@ -198,6 +200,48 @@ template <typename T> void run_head_norms(int64_t time, int64_t size, bool with_
   head_norm_gate_backward_cpu(g, 0, g.blocks());
 }
 
+template <typename T> void run_logits(int64_t rows, int64_t vocabulary, bool with_options) {
+  Data<T> data;
+  std::vector<T> logits = data.normal(rows * vocabulary, 1), extra = logits, gextra(logits.size());
+  std::vector<T> mask(rows, 1), losses(rows), loss(1), total(1);
+  std::vector<double> sums(2 * ((rows + kHeadLossBlock - 1) / kHeadLossBlock));
+  std::vector<int64_t> targets;
+  for (int64_t i = 0; i < rows; ++i) targets.push_back(data.random() % vocabulary);
+  targets.back() = vocabulary - 1;
+  const DType type = kDTypeOf<T>;
+  HeadLossRows f{};
+  static_cast<HeadLossSizes&>(f) = {rows, vocabulary, type, type, type, true, 0.0};
+  f.logits = logits.data(), f.targets = targets.data(), f.losses = losses.data();
+  if (with_options) {
+    f.mask = mask.data(), f.extra = extra.data(), f.extra_gradient = gextra.data();
+  }
+  head_loss_rows_cpu(f, 0, rows);
+  HeadLossMean g{};
+  static_cast<HeadLossSizes&>(g) = f;
+  g.losses = losses.data(), g.mask = f.mask, g.loss = loss.data(), g.total = total.data();
+  g.sums = sums.data();
+  head_loss_mean_cpu(g);
+}
+
+// All places but the last hold the first token, the last one the last.
+template <typename T> void run_embedding(int64_t tokens, int64_t width, bool with_options) {
+  Data<T> data;
+  std::vector<int64_t> ids(tokens, 0), order(tokens), distinct = {0, 4}, starts = {0, tokens - 1};
+  ids.back() = 4, starts.push_back(tokens);
+  for (int64_t i = 0; i < tokens; ++i) order[i] = i;
+  std::vector<T> table = data.normal(5 * width, 1), gtable(table), weight(table), gy, y, sums;
+  gy = data.normal(tokens * width, 1), y = gy, sums.resize(2 * width), weight.resize(width);
+  EmbeddingNormForward f{};
+  static_cast<EmbeddingNormSizes&>(f) = {tokens, 5, width, kDTypeOf<T>, 1e-5};
+  f.ids = ids.data(), f.table = table.data(), f.weight = f.bias = weight.data(), f.y = y.data();
+  embedding_norm_forward_cpu(f, 0, tokens);
+  EmbeddingNormBackward g{};
+  static_cast<EmbeddingNormSizes&>(g) = f;
+  g.gy = gy.data(), g.order = order.data(), g.table = f.table, g.weight = f.weight;
+  g.gtable = with_options ? gtable.data() : nullptr, g.sums = sums.data();
+  embedding_norm_backward_cpu(g, distinct.data(), starts.data(), 2, 0, 1);
+}
+
 template <typename T> void run_all() {
   const FlushToZeroGuard flush_to_zero;
   for (int64_t size : {1, 5, 33}) {
@@ -208,6 +252,8 @@ template <typename T> void run_all() {
         run_head_norms<T>(time, size, with_options);
         run_channels<T>(time, size + 60, with_options);
         run_shifts<T>(time, size + 230, with_options);
+        run_logits<T>(time + 30, size == 33 ? 1025 : size, with_options);
+        run_embedding<T>(time * 8, size, with_options);
       }
     }
   }

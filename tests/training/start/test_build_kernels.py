@@ -25,7 +25,8 @@ GPU = f"{SHAPE} --accelerator gpu --precision bf16"
 
 def operators_of(version: str) -> list[str]:
     """Lists the operators of a version, that of the time mix first."""
-    return [VERSIONS[version].operator, *VERSIONS[version].layer_operators]
+    row = VERSIONS[version]
+    return [row.operator, *row.layer_operators, "embedding_norm", "head_loss"]
 
 
 OPERATORS = operators_of("6")

@@ -46,6 +46,8 @@ FAMILIES = {
         "adamw",
         "bonus",
         "head_norm_gate",
+        "embedding_norm",
+        "head_loss",
         "keys",
         "norm_shift",
         "sigmoid_gate",
