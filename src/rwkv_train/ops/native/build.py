@@ -45,6 +45,8 @@ SOURCES = _sources_folder()
 FAMILIES = {
     "layer": (
         "adamw",
+        "bonus",
+        "head_norm_gate",
         "embedding_norm",
         "head_loss",
         "keys",
