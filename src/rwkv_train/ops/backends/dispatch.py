@@ -177,7 +177,7 @@ def choose(backends: Sequence[Backend], name: str, call: Call) -> int:
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Returns a context in which torch.autocast does not touch operators on `device`."""
     kind = device.type
-    # Most calls are outside of it already, and entering a context costs as much as a small operator.
+    # Most calls are outside of it already, and entering one costs as much as a small operator.
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return nullcontext()
     return torch.autocast(kind, enabled=False)
