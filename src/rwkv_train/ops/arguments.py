@@ -58,9 +58,7 @@ def prepare(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Te
     return tensor.to(compute_dtype(like.dtype))
 
 
-def check_floats(
-    op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
-) -> None:
+def check_floats(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     """Checks that `tensor` holds floats of any kind, its shape, and that it lies where `like` does.
 
     For a large one that a backend reads as it is: `prepare` may copy it.
