@@ -128,6 +128,7 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
     T *const there = earlier, *const behind = next;
     const Results r = results_of(t);
     const ShiftedGradient gradient(*this, t);
+    Vec<T> of_u{}, of_product{};
     each_vector<T>(p.width, [&](int64_t c, auto left) {
       const Vec<T> w = load<T>(weight + c), b = load<T>(bias + c);
       const Vec<T> before = (load_part(stream + c, left) - s.mean) * s.inverse;
@@ -141,23 +142,22 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
         add_to(r.sums[i] + c, product);
         if (r.gmoves[i] != nullptr) store_part(r.gmoves[i] + c, left, product);
       }
-      gradient.take(c, left, p - q + load<T>(behind + c));
+      gradient.take(c, left, p - q + load<T>(behind + c), of_u, of_product);
       store<T>(behind + c, passes ? q : Vec<T>{});
     });
-    return gradient.means();
+    const T channels = static_cast<T>(this->p.width);
+    return {sum_of_lanes<T>(of_u) / channels, sum_of_lanes<T>(of_product) / channels};
   }
 
   // What becomes of gh, vector by vector.
   struct ShiftedGradient {
-    const NormShiftBackwardTask& task;
     const Y *const gy, *const gnormal;
     const T *gh_last = nullptr, *const weight, *const now;
     T *const u, *const gweight, *const gbias;
     Y* const gnormal_out;
-    mutable Vec<T> of_u{}, of_product{};
 
     ShiftedGradient(const NormShiftBackwardTask& task, int64_t t)
-        : task(task), gy(typed(task.mixed == 0 ? task.p.gy[0] : nullptr, t * task.p.width)),
+        : gy(typed(task.mixed == 0 ? task.p.gy[0] : nullptr, t * task.p.width)),
           gnormal(typed(task.p.gnormal, t * task.p.width)), weight(task.rows.weight),
           now(task.now), u(task.u), gweight(task.sums + task.mixed * task.rows.stride),
           gbias(gweight + task.rows.stride),
@@ -167,7 +167,9 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
       }
     }
 
-    RWKV_INLINE void take(int64_t c, auto left, Vec<T> gh) const {
+    // Adds to the sums of u and u n.
+    RWKV_INLINE void take(int64_t c, auto left, Vec<T> gh, Vec<T>& of_u,
+                          Vec<T>& of_product) const {
       if (gy != nullptr) gh += load_part(gy + c, left);
       if (gh_last != nullptr) gh += load_part(gh_last + c, left);
       if (gnormal != nullptr) gh += load_part(gnormal + c, left);
@@ -177,11 +179,6 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
       of_u += product, of_product += product * n;
       add_to(gweight + c, gh * n);
       add_to(gbias + c, gh);
-    }
-
-    Means means() const {
-      const T channels = static_cast<T>(task.p.width);
-      return {sum_of_lanes<T>(of_u) / channels, sum_of_lanes<T>(of_product) / channels};
     }
   };
 
