@@ -2,17 +2,19 @@
 
     python -m benchmarks.step [--layers 12 --width 768 --vocab 65536 --ctx_len 512 --batch 4]
                               [--precision fp32|bf16] [--versions 4567] [--grad_cp]
+                              [--keep_heap 0|1]
 
 Prints tokens/s, the shares of the step that the WKV operator and that token shift with its mixes
 take (measured alone on the same shapes in the same run; by torch: what the latter would take
 without a fused operator, against the same step), the matrix-product FLOP/s of the step
-against the rate that a plain product reaches here, and on a GPU the peak memory. Medians; ratios
-are within one run.
+against the rate that a plain product reaches here, on a GPU the peak memory, and the page faults of
+a step. On a CPU the heap is kept, as training does it. Medians; ratios are within one run.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from rwkv_train.ops.wkv4 import wkv4
 from rwkv_train.ops.wkv5 import wkv5
 from rwkv_train.ops.wkv6 import wkv6
 from rwkv_train.ops.wkv7 import wkv7
+from rwkv_train.training.kept_heap import huge_page_bytes, keep_heap
 
 # Parameters that mix a token with the one before it, by version: time mix, channel mix.
 MIXES = {
@@ -184,6 +187,9 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = median_seconds(step, device, options.repeats)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     count = options.batch * options.ctx_len
     matrices = sum(
         p.numel() for n, p in model.named_parameters() if p.dim() >= 2 and n != "emb.weight"
@@ -200,6 +206,7 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
         "shift share": shifts * options.layers / seconds,
         "plain shift share": plain_shifts * options.layers / seconds,
         "flop/s": 6 * matrices * count / seconds,
+        "faults": faults,
         "GiB": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
     }
 
@@ -217,20 +224,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--grad_cp", action="store_true")
+    parser.add_argument("--keep_heap", type=int, choices=(0, 1), default=1)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[options.precision]
+    heap = keep_heap() if device.type == "cpu" and options.keep_heap else "as it is"
     rate = matmul_rate(device, dtype, options.width, options.batch * options.ctx_len)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(
         f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; L{options.layers}"
         f" D{options.width} V{options.vocab}, {options.batch} x {options.ctx_len}, "
-        f"{options.precision}; a plain product reaches {rate / 1e9:.0f} GFLOP/s"
+        f"{options.precision}; a plain product reaches {rate / 1e9:.0f} GFLOP/s; heap {heap}"
     )
     print(
         f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"
         f"{'shift share':>13}{'(by torch)':>12}"
-        f"{'of product rate':>17}{'GiB':>7}"
+        f"{'of product rate':>17}{'GiB':>7}{'page faults':>13}{'huge pages':>12}"
     )
     for version in options.versions:
         row = measure(version, options, device)
@@ -238,7 +247,8 @@ def main() -> None:
             f"RWKV-{version:<4}{row['parameters']:>13,}{row['tokens/s']:>10.0f}"
             f"{row['wkv share']:>10.1%}"
             f"{row['shift share']:>12.1%}{row['plain shift share']:>12.1%}"
-            f"{row['flop/s'] / rate:>17.2f}{row['GiB']:>7.1f}",
+            f"{row['flop/s'] / rate:>17.2f}{row['GiB']:>7.1f}{row['faults']:>13,.0f}"
+            f"{huge_page_bytes() / 2**20:>8.0f} MiB",
             flush=True,
         )
 

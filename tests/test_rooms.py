@@ -61,10 +61,17 @@ models.rwkv6: layers sizes table
 models.rwkv7: layers sizes table
 models.rwkv_package: registry state
 models.transfer: backbone registry table
+ops.adamw: backends native precision
 ops.arguments: backends precision
-ops.head_loss: arguments backends precision
+ops.embedding_norm: arguments backends native precision
+ops.head_loss: arguments backends native precision
+ops.keys: arguments backends native precision
 ops.native: backends precision
+ops.norm_shift: arguments backends native precision
+ops.sigmoid_gate: arguments backends native precision
+ops.squared_relu: arguments backends native
 ops.token_shift: arguments backends native precision
+ops.value_residual: arguments backends native precision
 ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
@@ -74,11 +81,12 @@ training.bad_steps: checkpointing distributed module optim reporting start
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
 training.distributed: environment launchers optim
-training.loader: signals
+training.kept_heap: environment
+training.loader: kept_heap signals
 training.module: carried_state distributed optim
 training.reporting: progress start
-training.run: bad_steps checkpointing distributed environment launchers loader module
-    optim progress reporting start step_callback trainer validation
+training.run: bad_steps checkpointing distributed environment kept_heap launchers loader
+    module optim progress reporting start step_callback trainer validation
 training.start: carried_state checkpointing distributed environment optim progress
 training.step_callback: bad_steps checkpointing distributed module optim progress
     reporting signals validation

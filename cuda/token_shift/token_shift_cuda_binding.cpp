@@ -8,7 +8,7 @@
 #include "token_shift_cuda.h"
 #include "token_shift_host.h"
 
-namespace rwkv {
+namespace rwkv::token_shift {
 namespace {
 
 using at::Tensor;
@@ -49,9 +49,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(at::TensorList gy, const Ten
 }
 
 }  // namespace
-}  // namespace rwkv
+}  // namespace rwkv::token_shift
 
 TORCH_LIBRARY_IMPL(rwkv, CUDA, m) {
-  m.impl("token_shift_forward", &rwkv::forward);
-  m.impl("token_shift_backward", &rwkv::backward);
+  m.impl("token_shift_forward", &rwkv::token_shift::forward);
+  m.impl("token_shift_backward", &rwkv::token_shift::backward);
 }

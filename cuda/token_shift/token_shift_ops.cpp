@@ -8,7 +8,7 @@
 #include "../common/cpu/parallel.h"
 #include "token_shift_host.h"
 
-namespace rwkv {
+namespace rwkv::token_shift {
 namespace {
 
 using at::Tensor;
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(at::TensorList gy, const Ten
 }
 
 }  // namespace
-}  // namespace rwkv
+}  // namespace rwkv::token_shift
 
 TORCH_LIBRARY_FRAGMENT(rwkv, m) {
   m.def(
@@ -52,6 +52,6 @@ TORCH_LIBRARY_FRAGMENT(rwkv, m) {
 }
 
 TORCH_LIBRARY_IMPL(rwkv, CPU, m) {
-  m.impl("token_shift_forward", &rwkv::forward);
-  m.impl("token_shift_backward", &rwkv::backward);
+  m.impl("token_shift_forward", &rwkv::token_shift::forward);
+  m.impl("token_shift_backward", &rwkv::token_shift::backward);
 }

@@ -12,9 +12,8 @@ import torch
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native.cuda_toolkit import CudaToolkit, find_toolkit
+from tests.cuda.conftest import ALL_INTERFACES
 from tests.cuda.host_kernels import COMPILER, SOURCES, cuda_source, source_hash
-from tests.cuda.problems import INTERFACES
-from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 ARCHITECTURES = ("80", "90")
 NVCC_FLAGS = (
@@ -32,7 +31,7 @@ NVCC_FLAGS = (
 )
 pytestmark = pytest.mark.slow
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
-OPS = (*INTERFACES, SHIFT_INTERFACE.op)
+OPS = (*ALL_INTERFACES, "adamw")
 REPORT = "registers.txt"
 
 

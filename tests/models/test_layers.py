@@ -8,7 +8,7 @@ import torch
 from rwkv_train.models.layers import HeadNorm, decay_logits, share_of_previous, shift_and_mix
 from rwkv_train.models.table import InitContext, orthogonal
 from tests.helpers import assert_close
-from tests.models.tiny import tiny_config, tiny_model
+from tests.models.tiny import tiny_config
 
 
 def test_a_token_and_the_one_before_it_are_mixed_by_shares():
@@ -62,23 +62,6 @@ def test_decay_logits_follow_their_formula():
         for t in range(3):
             expected[b, t] = base[0, 0] + torch.tanh(x[b, t] @ down) @ up
     assert_close("logits", decay_logits(base, x, down, up), expected, 1e-12)
-
-
-def test_rwkv7_removal_keys_have_length_one_however_small():
-    att = tiny_model("7").double().blocks[1].att
-    with torch.no_grad():
-        att.k_k.fill_(1.0)
-    k = torch.zeros(1, 3, 64, dtype=torch.float64)
-    k[0, 0, :32] = 1e-8
-    k[0, 1, 32:] = 3.0
-    k.requires_grad_()
-    rate = torch.full((1, 3, 64), 0.25, dtype=torch.float64)
-    _, a, b = att._keys(k, rate)
-    lengths = a[0].norm(dim=-1)  # [T, H]
-    assert lengths.round(decimals=9).tolist() == [[1, 0], [0, 1], [0, 0]]
-    assert_close("b", b, -0.25 * a, 1e-12)
-    (a.sum() + b.sum()).backward()
-    assert k.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])

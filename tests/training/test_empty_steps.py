@@ -52,7 +52,12 @@ MOVING = {"epoch_steps": 100, "weight_decay": 0.5, "lr_init": 1e-2, "lr_final": 
     [
         {},
         {"optimizer": "muon"},
-        {"strategy": "deepspeed_stage_1"},
+        {
+            "strategy": "deepspeed_stage_1",
+            "precision": "bf16",
+            "micro_bsz": 2,
+            "accumulate_grad_batches": 2,
+        },
         {"strategy": "deepspeed_stage_2", "precision": "bf16"},
         {"strategy": "deepspeed_stage_3", "micro_bsz": 2, "accumulate_grad_batches": 2},
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ import torch
 from rwkv_train.training.bad_steps import zero_veto
 from rwkv_train.training.module import TrainingModule
 from tests.helpers import relative_rms
+from tests.training.runs import assert_same_weights, losses
 
 MICRO_BATCHES = 16
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_micro_batches_add_up_without_rounding(
     run_training: Callable[..., int], monkeypatch: pytest.MonkeyPatch, stage: int
 ):
@@ -53,3 +55,17 @@ def test_micro_batches_add_up_without_rounding(
     # At the beginning the others have no gradient.
     assert len(errors) == 10
     assert max(errors) <= 1e-6
+
+
+def test_stage_1_clips_steps_and_resumes_with_the_bits_of_stage_2(
+    run_training: Callable[..., int], tmp_path: Path
+):
+    options = {"precision": "bf16", "micro_bsz": 1, "accumulate_grad_batches": 4, "grad_clip": 0.2}
+    runs = {"two": (2, 6), "one": (1, 6), "resumed": (1, 3)}
+    for name, (stage, steps) in [*runs.items(), ("resumed", (1, 6))]:
+        line = {"strategy": f"deepspeed_stage_{stage}", "max_steps": steps, "exit_tokens": 768}
+        assert not run_training(proj_dir=tmp_path / name, **line, **options)
+    assert len(losses(tmp_path / "one")) == 6
+    for other in ("two", "resumed"):
+        assert losses(tmp_path / other) == losses(tmp_path / "one")
+        assert_same_weights(tmp_path / other / "rwkv-final.pth", tmp_path / "one/rwkv-final.pth")

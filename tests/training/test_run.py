@@ -71,7 +71,7 @@ def test_a_run_that_is_finished_says_so_and_changes_nothing(
     run_training()
     out = tmp_path / "out"
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    capsys.readouterr()
+    assert "\n  heap        " in capsys.readouterr().out
     assert run_training() == 0
     assert "is finished: 12 of 12 steps" in capsys.readouterr().out
     assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}

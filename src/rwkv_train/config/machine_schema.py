@@ -55,6 +55,9 @@ class HardwareConfig:
     """machines; None: those of the launcher that started the processes, else one"""
     precision: Precision | None = None
     """fp32, tf32, bf16 or fp16; None: bf16 on a GPU (before Ampere fp16), fp32 on a CPU"""
+    autocast: bool | None = None
+    """keep fp32 weights, which every product rounds to 16 bits; 0: keep bf16 weights, and their
+    fp32 masters in the optimizer; None: 0 on one GPU with adamw and under DeepSpeed, else 1"""
     strategy: Strategy = "auto"
     """auto: single_device for one process, else ddp on CPUs and deepspeed_stage_2 on GPUs"""
     ds_bucket_mb: Annotated[int, AtLeast(1)] = 200
@@ -62,7 +65,10 @@ class HardwareConfig:
     wkv_backend: BackendName = "auto"
     """implementation of the WKV operators; auto: the fastest that accepts the call"""
     head_chunk: Annotated[int | None, AtLeast(1)] = None
-    """rows per slice of the fused head and loss; None: chosen by vocabulary size"""
+    """rows per slice of the fused head and loss; None: 64 MiB of logits or, where the head learns, 4
+    rows a channel, of up to 512 MiB (on a GPU 1 GiB)"""
+    keep_heap: bool = True
+    """on a CPU keep the memory that a step frees for the next, on huge pages (Linux with glibc)"""
 
 
 @dataclass(frozen=True)

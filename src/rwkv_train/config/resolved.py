@@ -94,13 +94,21 @@ class ResolvedTrain(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedHardware(HardwareConfig):
-    """Devices, precision and strategy of the run."""
+    """Devices, precision and strategy of the run.
+
+    autocast: None in fp32 and tf32, which round no weights.
+    """
 
     accelerator: Accelerator = field()
     devices: int = field()
     num_nodes: int = field()
     precision: Precision = field()
     strategy: ResolvedStrategy = field()
+
+    @property
+    def keeps_masters(self) -> bool:
+        """Tells whether our own optimizer keeps the fp32 masters of bf16 weights."""
+        return self.autocast is False and not self.strategy.startswith("deepspeed")
 
 
 @dataclass(frozen=True, kw_only=True)

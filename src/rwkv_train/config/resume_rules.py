@@ -207,10 +207,14 @@ RULES: Mapping[str, ResumeRule] = {
     "precision": ResumeRule(
         Effect.COURSE, "steps are computed in it from here on; the state is fp32 in any case"
     ),
+    "autocast": ResumeRule(
+        Effect.ROUNDING, "weights are rounded elsewhere; the state has their fp32 values"
+    ),
     "strategy": _SAME_MATHEMATICS,
     "ds_bucket_mb": ResumeRule(Effect.ROUNDING, "gradients are summed in other buckets", _has_zero),
     "wkv_backend": _SAME_MATHEMATICS,
     "head_chunk": _SAME_MATHEMATICS,
+    "keep_heap": _NOTHING,
     # log
     "wandb": _NOTHING,
     "wandb_mode": _NOTHING,

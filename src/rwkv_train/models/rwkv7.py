@@ -33,7 +33,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.layers import (
@@ -60,6 +59,9 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.ops.keys import keys
+from rwkv_train.ops.squared_relu import squared_relu
+from rwkv_train.ops.value_residual import value_residual
 from rwkv_train.ops.wkv7 import wkv7
 
 NAME = "RWKV-7"
@@ -115,13 +117,13 @@ class TimeMix(nn.Module):
         if carry is None:
             carry = v
         else:
-            share = torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2)
-            # The operator takes r, k, v in one dtype; under autocast the share is wider.
-            v = (v + (carry - v) * share).to(v.dtype)
-        rate = torch.sigmoid(self.a0 + (xa @ self.a1) @ self.a2)
+            v, carry = value_residual(v, carry, (xv @ self.v1) @ self.v2, self.v0.flatten())
+        rate = (xa @ self.a1) @ self.a2  # logits without a0
         g = torch.sigmoid(xg @ self.g1) @ self.g2
-        k, a, b = self._keys(k, rate)
-        r, w, v = (split_heads(z, self.head_size) for z in (r, w, v))  # [B, T, H, N]
+        r, w, k, v, rate = (split_heads(z, self.head_size) for z in (r, w, k, v, rate))
+        k, a, b = keys(  # [B, T, H, N]
+            k, rate, self.a0.flatten(), self.k_k.flatten(), self.k_a.flatten()
+        )
         y, wkv = wkv7(
             r,
             w,
@@ -136,20 +138,6 @@ class TimeMix(nn.Module):
         # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
         out = self.output((self.ln_x(y) + self._bonus(r, k, v)) * g)
         return out, carry, x[:, -1], wkv
-
-    def _keys(self, k: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns replacement key k, removal key a = -κ and b = κ rate: [B, T, H, N], k's dtype."""
-        wide, rate = full_precision(k), full_precision(rate)
-        # The norm is a sum of N squares, of which bf16 would lose the small ones.
-        kappa = split_heads(wide * full_precision(self.k_k), self.head_size)
-        kappa = F.normalize(kappa, dim=-1, eps=1e-12)
-        replacement = wide * (1 + (rate - 1) * full_precision(self.k_a))
-        removal = kappa * split_heads(rate, self.head_size)
-        return (
-            split_heads(replacement, self.head_size).to(k.dtype),
-            -kappa.to(k.dtype),
-            removal.to(k.dtype),
-        )
 
     def _bonus(self, r: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Returns the current token's value, weighted per head by r · r_k k: [B, T, D]."""
@@ -177,7 +165,7 @@ class ChannelMix(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output [B, T, D] and the new shift."""
         (xk,) = shift_and_mix(x, shift, reset, self.x_k)
-        return self.value(F.relu(self.key(xk)).square()), x[:, -1]
+        return self.value(squared_relu(self.key(xk))), x[:, -1]
 
 
 def _in_head(place: InitContext) -> Tensor:

@@ -66,6 +66,8 @@ def _run_command(given: list[str]) -> int:
             launch = _decide(config)
         except TrainerError as error:
             return _refuse_on_all_ranks(given, error)
+        if launch.starts_children and launch.num_nodes == 1:
+            _build_kernels(config)
         return _start(launch, given, config.hardware.dist_timeout, _body(config, notices))
     except TrainerError as error:
         print(f"error: {error.in_one_line()}", file=sys.stderr)
@@ -101,6 +103,13 @@ def _count_devices(config: RunConfig) -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def _build_kernels(config: RunConfig) -> None:
+    """Builds what this process and those that it is about to start need, for nobody to wait."""
+    from rwkv_train.training.start.build_kernels import build_ahead
+
+    build_ahead(config)
 
 
 def _start(

@@ -13,6 +13,7 @@ from rwkv_train.data.samples.bptt_windows import WindowDataset, WindowNumbers
 from rwkv_train.data.samples.sample_source import SampleSource
 from rwkv_train.data.sampling.sampler import SampleNumbers
 from rwkv_train.errors import DataError
+from rwkv_train.training.kept_heap import give_back_heap
 from rwkv_train.training.signals import ignore_stop_signals
 
 
@@ -75,7 +76,7 @@ class RunData(pl.LightningDataModule):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=_begin_worker,
             pin_memory=self._config.hardware.accelerator == "gpu",
             # Never a short micro batch: losses of steps would have different meanings.
             drop_last=True,
@@ -83,3 +84,10 @@ class RunData(pl.LightningDataModule):
             # a resumed run's dropout differ from an uninterrupted one's.
             generator=torch.Generator().manual_seed(0),
         )
+
+
+def _begin_worker(worker: int) -> None:
+    """Sets up a loader worker, `worker` being its number."""
+    ignore_stop_signals(worker)
+    # It reads samples and has no steps, for which memory would be kept.
+    give_back_heap()

@@ -17,7 +17,8 @@ from rwkv_train.models.parameters import ParameterGroup
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.training.carried_state import CarriedStates
 from rwkv_train.training.distributed.strategy import zero_engine
-from rwkv_train.training.optim.optimizer import build_optimizer
+from rwkv_train.training.optim.master_weights import round_weights
+from rwkv_train.training.optim.optimizer import build_optimizer, clip_gradients
 
 
 class TrainingModule(pl.LightningModule):
@@ -69,23 +70,26 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Returns the optimizer over RWKV's parameter groups."""
-        return build_optimizer(self._groups, self._optim, self._hardware)
+        """Returns the optimizer over RWKV's parameter groups; rounds the weights if it is to."""
+        masters = None
+        if self._hardware.keeps_masters:
+            # Here they are on their device already.
+            several = self.trainer.accumulate_grad_batches > 1
+            masters = round_weights(self.model, sums_in_fp32=several)
+        return build_optimizer(self._groups, self._optim, self._hardware, masters)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clips to grad_clip, or drops the gradients of a step that is to be skipped."""
         if zero_engine(self.trainer.strategy) is not None:
             # DeepSpeed's engine measures and clips itself, and the veto decides inside it.
             return
-        limit = self._optim.grad_clip
-        trained = [p for group in self._groups for p in group.parameters]
-        # with an infinite limit this only measures
-        norm = torch.nn.utils.clip_grad_norm_(trained, limit if limit > 0 else torch.inf)
+        norm = clip_gradients(self.trainer.optimizers[0], self._optim.grad_clip)
         if not self._allows_step(norm):
             # Zeros would not do: without gradients the optimizers change nothing, no weight, no
             # moment and no step count; with zeros decay and moments would act.
-            for parameter in trained:
-                parameter.grad = None
+            for group in self._groups:
+                for parameter in group.parameters:
+                    parameter.grad = None
 
     def step_loss(self) -> Tensor:
         """Returns this rank's mean loss over the micro batches of the current step, on its device.

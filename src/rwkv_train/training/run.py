@@ -27,6 +27,7 @@ from rwkv_train.training.distributed.process_group import DecidedEnvironment, be
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
 from rwkv_train.training.environment import is_rank_zero
+from rwkv_train.training.kept_heap import keep_heap
 from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.loader import RunData
 from rwkv_train.training.module import TrainingModule
@@ -74,6 +75,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
     set_up_torch(config.hardware)
+    heap = _heap(config)
     model, base = make_model(config, point)
     groups = _groups(model, config)
     # Before the strategy wraps the model: DDP and DeepSpeed take what learns at that moment.
@@ -83,7 +85,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     )
     reporters: list[Reporter] = []
     if is_rank_zero():
-        _print_header(prepared, beginning, ranks.launch, model, groups)
+        _print_header(prepared, beginning, ranks.launch, model, groups, heap)
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
@@ -195,6 +197,7 @@ def _print_header(
     launch: Launch,
     model: RWKV,
     groups: list[ParameterGroup],
+    heap: list[tuple[str, str]],
 ) -> None:
     config, samples = prepared.config, prepared.samples
     point, progress, length = beginning
@@ -209,9 +212,19 @@ def _print_header(
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
         changes=[change.text for change in prepared.point.changes],
-        operators=describe_operators(prepared.operators, config.hardware.accelerator),
+        operators=[*describe_operators(prepared.operators, config.hardware.accelerator), *heap],
         notes=[*launch.notes, *prepared.derived, *learns, *samples.notes, *point.notes],
     )
+
+
+def _heap(config: ResolvedConfig) -> list[tuple[str, str]]:
+    """Keeps the heap of a run on the CPU if it is to be; returns the header's line about it."""
+    if config.hardware.accelerator == "gpu":
+        # Its activations lie on the card.
+        return []
+    if not config.hardware.keep_heap:
+        return [("heap", "given back to the system after every step")]
+    return [("heap", keep_heap())]
 
 
 def _groups(model: RWKV, config: ResolvedConfig) -> list[ParameterGroup]:

@@ -42,7 +42,8 @@ def build_trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
-        precision=LIGHTNING_PRECISION[hardware.precision],
+        # Weights in bf16 need no autocast, nor does DeepSpeed, which rounds them itself.
+        precision=32 if hardware.keeps_masters else LIGHTNING_PRECISION[hardware.precision],
         accumulate_grad_batches=train.accumulate_grad_batches,
         # Only DeepSpeed needs the value; elsewhere the module clips and keeps the norm.
         gradient_clip_val=config.optim.grad_clip if hardware.strategy in ZERO_STAGES else None,

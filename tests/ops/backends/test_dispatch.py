@@ -50,7 +50,7 @@ def a_call(**changes) -> Call:
 def backend(name: str, reason=None) -> Backend:
     """A backend that exists in memory only and refuses with `reason`, or with what that returns."""
     refuses = reason if callable(reason) else lambda call: reason
-    dispatch._modules[f"fake.{name}"] = SimpleNamespace(refuses=refuses, run=lambda: name)
+    dispatch._modules[f"fake.{name}"] = [SimpleNamespace(refuses=refuses, run=lambda: name)]
     return Backend(name, f"fake.{name}")
 
 
@@ -163,7 +163,8 @@ def test_the_call_says_what_a_backend_may_ask(monkeypatch):
             seen.append(call)
             return Refusal("not today", news=False)
 
-        monkeypatch.setitem(dispatch._modules, b.module, SimpleNamespace(refuses=refuses, run=run))
+        fake = [SimpleNamespace(refuses=refuses, run=run)]
+        monkeypatch.setitem(dispatch._modules, b.module, fake)
     x = torch.zeros(1, 3, 2, 4, dtype=torch.bfloat16)
     u = torch.zeros(2, 4, requires_grad=True)
     with pytest.raises(BackendError, match="no backend"):

@@ -177,7 +177,7 @@ def test_auto_obeys_the_table(table, monkeypatch):
         return "it is Sunday" if call.kernel == "scan" else None
 
     for name in ("native", "chunked"):
-        dispatch._modules[f"rwkv_train.ops.toy.{name}"] = SimpleNamespace(refuses=refuses)
+        dispatch._modules[f"rwkv_train.ops.toy.{name}"] = [SimpleNamespace(refuses=refuses)]
     assert choose(backends, "auto", a_call()) == 0
     table(cpu_row("chunked", 1.0), cpu_row("native", 2.0))
     assert choose(backends, "auto", a_call()) == 1

@@ -62,7 +62,7 @@ def start_process(target: Target, path: str | None = None) -> subprocess.Popen:
     )
     environment = os.environ | ({"PATH": path} if path is not None else {})
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, target)],
+        [sys.executable, "-c", code, *map(str, target[:4])],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -137,6 +137,64 @@ def test_a_failed_compile_is_not_repeated_by_the_processes_of_a_run(toy, capsys)
     with pytest.raises(BackendError, match="nonsense"):
         built_library(toy)
     assert capsys.readouterr().err.count("building") == 1
+
+
+@pytest.fixture
+def family(toy) -> Target:
+    """A library of toy and a second operator, whose host code includes the same header."""
+    shared = toy.sources / "common" / "shared.h"
+    shared.write_text("#pragma once\ninline int shared() { return 1; }\n")
+    for op in ("toy", "other"):
+        (toy.sources / op).mkdir(exist_ok=True)
+        host = toy.sources / op / f"{op}_ops.cpp"
+        written = host.read_text() if host.exists() else 'extern "C" int more() { return 2; }\n'
+        host.write_text(f'#include "../common/shared.h"\n{written}')
+    (toy.sources / "other" / "other_cpu.cpp").write_text("namespace other { int unused = 3; }\n")
+    return toy._replace(name="toys", members=("toy", "other"))
+
+
+def test_a_family_is_one_library_whose_host_code_is_one_translation_unit(family, capsys):
+    (family.sources / "other" / "other_ops.cpp").write_text(
+        "int unheard_of() { return shared() + number(); }\n"
+        'extern "C" int more() { return unheard_of(); }\n'
+    )
+    library = built_library(family)
+    assert library.name == "toys_cpu.so"
+    assert answer(library) == 42 and ctypes.CDLL(str(library)).more() == 43
+    assert capsys.readouterr().err.startswith("building the toys CPU kernels, ")
+
+
+@pytest.mark.parametrize("op", ["toy", "other"])
+def test_a_changed_source_of_any_operator_gives_another_library(family, op):
+    first = built_library(family)
+    with (family.sources / op / f"{op}_ops.cpp").open("a") as file:
+        file.write("// another version\n")
+    assert built_library(family) != first
+
+
+def test_a_member_without_sources_is_named(family):
+    shutil.rmtree(family.sources / "other")
+    with pytest.raises(BackendError, match=r"toys CPU kernels .* without .*/other_ops\.cpp"):
+        built_library(family)
+
+
+def test_the_operators_of_a_family_are_loaded_together(family, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(build, "FAMILIES", {"toys": ("toy", "other")})
+    monkeypatch.setattr(build, "SOURCES", family.sources)
+    monkeypatch.setattr(build, "_outcomes", {})
+    monkeypatch.setattr(build, "has_sources", lambda *_: True)
+    monkeypatch.setattr(build, "built_library", lambda target: Path(target.name))
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    assert [build.load(op, "cpu") for op in ("other", "toy", "alone")] == [None] * 3
+    assert loaded == ["toys", "alone"]
+
+
+def test_every_operator_of_the_families_has_sources():
+    for family, members in build.FAMILIES.items():
+        assert len(set(members)) == len(members)
+        for file in Target(family, members=members).files():
+            assert file.is_file()
 
 
 def test_without_a_compiler_it_names_the_remedy(toy, tmp_path):

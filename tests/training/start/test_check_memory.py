@@ -40,10 +40,10 @@ def test_parameters_are_counted_as_the_model_has_them(version, layers):
         # fp32 weights, gradients, two fp32 moments
         ("", (4, 4, 8)),
         ("--precision bf16 --strategy ddp --devices 2", (8, 8, 16)),
-        # bf16 weights and gradients; moments and the fp32 copy, divided by two
-        ("--precision bf16 --strategy deepspeed_stage_1 --devices 2", (4, 4, 12)),
-        ("--precision bf16 --strategy deepspeed_stage_2 --devices 2", (4, 2, 12)),
-        ("--precision bf16 --strategy deepspeed_stage_3 --devices 2", (2, 2, 12)),
+        # bf16 weights, fp32 sums of gradients; moments and the fp32 copy, divided by two
+        ("--precision bf16 --strategy deepspeed_stage_1 --devices 2", (4, 8, 12)),
+        ("--precision bf16 --strategy deepspeed_stage_2 --devices 2", (4, 4, 12)),
+        ("--precision bf16 --strategy deepspeed_stage_3 --devices 2", (2, 4, 12)),
         ("--strategy deepspeed_stage_3 --devices 2 --num_nodes 4", (1, 1, 2)),
         ("--optimizer muon", (4, 4, 4)),
         ("--train_stage 1", (4, 0, 0)),

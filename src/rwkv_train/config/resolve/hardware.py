@@ -5,6 +5,7 @@ from __future__ import annotations
 from rwkv_train.config.choices import Accelerator, Precision, ResolvedStrategy
 from rwkv_train.config.discovered import Discovered, MachineDiscovered
 from rwkv_train.config.machine_schema import HardwareConfig
+from rwkv_train.config.resolve.autocast_choice import resolve_autocast
 from rwkv_train.config.resolve.optimizer_choice import chosen_optimizer
 from rwkv_train.config.resolved import ResolvedHardware, not_narrowed
 from rwkv_train.config.schema import RunConfig
@@ -33,13 +34,14 @@ def resolve_hardware(
     # Before the other settings of the optimizer, which depend on the strategy chosen by it.
     optimizer = chosen_optimizer(config.optim, discovered.start)
     strategy = _strategy(given, accelerator, devices * nodes, prepares, optimizer, lines)
+    autocast = resolve_autocast(config, accelerator, precision, strategy, optimizer, lines)
     return ResolvedHardware(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
         precision=precision,
         strategy=strategy,
-        **not_narrowed(given, ResolvedHardware),
+        **not_narrowed(given, ResolvedHardware) | {"autocast": autocast},
     )
 
 

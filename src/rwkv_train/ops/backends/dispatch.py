@@ -56,7 +56,10 @@ MATRIX_STATE_BACKENDS = (
 
 _log = logging.getLogger(__name__)
 _announced: set[tuple[str, str, str]] = set()
-_modules: dict[str, ModuleType | None] = {}
+# A list of one once it was looked for, None in it where it does not exist. Every name is a key from
+# the start: torch.compile reads this at the first operator of a model and would not see a module
+# that the second one imports; the lists are read when they are used.
+_modules: dict[str, list[ModuleType | None]] = {}
 
 
 class Call(NamedTuple):
@@ -116,7 +119,7 @@ class Backend(NamedTuple):
 
     def run(self, *arguments: Any) -> Any:
         """Calls the backend's `run`; only after `refuses` returned None."""
-        module = _modules[self.module]
+        (module,) = _modules[self.module]
         assert module is not None, f"{self.module} does not exist, and `refuses` says so"
         kernel = {"kernel": self.kernel} if self.kernel else {}
         return module.run(*arguments, **kernel)
@@ -131,7 +134,10 @@ def backends_of(op: str, *names: str) -> tuple[Backend, ...]:
     """Returns the backends of ops/<op> in order of preference; kernels are "backend:kernel"."""
     parts = [(name, *name.partition(":")[::2]) for name in names]
     room = f"rwkv_train.ops.{op}"
-    return tuple(Backend(name, f"{room}.{module}", kernel) for name, module, kernel in parts)
+    found = tuple(Backend(name, f"{room}.{module}", kernel) for name, module, kernel in parts)
+    for backend in found:
+        _modules.setdefault(backend.module, [])
+    return found
 
 
 def dispatch(
@@ -247,7 +253,8 @@ def _announce(refusals: Sequence[tuple[Backend, Refusal]], taken: Backend, call:
 
 def _import_once(module: str) -> ModuleType | None:
     # Remembered because it is asked for every call and looks at the disk.
-    if module not in _modules:
+    found = _modules.setdefault(module, [])
+    if not found:
         exists = importlib.util.find_spec(module) is not None
-        _modules[module] = importlib.import_module(module) if exists else None
-    return _modules[module]
+        found.append(importlib.import_module(module) if exists else None)
+    return found[0]

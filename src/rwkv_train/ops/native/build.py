@@ -2,9 +2,10 @@
 
 The sources are `cuda/common` and `cuda/<op>`: `<op>_ops.cpp` (schema and host code) and
 `<op>_cpu.cpp` make the CPU library; `<op>_cuda*.cpp` and `<op>_cuda*.cu` the CUDA library, which
-needs the CPU library for the schema. A library lies in the user's cache under a name that holds a
-hash of everything it depends on: sources, flags, torch, compiler and processor. Nobody deletes old
-ones; the whole cache folder may be deleted at any time.
+needs the CPU library for the schema. The operators of a family share a library: torch's headers,
+which take longer than all else, are then compiled once for all of them. A library lies in the
+user's cache under a name that holds a hash of everything it depends on: sources, flags, torch,
+compiler and processor. Nobody deletes old ones; the whole cache folder may be deleted at any time.
 
 One process builds and the others wait, by a file lock that the system releases when its owner dies.
 A compile that failed is not tried again by the processes of the same run.
@@ -15,22 +16,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
 import shutil
-import socket
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import torch
 
 from rwkv_train.compiler import cache_folder, run_compiler
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native import toolchain
+from rwkv_train.ops.native.build_lock import WORK_PREFIX, held_lock, say
 from rwkv_train.ops.native.cuda_toolkit import host_compiler_fault
+from rwkv_train.ops.native.ninja_file import ninja_file
 
 
 def _sources_folder() -> Path:
@@ -41,29 +39,71 @@ def _sources_folder() -> Path:
 
 
 SOURCES = _sources_folder()
+# Operators that a run needs together, by the name of their library. Their sources with torch in
+# them become one translation unit, so names in these must be unique.
+FAMILIES = {
+    "layer": (
+        "adamw",
+        "embedding_norm",
+        "head_loss",
+        "keys",
+        "norm_shift",
+        "sigmoid_gate",
+        "squared_relu",
+        "token_shift",
+        "value_residual",
+    )
+}
 # Long enough for every process of a run to meet the same failure, short enough for a user who has
 # repaired its cause.
 FAILURE_LIFETIME_S = 300.0
 ERROR_LINES_SHOWN = 3
-WORK_PREFIX = "work-"
+LOG_NAME = "build.log"
 
 _outcomes: dict[tuple[str, str], str | None] = {}
 
 
 class Target(NamedTuple):
-    """An operator for "cpu" or "cuda"; tests point `sources` and `cache` elsewhere."""
+    """A library for "cpu" or "cuda"; tests point `sources` and `cache` elsewhere.
 
-    op: str
+    name: of an operator, or of a family whose operators are `members`.
+    """
+
+    name: str
     device: str = "cpu"
     sources: Path = SOURCES
     cache: Path | None = None
+    members: tuple[str, ...] = ()
+
+    def operators(self) -> tuple[str, ...]:
+        """Returns the operators that are in the library."""
+        return self.members or (self.name,)
+
+    def bindings(self) -> list[Path]:
+        """Returns the sources with torch in them."""
+        if self.device == "cpu":
+            return [self.sources / op / f"{op}_ops.cpp" for op in self.operators()]
+        return self._found("*_cuda*.cpp")
+
+    def kernels(self) -> list[Path]:
+        """Returns the sources without torch, each a translation unit."""
+        if self.device == "cpu":
+            return [self.sources / op / f"{op}_cpu.cpp" for op in self.operators()]
+        return self._found("*_cuda*.cu")
 
     def files(self) -> list[Path]:
-        """Returns the translation units."""
-        folder = self.sources / self.op
-        if self.device == "cpu":
-            return [folder / f"{self.op}_ops.cpp", folder / f"{self.op}_cpu.cpp"]
-        return sorted(folder.glob("*_cuda*.cpp")) + sorted(folder.glob("*_cuda*.cu"))
+        """Returns all sources that no other one includes."""
+        return self.bindings() + self.kernels()
+
+    def title(self) -> str:
+        """Returns the library in words."""
+        kind = "CPU" if self.device == "cpu" else "CUDA"
+        return f"{self.name} {kind} kernel{'s' * bool(self.members)}"
+
+    def _found(self, pattern: str) -> list[Path]:
+        return [
+            file for op in self.operators() for file in sorted((self.sources / op).glob(pattern))
+        ]
 
 
 class BuildPlan(NamedTuple):
@@ -80,8 +120,19 @@ def load(op: str, device: str) -> str | None:
     Compiles the library if need be. The answer is remembered for the life of the process.
     """
     if (op, device) not in _outcomes:
-        _outcomes[op, device] = _load(op, device)
+        outcome = _load(op, device)
+        for member in target_of(op, device).operators():
+            if member == op or has_sources(member, device):
+                _outcomes[member, device] = outcome
     return _outcomes[op, device]
+
+
+def target_of(op: str, device: str) -> Target:
+    """Returns the library that holds an operator: its family's, or one of its own."""
+    for family, members in FAMILIES.items():
+        if op in members:
+            return Target(family, device, members=members)
+    return Target(op, device)
 
 
 def has_sources(op: str, device: str) -> bool:
@@ -90,11 +141,40 @@ def has_sources(op: str, device: str) -> bool:
     return bool(files) and all(file.exists() for file in files)
 
 
-def built_library(target: Target) -> Path:
+def built_library(target: Target, jobs: int | None = None) -> Path:
     """Returns the path of the target's library, compiled if it is not in the cache.
 
-    Raises BackendError naming the missing tool, or the compiler's first errors and the log.
+    jobs: how many compilers may run at once, of a build that somebody else has announced; None: as
+    ninja thinks best. Raises BackendError naming the missing tool or source, or the compiler's
+    first errors and the log.
     """
+    library, plan = _find(target)
+    if plan is not None and not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with held_lock(library.parent / "lock", target.title()):
+            # Another process may have built it while this one waited.
+            if not library.exists():
+                _compile(target, plan, library, jobs)
+    return library
+
+
+def needs_building(target: Target) -> bool:
+    """Tells whether `built_library` would compile: the library is missing and has not just failed.
+
+    Raises BackendError when a tool or a source is missing.
+    """
+    library, _ = _find(target)
+    return not library.exists() and not _failed_lately(library)
+
+
+def _find(target: Target) -> tuple[Path, BuildPlan | None]:
+    """Returns where the library lies once it is built, and with what; None: it is built."""
+    for file in target.files():
+        if not file.exists():
+            raise BackendError(
+                f"the {target.title()} cannot be built without {file}, which this copy of the "
+                f"program lacks; install the program anew"
+            )
     key = _source_hash(target)
     cache = target.cache or cache_folder()
     try:
@@ -102,17 +182,9 @@ def built_library(target: Target) -> Path:
     except BackendError:
         # A library built when there was a compiler still serves.
         for library in sorted(cache.glob(f"{_label(target)}-{key}-*/{_name(target)}")):
-            return library
+            return library, None
         raise
-    folder = cache / f"{_label(target)}-{key}-{_plan_hash(plan)}"
-    library = folder / _name(target)
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "lock", target):
-            # Another process may have built it while this one waited.
-            if not library.exists():
-                _compile(target, plan, folder)
-    return library
+    return cache / f"{_label(target)}-{key}-{_plan_hash(plan)}" / _name(target), plan
 
 
 def _load(op: str, device: str) -> str | None:
@@ -125,7 +197,7 @@ def _load(op: str, device: str) -> str | None:
     if not has_sources(op, device):
         return f"this copy of the program has no sources of {op} for {device}"
     try:
-        library = built_library(Target(op, device))
+        library = built_library(target_of(op, device))
         # torch leaves the function without types.
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except BackendError as error:
@@ -136,7 +208,7 @@ def _load(op: str, device: str) -> str | None:
 
 
 def _name(target: Target) -> str:
-    return f"{target.op}_{target.device}.so"
+    return f"{target.name}_{target.device}.so"
 
 
 def _make_plan(target: Target) -> BuildPlan:
@@ -153,9 +225,9 @@ def _capabilities() -> list[tuple[int, int]]:
 
 
 def _label(target: Target) -> str:
-    """Returns the operator with what its library is for, as "wkv7-cuda-sm_80-sm_90"."""
+    """Returns the library's name and what it is for, as "wkv7-cuda-sm_80-sm_90"."""
     names = [f"sm_{major}{minor}" for major, minor in _capabilities()] * (target.device == "cuda")
-    return "-".join([target.op, target.device, *names])
+    return "-".join([target.name, target.device, *names])
 
 
 def _source_hash(target: Target) -> str:
@@ -183,56 +255,41 @@ def _plan_hash(plan: BuildPlan) -> str:
     return hashlib.sha256(repr((plan.cpp, plan.nvcc)).encode()).hexdigest()[:8]
 
 
-@contextmanager
-def _lock(path: Path, target: Target) -> Iterator[None]:
-    """Holds the build lock; prints whom it waits for, and who died while building."""
-    # Absent on Windows, which `_load` has sorted out.
-    import fcntl
-
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"waiting for {_owner(file)}, which builds the {_title(target)}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        # The system released the lock, but only a living owner wipes its name.
-        owner = _owner(file)
-        if owner:
-            _say(f"{owner} died while it built the {_title(target)}; its lock is removed")
-        for left_over in path.parent.glob(f"{WORK_PREFIX}*"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
-
-
-def _owner(file: TextIO) -> str:
-    file.seek(0)
-    return file.read().strip()
-
-
-def _compile(target: Target, plan: BuildPlan, folder: Path) -> None:
-    log = folder / "build.log"
-    if log.exists() and time.time() - log.stat().st_mtime < FAILURE_LIFETIME_S:
+def _compile(target: Target, plan: BuildPlan, library: Path, jobs: int | None) -> None:
+    folder, log = library.parent, library.parent / LOG_NAME
+    if _failed_lately(library):
         raise BackendError(_failure(target, log))
-    took = "about 20 s" if plan.nvcc is None else f"by {plan.nvcc.path}, about a minute"
-    _say(f"building the {_title(target)}, {took}, once per machine")
+    if jobs is None:
+        took = "about 20 s" if plan.nvcc is None else f"by {plan.nvcc.path}, about a minute"
+        say(f"building the {target.title()}, {took}, once per machine")
     work = folder / f"{WORK_PREFIX}{os.getpid()}"
     work.mkdir()
-    (work / "build.ninja").write_text(_ninja_file(target, plan), encoding="utf-8")
-    done = run_compiler([plan.ninja, "-C", str(work)])
+    units = [_joined(target, work), *target.kernels()]
+    recipe = ninja_file(library.name, units, plan.cpp, plan.nvcc)
+    (work / "build.ninja").write_text(recipe, encoding="utf-8")
+    limit = [] if jobs is None else ["-j", str(jobs)]
+    done = run_compiler([plan.ninja, *limit, "-C", str(work)])
     if done.returncode != 0:
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
         shutil.rmtree(work, ignore_errors=True)
         raise BackendError(_failure(target, log))
     # Renamed when it is complete: no process ever loads half a library.
-    (work / _name(target)).replace(folder / _name(target))
+    (work / library.name).replace(library)
     shutil.rmtree(work, ignore_errors=True)
     log.unlink(missing_ok=True)
+
+
+def _failed_lately(library: Path) -> bool:
+    log = library.parent / LOG_NAME
+    return log.exists() and time.time() - log.stat().st_mtime < FAILURE_LIFETIME_S
+
+
+def _joined(target: Target, work: Path) -> Path:
+    """Writes a source that includes all with torch in them; returns its path."""
+    joined = work / f"{target.name}_{target.device}_bindings.cpp"
+    lines = [f'#include "{file}"\n' for file in target.bindings()]
+    joined.write_text("".join(lines), encoding="utf-8")
+    return joined
 
 
 def _failure(target: Target, log: Path) -> str:
@@ -240,38 +297,4 @@ def _failure(target: Target, log: Path) -> str:
     errors = [line.strip() for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
     fault = host_compiler_fault("\n".join(lines))
     shown = "\n  ".join([*([fault] if fault else []), *(errors or lines)[:ERROR_LINES_SHOWN]])
-    return f"the {_title(target)} does not compile; the whole log is {log}:\n  {shown}"
-
-
-def _ninja_file(target: Target, plan: BuildPlan) -> str:
-    units = [(file, f"{file.name}.o") for file in target.files()]
-    rules = [_rule("cpp", plan.cpp)]
-    if plan.nvcc is not None:
-        rules.append(_rule("cu", plan.nvcc))
-    link = shlex.join([plan.cpp.path, "$in", *plan.cpp.link_flags, "-o", "$out"])
-    rules.append(f"rule link\n  command = {_unquoted(link)}\n")
-    builds = [f"build {out}: {file.suffix[1:]} {_path(file)}\n" for file, out in units]
-    builds.append(f"build {_name(target)}: link {' '.join(out for _, out in units)}\n")
-    return "".join(rules + builds)
-
-
-def _rule(name: str, compiler: toolchain.Compiler) -> str:
-    command = shlex.join([compiler.path, *compiler.compile_flags, "-c", "$in", "-o", "$out"])
-    return f"rule {name}\n  command = {_unquoted(command)}\n"
-
-
-def _unquoted(command: str) -> str:
-    """Removes the quotes that shlex puts around ninja's own variables."""
-    return command.replace("'$in'", "$in").replace("'$out'", "$out")
-
-
-def _path(path: Path) -> str:
-    return re.sub(r"([$ :])", r"$\1", str(path))
-
-
-def _title(target: Target) -> str:
-    return f"{target.op} {'CPU' if target.device == 'cpu' else 'CUDA'} kernel"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return f"the {target.title()} cannot be compiled; the whole log is {log}:\n  {shown}"

@@ -63,14 +63,25 @@ class Registration(NamedTuple):
     """The description of an operator's pair of custom ops, rwkv::<op>_forward and _backward.
 
     forward_fake, backward_fake: same arguments as the op, results of the right shape without data.
-    setup_context, backward: as for torch.library.register_autograd.
+    setup_context, backward: as for torch.library.register_autograd; None for ops that are called
+    inside an autograd.Function, which hands on one of its arguments.
     shared_bytes: None for kernels over channels, of any number: they have no heads.
     """
 
     forward_fake: Callable[..., Any]
     backward_fake: Callable[..., Any]
-    setup_context: Callable[..., None]
-    backward: Callable[..., Any]
+    setup_context: Callable[..., None] | None = None
+    backward: Callable[..., Any] | None = None
+    shared_bytes: SharedBytes | None = None
+
+
+class PlainOps(NamedTuple):
+    """The custom ops of an operator that has no derivative by itself, by name.
+
+    fakes: as those of `Registration`. A function around the ops has the derivative.
+    """
+
+    fakes: dict[str, Callable[..., Any]]
     shared_bytes: SharedBytes | None = None
 
 
@@ -161,7 +172,7 @@ def forward(
     return y, final_state
 
 
-def refusal(call: Call, registration: Registration) -> Refusal | None:
+def refusal(call: Call, registration: Registration | PlainOps) -> Refusal | None:
     """Returns what stands in the way of the call; None once its kernel is loaded and registered."""
     unserved = _unserved(call, registration.shared_bytes)
     if unserved is not None:
@@ -229,7 +240,7 @@ def _card_too_small(call: Call, needed: int) -> Refusal | None:
     return None
 
 
-def _prepare(op: str, device: str, registration: Registration) -> Refusal | None:
+def _prepare(op: str, device: str, registration: Registration | PlainOps) -> Refusal | None:
     if device not in ("cpu", "cuda"):
         return Refusal("it serves CPU and CUDA tensors only", news=False)
     if not build.has_sources(op, device):
@@ -241,17 +252,22 @@ def _prepare(op: str, device: str, registration: Registration) -> Refusal | None
     return None
 
 
-def register(op: str, registration: Registration) -> None:
-    """Describes the pair of custom ops to torch, once; their library is loaded."""
+def register(op: str, registration: Registration | PlainOps) -> None:
+    """Describes the custom ops of an operator to torch, once; their library is loaded."""
     if op in _registered:
         return
     _registered.add(op)
+    if isinstance(registration, PlainOps):
+        for name, fake in registration.fakes.items():
+            torch.library.register_fake(f"rwkv::{name}", fake)
+        return
     forward, backward = f"rwkv::{op}_forward", f"rwkv::{op}_backward"
     torch.library.register_fake(forward, registration.forward_fake)
     torch.library.register_fake(backward, registration.backward_fake)
-    torch.library.register_autograd(
-        forward, registration.backward, setup_context=registration.setup_context
-    )
+    if registration.backward is not None:
+        torch.library.register_autograd(
+            forward, registration.backward, setup_context=registration.setup_context
+        )
 
     def refuse(*_: Any) -> None:
         raise BackendError(

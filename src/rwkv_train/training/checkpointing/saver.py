@@ -162,7 +162,11 @@ class Saver:
         """
         self._make_way(trainer, wait=False)
         weights = optimizer_state.full_weights(
-            module.model, zero_engine(trainer.strategy), copies=self._copies, frozen=self._frozen
+            module.model,
+            trainer.optimizers[0],
+            zero_engine(trainer.strategy),
+            copies=self._copies,
+            frozen=self._frozen,
         )
         path = self._folder / BEST
         self._begin(path, lambda writer: writer.write_weights(path, weights, about))

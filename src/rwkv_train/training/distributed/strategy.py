@@ -43,10 +43,24 @@ class ZeroStrategy(LeavesFaultsAlone, DeepSpeedStrategy):
     def __init__(self, *, device_type: str, **options: Any) -> None:
         super().__init__(**options)
         self._device_type = device_type
+        self._accumulates_apart = False
         if device_type == "cpu":
             self._process_group_backend = "gloo"
             # oneCCL streams and pinned memory do not exist on a CPU.
             self.settings["zero_optimization"]["overlap_comm"] = False
+
+    def sum_in_fp32(self) -> None:
+        """Lets ranks and micro batches add up in fp32, not rounded to bf16 after each of them.
+
+        Takes twice the memory and traffic for gradients, of which a GPU has less to spare.
+        """
+        self.settings["communication_data_type"] = "fp32"
+        if self.settings["zero_optimization"]["stage"] > 1:
+            self.settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        else:
+            # Asked by its setting, DeepSpeed takes another optimizer for stage 1, which has no
+            # place for the step veto.
+            self._accumulates_apart = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -111,6 +125,8 @@ class ZeroStrategy(LeavesFaultsAlone, DeepSpeedStrategy):
             optimizer=optimizer,
             dist_init_required=False,
         )
+        if self._accumulates_apart:
+            _accumulate_in_fp32(engine.optimizer)
         # Only now are the parameters cut into partitions, and it is known how.
         if isinstance(optimizer, MuonWithAdamW):
             optimizer.zero = ZeroMatrices(engine.optimizer)
@@ -146,7 +162,7 @@ def build_strategy(
             # looks at on every step, is not finite then either.
             strategy.settings["bf16"] = {"enabled": True, "check_grad_overflow": False}
             if hardware.accelerator == "cpu":
-                _sum_in_fp32(strategy.settings, stage)
+                strategy.sum_in_fp32()
         return strategy
     if hardware.strategy == "ddp":
         # One forward pass uses every trained parameter, so no search for unused ones.
@@ -154,15 +170,15 @@ def build_strategy(
     return None
 
 
-def _sum_in_fp32(settings: dict[str, Any], stage: int) -> None:
-    """Lets ranks and, but in stage 1, micro batches add up in fp32, not rounded after each of them.
+def _accumulate_in_fp32(zero: Any) -> None:
+    """Gives every parameter of ZeRO 1 an fp32 sum of its gradients, which the ranks then add up.
 
-    Takes twice the memory and traffic for gradients, of which a GPU has less to spare.
+    zero: DeepSpeed's optimizer of stage 1, before its first backward pass.
     """
-    settings["communication_data_type"] = "fp32"
-    # In stage 1 DeepSpeed would take another optimizer, which has no place for the step veto.
-    if stage > 1:
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    for name in ("gradient_accumulation_dtype", "use_separate_grad_accum"):
+        assert hasattr(zero, name), f"DeepSpeed's ZeRO optimizer has no {name} any more"
+    zero.gradient_accumulation_dtype = torch.float32
+    zero.use_separate_grad_accum = zero.use_grad_accum_attribute = True
 
 
 def deepspeed_config(strategy: Strategy | None) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwkv_train.training.optim.fused_adamw import FusedAdamW
 from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.muon import MuonWithAdamW
 
@@ -45,7 +46,7 @@ def capture(
     if engine is not None and steps > 0:
         _link_moments(engine)
     keys = {} if engine is None else _zero_moments(engine)
-    weights = full_weights(model, engine, copies=copies, frozen=frozen)
+    weights = full_weights(model, optimizer, engine, copies=copies, frozen=frozen)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or steps == 0:
             continue
@@ -77,7 +78,7 @@ def restore(
         # A frozen base model comes from its own file.
         if name not in state["weights"]:
             continue
-        _set_weight(parameter, state["weights"][name], engine)
+        _set_weight(parameter, state["weights"][name], optimizer, engine)
         found = {key: values[name] for key, values in state["moments"].items() if name in values}
         if steps == 0 or not found:
             continue
@@ -100,6 +101,7 @@ def without_moments(state: dict[str, Any]) -> dict[str, Any]:
 
 def full_weights(
     model: nn.Module,
+    optimizer: torch.optim.Optimizer,
     engine: Any | None,
     *,
     copies: HostCopies,
@@ -114,7 +116,7 @@ def full_weights(
     found: dict[str, Tensor] = dict(frozen)
     for name, parameter in model.named_parameters():
         if name not in frozen:
-            copies.keep(found, name, _full_weight(parameter, engine))
+            copies.keep(found, name, _full_weight(parameter, optimizer, engine))
     # Checkpoints keep the order of the state dict, by which some loaders tell the version.
     return {name: found[name] for name in model.state_dict() if name in found}
 
@@ -131,9 +133,15 @@ def _step_counter(
     return steps
 
 
-def _full_weight(parameter: nn.Parameter, engine: Any | None) -> Tensor:
+def _master_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    return optimizer.master_of(parameter) if isinstance(optimizer, FusedAdamW) else parameter
+
+
+def _full_weight(
+    parameter: nn.Parameter, optimizer: torch.optim.Optimizer, engine: Any | None
+) -> Tensor:
     if engine is None:
-        return parameter
+        return _master_of(parameter, optimizer)
     from deepspeed.utils import safe_get_full_fp32_param
 
     if parameter.requires_grad:
@@ -237,10 +245,15 @@ def _link_moments(engine: Any) -> None:
 
 
 # Parameters are Any where DeepSpeed has hung attributes of its own on them.
-def _set_weight(parameter: Any, value: Tensor, engine: Any | None) -> None:
+def _set_weight(
+    parameter: Any, value: Tensor, optimizer: torch.optim.Optimizer, engine: Any | None
+) -> None:
     with torch.no_grad():
         if engine is None:
             parameter.copy_(value)
+            master = _master_of(parameter, optimizer)
+            if master is not parameter:
+                master.copy_(value)
             return
         if hasattr(parameter, "ds_id"):
             parameter.ds_tensor.copy_(_own_partition(parameter, value))

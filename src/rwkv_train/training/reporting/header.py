@@ -31,8 +31,8 @@ def print_header(
 
     processes: how many, and who started them; start: where the run starts; changes: since the last
     start, a line each; parameters: of the model, frozen ones too; held_out: name and number of
-    validation samples of each source; operators: name and text of the lines about backends; notes:
-    a line each.
+    validation samples of each source; operators: name and text of the lines about backends and
+    memory; notes: a line each.
     """
     hardware = config.hardware
     print(

@@ -7,15 +7,29 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from rwkv_train.checkpoint.number_formats import DTYPES
+from rwkv_train.checkpoint.weights import read_shapes
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.versions import VERSIONS
+from rwkv_train.config.schema import RunConfig
+from rwkv_train.config.versions import DEFAULT_VERSION, VERSIONS
+from rwkv_train.errors import TrainerError
+from rwkv_train.models.registry import config_from_shapes
 from rwkv_train.ops.backends.dispatch import AUTO, Backend, Call, choose
 from rwkv_train.ops.backends.measurements import card_of
+from rwkv_train.ops.native import build
+from rwkv_train.ops.native.prebuild import prebuild
+from rwkv_train.processors import usable_processors
+
+# Of the operators that layers call, those over heads; the others are over channels.
+OVER_HEADS = ("keys", "head_norm_gate")
+# What every model calls around its layers.
+MODEL_OPERATORS = ("embedding_norm", "head_loss")
 
 
 class OperatorBackend(NamedTuple):
@@ -30,6 +44,21 @@ class OperatorBackend(NamedTuple):
     refusal: str | None = None
 
 
+def build_ahead(config: RunConfig) -> None:
+    """Builds the kernels of a run for the devices that are there, before its processes start.
+
+    config: as given, before anything was looked at. What it does not tell, and what cannot be
+    built, is left to `build_for`, which every process calls and which tells of it.
+    """
+    version = _version(config)
+    if version is None:
+        return
+    on_gpu = config.hardware.accelerator != "cpu" and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    for operator in _prebuild(_operators(version, config.hardware.wkv_backend), device):
+        build.load(operator, device)
+
+
 def build_for(config: ResolvedConfig) -> list[OperatorBackend]:
     """Builds and loads the kernels of a run, for the cards that are there; returns who serves.
 
@@ -37,8 +66,9 @@ def build_for(config: ResolvedConfig) -> list[OperatorBackend]:
     for it, saying so. Raises BackendError when a backend asked for by name cannot serve.
     """
     found = []
-    names = {VERSIONS[config.model.rwkv_version].operator: config.hardware.wkv_backend}
-    for operator, name in {**names, "token_shift": AUTO}.items():
+    names = _operators(config.model.rwkv_version, config.hardware.wkv_backend)
+    _prebuild(names, _device(config).type)
+    for operator, name in names.items():
         served, call = choose_backend(operator, name, config)
         # A backend that was asked for by name is no news.
         steps_down = name == AUTO and not served.name.startswith("native")
@@ -47,18 +77,51 @@ def build_for(config: ResolvedConfig) -> list[OperatorBackend]:
     return found
 
 
+def _operators(version: str, wkv_backend: str) -> Mapping[str, str]:
+    """Returns the operators of a version -> the name of the backend that is asked for."""
+    row = VERSIONS[version]
+    return {
+        row.operator: wkv_backend,
+        **dict.fromkeys((*row.layer_operators, *MODEL_OPERATORS), AUTO),
+    }
+
+
+def _prebuild(names: Mapping[str, str], device: str) -> list[str]:
+    """Builds side by side what the cache lacks; returns the operators that want kernels."""
+    wanted = [op for op, name in names.items() if name == AUTO or name.startswith("native")]
+    prebuild(wanted, device, usable_processors())
+    return wanted
+
+
+def _version(config: RunConfig) -> str | None:
+    """Returns the version of RWKV of a run, None where a resumed one tells it."""
+    given, train = config.model.rwkv_version, config.train
+    if given is not None:
+        return given
+    if any(Path(train.proj_dir).glob("rwkv-*")):
+        return None
+    if train.load_model is None:
+        return DEFAULT_VERSION
+    try:
+        return config_from_shapes(read_shapes(Path(train.load_model))).rwkv_version
+    except TrainerError:
+        return None
+
+
 def choose_backend(operator: str, name: str, config: ResolvedConfig) -> tuple[Backend, Call]:
     """Returns the backend that serves an operator in a run, and its call; compiled and loaded.
 
     name: as `--wkv_backend`. Raises BackendError when that cannot serve the call.
     """
     model, train = config.model, config.train
-    # An operator without heads counts channels.
-    size = model.head_size or 1
-    heads = (model.n_embd, 1) if operator == "token_shift" else (model.dim_att // size, size)
+    # An operator without heads counts channels, or logits.
+    version, size = VERSIONS[model.rwkv_version], model.head_size or 1
+    has_heads = operator == version.operator or operator in OVER_HEADS
+    channels = model.vocab_size if operator == "head_loss" else model.n_embd
+    heads = (model.dim_att // size, size) if has_heads else (channels, 1)
     call = Call(
         op=operator,
-        device=torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu"),
+        device=_device(config),
         dtype=DTYPES[config.hardware.precision],
         batch=train.micro_bsz,
         time=train.chunk_len or config.data.ctx_len,
@@ -80,24 +143,28 @@ def choose_backend(operator: str, name: str, config: ResolvedConfig) -> tuple[Ba
 
 
 def describe_operators(operators: list[OperatorBackend], accelerator: str) -> list[tuple[str, str]]:
-    """Returns the lines of the header, name and text: an operator a line, then loudly what lacks.
+    """Returns the lines of the header, name and text: who serves, then loudly what lacks.
 
+    Operators that one backend serves, or that lack their kernels for one reason, share a line.
     accelerator: "gpu" makes a missing kernel news of its own: the run is several times slower.
     """
-    lines = [
-        ("operator", f"{found.operator}: {found.backend}, {found.architecture}")
-        for found in operators
-    ]
+    served: dict[str, list[str]] = {}
+    lacking: dict[str, list[str]] = {}
     for found in operators:
-        if found.refusal is None:
-            continue
-        where = "THE GPU" if accelerator == "gpu" else "the CPU"
-        text = (
-            f"{found.operator} runs on {where} without its kernel, several times slower, because "
-            f"{found.refusal}"
-        )
+        served.setdefault(f"{found.backend}, {found.architecture}", []).append(found.operator)
+        if found.refusal is not None:
+            lacking.setdefault(found.refusal, []).append(found.operator)
+    lines = [("operators", f"{', '.join(names)}: {backend}") for backend, names in served.items()]
+    where = "THE GPU" if accelerator == "gpu" else "the CPU"
+    for refusal, names in lacking.items():
+        kernel = "runs on {} without its kernel" if len(names) == 1 else "run on {} without kernels"
+        text = f"{', '.join(names)} {kernel.format(where)}, several times slower, because {refusal}"
         lines.append(("WARNING" if accelerator == "gpu" else "note", " ".join(text.split())))
     return lines
+
+
+def _device(config: ResolvedConfig) -> torch.device:
+    return torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
 
 
 def _refusal(operator: str, call: Call) -> str | None:

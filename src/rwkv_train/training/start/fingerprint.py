@@ -33,6 +33,7 @@ _OF_A_MACHINE = {
     "val_data_file": "its tokens are compared",
     "accept_changes": "it changes nothing",
     "num_workers": "it changes nothing",
+    "keep_heap": "it changes nothing",
     "wandb": "rank zero logs",
     "wandb_mode": "rank zero logs",
     "enable_progress_bar": "rank zero prints",
