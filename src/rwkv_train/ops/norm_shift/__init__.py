@@ -13,11 +13,11 @@ the parameters are sums over tokens in an order of their own, which depends on t
 RWKV-6 finds a part of its mixes from a first result. `moved_shift` mixes the same tokens h once
 more, with mixes_i + moves_i; h is computed again and its two gradients meet unrounded.
 
-| backend     | serves                                            | kept for the backward pass      |
-|-------------|---------------------------------------------------|---------------------------------|
-| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler | x', two numbers a token; out    |
-|             |                                                   | and gate if there is one; moves |
-| `reference` | any device, torch operators one by one            | about six sequences in fp32     |
+| backend     | serves                                            | kept for the backward pass     |
+|-------------|---------------------------------------------------|--------------------------------|
+| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler | x', two numbers a token; out   |
+|             |                                                   | and gate, if given; moves      |
+| `reference` | any device, torch operators one by one            | about six sequences in fp32    |
 
 Source: RWKV papers, architecture sections: residual stream, layer norm, token shift.
 """

@@ -155,8 +155,10 @@ def _moved_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Ten
 
 
 def _moved_backward(ctx: Any, gy: Sequence[_Optional]) -> tuple[_Optional, ...]:
-    gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(gy, *ctx.saved_tensors)
-    last = ctx.saved_tensors[6]
+    # Once: activation checkpointing gives them out a single time.
+    saved = ctx.saved_tensors
+    gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(gy, *saved)
+    last = saved[6]
     # The norm that made the tokens has the gradients of its stream and its parameters.
     return gnormal, None, None, None, None, gmixes, gmoves, None if last is None else glast, None
 
