@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <optional>
 #include <tuple>
@@ -128,10 +129,10 @@ inline NormShiftForwardCall norm_shift_forward_call(const NormShiftArguments& gi
   return c;
 }
 
-// A tensor [B, T, C] of one element: the normalised tokens are written nowhere, and only their
+// A tensor [B, T, C] of one zero: the normalised tokens are written nowhere, and only their
 // gradient is wanted.
 inline at::Tensor norm_shift_stand_in(const at::Tensor& x, at::ScalarType y_type) {
-  return at::empty({1}, x.options().dtype(y_type)).expand(x.sizes());
+  return at::zeros({1}, x.options().dtype(y_type)).expand(x.sizes());
 }
 
 // The gradients that a backward pass is given.
@@ -176,7 +177,9 @@ inline NormShiftBackwardCall norm_shift_backward_call(
   p.gstream = keep(gradients.gstream, "gstream", x.sizes(), x.scalar_type());
   p.gh_last = keep(gradients.gh_last, "gh_last", {p.batch, p.width}, computing_type(x));
   p.gnormal = keep(gradients.gnormal, "gnormal", x.sizes(), y_type);
-  c.gx = c.gout = c.ggate = c.gnormal = c.gmoves = c.glast = at::empty({0}, x.options());
+  for (at::Tensor* g : {&c.gx, &c.gout, &c.ggate, &c.gnormal, &c.gmoves, &c.glast}) {
+    *g = at::empty({0}, x.options());
+  }
   if (again) {
     p.gnormal_out = allocate(c.gnormal, x.sizes(), narrow);
   } else {

@@ -37,7 +37,7 @@ def _forward_fake(
         x.new_empty(0) if out is None else x.new_empty(x.shape),
         weight.new_empty(batch, time, 2),
         weight.new_empty(batch, width),
-        x.new_empty(1, dtype=dtype).expand(x.shape),
+        x.new_zeros(1, dtype=dtype).expand(x.shape),
         [x.new_empty(x.shape, dtype=dtype) for _ in range(count)],
     )
 
@@ -93,6 +93,8 @@ def _backward(
 ) -> tuple[_Optional, ...]:
     saved = ctx.saved_tensors
     stream, gate, mixes, last = saved[0], saved[3], saved[6], saved[7]
+    # Without a branch the stream is x itself, and the op's first result empty.
+    gstream = gstream if ctx.has_out else None
     gx, gout, ggate, gvectors, glast = torch.ops.rwkv.norm_shift_backward(
         gy, gstream, gh_last, gnormal, *saved, ctx.has_out, ctx.dtype
     )
