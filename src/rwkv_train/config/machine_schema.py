@@ -66,6 +66,9 @@ class HardwareConfig:
     """implementation of the WKV operators; auto: the fastest that accepts the call"""
     head_chunk: Annotated[int | None, AtLeast(1)] = None
     """rows per slice of the fused head and loss; None: chosen by vocabulary size"""
+    compile: bool = False
+    """compile the blocks with torch.compile: a minute at the first step, less time in all others;
+    needs a C++ compiler, on a GPU triton; not with deepspeed_stage_3"""
     keep_heap: bool = True
     """on a CPU keep the memory that a step frees for the next, on huge pages (Linux with glibc)"""
 
