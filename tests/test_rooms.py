@@ -64,10 +64,13 @@ models.rwkv_package: registry state
 models.transfer: backbone registry table
 ops.adamw: backends native precision
 ops.arguments: backends precision
-ops.head_loss: arguments backends precision
+ops.embedding_norm: arguments backends native precision
+ops.head_loss: arguments backends native precision
 ops.keys: arguments backends native precision
 ops.native: backends precision
 ops.norm_shift: arguments backends native precision
+ops.sigmoid_gate: arguments backends native precision
+ops.squared_relu: arguments backends native
 ops.token_shift: arguments backends native precision
 ops.value_residual: arguments backends native precision
 ops.wkv4: arguments backends native precision

@@ -30,6 +30,7 @@ struct KeysBackward : KeysSizes {
   const void *key, *logits, *base, *removal, *replacement;
   void *gkey, *glogits;  // [B, T, H, N]
   void* sums;            // [blocks of tokens, 3, H, N] of T: of base, removal, replacement
+  void* total;           // [3, H, N] of T, the sums joined; CUDA alone writes it
 };
 
 // Tasks [begin, end): block of tokens * groups of heads + group.

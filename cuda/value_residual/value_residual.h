@@ -27,6 +27,7 @@ struct ValueResidualBackward : ValueResidualSizes {
   const void *value, *first, *logits, *base;
   void *gvalue, *gfirst, *glogits;  // [B, T, D]
   void* sums;                       // [blocks of tokens, D] of T: the gradient of base
+  void* total;                      // [D] of T, the sums joined; CUDA alone writes it
 };
 
 // Tasks [begin, end): block of tokens * pieces of the width + piece.

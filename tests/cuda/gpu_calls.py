@@ -8,8 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rwkv_train.ops.head_loss import Targets, head_loss
+from rwkv_train.ops.head_loss.reference import head_loss_reference
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES, CUDA_HEAD_SIZES
 from tests.cuda.problems import INTERFACES, MATRIX_OPS, Problem, Shape, make_problem
+from tests.ops import embedding_norm_cases
 from tests.ops.native_cases import OPERATORS
 from tests.ops.shift_cases import Case, make_case
 from tests.ops.shift_cases import run as run_shift
@@ -37,6 +40,28 @@ def shift_on_device(case: Case) -> Case:
     inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
     reset = None if case.reset is None else case.reset.to(DEVICE)
     return Case(inputs, reset, case.gy.to(DEVICE))
+
+
+def loss_and_gradients(
+    dtype: torch.dtype, backend: str, rows: int | None = None, vocabulary: int = 5000
+) -> tuple[Tensor, ...]:
+    """Returns the loss of 600 tokens and its gradients, for inputs in `dtype`; or in "fp64"."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 300, 96, generator=generator).to(DEVICE, dtype).requires_grad_()
+    weight = torch.randn(vocabulary, 96, generator=generator).to(DEVICE, dtype).requires_grad_()
+    ids = torch.randint(vocabulary, (2, 300), generator=generator).to(DEVICE)
+    if backend == "fp64":
+        x, weight = (t.detach().double().requires_grad_() for t in (x, weight))
+        loss = head_loss_reference(x, weight, ids)
+    else:
+        loss = head_loss(x, weight, Targets(ids, rows=rows), backend=backend)
+    return loss.detach(), *torch.autograd.grad(loss, (x, weight))
+
+
+def embedding_on_device(case: embedding_norm_cases.Case) -> embedding_norm_cases.Case:
+    """Returns the same case of the embedding with its norm with all its tensors on the device."""
+    inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
+    return embedding_norm_cases.Case(case.ids.to(DEVICE), inputs, case.gy.to(DEVICE))
 
 
 def in_fp64(problem: Problem) -> Problem:
@@ -90,6 +115,9 @@ def main() -> None:
     run_shifts()
     torch.cuda.synchronize()
     print("token_shift: every kernel has run", flush=True)
+    run_ends()
+    torch.cuda.synchronize()
+    print("embedding_norm, head_loss: every kernel has run", flush=True)
 
 
 def run_by_chunks(op: str) -> None:
@@ -112,6 +140,15 @@ def run_shifts() -> None:
             for dtype in CUDA_DTYPES:
                 run_shift(moved, "native", dtype)
             run_shift(moved, "native", torch.float32, torch.bfloat16)
+
+
+def run_ends() -> None:
+    """Runs embedding and head: both kinds of width, frequent tokens, all dtypes."""
+    for dtype in CUDA_DTYPES:
+        for width, vocabulary in ((33, 5001), (264, 5000)):
+            case = embedding_norm_cases.make_case(2, 200, 300, width, frequent=150)
+            embedding_norm_cases.run(embedding_on_device(case), "native", dtype)
+            loss_and_gradients(dtype, "native", 128, vocabulary)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import struct
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,9 +48,10 @@ DEFAULT_OPTIONS = (AUTO, 64 << 20)
 class Interface(NamedTuple):
     """The names by which an operator's launchers know their parameters.
 
-    sizes: integer fields; pointers: of the forward and of the backward parameters. with_options:
-    whether the launchers take LaunchOptions and working memory. launchers: what stands before
-    `forward_cuda`, `forward_floats` and so on in their names.
+    sizes: fields of numbers, integers and doubles; pointers: of the forward and of the backward
+    parameters. with_options: whether the launchers take LaunchOptions and working memory.
+    launchers: what stands before `forward_cuda`, `forward_floats` and so on in their names.
+    steps: other words for these two, of an operator without a backward pass.
     """
 
     op: str
@@ -60,6 +62,7 @@ class Interface(NamedTuple):
     backward: tuple[str, ...]
     with_options: bool = True
     launchers: str = ""
+    steps: tuple[str, str] = ("forward", "backward")
 
 
 class KernelError(Exception):
@@ -88,7 +91,7 @@ class HostKernels:
         self._library.rwkv_shim_set_up(int(descending), multiprocessors, most_shared_bytes)
 
     def forward(
-        self, sizes: Sequence[int], tensors: Mapping[str, Tensor | None], *options: int
+        self, sizes: Sequence[float], tensors: Mapping[str, Tensor | None], *options: int
     ) -> None:
         """Runs the forward launcher; raises KernelError for a fault.
 
@@ -98,7 +101,7 @@ class HostKernels:
         self._run("forward", self.interface.forward, sizes, tensors, options)
 
     def backward(
-        self, sizes: Sequence[int], tensors: Mapping[str, Tensor | None], *options: int
+        self, sizes: Sequence[float], tensors: Mapping[str, Tensor | None], *options: int
     ) -> None:
         """Runs the backward launcher as `forward` does the forward one."""
         self._run("backward", self.interface.backward, sizes, tensors, options)
@@ -107,12 +110,12 @@ class HostKernels:
         self,
         which: str,
         names: Sequence[str],
-        sizes: Sequence[int],
+        sizes: Sequence[float],
         tensors: Mapping[str, Tensor | None],
         options: Sequence[int],
     ) -> None:
         pointers = self._pointers(names, tensors)
-        arguments = (_integers(sizes), pointers, self._options(options))
+        arguments = (_numbers(sizes), pointers, self._options(options))
         self.last_floats = getattr(self._library, f"{which}_floats")(*arguments)
         memory = Guarded((self.last_floats,), torch.float32)
         address = ctypes.c_void_p(memory.tensor.data_ptr())
@@ -121,7 +124,7 @@ class HostKernels:
 
     @staticmethod
     def _options(given: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-        return _integers([*given, *DEFAULT_OPTIONS[len(given) :]])
+        return _numbers([*given, *DEFAULT_OPTIONS[len(given) :]])
 
     def _pointers(
         self, names: Sequence[str], tensors: Mapping[str, Tensor | None]
@@ -138,8 +141,10 @@ class HostKernels:
             raise KernelError(message or f"the launcher returned {code}")
 
 
-def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
+def _numbers(values: Sequence[float]) -> ctypes.Array[ctypes.c_int64]:
+    """Returns the values in 64 bits each, doubles by their bits."""
+    packed = b"".join(struct.pack("=q" if isinstance(v, int) else "=d", v) for v in values)
+    return (ctypes.c_int64 * len(values)).from_buffer_copy(packed)
 
 
 class Guarded:
@@ -213,14 +218,17 @@ def _wrapper(interface: Interface) -> str:
     )
     options, memory = ("chosen(options), ", "memory, ") if interface.with_options else ("", "")
 
-    def functions(which: str, struct: str, names: Sequence[str]) -> str:
+    def functions(which: str, step: str, struct: str, names: Sequence[str]) -> str:
         fills = [
-            f"  p.{field} = (std::remove_reference_t<decltype(p.{field})>){source}[{i}];"
-            for fields, source in ((interface.sizes, "sizes"), (names, "pointers"))
+            f"  {take}(p.{field}, {given}[{i}]);"
+            for fields, take, given in (
+                (interface.sizes, "take_number", "sizes"),
+                (names, "take_pointer", "pointers"),
+            )
             for i, field in enumerate(fields)
         ]
         params = f"{which}_params(sizes, pointers)"
-        floats = f"{launchers}{which}_floats({params}, chosen(options))"
+        floats = f"{launchers}{step}_floats({params}, chosen(options))"
         signature = f"{which}_params(const int64_t* sizes, void* const* pointers)"
         return "\n".join(
             [
@@ -233,16 +241,22 @@ def _wrapper(interface: Interface) -> str:
                 f"  return {floats if interface.with_options else 0};",
                 "}",
                 f'extern "C" int {which}({arguments}, {unused} float* memory) {{',
-                f"  return {launchers}{which}_cuda({params}, {options}{memory}nullptr);",
+                f"  return {launchers}{step}_cuda({params}, {options}{memory}nullptr);",
                 "}",
             ]
         )
 
     return f"""
 #include "{cuda_source(op)}"
+#include <type_traits>
+template <class T> static void take_number(T& to, int64_t bits) {{
+  if constexpr (std::is_same_v<T, double>) std::memcpy(&to, &bits, sizeof(to));
+  else to = static_cast<T>(bits);
+}}
+template <class T> static void take_pointer(T& to, void* pointer) {{ to = (T)pointer; }}
 {unused} static rwkv::LaunchOptions chosen(const int64_t* options) {{
   return {{options[0], options[1]}};
 }}
-{functions("forward", interface.forward_struct, interface.forward)}
-{functions("backward", interface.backward_struct, interface.backward)}
+{functions("forward", interface.steps[0], interface.forward_struct, interface.forward)}
+{functions("backward", interface.steps[1], interface.backward_struct, interface.backward)}
 """

@@ -5,7 +5,11 @@
 #include <vector>
 
 #include "common/cpu/denormals.h"
+#include "embedding_norm/embedding_norm.h"
+#include "head_loss/head_loss.h"
+#include "keys/keys.h"
 #include "token_shift/token_shift.h"
+#include "value_residual/value_residual.h"
 #include "wkv4/wkv4.h"
 #include "wkv5_6/wkv5_6_cpu.h"
 #include "wkv7/wkv7.h"
@@ -132,14 +136,94 @@ template <typename T> void run_shifts(int64_t time, int64_t width, bool with_opt
   }
 }
 
+template <typename T> void run_keys(int64_t time, int64_t size) {
+  const int64_t B = 2, H = 3, n = B * time * H * size;
+  Data<T> data;
+  std::vector<T> key = data.normal(n, 1), logits = data.normal(n, 1), vector(H * size, 1);
+  std::vector<T> k(n), a(n), b(n), sums(B * sum_blocks_of_row(time) * kKeysVectors * H * size);
+  KeysForward f{};
+  static_cast<KeysSizes&>(f) = {B, time, H, size, kDTypeOf<T>};
+  f.key = key.data(), f.logits = logits.data();
+  f.base = f.removal = f.replacement = vector.data();
+  f.k = k.data(), f.a = a.data(), f.b = b.data();
+  keys_forward_cpu(f, 0, keys_tasks(f));
+  KeysBackward g{};
+  static_cast<KeysSizes&>(g) = f;
+  g.gk = key.data(), g.gb = logits.data(), g.key = f.key, g.logits = f.logits, g.base = f.base;
+  g.removal = f.removal, g.replacement = f.replacement;
+  g.gkey = a.data(), g.glogits = b.data(), g.sums = sums.data();
+  keys_backward_cpu(g, 0, keys_tasks(g));
+}
+
+template <typename T> void run_residual(int64_t time, int64_t width) {
+  const int64_t B = 2, n = B * time * width;
+  Data<T> data;
+  std::vector<T> value = data.normal(n, 1), first = data.normal(n, 1), base(width, 1);
+  std::vector<T> v(n), gfirst(n), glogits(n), sums(B * sum_blocks_of_row(time) * width);
+  ValueResidualForward f{};
+  static_cast<ValueResidualSizes&>(f) = {B, time, width, kDTypeOf<T>};
+  f.value = value.data(), f.first = f.logits = first.data(), f.base = base.data(), f.v = v.data();
+  value_residual_forward_cpu(f, 0, value_residual_tasks(f));
+  ValueResidualBackward g{};
+  static_cast<ValueResidualSizes&>(g) = f;
+  g.gv = value.data(), g.value = f.value, g.first = g.logits = f.first, g.base = f.base;
+  g.gvalue = v.data(), g.gfirst = gfirst.data(), g.glogits = glogits.data(), g.sums = sums.data();
+  value_residual_backward_cpu(g, 0, value_residual_tasks(g));
+}
+
+template <typename T> void run_logits(int64_t rows, int64_t vocabulary, bool with_options) {
+  Data<T> data;
+  std::vector<T> logits = data.normal(rows * vocabulary, 1), extra = logits, gextra(logits.size());
+  std::vector<T> mask(rows, 1), losses(rows), loss(1), total(1);
+  std::vector<double> sums(2 * ((rows + kHeadLossBlock - 1) / kHeadLossBlock));
+  std::vector<int64_t> targets;
+  for (int64_t i = 0; i < rows; ++i) targets.push_back(data.random() % vocabulary);
+  targets.back() = vocabulary - 1;
+  const DType type = kDTypeOf<T>;
+  HeadLossRows f{};
+  static_cast<HeadLossSizes&>(f) = {rows, vocabulary, type, type, type, true, 0.0};
+  f.logits = logits.data(), f.targets = targets.data(), f.losses = losses.data();
+  if (with_options) {
+    f.mask = mask.data(), f.extra = extra.data(), f.extra_gradient = gextra.data();
+  }
+  head_loss_rows_cpu(f, 0, rows);
+  HeadLossMean g{};
+  static_cast<HeadLossSizes&>(g) = f;
+  g.losses = losses.data(), g.mask = f.mask, g.loss = loss.data(), g.total = total.data();
+  g.sums = sums.data();
+  head_loss_mean_cpu(g);
+}
+
+// All places but the last hold the first token, the last one the last.
+template <typename T> void run_embedding(int64_t tokens, int64_t width, bool with_options) {
+  Data<T> data;
+  std::vector<int64_t> ids(tokens, 0), order(tokens), distinct = {0, 4}, starts = {0, tokens - 1};
+  ids.back() = 4, starts.push_back(tokens);
+  for (int64_t i = 0; i < tokens; ++i) order[i] = i;
+  std::vector<T> table = data.normal(5 * width, 1), gtable(table), weight(table), gy, y, sums;
+  gy = data.normal(tokens * width, 1), y = gy, sums.resize(2 * width), weight.resize(width);
+  EmbeddingNormForward f{};
+  static_cast<EmbeddingNormSizes&>(f) = {tokens, 5, width, kDTypeOf<T>, 1e-5};
+  f.ids = ids.data(), f.table = table.data(), f.weight = f.bias = weight.data(), f.y = y.data();
+  embedding_norm_forward_cpu(f, 0, tokens);
+  EmbeddingNormBackward g{};
+  static_cast<EmbeddingNormSizes&>(g) = f;
+  g.gy = gy.data(), g.order = order.data(), g.table = f.table, g.weight = f.weight;
+  g.gtable = with_options ? gtable.data() : nullptr, g.sums = sums.data();
+  embedding_norm_backward_cpu(g, distinct.data(), starts.data(), 2, 0, 1);
+}
+
 template <typename T> void run_all() {
   const FlushToZeroGuard flush_to_zero;
   for (int64_t size : {1, 5, 33}) {
     for (int64_t time : {1, 40}) {
+      run_keys<T>(time + 30, size), run_residual<T>(time + 30, size + 1000);
       for (bool with_options : {false, true}) {
         run_heads<T>(time, size, with_options);
         run_channels<T>(time, size + 60, with_options);
         run_shifts<T>(time, size + 230, with_options);
+        run_logits<T>(time + 30, size == 33 ? 1025 : size, with_options);
+        run_embedding<T>(time * 8, size, with_options);
       }
     }
   }

@@ -81,9 +81,7 @@ def run(
 def torchs(gradients: list[list[Tensor]], limit: float = 1.0) -> Run:
     """Makes the same steps with torch's AdamW and clip_grad_norm_, in fp64."""
     leaves = [torch.nn.Parameter(p) for p in drawn(torch.float64, 0)]
-    groups = [
-        {"params": leaves[i::2], "lr": RATES[i], "weight_decay": DECAYS[i]} for i in range(2)
-    ]
+    groups = [{"params": leaves[i::2], "lr": RATES[i], "weight_decay": DECAYS[i]} for i in range(2)]
     optimizer = torch.optim.AdamW(groups, betas=(BETA1, BETA2), eps=EPS, foreach=False)
     norms = []
     for given in gradients:

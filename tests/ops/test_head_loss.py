@@ -36,11 +36,10 @@ def inputs():
     return x.requires_grad_(), weight.requires_grad_(), extra.requires_grad_(), targets
 
 
-def loss_of(x, weight, ids, *, extra_logits=None, recomputed=False, **targets):
+def loss_of(x, weight, ids, *, extra_logits=None, recomputed=False, backend="auto", **targets):
     """Calls `head_loss` with the fields of its targets (mask, total, rows) as keywords."""
-    return module.head_loss(
-        x, weight, Targets(ids, **targets), extra_logits=extra_logits, recomputed=recomputed
-    )
+    options = {"extra_logits": extra_logits, "recomputed": recomputed, "backend": backend}
+    return module.head_loss(x, weight, Targets(ids, **targets), **options)
 
 
 MASKS = {
@@ -53,11 +52,12 @@ MASKS = {
 @pytest.mark.parametrize("rows", [None, 1, 3, 13, 14, 1000])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("with_extra", [False, True])
-def test_slices_equal_all_logits_at_once(rows, mask, with_extra):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_slices_equal_all_logits_at_once(backend, rows, mask, with_extra):
     x, weight, extra, targets = inputs()
     given = {"mask": MASKS[mask], "extra_logits": extra if with_extra else None}
     leaves = (x, weight, extra) if with_extra else (x, weight)
-    loss = loss_of(x, weight, targets, rows=rows, **given)
+    loss = loss_of(x, weight, targets, rows=rows, backend=backend, **given)
     expected = head_loss_reference(x, weight, targets, **given)
     assert loss.shape == () and abs(loss.item() - expected.item()) < 1e-12
     # a factor that stands for loss scaling or accumulation reaches every term

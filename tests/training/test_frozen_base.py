@@ -16,6 +16,7 @@ CASES = {
     "ZeRO 2 lora": ("deepspeed_stage_2", {"train_type": "lora", "lora_train": "ln"}),
     "ZeRO 3 dora": ("deepspeed_stage_3", {"train_type": "lora", "lora_dora": 1}),
     "ZeRO 2 states": ("deepspeed_stage_2", {"train_type": "states", "load_partial": 1}),
+    "masters lora": ("single_device", {"train_type": "lora", "lora_train": "ln", "autocast": 0}),
 }
 
 

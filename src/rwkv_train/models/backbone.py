@@ -40,11 +40,10 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None, LayerState]:
         """Maps (x, carry, state) to those after the block.
 
-        x: [B, T, C], the embedding or the block before.  state None: an empty past.
+        x: [B, T, C], what the block before hands on, or the embedding behind `ln0`.
+        state None: an empty past.
         """
         att_shift, wkv, ffn_shift = state if state is not None else (None, None, None)
-        if self.ln0 is not None:
-            x = self.ln0(x)
         out, carry, att_shift, wkv = self.att(self.ln1(x), carry, att_shift, wkv, reset)
         # On the whole residual stream and not on the branch alone, as in RWKV-LM.
         x = self.drop(x + out)
@@ -189,7 +188,7 @@ class RWKV(nn.Module):
                 "empties the state; train states on one document per sample"
             )
         assert state is None or len(state) == len(self.blocks), "a state has one entry per block"
-        x = self.drop(self.emb(tokens))
+        x = self._embedded(tokens)
         carry = None
         new_state = []
         for layer, block in enumerate(self.blocks):
@@ -204,6 +203,16 @@ class RWKV(nn.Module):
                 x, carry, layer_state = block(*arguments)
             new_state.append(layer_state)
         return self.ln_out(x), tuple(new_state)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """Returns what the first block reads, [B, T, C]: the embedding behind the first norm."""
+        norm = self.blocks[0].ln0
+        # Dropped channels differ from place to place, and with them the norm of a token.
+        if self.drop.training and self.drop.p > 0:
+            x: Tensor = norm(self.drop(self.emb(tokens)))
+        else:
+            x = self.emb(tokens, norm)
+        return x
 
     def _copy_logits(
         self, x: Tensor, tokens: Tensor, state: ModelState | None, reset: Tensor | None

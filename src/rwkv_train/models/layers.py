@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
+from rwkv_train.ops.embedding_norm import embedding_norm
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
 from rwkv_train.ops.token_shift import token_shift
 
@@ -73,8 +74,16 @@ class Embedding(nn.Embedding):
         # A ready-made weight keeps the constructor away from the global random state.
         super().__init__(tokens, width, _weight=torch.zeros(tokens, width))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Returns the rows of `ids`, [..., C]."""
+    def forward(self, ids: Tensor, norm: LayerNorm | None = None) -> Tensor:
+        """Returns the rows of `ids`, [..., C], behind `norm` if one is given."""
+        if norm is None:
+            return self._rows(ids)
+        if _may_be_shards(self.weight, norm.weight):
+            normal: Tensor = norm(self._rows(ids))
+            return normal
+        return embedding_norm(ids, self.weight, norm.weight, norm.bias, eps=norm.eps)
+
+    def _rows(self, ids: Tensor) -> Tensor:
         if _adds_in_16_bit(self.weight):
             rows: Tensor = _WideEmbedding.apply(  # type: ignore[no-untyped-call]  # torch's own
                 ids, self.weight
@@ -111,6 +120,15 @@ class LayerNorm(nn.LayerNorm):
             weight, bias = self.weight.float(), self.bias.float()
             normal = F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
         return normal.to(x.dtype)
+
+
+def _may_be_shards(*weights: Tensor) -> bool:
+    """Tells whether DeepSpeed's stage 3 keeps only parts of `weights` outside their own modules.
+
+    Then neither the norm's weights in the forward pass nor the table in the backward pass of an
+    operator over both need be whole. Stage 3 marks every parameter, those it keeps whole as well.
+    """
+    return any(hasattr(weight, "ds_id") for weight in weights)
 
 
 def _adds_in_16_bit(weight: Tensor) -> bool:

@@ -30,7 +30,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.layers import Linear, full_precision, share_of_previous, shift_and_mix
@@ -46,6 +45,8 @@ from rwkv_train.models.table import (
     rising,
     zeros,
 )
+from rwkv_train.ops.sigmoid_gate import sigmoid_gate
+from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv4 import State, wkv4
 
 NAME = "RWKV-4"
@@ -92,7 +93,7 @@ class TimeMix(nn.Module):
             backend=self.backend,
             reset=reset,
         )
-        return self.output(torch.sigmoid(r) * y), carry, x[:, -1], wkv
+        return self.output(sigmoid_gate(r, y)), carry, x[:, -1], wkv
 
     def _start(self, given: State | None, batch: int) -> State | None:
         """Returns (aa, bb, pp), each [B, A], that a sequence starts from; None: empty."""
@@ -124,9 +125,8 @@ class ChannelMix(nn.Module):
         """Returns the output [B, T, D] and the new shift."""
         mixes = (self.time_mix_k, self.time_mix_r)
         xk, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
-        k = F.relu(self.key(xk)).square()
-        r = torch.sigmoid(self.receptance(xr))
-        return r * self.value(k), x[:, -1]
+        k = squared_relu(self.key(xk))
+        return sigmoid_gate(self.receptance(xr), self.value(k)), x[:, -1]
 
 
 def _embedding_at_start(place: InitContext) -> Tensor:

@@ -54,6 +54,8 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.ops.sigmoid_gate import sigmoid_gate
+from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv6 import wkv6
 
 NAME = "RWKV-6"
@@ -147,9 +149,8 @@ class ChannelMix(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output [B, T, D] and the new shift."""
         xk, xr = shift_and_mix(x, shift, reset, self.time_maa_k, self.time_maa_r)
-        k = F.relu(self.key(xk)).square()
-        r = torch.sigmoid(self.receptance(xr))
-        return r * self.value(k), x[:, -1]
+        k = squared_relu(self.key(xk))
+        return sigmoid_gate(self.receptance(xr), self.value(k)), x[:, -1]
 
 
 def _ffn_mix_at_start(place: InitContext) -> Tensor:

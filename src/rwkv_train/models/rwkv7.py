@@ -33,7 +33,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.layers import (
@@ -61,6 +60,7 @@ from rwkv_train.models.table import (
     zeros,
 )
 from rwkv_train.ops.keys import keys
+from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.value_residual import value_residual
 from rwkv_train.ops.wkv7 import wkv7
 
@@ -165,7 +165,7 @@ class ChannelMix(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output [B, T, D] and the new shift."""
         (xk,) = shift_and_mix(x, shift, reset, self.x_k)
-        return self.value(F.relu(self.key(xk)).square()), x[:, -1]
+        return self.value(squared_relu(self.key(xk))), x[:, -1]
 
 
 def _in_head(place: InitContext) -> Tensor:

@@ -55,6 +55,39 @@ def test_what_the_machine_lacks_is_refused_with_a_way_out(line, discovered, word
     assert words in fault(line, discovered)
 
 
+@pytest.mark.parametrize(
+    ("line", "discovered", "autocast"),
+    [
+        ("", CPU, None),
+        ("--precision bf16", CPU, True),
+        ("--precision bf16 --autocast 0", CPU, False),
+        ("", GPU, False),
+        ("--autocast 1", GPU, True),
+        ("--precision fp32 --autocast 1", GPU, None),
+        ("--optimizer muon", GPU, True),
+        ("--strategy ddp", GPU, True),
+        ("", OLD, True),
+        ("", EIGHT_GPUS, False),
+        ("--precision bf16 --strategy deepspeed_stage_3", CPU, False),
+    ],
+)
+def test_weights_are_16_bit_where_something_keeps_their_masters(line, discovered, autocast):
+    assert values(line, "autocast", discovered=discovered) == autocast
+
+
+@pytest.mark.parametrize(
+    ("line", "discovered", "words"),
+    [
+        ("--autocast 0 --strategy ddp", GPU, "--autocast 0 with --strategy ddp"),
+        ("--autocast 0 --optimizer muon", GPU, "--autocast 0 with --optimizer muon"),
+        ("--autocast 0", OLD, "--autocast 0 with --precision fp16"),
+        ("--autocast 1", EIGHT_GPUS, "--autocast 1 with --strategy deepspeed_stage_2"),
+    ],
+)
+def test_masters_that_nothing_keeps_are_refused(line, discovered, words):
+    assert words in fault(line, discovered)
+
+
 def test_a_card_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for():
     found = but(MINIPILE, gpu_fault="the driver 535 of H100 is too old")
     for line in ("", "--accelerator gpu"):

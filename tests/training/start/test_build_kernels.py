@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,9 @@ import torch
 
 import train
 from rwkv_train.config.load import load_config
+from rwkv_train.config.versions import VERSIONS
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends.dispatch import Refusal
-from rwkv_train.ops.token_shift import native as token_shift_native
-from rwkv_train.ops.wkv6 import native as wkv6_native
 from rwkv_train.training.start import build_kernels
 from rwkv_train.training.start.build_kernels import build_ahead, build_for, describe_operators
 from tests.config.resolving import MINIPILE, but, resolved
@@ -21,14 +21,24 @@ from tests.models.tiny import tiny_model
 SHAPE = "--rwkv_version 6 --n_layer 2 --n_embd 64 --micro_bsz 2"
 CPU = f"{SHAPE} --accelerator cpu --precision fp32"
 GPU = f"{SHAPE} --accelerator gpu --precision bf16"
+
+
+def operators_of(version: str) -> list[str]:
+    """Lists the operators of a version, that of the time mix first."""
+    row = VERSIONS[version]
+    return [row.operator, *row.layer_operators, "embedding_norm", "head_loss"]
+
+
+OPERATORS = operators_of("6")
+NATIVE = [importlib.import_module(f"rwkv_train.ops.{operator}.native") for operator in OPERATORS]
 OLD_NVCC = Refusal("nvcc is for CUDA 12.4\n  install the CUDA toolkit 13.0", kind="build")
 
 
 @pytest.fixture
 def refusing(monkeypatch):
     """Lets the project's own kernels refuse every call."""
-    monkeypatch.setattr(wkv6_native, "refuses", lambda call: OLD_NVCC)
-    monkeypatch.setattr(token_shift_native, "refuses", lambda call: OLD_NVCC)
+    for native in NATIVE:
+        monkeypatch.setattr(native, "refuses", lambda call: OLD_NVCC)
 
 
 @pytest.fixture
@@ -41,17 +51,25 @@ def card(monkeypatch):
 
 def test_every_operator_is_asked_for_the_call_of_the_run(monkeypatch):
     asked = []
-    for native in (wkv6_native, token_shift_native):
+    for native in NATIVE:
         monkeypatch.setattr(native, "refuses", asked.append)
     found = build_for(resolved(f"{CPU} --head_size_a 32")[0])
     assert [(one.operator, one.backend, one.architecture) for one in found] == [
-        ("wkv6", "native", "cpu"),
-        ("token_shift", "native", "cpu"),
+        (operator, "native", "cpu") for operator in OPERATORS
     ]
-    wkv, shift = asked
+    wkv, *others = asked
     assert (wkv.batch, wkv.time, wkv.heads, wkv.head_size) == (2, 512, 2, 32)
     assert wkv.needs_grad and wkv.dtype == torch.float32
+    (shift,) = (call for call in others if call.op == "token_shift")
     assert (shift.heads, shift.head_size) == (64, 1)
+
+
+def test_missing_libraries_are_built_first_but_for_a_backend_without_one(monkeypatch):
+    wanted = []
+    monkeypatch.setattr(build_kernels, "prebuild", lambda *given: wanted.append(given[:2]))
+    for backend in ("auto", "chunked"):
+        build_for(resolved(f"{CPU} --wkv_backend {backend}")[0])
+    assert wanted == [(OPERATORS, "cpu"), (OPERATORS[1:], "cpu")]
 
 
 def test_the_header_tells_in_one_line_what_a_backend_serves():
@@ -81,8 +99,7 @@ def test_a_cpu_without_its_kernels_gets_a_note(refusing):
     found = build_for(resolved(CPU)[0])
     lines = describe_operators(found, "cpu")
     assert [name for name, _ in lines] == ["operators", "operators", "note"]
-    alone = [one._replace(refusal=None) for one in found[1:]]
-    assert describe_operators([found[0], *alone], "cpu")[-1][1].startswith(
+    assert describe_operators(found[:1], "cpu")[-1][1].startswith(
         "wkv6 runs on the CPU without its kernel, several times slower, because"
     )
 
@@ -100,8 +117,9 @@ def test_a_backend_by_name_that_cannot_serve_is_refused(refusing):
 
 @pytest.fixture
 def built(monkeypatch):
-    """What would be built, in order."""
+    """What would be built and loaded, in order."""
     calls = []
+    monkeypatch.setattr(build_kernels, "prebuild", lambda *_: None)
     monkeypatch.setattr(build_kernels.build, "load", lambda *target: calls.append(target))
     return calls
 
@@ -113,14 +131,14 @@ def given(folder: Path, *words: str):
 @pytest.mark.parametrize(
     ("words", "cards", "operators", "device"),
     [
-        ("--rwkv_version 6 --accelerator cpu", True, ["wkv6", "token_shift"], "cpu"),
-        ("--rwkv_version 5", False, ["wkv5", "token_shift"], "cpu"),
-        ("--rwkv_version 5", True, ["wkv5", "token_shift"], "cuda"),
-        ("--rwkv_version 7 --wkv_backend native:scan", True, ["wkv7", "token_shift"], "cuda"),
-        ("--rwkv_version 7 --wkv_backend chunked", False, ["token_shift"], "cpu"),
-        ("", False, ["wkv7", "token_shift"], "cpu"),
+        ("--rwkv_version 6 --accelerator cpu", True, operators_of("6"), "cpu"),
+        ("--rwkv_version 5", False, operators_of("5"), "cpu"),
+        ("--rwkv_version 5", True, operators_of("5"), "cuda"),
+        ("--rwkv_version 7 --wkv_backend native:scan", True, operators_of("7"), "cuda"),
+        ("--rwkv_version 7 --wkv_backend chunked", False, operators_of("7")[1:], "cpu"),
+        ("", False, operators_of("7"), "cpu"),
         # Its weights are RWKV-4's.
-        ("--load_model {base}", False, ["wkv4", "token_shift"], "cpu"),
+        ("--load_model {base}", False, operators_of("4"), "cpu"),
         ("--load_model nowhere.pth", False, [], "cpu"),
     ],
 )
@@ -139,7 +157,7 @@ def test_a_folder_that_tells_the_version_is_not_guessed_about(built, tmp_path):
     build_ahead(given(tmp_path))
     assert built == []
     build_ahead(given(tmp_path, "--rwkv_version", "4", "--accelerator", "cpu"))
-    assert built == [("wkv4", "cpu"), ("token_shift", "cpu")]
+    assert built == [(operator, "cpu") for operator in operators_of("4")]
 
 
 @pytest.mark.parametrize("devices", ["1", "2"])
@@ -152,5 +170,5 @@ def test_what_starts_ranks_has_built_before(devices, built, tmp_path, monkeypatc
     line = ["--data_file", "x", "--proj_dir", str(tmp_path), "--rwkv_version", "6"]
     assert train.main([*line, "--accelerator", "cpu", "--devices", devices]) == 7
     # A process that is alone looks at its files first.
-    ahead = [("wkv6", "cpu"), ("token_shift", "cpu")] if devices == "2" else []
+    ahead = [(operator, "cpu") for operator in operators_of("6")] if devices == "2" else []
     assert built == [*ahead, int(devices)]

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
-from rwkv_train.ops.native.custom_ops import refusal
+from rwkv_train.ops.native.custom_ops import PlainOps, refusal
 
 if TYPE_CHECKING:
     from rwkv_train.ops.adamw import AdamwOptions, AdamwTensors
 
+# They change tensors in place, outside any graph: nothing to fake.
+_OPS = PlainOps({})
+
 
 def refuses(call: Call) -> Refusal | None:
     """Returns what stands in the way; None once the kernels are built and loaded."""
-    return refusal(call, None)
+    return refusal(call, _OPS)
 
 
 @torch.no_grad()

@@ -8,7 +8,13 @@ The loss reported is the cross entropy alone. A mask weighs both terms of a toke
 is the sum of its tokens' losses however they are split over calls.
 
 The tokens are worked through in slices; a slice's gradients are computed while its logits exist,
-so that memory holds one slice of logits, grad x and grad W, whatever B, T and V are.
+so that memory holds one slice of logits, grad x and grad W, whatever B, T and V are. The gradient
+takes the place of the logits, in the dtype of the matrix products.
+
+| backend     | serves                                            | passes over a slice of logits |
+|-------------|---------------------------------------------------|-------------------------------|
+| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler | two: read, read and write     |
+| `reference` | any device, torch operators one by one            | about 14                      |
 
 Source: RWKV-LM, RWKV-v7/train_temp, class L2Wrap and the loss's gradient, which is multiplied by
 the incoming one as a whole.
@@ -22,12 +28,22 @@ import torch
 from torch import Tensor
 
 from rwkv_train.errors import BackendError
-from rwkv_train.ops.arguments import FLOAT_DTYPES
-from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
-from rwkv_train.ops.head_loss.sliced import SlicedHeadLoss, SliceOptions, sliced_token_losses
+from rwkv_train.ops.arguments import FLOAT_DTYPES, describe_call
+from rwkv_train.ops.backends.dispatch import AUTO, autocast_dtype, without_autocast
+from rwkv_train.ops.head_loss.sliced import (
+    BACKENDS,
+    SlicedHeadLoss,
+    SliceOptions,
+    logits_dtype,
+    sliced_token_losses,
+)
 
-# Bytes of a slice of fp32 logits when the caller does not choose.
+__all__ = ["BACKENDS", "Targets", "head_loss", "head_token_losses"]
+
+# Bytes of a slice's logits when the caller does not choose: of any slice, and the most for the sake
+# of the weight's gradient, which every slice reads and writes as a whole.
 SLICE_BYTES = 64 * 2**20
+MOST_SLICE_BYTES = {"cpu": 512 * 2**20, "cuda": 1024 * 2**20}
 
 
 class Targets(NamedTuple):
@@ -37,8 +53,9 @@ class Targets(NamedTuple):
     mask: [B, T] bool or number >= 0, the weights of the positions; None: all ones.
     total: what the weighted sum of the losses is divided by; None: the sum of the weights, and
         with weights that are all zero the loss is 0.
-    rows: positions per slice of logits, which never exist all at once; None takes about 64 MiB of
-        fp32 logits.
+    rows: positions per slice of logits, which never exist all at once; None takes 64 MiB of logits
+        or, where the weight learns, 4 C rows of up to 512 MiB (on a GPU 1 GiB): in fp32 as much as
+        the weight, its gradient and its moments take.
     """
 
     ids: Tensor
@@ -68,6 +85,7 @@ def head_loss(
     *,
     extra_logits: Tensor | None = None,
     recomputed: bool = False,
+    backend: str = AUTO,
 ) -> Tensor:
     """Returns the scalar loss in fp32 (fp64 for fp64 inputs), differentiable once.
 
@@ -79,17 +97,9 @@ def head_loss(
         only the loss is computed, and a backward pass that comes all the same gives NaN.
 
     Gradients flow to x, weight and extra_logits where they ask for one. Raises BackendError when an
-    argument does not fit.
+    argument does not fit or the backend asked for cannot serve the call.
     """
-    matmul_dtype = _matmul_dtype(x, weight)
-    _check(x, weight, targets, extra_logits)
-    options = SliceOptions(
-        rows=_rows(x, weight, targets.rows),
-        matmul_dtype=matmul_dtype,
-        wants=(_wants(x), _wants(weight), _wants(extra_logits)),
-        total=targets.total,
-        recomputed=recomputed,
-    )
+    options = _options(x, weight, targets, extra_logits, backend, recomputed=recomputed)
     # Autocast would round the weighted sum of losses, which is a product, too.
     with without_autocast(x.device):
         loss: Tensor = SlicedHeadLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
@@ -111,19 +121,45 @@ def head_token_losses(
     *,
     extra_logits: Tensor | None = None,
     rows: int | None = None,
+    backend: str = AUTO,
 ) -> Tensor:
     """Returns every token's own cross entropy, [B, T] in fp32 (fp64), without gradients.
 
     ids, rows: as in `Targets`; the rest as for `head_loss`, whose value is their weighted mean.
     """
-    matmul_dtype = _matmul_dtype(x, weight)
-    _check(x, weight, Targets(ids, rows=rows), extra_logits)
+    options = _options(x, weight, Targets(ids, rows=rows), extra_logits, backend)
     extra = None if extra_logits is None else extra_logits.flatten(0, 1)
     with without_autocast(x.device):
-        losses = sliced_token_losses(
-            x.flatten(0, 1), weight, ids.flatten(), extra, _rows(x, weight, rows), matmul_dtype
-        )
+        losses = sliced_token_losses(x.flatten(0, 1), weight, ids.flatten(), extra, options)
     return losses.view_as(ids)
+
+
+def _options(
+    x: Tensor,
+    weight: Tensor,
+    targets: Targets,
+    extra_logits: Tensor | None,
+    backend: str,
+    *,
+    recomputed: bool = False,
+) -> SliceOptions:
+    """Returns how a call is worked through, after checking its arguments."""
+    matmul_dtype = _matmul_dtype(x, weight)
+    _check(x, weight, targets, extra_logits)
+    wants = (_wants(x), _wants(weight), _wants(extra_logits))
+    # The vocabulary stands where other operators have their channels.
+    like = x.new_empty((), dtype=matmul_dtype).expand(*x.shape[:2], weight.shape[0])
+    return SliceOptions(
+        rows=_rows(x, weight, targets.rows, matmul_dtype, x.device.type),
+        matmul_dtype=matmul_dtype,
+        wants=wants,
+        total=targets.total,
+        backend=backend,
+        call=describe_call(
+            "head_loss", like, (x, weight, extra_logits), has_state=False, has_reset=False
+        ),
+        recomputed=recomputed,
+    )
 
 
 def _wants(tensor: Tensor | None) -> bool:
@@ -131,10 +167,16 @@ def _wants(tensor: Tensor | None) -> bool:
     return torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
 
 
-def _rows(x: Tensor, weight: Tensor, given: int | None) -> int:
-    """Returns the tokens per slice of x [B, T, C]."""
+def _rows(
+    x: Tensor, weight: Tensor, given: int | None, matmul_dtype: torch.dtype, device: str
+) -> int:
+    """Returns the tokens per slice of x [B, T, C] on a "cpu" or "cuda"."""
     if given is None:
-        given = max(1, SLICE_BYTES // (4 * weight.shape[0]))
+        row = logits_dtype(device, matmul_dtype).itemsize * weight.shape[0]
+        given = max(1, SLICE_BYTES // row)
+        if _wants(weight):
+            most = MOST_SLICE_BYTES.get(device, SLICE_BYTES)
+            given = max(given, min(4 * x.shape[2], most // row))
     return min(given, x.shape[0] * x.shape[1])
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rwkv_train.ops.backends.dispatch import without_autocast
-from rwkv_train.ops.head_loss.reference import L2WRAP
+from rwkv_train.ops.backends.dispatch import Call, backends_of, dispatch, without_autocast
 from rwkv_train.ops.precision import compute_dtype
+
+BACKENDS = backends_of("head_loss", "native", "reference")
 
 
 class SliceOptions(NamedTuple):
@@ -25,8 +26,16 @@ class SliceOptions(NamedTuple):
     """whether gradients of x, weight and extra logits are needed"""
     total: float | None
     """what the sum over tokens is divided by; None: the sum of the mask"""
+    backend: str
+    """who works on the logits, see `ops.backends.dispatch`"""
+    call: Call
+    """what the backend is chosen by"""
     recomputed: bool = False
     """the gradients are left to a second call, and only their shapes are saved"""
+
+    def run(self, step: str, *arguments: object) -> Any:
+        """Returns the result of `reference.run`, by the chosen backend."""
+        return dispatch(BACKENDS, self.backend, self.call, (step, *arguments))
 
 
 class SlicedHeadLoss(torch.autograd.Function):
@@ -48,32 +57,27 @@ class SlicedHeadLoss(torch.autograd.Function):
     ) -> Tensor:
         dtype = compute_dtype(options.matmul_dtype)
         counts = None if mask is None else mask.to(dtype)
-        if counts is None or options.total is not None:
-            size = float(x.shape[0]) if options.total is None else options.total
-            # filled, not copied: a copy to a GPU waits for it
-            total = torch.full((), size, dtype=dtype, device=x.device)
-        else:
-            # With nothing to learn from, the loss is 0 and not 0 / 0.
-            total = counts.sum()
-            total = torch.where(total > 0, total, 1)
         now = any(options.wants) and not options.recomputed
         grads = _empty_gradients(x, weight, extra, options)
+        grad_extra = grads[2] if now else None
         # Once, not per slice: under autocast this is a copy of the largest matrix.
         operand = weight.to(options.matmul_dtype)
-        loss = total.new_zeros(())
+        losses = x.new_empty(x.shape[0], dtype=dtype)
+        room = _room_for_logits(x, weight, options)
         for start in range(0, x.shape[0], options.rows):
             part = slice(start, start + options.rows)
             inputs = x[part].to(options.matmul_dtype)
-            logits = (inputs @ operand.T).to(dtype)  # [rows, V]
-            if extra is not None:
-                logits += extra[part]
-            count = None if counts is None else counts[part]
-            loss += _to_gradient(logits, targets[part], count, now)
+            logits = _logits_into(room, inputs, operand)
+            beside = (_rows_of(each, part) for each in (counts, extra, grad_extra))
+            kind = options.matmul_dtype if now else None
+            gradient = options.run("rows", logits, targets[part], *beside, losses[part], kind)
             if now:
-                _add_gradients(grads, part, logits, inputs, operand, options)
+                _add_gradients(grads, part, gradient, inputs, operand)
+        loss: Tensor
+        loss, total = options.run("mean", losses, counts, options.total)
         ctx.save_for_backward(total, *grads)
         ctx.dtypes = (x.dtype, weight.dtype, None if extra is None else extra.dtype)
-        return loss / total
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -82,54 +86,73 @@ class SlicedHeadLoss(torch.autograd.Function):
         with without_autocast(total.device):
             scale = grad_loss / total
             grad_x, grad_weight, grad_extra = (
-                None if grad is None else (grad * scale).to(dtype)
+                None if grad is None else _scaled(grad, scale, dtype)
                 for grad, dtype in zip(grads, ctx.dtypes)
             )
         return grad_x, grad_weight, None, None, grad_extra, None
 
 
 def sliced_token_losses(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    extra: Tensor | None,
-    rows: int,
-    matmul_dtype: torch.dtype,
+    x: Tensor, weight: Tensor, targets: Tensor, extra: Tensor | None, options: SliceOptions
 ) -> Tensor:
     """Returns every token's own cross entropy, [n], without gradients.
 
     x: [n, C].  weight: [V, C].  targets: [n].  extra: [n, V] or None.
-    rows: tokens per slice; at most one slice of logits exists at a time.
     """
-    dtype = compute_dtype(matmul_dtype)
-    operand = weight.to(matmul_dtype)
-    losses = x.new_empty(x.shape[0], dtype=dtype)
-    for start in range(0, x.shape[0], rows):
-        part = slice(start, start + rows)
-        logits = (x[part].to(matmul_dtype) @ operand.T).to(dtype)  # [rows, V]
-        if extra is not None:
-            logits += extra[part]
-        largest = logits.amax(1)
-        at_target = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
-        # in place: logsumexp would take a second slice of memory
-        total = logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
-        losses[part] = total.log() + largest - at_target
+    operand = weight.to(options.matmul_dtype)
+    losses = x.new_empty(x.shape[0], dtype=compute_dtype(options.matmul_dtype))
+    room = _room_for_logits(x, weight, options)
+    for start in range(0, x.shape[0], options.rows):
+        part = slice(start, start + options.rows)
+        logits = _logits_into(room, x[part].to(options.matmul_dtype), operand)
+        beside = None, _rows_of(extra, part), None
+        options.run("rows", logits, targets[part], *beside, losses[part], None)
     return losses
+
+
+def _rows_of(x: Tensor | None, part: slice) -> Tensor | None:
+    return None if x is None else x[part]
+
+
+def _room_for_logits(x: Tensor, weight: Tensor, options: SliceOptions) -> Tensor:
+    """Returns memory for the logits of a slice, [rows, V], which all slices use in turn.
+
+    A GPU's products write fp32 for 16-bit operands: logits of deviation 3, rounded to bf16, would
+    make the gradient err twice as much. On a CPU torch has no such product.
+    """
+    dtype = logits_dtype(x.device.type, options.matmul_dtype)
+    return x.new_empty(min(options.rows, x.shape[0]), weight.shape[0], dtype=dtype)
+
+
+def logits_dtype(device: str, matmul_dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which logits leave their product on a "cpu" or "cuda"."""
+    return compute_dtype(matmul_dtype) if device == "cuda" else matmul_dtype
+
+
+def _logits_into(room: Tensor, inputs: Tensor, operand: Tensor) -> Tensor:
+    """Returns inputs @ operand.T in the memory of `room`."""
+    logits = room[: inputs.shape[0]]
+    if logits.dtype == inputs.dtype:
+        return torch.mm(inputs, operand.T, out=logits)
+    product: Tensor = torch.ops.aten.mm.dtype_out(inputs, operand.T, logits.dtype, out=logits)
+    return product
+
+
+def _scaled(grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns grad * scale, computed in fp32 (fp64) and rounded once to `dtype`."""
+    # As [1, 1] and not as a scalar, which would be rounded to the dtype of `grad` first.
+    return torch.mul(grad, scale.view(1, 1), out=torch.empty_like(grad, dtype=dtype))
 
 
 def _empty_gradients(
     x: Tensor, weight: Tensor, extra: Tensor | None, options: SliceOptions
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     wants_x, wants_weight, wants_extra = options.wants
-    dtype = compute_dtype(options.matmul_dtype)
-    empty: Callable[..., Tensor] = torch.empty_like
-    zeros: Callable[..., Tensor] = torch.zeros_like
-    if options.recomputed:
-        empty = zeros = _placeholder
+    empty: Callable[..., Tensor] = _placeholder if options.recomputed else torch.empty_like
     return (
         empty(x, dtype=options.matmul_dtype) if wants_x else None,
         # fp32 whatever the weight's dtype, since the slices are summed in it
-        zeros(weight, dtype=dtype) if wants_weight else None,
+        empty(weight, dtype=compute_dtype(options.matmul_dtype)) if wants_weight else None,
         empty(extra, dtype=extra.dtype) if wants_extra and extra is not None else None,
     )
 
@@ -142,47 +165,32 @@ def _placeholder(like: Tensor, dtype: torch.dtype) -> Tensor:
     return like.new_full((), torch.nan, dtype=dtype).expand_as(like)
 
 
-def _to_gradient(
-    logits: Tensor, targets: Tensor, counts: Tensor | None, wants_gradient: bool
-) -> Tensor:
-    """Returns the summed loss of a slice; turns `logits` in place into that sum's gradient.
-
-    counts: [rows], the mask, or None for ones.
-    """
-    targets = targets.unsqueeze(1)
-    largest, position = logits.max(1, keepdim=True)
-    at_target = logits.gather(1, targets)
-    # In place throughout: a second slice of logits would double the peak of memory.
-    logits -= largest
-    logits.exp_()
-    total = logits.sum(1, keepdim=True)
-    losses = total.log() + largest - at_target  # [rows, 1]
-    if wants_gradient:
-        logits /= total
-        logits.scatter_add_(1, targets, losses.new_full((), -1).expand_as(losses))
-        logits.scatter_add_(1, position, largest * L2WRAP)
-        if counts is not None:
-            logits *= counts.unsqueeze(1)
-    return losses.sum() if counts is None else losses.squeeze(1) @ counts
-
-
 def _add_gradients(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
     part: slice,
     gradient: Tensor,
     inputs: Tensor,
     weight: Tensor,
-    options: SliceOptions,
 ) -> None:
-    grad_x, grad_weight, grad_extra = grads
-    if grad_extra is not None:
-        grad_extra[part] = gradient
-    gradient = gradient.to(options.matmul_dtype)
+    """Fills in the slice's part of the gradient of x, and adds to that of the weight."""
+    grad_x, grad_weight, _ = grads
     if grad_x is not None:
         torch.mm(gradient, weight, out=grad_x[part])
     if grad_weight is None:
         return
-    if grad_weight.dtype == options.matmul_dtype:
-        grad_weight.addmm_(gradient.T, inputs)
+    across = gradient.T
+    first = part.start == 0
+    if grad_weight.dtype == gradient.dtype:
+        if first:
+            torch.mm(across, inputs, out=grad_weight)
+        else:
+            grad_weight.addmm_(across, inputs)
+    elif gradient.is_cuda:
+        # beta = 0 reads nothing, so that the first slice needs no zeros
+        torch.ops.aten.addmm.dtype_out(
+            grad_weight, across, inputs, grad_weight.dtype, beta=1 - first, out=grad_weight
+        )
+    elif first:
+        grad_weight.copy_(across @ inputs)
     else:
-        grad_weight += gradient.T @ inputs
+        grad_weight += across @ inputs

@@ -41,8 +41,18 @@ def _sources_folder() -> Path:
 SOURCES = _sources_folder()
 # Operators that a run needs together, by the name of their library. Their sources with torch in
 # them become one translation unit, so names in these must be unique.
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "layer": ("token_shift", "keys", "value_residual", "norm_shift", "adamw")
+FAMILIES = {
+    "layer": (
+        "adamw",
+        "embedding_norm",
+        "head_loss",
+        "keys",
+        "norm_shift",
+        "sigmoid_gate",
+        "squared_relu",
+        "token_shift",
+        "value_residual",
+    )
 }
 # Long enough for every process of a run to meet the same failure, short enough for a user who has
 # repaired its cause.

@@ -75,6 +75,16 @@ class Registration(NamedTuple):
     shared_bytes: SharedBytes | None = None
 
 
+class PlainOps(NamedTuple):
+    """The custom ops of an operator that has no derivative by itself, by name.
+
+    fakes: as those of `Registration`. A function around the ops has the derivative.
+    """
+
+    fakes: dict[str, Callable[..., Any]]
+    shared_bytes: SharedBytes | None = None
+
+
 def registration(
     op: str,
     *,
@@ -162,12 +172,9 @@ def forward(
     return y, final_state
 
 
-def refusal(call: Call, registration: Registration | None) -> Refusal | None:
-    """Returns what stands in the way of the call; None once its kernel is loaded and registered.
-
-    registration: None for ops that change tensors in place, outside any graph.
-    """
-    unserved = _unserved(call, None if registration is None else registration.shared_bytes)
+def refusal(call: Call, registration: Registration | PlainOps) -> Refusal | None:
+    """Returns what stands in the way of the call; None once its kernel is loaded and registered."""
+    unserved = _unserved(call, registration.shared_bytes)
     if unserved is not None:
         return unserved
     # Asked before every call, and the first answer may cost a compilation.
@@ -233,7 +240,7 @@ def _card_too_small(call: Call, needed: int) -> Refusal | None:
     return None
 
 
-def _prepare(op: str, device: str, registration: Registration | None) -> Refusal | None:
+def _prepare(op: str, device: str, registration: Registration | PlainOps) -> Refusal | None:
     if device not in ("cpu", "cuda"):
         return Refusal("it serves CPU and CUDA tensors only", news=False)
     if not build.has_sources(op, device):
@@ -241,16 +248,19 @@ def _prepare(op: str, device: str, registration: Registration | None) -> Refusal
     reason = build.load(op, device)
     if reason is not None:
         return Refusal(reason, kind="build")
-    if registration is not None:
-        register(op, registration)
+    register(op, registration)
     return None
 
 
-def register(op: str, registration: Registration) -> None:
-    """Describes the pair of custom ops to torch, once; their library is loaded."""
+def register(op: str, registration: Registration | PlainOps) -> None:
+    """Describes the custom ops of an operator to torch, once; their library is loaded."""
     if op in _registered:
         return
     _registered.add(op)
+    if isinstance(registration, PlainOps):
+        for name, fake in registration.fakes.items():
+            torch.library.register_fake(f"rwkv::{name}", fake)
+        return
     forward, backward = f"rwkv::{op}_forward", f"rwkv::{op}_backward"
     torch.library.register_fake(forward, registration.forward_fake)
     torch.library.register_fake(backward, registration.backward_fake)

@@ -43,8 +43,9 @@ class FusedAdamW(torch.optim.AdamW):
         The gradients stay as they are: the step multiplies them on its way.
         """
         gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-        self._norm, self._limit = gradient_norm(gradients), limit
-        return self._norm
+        norm = gradient_norm(gradients) if gradients else torch.zeros((), dtype=torch.float64)
+        self._norm, self._limit = norm, limit
+        return norm
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

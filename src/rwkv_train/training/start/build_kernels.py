@@ -28,6 +28,8 @@ from rwkv_train.processors import usable_processors
 
 # Of the operators that layers call, those over heads; the others are over channels.
 OVER_HEADS = ("keys", "head_norm_gate")
+# What every model calls around its layers.
+MODEL_OPERATORS = ("embedding_norm", "head_loss")
 
 
 class OperatorBackend(NamedTuple):
@@ -78,7 +80,10 @@ def build_for(config: ResolvedConfig) -> list[OperatorBackend]:
 def _operators(version: str, wkv_backend: str) -> Mapping[str, str]:
     """Returns the operators of a version -> the name of the backend that is asked for."""
     row = VERSIONS[version]
-    return {row.operator: wkv_backend, **dict.fromkeys(row.layer_operators, AUTO)}
+    return {
+        row.operator: wkv_backend,
+        **dict.fromkeys((*row.layer_operators, *MODEL_OPERATORS), AUTO),
+    }
 
 
 def _prebuild(names: Mapping[str, str], device: str) -> list[str]:
@@ -109,10 +114,11 @@ def choose_backend(operator: str, name: str, config: ResolvedConfig) -> tuple[Ba
     name: as `--wkv_backend`. Raises BackendError when that cannot serve the call.
     """
     model, train = config.model, config.train
-    # An operator without heads counts channels.
+    # An operator without heads counts channels, or logits.
     version, size = VERSIONS[model.rwkv_version], model.head_size or 1
     has_heads = operator == version.operator or operator in OVER_HEADS
-    heads = (model.dim_att // size, size) if has_heads else (model.n_embd, 1)
+    channels = model.vocab_size if operator == "head_loss" else model.n_embd
+    heads = (model.dim_att // size, size) if has_heads else (channels, 1)
     call = Call(
         op=operator,
         device=_device(config),

@@ -108,17 +108,20 @@ def run_memory(config: ResolvedConfig, count: int) -> RunMemory:
         # Initial values are only written.
         return RunMemory(_FP32 * count, 0, 0)
     divided = _DIVIDED.get(hardware.strategy, 0)
-    engine = divided > 0 and hardware.precision in ("bf16", "fp16")
-    width = DTYPES[hardware.precision].itemsize if engine else _FP32
+    masters = hardware.autocast is False
+    width = DTYPES[hardware.precision].itemsize if masters else _FP32
     # Of adapters and states so little learns that it does not matter here.
     learnt = count if train.train_type == "all" else 0
-    # What adds up micro batches; on a CPU in fp32, see `ZeroStrategy.sum_in_fp32`.
-    sums = _FP32 if hardware.accelerator == "cpu" else width
+    # What adds up micro batches; on a CPU in fp32, see `ZeroStrategy.sum_in_fp32`. Ours has a sum
+    # of its own only where there are several.
+    several = train.accumulate_grad_batches > 1
+    sums_in_fp32 = several if hardware.keeps_masters else hardware.accelerator == "cpu"
+    sums = _FP32 if sums_in_fp32 else width
     moments = 2 if config.optim.optimizer == "adam8bit" else 2 * _FP32
     if config.optim.optimizer == "muon":
         # One momentum for a matrix, which nearly all are.
         moments = _FP32
-    if engine:
+    if masters:
         moments += _FP32
     # Each process holds all of what is not divided among the processes of all machines.
     copies = hardware.devices
