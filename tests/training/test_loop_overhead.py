@@ -10,7 +10,7 @@ import pytest
 from benchmarks.loop import PARTS, WARM_UP, StepClocks, install
 
 # Calls of Python and of C functions; some milliseconds, in a step of the demo less than 3 %.
-MOST_CALLS = 9_999
+MOST_CALLS = 4_500
 # Each waits for the device: the loss and the norm, read together by the veto.
 READS = ("item", "tolist", "numpy", "__bool__", "__float__", "__int__")
 STEPS = 6
