@@ -65,13 +65,13 @@ class HardwareConfig:
     wkv_backend: BackendName = "auto"
     """implementation of the WKV operators; auto: the fastest that accepts the call"""
     head_chunk: Annotated[int | None, AtLeast(1)] = None
-    """rows per slice of the fused head and loss; None: 64 MiB of logits or, where the head learns, 4
-    rows a channel, of up to 512 MiB (on a GPU 1 GiB)"""
+    """rows per slice of the fused head and loss; None: 64 MiB of logits or, where the head
+    learns, 4 rows a channel, of up to 512 MiB (on a GPU 1 GiB)"""
+    keep_heap: bool = True
+    """on a CPU keep the memory that a step frees for the next, on huge pages (Linux with glibc)"""
     compile: bool = False
     """compile the blocks with torch.compile: a minute at the first step, less time in all others;
     needs a C++ compiler, on a GPU triton; not with deepspeed_stage_3"""
-    keep_heap: bool = True
-    """on a CPU keep the memory that a step frees for the next, on huge pages (Linux with glibc)"""
 
 
 @dataclass(frozen=True)
