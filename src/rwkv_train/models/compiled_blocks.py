@@ -30,6 +30,9 @@ def compile_blocks(model: RWKV, backend: str = "inductor") -> None:
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = MOST_KINDS
+    # It would cut a block's graph at DDP's buckets, so that their reduction may overlap with the
+    # backward pass: between blocks it does anyway.
+    torch._dynamo.config.optimize_ddp = False
     for block in model.blocks:
         block.compile(backend=backend, dynamic=False)
 
