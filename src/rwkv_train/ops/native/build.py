@@ -44,17 +44,8 @@ SOURCES = _sources_folder()
 # these must be unique.
 FAMILIES = {
     "layer": (
-        "adamw",
-        "bonus",
-        "head_norm_gate",
-        "embedding_norm",
-        "head_loss",
-        "keys",
-        "norm_shift",
-        "sigmoid_gate",
-        "squared_relu",
-        "token_shift",
-        "value_residual",
+        *("adamw", "bonus", "embedding_norm", "head_loss", "head_norm_gate", "keys", "norm_shift"),
+        *("sigmoid_gate", "squared_relu", "token_shift", "value_residual"),
     )
 }
 # Long enough for every process of a run to meet the same failure, short enough for a user who has
@@ -263,7 +254,8 @@ def _compile(target: Target, plan: BuildPlan, library: Path, jobs: int | None) -
     if _failed_lately(library):
         raise BackendError(_failure(target, log))
     if jobs is None:
-        took = "about 20 s" if plan.nvcc is None else f"by {plan.nvcc.path}, about a minute"
+        took = "about half a minute" if target.members else "about 20 s"
+        took = took if plan.nvcc is None else f"by {plan.nvcc.path}, about a minute"
         say(f"building the {target.title()}, {took}, once per machine")
     work = folder / f"{WORK_PREFIX}{os.getpid()}"
     work.mkdir()
