@@ -86,7 +86,8 @@ def _contents(batch: Batch) -> tuple[Any, ...]:
 
 
 def _from_contents(*parts: Any) -> Batch:
-    return Batch(*(torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in parts))
+    fields: list[Any] = [torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in parts]
+    return Batch(*fields)
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
