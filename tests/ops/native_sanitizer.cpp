@@ -10,6 +10,8 @@
 #include "embedding_norm/embedding_norm.h"
 #include "head_loss/head_loss.h"
 #include "keys/keys.h"
+#include "sigmoid_gate/sigmoid_gate.h"
+#include "squared_relu/squared_relu.h"
 #include "token_shift/token_shift.h"
 #include "value_residual/value_residual.h"
 #include "wkv4/wkv4.h"
@@ -173,6 +175,17 @@ template <typename T> void run_residual(int64_t time, int64_t width) {
   value_residual_backward_cpu(g, 0, value_residual_tasks(g));
 }
 
+template <typename T> void run_pointwise(int64_t count) {
+  Data<T> data;
+  std::vector<T> x = data.normal(count, 1), one(count), other(count);
+  const DType type = kDTypeOf<T>;
+  squared_relu_forward_cpu({count, type, {x.data()}, {one.data()}}, 0, count);
+  squared_relu_backward_cpu({count, type, {x.data(), x.data()}, {one.data()}}, 0, count);
+  sigmoid_gate_forward_cpu({count, type, {x.data(), x.data()}, {one.data()}}, 0, count);
+  sigmoid_gate_backward_cpu(
+      {count, type, {x.data(), x.data(), x.data()}, {one.data(), other.data()}}, 0, count);
+}
+
 template <typename T> void run_head_norms(int64_t time, int64_t size, bool with_options) {
   const int64_t B = 2, H = 3, width = H * size;
   Tensors<T> x(time, size);
@@ -247,6 +260,7 @@ template <typename T> void run_all() {
   for (int64_t size : {1, 5, 33}) {
     for (int64_t time : {1, 40}) {
       run_keys<T>(time + 30, size), run_residual<T>(time + 30, size + 1000);
+      run_pointwise<T>(time * size);
       for (bool with_options : {false, true}) {
         run_heads<T>(time, size, with_options);
         run_head_norms<T>(time, size, with_options);
