@@ -17,6 +17,8 @@ from tests.ops.fused_cases import OPERATORS as FUSED
 from tests.ops.fused_cases import FusedCase, make_fused_case
 from tests.ops.fused_cases import run as run_fused
 from tests.ops.native_cases import OPERATORS
+from tests.ops.pointwise_cases import POINTWISE, make_inputs
+from tests.ops.pointwise_cases import run as run_pointwise
 from tests.ops.shift_cases import Case, make_case
 from tests.ops.shift_cases import run as run_shift
 
@@ -135,6 +137,17 @@ def main() -> None:
     run_ends()
     torch.cuda.synchronize()
     print("embedding_norm, head_loss: every kernel has run", flush=True)
+    run_pointwise_calls()
+    torch.cuda.synchronize()
+    print(f"{', '.join(POINTWISE)}: every kernel has run", flush=True)
+
+
+def run_pointwise_calls() -> None:
+    """Runs the pointwise operators in all dtypes, with some elements left after the eights."""
+    for op in POINTWISE:
+        for dtype in CUDA_DTYPES:
+            given = make_inputs(op, 3, 37, 65)
+            run_pointwise(op, {name: x.to(DEVICE, dtype) for name, x in given.items()}, "native")
 
 
 def run_by_chunks(op: str) -> None:
