@@ -103,7 +103,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_train.config.resolved import ResolvedModel
-from rwkv_train.models.layers import Linear, shift_and_mix
+from rwkv_train.models.layers import Linear
+from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.rwkv4 import ChannelMix as ChannelMix
 from rwkv_train.models.sizes import Shapes
 from rwkv_train.models.table import HEAD, NORMS, Row, constant, orthogonal, rising, zeros
@@ -129,16 +130,19 @@ class TimeMix(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        norm: ShiftedNorm,
+        residual: Residual,
         carry: Tensor | None,
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Returns output [B, T, D], the carry as it came, new shift and operator state."""
-        (xv,) = shift_and_mix(x, shift, reset, self.x_v)
+    ) -> tuple[Residual, Tensor | None, Tensor, Tensor]:
+        """Returns the residual, the carry as it came, new shift and operator state."""
+        shares = (self.x_v, torch.zeros_like(self.x_v))
+        stream, last, (xv, x), _ = norm(residual, shift, reset, shares)
         y, wkv = average99(self.w, self.value(xv), wkv, backend=self.backend, reset=reset)
-        return self.output(torch.sigmoid(self.gate(x)) * y), carry, x[:, -1], wkv
+        out = self.output(torch.sigmoid(self.gate(x)) * y)
+        return Residual(stream, out), carry, last, wkv
 
 
 PARAMETERS = (

@@ -51,14 +51,16 @@ data.tokenize: binidx storage text
 inference.__main__: generate loading sampling
 inference.generate: sampling streaming
 models.adapters: backbone layers table
-models.backbone: layers row_chunks state
+models.backbone: layers residual row_chunks state
+models.compiled_blocks: backbone
 models.parameters: adapters backbone registry table
 models.registry: backbone sizes
+models.residual: layers
 models.row_chunks: state
-models.rwkv4: layers sizes table
-models.rwkv5: layers rwkv4 sizes table
-models.rwkv6: layers sizes table
-models.rwkv7: layers sizes table
+models.rwkv4: layers residual sizes table
+models.rwkv5: layers residual rwkv4 sizes table
+models.rwkv6: layers residual sizes table
+models.rwkv7: layers residual sizes table
 models.rwkv_package: registry state
 models.transfer: backbone registry table
 ops.adamw: backends native precision

@@ -14,7 +14,7 @@ constexpr int kMostShifted = 8;
 // x is double, else float.
 struct NormShiftSizes {
   int64_t batch, time, width, count;  // B, T, C and the number n of results
-  DType dtype, out_dtype, y_dtype;    // of x and x'; of out and gate; of y, moves, gnormal
+  DType dtype, y_dtype;  // of x and x'; of all other sequences: that of x, or 16 bit with x in fp32
 };
 
 struct NormShiftInputs : NormShiftSizes {

@@ -11,55 +11,56 @@
 
 namespace rwkv::norm_shift_rows {
 
-template <typename T> struct Statistics {
-  T mean, inverse;
-};
+// visit(c, left) for every vector of a row of `width` elements. left: the elements from c on, or a
+// constant where they are more than the vector has, so that nothing is compared there.
+template <typename T, typename Visit> RWKV_INLINE void each_vector(int64_t width, Visit visit) {
+  constexpr int64_t L = kLanes<T>;
+  int64_t c = 0;
+  for (; c + L <= width; c += L) visit(c, std::integral_constant<int64_t, L>());
+  if (c < width) visit(c, width - c);
+}
 
 // x, with zeros from lane `count` on
 template <typename T> RWKV_INLINE Vec<T> first_lanes(Vec<T> x, int64_t count) {
+  if (count >= kLanes<T>) return x;
   T lanes[kLanes<T>];
   store<T>(lanes, x);
   for (int64_t i = count; i < kLanes<T>; ++i) lanes[i] = T(0);
   return load<T>(lanes);
 }
 
-// The sum of term(x) over the first `width` elements of a padded row. Four sums side by side: one
-// would wait for itself.
-template <typename T, typename Term> T sum_over_row(const T* row, int64_t width, Term term) {
+template <typename T> T sum_of_lanes(Vec<T> x) { return sum_lanes<T, 1>(&x)[0]; }
+
+// The sum of (x - mean)^2 over a row. Four sums side by side: one would wait for itself.
+template <typename T> T sum_of_squares(const T* row, int64_t width, T mean) {
   constexpr int64_t L = kLanes<T>;
+  const auto square = [&](int64_t c) {
+    const Vec<T> x = load<T>(row + c) - mean;
+    return x * x;
+  };
   Vec<T> sums[4] = {};
   int64_t c = 0;
   for (; c + 4 * L <= width; c += 4 * L) {
-    for (int k = 0; k < 4; ++k) sums[k] += term(load<T>(row + c + k * L));
+    for (int k = 0; k < 4; ++k) sums[k] += square(c + k * L);
   }
-  for (; c + L <= width; c += L) sums[0] += term(load<T>(row + c));
-  if (c < width) sums[1] += first_lanes<T>(term(load<T>(row + c)), width - c);
-  Vec<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return sum_lanes<T, 1>(&sum)[0];
+  for (; c < width; c += L) sums[0] += first_lanes<T>(square(c), width - c);
+  return sum_of_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// The squares of the differences are summed in a pass of their own: the mean of squares less the
-// square of the mean would lose what a large mean leaves of the deviation.
-template <typename T> Statistics<T> statistics_of(const T* row, int64_t width, double eps) {
-  const T mean = sum_over_row<T>(row, width, [](Vec<T> x) { return x; }) / static_cast<T>(width);
-  const T squares = sum_over_row<T>(row, width, [mean](Vec<T> x) {
-    const Vec<T> difference = x - mean;
-    return difference * difference;
-  });
-  return {mean, T(1) / std::sqrt(squares / static_cast<T>(width) + static_cast<T>(eps))};
-}
+template <typename T> struct Statistics {
+  T mean, inverse;
+};
 
-// What every task of a call shares: the parameters and working memory.
+// What every task of a call shares: where tokens lie, the parameters, working memory.
 template <typename T> struct TokenRows {
   const NormShiftInputs& p;
   const int64_t stride;
   T *weight, *bias, *mixes;  // mixes: [n][stride]
-  T *out, *gate;
   Scratch<T> scratch;
 
   explicit TokenRows(const NormShiftInputs& p)
       : p(p), stride((p.width + kLanes<T> - 1) / kLanes<T> * kLanes<T>) {
-    for (T** row : {&weight, &bias, &out, &gate}) scratch.want(*row, stride);
+    scratch.want(weight, stride), scratch.want(bias, stride);
     scratch.want(mixes, p.count * stride);
   }
 
@@ -72,10 +73,10 @@ template <typename T> struct TokenRows {
 
   // Elements of a tensor of T.
   void read(const void* from, int64_t at, T* to) const {
-    load_row(from, kDTypeOf<T>, at, p.width, to);
+    std::copy_n(static_cast<const T*>(from) + at, p.width, to);
   }
   void write(void* to, int64_t at, const T* from) const {
-    store_row(to, kDTypeOf<T>, at, p.width, from);
+    std::copy_n(from, p.width, static_cast<T*>(to) + at);
   }
 
   // Tokens are numbered over the whole batch.
@@ -83,30 +84,19 @@ template <typename T> struct TokenRows {
   bool ends_row(int64_t token) const { return (token + 1) % p.time == 0; }
   bool starts_document(int64_t token) const { return p.reset != nullptr && p.reset[token]; }
 
-  // row += out, or s(gate) out
-  void add_branch(int64_t token, T* row) const {
-    load_row(p.out, p.out_dtype, token * p.width, p.width, out);
-    if (p.gate != nullptr) load_row(p.gate, p.out_dtype, token * p.width, p.width, gate);
-    for (int64_t c = 0; c < stride; c += kLanes<T>) {
-      Vec<T> x = load<T>(out + c);
-      if (p.gate != nullptr) x *= Sigmoid<T>(load<T>(gate + c)).of_z;
-      store<T>(row + c, load<T>(row + c) + x);
-    }
-  }
-
-  // row = (row - mean) inverse, and with `scaled` that times weight plus bias
-  void normalise(Statistics<T> s, bool scaled, T* row) const {
-    for (int64_t c = 0; c < stride; c += kLanes<T>) {
-      const Vec<T> x = (load<T>(row + c) - s.mean) * s.inverse;
-      store<T>(row + c, scaled ? x * load<T>(weight + c) + load<T>(bias + c) : x);
-    }
-  }
-
-  // to = the token before a batch row's first one
-  void read_last(int64_t token, T* to) const {
-    if (p.last == nullptr) std::fill_n(to, p.width, T(0));
+  // to = what a token is mixed with that starts a document or a batch row
+  void read_first(int64_t token, T* to) const {
+    if (p.last == nullptr || starts_document(token)) std::fill_n(to, p.width, T(0));
     else read(p.last, token / p.time * p.width, to);
   }
 };
+
+// run.template operator()<X, Y>() for the element types of x and of the results.
+template <typename Run> void with_types(const NormShiftSizes& p, Run run) {
+  with_element_type(p.y_dtype, [&]<typename Y>() {
+    if (p.dtype == p.y_dtype) run.template operator()<Y, Y>();
+    else if constexpr (!std::is_same_v<Y, Computing<Y>>) run.template operator()<float, Y>();
+  });
+}
 
 }  // namespace rwkv::norm_shift_rows

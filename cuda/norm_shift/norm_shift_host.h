@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <optional>
 #include <tuple>
@@ -41,9 +42,10 @@ inline void check_norm_shift(const NormShiftArguments& given, at::ScalarType y_t
   const auto wide = computing_type(stream);
   check_shape(given.weight, "weight", "C", {C}), check_dtype(given.weight, "weight", wide);
   check_shape(given.bias, "bias", "C", {C}), check_dtype(given.bias, "bias", wide);
-  TORCH_CHECK((y_type == at::kDouble) == (wide == at::kDouble),
-              "x and the results must both be float64 or neither, got ", stream.scalar_type(),
-              " and ", y_type);
+  TORCH_CHECK(y_type == stream.scalar_type() ||
+                  (stream.scalar_type() == at::kFloat && y_type != at::kDouble),
+              "the results must have the dtype of x, or 16 bits where that is float32; got ", y_type,
+              " and ", stream.scalar_type());
   int64_t n = 1;
   if (given.mixes.has_value()) {
     n = given.mixes->dim() == 2 ? given.mixes->size(0) : 0;
@@ -66,8 +68,7 @@ inline void check_norm_shift(const NormShiftArguments& given, at::ScalarType y_t
   TORCH_CHECK(given.out.has_value() || !given.gate.has_value(), "a gate needs out");
   if (given.out.has_value()) {
     check_shape(*given.out, "out", "B, T, C", {B, T, C});
-    TORCH_CHECK(computing_type(*given.out) == wide, "x and out must both be float64 or neither, ",
-                "got ", stream.scalar_type(), " and ", given.out->scalar_type());
+    check_dtype(*given.out, "out", y_type);
   }
   if (given.gate.has_value()) {
     check_shape(*given.gate, "gate", "B, T, C", {B, T, C});
@@ -85,7 +86,6 @@ const void* fill_norm_shift(NormShiftCall<Params>& call, const NormShiftArgument
   p.batch = x.size(0), p.time = x.size(1), p.width = x.size(2);
   p.count = given.mixes.has_value() ? given.mixes->size(0) : 1;
   p.dtype = dtype_of(x, "x"), p.y_dtype = dtype_of(y_type, "the results");
-  p.out_dtype = given.out.has_value() ? dtype_of(*given.out, "out") : p.dtype;
   p.weight = call.keep(given.weight), p.bias = call.keep(given.bias);
   p.mixes = call.keep(given.mixes), p.last = call.keep(given.last);
   p.reset = static_cast<const bool*>(call.keep(given.reset));
@@ -129,10 +129,10 @@ inline NormShiftForwardCall norm_shift_forward_call(const NormShiftArguments& gi
   return c;
 }
 
-// A tensor [B, T, C] of one element: the normalised tokens are written nowhere, and only their
+// A tensor [B, T, C] of one zero: the normalised tokens are written nowhere, and only their
 // gradient is wanted.
 inline at::Tensor norm_shift_stand_in(const at::Tensor& x, at::ScalarType y_type) {
-  return at::empty({1}, x.options().dtype(y_type)).expand(x.sizes());
+  return at::zeros({1}, x.options().dtype(y_type)).expand(x.sizes());
 }
 
 // The gradients that a backward pass is given.
@@ -152,12 +152,12 @@ template <typename T> void* allocate(at::Tensor& to, T sizes, const at::TensorOp
 }
 
 // again: the call reads a stream again, so that its gradient stops at the normalised tokens.
-// out_type: in which gout is wanted besides gx; ignored with a gate. joined: blocks of tokens whose
-// sums the kernel joins by itself.
+// has_out: x had a branch; its gradient is that of x where there is no gate and the dtypes are equal.
+// joined: blocks of tokens whose sums the kernel joins by itself.
 inline NormShiftBackwardCall norm_shift_backward_call(
     const NormShiftGradients& gradients, const NormShiftArguments& given,
-    const at::Tensor& statistics, std::optional<at::ScalarType> out_type, at::ScalarType y_type,
-    bool again, int64_t joined) {
+    const at::Tensor& statistics, bool has_out, at::ScalarType y_type, bool again,
+     int64_t joined) {
   NormShiftBackwardCall c;
   c.params.stream = fill_norm_shift(c, given, y_type);
   NormShiftBackward& p = c.params;
@@ -177,19 +177,18 @@ inline NormShiftBackwardCall norm_shift_backward_call(
   p.gstream = keep(gradients.gstream, "gstream", x.sizes(), x.scalar_type());
   p.gh_last = keep(gradients.gh_last, "gh_last", {p.batch, p.width}, computing_type(x));
   p.gnormal = keep(gradients.gnormal, "gnormal", x.sizes(), y_type);
-  c.gx = c.gout = c.ggate = c.gnormal = c.gmoves = c.glast = at::empty({0}, x.options());
+  for (at::Tensor* g : {&c.gx, &c.gout, &c.ggate, &c.gnormal, &c.gmoves, &c.glast}) {
+    *g = at::empty({0}, x.options());
+  }
   if (again) {
     p.gnormal_out = allocate(c.gnormal, x.sizes(), narrow);
   } else {
     p.gx = allocate(c.gx, x.sizes(), x.options());
   }
-  if (given.gate.has_value()) {
-    p.gout = allocate(c.gout, x.sizes(), given.out->options());
-    p.ggate = allocate(c.ggate, x.sizes(), given.out->options());
-  } else if (out_type.has_value()) {
-    p.out_dtype = dtype_of(*out_type, "out");
-    p.gout = allocate(c.gout, x.sizes(), x.options().dtype(*out_type));
+  if (given.gate.has_value() || (has_out && y_type != x.scalar_type())) {
+    p.gout = allocate(c.gout, x.sizes(), narrow);
   }
+  if (given.gate.has_value()) p.ggate = allocate(c.ggate, x.sizes(), narrow);
   if (given.moves.has_value()) p.gmoves = allocate(c.gmoves, given.moves->sizes(), narrow);
   if (given.last.has_value()) p.glast = allocate(c.glast, given.last->sizes(), wide);
   const int64_t blocks = p.batch * sum_blocks_of_row(p.time);

@@ -45,11 +45,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_shift_backward(
     const optional<Tensor>& gh_last, const optional<Tensor>& gnormal, const Tensor& stream,
     const Tensor& statistics, const optional<Tensor>& out, const optional<Tensor>& gate,
     const Tensor& weight, const Tensor& bias, const optional<Tensor>& mixes,
-    const optional<Tensor>& last, const optional<Tensor>& reset, optional<at::ScalarType> out_type,
+    const optional<Tensor>& last, const optional<Tensor>& reset, bool has_out,
     at::ScalarType dtype) {
   const auto call = norm_shift_backward_call(
       {gy, gstream, gh_last, gnormal},
-      {stream, weight, bias, mixes, last, reset, std::nullopt, out, gate}, statistics, out_type,
+      {stream, weight, bias, mixes, last, reset, std::nullopt, out, gate}, statistics, has_out,
       dtype, false, 1);
   const Tensor gvectors = run_norm_shift(call);
   return {call.gx, call.gout, call.ggate, gvectors, call.glast};
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moved_shift_backward(
   const auto call = norm_shift_backward_call(
       {gy, std::nullopt, std::nullopt, std::nullopt},
       {stream, weight, bias, mixes, last, reset, moves, std::nullopt, std::nullopt}, statistics,
-      std::nullopt, moves.scalar_type(), true, 1);
+      false, moves.scalar_type(), true, 1);
   const Tensor gvectors = run_norm_shift(call);
   return {call.gnormal, gvectors, call.gmoves, call.glast};
 }
@@ -90,7 +90,7 @@ TORCH_LIBRARY_FRAGMENT(rwkv, m) {
   m.def(
       "norm_shift_backward(Tensor?[] gy, Tensor? gstream, Tensor? gh_last, Tensor? gnormal, "
       "Tensor stream, Tensor statistics, Tensor? out, Tensor? gate, Tensor weight, Tensor bias, "
-      "Tensor? mixes, Tensor? last, Tensor? reset, ScalarType? out_type, ScalarType dtype) -> "
+      "Tensor? mixes, Tensor? last, Tensor? reset, bool has_out, ScalarType dtype) -> "
       "(Tensor gx, Tensor gout, Tensor ggate, Tensor gvectors, Tensor glast)");
   m.def(
       "moved_shift_forward(Tensor normal, Tensor stream, Tensor statistics, Tensor weight, "

@@ -147,7 +147,7 @@ def test_dropout_zeroes_and_rescales_the_residual_stream_after_each_half():
     # The second half of the last block is the last thing before ln_out.
     model = tiny_model("6", n_layer=1, dropout=0.5).train()
     seen = []
-    model.ln_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.ln_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].x))
     model(random_tokens(4, 16))
     share = (seen[0] == 0).double().mean().item()
     assert 0.45 < share < 0.55

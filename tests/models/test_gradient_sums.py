@@ -15,9 +15,9 @@ from rwkv_train.models.layers import (
     LayerNorm,
     Linear,
     decay_logits,
-    shift_and_mix,
     starting_state,
 )
+from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.ops.head_loss import Targets
 from tests.helpers import allowed_error, relative_rms
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
@@ -32,15 +32,16 @@ def normal(*shape: int, seed: int, mean: float = 0.0) -> Tensor:
 
 
 class Mixes(nn.Module):
-    """Two mix vectors, [1, 1, C]."""
+    """A norm and two mix vectors, [1, 1, C]."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.norm = ShiftedNorm(WIDTH)
         self.one = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.other = nn.Parameter(torch.zeros(1, 1, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack(shift_and_mix(x, None, None, self.one, self.other))
+        return torch.stack(self.norm(Residual(x), shares=(self.one, self.other)).mixed)
 
 
 class Decay(nn.Module):

@@ -5,33 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rwkv_train.models.layers import HeadNorm, decay_logits, share_of_previous, shift_and_mix
+from rwkv_train.models.layers import HeadNorm, decay_logits
 from rwkv_train.models.table import InitContext, orthogonal
 from tests.helpers import assert_close, relative_rms
 from tests.models.tiny import tiny_config
-
-
-def test_a_token_and_the_one_before_it_are_mixed_by_shares():
-    x, last = torch.tensor([[[1.0, 2.0], [11.0, 102.0]]]), torch.tensor([[21.0, 0.0]])
-    share = torch.tensor([[[0.5, 0.25]]])
-    one, other = shift_and_mix(x, last, None, share, share_of_previous(share))
-    assert one.flatten().tolist() == [11, 1.5, 6, 77]
-    assert other.flatten().tolist() == [11, 0.5, 6, 27]
-    moves = torch.ones(1, 1, 2, 2)
-    (moved,) = shift_and_mix(x, last, None, share, moves=moves)
-    assert moved.flatten().tolist() == [31, -0.5, -4, -23]
-
-
-@pytest.mark.parametrize("wide", [False, True])
-def test_under_autocast_mixes_are_rounded_once_to_what_the_products_read(wide):
-    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    share = torch.full((1, 1, 8), 0.3)
-    if wide:
-        x, share = x.double(), share.double()
-    (plain,) = shift_and_mix(x, None, None, share)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (mixed,) = shift_and_mix(x, None, None, share)
-    assert torch.equal(mixed, plain if wide else plain.bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -59,7 +59,7 @@ class Version:
     sizes: Mapping[str, SizeRule]
     settings: tuple[str, ...] = ()
     wide_time_mix: bool = False
-    layer_operators: tuple[str, ...] = ("token_shift", "squared_relu")
+    layer_operators: tuple[str, ...] = ("norm_shift", "squared_relu")
 
     def has(self, field: str) -> bool:
         """Tells whether the version has this size or setting of ModelConfig."""
@@ -97,7 +97,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "4": Version(
             module="rwkv4",
             operator="wkv4",
-            layer_operators=("token_shift", "squared_relu", "sigmoid_gate"),
+            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate"),
             # v4neo builds an RWKV-4 where --my_testing is not given.
             rwkv_lm_names=("",),
             conventions=_V4NEO,
@@ -109,7 +109,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "5": Version(
             module="rwkv5",
             operator="wkv5",
-            layer_operators=("token_shift", "squared_relu", "sigmoid_gate", "head_norm_gate"),
+            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate", "head_norm_gate"),
             # r2r3r4 is v4neo's name of the released RWKV-5: bonus per head, output gate, 3.5x
             # channel mix.
             rwkv_lm_names=("x052", "r2r3r4"),
@@ -120,7 +120,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "6": Version(
             module="rwkv6",
             operator="wkv6",
-            layer_operators=("token_shift", "squared_relu", "sigmoid_gate", "head_norm_gate"),
+            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate", "head_norm_gate"),
             rwkv_lm_names=("x060",),
             conventions=_V5,
             sizes={
@@ -135,7 +135,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
             module="rwkv7",
             operator="wkv7",
             layer_operators=(
-                *("token_shift", "squared_relu"),
+                *("norm_shift", "squared_relu"),
                 *("keys", "value_residual", "bonus", "head_norm_gate"),
             ),
             rwkv_lm_names=("x070",),

@@ -1,7 +1,8 @@
 """The network around the time mix and channel mix of a version: what all versions share.
 
-A block maps (x, carry, state, reset) to (x, carry, state). The carry is whatever a version hands
-from block to block within one token (RWKV-7: the first layer's value); None enters the first one.
+A block maps (residual, carry, state, reset) to (residual, carry, state). The residual is the stream
+with the last output that is still to be added to it. The carry is whatever a version hands from
+block to block within one token (RWKV-7: the first layer's value); None enters the first one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.layers import Embedding, Head, LayerNorm, Linear
+from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.row_chunks import chunked_loss, read_in_chunks
 from rwkv_train.models.state import LayerState, ModelState
 from rwkv_train.ops.head_loss import Targets
@@ -29,28 +31,35 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         # In the order of RWKV-LM's state dict, where ln0 stands behind the other two.
-        self.ln1 = LayerNorm(config.n_embd)
-        self.ln2 = LayerNorm(config.n_embd)
+        self.ln1 = ShiftedNorm(config.n_embd)
+        self.ln2 = ShiftedNorm(config.n_embd)
         self.ln0 = LayerNorm(config.n_embd) if layer == 0 else None
         self.att = version.TimeMix(config, layer, backend, time_state)
         self.ffn = version.ChannelMix(config, layer)
         self.drop = nn.Dropout(config.dropout if version.RESIDUAL_DROPOUT else 0.0)
 
     def forward(
-        self, x: Tensor, carry: Tensor | None, state: LayerState | None, reset: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, LayerState]:
-        """Maps (x, carry, state) to those after the block.
+        self,
+        residual: Residual,
+        carry: Tensor | None,
+        state: LayerState | None,
+        reset: Tensor | None,
+    ) -> tuple[Residual, Tensor | None, LayerState]:
+        """Maps (residual, carry, state) to those after the block.
 
-        x: [B, T, C], what the block before hands on, or the embedding behind `ln0`.
+        residual: what the block before hands on, or the embedding behind `ln0`.
         state None: an empty past.
         """
         att_shift, wkv, ffn_shift = state if state is not None else (None, None, None)
-        out, carry, att_shift, wkv = self.att(self.ln1(x), carry, att_shift, wkv, reset)
+        residual, carry, att_shift, wkv = self.att(self.ln1, residual, carry, att_shift, wkv, reset)
+        residual, ffn_shift = self.ffn(self.ln2, self._dropped(residual), ffn_shift, reset)
+        return self._dropped(residual), carry, LayerState(att_shift, wkv, ffn_shift)
+
+    def _dropped(self, residual: Residual) -> Residual:
+        if not (self.drop.training and self.drop.p > 0):
+            return residual
         # On the whole residual stream and not on the branch alone, as in RWKV-LM.
-        x = self.drop(x + out)
-        out, ffn_shift = self.ffn(self.ln2(x), ffn_shift, reset)
-        x = self.drop(x + out)
-        return x, carry, LayerState(att_shift, wkv, ffn_shift)
+        return Residual(self.drop(residual.total()))
 
 
 class RWKV(nn.Module):
@@ -93,7 +102,7 @@ class RWKV(nn.Module):
             Block(version, config, layer, wkv_backend, train_states)
             for layer in range(config.n_layer)
         )
-        self.ln_out = LayerNorm(D)
+        self.ln_out = ShiftedNorm(D)
         self.head = Head(D, V)
         if config.head_qk:
             self.head_q = Linear(D, config.head_qk)
@@ -189,21 +198,20 @@ class RWKV(nn.Module):
                 "empties the state; train states on one document per sample"
             )
         assert state is None or len(state) == len(self.blocks), "a state has one entry per block"
-        x = self._embedded(tokens)
-        carry = None
+        residual, carry = Residual(self._embedded(tokens)), None
         new_state = []
         for layer, block in enumerate(self.blocks):
             layer_state = None if state is None else state[layer]
-            arguments = (x, carry, layer_state, reset)
+            arguments = (residual, carry, layer_state, reset)
             # Without gradients nothing is kept, so that recomputing would only cost time.
             if self.grad_cp and torch.is_grad_enabled():
                 # Not reentrant: that form wants a gradient for some input, and with frozen
                 # embeddings the first block has none.
-                x, carry, layer_state = checkpoint(block, *arguments, use_reentrant=False)
+                residual, carry, layer_state = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                x, carry, layer_state = block(*arguments)
+                residual, carry, layer_state = block(*arguments)
             new_state.append(layer_state)
-        return self.ln_out(x), tuple(new_state)
+        return self.ln_out(residual).mixed[0], tuple(new_state)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Returns what the first block reads, [B, T, C]: the embedding behind the first norm."""

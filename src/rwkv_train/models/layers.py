@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rwkv_train.ops.backends.dispatch import autocast_dtype, without_autocast
+from rwkv_train.ops.backends.dispatch import without_autocast
 from rwkv_train.ops.embedding_norm import embedding_norm
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
 from rwkv_train.ops.head_norm_gate import IDENTITY, head_norm_gate
-from rwkv_train.ops.token_shift import token_shift
 
 
 class Linear(nn.Linear):
@@ -173,28 +172,6 @@ class HeadNorm(nn.Module):
 def full_precision(x: Tensor) -> Tensor:
     """Returns `x` in fp32, or as it is when it is fp64."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def shift_and_mix(
-    x: Tensor,
-    last: Tensor | None,
-    reset: Tensor | None,
-    *shares: Tensor,
-    moves: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """Returns x + (x' - x) share for every share, each [B, T, C]; see `ops.token_shift`.
-
-    x: [B, T, C]; x' is the token before.  last: [B, C], the token before x[:, 0]; None: zero.
-    reset: [B, T] bool; True where a document starts, which has no predecessor (zero).
-    shares: each [1, 1, C].  moves: [n, B, T, C], added to the n shares.
-
-    Under autocast the results have its dtype, to which the matrix products that read them would
-    round them next.
-    """
-    # Stacked, so that one pass over x serves all of them.
-    mixes = torch.stack([full_precision(share).flatten() for share in shares])  # [n, C]
-    dtype = autocast_dtype(x) or x.dtype
-    return token_shift(x, mixes, last, moves=moves, dtype=dtype, reset=reset)
 
 
 def share_of_previous(share: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_train.config.resolved import ResolvedModel
-from rwkv_train.models.layers import Linear, full_precision, share_of_previous, shift_and_mix
+from rwkv_train.models.layers import Linear, full_precision, share_of_previous
+from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.sizes import Shapes
 from rwkv_train.models.table import (
     HEAD,
@@ -74,26 +75,28 @@ class TimeMix(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        norm: ShiftedNorm,
+        residual: Residual,
         carry: Tensor | None,
         shift: Tensor | None,
         wkv: State | None,
         reset: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, State]:
-        """Returns the output [B, T, D], the carry as it came, new shift and operator state."""
+    ) -> tuple[Residual, Tensor | None, Tensor, State]:
+        """Returns the residual, the carry as it came, new shift and operator state."""
         mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
-        xk, xv, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
+        shares = tuple(map(share_of_previous, mixes))
+        x, last, (xk, xv, xr), _ = norm(residual, shift, reset, shares)
         k, v, r = self.key(xk), self.value(xv), self.receptance(xr)  # [B, T, A]
         y, wkv = wkv4(
             self.time_decay,
             self.time_first,
             k,
             v,
-            self._start(wkv, len(x)),
+            self._start(wkv, len(residual.x)),
             backend=self.backend,
             reset=reset,
         )
-        return self.output(sigmoid_gate(r, y)), carry, x[:, -1], wkv
+        return Residual(x, self.output(sigmoid_gate(r, y))), carry, last, wkv
 
     def _start(self, given: State | None, batch: int) -> State | None:
         """Returns (aa, bb, pp), each [B, A], that a sequence starts from; None: empty."""
@@ -120,13 +123,14 @@ class ChannelMix(nn.Module):
         self.value = Linear(hidden, D)
 
     def forward(
-        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the output [B, T, D] and the new shift."""
+        self, norm: ShiftedNorm, residual: Residual, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Residual, Tensor]:
+        """Returns the residual with the output still to be added, and the new shift."""
         mixes = (self.time_mix_k, self.time_mix_r)
-        xk, xr = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
+        shares = tuple(map(share_of_previous, mixes))
+        x, last, (xk, xr), _ = norm(residual, shift, reset, shares)
         k = squared_relu(self.key(xk))
-        return sigmoid_gate(self.receptance(xr), self.value(k)), x[:, -1]
+        return Residual(x, self.value(k), self.receptance(xr)), last
 
 
 def _embedding_at_start(place: InitContext) -> Tensor:

@@ -33,10 +33,10 @@ from rwkv_train.models.layers import (
     HeadNorm,
     Linear,
     share_of_previous,
-    shift_and_mix,
     split_heads,
     starting_state,
 )
+from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.sizes import Shapes, tensor_shape
 from rwkv_train.models.table import (
     HEAD,
@@ -87,15 +87,17 @@ class TimeMix(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        norm: ShiftedNorm,
+        residual: Residual,
         carry: Tensor | None,
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Returns the output [B, T, D], the carry as it came, new shift and operator state."""
+    ) -> tuple[Residual, Tensor | None, Tensor, Tensor]:
+        """Returns the residual, the carry as it came, new shift and operator state."""
         mixes = (self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g)
-        xr, xk, xv, xg = shift_and_mix(x, shift, reset, *map(share_of_previous, mixes))
+        shares = tuple(map(share_of_previous, mixes))
+        x, last, (xr, xk, xv, xg), _ = norm(residual, shift, reset, shares)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, A]
         r, k, v = (split_heads(z, self.head_size) for z in (r, k, v))  # [B, T, H, N]
         y, wkv = wkv5(
@@ -104,11 +106,11 @@ class TimeMix(nn.Module):
             v,
             self.time_decay,
             self.time_faaaa,
-            starting_state(self.time_state, wkv, len(x)),
+            starting_state(self.time_state, wkv, len(residual.x)),
             backend=self.backend,
             reset=reset,
         )
-        return self.output(self.ln_x(y, self.gate(xg))), carry, x[:, -1], wkv
+        return Residual(x, self.output(self.ln_x(y, self.gate(xg)))), carry, last, wkv
 
 
 class ChannelMix(rwkv4.ChannelMix):

@@ -30,14 +30,8 @@ from torch import Tensor, nn
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
-from rwkv_train.models.layers import (
-    HeadNorm,
-    Linear,
-    decay_logits,
-    shift_and_mix,
-    split_heads,
-    starting_state,
-)
+from rwkv_train.models.layers import HeadNorm, Linear, decay_logits, split_heads, starting_state
+from rwkv_train.models.residual import Residual, ShiftedNorm, mix_again
 from rwkv_train.models.sizes import Shapes, matrix, tensor_shape
 from rwkv_train.models.table import (
     HEAD,
@@ -54,7 +48,6 @@ from rwkv_train.models.table import (
     zeros,
 )
 from rwkv_train.ops.head_norm_gate import SILU
-from rwkv_train.ops.sigmoid_gate import sigmoid_gate
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv6 import wkv6
 
@@ -94,14 +87,15 @@ class TimeMix(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        norm: ShiftedNorm,
+        residual: Residual,
         carry: Tensor | None,
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Returns the output [B, T, D], the carry as it came, new shift and operator state."""
-        xw, xk, xv, xr, xg = self._mix(x, shift, reset)
+    ) -> tuple[Residual, Tensor | None, Tensor, Tensor]:
+        """Returns the residual, the carry as it came, new shift and operator state."""
+        x, last, (xw, xk, xv, xr, xg) = self._mix(norm, residual, shift, reset)
         w = decay_logits(self.time_decay, xw, self.time_decay_w1, self.time_decay_w2)
         r, k, v, w = (
             split_heads(z, self.head_size)
@@ -113,23 +107,24 @@ class TimeMix(nn.Module):
             v,
             w,
             self.time_faaaa,
-            starting_state(self.time_state, wkv, len(x)),
+            starting_state(self.time_state, wkv, len(residual.x)),
             backend=self.backend,
             reset=reset,
         )
-        out = self.output(self.ln_x(y, self.gate(xg)))
-        return out, carry, x[:, -1], wkv
+        return Residual(x, self.output(self.ln_x(y, self.gate(xg)))), carry, last, wkv
 
-    def _mix(self, x: Tensor, shift: Tensor | None, reset: Tensor | None) -> tuple[Tensor, ...]:
-        """Returns the inputs of decay, key, value, receptance and gate, each [B, T, D]."""
+    def _mix(
+        self, norm: ShiftedNorm, residual: Residual, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Returns stream, shift and the inputs of decay, key, value, receptance and gate."""
+        x, last, (mixed,), normal = norm(residual, shift, reset, (self.time_maa_x,))
         B, T, _ = x.shape
-        (mixed,) = shift_and_mix(x, shift, reset, self.time_maa_x)
         low = torch.tanh(mixed @ self.time_maa_w1)
         # One batched product for the five parts: each alone is too thin for a GPU.
         low = low.view(B * T, len(MIXES), -1).transpose(0, 1)  # [5, B T, R]
         moves = torch.bmm(low, self.time_maa_w2).view(len(MIXES), B, T, -1)  # [5, B, T, D]
-        shares = (getattr(self, f"time_maa_{name}") for name in MIXES)
-        return shift_and_mix(x, shift, reset, *shares, moves=moves)
+        shares = tuple(getattr(self, f"time_maa_{name}") for name in MIXES)
+        return x, last, mix_again(normal, shift, reset, shares, moves)
 
 
 class ChannelMix(nn.Module):
@@ -145,12 +140,13 @@ class ChannelMix(nn.Module):
         self.value = Linear(hidden, D)
 
     def forward(
-        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the output [B, T, D] and the new shift."""
-        xk, xr = shift_and_mix(x, shift, reset, self.time_maa_k, self.time_maa_r)
+        self, norm: ShiftedNorm, residual: Residual, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Residual, Tensor]:
+        """Returns the residual with the output still to be added, and the new shift."""
+        shares = (self.time_maa_k, self.time_maa_r)
+        x, last, (xk, xr), _ = norm(residual, shift, reset, shares)
         k = squared_relu(self.key(xk))
-        return sigmoid_gate(self.receptance(xr), self.value(k)), x[:, -1]
+        return Residual(x, self.value(k), self.receptance(xr)), last
 
 
 def _ffn_mix_at_start(place: InitContext) -> Tensor:

@@ -35,14 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_train.config.resolved import ResolvedModel
-from rwkv_train.models.layers import (
-    HeadNorm,
-    Linear,
-    decay_logits,
-    shift_and_mix,
-    split_heads,
-    starting_state,
-)
+from rwkv_train.models.layers import HeadNorm, Linear, decay_logits, split_heads, starting_state
+from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.sizes import Shapes, matrix
 from rwkv_train.models.table import (
     HEAD,
@@ -103,15 +97,16 @@ class TimeMix(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        norm: ShiftedNorm,
+        residual: Residual,
         carry: Tensor | None,
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns output and first layer's value, each [B, T, D], new shift and operator state."""
-        mixes = (getattr(self, f"x_{name}") for name in "rwkvag")
-        xr, xw, xk, xv, xa, xg = shift_and_mix(x, shift, reset, *mixes)
+    ) -> tuple[Residual, Tensor, Tensor, Tensor]:
+        """Returns the residual, the first layer's value, new shift and operator state."""
+        mixes = tuple(getattr(self, f"x_{name}") for name in "rwkvag")
+        x, last, (xr, xw, xk, xv, xa, xg), _ = norm(residual, shift, reset, mixes)
         w = decay_logits(self.w0, xw, self.w1, self.w2)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, D]
         if carry is None:
@@ -133,11 +128,11 @@ class TimeMix(nn.Module):
             v,
             a,
             b,
-            starting_state(self.time_state, wkv, len(x)),
+            starting_state(self.time_state, wkv, len(residual.x)),
             backend=self.backend,
             reset=reset,
         )
-        return self.output(self.ln_x(y, g, v, s)), carry, x[:, -1], wkv
+        return Residual(x, self.output(self.ln_x(y, g, v, s))), carry, last, wkv
 
 
 def _low_rank(width: int, rank: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
@@ -156,11 +151,11 @@ class ChannelMix(nn.Module):
         self.value = Linear(config.dim_ffn, config.n_embd)
 
     def forward(
-        self, x: Tensor, shift: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the output [B, T, D] and the new shift."""
-        (xk,) = shift_and_mix(x, shift, reset, self.x_k)
-        return self.value(squared_relu(self.key(xk))), x[:, -1]
+        self, norm: ShiftedNorm, residual: Residual, shift: Tensor | None, reset: Tensor | None
+    ) -> tuple[Residual, Tensor]:
+        """Returns the residual with the output still to be added, and the new shift."""
+        x, last, (xk,), _ = norm(residual, shift, reset, (self.x_k,))
+        return Residual(x, self.value(squared_relu(self.key(xk)))), last
 
 
 def _in_head(place: InitContext) -> Tensor:

@@ -60,7 +60,7 @@ def test_every_operator_is_asked_for_the_call_of_the_run(monkeypatch):
     wkv, *others = asked
     assert (wkv.batch, wkv.time, wkv.heads, wkv.head_size) == (2, 512, 2, 32)
     assert wkv.needs_grad and wkv.dtype == torch.float32
-    (shift,) = (call for call in others if call.op == "token_shift")
+    (shift,) = (call for call in others if call.op == "norm_shift")
     assert (shift.heads, shift.head_size) == (64, 1)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +68,25 @@ def collate(samples: Sequence[Sample]) -> Batch:
         positions[0],
         mask is None or bool(mask.any()),
     )
+
+
+def send_batches_by_value() -> None:
+    """Lets a loader's workers send the contents of a batch through their pipe.
+
+    torch sends descriptors of shared memory, a socket, a mapping and its page faults a tensor:
+    several times as long as the few KB that a batch of tokens has.
+    """
+    ForkingPickler.register(Batch, _contents)
+
+
+def _contents(batch: Batch) -> tuple[Any, ...]:
+    """Returns what a batch is pickled as: arrays, for which torch has no rules of its own."""
+    tensors, rest = batch[:4], batch[4:]
+    return _from_contents, ([None if t is None else t.numpy() for t in tensors], rest)
+
+
+def _from_contents(arrays: Sequence[Any], rest: Sequence[Any]) -> Batch:
+    return Batch(*(None if a is None else torch.from_numpy(a) for a in arrays), *rest)
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -13,11 +13,11 @@ the parameters are sums over tokens in an order of their own, which depends on t
 RWKV-6 finds a part of its mixes from a first result. `moved_shift` mixes the same tokens h once
 more, with mixes_i + moves_i; h is computed again and its two gradients meet unrounded.
 
-| backend     | serves                                            | memory kept for backward          |
-|-------------|---------------------------------------------------|-----------------------------------|
-| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler | x', two numbers a token, moves;   |
-|             |                                                   | with a gate out and gate          |
-| `reference` | any device, torch operators one by one            | about six sequences in fp32       |
+| backend     | serves                                            | kept for the backward pass     |
+|-------------|---------------------------------------------------|--------------------------------|
+| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler | x', two numbers a token; out   |
+|             |                                                   | and gate, if given; moves      |
+| `reference` | any device, torch operators one by one            | about six sequences in fp32    |
 
 Source: RWKV papers, architecture sections: residual stream, layer norm, token shift.
 """
@@ -31,7 +31,6 @@ from torch import Tensor
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.arguments import (
-    FLOAT_DTYPES,
     check_floats,
     check_reset,
     check_sequences,
@@ -41,12 +40,12 @@ from rwkv_train.ops.arguments import (
 from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch, without_autocast
 from rwkv_train.ops.norm_shift import native, reference
 from rwkv_train.ops.norm_shift.normal import Normal
-from rwkv_train.ops.precision import compute_dtype
 
 BACKENDS = backends_of("norm_shift", "native", "reference")
 # The n of the kernels' parameters, cuda/norm_shift/norm_shift.h.
 MOST_SHIFTED = 8
 EPS = 1e-5
+_NARROW = (torch.bfloat16, torch.float16)
 
 
 class NormShift(NamedTuple):
@@ -84,9 +83,9 @@ def norm_shift(
     x: [B, T, C], one of fp32, bf16, fp16, fp64.
     weight, bias: [C]; mixes: [n, C], n from 1 to 8; any float dtype.
     last: [B, C], any float dtype: h of the token before x[:, 0]; None: zero.
-    out, gate: [B, T, C] in one float dtype, fp64 with fp64 only; a gate needs out.
+    out, gate: [B, T, C], read in the dtype of the results; a gate needs out.
     reset: [B, T] bool; True where a document starts, which has no predecessor.
-    dtype: of the y_i; None: that of x. fp64 goes with fp64 only.
+    dtype: of the y_i: that of x (None), or a 16-bit one with x in fp32.
 
     Gradients flow to every float argument. Raises BackendError when an argument does not fit or
     the backend asked for cannot serve the call.
@@ -99,13 +98,14 @@ def norm_shift(
         mixes = _prepared_mixes("norm_shift", mixes, like)
     if last is not None:
         last = prepare("norm_shift", "last", last, (batch, width), like)
-    out, gate = _checked_branch(out, gate, like)
+    dtype = _dtype_of_results(dtype, like)
+    out, gate = _checked_branch(out, gate, like, dtype)
     check_reset("norm_shift", reset, like)
     tensors = (x, out, gate, weight, bias, mixes, last)
     call = describe_call(
         "norm_shift", like, tensors, has_state=last is not None, has_reset=reset is not None
     )
-    arguments = (*tensors, reset, eps, _dtype_of_results(dtype, like))
+    arguments = (*tensors, reset, eps, dtype)
     stream, h_last, mixed, normal = dispatch(BACKENDS, backend, call, arguments)
     return NormShift(stream, h_last, tuple(mixed), normal)
 
@@ -147,31 +147,21 @@ def _prepared_mixes(op: str, mixes: object, like: Tensor) -> Tensor:
 
 
 def _checked_branch(
-    out: Tensor | None, gate: Tensor | None, like: Tensor
+    out: Tensor | None, gate: Tensor | None, like: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Returns out and gate in one dtype; raises BackendError when they do not fit x."""
-    if out is None:
-        if gate is not None:
-            raise BackendError("norm_shift: a gate is given, but no out that it multiplies")
-        return None, None
-    shape = tuple(like.shape)
-    check_floats("norm_shift", "out", out, shape, like)
-    if compute_dtype(out.dtype) != compute_dtype(like.dtype):
-        raise BackendError(
-            f"norm_shift: out is {out.dtype} and x {like.dtype}; float64 goes with float64 only"
-        )
-    if gate is None:
-        return out, None
-    check_floats("norm_shift", "gate", gate, shape, like)
-    return out, gate.to(out.dtype)
+    """Returns out and gate in `dtype`; raises BackendError when they do not fit x."""
+    if out is None and gate is not None:
+        raise BackendError("norm_shift: a gate is given, but no out that it multiplies")
+    for name, tensor in (("out", out), ("gate", gate)):
+        if tensor is not None:
+            check_floats("norm_shift", name, tensor, tuple(like.shape), like)
+    return None if out is None else out.to(dtype), None if gate is None else gate.to(dtype)
 
 
 def _dtype_of_results(given: torch.dtype | None, like: Tensor) -> torch.dtype:
     """Returns the dtype of the results; raises BackendError unless it goes with that of x."""
     dtype = like.dtype if given is None else given
-    if dtype not in FLOAT_DTYPES or compute_dtype(dtype) != compute_dtype(like.dtype):
-        raise BackendError(
-            f"norm_shift: dtype is {dtype}, expected "
-            + ("float64, as x" if like.dtype == torch.float64 else "float32, bfloat16 or float16")
-        )
-    return dtype
+    if dtype == like.dtype or (like.dtype == torch.float32 and dtype in _NARROW):
+        return dtype
+    also = ", bfloat16 or float16" if like.dtype == torch.float32 else ""
+    raise BackendError(f"norm_shift: dtype is {dtype}, expected {like.dtype}, as x{also}")

@@ -37,7 +37,7 @@ def _forward_fake(
         x.new_empty(0) if out is None else x.new_empty(x.shape),
         weight.new_empty(batch, time, 2),
         weight.new_empty(batch, width),
-        x.new_empty(1, dtype=dtype).expand(x.shape),
+        x.new_zeros(1, dtype=dtype).expand(x.shape),
         [x.new_empty(x.shape, dtype=dtype) for _ in range(count)],
     )
 
@@ -56,22 +56,17 @@ def _backward_fake(
     mixes: _Optional,
     last: _Optional,
     reset: _Optional,
-    out_type: torch.dtype | None,
+    has_out: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     nothing = stream.new_empty(0)
-    ggate = nothing
-    if gate is not None:
-        gout, ggate = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
-    elif out_type is not None:
-        gout = stream.new_empty(stream.shape, dtype=out_type)
-    else:
-        gout = nothing
+    sequence = stream.new_empty(stream.shape, dtype=dtype)
+    own_gout = gate is not None or (has_out and dtype != stream.dtype)
     rows = 2 + (0 if mixes is None else mixes.shape[0])
     return (
         stream.new_empty(stream.shape),
-        gout,
-        ggate,
+        sequence if own_gout else nothing,
+        nothing if gate is None else torch.empty_like(sequence),
         weight.new_empty(rows, *weight.shape),
         nothing if last is None else last.new_empty(last.shape),
     )
@@ -80,7 +75,7 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     x, out, gate, weight, bias, mixes, last, reset, _, ctx.dtype = inputs
     stream, statistics = output[0] if out is not None else x, output[1]
-    ctx.out_dtype = None if out is None else out.dtype
+    ctx.has_out = out is not None
     # Without a gate the gradient of the branch is that of the stream.
     branch = (out, gate) if gate is not None else (None, None)
     ctx.save_for_backward(stream, statistics, *branch, weight, bias, mixes, last, reset)
@@ -98,14 +93,15 @@ def _backward(
 ) -> tuple[_Optional, ...]:
     saved = ctx.saved_tensors
     stream, gate, mixes, last = saved[0], saved[3], saved[6], saved[7]
-    same = gate is not None or ctx.out_dtype in (None, stream.dtype)
+    # Without a branch the stream is x itself, and the op's first result empty.
+    gstream = gstream if ctx.has_out else None
     gx, gout, ggate, gvectors, glast = torch.ops.rwkv.norm_shift_backward(
-        gy, gstream, gh_last, gnormal, *saved, None if same else ctx.out_dtype, ctx.dtype
+        gy, gstream, gh_last, gnormal, *saved, ctx.has_out, ctx.dtype
     )
     *gmixes, gweight, gbias = gvectors.unbind()
-    if ctx.out_dtype is None:
+    if not ctx.has_out:
         gout = None
-    elif same and gate is None:
+    elif gate is None and stream.dtype == ctx.dtype:
         # One sum, one gradient: nobody may write into it.
         gout = gx
     return (
@@ -161,8 +157,10 @@ def _moved_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Ten
 
 
 def _moved_backward(ctx: Any, gy: Sequence[_Optional]) -> tuple[_Optional, ...]:
-    gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(gy, *ctx.saved_tensors)
-    last = ctx.saved_tensors[6]
+    # Once: activation checkpointing gives them out a single time.
+    saved = ctx.saved_tensors
+    gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(gy, *saved)
+    last = saved[6]
     # The norm that made the tokens has the gradients of its stream and its parameters.
     return gnormal, None, None, None, None, gmixes, gmoves, None if last is None else glast, None
 

@@ -1,0 +1,107 @@
+"""The residual stream between the halves of blocks, and the norm that reads it.
+
+A half hands on the stream together with its own output, not their sum: the norm behind it reads
+both and adds them on the way (`ops.norm_shift`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rwkv_train.models.layers import LayerNorm, full_precision
+from rwkv_train.ops.backends.dispatch import autocast_dtype
+from rwkv_train.ops.norm_shift import moved_shift, norm_shift
+from rwkv_train.ops.norm_shift.normal import Normal
+from rwkv_train.ops.sigmoid_gate import sigmoid_gate
+
+
+class Residual(NamedTuple):
+    """The stream x, x + out or x + sigmoid(gate) out, each [B, T, C]."""
+
+    x: Tensor
+    out: Tensor | None = None
+    gate: Tensor | None = None
+
+    def total(self) -> Tensor:
+        """Returns the sum, [B, T, C]."""
+        if self.out is None:
+            return self.x
+        return self.x + (self.out if self.gate is None else sigmoid_gate(self.gate, self.out))
+
+
+class Shifted(NamedTuple):
+    """The results of a `ShiftedNorm`.
+
+    stream: the sum of the residual, [B, T, C].
+    last: the normalised last token, [B, C], which the next call of the sequence begins with.
+    mixed: the n mixes, each [B, T, C].
+    normal: the normalised tokens, for `mix_again`.
+    """
+
+    stream: Tensor
+    last: Tensor
+    mixed: tuple[Tensor, ...]
+    normal: Normal
+
+
+class ShiftedNorm(LayerNorm):
+    """Layer norm of the residual's sum, each token then mixed with the one before it.
+
+    The time mix and the channel mix call the norm before them, with their own shares: sharded
+    training gathers weights while the forward pass of their module runs, and here those of both
+    are needed at once.
+    """
+
+    def forward(  # type: ignore[override]  # a norm of more than one tensor
+        self,
+        residual: Residual,
+        last: Tensor | None = None,
+        reset: Tensor | None = None,
+        shares: tuple[Tensor, ...] = (),
+    ) -> Shifted:
+        """Returns h + (h' - h) share for every share, h' being the token before; without, h.
+
+        last: [B, C], the token before the first one; None: zero.
+        reset: [B, T] bool; True where a document starts, which has no predecessor (zero).
+        shares: each [1, 1, C].
+
+        Under autocast the results have its dtype, to which the matrix products that read them
+        would round them next.
+        """
+        x, out, gate = residual
+        return Shifted(
+            *norm_shift(
+                x,
+                self.weight,
+                self.bias,
+                _stacked(shares) if shares else None,
+                last,
+                out=out,
+                gate=gate,
+                reset=reset,
+                eps=self.eps,
+                dtype=autocast_dtype(x) or x.dtype,
+            )
+        )
+
+
+def mix_again(
+    normal: Normal,
+    last: Tensor | None,
+    reset: Tensor | None,
+    shares: tuple[Tensor, ...],
+    moves: Tensor,
+) -> tuple[Tensor, ...]:
+    """Returns the mixes with shares that move from token to token; the rest as `ShiftedNorm`.
+
+    moves: [n, B, T, C], added to the n shares.
+    """
+    return moved_shift(normal, _stacked(shares), moves, last, reset=reset)
+
+
+def _stacked(shares: tuple[Tensor, ...]) -> Tensor:
+    """Returns the shares as [n, C], so that one pass over the tokens serves all of them."""
+    return torch.stack([full_precision(share).flatten() for share in shares])
