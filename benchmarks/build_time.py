@@ -2,7 +2,8 @@
 
     python -m benchmarks.build_time [--ops 4567s] [--device cpu|cuda] [--repeats 3]
 
-Cold: a new process with an empty cache folder compiles and loads one operator. Warm: another new
+Cold: a new process with an empty cache folder compiles and loads the library of an operator, which
+is that of all layers' operators for the token shift. Warm: another new
 process loads it from that folder. The import of torch, which every program pays, is not counted.
 Prints medians, and whether they are within the limits: 60 s on two cores, and 0.2 s.
 """
@@ -38,7 +39,7 @@ def main() -> int:
     """Prints a line per operator; 1 if one exceeds a limit, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.build_time", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--ops", default="".join(OPS), help="versions, and s for the token shift")
+    parser.add_argument("--ops", default="".join(OPS), help="versions, s: layers' operators")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="warm loads per operator")
     options = parser.parse_args()

@@ -63,8 +63,10 @@ models.rwkv_package: registry state
 models.transfer: backbone registry table
 ops.adamw: backends native precision
 ops.arguments: backends precision
+ops.bonus: arguments backends native precision
 ops.embedding_norm: arguments backends native precision
 ops.head_loss: arguments backends native precision
+ops.head_norm_gate: arguments backends native precision
 ops.keys: arguments backends native precision
 ops.native: backends precision
 ops.norm_shift: arguments backends native precision

@@ -70,6 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gy, const Tensor& ids,
     embedding_norm_backward_cpu(p, found.ids.data(), found.starts.data(), distinct, begin, end);
   });
   const Tensor sums = sum_over_batch(call.sums);
+  // Results of an operator may not share memory.
   return {call.gtable, sums.select(0, 0).clone(), sums.select(0, 1).clone()};
 }
 

@@ -1,8 +1,8 @@
 // CUDA kernels of RWKV-7's keys: the formulas of keys_cpu.cpp.
 //
 // A head lies in size / 8 neighbouring lanes of a warp, so that its sums are shuffles. Backwards the
-// sums for the parameters stay in registers over the tokens of a warp; the parameters themselves,
-// for which there is no room beside them, come from the first-level cache at every token.
+// sums for the parameters stay in registers over the tokens of a warp. The parameters themselves
+// come from the first-level cache at every token: in registers they would cost warps.
 #include "keys_cuda.h"
 
 #include "../common/gpu/lane_sigmoid.cuh"
@@ -41,13 +41,12 @@ __global__ void __launch_bounds__(kRunThreads)
     keys_forward_kernel(const __grid_constant__ KeysForward p) {
   const int64_t width = p.heads * p.size;
   const RunPlace place(p.batch, p.time, width);
-  const Vec8 base = load_vector(p.base, place), removal = load_vector(p.removal, place);
-  const Vec8 replacement = load_vector(p.replacement, place);
 #pragma unroll 1
   for (int n = 0; n < place.tokens; ++n) {
     const int64_t at = (place.begin + n) * width + place.channel;
     Vec8 key = load_keys(p.key, at, p.dtype, place.has_channels);
-    const Vec8 logits = load_keys(p.logits, at, p.dtype, place.has_channels);
+    Vec8 logits = load_keys(p.logits, at, p.dtype, place.has_channels);
+    const Vec8 removal = load_vector(p.removal, place);
     float squares = 0.0f;
 #pragma unroll
     for (int c = 0; c < kVec8; ++c) {
@@ -55,18 +54,20 @@ __global__ void __launch_bounds__(kRunThreads)
       squares += x * x;
     }
     const KeyScale scale(sum_over_lanes<kLanes>(squares));
-    Vec8 a, b;
+    const Vec8 replacement = load_vector(p.replacement, place);
+    add_vec8(logits, load_vector(p.base, place));
+    Vec8 a;
 #pragma unroll
     for (int c = 0; c < kVec8; ++c) {
-      const LaneSigmoid rate(logits.at[c] + base.at[c]);
+      const LaneSigmoid rate(logits.at[c]);
       const float unit = key.at[c] * removal.at[c] * scale.inverse;
-      a.at[c] = -unit, b.at[c] = unit * rate.of_z;
+      a.at[c] = -unit, logits.at[c] = unit * rate.of_z;
       key.at[c] *= 1.0f - rate.of_minus_z * replacement.at[c];
     }
     if (!place.has_channels) continue;
     store_vec8(p.k, at, p.dtype, key);
     store_vec8(p.a, at, p.dtype, a);
-    store_vec8(p.b, at, p.dtype, b);
+    store_vec8(p.b, at, p.dtype, logits);
   }
 }
 

@@ -17,6 +17,7 @@ template <typename T> class ForwardChannels {
  public:
   explicit ForwardChannels(const Wkv4Forward& p) : p_(p), now_(scratch_) {
     for (T** rows : {&k_, &v_, &y_}) scratch_.want(*rows, kWkv4Tokens * kStride);
+    for (T** row : {&aa_, &bb_}) scratch_.want(*row, kStride);
     scratch_.allocate();
   }
 
@@ -24,25 +25,30 @@ template <typename T> class ForwardChannels {
     const ChannelGroup at(p_, task);
     now_.read_parameters(p_.w, p_.u, at);
     now_.clear();
-    T* const parts[3] = {now_.aa, now_.bb, now_.pp};
+    T* const parts[3] = {now_.aa.high, now_.bb.high, now_.pp.high};
     for (int n = 0; n < 3 && p_.state != nullptr; ++n) {
       load_row<T>(p_.state, kDTypeOf<T>, at.state(n), at.count, parts[n]);
     }
     for (const Segment& segment : cut_sequence(at.reset(p_.reset), p_.time, kWkv4Tokens)) {
       if (segment.starts_document) now_.clear();
-      for (int n = 0; n < 3 && p_.checkpoints && segment.begin % p_.checkpoint_interval == 0; ++n) {
-        const int64_t offset = at.checkpoint(segment.begin / p_.checkpoint_interval, n);
-        store_row<T>(p_.checkpoints, kDTypeOf<T>, offset, at.count, parts[n]);
+      if (p_.checkpoints && segment.begin % p_.checkpoint_interval == 0) {
+        const int64_t n = segment.begin / p_.checkpoint_interval;
+        write_state(p_.checkpoints, at.count, at.checkpoint(n, 0), p_.width);
       }
       run_tokens(at, segment.begin, segment.tokens);
-      fold_low(now_.aa, now_.bb, now_.pp, now_.low, kStride);
+      now_.fold();
     }
-    for (int n = 0; n < 3; ++n) {
-      store_row<T>(p_.final_state, kDTypeOf<T>, at.state(n), at.count, parts[n]);
-    }
+    write_state(p_.final_state, at.count, at.state(0), p_.width);
   }
 
  private:
+  void write_state(void* to, int64_t count, int64_t offset, int64_t stride) const {
+    round_sums(now_.aa, now_.pp, kStride, aa_);
+    round_sums(now_.bb, now_.pp, kStride, bb_);
+    const T* const parts[3] = {aa_, bb_, now_.pp.high};
+    for (int n = 0; n < 3; ++n) store_row<T>(to, kDTypeOf<T>, offset + n * stride, count, parts[n]);
+  }
+
   void run_tokens(const ChannelGroup& at, int64_t begin, int64_t tokens) {
     read_tokens(p_.k, p_.dtype, at, begin, tokens, k_);
     read_tokens(p_.v, p_.dtype, at, begin, tokens, v_);
@@ -51,7 +57,8 @@ template <typename T> class ForwardChannels {
         const Vec<T> k = load<T>(k_ + row + i), v = load<T>(v_ + row + i);
         ChannelSums<T> now(now_, i);
         const Scaled<T> e(now.pp, {load<T>(now_.u + i) + k, Vec<T>{}});
-        store<T>(y_ + row + i, (e.first * now.aa + e.second * v) / (e.first * now.bb + e.second));
+        const Vec<T> denominator = e.first * now.bb.high + e.second;
+        store<T>(y_ + row + i, (e.first * now.aa.high + e.second * v) / denominator);
         now.take(load<T>(now_.step + i), k, v);
         now.store_to(now_, i);
       }
@@ -62,19 +69,19 @@ template <typename T> class ForwardChannels {
   const Wkv4Forward& p_;
   Scratch<T> scratch_;
   ChannelState<T> now_;
-  T *k_, *v_, *y_;
+  T *k_, *v_, *y_, *aa_, *bb_;
 };
 
 template <typename T> class BackwardChannels {
  public:
   explicit BackwardChannels(const Wkv4Backward& p)
       : p_(p), longest_(std::min(p.time, p.checkpoint_interval)), now_(scratch_) {
-    for (T** rows :
-         {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &pp_, &pp_low_, &largest_, &largest_low_,
-          &current_, &y_, &q_}) {
+    for (T** rows : {&k_, &v_, &gy_, &gk_, &gv_, &aa_, &bb_, &current_, &y_, &q_}) {
       scratch_.want(*rows, longest_ * kStride);
     }
-    for (T** row : {&A_, &B_, &R_, &R_low_, &gu_, &gw_}) scratch_.want(*row, kStride);
+    for (CompensatedRow<T>* rows : {&pp_, &largest_}) rows->want(scratch_, longest_ * kStride);
+    for (CompensatedRow<T>* row : {&A_, &B_, &R_}) row->want(scratch_, kStride);
+    for (T** row : {&gu_, &gw_}) scratch_.want(*row, kStride);
     scratch_.allocate();
   }
 
@@ -99,17 +106,18 @@ template <typename T> class BackwardChannels {
 
  private:
   void clear_adjoint() {
-    clear_rows(A_, kStride);
-    clear_rows(B_, kStride);
-    clear_rows(R_low_, kStride);
-    std::fill_n(R_, kStride, T(kWkv4EmptyExponent));
+    A_.fill(0, kStride);
+    B_.fill(0, kStride);
+    R_.fill(T(kWkv4EmptyExponent), kStride);
   }
 
   // From the gradients of the final aa and bb; now_.pp is the final pp.
   void start_adjoint(const ChannelGroup& at) {
-    load_row<T>(p_.gfinal_state, kDTypeOf<T>, at.state(0), at.count, A_);
-    load_row<T>(p_.gfinal_state, kDTypeOf<T>, at.state(1), at.count, B_);
-    for (int64_t i = 0; i < kStride; i += kLanes<T>) store<T>(R_ + i, -load<T>(now_.pp + i));
+    load_row<T>(p_.gfinal_state, kDTypeOf<T>, at.state(0), at.count, A_.high);
+    load_row<T>(p_.gfinal_state, kDTypeOf<T>, at.state(1), at.count, B_.high);
+    for (int64_t i = 0; i < kStride; i += kLanes<T>) {
+      R_.store(i, {-now_.pp.load(i).high, Vec<T>{}});
+    }
   }
 
   // Fills for every token: the state before it, what its output was made of, and gy / denominator.
@@ -118,7 +126,7 @@ template <typename T> class BackwardChannels {
     read_tokens(p_.v, p_.dtype, at, segment.begin, segment.tokens, v_);
     read_tokens(p_.gy, p_.dtype, at, segment.begin, segment.tokens, gy_);
     now_.clear();
-    T* const parts[3] = {now_.aa, now_.bb, now_.pp};
+    T* const parts[3] = {now_.aa.high, now_.bb.high, now_.pp.high};
     for (int n = 0; n < 3 && !segment.starts_document; ++n) {
       const int64_t offset = at.checkpoint(segment.begin / p_.checkpoint_interval, n);
       load_row<T>(p_.checkpoints, kDTypeOf<T>, offset, at.count, parts[n]);
@@ -128,49 +136,44 @@ template <typename T> class BackwardChannels {
         const Vec<T> k = load<T>(k_ + row + i), v = load<T>(v_ + row + i);
         ChannelSums<T> now(now_, i);
         const Scaled<T> e(now.pp, {load<T>(now_.u + i) + k, Vec<T>{}});
-        const Vec<T> denominator = e.first * now.bb + e.second;
-        store<T>(aa_ + row + i, now.aa);
-        store<T>(bb_ + row + i, now.bb);
-        store<T>(pp_ + row + i, now.pp.high);
-        store<T>(pp_low_ + row + i, now.pp.low);
-        store<T>(largest_ + row + i, e.largest.high);
-        store<T>(largest_low_ + row + i, e.largest.low);
+        const Vec<T> denominator = e.first * now.bb.high + e.second;
+        store<T>(aa_ + row + i, now.aa.high);
+        store<T>(bb_ + row + i, now.bb.high);
+        pp_.store(row + i, now.pp);
+        largest_.store(row + i, e.largest);
         store<T>(current_ + row + i, e.second);
-        store<T>(y_ + row + i, (e.first * now.aa + e.second * v) / denominator);
+        store<T>(y_ + row + i, (e.first * now.aa.high + e.second * v) / denominator);
         store<T>(q_ + row + i, load<T>(gy_ + row + i) / denominator);
         now.take(load<T>(now_.step + i), k, v);
         now.store_to(now_, i);
       }
     }
-    fold_low(now_.aa, now_.bb, now_.pp, now_.low, kStride);
+    now_.fold();
   }
 
   void reverse(int64_t tokens) {
     for (int64_t row = (tokens - 1) * kStride; row >= 0; row -= kStride) {
       for (int64_t i = 0; i < kStride; i += kLanes<T>) {
         const int64_t here = row + i;
-        const Vec<T> A = load<T>(A_ + i), B = load<T>(B_ + i);
-        const Exponent<T> R{load<T>(R_ + i), load<T>(R_low_ + i)};
-        const Exponent<T> pp{load<T>(pp_ + here), load<T>(pp_low_ + here)};
-        const Exponent<T> largest{load<T>(largest_ + here), load<T>(largest_low_ + here)};
+        const Compensated<T> A = A_.load(i), B = B_.load(i), R = R_.load(i);
         const Vec<T> k = load<T>(k_ + here), v = load<T>(v_ + here), y = load<T>(y_ + here);
         const Vec<T> q = load<T>(q_ + here), own = q * load<T>(current_ + here);
         const Vec<T> later = exp_of_sum<T>({k, Vec<T>{}}, R), by_u = own * (v - y);
-        store<T>(gv_ + here, own + later * A);
-        store<T>(gk_ + here, by_u + later * (A * v + B));
+        store<T>(gv_ + here, own + later * A.high);
+        store<T>(gk_ + here, by_u + later * (A.high * v + B.high));
         store<T>(gu_ + i, load<T>(gu_ + i) + by_u);
-        const Exponent<T> decayed = R.after(load<T>(now_.step + i));
-        const Vec<T> kept = exp_of_sum<T>(decayed, pp);
-        const Vec<T> by_w = kept * (A * load<T>(aa_ + here) + B * load<T>(bb_ + here));
+        const Compensated<T> decayed = R.plus(load<T>(now_.step + i));
+        const Vec<T> kept = exp_of_sum<T>(decayed, pp_.load(here));
+        const Vec<T> by_w = kept * (A.high * load<T>(aa_ + here) + B.high * load<T>(bb_ + here));
         store<T>(gw_ + i, load<T>(gw_ + i) + by_w);
-        const Scaled<T> e(decayed, -largest);
-        store<T>(A_ + i, e.first * A + e.second * q);
-        store<T>(B_ + i, e.first * B - e.second * (q * y));
-        store<T>(R_ + i, e.largest.high);
-        store<T>(R_low_ + i, e.largest.low);
+        // With a slow decay the two are equal for as long as no larger key comes.
+        const Scaled<T> e(decayed, -largest_.load(here));
+        A_.store(i, e.move(A, e.second * q));
+        B_.store(i, e.move(B, -e.second * (q * y)));
+        R_.store(i, e.largest);
       }
     }
-    fold_low(A_, B_, R_, R_low_, kStride);
+    for (const CompensatedRow<T>* row : {&A_, &B_, &R_}) fold_low(*row, kStride);
   }
 
   // The rows of the first token still hold the state that the sequence began with.
@@ -178,8 +181,8 @@ template <typename T> class BackwardChannels {
     T *const gaa = gk_, *const gbb = gv_, *const gpp = gy_;
     for (int64_t i = 0; i < kStride; i += kLanes<T>) {
       const Vec<T> scale =
-          exp_of_sum<T>({load<T>(R_ + i), Vec<T>{}}, {load<T>(pp_ + i), Vec<T>{}});
-      const Vec<T> a = load<T>(A_ + i) * scale, b = load<T>(B_ + i) * scale;
+          exp_of_sum<T>(R_.load(i), pp_.load(i));
+      const Vec<T> a = A_.load(i).high * scale, b = B_.load(i).high * scale;
       store<T>(gaa + i, a);
       store<T>(gbb + i, b);
       store<T>(gpp + i, load<T>(aa_ + i) * a + load<T>(bb_ + i) * b);
@@ -199,8 +202,8 @@ template <typename T> class BackwardChannels {
   const int64_t longest_;
   Scratch<T> scratch_;
   ChannelState<T> now_;
-  T *k_, *v_, *gy_, *gk_, *gv_, *aa_, *bb_, *pp_, *pp_low_, *largest_, *largest_low_;
-  T *current_, *y_, *q_, *A_, *B_, *R_, *R_low_, *gu_, *gw_;
+  T *k_, *v_, *gy_, *gk_, *gv_, *aa_, *bb_, *current_, *y_, *q_, *gu_, *gw_;
+  CompensatedRow<T> pp_, largest_, A_, B_, R_;
 };
 
 }  // namespace

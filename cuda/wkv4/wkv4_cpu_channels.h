@@ -37,10 +37,12 @@ struct ChannelGroup {
 
 // The state and the parameters of a task's channels.
 template <typename T> struct ChannelState {
-  T *aa, *bb, *pp, *low, *u, *step;
+  CompensatedRow<T> aa, bb, pp;
+  T *u, *step;
 
   explicit ChannelState(Scratch<T>& scratch) {
-    for (T** row : {&aa, &bb, &pp, &low, &u, &step}) scratch.want(*row, kStride);
+    for (CompensatedRow<T>* row : {&aa, &bb, &pp}) row->want(scratch, kStride);
+    for (T** row : {&u, &step}) scratch.want(*row, kStride);
   }
 
   // step = -exp(w), the decay's exponent per token
@@ -54,10 +56,13 @@ template <typename T> struct ChannelState {
   }
 
   void clear() const {
-    clear_rows(aa, kStride);
-    clear_rows(bb, kStride);
-    clear_rows(low, kStride);
-    std::fill_n(pp, kStride, T(kWkv4EmptyExponent));
+    aa.fill(0, kStride);
+    bb.fill(0, kStride);
+    pp.fill(T(kWkv4EmptyExponent), kStride);
+  }
+
+  void fold() const {
+    for (const CompensatedRow<T>* row : {&aa, &bb, &pp}) fold_low(*row, kStride);
   }
 };
 
@@ -77,24 +82,21 @@ template <typename T> void write_tokens(void* to, DType dtype, const ChannelGrou
 
 // What the channels of one vector know before a token.
 template <typename T> struct ChannelSums {
-  Vec<T> aa, bb;
-  Exponent<T> pp;
+  Compensated<T> aa, bb, pp;
 
   RWKV_INLINE ChannelSums(const ChannelState<T>& from, int64_t i)
-      : aa(load<T>(from.aa + i)), bb(load<T>(from.bb + i)),
-        pp{load<T>(from.pp + i), load<T>(from.low + i)} {}
+      : aa(from.aa.load(i)), bb(from.bb.load(i)), pp(from.pp.load(i)) {}
 
   RWKV_INLINE void store_to(const ChannelState<T>& to, int64_t i) const {
-    store<T>(to.aa + i, aa);
-    store<T>(to.bb + i, bb);
-    store<T>(to.pp + i, pp.high);
-    store<T>(to.low + i, pp.low);
+    to.aa.store(i, aa);
+    to.bb.store(i, bb);
+    to.pp.store(i, pp);
   }
 
   RWKV_INLINE void take(Vec<T> step, Vec<T> k, Vec<T> v) {
-    const Scaled<T> e(pp.after(step), {k, Vec<T>{}});
-    aa = e.first * aa + e.second * v;
-    bb = e.first * bb + e.second;
+    const Scaled<T> e(pp.plus(step), {k, Vec<T>{}});
+    aa = aa.times(e.first).plus(e.second * v);
+    bb = bb.times(e.first).plus(e.second);
     pp = e.largest;
   }
 };

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from rwkv_train.compiler import cache_folder
+from tests.cuda.bonus_problems import INTERFACE as BONUS_INTERFACE
 from tests.cuda.embedding_norm_problems import INTERFACE as EMBEDDING_NORM_INTERFACE
 from tests.cuda.fused_problems import FUSED_INTERFACES
 from tests.cuda.head_loss_problems import INTERFACE as HEAD_LOSS_INTERFACE
+from tests.cuda.head_norm_problems import INTERFACE as HEAD_NORM_INTERFACE
 from tests.cuda.host_kernels import COMPILER, HostKernels
+from tests.cuda.norm_shift_problems import NORM_INTERFACE
 from tests.cuda.pointwise_problems import POINTWISE_INTERFACES
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
@@ -21,6 +24,9 @@ from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 ALL_INTERFACES = {
     **INTERFACES,
     SHIFT_INTERFACE.op: SHIFT_INTERFACE,
+    NORM_INTERFACE.op: NORM_INTERFACE,
+    HEAD_NORM_INTERFACE.op: HEAD_NORM_INTERFACE,
+    BONUS_INTERFACE.op: BONUS_INTERFACE,
     HEAD_LOSS_INTERFACE.op: HEAD_LOSS_INTERFACE,
     EMBEDDING_NORM_INTERFACE.op: EMBEDDING_NORM_INTERFACE,
     **POINTWISE_INTERFACES,

@@ -13,7 +13,12 @@ from rwkv_train.ops.head_loss.reference import head_loss_reference
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES, CUDA_HEAD_SIZES
 from tests.cuda.problems import INTERFACES, MATRIX_OPS, Problem, Shape, make_problem
 from tests.ops import embedding_norm_cases
+from tests.ops.fused_cases import OPERATORS as FUSED
+from tests.ops.fused_cases import FusedCase, make_fused_case
+from tests.ops.fused_cases import run as run_fused
 from tests.ops.native_cases import OPERATORS
+from tests.ops.pointwise_cases import POINTWISE, make_inputs
+from tests.ops.pointwise_cases import run as run_pointwise
 from tests.ops.shift_cases import Case, make_case
 from tests.ops.shift_cases import run as run_shift
 
@@ -40,6 +45,13 @@ def shift_on_device(case: Case) -> Case:
     inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
     reset = None if case.reset is None else case.reset.to(DEVICE)
     return Case(inputs, reset, case.gy.to(DEVICE))
+
+
+def fused_on_device(case: FusedCase) -> FusedCase:
+    """Returns the same case of a fused operator with all its tensors on the device."""
+    gradients = {n: None if g is None else g.to(DEVICE) for n, g in case.gradients.items()}
+    inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
+    return FusedCase(case.op, inputs, gradients)
 
 
 def loss_and_gradients(
@@ -115,9 +127,27 @@ def main() -> None:
     run_shifts()
     torch.cuda.synchronize()
     print("token_shift: every kernel has run", flush=True)
+    for op in FUSED:
+        for size in CUDA_HEAD_SIZES:
+            case = fused_on_device(make_fused_case(op, (3, 100, 3, size)))
+            for dtype in CUDA_DTYPES:
+                run_fused(case, "native", dtype)
+        torch.cuda.synchronize()
+        print(f"{op}: every kernel has run", flush=True)
     run_ends()
     torch.cuda.synchronize()
     print("embedding_norm, head_loss: every kernel has run", flush=True)
+    run_pointwise_calls()
+    torch.cuda.synchronize()
+    print(f"{', '.join(POINTWISE)}: every kernel has run", flush=True)
+
+
+def run_pointwise_calls() -> None:
+    """Runs the pointwise operators in all dtypes, with some elements left after the eights."""
+    for op in POINTWISE:
+        for dtype in CUDA_DTYPES:
+            given = make_inputs(op, 3, 37, 65)
+            run_pointwise(op, {name: x.to(DEVICE, dtype) for name, x in given.items()}, "native")
 
 
 def run_by_chunks(op: str) -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from rwkv_train.errors import BackendError
+from rwkv_train.ops.native.build import Target, target_of
 from rwkv_train.ops.native.cuda_toolkit import CudaToolkit, find_toolkit
 from tests.cuda.conftest import ALL_INTERFACES
-from tests.cuda.host_kernels import COMPILER, SOURCES, cuda_source, source_hash
+from tests.cuda.host_kernels import COMPILER, cuda_source, source_hash
 
 ARCHITECTURES = ("80", "90")
 NVCC_FLAGS = (
@@ -33,6 +34,11 @@ pytestmark = pytest.mark.slow
 TORCH_HEADERS = Path(torch.__file__).parent / "include"
 OPS = (*ALL_INTERFACES, "adamw")
 REPORT = "registers.txt"
+
+
+def cuda_target(op: str) -> Target:
+    """Returns the CUDA library that holds the operator."""
+    return target_of(op, "cuda")
 
 
 class KernelUse(NamedTuple):
@@ -113,16 +119,19 @@ def test_the_register_counts_are_written_down(build_folder):
     assert any("backward_kernel" in line for line in lines)
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_the_binding_to_torch_compiles(op, build_folder, tmp_path):
+@pytest.mark.parametrize("library", sorted({cuda_target(op).name for op in OPS}))
+def test_the_bindings_to_torch_compile(library, build_folder, tmp_path):
     """Checks types and names only; a torch built for CPUs has the headers but not the library."""
     toolkit = toolkit_or_skip()
     if not (TORCH_HEADERS / "c10" / "cuda" / "CUDAGuard.h").exists():
         pytest.skip("this torch comes without the headers of its CUDA half")
-    source = SOURCES / op / f"{op}_cuda_binding.cpp"
-    done = build_folder / f"{op}-binding-{source_hash([source], torch.__version__)}.txt"
+    # A family's are one translation unit, as in the library.
+    bindings = next(target.bindings() for target in map(cuda_target, OPS) if target.name == library)
+    done = build_folder / f"{library}-bindings-{source_hash(bindings, torch.__version__)}.txt"
     if done.exists():
         return
+    source = tmp_path / "bindings.cpp"
+    source.write_text("".join(f'#include "{file}"\n' for file in bindings), encoding="utf-8")
     # The one header that a build for CPUs leaves out.
     generated = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
     generated.parent.mkdir(parents=True)

@@ -77,7 +77,7 @@ class Heads(nn.Module):
         self.norm = HeadNorm(WIDTH, 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x.unflatten(-1, (-1, 16)))
+        out: Tensor = self.norm(x.unflatten(-1, (-1, 16)), torch.ones_like(x))
         return out
 
 
@@ -142,7 +142,9 @@ def test_the_heads_gradient_errs_by_the_roundings_of_its_operands_alone(dtype: t
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_parameter_of_a_bf16_model_errs_as_under_autocast(version: str):
-    tokens = random_tokens(8, 256)
+    # Long rows: where one starts, a head's spread may be near the norm's eps, and then the rounding
+    # of r and k comes out forty times as large, in either kind of model by chance.
+    tokens = random_tokens(2, 1024)
     targets = Targets(tokens.roll(-1, 1))
     models = {name: tiny_model(version).bfloat16() for name in ("exact", "bf16", "autocast")}
     models["exact"].double()

@@ -7,12 +7,12 @@ import torch
 
 from rwkv_train.models.layers import HeadNorm, decay_logits
 from rwkv_train.models.table import InitContext, orthogonal
-from tests.helpers import assert_close
+from tests.helpers import assert_close, relative_rms
 from tests.models.tiny import tiny_config
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_head_norm_is_a_group_norm(dtype):
+def test_the_head_norm_is_a_group_norm_under_a_gate(dtype):
     y = torch.empty(2, 3, 4, 8).normal_(generator=torch.Generator().manual_seed(0)).to(dtype)
     norm = HeadNorm(32, eps=64e-5).to(dtype)
     with torch.no_grad():
@@ -22,7 +22,7 @@ def test_the_head_norm_is_a_group_norm(dtype):
     mean, var = wide.mean(-1, keepdim=True), wide.var(-1, correction=0, keepdim=True)
     expected = ((wide - mean) / (var + 64e-5).sqrt()).flatten(2)
     expected = expected * norm.weight.double() + norm.bias.double()
-    got = norm(y)
+    got = norm(y, torch.ones(2, 3, 32, dtype=dtype))
     assert got.dtype == dtype
     # In bf16 only the result is rounded.
     assert_close("norm", got, expected, 1e-12 if dtype == torch.float64 else 2e-3)
@@ -39,6 +39,36 @@ def test_decay_logits_follow_their_formula():
         for t in range(3):
             expected[b, t] = base[0, 0] + torch.tanh(x[b, t] @ down) @ up
     assert_close("logits", decay_logits(base, x, down, up), expected, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_of_decay_logits_err_by_one_rounding_of_the_one_that_arrives(dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"base": (1, 1, 48), "x": (2, 70, 8), "down": (8, 4), "up": (4, 48)}
+    given = {
+        name: torch.empty(shape).normal_(generator=generator).to(dtype)
+        for name, shape in shapes.items()
+    }
+    g = torch.empty(2, 70, 48).normal_(generator=generator)
+    exact = {name: z.double().requires_grad_() for name, z in given.items()}
+    leaves = {name: z.requires_grad_() for name, z in given.items()}
+    # What follows the rounding of the hidden part is told by the same number in both.
+    hidden = torch.tanh(leaves["x"] @ leaves["down"])
+    slope = 1 - hidden.double().square()
+    expected = {"base": g.double().sum((0, 1), keepdim=True)}
+    expected["up"] = torch.einsum("btr,bta->ra", hidden.double(), g.double())
+    low = torch.einsum("bta,ra->btr", g.double(), exact["up"]) * slope
+    expected["x"] = low @ exact["down"].mT
+    expected["down"] = torch.einsum("btd,btr->dr", exact["x"], low)
+    logits = decay_logits(*leaves.values())
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    gradients = torch.autograd.grad(logits, list(leaves.values()), g.to(logits.dtype))
+    for name, found in zip(leaves, gradients):
+        one = relative_rms(expected[name].to(dtype), expected[name])
+        # the result's own, that of g, and for x and down two of the hidden part's gradient
+        roundings = {"base": 1, "up": 2}.get(name, 4)
+        limit = 1e-12 if dtype == torch.float64 else 1e-6 + 1.2 * roundings**0.5 * one
+        assert_close(name, found, expected[name], limit)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])

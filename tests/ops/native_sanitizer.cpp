@@ -4,10 +4,14 @@
 #include <random>
 #include <vector>
 
+#include "bonus/bonus.h"
 #include "common/cpu/denormals.h"
+#include "head_norm_gate/head_norm_gate.h"
 #include "embedding_norm/embedding_norm.h"
 #include "head_loss/head_loss.h"
 #include "keys/keys.h"
+#include "sigmoid_gate/sigmoid_gate.h"
+#include "squared_relu/squared_relu.h"
 #include "token_shift/token_shift.h"
 #include "value_residual/value_residual.h"
 #include "wkv4/wkv4.h"
@@ -171,6 +175,44 @@ template <typename T> void run_residual(int64_t time, int64_t width) {
   value_residual_backward_cpu(g, 0, value_residual_tasks(g));
 }
 
+template <typename T> void run_pointwise(int64_t count) {
+  Data<T> data;
+  std::vector<T> x = data.normal(count, 1), one(count), other(count);
+  const DType type = kDTypeOf<T>;
+  squared_relu_forward_cpu({count, type, {x.data()}, {one.data()}}, 0, count);
+  squared_relu_backward_cpu({count, type, {x.data(), x.data()}, {one.data()}}, 0, count);
+  sigmoid_gate_forward_cpu({count, type, {x.data(), x.data()}, {one.data()}}, 0, count);
+  sigmoid_gate_backward_cpu(
+      {count, type, {x.data(), x.data(), x.data()}, {one.data(), other.data()}}, 0, count);
+}
+
+template <typename T> void run_head_norms(int64_t time, int64_t size, bool with_options) {
+  const int64_t B = 2, H = 3, width = H * size;
+  Tensors<T> x(time, size);
+  HeadNormForward f{};
+  static_cast<HeadNormSizes&>(f) = {B, time, H, size, kDTypeOf<T>, with_options, 1e-3};
+  std::vector<T> s = x.data.normal(B * time * H, 1), gs(s), sums(f.blocks() * 2 * width);
+  f.y = x.r.data(), f.g = x.k.data(), f.weight = f.bias = x.u.data(), f.o = x.y.data();
+  if (with_options) f.v = x.v.data(), f.s = s.data();
+  HeadNormBackward g{};
+  static_cast<HeadNormSizes&>(g) = f;
+  g.go = x.gy.data(), g.y = f.y, g.g = f.g, g.weight = f.weight, g.bias = f.bias;
+  g.v = f.v, g.s = f.s, g.gy = x.gr.data(), g.gg = x.gk.data(), g.sums = sums.data();
+  if (with_options) g.gv = x.gv.data(), g.gs = gs.data();
+  BonusForward f2{};
+  static_cast<BonusSizes&>(f2) = {B, time, H, size, kDTypeOf<T>};
+  f2.r = x.r.data(), f2.k = x.k.data(), f2.weight = x.u.data(), f2.s = gs.data();
+  BonusBackward g2{};
+  static_cast<BonusSizes&>(g2) = f2;
+  g2.r = f2.r, g2.k = f2.k, g2.weight = f2.weight, g2.gs = s.data(), g2.sums = sums.data();
+  if (with_options) g2.gr_carry = x.gy.data(), g2.gk_carry = x.v.data();
+  g2.gr = x.gr.data(), g2.gk = x.gk.data();
+  bonus_forward_cpu(f2, 0, f2.blocks());
+  bonus_backward_cpu(g2, 0, g2.blocks());
+  head_norm_gate_forward_cpu(f, 0, f.blocks());
+  head_norm_gate_backward_cpu(g, 0, g.blocks());
+}
+
 template <typename T> void run_logits(int64_t rows, int64_t vocabulary, bool with_options) {
   Data<T> data;
   std::vector<T> logits = data.normal(rows * vocabulary, 1), extra = logits, gextra(logits.size());
@@ -218,8 +260,10 @@ template <typename T> void run_all() {
   for (int64_t size : {1, 5, 33}) {
     for (int64_t time : {1, 40}) {
       run_keys<T>(time + 30, size), run_residual<T>(time + 30, size + 1000);
+      run_pointwise<T>(time * size);
       for (bool with_options : {false, true}) {
         run_heads<T>(time, size, with_options);
+        run_head_norms<T>(time, size, with_options);
         run_channels<T>(time, size + 60, with_options);
         run_shifts<T>(time, size + 230, with_options);
         run_logits<T>(time + 30, size == 33 ? 1025 : size, with_options);

@@ -14,8 +14,9 @@ import train
 from make_data import main as make_data
 from rwkv_train.data.binidx.reader import Binidx
 from tests.training.damaged_runs import original, place, refused
+from tests.training.two_processes import command, folder, two_processes
 
-__all__ = ["original", "place", "refused"]
+__all__ = ["command", "folder", "original", "place", "refused", "two_processes"]
 
 WORDS = ["the", "state", "of", "a", "network", "that", "reads", "one", "token", "after", "another"]
 

@@ -65,8 +65,8 @@ class HardwareConfig:
     wkv_backend: BackendName = "auto"
     """implementation of the WKV operators; auto: the fastest that accepts the call"""
     head_chunk: Annotated[int | None, AtLeast(1)] = None
-    """rows per slice of the fused head and loss; None: 64 MiB of logits or, where the head learns, 4
-    rows a channel, of up to 512 MiB (on a GPU 1 GiB)"""
+    """rows per slice of the fused head and loss; None: 64 MiB of logits or, where the head
+    learns, 4 rows a channel, of up to 512 MiB (on a GPU 1 GiB)"""
     keep_heap: bool = True
     """on a CPU keep the memory that a step frees for the next, on huge pages (Linux with glibc)"""
 

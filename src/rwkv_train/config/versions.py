@@ -109,7 +109,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "5": Version(
             module="rwkv5",
             operator="wkv5",
-            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate"),
+            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate", "head_norm_gate"),
             # r2r3r4 is v4neo's name of the released RWKV-5: bonus per head, output gate, 3.5x
             # channel mix.
             rwkv_lm_names=("x052", "r2r3r4"),
@@ -120,7 +120,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "6": Version(
             module="rwkv6",
             operator="wkv6",
-            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate"),
+            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate", "head_norm_gate"),
             rwkv_lm_names=("x060",),
             conventions=_V5,
             sizes={
@@ -134,7 +134,10 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "7": Version(
             module="rwkv7",
             operator="wkv7",
-            layer_operators=("norm_shift", "squared_relu", "keys", "value_residual"),
+            layer_operators=(
+                *("norm_shift", "squared_relu"),
+                *("keys", "value_residual", "bonus", "head_norm_gate"),
+            ),
             rwkv_lm_names=("x070",),
             conventions=_V7,
             sizes={

@@ -8,6 +8,7 @@ block to block within one token (RWKV-7: the first layer's value); None enters t
 from __future__ import annotations
 
 from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -214,12 +215,10 @@ class RWKV(nn.Module):
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Returns what the first block reads, [B, T, C]: the embedding behind the first norm."""
-        norm = self.blocks[0].ln0
+        norm = cast(LayerNorm, self.blocks[0].ln0)
         # Dropped channels differ from place to place, and with them the norm of a token.
-        if self.drop.training and self.drop.p > 0:
-            x: Tensor = norm(self.drop(self.emb(tokens)))
-        else:
-            x = self.emb(tokens, norm)
+        drops = self.drop.training and self.drop.p > 0
+        x: Tensor = norm(self.drop(self.emb(tokens))) if drops else self.emb(tokens, norm)
         return x
 
     def _copy_logits(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from rwkv_train.ops.backends.dispatch import without_autocast
 from rwkv_train.ops.embedding_norm import embedding_norm
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
+from rwkv_train.ops.head_norm_gate import IDENTITY, head_norm_gate
 
 
 class Linear(nn.Linear):
@@ -140,21 +141,32 @@ def _adds_in_16_bit(weight: Tensor) -> bool:
 
 
 class HeadNorm(nn.Module):
-    """Group norm with one group per head, its statistics in fp32 (fp64 for fp64 inputs)."""
+    """Group norm with one group per head, RWKV-7's bonus, and the gate behind them."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, activation: str = IDENTITY) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.eps = eps
+        self.activation = activation
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Maps [B, T, H, N] to [B, T, H N], in the dtype of `y`."""
-        with without_autocast(y.device):
-            # A layer norm over the last axis is the group norm, without moving heads to channels.
-            normal = F.layer_norm(full_precision(y), y.shape[-1:], eps=self.eps).flatten(2)
-            scaled = normal * full_precision(self.weight) + full_precision(self.bias)
-        return scaled.to(y.dtype)
+    def forward(
+        self, y: Tensor, gate: Tensor, v: Tensor | None = None, s: Tensor | None = None
+    ) -> Tensor:
+        """Returns (norm(y) + s v) act(gate), [B, T, H N]; see `ops.head_norm_gate`.
+
+        y, v: [B, T, H, N].  gate: [B, T, H N], before its activation.  s: [B, T, H].
+        """
+        return head_norm_gate(
+            y,
+            gate.to(y.dtype),
+            self.weight,
+            self.bias,
+            v,
+            s,
+            eps=self.eps,
+            activation=self.activation,
+        )
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -170,12 +182,45 @@ def share_of_previous(share: Tensor) -> Tensor:
 def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Returns base + tanh(x @ down) @ up, [B, T, A], in fp32 (fp64 for fp64 inputs).
 
-    base: broadcastable to [B, T, A].  x: [B, T, D].  down: [D, R].  up: [R, A].
-    Rounding the sum to bf16 would change the decay by up to 1.6 %.
+    base: A numbers, of any shape.  x: [B, T, D].  down: [D, R].  up: [R, A].
+    Rounding the sum to bf16 would change the decay by up to 1.6 %. Its gradient counts in bf16,
+    where x does: it is an operand of products whose results are rounded to that.
     """
     hidden = torch.tanh(x @ down)
-    with without_autocast(x.device):
-        return full_precision(base) + full_precision(hidden) @ full_precision(up)
+    logits: Tensor = _DecayLogits.apply(  # type: ignore[no-untyped-call]  # torch's own
+        base, hidden, up
+    )
+    return logits
+
+
+class _DecayLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, hidden: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, up)
+        ctx.base_shape, ctx.base_dtype = base.shape, base.dtype
+        with without_autocast(hidden.device):
+            rows = full_precision(hidden).flatten(0, 1)
+            # The product adds the base by itself.
+            logits = torch.addmm(full_precision(base).flatten(), rows, full_precision(up))
+        return logits.view(*hidden.shape[:2], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, up = ctx.saved_tensors
+        # fp16 has no room for small gradients.
+        dtype = torch.bfloat16 if hidden.dtype == torch.bfloat16 else grad.dtype
+        rows = grad.flatten(0, 1)
+        gbase = ghidden = gup = None
+        with without_autocast(grad.device):
+            narrow = rows.to(dtype)
+            if ctx.needs_input_grad[0]:
+                gbase = rows.sum(0).view(ctx.base_shape).to(ctx.base_dtype)
+            if ctx.needs_input_grad[1]:
+                ghidden = (narrow @ up.to(dtype).T).view(hidden.shape).to(hidden.dtype)
+            if ctx.needs_input_grad[2]:
+                gup = (hidden.flatten(0, 1).to(dtype).T @ narrow).to(up.dtype)
+        return gbase, ghidden, gup
 
 
 def split_heads(x: Tensor, head_size: int) -> Tensor:

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
@@ -52,6 +51,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.ops.head_norm_gate import SILU
 from rwkv_train.ops.wkv5 import wkv5
 
 NAME = "RWKV-5"
@@ -80,7 +80,7 @@ class TimeMix(nn.Module):
         self.output = Linear(A, D)
         self.gate = Linear(D, A)
         # The square of head_size_divisor in eps has the effect of dividing the input by it.
-        self.ln_x = HeadNorm(A, eps=1e-5 * config.head_size_divisor**2)
+        self.ln_x = HeadNorm(A, 1e-5 * config.head_size_divisor**2, SILU)
         self.register_state_dict_post_hook(  # type: ignore[no-untyped-call]  # torch's own
             _decay_after_norm
         )
@@ -99,7 +99,6 @@ class TimeMix(nn.Module):
         shares = tuple(map(share_of_previous, mixes))
         x, last, (xr, xk, xv, xg), _ = norm(residual, shift, reset, shares)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, A]
-        g = F.silu(self.gate(xg))
         r, k, v = (split_heads(z, self.head_size) for z in (r, k, v))  # [B, T, H, N]
         y, wkv = wkv5(
             r,
@@ -111,7 +110,7 @@ class TimeMix(nn.Module):
             backend=self.backend,
             reset=reset,
         )
-        return Residual(x, self.output(self.ln_x(y) * g)), carry, last, wkv
+        return Residual(x, self.output(self.ln_x(y, self.gate(xg)))), carry, last, wkv
 
 
 class ChannelMix(rwkv4.ChannelMix):

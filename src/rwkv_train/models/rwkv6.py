@@ -27,7 +27,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
@@ -48,6 +47,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.ops.head_norm_gate import SILU
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv6 import wkv6
 
@@ -83,7 +83,7 @@ class TimeMix(nn.Module):
         self.output = Linear(A, D)
         self.gate = Linear(D, A)
         # The square of head_size_divisor in eps has the effect of dividing the input by it.
-        self.ln_x = HeadNorm(A, eps=1e-5 * config.head_size_divisor**2)
+        self.ln_x = HeadNorm(A, 1e-5 * config.head_size_divisor**2, SILU)
 
     def forward(
         self,
@@ -111,7 +111,7 @@ class TimeMix(nn.Module):
             backend=self.backend,
             reset=reset,
         )
-        out = self.output(self.ln_x(y) * F.silu(self.gate(xg)))
+        out = self.output(self.ln_x(y, self.gate(xg)))
         return Residual(x, out), carry, last, wkv
 
     def _mix(

@@ -35,14 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_train.config.resolved import ResolvedModel
-from rwkv_train.models.layers import (
-    HeadNorm,
-    Linear,
-    decay_logits,
-    full_precision,
-    split_heads,
-    starting_state,
-)
+from rwkv_train.models.layers import HeadNorm, Linear, decay_logits, split_heads, starting_state
 from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.sizes import Shapes, matrix
 from rwkv_train.models.table import (
@@ -59,6 +52,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.ops.bonus import bonus
 from rwkv_train.ops.keys import keys
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.value_residual import value_residual
@@ -94,7 +88,7 @@ class TimeMix(nn.Module):
         self.value = Linear(D, D)
         self.output = Linear(D, D)
         # The square of head_size_divisor in eps has the effect of dividing the input by it.
-        self.ln_x = HeadNorm(D, eps=1e-5 * config.head_size_divisor**2)
+        self.ln_x = HeadNorm(D, 1e-5 * config.head_size_divisor**2)
         if layer == 0:
             # Saved for RWKV-LM, which loads strictly, but never used. Data-parallel training
             # would wait for their gradients.
@@ -125,6 +119,8 @@ class TimeMix(nn.Module):
         k, a, b = keys(  # [B, T, H, N]
             k, rate, self.a0.flatten(), self.k_k.flatten(), self.k_a.flatten()
         )
+        # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
+        s, r, k = bonus(r, k, self.r_k)
         y, wkv = wkv7(
             r,
             w,
@@ -136,14 +132,7 @@ class TimeMix(nn.Module):
             backend=self.backend,
             reset=reset,
         )
-        # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
-        out = self.output((self.ln_x(y) + self._bonus(r, k, v)) * g)
-        return Residual(x, out), carry, last, wkv
-
-    def _bonus(self, r: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Returns the current token's value, weighted per head by r · r_k k: [B, T, D]."""
-        weight = (full_precision(r) * full_precision(k) * full_precision(self.r_k)).sum(-1, True)
-        return (weight.to(v.dtype) * v).flatten(2)
+        return Residual(x, self.output(self.ln_x(y, g, v, s))), carry, last, wkv
 
 
 def _low_rank(width: int, rank: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:

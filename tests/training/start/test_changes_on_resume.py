@@ -2,95 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
 
 import train
-from make_data import main as make_data
-from rwkv_train.checkpoint.resume import load_state, save_state
-from rwkv_train.training.start.run_identity import (
-    append_start,
-    change_marks,
-    folder_run,
-    read_starts,
-)
+from rwkv_train.training.start.run_identity import append_start, change_marks, folder_run
+from tests.training.start.paused_runs import Resume, line
 
 BASE = {"max_steps": 4, "exit_tokens": 12 * 128, "epoch_steps": 4}
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pairs a (long), b (a and more behind it) and c (other text)."""
-    folder = tmp_path_factory.mktemp("texts")
-    lines = [json.dumps({"text": f"{i * i} and {i} are {i + i * i}"}) for i in range(120)]
-    others = [json.dumps({"text": f"nothing of {i} is the same"}) for i in range(120)]
-    for name, content in {"a": lines[:60], "b": lines, "c": others}.items():
-        (folder / f"{name}.jsonl").write_text("\n".join(content))
-        words = [str(folder / f"{name}.jsonl"), "1", "32", "--output", str(folder / name)]
-        # As they come: a is then the beginning of b.
-        assert not make_data([*words, "--tokenizer", "bytes", "--no_shuffle"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def paused(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 4 steps on a, paused; the tests resume copies of it."""
-    folder = tmp_path_factory.mktemp("paused") / "out"
-    assert train.main(line(folder, data_file=texts / "a")) == 0
-    return folder
-
-
-def line(folder: Path, **changes: object) -> list[str]:
-    values: dict[str, object] = {
-        "proj_dir": folder,
-        "rwkv_version": 6,
-        "n_layer": 1,
-        "n_embd": 32,
-        "head_size": 32,
-        "ctx_len": 32,
-        "micro_bsz": 4,
-        "exit_tokens": 12 * 128,
-        "epoch_steps": 4,
-        "max_steps": 4,
-        "lr_init": "1e-3",
-        "lr_final": "1e-4",
-        "accelerator": "cpu",
-        "num_workers": 0,
-        "plot": 0,
-        "wkv_backend": "chunked",
-        "enable_progress_bar": 0,
-        **changes,
-    }
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
-
-
-Resume = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def resume(paused: Path, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Resume:
-    """Resumes a copy of the paused run for a step more; returns status and what it printed."""
-
-    def resumed(data: str = "a", **changes: object) -> tuple[int, str]:
-        folder = tmp_path / "out"
-        if not folder.exists():
-            shutil.copytree(paused, folder)
-        before = {path: path.read_bytes() for path in folder.iterdir()}
-        capfd.readouterr()
-        options = {"max_steps": 5, "data_file": texts / data, **changes}
-        status = train.main(line(folder, **options))
-        told = "".join(capfd.readouterr())
-        if status == 2:
-            assert told.startswith("error: ") and told.count("\n") == 1, told
-            assert {path: path.read_bytes() for path in folder.iterdir()} == before
-        return status, told
-
-    return resumed
 
 
 def test_without_a_change_it_is_an_exact_continuation(resume: Resume, texts: Path):
@@ -245,66 +167,6 @@ def test_a_mixture_changes_under_the_names_of_what_has_changed(
         assert told.rstrip().endswith(f"--accept_changes {names}"), told
     told = resumed("a:2..1 c:1..2", mix_tokens=1280, max_steps=5, accept_changes="mix_tokens")[1]
     assert "changed as told below" in told and "mix_tokens 640 -> 1,280" in told
-
-
-def test_a_state_of_another_run_is_refused_unless_it_is_accepted(
-    resume: Resume, paused: Path, texts: Path, tmp_path: Path
-):
-    other = tmp_path / "other"
-    assert train.main(line(other, data_file=texts / "a", random_seed=1, max_steps=8)) == 0
-    status, told = resume()
-    assert status == 0, told
-    # Further in the data than this folder's own.
-    shutil.copy(other / "rwkv-1.state", tmp_path / "out" / "rwkv-1.state")
-    status, told = resume(max_steps=9)
-    assert status == 2 and "rwkv-1.state is of another run" in told, told
-    assert "by moving rwkv-1.state away" in told
-    assert told.rstrip().endswith("--accept_changes run")
-    status, told = resume(max_steps=9, accept_changes="run")
-    assert status == 0 and "is of another run" in told and "exact continuation" not in told
-    # From here on the folder holds the run that was taken over.
-    assert "exact continuation" in resume(max_steps=10)[1]
-
-
-def test_a_state_that_was_moved_to_an_empty_folder_is_the_same_run(
-    resume: Resume, paused: Path, tmp_path: Path
-):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    shutil.copy(paused / "rwkv-0.state", folder)
-    status, told = resume()
-    assert status == 0 and "exact continuation at step 4\n" in told, told
-    own, moved = (read_starts(place)[-1] for place in (paused, folder))
-    assert own["run"] == moved["run"] == load_state(folder / "rwkv-1.state")["run"]
-
-
-def test_a_state_that_does_not_tell_its_data_is_resumed_and_that_is_said(
-    resume: Resume, paused: Path, texts: Path, tmp_path: Path
-):
-    state = load_state(paused / "rwkv-0.state")
-    older = {name: value for name, value in state.items() if name not in ("data", "run", "format")}
-    (tmp_path / "out").mkdir()
-    save_state(tmp_path / "out" / "rwkv-0.state", older)
-    # Without their identities the settings tell it, where they do.
-    for changes in ({"data": "c"}, {"data_file": f"{texts / 'a'}:1,{texts / 'c'}:1"}):
-        status, told = resume(**changes)
-        assert status == 2 and "the state does not tell its data, so that" in told, told
-        assert told.rstrip().endswith("--accept_changes data_file")
-    status, told = resume()
-    assert status == 0 and "does not tell its data, which were not compared" in told, told
-    assert "exact continuation at step 4, if the data is what it was\n" in told
-
-
-def test_held_out_slots_of_grown_data_were_trained_on(
-    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
-    split = {"val_split": 9, "max_steps": 6}
-    assert train.main(line(tmp_path / "out", data_file=texts / "a", **split)) == 0
-    capfd.readouterr()
-    assert train.main(line(tmp_path / "out", data_file=texts / "b", **split)) == 2
-    told = capfd.readouterr().err
-    assert "of the 9 samples that --val_split holds out are among those that were trained" in told
-    assert "--accept_changes data_file" in told
 
 
 def test_accepting_what_has_not_changed_is_said(resume: Resume):

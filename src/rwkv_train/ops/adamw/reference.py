@@ -25,7 +25,8 @@ def run(
     """Returns the norm of `gradients`; with tensors and options makes a step instead."""
     if tensors is None or options is None:
         norms = [torch.linalg.vector_norm(gradient.double()) for gradient in gradients]
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
     for i in range(len(gradients)):
         _step(i, tensors, options)
     return None

@@ -140,8 +140,13 @@ def _logits_into(room: Tensor, inputs: Tensor, operand: Tensor) -> Tensor:
 
 def _scaled(grad: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns grad * scale, computed in fp32 (fp64) and rounded once to `dtype`."""
-    # As [1, 1] and not as a scalar, which would be rounded to the dtype of `grad` first.
-    return torch.mul(grad, scale.view(1, 1), out=torch.empty_like(grad, dtype=dtype))
+    if grad.is_cuda:
+        # As [1, 1] and not as a scalar, which would be rounded to the dtype of `grad` first.
+        return torch.mul(grad, scale.view(1, 1), out=torch.empty_like(grad, dtype=dtype))
+    # On a CPU torch takes scalars as they are, and is slow where it has to cast on the way.
+    if grad.dtype in (dtype, scale.dtype):
+        return (grad * scale).to(dtype)
+    return grad.to(scale.dtype).mul_(scale).to(dtype)
 
 
 def _empty_gradients(
@@ -151,10 +156,18 @@ def _empty_gradients(
     empty: Callable[..., Tensor] = _placeholder if options.recomputed else torch.empty_like
     return (
         empty(x, dtype=options.matmul_dtype) if wants_x else None,
-        # fp32 whatever the weight's dtype, since the slices are summed in it
-        empty(weight, dtype=compute_dtype(options.matmul_dtype)) if wants_weight else None,
+        empty(weight, dtype=_sum_dtype(x, options)) if wants_weight else None,
         empty(extra, dtype=extra.dtype) if wants_extra and extra is not None else None,
     )
+
+
+def _sum_dtype(x: Tensor, options: SliceOptions) -> torch.dtype:
+    """Returns the dtype of the weight's gradient: that of sums, fp32, whatever the weight's.
+
+    A CPU's product is in the dtype of its operands, and of a single one there is no sum.
+    """
+    is_single = x.device.type == "cpu" and x.shape[0] <= options.rows
+    return options.matmul_dtype if is_single else compute_dtype(options.matmul_dtype)
 
 
 def _placeholder(like: Tensor, dtype: torch.dtype) -> Tensor:

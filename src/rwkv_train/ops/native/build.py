@@ -39,11 +39,14 @@ def _sources_folder() -> Path:
 
 
 SOURCES = _sources_folder()
-# Operators that a run needs together, by the name of their library. Their sources with torch in
-# them become one translation unit, so names in these must be unique.
+# Operators that runs need together, by the name of their library: all that layers and steps have
+# besides the recurrence. Their sources with torch in them become one translation unit, so names in
+# these must be unique.
 FAMILIES = {
     "layer": (
         "adamw",
+        "bonus",
+        "head_norm_gate",
         "embedding_norm",
         "head_loss",
         "keys",
@@ -284,9 +287,9 @@ def _failed_lately(library: Path) -> bool:
     return log.exists() and time.time() - log.stat().st_mtime < FAILURE_LIFETIME_S
 
 
-def _joined(target: Target, work: Path) -> Path:
-    """Writes a source that includes all with torch in them; returns its path."""
-    joined = work / f"{target.name}_{target.device}_bindings.cpp"
+def _joined(target: Target, folder: Path) -> Path:
+    """Writes into `folder` a source that includes all with torch in them; returns its path."""
+    joined = folder / f"{target.name}_{target.device}_bindings.cpp"
     lines = [f'#include "{file}"\n' for file in target.bindings()]
     joined.write_text("".join(lines), encoding="utf-8")
     return joined

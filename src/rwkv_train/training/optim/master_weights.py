@@ -23,6 +23,5 @@ def round_weights(model: nn.Module, *, sums_in_fp32: bool) -> dict[Tensor, Tenso
         if parameter.requires_grad:
             masters[parameter] = value
             if sums_in_fp32:
-                # torch's stubs lack it.
-                parameter.grad_dtype = torch.float32  # type: ignore[attr-defined]
+                parameter.grad_dtype = torch.float32
     return masters
