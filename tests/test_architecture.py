@@ -44,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
         *BASE,
         "command_line",
         "version",
+        "compiler",
         "processors",
         "find_gpus",
         "config",

@@ -52,6 +52,7 @@ inference.__main__: generate loading sampling
 inference.generate: sampling streaming
 models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
+models.compiled_blocks: backbone
 models.parameters: adapters backbone registry table
 models.registry: backbone sizes
 models.residual: layers

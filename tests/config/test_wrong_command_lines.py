@@ -56,6 +56,7 @@ WRONG = [
     ([*DATA, "--data_type", "utf-8", "--reset_at_documents", "1"], ["utf-8", "documents start"]),
     ([*DATA, "--reset_at_documents", "1", "--train_type", "states"], ["--train_type states"]),
     ([*DATA, "--strategy", "fsdp"], ["--strategy fsdp", "deepspeed_stage_2"]),
+    ([*DATA, "--compile", "1", "--strategy", "deepspeed_stage_3"], ["--compile 1", "stage_2"]),
     ([*DATA, "--precision", "64"], ["--precision 64", "fp32"]),
     ([*DATA, "--data_type", "wds_img"], ["--data_type wds_img"]),
     (["--data_type", "dummy", *DATA], ["--data_file data/x", "dummy"]),

@@ -109,6 +109,13 @@ def test_tf32_trains(way: Way):
     way.train({**placed("single_device", 1), "precision": "tf32"})
 
 
+def test_weights_stay_fp32_on_request(way: Way):
+    flags = {**placed("single_device", 1), "autocast": 1}
+    assert "autocast 0" not in way.train(flags, 1).ended.stdout
+    # The next start takes the weights of this one into bf16 with masters, as one GPU does.
+    way.resume(placed("single_device", 1), 1)
+
+
 def test_two_cards_are_zero_2_by_themselves(way: Way):
     run = way.train({"micro_bsz": SAMPLES_PER_STEP // 2}, cards=2)
     assert "deepspeed_stage_2" in run.ended.stdout

@@ -214,6 +214,7 @@ RULES: Mapping[str, ResumeRule] = {
     "ds_bucket_mb": ResumeRule(Effect.ROUNDING, "gradients are summed in other buckets", _has_zero),
     "wkv_backend": _SAME_MATHEMATICS,
     "head_chunk": _SAME_MATHEMATICS,
+    "compile": _SAME_MATHEMATICS,
     "keep_heap": _NOTHING,
     # log
     "wandb": _NOTHING,

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import window_len, windows_per_row
-from rwkv_train.data.samples.batch import Sample, collate
+from rwkv_train.data.samples.batch import Sample, collate, send_batches_by_value
 from rwkv_train.data.samples.bptt_windows import WindowDataset, WindowNumbers
 from rwkv_train.data.samples.sample_source import SampleSource
 from rwkv_train.data.sampling.sampler import SampleNumbers
@@ -69,6 +69,8 @@ class RunData(pl.LightningDataModule):
             self.trainer.world_size,
         )
         windows = windows_per_row(self._config)
+        # Before the workers are forked; spawned ones send as torch does, which is understood too.
+        send_batches_by_value()
         return DataLoader(
             self._dataset,
             batch_size=train.micro_bsz,

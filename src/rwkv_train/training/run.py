@@ -16,6 +16,7 @@ from rwkv_train.config.run_length import RunLength, run_length
 from rwkv_train.config.schema import listed
 from rwkv_train.config.versions import VERSIONS
 from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.compiled_blocks import compile_blocks
 from rwkv_train.models.parameters import ParameterGroup, parameter_groups
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.recovery import Recovery
@@ -37,6 +38,7 @@ from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.final_weights import publish_final
 from rwkv_train.training.start.initial_weights import make_model
@@ -80,6 +82,8 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     groups = _groups(model, config)
     # Before the strategy wraps the model: DDP and DeepSpeed take what learns at that moment.
     freeze_all_but(model, groups)
+    if config.hardware.compile:
+        compile_blocks(model)
     strategy = build_strategy(
         config.hardware, micro_bsz=config.train.micro_bsz, grad_clip=config.optim.grad_clip
     )
@@ -213,7 +217,14 @@ def _print_header(
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
         changes=[change.text for change in prepared.point.changes],
         operators=[*describe_operators(prepared.operators, config.hardware.accelerator), *heap],
-        notes=[*launch.notes, *prepared.derived, *learns, *samples.notes, *point.notes],
+        notes=[
+            *launch.notes,
+            *prepared.derived,
+            *bf16_notes(config.hardware),
+            *learns,
+            *samples.notes,
+            *point.notes,
+        ],
     )
 
 

@@ -15,6 +15,7 @@ from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.data.samples.batch import Batch, Sample, collate
 from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.compiled_blocks import as_written
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.progress import Progress
@@ -118,7 +119,8 @@ def validate(
     training = model.training
     # Dropout off; it would also draw from the generator that training must find unchanged.
     model.eval()
-    with torch.no_grad(), trainer.precision_plugin.val_step_context():
+    context = trainer.precision_plugin.val_step_context()
+    with torch.no_grad(), context, as_written(model):
         for first in range(0, len(samples), micro_bsz * ranks):
             own = range(first + rank * micro_bsz, first + (rank + 1) * micro_bsz)
             own = range(own.start, min(own.stop, len(samples)))

@@ -261,6 +261,12 @@ def _check_hardware(hardware: HardwareConfig) -> None:
         raise ConfigError(
             f"--strategy single_device runs one process, not {processes}; use --strategy auto"
         )
+    if hardware.compile and hardware.strategy.startswith("deepspeed_stage_3"):
+        raise ConfigError(
+            f"--compile 1 does not go with --strategy {hardware.strategy}, which gathers the"
+            " weights of a block by hooks inside it; use --strategy deepspeed_stage_2, or leave"
+            " --compile out"
+        )
 
 
 def _check_log(log: LogConfig) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +69,25 @@ def collate(samples: Sequence[Sample]) -> Batch:
         positions[0],
         mask is None or bool(mask.any()),
     )
+
+
+def send_batches_by_value() -> None:
+    """Lets a loader's workers send the contents of a batch through their pipe.
+
+    torch sends descriptors of shared memory, a socket, a mapping and its page faults a tensor:
+    several times as long as the few KB that a batch of tokens has.
+    """
+    ForkingPickler.register(Batch, _contents)
+
+
+def _contents(batch: Batch) -> tuple[Any, ...]:
+    """Returns what a batch is pickled as: arrays, for which torch has no rules of its own."""
+    return _from_contents, tuple(p.numpy() if isinstance(p, Tensor) else p for p in batch)
+
+
+def _from_contents(*parts: Any) -> Batch:
+    fields: list[Any] = [torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in parts]
+    return Batch(*fields)
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:

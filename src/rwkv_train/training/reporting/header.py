@@ -74,6 +74,7 @@ def _model(config: ResolvedConfig, parameters: int) -> str:
         f"{model.n_layer} layers, width {model.n_embd}, ffn {model.dim_ffn}, vocabulary "
         f"{model.vocab_size}, {parameters / 1e6:.1f} M parameters"
         + (", activation checkpointing" if config.train.grad_cp else "")
+        + (", compiled blocks: the first step takes a minute" if config.hardware.compile else "")
     )
 
 

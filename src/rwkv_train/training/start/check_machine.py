@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from rwkv_train.compiler import find_cpp_path
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.versions import VERSIONS
-from rwkv_train.errors import ConfigError, missing_package
+from rwkv_train.errors import BackendError, ConfigError, missing_package
 from rwkv_train.ops.backends.dispatch import AUTO
 from rwkv_train.training.start.build_kernels import choose_backend
 
@@ -28,6 +29,20 @@ def check_packages(config: ResolvedConfig) -> None:
     if strategy.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         message = missing_package(f"--strategy {strategy}", "deepspeed", "deepspeed")
         raise ConfigError(f"{message}; or use --strategy ddp")
+    if config.hardware.compile:
+        _check_compiler(config.hardware.accelerator)
+
+
+def _check_compiler(accelerator: str) -> None:
+    """Raises ConfigError when torch.compile lacks what makes its code run."""
+    if accelerator == "gpu":
+        if importlib.util.find_spec("triton") is None:
+            raise ConfigError("--compile 1 needs triton on a GPU: pip install triton")
+        return
+    try:
+        find_cpp_path()
+    except BackendError as error:
+        raise ConfigError(f"--compile 1: {error}; or leave it out") from error
 
 
 def check_backend(config: ResolvedConfig) -> None:

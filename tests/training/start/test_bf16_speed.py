@@ -1,0 +1,55 @@
+"""What a run on a CPU says of bf16: measured, told once, and nothing is decided by it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rwkv_train.training.start import bf16_speed
+from rwkv_train.training.trainer import set_up_torch
+
+
+@pytest.mark.parametrize(
+    ("precision", "speed", "words"),
+    [
+        ("bf16", 0.02, ["asked for", "0.02 times", "--precision fp32"]),
+        ("bf16", 0.9, []),
+        ("bf16", 7.0, []),
+        ("fp32", 6.98, ["7.0 times", "--precision bf16"]),
+        ("fp32", 1.2, []),
+        ("fp32", 0.1, []),
+    ],
+)
+def test_only_a_clear_difference_to_what_runs_is_told(monkeypatch, precision, speed, words):
+    monkeypatch.setattr(bf16_speed, "bf16_speed", lambda: speed)
+    notes = bf16_speed.bf16_notes(SimpleNamespace(accelerator="cpu", precision=precision))
+    assert len(notes) == bool(words)
+    assert all(word in notes[0] for word in words)
+
+
+def test_on_a_gpu_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(bf16_speed, "bf16_speed", lambda: pytest.fail("measured"))
+    assert bf16_speed.bf16_notes(SimpleNamespace(accelerator="gpu", precision="bf16")) == []
+
+
+def test_the_measurement_is_a_ratio_of_times_and_draws_no_random_number(monkeypatch):
+    times = iter([8.0, 6.0, 7.0, 9.0, 3.0, 2.0, 4.0, 5.0])
+    dtypes = []
+
+    def seconds(x, weight):
+        dtypes.append(x.dtype)
+        return next(times)
+
+    state = torch.get_rng_state()
+    assert bf16_speed.bf16_speed() > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(bf16_speed, "_seconds", seconds)
+    assert bf16_speed.bf16_speed() == 3.0
+    assert dtypes == [torch.float32] * 4 + [torch.bfloat16] * 4
+
+
+def test_products_in_fp32_stay_fp32_on_a_cpu():
+    set_up_torch(SimpleNamespace(accelerator="cpu", precision="fp32", devices=1))
+    assert torch.get_float32_matmul_precision() == "highest"
