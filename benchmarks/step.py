@@ -2,34 +2,45 @@
 
     python -m benchmarks.step [--layers 12 --width 768 --vocab 65536 --ctx_len 512 --batch 4]
                               [--precision fp32|bf16] [--versions 4567] [--grad_cp]
-                              [--keep_heap 0|1]
+                              [--weights fp32|bf16] [--keep_heap 0|1] [--operators]
 
 Prints tokens/s, the shares of the step that the WKV operator and that token shift with its mixes
 take (measured alone on the same shapes in the same run; by torch: what the latter would take
 without a fused operator, against the same step), the matrix-product FLOP/s of the step
 against the rate that a plain product reaches here, on a GPU the peak memory, and the page faults of
 a step. On a CPU the heap is kept, as training does it. Medians; ratios are within one run.
+--weights bf16: bf16 weights with fp32 masters, in the place of autocast.
+
+--operators tells besides what a step is made of, by kind of operator: time by torch's profiler,
+bytes of all tensors read and written (in GB, and a layer in units of one bf16 [B, T, D]) and
+launches, with the fused operators and, in the same run, with their references in their place.
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from rwkv_train.checkpoint.number_formats import DTYPES
-from rwkv_train.config.resolve.model_sizes import complete_model
+from benchmarks.step_operators import compare
+from benchmarks.whole_step import (
+    StepShape,
+    dtype_named,
+    median_seconds,
+    own_loss,
+    own_model,
+    own_optimizer,
+    own_sizes,
+    plain_product,
+    product_flops,
+    random_batch,
+    training_step,
+)
 from rwkv_train.config.resolved import ResolvedModel
-from rwkv_train.config.schema import ModelConfig
 from rwkv_train.models.backbone import RWKV
-from rwkv_train.models.parameters import initialize, parameter_groups
-from rwkv_train.models.registry import build_model
-from rwkv_train.ops.head_loss import Targets
 from rwkv_train.ops.token_shift import token_shift
 from rwkv_train.ops.wkv4 import wkv4
 from rwkv_train.ops.wkv5 import wkv5
@@ -47,31 +58,6 @@ MIXES = {
     ),
     "7": ([f"x_{name}" for name in "rwkvag"], ["x_k"]),
 }
-
-
-def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Returns the median duration of `work` after one warm-up."""
-    times = []
-    for attempt in range(repeats + 1):
-        _wait(device)
-        began = time.perf_counter()
-        work()
-        _wait(device)
-        if attempt:
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, width: int, tokens: int) -> float:
-    """Returns FLOP/s of a [tokens, width] x [width, 4 width] product: the floor of the step."""
-    a = torch.randn(tokens, width, device=device, dtype=dtype)
-    b = torch.randn(width, 4 * width, device=device, dtype=dtype)
-    return 2 * tokens * width * 4 * width / median_seconds(lambda: a @ b, device, 7)
 
 
 def operator_seconds(
@@ -156,59 +142,48 @@ def shift_seconds(
     return seconds
 
 
+def prepared_step(
+    version: str, options: argparse.Namespace, device: torch.device
+) -> tuple[RWKV, Callable[[], None]]:
+    """Returns a new model of a version and its step."""
+    shape = _shape(options)
+    model = own_model(version, shape, device, options.backend, options.grad_cp)
+    masters = options.weights == "bf16"
+    dtype = dtype_named(options.precision)
+    autocast = None if masters or dtype == torch.float32 else dtype
+    optimizer = own_optimizer(model, masters=masters)
+    return model, training_step(own_loss(model), optimizer, random_batch(shape, device), autocast)
+
+
 def measure(version: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Figures of one version."""
-    dtype = DTYPES[options.precision]
-    config = complete_model(
-        ModelConfig(
-            rwkv_version=version,
-            n_layer=options.layers,
-            n_embd=options.width,
-            vocab_size=options.vocab,
-        )
-    )
-    model = build_model(config, wkv_backend=options.backend, grad_cp=options.grad_cp).to(device)
-    initialize(model, seed=0, lr_init=6e-4)
-    groups = parameter_groups(model, weight_decay=0.001)
-    optimizer = torch.optim.AdamW(
-        [{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups],
-        lr=1e-5,
-        fused=True,
-    )
-    tokens = torch.randint(options.vocab, (options.batch, options.ctx_len + 1), device=device)
-
-    def step() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model.loss(tokens[:, :-1], Targets(tokens[:, 1:]))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
+    dtype, shape = dtype_named(options.precision), _shape(options)
+    model, step = prepared_step(version, options, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = median_seconds(step, device, options.repeats)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    count = options.batch * options.ctx_len
-    matrices = sum(
-        p.numel() for n, p in model.named_parameters() if p.dim() >= 2 and n != "emb.weight"
-    )
-    operator = operator_seconds(version, config, options, device, dtype)
+    operator = operator_seconds(version, own_sizes(version, shape), options, device, dtype)
     shifts, plain_shifts = (
         shift_seconds(model, version, options, device, dtype, backend)
         for backend in ("auto", "reference")
     )
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens/s": count / seconds,
+        "tokens/s": shape.tokens / seconds,
         "wkv share": operator * options.layers / seconds,
         "shift share": shifts * options.layers / seconds,
         "plain shift share": plain_shifts * options.layers / seconds,
-        "flop/s": 6 * matrices * count / seconds,
+        "flop/s": product_flops(model, shape, ["emb.weight"]) / seconds,
         "faults": faults,
         "GiB": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
     }
+
+
+def _shape(options: argparse.Namespace) -> StepShape:
+    return StepShape(options.layers, options.width, options.vocab, options.ctx_len, options.batch)
 
 
 def main() -> None:
@@ -220,21 +195,24 @@ def main() -> None:
     parser.add_argument("--ctx_len", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--versions", default="4567")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--grad_cp", action="store_true")
     parser.add_argument("--keep_heap", type=int, choices=(0, 1), default=1)
+    parser.add_argument("--operators", action="store_true")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[options.precision]
+    dtype, shape = dtype_named(options.precision), _shape(options)
     heap = keep_heap() if device.type == "cpu" and options.keep_heap else "as it is"
-    rate = matmul_rate(device, dtype, options.width, options.batch * options.ctx_len)
+    product, flops = plain_product(device, dtype, shape)
+    rate = flops / median_seconds(product, device, 7)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(
-        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; L{options.layers}"
-        f" D{options.width} V{options.vocab}, {options.batch} x {options.ctx_len}, "
-        f"{options.precision}; a plain product reaches {rate / 1e9:.0f} GFLOP/s; heap {heap}"
+        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; {shape}, "
+        f"products in {options.precision}, weights in {options.weights}; a plain product reaches "
+        f"{rate / 1e9:.0f} GFLOP/s; heap {heap}"
     )
     print(
         f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"
@@ -251,6 +229,9 @@ def main() -> None:
             f"{huge_page_bytes() / 2**20:>8.0f} MiB",
             flush=True,
         )
+        if options.operators:
+            for line in compare(lambda v=version: prepared_step(v, options, device)[1], shape):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ constexpr int kMostShifted = 8;
 struct NormShiftSizes {
   int64_t batch, time, width, count;  // B, T, C and the number n of results
   DType dtype, y_dtype;  // of x and x'; of all other sequences: that of x, or 16 bit with x in fp32
+  double eps;
 };
 
 struct NormShiftInputs : NormShiftSizes {
@@ -27,7 +28,6 @@ struct NormShiftInputs : NormShiftSizes {
 };
 
 struct NormShiftForward : NormShiftInputs {
-  double eps;
   const void* x;  // [B, T, C]
   // [B, T, 2] of T, mean and inverse deviation of every token. Null: they are computed.
   const void* known;
@@ -50,10 +50,11 @@ struct NormShiftBackward : NormShiftInputs {
   void* gmoves;
   void* sums;   // [blocks of tokens, n (with mixes) + 2 (with gx), C] of T: of mixes, weight, bias
   void* glast;  // [B, C] of T
+  void* total;  // of the sums over all blocks; CUDA only
 };
 
 // Rows of `sums` for each block of tokens.
-inline int64_t norm_shift_sums(const NormShiftBackward& p) {
+constexpr int64_t norm_shift_sums(const NormShiftBackward& p) {
   return (p.mixes == nullptr ? 0 : p.count) + (p.gx == nullptr ? 0 : 2);
 }
 

@@ -168,7 +168,7 @@ template <typename T> class BackwardHeads {
     block.gr = gr_, block.gk = gk_, block.gv = gv_, block.ga = ga_, block.gb = gb_;
     block.gd = gd_, block.ab = ab_, block.rb = rb_, block.history = history_;
     block.prefetch = &prefetch_;
-    for (T* rows : {gr_, gk_, gv_, ga_, gb_, gd_}) clear_rows(rows, tokens * stride_);
+    for (T* rows : {gr_, gk_, ga_, gb_, gd_}) clear_rows(rows, tokens * stride_);
     // With these products of neighbouring tokens the tiles find gu of a token before its G.
     for (int64_t n = 1; n < tokens; ++n) {
       const int64_t at = n * stride_;

@@ -30,7 +30,8 @@ template <typename T> struct DeltaBlock {
   const T* zeros;                       // one row
   const T *ab, *rb;                     // per token t: a[t] . b[t - 1] and r[t - 1] . b[t - 1]
   T *y, *u;                             // forward: results; u is an input of the backward pass
-  T *gr, *gd, *gk, *gv, *ga, *gb;       // backward: sums so far; gd is that of d
+  T* gv;                                // backward: a result
+  T *gr, *gd, *gk, *ga, *gb;            // backward: sums so far; gd is that of d
   T* history;                           // kBlock + 1 tiles of kDeltaRows rows
   Prefetch* prefetch;                   // called once a tile, forward once a tile and token
 };
@@ -143,7 +144,7 @@ template <typename T> void delta_backward_tile(const DeltaBlock<T> p, T* gradien
     const T* const b_before = t > 0 ? p.b + row - p.stride : p.zeros;
     const T* const gy_before = t > 0 ? p.gy + row - p.stride + value : p.zeros;
     const T* const saved = p.history + t * tile;
-    Vec<T> u[R], v[R], gv[R] = {}, gu_before[R] = {};
+    Vec<T> u[R], v[R], sums[2 * R] = {};  // of gv, and of gu of the token before
     broadcast_each<T, R>(u, p.u + row + value);
     broadcast_each<T, R>(v, p.v + row + value);
     broadcast_each<T, R>(gy, gy_before);
@@ -160,8 +161,8 @@ template <typename T> void delta_backward_tile(const DeltaBlock<T> p, T* gradien
         gb += G * u[j];
         gd += G * S;
         ga += S * gu[j];
-        gv[j] += G * k;
-        gu_before[j] += G * decayed_b;
+        sums[j] += G * k;
+        sums[R + j] += G * decayed_b;
         store<T>(G_rows + j * p.stride + i, G * d + (gy[j] * r + gu[j] * a));
       }
       store<T>(p.gk + row + i, gk);
@@ -169,8 +170,8 @@ template <typename T> void delta_backward_tile(const DeltaBlock<T> p, T* gradien
       store<T>(p.gd + row + i, gd);
       store<T>(p.ga + row + i, ga);
     }
-    add_sums<T, R>(p.gv + row + value, gv);
-    spread_sums<T, R>(gu_before);
+    Vec<T> gu_before[R];
+    store_and_spread<T, R>(sums, p.gv + row + value, gu_before);
 #pragma GCC unroll 4
     for (int j = 0; j < R; ++j) gu[j] = gu_before[j] + gu[j] * p.ab[t] + gy[j] * p.rb[t];
   }

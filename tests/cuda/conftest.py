@@ -15,6 +15,7 @@ from tests.cuda.fused_problems import FUSED_INTERFACES
 from tests.cuda.head_loss_problems import INTERFACE as HEAD_LOSS_INTERFACE
 from tests.cuda.head_norm_problems import INTERFACE as HEAD_NORM_INTERFACE
 from tests.cuda.host_kernels import COMPILER, HostKernels
+from tests.cuda.norm_shift_problems import NORM_INTERFACE
 from tests.cuda.pointwise_problems import POINTWISE_INTERFACES
 from tests.cuda.problems import INTERFACES
 from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
@@ -23,6 +24,7 @@ from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 ALL_INTERFACES = {
     **INTERFACES,
     SHIFT_INTERFACE.op: SHIFT_INTERFACE,
+    NORM_INTERFACE.op: NORM_INTERFACE,
     HEAD_NORM_INTERFACE.op: HEAD_NORM_INTERFACE,
     BONUS_INTERFACE.op: BONUS_INTERFACE,
     HEAD_LOSS_INTERFACE.op: HEAD_LOSS_INTERFACE,

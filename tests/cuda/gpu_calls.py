@@ -13,9 +13,11 @@ from rwkv_train.ops.head_loss.reference import head_loss_reference
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES, CUDA_HEAD_SIZES
 from tests.cuda.problems import INTERFACES, MATRIX_OPS, Problem, Shape, make_problem
 from tests.ops import embedding_norm_cases
+from tests.ops.bonus_cases import BonusCase, make_bonus_case, run_bonus
 from tests.ops.fused_cases import OPERATORS as FUSED
 from tests.ops.fused_cases import FusedCase, make_fused_case
 from tests.ops.fused_cases import run as run_fused
+from tests.ops.head_norm_cases import HeadNormCase, make_head_norm_case, run_head_norm
 from tests.ops.native_cases import OPERATORS
 from tests.ops.pointwise_cases import POINTWISE, make_inputs
 from tests.ops.pointwise_cases import run as run_pointwise
@@ -52,6 +54,21 @@ def fused_on_device(case: FusedCase) -> FusedCase:
     gradients = {n: None if g is None else g.to(DEVICE) for n, g in case.gradients.items()}
     inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
     return FusedCase(case.op, inputs, gradients)
+
+
+def head_norm_on_device(case: HeadNormCase) -> HeadNormCase:
+    """Returns the same case of the gated head norm with all its tensors on the device."""
+    inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
+    return HeadNormCase(inputs, case.activation, case.go.to(DEVICE))
+
+
+def bonus_on_device(case: BonusCase) -> BonusCase:
+    """Returns the same case of the bonus's weight with all its tensors on the device."""
+    inputs, gradients = (
+        {name: None if x is None else x.to(DEVICE) for name, x in tensors.items()}
+        for tensors in (case.inputs, case.gradients)
+    )
+    return BonusCase(inputs, gradients)
 
 
 def loss_and_gradients(
@@ -134,6 +151,9 @@ def main() -> None:
                 run_fused(case, "native", dtype)
         torch.cuda.synchronize()
         print(f"{op}: every kernel has run", flush=True)
+    run_norms()
+    torch.cuda.synchronize()
+    print("bonus, head_norm_gate: every kernel has run", flush=True)
     run_ends()
     torch.cuda.synchronize()
     print("embedding_norm, head_loss: every kernel has run", flush=True)
@@ -148,6 +168,16 @@ def run_pointwise_calls() -> None:
         for dtype in CUDA_DTYPES:
             given = make_inputs(op, 3, 37, 65)
             run_pointwise(op, {name: x.to(DEVICE, dtype) for name, x in given.items()}, "native")
+
+
+def run_norms() -> None:
+    """Runs bonus and gated head norm: every head size, more than four blocks of tokens."""
+    for size in CUDA_HEAD_SIZES:
+        for dtype in CUDA_DTYPES:
+            run_bonus(bonus_on_device(make_bonus_case(3, 100, 3, size)), "native", dtype)
+            for silu in (False, True):
+                case = head_norm_on_device(make_head_norm_case(3, 100, 3, size, silu=silu))
+                run_head_norm(case, "native", dtype)
 
 
 def run_by_chunks(op: str) -> None:

@@ -2,71 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from torch import Tensor
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES, CUDA_HEAD_SIZES
-from tests.cuda.gpu_calls import DEVICE
+from tests.cuda.gpu_calls import bonus_on_device, head_norm_on_device
 from tests.cuda.problems import assert_results_match
-from tests.ops.bonus_cases import BonusCase, make_bonus_case, run_bonus
-from tests.ops.head_norm_cases import EPS, HeadNormCase, make_head_norm_case, run_head_norm
+from tests.ops.bonus_cases import make_bonus_case, run_bonus
+from tests.ops.head_norm_cases import EPS, make_head_norm_case, run_head_norm
 
 pytestmark = pytest.mark.gpu
-
-
-def on_device(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the same tensors on the device."""
-    return {name: x.to(DEVICE) for name, x in tensors.items()}
-
-
-def head_norm_case(*shape: int, silu: bool = False) -> HeadNormCase:
-    """Draws a case on the device."""
-    case = make_head_norm_case(*shape, silu=silu)
-    return replace(case, inputs=on_device(case.inputs), go=case.go.to(DEVICE))
-
-
-def bonus_case(*shape: int) -> BonusCase:
-    """Draws a case on the device."""
-    case = make_bonus_case(*shape)
-    return BonusCase(on_device(case.inputs), on_device(case.gradients))
 
 
 @pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("size", CUDA_HEAD_SIZES)
 def test_they_equal_the_definition_at_every_head_size(size, dtype):
     for batch, time, heads in ((1, 1, 1), (2, 65, 3), (3, 500, 12)):
-        case = bonus_case(batch, time, heads, size).rounded(dtype)
+        case = bonus_on_device(make_bonus_case(batch, time, heads, size)).rounded(dtype)
         assert_results_match(run_bonus(case, "native", dtype), run_bonus(case, "reference"))
         for silu in (False, True):
-            norm = head_norm_case(batch, time, heads, size, silu=silu).rounded(dtype)
+            case = make_head_norm_case(batch, time, heads, size, silu=silu)
+            norm = head_norm_on_device(case).rounded(dtype)
             found = run_head_norm(norm, "native", dtype)
             assert_results_match(found, run_head_norm(norm, "definition"))
 
 
 def test_two_runs_give_the_same_bits():
-    norm, bonus = head_norm_case(8, 500, 12, 64), bonus_case(8, 500, 12, 64)
+    norm = head_norm_on_device(make_head_norm_case(8, 500, 12, 64))
+    bonus = bonus_on_device(make_bonus_case(8, 500, 12, 64))
     for run, case in ((run_head_norm, norm), (run_bonus, bonus)):
         first, second = (run(case, "native", torch.bfloat16) for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_fp64_and_other_head_sizes_are_refused_by_name_and_served_by_auto():
-    for size, dtype, message in ((64, torch.float64, r"not torch\.float64"), (40, None, "not 40")):
-        case = head_norm_case(1, 20, 2, size)
+    calls = ((64, torch.float64, r"not torch\.float64"), (40, torch.float32, "not 40"))
+    for size, dtype, message in calls:
+        case = head_norm_on_device(make_head_norm_case(1, 20, 2, size))
         with pytest.raises(BackendError, match=message):
-            run_head_norm(case, "native", dtype or torch.float32)
-        found, expected = (
-            run_head_norm(case, name, dtype or torch.float32) for name in ("auto", "reference")
-        )
+            run_head_norm(case, "native", dtype)
+        found, expected = (run_head_norm(case, name, dtype) for name in ("auto", "reference"))
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_torch_accepts_the_registration():
-    case = head_norm_case(2, 35, 2, 32)
+    case = head_norm_on_device(make_head_norm_case(2, 35, 2, 32))
     run_head_norm(case, "native", torch.float32)  # loads and registers
     plain = [x.float() for x in case.inputs.values()]
     wanted = [x.clone().requires_grad_() for x in plain]

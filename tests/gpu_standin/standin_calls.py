@@ -70,6 +70,21 @@ def fork(calls: Calls) -> int:
     return os.waitstatus_to_exitcode(os.wait()[1])
 
 
+def head(calls: Calls) -> int:
+    """Computes the loss of 300 tokens in three slices, and its gradients."""
+    from rwkv_train.ops.head_loss import Targets, head_loss
+
+    x = torch.zeros(2, 150, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    weight = torch.zeros(1000, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    targets = Targets(torch.zeros(2, 150, dtype=torch.int64, device="cuda"), rows=100)
+    calls.mark("head")
+    loss = head_loss(x, weight, targets, backend="native")
+    calls.mark("backward")
+    loss.backward()
+    calls.mark("end")
+    return 0
+
+
 def join() -> int:
     """Enters the group of the ranks and returns this one."""
     rank = int(os.environ["LOCAL_RANK"])
@@ -134,6 +149,7 @@ CASES: dict[str, Callable[[Calls], int]] = {
     "shared-107-kib": lambda calls: calls.ask_for_shared(107 * KIB),
     "missing": lambda calls: calls.library.cublasZherk_v2(),
     "steps": steps,
+    "head": head,
     "fork": fork,
     "collectives": collectives,
     **{how: differ(how) for how in ("other-size", "other-type", "other-call", "other-reduction")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,20 @@ def test_it_counts_what_a_step_costs(tmp_path):
     assert run.ended.returncode == 0, run.ended.stderr
     assert run.step(0) == StepCounts(launches=1, copies=0, synchronisations=0)
     assert run.step(1) == StepCounts(launches=2, copies=1, synchronisations=3)
+
+
+def test_a_slice_of_the_head_is_three_products_and_one_kernel(tmp_path):
+    run = called(tmp_path, "head")
+    assert run.ended.returncode == 0, run.ended.stderr
+    # compilers that it starts are on the stand-in too
+    (log,) = (log for log in run.logs if "mark head" in log)
+    begin, middle, end = (log.index(f"mark {name}") for name in ("head", "backward", "end"))
+    kinds = "rows_kernel|mean_kernel|GemmEx|$"
+    forward = [re.search(kinds, line)[0] for line in log[begin + 1 : middle]]
+    # logits in fp32; their gradient; that of x; that of the weight, added up by the product
+    assert forward == [*3 * ["GemmEx", "rows_kernel", "GemmEx", "GemmEx"], "mean_kernel"]
+    # 1, its quotient by the total, and two gradients times that
+    assert [line.split()[0] for line in log[middle + 1 : end]] == 4 * ["launch"]
 
 
 def test_collectives_pass_on_what_they_are_given(tmp_path):

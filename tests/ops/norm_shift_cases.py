@@ -80,7 +80,7 @@ def rounded(case: NormCase, dtype: torch.dtype, to: torch.dtype | None = None) -
         name: None if g is None else g.to(kind_of(name, dtype, to or dtype)).double()
         for name, g in case.gradients.items()
     }
-    return NormCase(inputs, case.reset, gradients)
+    return replace(case, inputs=inputs, gradients=gradients)
 
 
 def kind_of(name: str, dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
@@ -90,9 +90,9 @@ def kind_of(name: str, dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
     return dtype if name in ("x", "stream") else to
 
 
-def plain(leaves: dict[str, Tensor], reset: Tensor | None, stored: Tensor | None) -> dict[str, Any]:
+def plain(case: NormCase, leaves: dict[str, Tensor], stored: Tensor | None) -> dict[str, Any]:
     """The results as the formulas read, one token at a time; the norm reads the stream `stored`."""
-    x, last = leaves["x"], leaves.get("last")
+    x, last, reset = leaves["x"], leaves.get("last"), case.reset
     if "gate" in leaves:
         x = x + torch.sigmoid(leaves["gate"]) * leaves["out"]
     elif "out" in leaves:
@@ -128,16 +128,20 @@ def fused(
 
 
 def run_norm(
-    case: NormCase, backend: str, dtype: torch.dtype = torch.float64, to: torch.dtype | None = None
+    case: NormCase,
+    backend: str,
+    dtype: torch.dtype = torch.float64,
+    to: torch.dtype | None = None,
+    stored: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Every result and gradient by name; backend "plain": in fp64, the norm reads it in `dtype`."""
+    """Every result and gradient by name; backend "plain": in fp64, of the stream `stored`."""
     to = to or dtype
     leaves = {
         name: (x if backend == "plain" else x.to(kind_of(name, dtype, to))).clone().requires_grad_()
         for name, x in case.inputs.items()
     }
     if backend == "plain":
-        found = plain(leaves, case.reset, stored)
+        found = plain(case, leaves, stored)
     else:
         found = fused(leaves, case.reset, to, backend)
     given = {name: g.to(found[name].dtype) for name, g in case.gradients.items() if g is not None}

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "vector.h"
@@ -86,15 +87,42 @@ template <typename T, int kCount> RWKV_INLINE void add_sums(T* to, Vec<T>* x) {
   for (int j = 0; j < kCount; ++j) to[j] += sums[j * (kLanes<T> / kCount)];
 }
 
-// x[j] = (sum over lanes of x[j]) in every lane
-template <typename T, int kCount, int j = 0> RWKV_INLINE void spread(Vec<T> sums, Vec<T>* x) {
+// Lane i is the i-th of the kSums sums that sum_lanes gives.
+template <typename T, int kSums> struct TakeSums {
+  constexpr int operator()(int lane) const { return lane % kSums * (kLanes<T> / kSums); }
+};
+
+// to[j] = the j-th of the kSums sums that sum_lanes gives.
+template <typename T, int kCount, int kSums> RWKV_INLINE void store_sums(T* to, Vec<T> sums) {
+  const Vec<T> packed = shuffle<T, TakeSums<T, kSums>>(sums, sums);
+  std::memcpy(to, &packed, kCount * sizeof(T));
+}
+
+// x[j] = the (kFirst + j)-th of the kSums sums that sum_lanes gives, in every lane.
+template <typename T, int kCount, int kSums, int kFirst, int j = 0>
+RWKV_INLINE void spread(Vec<T> sums, Vec<T>* x) {
   if constexpr (j < kCount) {
-    x[j] = shuffle<T, TakeOne<T, j * (kLanes<T> / kCount)>>(sums, sums);
-    spread<T, kCount, j + 1>(sums, x);
+    x[j] = shuffle<T, TakeOne<T, (kFirst + j) * (kLanes<T> / kSums)>>(sums, sums);
+    spread<T, kCount, kSums, kFirst, j + 1>(sums, x);
   }
 }
+// x[j] = (sum over lanes of x[j]) in every lane
 template <typename T, int kCount> RWKV_INLINE void spread_sums(Vec<T>* x) {
-  spread<T, kCount>(sum_lanes<T, kCount>(x), x);
+  spread<T, kCount, kCount, 0>(sum_lanes<T, kCount>(x), x);
+}
+
+// Sums over lanes of x[0 .. 2 kCount): the first half goes to memory, the second into every lane of
+// `spread_to`. Overwrites x. Together they take two thirds of the shuffles that they take apart.
+template <typename T, int kCount>
+RWKV_INLINE void store_and_spread(Vec<T>* x, T* to, Vec<T>* spread_to) {
+  if constexpr (2 * kCount <= kLanes<T>) {
+    const Vec<T> sums = sum_lanes<T, 2 * kCount>(x);
+    store_sums<T, kCount, 2 * kCount>(to, sums);
+    spread<T, kCount, 2 * kCount, kCount>(sums, spread_to);
+  } else {
+    store_sums<T, kCount, kCount>(to, sum_lanes<T, kCount>(x));
+    spread<T, kCount, kCount, 0>(sum_lanes<T, kCount>(x + kCount), spread_to);
+  }
 }
 
 }  // namespace rwkv

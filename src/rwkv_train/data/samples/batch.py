@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,12 +82,12 @@ def send_batches_by_value() -> None:
 
 def _contents(batch: Batch) -> tuple[Any, ...]:
     """Returns what a batch is pickled as: arrays, for which torch has no rules of its own."""
-    tensors, rest = batch[:4], batch[4:]
-    return _from_contents, ([None if t is None else t.numpy() for t in tensors], rest)
+    return _from_contents, tuple(p.numpy() if isinstance(p, Tensor) else p for p in batch)
 
 
-def _from_contents(arrays: Sequence[Any], rest: Sequence[Any]) -> Batch:
-    return Batch(*(None if a is None else torch.from_numpy(a) for a in arrays), *rest)
+def _from_contents(*parts: Any) -> Batch:
+    fields: list[Any] = [torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in parts]
+    return Batch(*fields)
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:

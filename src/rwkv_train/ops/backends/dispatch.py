@@ -112,7 +112,9 @@ class Backend(NamedTuple):
         module = _import_once(self.module)
         if module is None:
             return Refusal("it is not built into this copy of the program", news=False)
-        reason = module.refuses(call._replace(kernel=self.kernel))
+        reason = module.refuses(
+            call if call.kernel == self.kernel else call._replace(kernel=self.kernel)
+        )
         if reason is None or isinstance(reason, Refusal):
             return reason
         return Refusal(reason)
@@ -174,9 +176,11 @@ def choose(backends: Sequence[Backend], name: str, call: Call) -> int:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Returns a context in which torch.autocast does not touch operators on `device`."""
-    if not torch.amp.is_autocast_available(device.type):
+    kind = device.type
+    # Most calls are outside of it already, and entering one costs as much as a small operator.
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(kind, enabled=False)
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:

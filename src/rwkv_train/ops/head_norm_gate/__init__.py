@@ -23,7 +23,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from rwkv_train.errors import BackendError
-from rwkv_train.ops.arguments import check_sequences, describe_call, prepare
+from rwkv_train.ops.arguments import check_floats, check_sequences, describe_call, prepare
 from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
 
 BACKENDS = backends_of("head_norm_gate", "native", "reference")
@@ -57,7 +57,7 @@ def head_norm_gate(
     like = check_sequences("head_norm_gate", sequences, "[B, T, H, N]")
     batch, time, heads, size = like.shape
     width = heads * size
-    prepare("head_norm_gate", "g", g, (batch, time, width), like)
+    check_floats("head_norm_gate", "g", g, (batch, time, width), like)
     if g.dtype != like.dtype:
         raise BackendError(f"head_norm_gate: g has dtype {g.dtype}, expected {like.dtype} like y")
     weight = prepare("head_norm_gate", "weight", weight, (width,), like)

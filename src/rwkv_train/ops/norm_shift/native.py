@@ -59,16 +59,15 @@ def _backward_fake(
     has_out: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    nothing = stream.new_empty(0)
     sequence = stream.new_empty(stream.shape, dtype=dtype)
     own_gout = gate is not None or (has_out and dtype != stream.dtype)
     rows = 2 + (0 if mixes is None else mixes.shape[0])
     return (
         stream.new_empty(stream.shape),
-        sequence if own_gout else nothing,
-        nothing if gate is None else torch.empty_like(sequence),
+        sequence if own_gout else stream.new_empty(0),
+        stream.new_empty(0) if gate is None else torch.empty_like(sequence),
         weight.new_empty(rows, *weight.shape),
-        nothing if last is None else last.new_empty(last.shape),
+        stream.new_empty(0) if last is None else last.new_empty(last.shape),
     )
 
 
