@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES
-from tests.cuda.gpu_calls import DEVICE
+from tests.cuda.gpu_calls import norm_shift_on_device as on_device
 from tests.helpers import allowed_error, assert_close
 from tests.ops.norm_shift_cases import NormCase, fused, make_norm_case, rounded, run_norm
 
 pytestmark = pytest.mark.gpu
-
-
-def on_device(case: NormCase) -> NormCase:
-    """The same case on the card."""
-    return replace(
-        case,
-        inputs={name: x.to(DEVICE) for name, x in case.inputs.items()},
-        reset=None if case.reset is None else case.reset.to(DEVICE),
-        gradients={name: None if g is None else g.to(DEVICE) for name, g in case.gradients.items()},
-    )
 
 
 def check(case: NormCase, dtype: torch.dtype, to: torch.dtype | None = None) -> None:

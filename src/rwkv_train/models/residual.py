@@ -72,15 +72,14 @@ class ShiftedNorm(LayerNorm):
         would round them next.
         """
         x, out, gate = residual
-        weight, bias = self.weight, self.bias
-        if may_be_shards(weight, bias):
+        weights: tuple[Tensor, Tensor] = (self.weight, self.bias)
+        if may_be_shards(*weights):
             # `mix_again` reads them when this module's forward pass is over.
-            weight, bias = weight.clone(), bias.clone()
+            weights = (self.weight.clone(), self.bias.clone())
         return Shifted(
             *norm_shift(
                 x,
-                weight,
-                bias,
+                *weights,
                 _stacked(shares) if shares else None,
                 last,
                 out=out,
