@@ -35,7 +35,7 @@ PROPERTIES = {"property", "cached_property", "setter"}
 TWINS = {
     *("NAME", "OPTIONAL_KEYS", "PARAMETERS", "RESIDUAL_DROPOUT", "TimeMix", "ChannelMix"),
     *("recognises", "sizes_from_shapes", "wkv_to_rwkv_package"),
-    *("BACKENDS", "refuses", "run"),
+    *("BACKENDS", "refuses", "run", "run_moved"),
     *("main", "parser"),
 }
 

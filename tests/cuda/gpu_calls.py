@@ -19,6 +19,7 @@ from tests.ops.fused_cases import FusedCase, make_fused_case
 from tests.ops.fused_cases import run as run_fused
 from tests.ops.head_norm_cases import HeadNormCase, make_head_norm_case, run_head_norm
 from tests.ops.native_cases import OPERATORS
+from tests.ops.norm_shift_cases import NormCase, make_norm_case, run_norm
 from tests.ops.pointwise_cases import POINTWISE, make_inputs
 from tests.ops.pointwise_cases import run as run_pointwise
 from tests.ops.shift_cases import Case, make_case
@@ -144,6 +145,9 @@ def main() -> None:
     run_shifts()
     torch.cuda.synchronize()
     print("token_shift: every kernel has run", flush=True)
+    run_residual_norms()
+    torch.cuda.synchronize()
+    print("norm_shift: every kernel has run", flush=True)
     for op in FUSED:
         for size in CUDA_HEAD_SIZES:
             case = fused_on_device(make_fused_case(op, (3, 100, 3, size)))
@@ -189,6 +193,22 @@ def run_by_chunks(op: str) -> None:
             OPERATORS[op](
                 *problem.inputs.values(), problem.state, backend=backend, reset=problem.reset
             )
+
+
+def norm_shift_on_device(case: NormCase) -> NormCase:
+    """Returns the same case of the norm and shift with all its tensors on the device."""
+    gradients = {name: None if g is None else g.to(DEVICE) for name, g in case.gradients.items()}
+    inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
+    return NormCase(inputs, None if case.reset is None else case.reset.to(DEVICE), gradients)
+
+
+def run_residual_norms() -> None:
+    """Runs the norm and shift: both kinds of width, room for any number of mixes, all options."""
+    for width in (33, 264, 4096):
+        for count in (0, 2, 4, 6, 8):
+            for branch in ("", "out", "gate"):
+                case = make_norm_case(2, 70, width, count, branch=branch, moved=count == 2)
+                run_norm(norm_shift_on_device(case), "native", torch.float32, torch.bfloat16)
 
 
 def run_shifts() -> None:

@@ -78,7 +78,7 @@ class Embedding(nn.Embedding):
         """Returns the rows of `ids`, [..., C], behind `norm` if one is given."""
         if norm is None:
             return self._rows(ids)
-        if _may_be_shards(self.weight, norm.weight):
+        if may_be_shards(self.weight, norm.weight):
             normal: Tensor = norm(self._rows(ids))
             return normal
         return embedding_norm(ids, self.weight, norm.weight, norm.bias, eps=norm.eps)
@@ -122,7 +122,7 @@ class LayerNorm(nn.LayerNorm):
         return normal.to(x.dtype)
 
 
-def _may_be_shards(*weights: Tensor) -> bool:
+def may_be_shards(*weights: Tensor) -> bool:
     """Tells whether DeepSpeed's stage 3 keeps only parts of `weights` outside their own modules.
 
     Then neither the norm's weights in the forward pass nor the table in the backward pass of an

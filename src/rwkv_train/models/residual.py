@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rwkv_train.models.layers import LayerNorm, full_precision
+from rwkv_train.models.layers import LayerNorm, full_precision, may_be_shards
 from rwkv_train.ops.backends.dispatch import autocast_dtype
 from rwkv_train.ops.norm_shift import moved_shift, norm_shift
 from rwkv_train.ops.norm_shift.normal import Normal
@@ -72,11 +72,14 @@ class ShiftedNorm(LayerNorm):
         would round them next.
         """
         x, out, gate = residual
+        weights: tuple[Tensor, Tensor] = (self.weight, self.bias)
+        if may_be_shards(*weights):
+            # `mix_again` reads them when this module's forward pass is over.
+            weights = (self.weight.clone(), self.bias.clone())
         return Shifted(
             *norm_shift(
                 x,
-                self.weight,
-                self.bias,
+                *weights,
                 _stacked(shares) if shares else None,
                 last,
                 out=out,

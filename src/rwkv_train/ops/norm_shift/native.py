@@ -17,6 +17,8 @@ from rwkv_train.ops.native.custom_ops import Registration, refusal, register
 from rwkv_train.ops.norm_shift.normal import Normal
 
 _Optional = Tensor | None
+# cuda/norm_shift/norm_shift_cuda.h
+WIDEST, WIDEST_ODD = 4096, 512
 
 
 def _forward_fake(
@@ -172,6 +174,13 @@ _MOVED = Registration(
 
 def refuses(call: Call) -> Refusal | None:
     """Returns what stands in the way; None once the kernels are built and loaded."""
+    # Of a call, `heads` is the width.
+    octets = call.heads % 8 == 0
+    if call.device.type == "cuda" and call.heads > (WIDEST if octets else WIDEST_ODD):
+        return Refusal(
+            f"its CUDA kernels serve widths up to {WIDEST}, or {WIDEST_ODD} where they are no "
+            f"multiple of 8, not {call.heads}"
+        )
     reason = refusal(call, _REGISTRATION)
     if reason is None:
         register("moved_shift", _MOVED)
