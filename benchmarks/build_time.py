@@ -2,9 +2,9 @@
 
     python -m benchmarks.build_time [--ops 4567s] [--device cpu|cuda] [--repeats 3]
 
-Cold: a new process with an empty cache folder compiles and loads the library of an operator, which
-is that of all layers' operators for the token shift. Warm: another new
-process loads it from that folder. The import of torch, which every program pays, is not counted.
+Cold: a new process with an empty cache folder compiles and loads the library of an operator, s:
+that of all operators besides the recurrences. Warm: another new process loads it from that folder.
+The import of torch, which every program pays, is not counted.
 Prints medians, and whether they are within the limits: 60 s on two cores, and 0.2 s.
 """
 
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 COLD_LIMIT_S, WARM_LIMIT_S = 60.0, 0.2
-OPS = {"4": "wkv4", "5": "wkv5", "6": "wkv6", "7": "wkv7", "s": "token_shift"}
+OPS = {"4": "wkv4", "5": "wkv5", "6": "wkv6", "7": "wkv7", "s": "norm_shift"}
 
 # Run in a process of its own: imports torch, then times from the first use to the registered op.
 _LOAD = """

@@ -4,11 +4,12 @@
                               [--precision fp32|bf16] [--versions 4567] [--grad_cp]
                               [--weights fp32|bf16] [--keep_heap 0|1] [--operators]
 
-Prints tokens/s, the shares of the step that the WKV operator and that token shift with its mixes
-take (measured alone on the same shapes in the same run; by torch: what the latter would take
-without a fused operator, against the same step), the matrix-product FLOP/s of the step
-against the rate that a plain product reaches here, on a GPU the peak memory, and the page faults of
-a step. On a CPU the heap is kept, as training does it. Medians; ratios are within one run.
+Prints tokens/s, the shares of the step that the WKV operator and that the blocks' norms with their
+residual sums and mixes take (measured alone on the same shapes in the same run; by torch: what the
+latter would take without a fused operator, against the same step), the matrix-product FLOP/s of the
+step against the rate that a plain product reaches here, on a GPU the peak memory, and the page
+faults of a step. On a CPU the heap is kept, as training does it. Medians; ratios are within one
+run.
 --weights bf16: bf16 weights with fp32 masters, in the place of autocast.
 
 --operators tells besides what a step is made of, by kind of operator: time by torch's profiler,
@@ -41,7 +42,7 @@ from benchmarks.whole_step import (
 )
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.backbone import RWKV
-from rwkv_train.ops.token_shift import token_shift
+from rwkv_train.ops.norm_shift import moved_shift, norm_shift
 from rwkv_train.ops.wkv4 import wkv4
 from rwkv_train.ops.wkv5 import wkv5
 from rwkv_train.ops.wkv6 import wkv6
@@ -105,7 +106,7 @@ def operator_seconds(
     return median_seconds(work, device, options.repeats)
 
 
-def shift_seconds(
+def norm_seconds(
     model: RWKV,
     version: str,
     options: argparse.Namespace,
@@ -113,29 +114,39 @@ def shift_seconds(
     dtype: torch.dtype,
     backend: str,
 ) -> float:
-    """Times one block's token shifts and mixes, both passes, without the products after them.
+    """Times one block's two norms with residual sums and mixes, both passes.
 
-    As in the step itself: a mixed-precision step has x in fp32, results and moves in `dtype`.
+    As in the step itself: the stream has the dtype of the weights, all else that of the products.
     """
-    block, width = model.blocks[0], model.blocks[0].ln1.weight.shape[0]
-    places = [
-        [getattr(m, name) for name, _ in m.named_parameters(recurse=False) if name in names]
-        for m, names in ((block.att, MIXES[version][0]), (block.ffn, MIXES[version][1]))
-    ]
-    if version == "6":
-        # the mixer's own input comes first, then the five that move
-        places[0:1] = [places[0][:1], places[0][1:]]
-    shape = (options.batch, options.ctx_len, width)
-    x = torch.randn(shape, device=device, requires_grad=True)
-    gradient = torch.randn(shape, device=device, dtype=dtype)
+    block = model.blocks[0]
+    halves = ((block.ln1, block.att, MIXES[version][0]), (block.ln2, block.ffn, MIXES[version][1]))
+    shape = (options.batch, options.ctx_len, block.ln1.weight.shape[0])
+    x = torch.randn(shape, device=device, dtype=block.ln1.weight.dtype, requires_grad=True)
+    out, gate, gradient = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
     moves = torch.zeros(5, *shape, device=device, dtype=dtype, requires_grad=True)
+    out.requires_grad_()
+    gate.requires_grad_()
 
     def work() -> None:
-        for place, shares in enumerate(places):
-            mixes = torch.stack([share.flatten() for share in shares])
-            moved = moves if version == "6" and place == 1 else None
-            mixed = token_shift(x, mixes, moves=moved, dtype=dtype, backend=backend)
-            torch.autograd.backward(mixed, [gradient] * len(mixed))
+        for norm, half, names in halves:
+            mixes = torch.stack([half.get_parameter(name).flatten() for name in names])
+            # The channel mix before is gated, but in RWKV-7; the time mix never.
+            gated = half is block.att and version != "7"
+            # RWKV-6's mixer has its own input, before the five that move.
+            moved = half is block.att and version == "6"
+            found = norm_shift(
+                *(x, norm.weight, norm.bias, mixes[:1] if moved else mixes),
+                out=out,
+                gate=gate if gated else None,
+                dtype=dtype,
+                backend=backend,
+            )
+            results = [*found.mixed]
+            if moved:
+                results += moved_shift(found.normal, mixes[1:], moves)
+            torch.autograd.backward(
+                [found.stream, *results], [x.detach(), *[gradient] * len(results)]
+            )
 
     seconds = median_seconds(work, device, options.repeats)
     model.zero_grad(set_to_none=True)
@@ -166,16 +177,16 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
     step()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     operator = operator_seconds(version, own_sizes(version, shape), options, device, dtype)
-    shifts, plain_shifts = (
-        shift_seconds(model, version, options, device, dtype, backend)
+    norms, plain_norms = (
+        norm_seconds(model, version, options, device, dtype, backend)
         for backend in ("auto", "reference")
     )
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens/s": shape.tokens / seconds,
         "wkv share": operator * options.layers / seconds,
-        "shift share": shifts * options.layers / seconds,
-        "plain shift share": plain_shifts * options.layers / seconds,
+        "norm share": norms * options.layers / seconds,
+        "plain norm share": plain_norms * options.layers / seconds,
         "flop/s": product_flops(model, shape, ["emb.weight"]) / seconds,
         "faults": faults,
         "GiB": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
@@ -216,7 +227,7 @@ def main() -> None:
     )
     print(
         f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"
-        f"{'shift share':>13}{'(by torch)':>12}"
+        f"{'norm share':>13}{'(by torch)':>12}"
         f"{'of product rate':>17}{'GiB':>7}{'page faults':>13}{'huge pages':>12}"
     )
     for version in options.versions:
@@ -224,7 +235,7 @@ def main() -> None:
         print(
             f"RWKV-{version:<4}{row['parameters']:>13,}{row['tokens/s']:>10.0f}"
             f"{row['wkv share']:>10.1%}"
-            f"{row['shift share']:>12.1%}{row['plain shift share']:>12.1%}"
+            f"{row['norm share']:>12.1%}{row['plain norm share']:>12.1%}"
             f"{row['flop/s'] / rate:>17.2f}{row['GiB']:>7.1f}{row['faults']:>13,.0f}"
             f"{huge_page_bytes() / 2**20:>8.0f} MiB",
             flush=True,

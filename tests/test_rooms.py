@@ -74,7 +74,6 @@ ops.native: backends precision
 ops.norm_shift: arguments backends native precision
 ops.sigmoid_gate: arguments backends native precision
 ops.squared_relu: arguments backends native
-ops.token_shift: arguments backends native precision
 ops.value_residual: arguments backends native precision
 ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6

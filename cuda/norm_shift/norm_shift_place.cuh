@@ -7,7 +7,7 @@
 #pragma once
 
 #include "../common/gpu/warp_reduce.cuh"
-#include "../token_shift/token_shift_rows.cuh"
+#include "norm_shift_channels.cuh"
 #include "norm_shift_cuda.h"
 
 namespace rwkv {

@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 
 from tests.cuda.fused_problems import JOINED_BLOCKS, SUM_TOKENS
-from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
-from tests.cuda.shift_problems import surrounded
+from tests.cuda.host_kernels import (
+    DTYPE_CODES,
+    Guarded,
+    HostKernels,
+    Interface,
+    surrounded,
+    tensors_of,
+)
 from tests.ops.bonus_cases import BonusCase, bonus_dtype
 
 INTERFACE = Interface(

@@ -18,12 +18,10 @@ from tests.cuda.host_kernels import COMPILER, HostKernels
 from tests.cuda.norm_shift_problems import NORM_INTERFACE
 from tests.cuda.pointwise_problems import POINTWISE_INTERFACES
 from tests.cuda.problems import INTERFACES
-from tests.cuda.shift_problems import INTERFACE as SHIFT_INTERFACE
 
 # Of everything that has CUDA kernels.
 ALL_INTERFACES = {
     **INTERFACES,
-    SHIFT_INTERFACE.op: SHIFT_INTERFACE,
     NORM_INTERFACE.op: NORM_INTERFACE,
     HEAD_NORM_INTERFACE.op: HEAD_NORM_INTERFACE,
     BONUS_INTERFACE.op: BONUS_INTERFACE,

@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
-from tests.cuda.shift_problems import surrounded
+from tests.cuda.host_kernels import (
+    DTYPE_CODES,
+    Guarded,
+    HostKernels,
+    Interface,
+    surrounded,
+    tensors_of,
+)
 from tests.ops.embedding_norm_cases import EPS, Case
 
 # Sorted places of a task, and places of a token that are added together; cuda/embedding_norm.

@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
-from tests.cuda.shift_problems import surrounded
+from tests.cuda.host_kernels import (
+    DTYPE_CODES,
+    Guarded,
+    HostKernels,
+    Interface,
+    surrounded,
+    tensors_of,
+)
 from tests.ops.fused_cases import OPERATORS, FusedCase
 
 # Tokens of a block of the sums over tokens, and blocks that one block of threads joins:

@@ -22,8 +22,6 @@ from tests.ops.native_cases import OPERATORS
 from tests.ops.norm_shift_cases import NormCase, make_norm_case, run_norm
 from tests.ops.pointwise_cases import POINTWISE, make_inputs
 from tests.ops.pointwise_cases import run as run_pointwise
-from tests.ops.shift_cases import Case, make_case
-from tests.ops.shift_cases import run as run_shift
 
 DEVICE = "cuda"
 
@@ -41,13 +39,6 @@ def on_device(problem: Problem, device: str = DEVICE) -> Problem:
         gy=problem.gy.to(device),
         gfinal_state=moved(problem.gfinal_state),
     )
-
-
-def shift_on_device(case: Case) -> Case:
-    """Returns the same case of the token shift with all its tensors on the device."""
-    inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
-    reset = None if case.reset is None else case.reset.to(DEVICE)
-    return Case(inputs, reset, case.gy.to(DEVICE))
 
 
 def fused_on_device(case: FusedCase) -> FusedCase:
@@ -142,9 +133,6 @@ def main() -> None:
             run_by_chunks(op)
         torch.cuda.synchronize()
         print(f"{op}: every kernel has run", flush=True)
-    run_shifts()
-    torch.cuda.synchronize()
-    print("token_shift: every kernel has run", flush=True)
     run_residual_norms()
     torch.cuda.synchronize()
     print("norm_shift: every kernel has run", flush=True)
@@ -209,17 +197,6 @@ def run_residual_norms() -> None:
             for branch in ("", "out", "gate"):
                 case = make_norm_case(2, 70, width, count, branch=branch, moved=count == 2)
                 run_norm(norm_shift_on_device(case), "native", torch.float32, torch.bfloat16)
-
-
-def run_shifts() -> None:
-    """Runs the token shift: both kinds of width, all options and none, one dtype and mixed ones."""
-    for width in (33, 264):
-        for options in (True, False):
-            case = make_case(2, 37, width, 6, last=options, moves=options, reset=options)
-            moved = shift_on_device(case)
-            for dtype in CUDA_DTYPES:
-                run_shift(moved, "native", dtype)
-            run_shift(moved, "native", torch.float32, torch.bfloat16)
 
 
 def run_ends() -> None:

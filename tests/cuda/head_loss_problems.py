@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.head_loss import reference
-from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface
-from tests.cuda.shift_problems import surrounded
+from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, surrounded
 
 INTERFACE = Interface(
     "head_loss",

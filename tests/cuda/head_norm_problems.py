@@ -7,8 +7,14 @@ from torch import Tensor
 
 from rwkv_train.ops.head_norm_gate import SILU
 from tests.cuda.fused_problems import JOINED_BLOCKS, SUM_TOKENS
-from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
-from tests.cuda.shift_problems import surrounded
+from tests.cuda.host_kernels import (
+    DTYPE_CODES,
+    Guarded,
+    HostKernels,
+    Interface,
+    surrounded,
+    tensors_of,
+)
 from tests.ops.head_norm_cases import EPS, HeadNormCase, dtype_of
 
 _INPUTS = ("y", "g", "weight", "bias", "v", "s")

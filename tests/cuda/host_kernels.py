@@ -170,6 +170,13 @@ class Guarded:
             raise KernelError(f"a kernel wrote behind {name}")
 
 
+def surrounded(x: Tensor) -> Tensor:
+    """Returns a copy of x that starts at a multiple of 16 bytes and has NaN on both sides."""
+    memory = torch.full((x.numel() + 2 * GUARD_BYTES,), float("nan"), dtype=x.dtype)
+    inside = memory[GUARD_BYTES : GUARD_BYTES + x.numel()].view(x.shape)
+    return inside.copy_(x)
+
+
 def tensors_of(buffers: Mapping[str, Guarded]) -> dict[str, Tensor]:
     """Returns the tensors inside the buffers, by the same names."""
     return {name: buffer.tensor for name, buffer in buffers.items()}

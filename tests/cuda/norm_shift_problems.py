@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.norm_shift import EPS
-from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
-from tests.cuda.shift_problems import surrounded
+from tests.cuda.host_kernels import (
+    DTYPE_CODES,
+    Guarded,
+    HostKernels,
+    Interface,
+    surrounded,
+    tensors_of,
+)
 from tests.ops.norm_shift_cases import MOVED, NormCase, kind_of
 
 MOST_SHIFTED, SUM_TOKENS = 8, 64

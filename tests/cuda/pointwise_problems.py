@@ -6,8 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tests.cuda.host_kernels import DTYPE_CODES, Guarded, HostKernels, Interface, tensors_of
-from tests.cuda.shift_problems import surrounded
+from tests.cuda.host_kernels import (
+    DTYPE_CODES,
+    Guarded,
+    HostKernels,
+    Interface,
+    surrounded,
+    tensors_of,
+)
 from tests.ops.pointwise_cases import POINTWISE
 
 

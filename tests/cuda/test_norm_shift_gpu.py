@@ -7,6 +7,8 @@ import torch
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES
+from rwkv_train.ops.norm_shift import norm_shift
+from tests.cuda.gpu_calls import DEVICE
 from tests.cuda.gpu_calls import norm_shift_on_device as on_device
 from tests.helpers import allowed_error, assert_close
 from tests.ops.norm_shift_cases import NormCase, fused, make_norm_case, rounded, run_norm
@@ -60,3 +62,52 @@ def test_rows_that_no_block_of_threads_holds_are_refused_by_name_and_served_by_a
     with pytest.raises(BackendError, match="widths up to 4096"):
         run_norm(case, "native", torch.float32)
     assert run_norm(case, "auto", torch.float32)["y0"].isfinite().all()
+
+
+def test_strided_and_unaligned_inputs_are_served():
+    case = on_device(rounded(make_norm_case(2, 40, 64, 3, branch="gate"), torch.float32))
+    given = {name: x.float() for name, x in case.inputs.items()}
+    moved = {}
+    for name, x in given.items():
+        # Every second element of a buffer that begins in the middle of 16 bytes.
+        buffer = torch.zeros(2 * x.numel() + 3, dtype=x.dtype, device=x.device)
+        moved[name] = buffer[3:][: 2 * x.numel()].view(*x.shape, 2)[..., 0]
+        moved[name].copy_(x)
+    expected, found = (fused(x, case.reset, torch.bfloat16, "native") for x in (given, moved))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_it_runs_on_the_current_stream():
+    case = on_device(rounded(make_norm_case(8, 500, 768, 6), torch.float32))
+    expected = run_norm(case, "native", torch.float32)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # Work before it on this stream alone: a kernel elsewhere would read the inputs too early.
+        busy = torch.randn(4096, 4096, device=DEVICE)
+        late = {name: torch.full_like(x, float("nan")) for name, x in case.inputs.items()}
+        for _ in range(20):
+            busy = busy @ busy / 64
+        for name, x in late.items():
+            x.copy_(case.inputs[name])
+        found = run_norm(NormCase(late, case.reset, case.gradients), "native", torch.float32)
+    stream.synchronize()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_tensors_of_more_than_two_to_the_31_elements_are_indexed_right():
+    batch, time, width = 65, 8192, 4096
+    if torch.cuda.get_device_properties(0).total_memory < 40 << 30:
+        pytest.skip("needs 40 GiB of memory on the device")
+    one, gy = (torch.randn(1, time, width, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    weight, bias, mixes = torch.rand(3, width, device=DEVICE)
+
+    def of_rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = one.expand(count, -1, -1).contiguous().requires_grad_()
+        (y,) = norm_shift(x, weight, bias, mixes[None], backend="native").mixed
+        y.backward(gy.expand(count, -1, -1))
+        return y.detach(), x.grad
+
+    for alone, many in zip(of_rows(1), of_rows(batch)):
+        assert torch.equal(many[-1:], alone) and torch.equal(many[:1], alone)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES
 from tests.cuda.host_kernels import HostKernels, KernelError
@@ -57,6 +61,33 @@ def test_tokens_are_mixed_again(kernels, width, branch):
     check(kernels, make_norm_case(2, 70, width, 1, branch=branch, moved=True))
 
 
+def test_moves_and_what_comes_of_them_may_have_16_bits(kernels):
+    case = rounded(make_norm_case(2, 35, 16, 1, moved=True), torch.float32, torch.bfloat16)
+    found = norm_kernel_results(kernels, case, torch.float32, torch.bfloat16)
+    expected = run_norm(case, "plain", stored=found["stream"])
+    for name in ("z0", "z4", "gagain", "gmoves"):
+        limit = allowed_error(expected[name], found[name].dtype)
+        assert_close(name, found[name], expected[name], limit)
+
+
+# Where a thread's tokens begin or end, and a block's.
+@pytest.mark.parametrize("start", (0, 1, 15, 16, 17, 63, 64, 65))
+def test_nothing_crosses_a_document_start_not_even_infinity(kernels, start):
+    case = make_norm_case(1, 70, 8, 2, reset=False)
+    case = replace(case, reset=torch.arange(70)[None] == start)
+    check(kernels, case)
+    case.inputs["x"][:, :start] = float("inf")
+    ahead = norm_kernel_results(kernels, case, torch.float32, torch.float32)
+    assert ahead["y0"][:, start:].isfinite().all() and ahead["gx"][:, start:].isfinite().all()
+    case.inputs["x"][:, :start] = 1.0
+    for name, g in case.gradients.items():
+        if name != "h_last":
+            g[:, :start] = 0
+            g[:, start] = 1.0 if name == "stream" else float("inf")
+    back = norm_kernel_results(kernels, case, torch.float32, torch.float32)
+    assert not back["gx"][:, :start].any() and not back["glast"].any()
+
+
 @pytest.mark.parametrize("branch", ("out", "gate"))
 @pytest.mark.parametrize("to", CUDA_DTYPES[1:], ids=str)
 def test_results_may_have_16_bits_beside_a_stream_in_fp32(kernels, branch, to):
@@ -81,3 +112,28 @@ def test_results_do_not_depend_on_which_thread_runs_first(kernels):
 def test_rows_that_no_block_of_threads_holds_are_refused(kernels, width):
     with pytest.raises(KernelError, match="-1"):
         check(kernels, make_norm_case(1, 1, width, 1))
+
+
+def test_fp64_is_refused(kernels):
+    with pytest.raises(KernelError, match="-1"):
+        check(kernels, make_norm_case(1, 3, 16, 1), torch.float64)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    # Of fewer channels the gradient through a norm may be the small difference of large terms.
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 140), st.integers(8, 40), st.integers(0, 8)),
+    branch=st.sampled_from(("", "out", "gate")),
+    last=st.booleans(),
+    reset=st.booleans(),
+    moved=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_call_agrees(kernels, sizes, branch, last, reset, moved, seed):
+    options = {"branch": branch, "last": last, "reset": reset, "moved": moved}
+    check(kernels, make_norm_case(*sizes, seed=seed, **options))

@@ -10,9 +10,9 @@
 #include "embedding_norm/embedding_norm.h"
 #include "head_loss/head_loss.h"
 #include "keys/keys.h"
+#include "norm_shift/norm_shift.h"
 #include "sigmoid_gate/sigmoid_gate.h"
 #include "squared_relu/squared_relu.h"
-#include "token_shift/token_shift.h"
 #include "value_residual/value_residual.h"
 #include "wkv4/wkv4.h"
 #include "wkv5_6/wkv5_6_cpu.h"
@@ -114,29 +114,44 @@ template <typename T> void run_channels(int64_t time, int64_t width, bool with_o
 }
 
 template <typename T> void run_shifts(int64_t time, int64_t width, bool with_options) {
-  const int64_t B = 2, blocks = (time + kTokenShiftTokens - 1) / kTokenShiftTokens;
+  const int64_t B = 2, n = B * time * width, blocks = B * sum_blocks_of_row(time);
   Tensors<T> rows(time, width);
-  for (int64_t count : {int64_t{1}, int64_t{kMostMixes}}) {
+  const bool* reset = with_options ? reinterpret_cast<const bool*>(rows.reset.data()) : nullptr;
+  for (int64_t count : {int64_t{1}, int64_t{kMostShifted}}) {
     Data<T> data;
-    const int64_t n = B * time * width;
-    std::vector<T> x = data.normal(n, 1), mixes = data.normal(count * width, 1);
-    std::vector<T> last = data.normal(B * width, 1), moves = data.normal(count * n, 1), gx(n);
-    std::vector<T> gmixes(B * blocks * count * width), glast(B * width), gmoves(count * n);
+    std::vector<T> x = data.normal(n, 1), out(x), gate(x), stream(n), mixes(count * width, 1);
+    std::vector<T> moves = data.normal(count * n, 1), statistics(2 * B * time), vector(width, 1);
+    std::vector<T> last(B * width, 1), h_last(last), glast(last), gx(n), gout(n), ggate(n);
+    std::vector<T> gmoves(count * n), sums(blocks * (count + 2) * width);
     std::vector<std::vector<T>> y(count, std::vector<T>(n));
-    const DType type = kDTypeOf<T>;
-    TokenShiftForward f{};
-    static_cast<TokenShiftSizes&>(f) = {B, time, width, count, type, type, type};
-    f.x = x.data(), f.mixes = mixes.data();
-    f.last = with_options ? last.data() : nullptr, f.moves = with_options ? moves.data() : nullptr;
-    f.reset = with_options ? reinterpret_cast<const bool*>(rows.reset.data()) : nullptr;
-    TokenShiftBackward g{};
-    static_cast<TokenShiftSizes&>(g) = f;
-    g.x = f.x, g.mixes = f.mixes, g.last = f.last, g.moves = f.moves, g.reset = f.reset;
+    NormShiftForward f{};
+    static_cast<NormShiftSizes&>(f) = {B, time, width, count, kDTypeOf<T>, kDTypeOf<T>, 1e-5};
+    f.weight = f.bias = vector.data(), f.mixes = mixes.data(), f.reset = reset, f.x = x.data();
+    if (with_options) f.out = out.data(), f.gate = gate.data(), f.last = last.data();
+    f.stream = with_options ? stream.data() : nullptr;
+    f.statistics = statistics.data(), f.h_last = h_last.data();
+    NormShiftBackward g{};
+    static_cast<NormShiftInputs&>(g) = f;
+    g.stream = with_options ? stream.data() : x.data(), g.statistics = statistics.data();
     for (int64_t i = 0; i < count; ++i) f.y[i] = y[i].data(), g.gy[i] = y[i].data();
-    g.gx = gx.data(), g.gmixes = gmixes.data(), g.glast = glast.data();
-    g.gmoves = with_options ? gmoves.data() : nullptr;
-    token_shift_forward_cpu(f, 0, B * blocks);
-    token_shift_backward_cpu(g, 0, B * blocks);
+    g.gx = gx.data(), g.sums = sums.data(), g.glast = with_options ? glast.data() : nullptr;
+    if (with_options) {
+      g.gout = gout.data(), g.ggate = ggate.data(), g.gstream = x.data(), g.gnormal = x.data();
+      g.gh_last = last.data();
+    }
+    norm_shift_forward_cpu(f, 0, blocks);
+    norm_shift_backward_cpu(g, 0, blocks);
+    // The same tokens mixed again, with moves.
+    NormShiftForward f2 = f;
+    f2.x = g.stream, f2.known = statistics.data(), f2.moves = moves.data();
+    f2.out = f2.gate = nullptr, f2.stream = f2.statistics = f2.h_last = nullptr;
+    NormShiftBackward g2{};
+    static_cast<NormShiftInputs&>(g2) = f2;
+    g2.stream = g.stream, g2.statistics = g.statistics, g2.sums = g.sums, g2.glast = g.glast;
+    for (int64_t i = 0; i < count; ++i) g2.gy[i] = y[i].data();
+    g2.gnormal_out = gx.data(), g2.gmoves = gmoves.data();
+    norm_shift_forward_cpu(f2, 0, blocks);
+    norm_shift_backward_cpu(g2, 0, blocks);
   }
 }
 
@@ -265,7 +280,7 @@ template <typename T> void run_all() {
         run_heads<T>(time, size, with_options);
         run_head_norms<T>(time, size, with_options);
         run_channels<T>(time, size + 60, with_options);
-        run_shifts<T>(time, size + 230, with_options);
+        run_shifts<T>(time + 30, size + 230, with_options);
         run_logits<T>(time + 30, size == 33 ? 1025 : size, with_options);
         run_embedding<T>(time * 8, size, with_options);
       }

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rwkv_train.ops.norm_shift import moved_shift, norm_shift
-from tests.ops.shift_cases import by_definition
 
 # Inputs that stay in the computing type whatever the dtype of the others.
 WIDE = ("weight", "bias", "mixes", "last", "again")
@@ -88,6 +87,28 @@ def kind_of(name: str, dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
     if name in WIDE or name == "h_last":
         return torch.float64 if dtype == torch.float64 else torch.float32
     return dtype if name in ("x", "stream") else to
+
+
+def by_definition(
+    x: Tensor, mixes: Tensor, last: Tensor | None, moves: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, ...]:
+    """y_i one token at a time, as the formula reads."""
+    rows = []
+    for i, share in enumerate(mixes):
+        batches = []
+        for b in range(x.shape[0]):
+            tokens = []
+            for t in range(x.shape[1]):
+                before = x[b, t - 1] if t else torch.zeros_like(x[b, 0])
+                if t == 0 and last is not None:
+                    before = last[b]
+                if reset is not None and reset[b, t]:
+                    before = torch.zeros_like(x[b, t])
+                own = share if moves is None else share + moves[i, b, t]
+                tokens.append((1 - own) * x[b, t] + own * before)
+            batches.append(torch.stack(tokens))
+        rows.append(torch.stack(batches))
+    return tuple(rows)
 
 
 def plain(case: NormCase, leaves: dict[str, Tensor], stored: Tensor | None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from rwkv_train.errors import BackendError
-from rwkv_train.ops.token_shift import token_shift
 from rwkv_train.ops.wkv6 import wkv6
 from tests.ops.native_cases import INPUTS, OPS, call, make_case, require_native, run
 
@@ -102,15 +101,6 @@ def test_gradients_of_gradients_are_refused_and_not_zero(op):
     (once,) = torch.autograd.grad(y.square().sum(), leaves["k"], create_graph=True)
     with pytest.raises(BackendError, match=rf"{op}: .* gradients once, .* 'reference'"):
         torch.autograd.grad(once.sum(), leaves["v"])
-
-
-def test_gradients_of_gradients_of_the_token_shift_are_refused_too():
-    require_native("wkv6")
-    x, mixes = torch.ones(1, 3, 2, requires_grad=True), torch.ones(2, 2, requires_grad=True)
-    first, second = token_shift(x, mixes, backend="native")
-    (once,) = torch.autograd.grad((first * second).sum(), x, create_graph=True)
-    with pytest.raises(BackendError, match=r"token_shift: .* gradients once, .* 'reference'"):
-        torch.autograd.grad(once.sum(), mixes)
 
 
 def test_the_number_of_threads_changes_no_bit(op):

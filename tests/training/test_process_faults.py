@@ -76,10 +76,10 @@ def test_the_first_process_alone_says_that_there_is_no_compiler(two_processes, f
     assert ended.status == 0, ended.printed
     told = [line.strip() for line in ended.printed.splitlines()]
     lines = [line.strip() for line in ended.printed.splitlines()]
-    told = [line for line in lines if " wkv6" in line or " token_shift" in line]
+    told = [line for line in lines if " wkv6" in line or " norm_shift" in line]
     assert len(told) == 3, ended.printed
     assert told[0] == "operators   wkv6: chunked, cpu"
-    assert told[1].startswith("operators   token_shift, ") and told[1].endswith(": reference, cpu")
-    assert told[2].startswith("note        wkv6, token_shift, ")
+    assert told[1].startswith("operators   norm_shift, ") and told[1].endswith(": reference, cpu")
+    assert told[2].startswith("note        wkv6, norm_shift, ")
     assert " run on the CPU without kernels, several times slower, because" in told[2]
     assert "no C++ compiler" in told[2]

@@ -44,7 +44,8 @@ class Version:
     """One row.
 
     module: file in `rwkv_train.models`; operator: folder in `rwkv_train.ops`.
-    layer_operators: such folders of the operators that its layers call besides.
+    layer_operators: such folders of the operators that its layers call besides; without the gate of
+        a residual sum that dropout acts on.
     rwkv_lm_names: values of RWKV-LM's --my_testing that mean this version, the exact name first.
     conventions: how RWKV-LM trains it.
     sizes: fields of ModelConfig whose default follows from the width.
@@ -109,7 +110,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "5": Version(
             module="rwkv5",
             operator="wkv5",
-            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate", "head_norm_gate"),
+            layer_operators=("norm_shift", "squared_relu", "head_norm_gate"),
             # r2r3r4 is v4neo's name of the released RWKV-5: bonus per head, output gate, 3.5x
             # channel mix.
             rwkv_lm_names=("x052", "r2r3r4"),
@@ -120,7 +121,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "6": Version(
             module="rwkv6",
             operator="wkv6",
-            layer_operators=("norm_shift", "squared_relu", "sigmoid_gate", "head_norm_gate"),
+            layer_operators=("norm_shift", "squared_relu", "head_norm_gate"),
             rwkv_lm_names=("x060",),
             conventions=_V5,
             sizes={

@@ -24,7 +24,7 @@ from rwkv_train.ops.head_loss import Targets
 
 
 class Block(nn.Module):
-    """Time mix and channel mix, each on a normalised input and added to the residual stream."""
+    """Time mix and channel mix, each with the norm that reads the residual stream before it."""
 
     def __init__(
         self, version: ModuleType, config: ResolvedModel, layer: int, backend: str, time_state: bool

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rwkv_train.models.layers import LayerNorm, full_precision, may_be_shards
 from rwkv_train.ops.backends.dispatch import autocast_dtype
-from rwkv_train.ops.norm_shift import moved_shift, norm_shift
+from rwkv_train.ops.norm_shift import NormShift, moved_shift, norm_shift
 from rwkv_train.ops.norm_shift.normal import Normal
 from rwkv_train.ops.sigmoid_gate import sigmoid_gate
 
@@ -32,21 +32,6 @@ class Residual(NamedTuple):
         return self.x + (self.out if self.gate is None else sigmoid_gate(self.gate, self.out))
 
 
-class Shifted(NamedTuple):
-    """The results of a `ShiftedNorm`.
-
-    stream: the sum of the residual, [B, T, C].
-    last: the normalised last token, [B, C], which the next call of the sequence begins with.
-    mixed: the n mixes, each [B, T, C].
-    normal: the normalised tokens, for `mix_again`.
-    """
-
-    stream: Tensor
-    last: Tensor
-    mixed: tuple[Tensor, ...]
-    normal: Normal
-
-
 class ShiftedNorm(LayerNorm):
     """Layer norm of the residual's sum, each token then mixed with the one before it.
 
@@ -61,7 +46,7 @@ class ShiftedNorm(LayerNorm):
         last: Tensor | None = None,
         reset: Tensor | None = None,
         shares: tuple[Tensor, ...] = (),
-    ) -> Shifted:
+    ) -> NormShift:
         """Returns h + (h' - h) share for every share, h' being the token before; without, h.
 
         last: [B, C], the token before the first one; None: zero.
@@ -76,18 +61,16 @@ class ShiftedNorm(LayerNorm):
         if may_be_shards(*weights):
             # `mix_again` reads them when this module's forward pass is over.
             weights = (self.weight.clone(), self.bias.clone())
-        return Shifted(
-            *norm_shift(
-                x,
-                *weights,
-                _stacked(shares) if shares else None,
-                last,
-                out=out,
-                gate=gate,
-                reset=reset,
-                eps=self.eps,
-                dtype=autocast_dtype(x) or x.dtype,
-            )
+        return norm_shift(
+            x,
+            *weights,
+            _stacked(shares) if shares else None,
+            last,
+            out=out,
+            gate=gate,
+            reset=reset,
+            eps=self.eps,
+            dtype=autocast_dtype(x) or x.dtype,
         )
 
 

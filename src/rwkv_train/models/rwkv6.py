@@ -15,6 +15,7 @@ x is the normalised input, x' the token before it; H heads of N channels, A = H 
     ffn.{key,receptance,value}.weight              [F, D], [D, D], [D, F]
 
 Time mix:     z = x + (x' - x) μ_x;   m_c = tanh(z w1)_c w2_c;   x_c = x + (x' - x) (μ_c + m_c)
+              w = time_decay + tanh(x_w time_decay_w1) time_decay_w2
               W_o( GN(wkv6(r, k, v, w, u)) silu(g) )
 Channel mix:  x_c = x + (x' - x) μ_c;   sigmoid(W_r x_r) W_v relu(W_k x_k)^2
 

@@ -17,6 +17,7 @@ vector [1, 1, D] (…0) and a pair [D, R], [R, D] (…1, …2), each with a rank
     ffn.{key,value}.weight                    [F, D], [D, F]
 
 Time mix:     x_c = x + (x' - x) μ_c
+              ω = w0 + tanh(x_w w1) w2;   a = σ(a0 + x_a a1 a2);   g = σ(x_g g1) g2
               v = v° + (v_first - v°) σ(v0 + x_v v1 v2)
               κ = k° k_k / |k° k_k| per head;   k = k° (1 + (a - 1) k_a)
               W_o( (GN(wkv7(r, ω, k, v, -κ, κ a)) + (r · r_k k) v) g )

@@ -19,11 +19,11 @@ WkvState: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class LayerState(NamedTuple):
-    """The memory of one block.
+    """The memory of one block, in fp32 (fp64 for fp64 models).
 
-    att_shift: [B, C] input of the time mix (after ln1) at the last token.
-    wkv: state of the WKV operator, fp32 (fp64 for fp64 models).
-    ffn_shift: [B, C] input of the channel mix (after ln2) at the last token.
+    att_shift: [B, C], what ln1 makes of the last token, which the time mix begins with.
+    wkv: state of the WKV operator.
+    ffn_shift: [B, C], what ln2 makes of the last token, which the channel mix begins with.
     """
 
     att_shift: Tensor

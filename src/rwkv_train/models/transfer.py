@@ -76,7 +76,7 @@ def enlarge(model: RWKV, donor: Mapping[str, Tensor], *, seed: int = 0) -> str:
     smaller than the donor in any size, CheckpointError when tensors are missing or unknown.
     """
     small = config_from_shapes({name: tuple(value.shape) for name, value in donor.items()})
-    assert small.n_layer is not None and small.vocab_size is not None, "shapes tell both"
+    assert small.n_layer and small.vocab_size, "a checkpoint's shapes tell both"
     large = model.config
     for name in ("n_layer", "n_embd", "dim_att", "dim_ffn"):
         before, now = getattr(small, name), getattr(large, name)
@@ -85,7 +85,6 @@ def enlarge(model: RWKV, donor: Mapping[str, Tensor], *, seed: int = 0) -> str:
                 f"--{name} {now} is less than the {before} of the model given by --load_model; "
                 f"--train_stage 1 makes models larger only"
             )
-    assert small.n_layer and small.vocab_size, "a checkpoint's shapes tell both"
     donor_layers = donors(small.n_layer, large.n_layer)
     copies, layer_of = torch.bincount(donor_layers).tolist(), donor_layers.tolist()
     used, kept = set(), 0

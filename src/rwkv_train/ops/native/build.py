@@ -45,7 +45,7 @@ SOURCES = _sources_folder()
 FAMILIES = {
     "layer": (
         *("adamw", "bonus", "embedding_norm", "head_loss", "head_norm_gate", "keys", "norm_shift"),
-        *("sigmoid_gate", "squared_relu", "token_shift", "value_residual"),
+        *("sigmoid_gate", "squared_relu", "value_residual"),
     )
 }
 # Long enough for every process of a run to meet the same failure, short enough for a user who has

@@ -1,15 +1,11 @@
-// Tokens as the kernels of the token shift hold them: a thread's channels of one token in fp32
-// registers, and on their way there in shared memory.
+// A thread's channels of one token, in fp32 registers, and between there and memory.
 #pragma once
 
 #include <type_traits>
 
-#include "../common/gpu/copy_async.cuh"
 #include "../common/gpu/vec8.cuh"
 
 namespace rwkv {
-
-constexpr int kShiftThreads = 128;
 
 struct Single {
   float at[1];
@@ -50,38 +46,5 @@ __device__ __forceinline__ void store_row(void* base, int64_t index, DType dtype
   if (dtype == DType::kHalf) return store_element<DType::kHalf>(base, index, x.at[0]);
   store_element<DType::kBFloat16>(base, index, x.at[0]);
 }
-
-// Rows of one tensor in shared memory, in its own element type: [row][thread] channels. A thread
-// reads only what it fetched itself, so that no barrier is needed.
-template <class Row> class RowBuffer {
- public:
-  __host__ __device__ RowBuffer(Pieces& pieces, int rows, DType dtype)
-      : base_(pieces.bytes(rows * kShiftThreads * bytes_of(dtype))), dtype_(dtype) {}
-
-  // Copies the Row at from[index] into row k; it is there after wait_for_copies.
-  __device__ __forceinline__ void fetch(int k, const void* from, int64_t index) const {
-    const auto* const source =
-        static_cast<const unsigned char*>(from) + index * element_bytes(dtype_);
-    unsigned char* const to = base_ + own(k) * bytes_of(dtype_);
-    if constexpr (kChannelsOf<Row> == kVec8) {
-      copy_16_async(to, source);
-      if (dtype_ == DType::kFloat) copy_16_async(to + 16, source + 16);
-    } else {
-      store_row(to, 0, dtype_, load_row<Row>(source, 0, dtype_));
-    }
-  }
-  __device__ __forceinline__ Row load(int k) const {
-    return load_row<Row>(base_, own(k) * kChannelsOf<Row>, dtype_);
-  }
-
- private:
-  __host__ __device__ static int bytes_of(DType dtype) {
-    return kChannelsOf<Row> * element_bytes(dtype);
-  }
-  __device__ static int own(int k) { return k * kShiftThreads + static_cast<int>(threadIdx.x); }
-
-  unsigned char* base_;
-  DType dtype_;
-};
 
 }  // namespace rwkv
