@@ -140,8 +140,9 @@ def _prepared_mixes(op: str, mixes: object, like: Tensor) -> Tensor:
     """Returns mixes [n, C] in the compute dtype; raises BackendError for an impossible n."""
     if isinstance(mixes, Tensor) and mixes.dim() == 2 and 1 <= mixes.shape[0] <= MOST_SHIFTED:
         return prepare(op, "mixes", mixes, (mixes.shape[0], like.shape[2]), like)
-    is_tensor = isinstance(mixes, Tensor)
-    got = f"has shape {list(mixes.shape)}" if is_tensor else f"is {type(mixes).__name__}"
+    got = f"is {type(mixes).__name__}"
+    if isinstance(mixes, Tensor):
+        got = f"has shape {list(mixes.shape)}"
     raise BackendError(
         f"{op}: mixes {got}, expected [n, {like.shape[2]}] with n from 1 to {MOST_SHIFTED}"
     )
