@@ -23,6 +23,7 @@ struct ValueResidualForward : ValueResidualSizes {
 
 struct ValueResidualBackward : ValueResidualSizes {
   const void* gv;      // [B, T, D]
+  const void* gagain;  // [B, T, D], added to gv; null stands for zeros
   const void* gcarry;  // [B, T, D], added to the gradient of first; null stands for zeros
   const void *value, *first, *logits, *base;
   void *gvalue, *gfirst, *glogits;  // [B, T, D]

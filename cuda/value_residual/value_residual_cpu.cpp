@@ -3,7 +3,7 @@
 //   v = value + (first - value) s(z)
 //
 //   gvalue = gv s(-z)      gfirst = gv s(z) + gcarry      gz = gv (first - value) s'(z)
-//   gbase = sum of gz
+//   gbase = sum of gz, where gv is the sum of the gradients of both copies of v
 //
 // A task is a block of tokens of some channels; lanes are channels.
 #include "value_residual.h"
@@ -56,7 +56,8 @@ template <typename E> void residual_forward(const ValueResidualForward& p, int64
 template <typename E> void residual_backward(const ValueResidualBackward& p, int64_t number) {
   using T = Computing<E>;
   const ResidualTask task(p, number);
-  const auto *gv = static_cast<const E*>(p.gv), *gcarry = static_cast<const E*>(p.gcarry);
+  const auto *gv = static_cast<const E*>(p.gv), *gagain = static_cast<const E*>(p.gagain);
+  const auto* gcarry = static_cast<const E*>(p.gcarry);
   const auto *value = static_cast<const E*>(p.value), *first = static_cast<const E*>(p.first);
   const auto* logits = static_cast<const E*>(p.logits);
   const T* const base = static_cast<const T*>(p.base) + task.first;
@@ -66,7 +67,8 @@ template <typename E> void residual_backward(const ValueResidualBackward& p, int
   std::fill_n(sums, task.count, T(0));
   task.each<kLanes<T>>(p.width, [&](int64_t at, int64_t i, int64_t left) {
     const Sigmoid<T> share(load_part(logits + at, left) + load_part(base + i, left));
-    const Vec<T> g = load_part(gv + at, left);
+    Vec<T> g = load_part(gv + at, left);
+    if (gagain != nullptr) g += load_part(gagain + at, left);
     const Vec<T> difference = load_part(first + at, left) - load_part(value + at, left);
     const Vec<T> gz = g * difference * share.slope();
     Vec<T> to_first = g * share.of_z;

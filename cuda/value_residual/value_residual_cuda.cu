@@ -44,11 +44,13 @@ __global__ void __launch_bounds__(kRunThreads)
   for (int n = 0; n < tokens; ++n) {
     const int64_t at = (place.begin + n) * p.width + place.channel;
     Vec8 gv = load_vec8(p.gv, at, p.dtype), value = load_vec8(p.value, at, p.dtype);
+    const Vec8 gagain = p.gagain == nullptr ? Vec8{} : load_vec8(p.gagain, at, p.dtype);
     Vec8 gfirst = p.gcarry == nullptr ? Vec8{} : load_vec8(p.gcarry, at, p.dtype);
     const Vec8 first = load_vec8(p.first, at, p.dtype), logits = load_vec8(p.logits, at, p.dtype);
 #pragma unroll
     for (int c = 0; c < kVec8; ++c) {
       const LaneSigmoid share(logits.at[c] + base.at[c]);
+      gv.at[c] += gagain.at[c];
       const float gz = gv.at[c] * (first.at[c] - value.at[c]) * share.slope();
       gfirst.at[c] += gv.at[c] * share.of_z;
       gv.at[c] *= share.of_minus_z;

@@ -35,11 +35,11 @@ Tensor value_residual_forward_on_cuda(const Tensor& value, const Tensor& first,
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> value_residual_backward_on_cuda(
-    const Tensor& gv, const optional<Tensor>& gcarry, const Tensor& value, const Tensor& first,
-    const Tensor& logits, const Tensor& base) {
-  auto call = value_residual_backward_call(aligned(gv), aligned(gcarry), aligned(value),
-                                           aligned(first), aligned(logits), aligned(base),
-                                           kResidualJoinedBlocks);
+    const Tensor& gv, const optional<Tensor>& gagain, const optional<Tensor>& gcarry,
+    const Tensor& value, const Tensor& first, const Tensor& logits, const Tensor& base) {
+  auto call = value_residual_backward_call(aligned(gv), aligned(gagain), aligned(gcarry),
+                                           aligned(value), aligned(first), aligned(logits),
+                                           aligned(base), kResidualJoinedBlocks);
   const Tensor gbase = at::empty(base.sizes(), base.options());
   call.params.total = gbase.mutable_data_ptr();
   run_value_residual("value_residual_backward", rwkv_value_residual_backward_cuda, call.params,

@@ -24,7 +24,7 @@ struct ValueResidualForwardCall {
 
 struct ValueResidualBackwardCall {
   ValueResidualInputs inputs;
-  at::Tensor gv, gcarry, gvalue, gfirst, glogits;
+  at::Tensor gv, gagain, gcarry, gvalue, gfirst, glogits;
   at::Tensor sums;  // per block of tokens
   ValueResidualBackward params;
 };
@@ -65,20 +65,26 @@ inline ValueResidualForwardCall value_residual_forward_call(const at::Tensor& va
 
 // joined: blocks of tokens whose sums the kernel joins by itself
 inline ValueResidualBackwardCall value_residual_backward_call(
-    const at::Tensor& gv, const std::optional<at::Tensor>& gcarry, const at::Tensor& value,
-    const at::Tensor& first, const at::Tensor& logits, const at::Tensor& base, int64_t joined) {
+    const at::Tensor& gv, const std::optional<at::Tensor>& gagain,
+    const std::optional<at::Tensor>& gcarry, const at::Tensor& value, const at::Tensor& first,
+    const at::Tensor& logits, const at::Tensor& base, int64_t joined) {
   ValueResidualBackwardCall c{
-      value_residual_inputs(value, first, logits, base), {}, {}, {}, {}, {}, {}, {}};
+      value_residual_inputs(value, first, logits, base), {}, {}, {}, {}, {}, {}, {}, {}};
   ValueResidualBackward& p = c.params;
   fill_value_residual(p, c.inputs);
   check_shape(gv, "gv", "B, T, D", value.sizes());
   CHECK_LIKE(gv, value);
-  if (gcarry.has_value()) {
-    check_shape(*gcarry, "gcarry", "B, T, D", value.sizes());
-    check_like(*gcarry, "gcarry", value, "value");
-  }
-  c.gv = gv.contiguous(), c.gcarry = contiguous_or_undefined(gcarry);
-  p.gv = c.gv.const_data_ptr(), p.gcarry = data_or_null(c.gcarry);
+  const auto check_optional = [&](const std::optional<at::Tensor>& gradient, const char* name) {
+    if (!gradient.has_value()) return;
+    check_shape(*gradient, name, "B, T, D", value.sizes());
+    check_like(*gradient, name, value, "value");
+  };
+  check_optional(gagain, "gagain");
+  check_optional(gcarry, "gcarry");
+  c.gv = gv.contiguous(), c.gagain = contiguous_or_undefined(gagain);
+  c.gcarry = contiguous_or_undefined(gcarry);
+  p.gv = c.gv.const_data_ptr(), p.gagain = data_or_null(c.gagain);
+  p.gcarry = data_or_null(c.gcarry);
   for (at::Tensor* result : {&c.gvalue, &c.gfirst, &c.glogits}) {
     *result = at::empty(value.sizes(), value.options());
   }

@@ -1,7 +1,7 @@
 // Schema of the operators of the value residual (the contract with
 // src/rwkv_train/ops/value_residual/native.py) and their host code for the CPU.
 //
-// base: [D] in the computing type; gcarry: what is added to the gradient of first.
+// base: [D] in the computing type; gagain and gcarry: added to the gradients of v and first.
 #include <torch/library.h>
 
 #include "../common/cpu/block_sums.h"
@@ -29,9 +29,9 @@ Tensor value_residual_forward(const Tensor& value, const Tensor& first, const Te
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> value_residual_backward(
-    const Tensor& gv, const optional<Tensor>& gcarry, const Tensor& value, const Tensor& first,
-    const Tensor& logits, const Tensor& base) {
-  const auto call = value_residual_backward_call(gv, gcarry, value, first, logits, base, 1);
+    const Tensor& gv, const optional<Tensor>& gagain, const optional<Tensor>& gcarry,
+    const Tensor& value, const Tensor& first, const Tensor& logits, const Tensor& base) {
+  const auto call = value_residual_backward_call(gv, gagain, gcarry, value, first, logits, base, 1);
   const ValueResidualBackward& p = call.params;
   share_tasks(value_residual_tasks(p), value_residual_work(p),
               [&](int64_t begin, int64_t end) { value_residual_backward_cpu(p, begin, end); });
@@ -45,8 +45,8 @@ TORCH_LIBRARY_FRAGMENT(rwkv, m) {
   m.def(
       "value_residual_forward(Tensor value, Tensor first, Tensor logits, Tensor base) -> Tensor v");
   m.def(
-      "value_residual_backward(Tensor gv, Tensor? gcarry, Tensor value, Tensor first, "
-      "Tensor logits, Tensor base) -> "
+      "value_residual_backward(Tensor gv, Tensor? gagain, Tensor? gcarry, Tensor value, "
+      "Tensor first, Tensor logits, Tensor base) -> "
       "(Tensor gvalue, Tensor gfirst, Tensor glogits, Tensor gbase)");
 }
 

@@ -39,7 +39,7 @@ FUSED_INTERFACES = {
         ("batch", "time", "width", "dtype"),
         ("value", "first", "logits", "base", "v"),
         (
-            *("gv", "gcarry", "value", "first", "logits", "base"),
+            *("gv", "gagain", "gcarry", "value", "first", "logits", "base"),
             *("gvalue", "gfirst", "glogits", "sums", "total"),
         ),
         with_options=False,

@@ -36,8 +36,8 @@ def test_it_adds_norms_and_mixes_a_token_with_the_one_before():
     assert state.flatten().tolist() == [-3, 7]
     assert one.flatten().tolist() == [13, -0.75, 1, 5]
     assert other.flatten().tolist() == [13, -0.25, 1, 1]
-    moves = torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    (moved,) = mix_again(normal, last, None, (share,), moves)
+    ones = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    (moved,) = mix_again(normal, last, None, (share,), ones, ones[0] / 2)
     assert moved.flatten().tolist() == [29, 0.25, 9, -3]
 
 

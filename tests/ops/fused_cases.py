@@ -33,7 +33,7 @@ OPERATORS = {
         keys, ("key", "logits"), ("base", "removal", "replacement"), ("k", "a", "b"), True
     ),
     "value_residual": Operator(
-        value_residual, ("value", "first", "logits"), ("base",), ("v", "carry"), False
+        value_residual, ("value", "first", "logits"), ("base",), ("v", "again", "carry"), False
     ),
 }
 

@@ -185,7 +185,7 @@ template <typename T> void run_residual(int64_t time, int64_t width) {
   value_residual_forward_cpu(f, 0, value_residual_tasks(f));
   ValueResidualBackward g{};
   static_cast<ValueResidualSizes&>(g) = f;
-  g.gv = value.data(), g.value = f.value, g.first = g.logits = f.first, g.base = f.base;
+  g.gv = g.gagain = value.data(), g.value = f.value, g.first = g.logits = f.first, g.base = f.base;
   g.gvalue = v.data(), g.gfirst = gfirst.data(), g.glogits = glogits.data(), g.sums = sums.data();
   value_residual_backward_cpu(g, 0, value_residual_tasks(g));
 }

@@ -79,13 +79,14 @@ def mix_again(
     last: Tensor | None,
     reset: Tensor | None,
     shares: tuple[Tensor, ...],
-    moves: Tensor,
+    low: Tensor,
+    up: Tensor,
 ) -> tuple[Tensor, ...]:
     """Returns the mixes with shares that move from token to token; the rest as `ShiftedNorm`.
 
-    moves: [n, B, T, C], added to the n shares.
+    low: [n, B, T, R]; up: [n, R, C]: their n products are added to the n shares.
     """
-    return moved_shift(normal, _stacked(shares), moves, last, reset=reset)
+    return moved_shift(normal, _stacked(shares), low, last, up=up, reset=reset)
 
 
 def _stacked(shares: tuple[Tensor, ...]) -> Tensor:

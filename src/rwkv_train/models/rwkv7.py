@@ -111,9 +111,9 @@ class TimeMix(nn.Module):
         w = decay_logits(self.w0, xw, self.w1, self.w2)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, D]
         if carry is None:
-            carry = v
+            carry = again = v
         else:
-            v, carry = value_residual(v, carry, (xv @ self.v1) @ self.v2, self.v0.flatten())
+            v, again, carry = value_residual(v, carry, (xv @ self.v1) @ self.v2, self.v0.flatten())
         rate = (xa @ self.a1) @ self.a2  # logits without a0
         g = torch.sigmoid(xg @ self.g1) @ self.g2
         r, w, k, v, rate = (split_heads(z, self.head_size) for z in (r, w, k, v, rate))
@@ -133,7 +133,8 @@ class TimeMix(nn.Module):
             backend=self.backend,
             reset=reset,
         )
-        return Residual(x, self.output(self.ln_x(y, g, v, s))), carry, last, wkv
+        out = self.output(self.ln_x(y, g, split_heads(again, self.head_size), s))
+        return Residual(x, out), carry, last, wkv
 
 
 def _low_rank(width: int, rank: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:

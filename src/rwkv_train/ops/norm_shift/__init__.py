@@ -11,12 +11,14 @@ The token before is zero at the start (or `last`) and where a document starts. C
 the parameters are sums over tokens in an order of their own, which depends on the shape alone.
 
 RWKV-6 finds a part of its mixes from a first result. `moved_shift` mixes the same tokens h once
-more, with mixes_i + moves_i; h is computed again and its two gradients meet unrounded.
+more, with mixes_i + moves_i; h is computed again and its two gradients meet unrounded. Moves
+that a product makes are formed again too.
 
 | backend     | serves                                            | kept for the backward pass     |
 |-------------|---------------------------------------------------|--------------------------------|
 | `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler | x', two numbers a token; out   |
-|             |                                                   | and gate, if given; moves      |
+|             |                                                   | and gate, if given; moves, or  |
+|             |                                                   | the operands of their product  |
 | `reference` | any device, torch operators one by one            | about six sequences in fp32    |
 
 Source: RWKV papers, architecture sections: residual stream, layer norm, token shift.
@@ -116,24 +118,33 @@ def moved_shift(
     moves: Tensor,
     last: Tensor | None = None,
     *,
+    up: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Returns h + (h of the token before - h) (mixes_i + moves_i), n times [B, T, C].
 
     normal: of a `norm_shift`, whose backend serves this call too.
-    mixes: [n, C].  moves: [n, B, T, C], in the dtype of the results.
+    mixes: [n, C].
+    moves: [n, B, T, C], in the dtype of the results; with `up` [n, B, T, R].
+    up: [n, R, C], any float dtype: the products moves_i up_i, in the dtype of moves, move.
     last, reset: those of the `norm_shift`.
     """
     like = normal.tokens
     batch, time, width = like.shape
     mixes = _prepared_mixes("moved_shift", mixes, like)
-    check_floats("moved_shift", "moves", moves, (len(mixes), batch, time, width), like)
+    if up is not None:
+        rank = moves.shape[-1]
+        check_floats("moved_shift", "up", up, (len(mixes), rank, width), like)
+        up = up.to(moves.dtype)
+    else:
+        rank = width
+    check_floats("moved_shift", "moves", moves, (len(mixes), batch, time, rank), like)
     if last is not None:
         last = prepare("moved_shift", "last", last, (batch, width), like)
     check_reset("moved_shift", reset, like)
     module = reference if normal.statistics is None else native
     with without_autocast(like.device):
-        return tuple(module.run_moved(normal, mixes, moves, last, reset))
+        return tuple(module.run_moved(normal, mixes, moves, up, last, reset))
 
 
 def _prepared_mixes(op: str, mixes: object, like: Tensor) -> Tensor:

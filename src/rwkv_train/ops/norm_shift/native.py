@@ -1,7 +1,8 @@
 """Norm and shift by the project's own kernels: C++ on a CPU, CUDA on a GPU (`cuda/norm_shift`).
 
 Kept for the backward pass: the residual stream that the norm reads, mean and inverse deviation of
-every token; with a gate the branch and its gate; of `moved_shift` the moves.
+every token; with a gate the branch and its gate; of `moved_shift` the moves, or the operands of
+the product that makes them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from rwkv_train.ops.backends.dispatch import Call, Refusal
+from rwkv_train.ops.backends.dispatch import Call, Refusal, without_autocast
 from rwkv_train.ops.native.custom_ops import Registration, refusal, register
 from rwkv_train.ops.norm_shift.normal import Normal
 
@@ -166,6 +168,51 @@ def _moved_backward(ctx: Any, gy: Sequence[_Optional]) -> tuple[_Optional, ...]:
     return gnormal, None, None, None, None, gmixes, gmoves, None if last is None else glast, None
 
 
+class _MovedByProduct(torch.autograd.Function):
+    """moved_shift of moves that the backward pass forms again, as it needs them only there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        stream: Tensor,
+        statistics: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mixes: Tensor,
+        low: Tensor,
+        up: Tensor,
+        last: _Optional,
+        reset: _Optional,
+    ) -> tuple[Tensor, ...]:
+        kept = (stream, statistics, weight, bias, mixes)
+        ctx.save_for_backward(*kept, low, up, last, reset)
+        ctx.set_materialize_grads(False)
+        moves = _product(low, up)
+        return tuple(torch.ops.rwkv.moved_shift_forward(tokens, *kept, moves, last, reset))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gy: _Optional) -> tuple[_Optional, ...]:
+        *kept, low, up, last, reset = ctx.saved_tensors
+        with without_autocast(low.device):
+            moves = _product(low, up)
+            gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(
+                gy, *kept, moves, last, reset
+            )
+            rows = gmoves.flatten(1, 2)
+            glow = torch.bmm(rows, up.mT).view(low.shape) if ctx.needs_input_grad[6] else None
+            gup = torch.bmm(low.flatten(1, 2).mT, rows) if ctx.needs_input_grad[7] else None
+        glast = None if last is None else glast
+        return gnormal, None, None, None, None, gmixes, glow, gup, glast, None
+
+
+def _product(low: Tensor, up: Tensor) -> Tensor:
+    """Returns low_i up_i, [n, B, T, C]."""
+    # One batched product: each part alone is too thin for a GPU.
+    return torch.bmm(low.flatten(1, 2), up).view(*low.shape[:3], -1)
+
+
 _REGISTRATION = Registration(_forward_fake, _backward_fake, _setup_context, _backward)
 _MOVED = Registration(
     _moved_forward_fake, _moved_backward_fake, _moved_setup_context, _moved_backward
@@ -212,10 +259,15 @@ def run(
 
 
 def run_moved(
-    normal: Normal, mixes: Tensor, moves: Tensor, last: _Optional, reset: _Optional
-) -> list[Tensor]:
+    normal: Normal, mixes: Tensor, moves: Tensor, up: _Optional, last: _Optional, reset: _Optional
+) -> Sequence[Tensor]:
     """Returns the n results [B, T, C] in the dtype of `moves`; see `norm_shift.moved_shift`."""
     tokens, weight, bias, stream, statistics = normal
+    if up is not None:
+        mixed: tuple[Tensor, ...] = _MovedByProduct.apply(  # type: ignore[no-untyped-call]
+            tokens, stream, statistics, weight, bias, mixes, moves, up, last, reset
+        )
+        return mixed
     results: list[Tensor] = torch.ops.rwkv.moved_shift_forward(
         tokens, stream, statistics, weight, bias, mixes, moves, last, reset
     )

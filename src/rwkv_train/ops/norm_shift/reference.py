@@ -40,9 +40,16 @@ def run(
 
 
 def run_moved(
-    normal: Normal, mixes: Tensor, moves: Tensor, last: Tensor | None, reset: Tensor | None
+    normal: Normal,
+    mixes: Tensor,
+    moves: Tensor,
+    up: Tensor | None,
+    last: Tensor | None,
+    reset: Tensor | None,
 ) -> list[Tensor]:
     """Returns the n results [B, T, C] in the dtype of `moves`; see `norm_shift.moved_shift`."""
+    if up is not None:
+        moves = torch.bmm(moves.flatten(1, 2), up).view(*moves.shape[:3], -1)
     shares = list(mixes[:, None, None] + moves)
     return [y.to(moves.dtype) for y in _mixed(normal.tokens, shares, last, reset)]
 

@@ -3,7 +3,8 @@
     v = value + (first - value) sigmoid(logits + base)
 
 The first layer's value is handed on, so that its gradient is summed over the layers inside the
-operator: one rounding per layer and no pass of its own. Computed in fp32 (fp64), each result
+operator: one rounding per layer and no pass of its own. So are the two gradients of v, which is
+given out once for each of its readers, wkv7 and the head norm. Computed in fp32 (fp64), each result
 rounded once.
 
 | backend     | serves                                            | memory kept for backward   |
@@ -26,8 +27,8 @@ BACKENDS = backends_of("value_residual", "native", "reference")
 
 def value_residual(
     value: Tensor, first: Tensor, logits: Tensor, base: Tensor, *, backend: str = AUTO
-) -> tuple[Tensor, Tensor]:
-    """Returns v, [B, T, D] in the dtype of `value`, and `first` for the next layer to read.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns v twice, [B, T, D] in the dtype of `value`, and `first` for the next layer to read.
 
     value, first, logits: [B, T, D], one of fp32, bf16, fp16, fp64; logits without the base.
     base: [D], any float dtype; v0 of the checkpoints.
@@ -40,5 +41,5 @@ def value_residual(
     base = prepare("value_residual", "base", base, (like.shape[2],), like)
     tensors = (value, first, logits, base)
     call = describe_call("value_residual", like, tensors, has_state=False, has_reset=False)
-    v, first = dispatch(BACKENDS, backend, call, tensors)
-    return v, first
+    v, again, first = dispatch(BACKENDS, backend, call, tensors)
+    return v, again, first

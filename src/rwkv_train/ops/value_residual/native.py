@@ -23,19 +23,23 @@ class _ValueResidual(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, value: Tensor, first: Tensor, logits: Tensor, base: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(value, first, logits, base)
         ctx.set_materialize_grads(False)
         v = torch.ops.rwkv.value_residual_forward(value, first, logits, base)
-        return v, first.view_as(first)
+        return v, v.view_as(v), first.view_as(first)
 
     @staticmethod
-    def backward(ctx: Any, gv: Tensor | None, gcarry: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gv: Tensor | None, gagain: Tensor | None, gcarry: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if gv is None:
+            gv, gagain = gagain, None
         # Only the first layer's value was used, by a later layer.
         if gv is None:
             return None, gcarry, None, None
         gradients: tuple[Tensor, ...] = torch.ops.rwkv.value_residual_backward(
-            gv, gcarry, *ctx.saved_tensors
+            gv, gagain, gcarry, *ctx.saved_tensors
         )
         return gradients
 
@@ -45,7 +49,13 @@ def _forward_fake(value: Tensor, first: Tensor, logits: Tensor, base: Tensor) ->
 
 
 def _backward_fake(
-    gv: Tensor, gcarry: Tensor | None, value: Tensor, first: Tensor, logits: Tensor, base: Tensor
+    gv: Tensor,
+    gagain: Tensor | None,
+    gcarry: Tensor | None,
+    value: Tensor,
+    first: Tensor,
+    logits: Tensor,
+    base: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gvalue, gfirst, glogits = (value.new_empty(value.shape) for _ in range(3))
     return gvalue, gfirst, glogits, base.new_empty(base.shape)
@@ -64,9 +74,11 @@ def refuses(call: Call) -> Refusal | None:
     return refusal(call, _REGISTRATION)
 
 
-def run(value: Tensor, first: Tensor, logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns v, [B, T, D], and `first` handed on; see `value_residual.value_residual`."""
-    v, handed_on = _ValueResidual.apply(  # type: ignore[no-untyped-call]  # torch's own
+def run(
+    value: Tensor, first: Tensor, logits: Tensor, base: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns v twice, [B, T, D], and `first` handed on; see `value_residual.value_residual`."""
+    v, again, handed_on = _ValueResidual.apply(  # type: ignore[no-untyped-call]  # torch's own
         value, first, logits, base
     )
-    return v, handed_on
+    return v, again, handed_on

@@ -11,12 +11,15 @@ from rwkv_train.ops.precision import compute_dtype
 refuses = serves_every_call
 
 
-def run(value: Tensor, first: Tensor, logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns v, [B, T, D] in the dtype of `value`, and `first` itself; gradients by autograd.
+def run(
+    value: Tensor, first: Tensor, logits: Tensor, base: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns v twice, [B, T, D] in the dtype of `value`, and `first`; gradients by autograd.
 
     base: [D] in the compute dtype.
     """
     dtype = compute_dtype(value.dtype)
     wide = value.to(dtype)
     share = torch.sigmoid(logits.to(dtype) + base)
-    return (wide + (first.to(dtype) - wide) * share).to(value.dtype), first
+    v = (wide + (first.to(dtype) - wide) * share).to(value.dtype)
+    return v, v, first
