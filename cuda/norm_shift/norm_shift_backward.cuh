@@ -6,27 +6,80 @@
 
 namespace rwkv {
 
-// kMost: room for the sums of so many mixes.
-template <int kChannels, int kMost> struct NormBackwardThread {
+// Less than the forward pass: each thread has a share of the memory for sums.
+constexpr int kNormBackwardThreads = 256;
+
+// A thread's running sums over the tokens of its run, in shared memory: for eight mixes they would
+// be more registers than a thread has.
+template <int kChannels> class NormSums {
+ public:
+  using Row = Channels<kChannels>;
+
+  __device__ NormSums(float* base, int threads) : base_(base), threads_(threads) {}
+
+  static __host__ __device__ int bytes(int64_t sums, int threads) {
+    return static_cast<int>(sums) * threads * kChannels * static_cast<int>(sizeof(float));
+  }
+
+  __device__ void clear(int sums) const {
+    for (int i = 0; i < sums; ++i) store(i, Row{});
+  }
+  __device__ __forceinline__ void add(int i, const Row& x) const {
+    Row total = load(i);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) total.at[c] += x.at[c];
+    store(i, total);
+  }
+  // Neighbouring threads' pieces of 16 bytes are neighbours.
+  __device__ __forceinline__ Row load(int i) const {
+    if constexpr (kChannels == kVec8) {
+      const float4 a = piece(i, 0), b = piece(i, 1);
+      return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+    } else {
+      return {{base_[i * threads_ + static_cast<int>(threadIdx.x)]}};
+    }
+  }
+
+ private:
+  float* const base_;
+  const int threads_;
+
+  __device__ __forceinline__ float4& piece(int i, int half) const {
+    return reinterpret_cast<float4*>(base_)[(2 * i + half) * threads_ +
+                                            static_cast<int>(threadIdx.x)];
+  }
+  __device__ __forceinline__ void store(int i, const Row& x) const {
+    if constexpr (kChannels == kVec8) {
+      piece(i, 0) = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
+      piece(i, 1) = make_float4(x.at[4], x.at[5], x.at[6], x.at[7]);
+    } else {
+      base_[i * threads_ + static_cast<int>(threadIdx.x)] = x.at[0];
+    }
+  }
+};
+
+template <int kChannels> struct NormBackwardThread {
   using Row = Channels<kChannels>;
 
   const NormShiftBackward& p;
   NormPlace<kChannels> place;
+  const NormSums<kChannels> sums;  // of the mixes, of weight and of bias
+  const int mixed;                 // how many mixes have a sum
   const Row weight, bias;
-  Row gmixes[kMost], gweight, gbias;
   Row next;  // q of the token behind
 
   __device__ NormBackwardThread(const NormShiftBackward& p, float* shared)
-      : p(p), place(p, shared), weight(place.load_vector(p.weight)),
-        bias(place.load_vector(p.bias)) {}
+      : p(p), place(p, shared, kNormBackwardThreads),
+        sums(shared + kNormSharedBytes / sizeof(float), place.row_threads * place.runs),
+        mixed(p.mixes == nullptr ? 0 : static_cast<int>(p.count)),
+        weight(place.load_vector(p.weight)), bias(place.load_vector(p.bias)) {}
 
   // The run from token `begin` on, last token first; all threads of the block come here together.
   __device__ void run(int64_t begin) {
     const int64_t left = p.time - begin;
     const int tokens = static_cast<int>(left < kNormRunTokens ? left : kNormRunTokens);
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) gmixes[i] = {};
-    gweight = gbias = next = {};
+    sums.clear(static_cast<int>(norm_shift_sums(p)));
+    next = {};
     const int64_t end = begin + tokens;
     if (tokens > 0 && end < p.time && !starts_document(end)) next = passed_back(end);
     Row now = tokens > 0 ? normalised(end - 1) : Row{};
@@ -47,23 +100,14 @@ template <int kChannels, int kMost> struct NormBackwardThread {
 
   // Adds the run's sums to those of its block of tokens, or begins them.
   __device__ void join(bool is_first) const {
-    const int64_t rows = norm_shift_sums(p);
-    float* const to = static_cast<float*>(p.sums) + blockIdx.x * rows * p.width + place.channel;
-    const auto add_to = [&](float* sum, const Row& x) {
-      Row total = is_first ? Row{} : load_row<Row>(sum, 0, DType::kFloat);
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) total.at[c] += x.at[c];
-      store_row(sum, 0, DType::kFloat, total);
-    };
     if (!place.has_channels()) return;
-    const int64_t mixed = p.mixes == nullptr ? 0 : p.count;
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i < mixed) add_to(to + i * p.width, gmixes[i]);
+    const int rows = static_cast<int>(norm_shift_sums(p));
+    float* to = static_cast<float*>(p.sums) + int64_t{blockIdx.x} * rows * p.width + place.channel;
+    for (int i = 0; i < rows; ++i, to += p.width) {
+      Row total = is_first ? Row{} : load_row<Row>(to, 0, DType::kFloat);
+      add_row(total, sums.load(i));
+      store_row(to, 0, DType::kFloat, total);
     }
-    if (p.gx == nullptr) return;
-    add_to(to + mixed * p.width, gweight);
-    add_to(to + (mixed + 1) * p.width, gbias);
   }
 
  private:
@@ -131,10 +175,8 @@ template <int kChannels, int kMost> struct NormBackwardThread {
       add_row(gh, place.load(p.gy[0], at, p.y_dtype));
     } else {
       const Row delta = difference(token, now, earlier);
-#pragma unroll
-      for (int i = 0; i < kMost; ++i) {
-        if (i < p.count) add_result(i, at, delta, gh, q);
-      }
+#pragma unroll 1
+      for (int i = 0; i < mixed; ++i) add_result(i, at, delta, gh, q);
       next = starts_document(token) ? Row{} : q;
     }
     if (p.gh_last != nullptr && token + 1 == p.time) {
@@ -145,12 +187,13 @@ template <int kChannels, int kMost> struct NormBackwardThread {
       place.store(p.gnormal_out, at, p.y_dtype, gh);
       return gh;
     }
+    Row scaled;
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      gweight.at[c] += gh.at[c] * now.at[c];
-      gbias.at[c] += gh.at[c];
-      gh.at[c] *= weight.at[c];
-    }
+    for (int c = 0; c < kChannels; ++c) scaled.at[c] = gh.at[c] * now.at[c];
+    sums.add(mixed, scaled);
+    sums.add(mixed + 1, gh);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) gh.at[c] *= weight.at[c];
     return gh;
   }
 
@@ -163,8 +206,8 @@ template <int kChannels, int kMost> struct NormBackwardThread {
       q.at[c] += through;
       gh.at[c] += g.at[c] - through;
       product.at[c] = g.at[c] * delta.at[c];
-      gmixes[i].at[c] += product.at[c];
     }
+    sums.add(i, product);
     if (p.gmoves != nullptr) place.store(p.gmoves, moved(i, at), p.y_dtype, product);
   }
 
@@ -211,12 +254,14 @@ template <int kChannels, int kMost> struct NormBackwardThread {
 // What it computes: all gradients of sequences, glast and, per block of tokens, the sums for the
 // parameters.
 // What a thread owns: 8 channels (1 where the width is no multiple of 8) of 16 tokens.
-// What it gave up: x' and gy are read twice at every 16th token, and loads are not asked for ahead.
-template <int kChannels, int kMost>
+// What it gave up: x' and gy are read twice at every 16th token, and loads are not asked for ahead;
+// sums over tokens go through shared memory: by arithmetic a fifth of the time that an H100's loads
+// take meanwhile.
+template <int kChannels>
 __global__ void __launch_bounds__(kNormThreads)
     norm_shift_backward_kernel(const __grid_constant__ NormShiftBackward p) {
   DYNAMIC_SHARED(shared);
-  NormBackwardThread<kChannels, kMost> thread(p, reinterpret_cast<float*>(shared));
+  NormBackwardThread<kChannels> thread(p, reinterpret_cast<float*>(shared));
   const int runs = thread.place.runs;
   for (int first = 0; first < kNormRuns; first += runs) {
     thread.run(thread.place.block_begin + (first + thread.place.run) * kNormRunTokens);

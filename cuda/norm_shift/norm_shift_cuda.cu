@@ -17,9 +17,9 @@ template <typename Run> int with_norm_channels(const NormShiftSizes& p, Run run)
   return p.width > kNormShiftWidestOdd ? kUnsupported : run.template operator()<1>();
 }
 
-template <int kChannels> int norm_threads(const NormShiftSizes& p) {
+template <int kChannels> int norm_threads(const NormShiftSizes& p, int most) {
   const int row_threads = norm_row_threads(p.width, kChannels);
-  return row_threads * norm_runs(row_threads);
+  return row_threads * norm_runs(row_threads, most);
 }
 
 int64_t norm_blocks(const NormShiftSizes& p) { return p.batch * sum_blocks_of_row(p.time); }
@@ -31,21 +31,18 @@ int rwkv_norm_shift_forward_cuda(const rwkv::NormShiftForward& params, void* str
   using namespace rwkv;
   return with_norm_channels(params, [&]<int kChannels>() {
     return launch(norm_shift_forward_kernel<kChannels>, norm_blocks(params),
-                  norm_threads<kChannels>(params), kNormSharedBytes, stream, params);
+                  norm_threads<kChannels>(params, kNormThreads), kNormSharedBytes, stream, params);
   });
 }
 
 int rwkv_norm_shift_backward_cuda(const rwkv::NormShiftBackward& params, void* stream) {
   using namespace rwkv;
   const int code = with_norm_channels(params, [&]<int kChannels>() {
-    const auto with_room = [&]<int kMost>() {
-      return launch(norm_shift_backward_kernel<kChannels, kMost>, norm_blocks(params),
-                    norm_threads<kChannels>(params), kNormSharedBytes, stream, params);
-    };
-    if (params.count <= 2) return with_room.template operator()<2>();
-    if (params.count <= 4) return with_room.template operator()<4>();
-    if (params.count <= 6) return with_room.template operator()<6>();
-    return with_room.template operator()<kMostShifted>();
+    const int threads = norm_threads<kChannels>(params, kNormBackwardThreads);
+    const int shared =
+        kNormSharedBytes + NormSums<kChannels>::bytes(norm_shift_sums(params), threads);
+    return launch(norm_shift_backward_kernel<kChannels>, norm_blocks(params), threads, shared,
+                  stream, params);
   });
   if (code != 0) return code;
   return join_pieces(static_cast<float*>(params.sums), norm_blocks(params),

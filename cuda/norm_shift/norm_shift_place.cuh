@@ -3,7 +3,7 @@
 //
 // A row of threads owns all channels of a token, 8 (or 1) a thread, and walks over a run of 16
 // tokens. A block has the runs of one 64-token block of the sums over tokens, as many side by side
-// as fit kNormThreads threads, the others after them.
+// as fit a number of threads, the others after them.
 #pragma once
 
 #include "../common/gpu/warp_reduce.cuh"
@@ -22,9 +22,9 @@ __host__ __device__ inline int norm_row_threads(int64_t width, int channels) {
   return static_cast<int>(ceil_div(width, int64_t{channels} * kWarp)) * kWarp;
 }
 
-// Runs side by side: a divisor of kNormRuns.
-__host__ __device__ inline int norm_runs(int row_threads) {
-  const int fitting = kNormThreads / row_threads;
+// Runs side by side that fit `threads`, but one at least: a divisor of kNormRuns.
+__host__ __device__ inline int norm_runs(int row_threads, int threads) {
+  const int fitting = threads / row_threads;
   return fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
 }
 
@@ -36,9 +36,9 @@ template <int kChannels> struct NormPlace {
   int row_threads, runs, run, channel, slot = 0;
   float* const shared;
 
-  __device__ NormPlace(const NormShiftSizes& p, float* shared)
+  __device__ NormPlace(const NormShiftSizes& p, float* shared, int threads = kNormThreads)
       : time(p.time), width(p.width), row_threads(norm_row_threads(p.width, kChannels)),
-        runs(norm_runs(row_threads)), shared(shared) {
+        runs(norm_runs(row_threads, threads)), shared(shared) {
     const int64_t per_row = sum_blocks_of_row(p.time);
     row = blockIdx.x / per_row;
     block_begin = blockIdx.x % per_row * kSumTokens;

@@ -12,7 +12,7 @@ from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends import dispatch
 from rwkv_train.ops.backends.dispatch import Call
 from rwkv_train.ops.native import build, custom_ops
-from rwkv_train.ops.norm_shift import BACKENDS, moved_shift, norm_shift
+from rwkv_train.ops.norm_shift import BACKENDS, moved_shift, native, norm_shift
 from tests.ops.test_norm_shift import require_native
 
 
@@ -110,3 +110,19 @@ def test_a_gpu_gets_its_kernels_for_the_widths_that_they_serve(a_gpu_call, monke
     monkeypatch.setattr(build, "_outcomes", {("norm_shift", "cuda"): None})
     call = a_gpu_call._replace(heads=width)
     assert BACKENDS[dispatch.choose(BACKENDS, "auto", call)].name == "native"
+
+
+@pytest.mark.parametrize(
+    ("card_kib", "width", "lacks"), [(99, 2048, 0), (99, 2056, 160), (163, 4096, 0)]
+)
+def test_wide_tokens_need_a_card_with_memory_for_their_sums(
+    a_gpu_call, monkeypatch, card_kib, width, lacks
+):
+    card = SimpleNamespace(
+        name="Card", major=9, minor=0, shared_memory_per_block_optin=card_kib * 1024
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(native, "refusal", lambda *_: None)
+    reason = native.refuses(a_gpu_call._replace(heads=width))
+    assert (reason is None) == (not lacks)
+    assert reason is None or f"needs {lacks} KiB of shared memory a block" in reason

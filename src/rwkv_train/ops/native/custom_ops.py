@@ -216,10 +216,10 @@ def _unserved(call: Call, shared_bytes: SharedBytes | None) -> Refusal | None:
             f"{call.dtype} with {call.head_size}"
         )
     needed = 0 if shared_bytes is None else shared_bytes.needed(call)
-    return _card_too_small(call, needed)
+    return card_too_small(call, needed)
 
 
-def _card_too_small(call: Call, needed: int) -> Refusal | None:
+def card_too_small(call: Call, needed: int) -> Refusal | None:
     """Returns a refusal when the card of `call` is too old or has less shared memory than needed.
 
     needed: bytes per block.

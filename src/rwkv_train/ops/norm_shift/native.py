@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal, without_autocast
-from rwkv_train.ops.native.custom_ops import Registration, refusal, register
+from rwkv_train.ops.native.custom_ops import Registration, card_too_small, refusal, register
 from rwkv_train.ops.norm_shift.normal import Normal
 
 _Optional = Tensor | None
 # cuda/norm_shift/norm_shift_cuda.h
 WIDEST, WIDEST_ODD = 4096, 512
+# Wider tokens have 512 threads, whose sums for eight mixes need so much shared memory.
+WIDEST_OF_SMALL_CARDS, BYTES_BEYOND = 2048, 164_096
 
 
 def _forward_fake(
@@ -229,6 +231,8 @@ def refuses(call: Call) -> Refusal | None:
             f"multiple of 8, not {call.heads}"
         )
     reason = refusal(call, _REGISTRATION)
+    if reason is None and call.device.type == "cuda" and call.heads > WIDEST_OF_SMALL_CARDS:
+        reason = card_too_small(call, BYTES_BEYOND)
     if reason is None:
         register("moved_shift", _MOVED)
     return reason
