@@ -171,7 +171,10 @@ def test_cell(runs: Runs, mode: Mode, version: str, strategy: str):
     expected = losses(whole)
     assert len(expected) >= 4 and all(torch.isfinite(torch.tensor(list(expected.values()))))
     run = whole if strategy == "1" else runs.trained(mode, version, strategy, "whole")
-    assert losses(run) == pytest.approx(expected, rel=1e-4)
+    # Muon makes whole steps of directions in which a gradient is nothing but rounding: other last
+    # bits of the embedding's gradient, as stage 3 has them, move att.output by 0.7 % in one process
+    # too, and the fourth loss by 3e-4.
+    assert losses(run) == pytest.approx(expected, rel=1e-4 if mode.rounding is not None else 1e-3)
     for key in ("grad_norm", "val_loss"):
         found = [r[key] for r in read_metrics(run) if key in r]
         wanted = [r[key] for r in read_metrics(whole) if key in r]
