@@ -171,9 +171,9 @@ def test_cell(runs: Runs, mode: Mode, version: str, strategy: str):
     expected = losses(whole)
     assert len(expected) >= 4 and all(torch.isfinite(torch.tensor(list(expected.values()))))
     run = whole if strategy == "1" else runs.trained(mode, version, strategy, "whole")
-    # Muon makes whole steps of directions in which a gradient is nothing but rounding: other last
-    # bits of the embedding's gradient, as stage 3 has them, move att.output by 0.7 % in one process
-    # too. With them the fourth loss was seen to differ by 3e-4, its norm by 4e-3.
+    # Muon rounds an update to bf16 and makes whole steps of its smallest directions: where all other
+    # weights agreed to 2e-7 after two steps, att.output was seen to differ by 1.4 %. The fourth
+    # loss then differed by 3e-4 and its norm by 4e-3.
     slack = 1 if mode.rounding is not None else 10
     assert losses(run) == pytest.approx(expected, rel=slack * 1e-4)
     for key in ("grad_norm", "val_loss"):
@@ -197,9 +197,8 @@ def assert_same_way(mode: Mode, run: Path, whole: Path) -> None:
     errors = {name: (found[name] - final[name]).norm() for name in final}
     if mode.rounding is None:
         moved = [n for n in final if n.startswith("blocks") and n.split(".")[3] in MUON_MATRICES]
-        assert total(errors, moved) <= 0.1 * total(ways, moved)
-        rest = [name for name in final if name not in moved]
-        assert total(errors, rest) <= 5e-3 * total(ways, rest)
+        for part in (moved, [name for name in final if name not in moved]):
+            assert total(errors, part) <= 0.1 * total(ways, part)
         return
     for name, error in errors.items():
         assert error <= mode.rounding * ways[name] + 1e-6 * final[name].norm(), name
