@@ -171,9 +171,9 @@ def test_cell(runs: Runs, mode: Mode, version: str, strategy: str):
     expected = losses(whole)
     assert len(expected) >= 4 and all(torch.isfinite(torch.tensor(list(expected.values()))))
     run = whole if strategy == "1" else runs.trained(mode, version, strategy, "whole")
-    # Muon rounds an update to bf16 and makes whole steps of its smallest directions: where all other
-    # weights agreed to 2e-7 after two steps, att.output was seen to differ by 1.4 %. The fourth
-    # loss then differed by 3e-4 and its norm by 4e-3.
+    # Muon rounds an update to bf16 and makes whole steps of its smallest directions: where all
+    # other weights agreed to 2e-7 after two steps, att.output was seen to differ by 1.4 %. The
+    # fourth loss then differed by 3e-4 and its norm by 4e-3.
     slack = 1 if mode.rounding is not None else 10
     assert losses(run) == pytest.approx(expected, rel=slack * 1e-4)
     for key in ("grad_norm", "val_loss"):
