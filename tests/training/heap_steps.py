@@ -13,6 +13,7 @@ import sys
 import torch
 
 from rwkv_train.ops.head_loss import Targets
+from rwkv_train.training import kept_heap
 from rwkv_train.training.kept_heap import give_back_heap, huge_page_bytes, keep_heap
 from tests.models.tiny import random_tokens, tiny_model
 
@@ -52,6 +53,10 @@ def main() -> int:
     """Prints the counts; returns the exit status."""
     # OpenMP's threads would not be there in the fork.
     torch.set_num_threads(1)
+    # glibc raises its limits by itself once a large block was freed, as a process that has done
+    # other work has; said explicitly, they stay.
+    for option, value in kept_heap._GLIBC_DEFAULTS.items():
+        kept_heap._libc().mallopt(option, value)
     found: dict[str, object] = {"before": faults_of_a_step(), "text": keep_heap()}
     found["kept"] = faults_of_a_step()
     step(512)
