@@ -149,32 +149,19 @@ __global__ void __launch_bounds__(kRunThreads, 1)
   join_runs(sums, gbias, to + width, place.has_channels);
 }
 
-// run.template operator()<kLanes>(blocks) with the lanes of a head and the blocks to launch.
-template <typename Run> int with_lanes(const HeadNormSizes& p, Run run) {
-  if (p.dtype == DType::kDouble) return kUnsupported;
-  const int64_t blocks = run_blocks(p.batch, p.time, p.heads * p.size);
-  switch (p.size) {
-    case 32: return run.template operator()<4>(blocks);
-    case 64: return run.template operator()<8>(blocks);
-    case 128: return run.template operator()<16>(blocks);
-    case 256: return run.template operator()<32>(blocks);
-    default: return kUnsupported;
-  }
-}
-
 }  // namespace head_norm_gate
 }  // namespace rwkv
 
 int rwkv_head_norm_gate_forward_cuda(const rwkv::HeadNormForward& params, void* stream) {
   using namespace rwkv;
-  return head_norm_gate::with_lanes(params, [&]<int kLanes>(int64_t blocks) {
+  return with_head_lanes(params, [&]<int kLanes>(int64_t blocks) {
     return launch(head_norm_gate::forward_kernel<kLanes>, blocks, kRunThreads, 0, stream, params);
   });
 }
 
 int rwkv_head_norm_gate_backward_cuda(const rwkv::HeadNormBackward& params, void* stream) {
   using namespace rwkv;
-  const int code = head_norm_gate::with_lanes(params, [&]<int kLanes>(int64_t blocks) {
+  const int code = with_head_lanes(params, [&]<int kLanes>(int64_t blocks) {
     return launch(head_norm_gate::backward_kernel<kLanes>, blocks, kRunThreads, kRunSharedBytes,
                   stream, params);
   });

@@ -123,7 +123,7 @@ def sums(results: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def require_native(op: str) -> None:
+def require_kernel(op: str) -> None:
     """Skips where there is no compiler; a kernel that does not compile is a failure."""
     try:
         toolchain.find_cpp()
@@ -132,5 +132,10 @@ def require_native(op: str) -> None:
         pytest.skip(str(error))
     reason = build.load(op, "cpu")
     assert reason is None, reason
+
+
+def require_native(op: str) -> None:
+    """Skips as `require_kernel` does; registers the operator with torch."""
+    require_kernel(op)
     # the first call registers the operator with torch
     run(make_case(op, 1, 1, 1, 1), "native")

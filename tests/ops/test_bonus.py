@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.bonus import bonus
-from rwkv_train.ops.native import build, toolchain
 from tests.helpers import allowed_error, assert_close
 from tests.ops.bonus_cases import BonusCase, bonus_dtype, make_bonus_case, run_bonus
+from tests.ops.native_cases import require_kernel
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -21,14 +21,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(scope="module", autouse=True)
 def require_native() -> None:
-    """Skips where there is no compiler; a kernel that does not compile is a failure."""
-    try:
-        toolchain.find_cpp()
-        toolchain.find_ninja()
-    except BackendError as error:
-        pytest.skip(str(error))
-    reason = build.load("bonus", "cpu")
-    assert reason is None, reason
+    require_kernel("bonus")
     # the first call registers the operator with torch
     run_bonus(make_bonus_case(1, 1, 1, 2), "native")
 

@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.embedding_norm import embedding_norm
-from rwkv_train.ops.native import build, toolchain
 from tests.helpers import allowed_error, assert_close
 from tests.ops.embedding_norm_cases import Case, make_case, rounded, run
+from tests.ops.native_cases import require_kernel
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -24,14 +24,7 @@ def backend(request) -> str:
 
 
 def require_native() -> None:
-    """Skips where there is no compiler; a kernel that does not compile is a failure."""
-    try:
-        toolchain.find_cpp()
-        toolchain.find_ninja()
-    except BackendError as error:
-        pytest.skip(str(error))
-    reason = build.load("embedding_norm", "cpu")
-    assert reason is None, reason
+    require_kernel("embedding_norm")
     # the first call registers the operator with torch
     one = torch.ones(1)
     embedding_norm(torch.zeros(1, 1).long(), torch.ones(1, 1), one, one, backend="native")

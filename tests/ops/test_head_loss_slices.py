@@ -8,12 +8,11 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rwkv_train.errors import BackendError
 from rwkv_train.ops import head_loss as module
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses, native, reference
-from rwkv_train.ops.native import build, toolchain
 from tests.cuda.head_loss_problems import Slice, expected_slice_results, make_slice, rounded_slice
 from tests.helpers import allowed_error, assert_close
+from tests.ops.native_cases import require_kernel
 
 BACKENDS = {"native": native, "reference": reference}
 LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -27,14 +26,7 @@ def backend(request) -> str:
 
 
 def require_native() -> None:
-    """Skips where there is no compiler; a kernel that does not compile is a failure."""
-    try:
-        toolchain.find_cpp()
-        toolchain.find_ninja()
-    except BackendError as error:
-        pytest.skip(str(error))
-    reason = build.load("head_loss", "cpu")
-    assert reason is None, reason
+    require_kernel("head_loss")
     # the first call registers the operators with torch
     head_token_losses(torch.ones(1, 1, 1), torch.ones(1, 1), torch.zeros(1, 1).long())
 

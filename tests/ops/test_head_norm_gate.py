@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.head_norm_gate import head_norm_gate
-from rwkv_train.ops.native import build, toolchain
 from tests.helpers import allowed_error, assert_close, relative_rms
 from tests.ops.head_norm_cases import EPS, HeadNormCase, make_head_norm_case, run_head_norm
+from tests.ops.native_cases import require_kernel
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 # Tighter than the table's fp64: two sums over a head is all there is.
@@ -26,14 +26,7 @@ def backend(request):
 
 
 def require_native() -> None:
-    """Skips where there is no compiler; a kernel that does not compile is a failure."""
-    try:
-        toolchain.find_cpp()
-        toolchain.find_ninja()
-    except BackendError as error:
-        pytest.skip(str(error))
-    reason = build.load("head_norm_gate", "cpu")
-    assert reason is None, reason
+    require_kernel("head_norm_gate")
     # the first call registers the operator with torch
     run_head_norm(make_head_norm_case(1, 1, 1, 2), "native")
 

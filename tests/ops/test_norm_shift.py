@@ -7,10 +7,9 @@ import torch
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from rwkv_train.errors import BackendError
-from rwkv_train.ops.native import build, toolchain
 from rwkv_train.ops.norm_shift import norm_shift
 from tests.helpers import allowed_error, assert_close
+from tests.ops.native_cases import require_kernel
 from tests.ops.norm_shift_cases import NormCase, fused, make_norm_case, rounded, run_norm
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
@@ -24,14 +23,7 @@ def backend(request):
 
 
 def require_native() -> None:
-    """Skips where there is no compiler; a kernel that does not compile is a failure."""
-    try:
-        toolchain.find_cpp()
-        toolchain.find_ninja()
-    except BackendError as error:
-        pytest.skip(str(error))
-    reason = build.load("norm_shift", "cpu")
-    assert reason is None, reason
+    require_kernel("norm_shift")
     # the first call registers the operators with torch
     norm_shift(torch.ones(1, 1, 1), torch.ones(1), torch.ones(1), backend="native")
 
