@@ -5,6 +5,7 @@
 // blocks' runs, so that two levels of the tree are joined before anything is written.
 #pragma once
 
+#include "../params/launch_options.h"
 #include "../params/token_blocks.h"
 #include "vec8.cuh"
 
