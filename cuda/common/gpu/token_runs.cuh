@@ -49,7 +49,7 @@ inline int64_t run_blocks(int64_t batch, int64_t time, int64_t width) {
 }
 
 // run.template operator()<kLanes>(blocks) with the lanes of a head and the blocks to launch.
-template <typename Sizes, typename Run> int with_head_lanes(const Sizes& p, Run run) {
+template <typename Sizes, typename Run> int with_run_lanes(const Sizes& p, Run run) {
   if (p.dtype == DType::kDouble) return kUnsupported;
   const int64_t blocks = run_blocks(p.batch, p.time, p.heads * p.size);
   switch (p.size) {
