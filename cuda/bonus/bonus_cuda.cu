@@ -79,14 +79,16 @@ __global__ void __launch_bounds__(kRunThreads, 1)
 
 int rwkv_bonus_forward_cuda(const rwkv::BonusForward& params, void* stream) {
   using namespace rwkv;
-  return with_run_lanes(params, [&]<int kLanes>(int64_t blocks) {
+  const int64_t blocks = run_blocks(params.batch, params.time, params.heads * params.size);
+  return with_head_lanes(params, [&]<int kLanes>() {
     return launch(bonus::forward_kernel<kLanes>, blocks, kRunThreads, 0, stream, params);
   });
 }
 
 int rwkv_bonus_backward_cuda(const rwkv::BonusBackward& params, void* stream) {
   using namespace rwkv;
-  const int code = with_run_lanes(params, [&]<int kLanes>(int64_t blocks) {
+  const int64_t blocks = run_blocks(params.batch, params.time, params.heads * params.size);
+  const int code = with_head_lanes(params, [&]<int kLanes>() {
     return launch(bonus::backward_kernel<kLanes>, blocks, kRunThreads, kRunSharedBytes, stream,
                   params);
   });

@@ -154,14 +154,16 @@ __global__ void __launch_bounds__(kRunThreads, 1)
 
 int rwkv_head_norm_gate_forward_cuda(const rwkv::HeadNormForward& params, void* stream) {
   using namespace rwkv;
-  return with_run_lanes(params, [&]<int kLanes>(int64_t blocks) {
+  const int64_t blocks = run_blocks(params.batch, params.time, params.heads * params.size);
+  return with_head_lanes(params, [&]<int kLanes>() {
     return launch(head_norm_gate::forward_kernel<kLanes>, blocks, kRunThreads, 0, stream, params);
   });
 }
 
 int rwkv_head_norm_gate_backward_cuda(const rwkv::HeadNormBackward& params, void* stream) {
   using namespace rwkv;
-  const int code = with_run_lanes(params, [&]<int kLanes>(int64_t blocks) {
+  const int64_t blocks = run_blocks(params.batch, params.time, params.heads * params.size);
+  const int code = with_head_lanes(params, [&]<int kLanes>() {
     return launch(head_norm_gate::backward_kernel<kLanes>, blocks, kRunThreads, kRunSharedBytes,
                   stream, params);
   });

@@ -129,21 +129,6 @@ __global__ void __launch_bounds__(kRunThreads, 1)
   join_runs(sums, greplacement, to + 2 * width, place.has_channels);
 }
 
-namespace {
-
-// run.template operator()<kLanes>() with the lanes of a head.
-template <typename Run> int with_head_lanes(const KeysSizes& p, Run run) {
-  if (p.dtype == DType::kDouble) return kUnsupported;
-  switch (p.size) {
-    case 32: return run.template operator()<4>();
-    case 64: return run.template operator()<8>();
-    case 128: return run.template operator()<16>();
-    case 256: return run.template operator()<32>();
-    default: return kUnsupported;
-  }
-}
-
-}  // namespace
 }  // namespace rwkv
 
 int rwkv_keys_forward_cuda(const rwkv::KeysForward& params, void* stream) {

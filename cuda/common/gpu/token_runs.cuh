@@ -48,15 +48,14 @@ inline int64_t run_blocks(int64_t batch, int64_t time, int64_t width) {
   return run_pieces(batch, time) * ceil_div(width, kRunChannels);
 }
 
-// run.template operator()<kLanes>(blocks) with the lanes of a head and the blocks to launch.
-template <typename Sizes, typename Run> int with_run_lanes(const Sizes& p, Run run) {
+// run.template operator()<kLanes>() with the lanes of a head.
+template <typename Sizes, typename Run> int with_head_lanes(const Sizes& p, Run run) {
   if (p.dtype == DType::kDouble) return kUnsupported;
-  const int64_t blocks = run_blocks(p.batch, p.time, p.heads * p.size);
   switch (p.size) {
-    case 32: return run.template operator()<4>(blocks);
-    case 64: return run.template operator()<8>(blocks);
-    case 128: return run.template operator()<16>(blocks);
-    case 256: return run.template operator()<32>(blocks);
+    case 32: return run.template operator()<4>();
+    case 64: return run.template operator()<8>();
+    case 128: return run.template operator()<16>();
+    case 256: return run.template operator()<32>();
     default: return kUnsupported;
   }
 }
