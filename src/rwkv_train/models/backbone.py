@@ -56,7 +56,7 @@ class Block(nn.Module):
         return self._dropped(residual), carry, LayerState(att_shift, wkv, ffn_shift)
 
     def _dropped(self, residual: Residual) -> Residual:
-        if not (self.drop.training and self.drop.p > 0):
+        if not _drops(self.drop):
             return residual
         # On the whole residual stream and not on the branch alone, as in RWKV-LM.
         return Residual(self.drop(residual.total()))
@@ -217,7 +217,7 @@ class RWKV(nn.Module):
         """Returns what the first block reads, [B, T, C]: the embedding behind the first norm."""
         norm = cast(LayerNorm, self.blocks[0].ln0)
         # Dropped channels differ from place to place, and with them the norm of a token.
-        drops = self.drop.training and self.drop.p > 0
+        drops = _drops(self.drop)
         x: Tensor = norm(self.drop(self.emb(tokens))) if drops else self.emb(tokens, norm)
         return x
 
@@ -248,3 +248,8 @@ class RWKV(nn.Module):
         logits: Tensor = scores.new_zeros(B, T, self.config.vocab_size)
         logits.scatter_add_(2, seen, scores)
         return logits
+
+
+def _drops(dropout: nn.Dropout) -> bool:
+    """Tells whether a dropout changes anything now."""
+    return dropout.training and dropout.p > 0
