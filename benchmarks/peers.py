@@ -3,7 +3,7 @@
     python -m benchmarks.peers [--layers 12 --width 768 --vocab 4096 --ctx_len 512 --batch 4]
         [--precision fp32|bf16] [--weights fp32|bf16] [--versions 4567] [--rounds 5]
         [--nano_rwkv FOLDER] [--transformers FOLDER] [--fla FOLDER] [--rwkv_lm FOLDER]
-        [--keep_heap 0|1] [--picture FILE.png]
+        [--keep_heap 0|1] [--products chosen|torch] [--picture FILE.png]
 
 A GPT with torch's fused attention is always there; the others are told when they are absent.
 Every round makes one step of each and one plain product [B T, D] x [D, 4 D]; the figures are
@@ -11,7 +11,8 @@ medians over rounds of tokens/s, of the ratio to the GPT and to nanoRWKV in the 
 the step's products with weights per second as a share of the plain product's rate in that round.
 All share one process and one allocator. Ours is trained as `train.py` does (its head loss with
 L2Wrap, its optimizer); the others with cross entropy and torch's fused AdamW. --weights bf16: ours
-with fp32 masters, the others without any, which is less work.
+with fp32 masters, the others without any, which is less work. On a CPU fp32 products are those that
+`train.py` chooses, for all alike; --products torch: as torch takes them.
 
 Before anything is timed, a peer that computes the function of one of our versions gives that its
 weights, and the losses of both are compared.
@@ -42,6 +43,7 @@ from benchmarks.whole_step import (
     plain_optimizer,
     plain_product,
     product_flops,
+    products_chosen,
     random_batch,
     seconds_of,
     training_step,
@@ -85,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     dtype = dtype_named(options.precision)
     print(
         f"{machine(device)}; {shape}, products in {options.precision}, weights in "
-        f"{options.weights}, heap {heap}",
+        f"{options.weights}, heap {heap}, products {products_chosen(device, options.products)}",
         flush=True,
     )
     peers = present_peers(options, shape, device)
@@ -281,6 +283,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--versions", default="4567")
     parser.add_argument("--keep_heap", type=int, choices=(0, 1), default=1)
+    parser.add_argument("--products", choices=("chosen", "torch"), default="chosen")
     for flag, adapter in ADAPTERS.items():
         parser.add_argument(f"--{flag}", metavar="FOLDER", help=(adapter.__doc__ or "").rstrip("."))
     parser.add_argument("--picture", type=Path)

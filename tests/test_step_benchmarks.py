@@ -146,7 +146,8 @@ def test_peers_are_timed_in_turn_and_the_absent_are_told(
 ):
     (tmp_path / "model.py").write_text(NANO)
     sizes = [f"--{name}={value}" for name, value in SHAPE._asdict().items()]
-    rest = ["--versions=4", "--rounds=1", "--keep_heap=0", f"--nano_rwkv={tmp_path}"]
+    rest = ["--versions=4", "--rounds=1", f"--nano_rwkv={tmp_path}"]
+    rest += ["--keep_heap=0", "--products=torch"]
     picture = tmp_path / "peers.png"
     bf16 = ["--precision=bf16", "--weights=bf16", f"--picture={picture}", f"--fla={tmp_path}"]
     assert peers.main([*sizes, *rest, *bf16]) == 0
