@@ -86,14 +86,14 @@ training.checkpointing: distributed module optim progress
 training.distributed: environment launchers optim
 training.kept_heap: environment
 training.loader: kept_heap signals
-training.module: carried_state distributed optim
+training.module: carried_state distributed optim work_clock
 training.reporting: progress start
 training.run: bad_steps checkpointing distributed environment kept_heap launchers loader
     module optim progress reporting start step_callback trainer validation
 training.start: carried_state checkpointing distributed environment optim progress
 training.step_callback: bad_steps checkpointing distributed module optim progress
     reporting signals validation
-training.trainer: distributed
+training.trainer: distributed fp32_products
 training.validation: checkpointing module progress reporting start
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or
