@@ -124,13 +124,15 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Returns how long one call takes."""
+def seconds_of(
+    work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Returns how long one call takes by `clock`."""
     wait(device)
-    began = time.perf_counter()
+    began = clock()
     work()
     wait(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:

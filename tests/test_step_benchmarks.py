@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import peers
 from benchmarks.peer_adapters import AbsentPeerError, Peer, nano_rwkv
-from benchmarks.peers import Contestant, same_loss, timed_rounds, timing_of
+from benchmarks.peer_contestants import Contestant, as_torch_multiplies
+from benchmarks.peers import same_loss, timed_rounds, timing_of
 from benchmarks.step_operators import (
     ELEMENTWISE,
     FUSED,
@@ -139,6 +140,21 @@ def test_a_peer_of_the_same_function_has_our_loss(
     peer = Peer("mine", model, loss, ("emb.weight",), write)
     assert same_loss(peer, SHAPE, CPU, torch.float32) == (factor == 1)
     assert ("ANOTHER FUNCTION" in capsys.readouterr().out) == (factor != 1)
+
+
+def test_a_peer_can_be_timed_with_the_products_of_torch_among_others(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    precision = ["medium"]
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision[-1])
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", precision.append)
+    seen: list[str] = []
+    given = Contestant("GPT", lambda: seen.append(precision[-1]), 1.0, 2)
+    alike = as_torch_multiplies(given)
+    alike.step()
+    assert seen == ["highest"]
+    assert precision[-1] == "medium"
+    assert alike.name != given.name and alike[2:] == given[2:]
 
 
 def test_peers_are_timed_in_turn_and_the_absent_are_told(

@@ -57,12 +57,12 @@ def ticking(seconds: int) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("options", "work"),
     [
-        # forward, backward, norm and update
-        ({}, 4),
+        # release, forward, backward, norm and update
+        ({}, 5),
         # of two micro batches
-        ({"accumulate_grad_batches": 2}, 6),
+        ({"accumulate_grad_batches": 2}, 7),
         # an optimizer of two parts
-        ({"optimizer": "muon"}, 4),
+        ({"optimizer": "muon"}, 5),
     ],
 )
 def test_a_run_tells_the_share_of_a_step_that_is_not_the_model(

@@ -110,6 +110,12 @@ class TrainingModule(pl.LightningModule):
         super().optimizer_step(*arguments, **options)
         self._work.end()
 
+    def optimizer_zero_grad(self, *arguments: Any, **options: Any) -> None:
+        """Releases the gradients of the step before."""
+        self._work.begin()
+        super().optimizer_zero_grad(*arguments, **options)
+        self._work.end()
+
     def loop_share(self, seconds: float) -> float | None:
         """Returns the share of a step's `seconds` that was not the model's work; None: unknown.
 

@@ -1,4 +1,4 @@
-"""Measures how much of a step's time is the model's own: forward, backward, norm and update."""
+"""Measures how much of a step's time is the model's own, from forward to the gradients' release."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ class StepRecord:
 
     step counts from 0; loss is the mean over the step's global batch before the update; grad_norm
     is the global L2 norm before clipping; tokens were seen after the step; loop_share is the share
-    of the step's time that was neither forward, backward, norm nor update, None where the host
-    runs ahead of a card.
+    of the step's time that was neither forward, backward, norm, update nor the gradients' release,
+    None where the host runs ahead of a card.
     """
 
     step: int
