@@ -48,11 +48,13 @@ data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
-inference.__main__: generate loading sampling
-inference.generate: sampling streaming
+inference.__main__: generate loading machine sampling
+inference.generate: engine sampling streaming
+inference.opening: loading machine
 models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone
+models.initial_state: backbone layers state
 models.parameters: adapters backbone registry table
 models.registry: backbone sizes
 models.residual: layers

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
+from rwkv_train.inference.engine.engine import Engine
 from rwkv_train.inference.sampling import Sampler
 from rwkv_train.inference.streaming import TextStream
 from rwkv_train.models.backbone import RWKV
-from rwkv_train.models.row_chunks import read_in_chunks
 from rwkv_train.models.state import ModelState
 
-# Tokens read at once: bounds the memory of a long prompt, which is read piece by piece.
-PREFILL = 1024
 
-
-@torch.no_grad()
 def prefill(model: RWKV, tokens: list[int]) -> tuple[Tensor, ModelState]:
     """Returns the logits [V] after the last of `tokens` (at least one) and the state there."""
-    assert tokens, "a prompt has at least one token"
-    device = model.emb.weight.device
-    row = torch.tensor([tokens], device=device)
-
-    def read(part: slice, state: ModelState | None) -> tuple[Tensor, ModelState]:
-        x, state_after = model.features(row[:, part], state)
-        # A view would keep the features of the whole piece alive.
-        return x[:, -1:].clone(), state_after
-
-    lasts, state = read_in_chunks(read, len(tokens), PREFILL, None)
-    logits: Tensor = model.head(lasts[-1])
-    return logits[0, 0], state
+    logits, states = Engine(model).prefill([tokens])
+    return logits[0], states[0].alone()
 
 
-@torch.no_grad()
 def generate_tokens(
     model: RWKV,
     prompt: list[int],
@@ -48,15 +32,14 @@ def generate_tokens(
     An empty prompt stands for the start of a document.
     """
     # Training data ends every document with this token: it stands before every next one.
-    logits, state = prefill(model, prompt or [END_OF_DOCUMENT])
+    engine = Engine(model)
+    logits, states = engine.prefill([prompt or [END_OF_DOCUMENT]])
     for _ in range(max_tokens):
-        token = sampler.draw(logits)
+        token = sampler.draw(logits[0])
         if token == end:
             return
         yield token
-        step = torch.tensor([[token]], device=logits.device)
-        all_logits, state = model(step, state)
-        logits = all_logits[0, 0]
+        logits, states = engine.step([token], states)
 
 
 def generate_text(
