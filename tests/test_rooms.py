@@ -49,8 +49,10 @@ data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
 inference.__main__: generate loading machine sampling
-inference.generate: engine sampling streaming
+inference.generate: engine writing writing_together
 inference.opening: loading machine
+inference.writing: stop_texts streaming
+inference.writing_together: engine writing
 models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
 from rwkv_train.inference.engine.engine import Engine
-from rwkv_train.inference.sampling import Sampler
-from rwkv_train.inference.streaming import TextStream
+from rwkv_train.inference.writing import Draws, TextWriter
+from rwkv_train.inference.writing_together import ReadSequence, WrittenTexts
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.state import ModelState
 
@@ -23,7 +23,7 @@ def prefill(model: RWKV, tokens: list[int]) -> tuple[Tensor, ModelState]:
 def generate_tokens(
     model: RWKV,
     prompt: list[int],
-    sampler: Sampler,
+    sampler: Draws,
     max_tokens: int,
     end: int | None = END_OF_DOCUMENT,
 ) -> Iterator[int]:
@@ -34,28 +34,27 @@ def generate_tokens(
     # Training data ends every document with this token: it stands before every next one.
     engine = Engine(model)
     logits, states = engine.prefill([prompt or [END_OF_DOCUMENT]])
-    for _ in range(max_tokens):
+    for drawn in range(1, max_tokens + 1):
         token = sampler.draw(logits[0])
         if token == end:
             return
         yield token
-        logits, states = engine.step([token], states)
+        if drawn < max_tokens:
+            logits, states = engine.step([token], states)
 
 
 def generate_text(
-    model: RWKV, tokenizer: Tokenizer, prompt: str, sampler: Sampler, max_tokens: int
+    model: RWKV, tokenizer: Tokenizer, prompt: str, sampler: Draws, max_tokens: int
 ) -> Iterator[str]:
     """Yields the generated text as it comes, in pieces that end between characters.
 
     Rows of the head beyond the tokenizer's tokens (padding) stand for no text and are skipped.
     """
     tokens = tokenizer.encode(prompt)
-    stream = TextStream(tokenizer, tokens)
-    end = tokenizer.end_of_document
-    for token in generate_tokens(model, tokens, sampler, max_tokens, end):
-        piece = stream.add(token) if token < tokenizer.vocab_size else ""
-        if piece:
-            yield piece
-    rest = stream.finish()
-    if rest:
-        yield rest
+    engine = Engine(model)
+    # As in `generate_tokens`: the start of a document.
+    logits, (state,) = engine.prefill([tokens or [END_OF_DOCUMENT]])
+    writer = TextWriter(tokenizer, sampler, max_tokens=max_tokens, last_tokens=tokens)
+    written = WrittenTexts(engine, tokenizer, [ReadSequence(state, logits[0])], [writer])
+    for _, piece in written.pieces():
+        yield piece

@@ -81,7 +81,8 @@ class Sampler:
 def sequence_generator(seed: int, index: int = 0) -> torch.Generator:
     """Returns the random numbers of one sequence among those of a seed.
 
-    The first sequence has those that torch gives for the seed. They do not depend on how many other sequences there are, nor on their lengths.
+    The first sequence has those that torch gives for the seed. They do not depend on how many other
+    sequences there are, nor on their lengths.
     """
     if index:
         seed = int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:8], "big") >> 1
