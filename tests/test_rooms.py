@@ -48,8 +48,10 @@ data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
-inference.__main__: generate loading machine sampling
+inference.__main__: generating model_flags prompt_file
 inference.generate: engine writing writing_together
+inference.generating: engine model_flags sampling speed writing writing_together
+inference.model_flags: machine opening sampling
 inference.opening: loading machine
 inference.writing: stop_texts streaming
 inference.writing_together: engine writing

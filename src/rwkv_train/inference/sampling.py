@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ class SamplingOptions:
     temperature: 0 takes the likeliest token. top_k: 0 is off. top_p: 1 is off.
     presence_penalty is subtracted from the logit of every token generated so far,
     frequency_penalty once for every time it was; the counts fade by penalty_decay a token.
+    order: which comes first, the temperature or the choice of the likeliest by top_k and top_p.
+    The programs around ChatRWKV choose first, by the model's own probabilities; at temperature 1
+    there is no difference.
     """
 
     temperature: float = 1.0
@@ -34,6 +38,7 @@ class SamplingOptions:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     penalty_decay: float = 0.996
+    order: Literal["temperature", "top_p"] = "temperature"
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
@@ -74,7 +79,11 @@ class Sampler:
         options = self.options
         if options.temperature == 0:
             return int(logits.argmax())
-        logits = keep_likely(logits / options.temperature, top_k=options.top_k, top_p=options.top_p)
+        if options.order == "temperature":
+            logits = logits / options.temperature
+        logits = keep_likely(logits, top_k=options.top_k, top_p=options.top_p)
+        if options.order == "top_p":
+            logits = logits / options.temperature
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
 
 

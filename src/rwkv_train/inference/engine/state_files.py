@@ -92,6 +92,15 @@ def load_sequence(path: Path, engine: Engine) -> SavedSequence:
     return SavedSequence(state, moved, facts["about"])
 
 
+def is_sequence_file(path: Path) -> bool:
+    """Tells whether a file is one that `save_sequence` wrote, for whatever model."""
+    try:
+        _read(path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give a file that was saved as a state")
