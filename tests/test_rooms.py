@@ -49,6 +49,7 @@ data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
 inference.__main__: generating model_flags prompt_file
+inference.chat: engine model_flags sampling writing writing_together
 inference.generate: engine writing writing_together
 inference.generating: engine model_flags sampling speed writing writing_together
 inference.model_flags: machine opening sampling

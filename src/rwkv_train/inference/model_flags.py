@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -40,8 +40,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, defaults: dict[str, float | str]) -> None:
-    """Adds the flags of the sampling; defaults: of all of them, by name."""
+def add_sampling_flags(
+    parser: argparse.ArgumentParser, defaults: Mapping[str, float | str | None]
+) -> None:
+    """Adds the flags of the sampling; defaults: of all of them, by name; None: said elsewhere."""
     for name, (kind, text) in _SAMPLING.items():
         parser.add_argument(f"--{name}", type=kind, default=defaults[name], help=text)
     parser.add_argument(
