@@ -44,7 +44,7 @@ class Round:
 
 @dataclass
 class _Writing:
-    """How far the last answer has come, with the thought in it.
+    """The last answer as far as it has come, with the thought in it.
 
     text: all behind the opening.  behind: the sequence there.
     """
@@ -86,7 +86,7 @@ class Conversation:
 
     @property
     def tokens(self) -> list[int]:
-        """What the model has read, thoughts and an unanswered message aside."""
+        """The tokens that the model has read, thoughts and an unanswered message aside."""
         answered = [one for one in self.rounds if one.answer]
         return [t for one in answered for t in (*one.question_tokens, *one.answer_tokens)]
 

@@ -11,6 +11,10 @@ from rwkv_train.errors import DataError
 FENCE = '"""'
 
 
+class MessageAbandonedError(Exception):
+    """Raised in place of a line when the writer gives the message up, by Ctrl-C."""
+
+
 def input_lines(prompt: str, following: str) -> Callable[[bool], str | None]:
     """Returns a function that gives the next line, without its end; None: there are no more.
 
@@ -26,6 +30,10 @@ def input_lines(prompt: str, following: str) -> Callable[[bool], str | None]:
     def ask(further: bool) -> str | None:
         try:
             return input(following if further else prompt)
+        except KeyboardInterrupt:
+            print()
+            print("Ctrl-D leaves", file=sys.stderr)
+            raise MessageAbandonedError from None
         except EOFError:
             print()
             return None
@@ -39,21 +47,33 @@ def read_messages(next_line: Callable[[bool], str | None]) -> Iterator[str]:
     A line is one, unless it ends in a backslash, which a further line takes the place of, or is
     """, which begins a message that the next such line ends. Raises DataError when that is missing.
     '''
-    while (line := next_line(False)) is not None:
-        if line.strip() == FENCE:
-            lines = []
-            while (line := next_line(True)) is not None and line.strip() != FENCE:
-                lines.append(line)
-            if line is None:
-                raise DataError(f"a message that begins with {FENCE} has no such line at its end")
-            message = "\n".join(lines)
-        else:
-            message = line.removesuffix("\\")
-            while line.endswith("\\"):
-                line = next_line(True) or ""
-                message += "\n" + line.removesuffix("\\")
+    while True:
+        try:
+            message = _next_message(next_line)
+        except MessageAbandonedError:
+            continue
+        if message is None:
+            return
         if message.strip():
             yield message
+
+
+def _next_message(next_line: Callable[[bool], str | None]) -> str | None:
+    line = next_line(False)
+    if line is None:
+        return None
+    if line.strip() == FENCE:
+        lines = []
+        while (line := next_line(True)) is not None and line.strip() != FENCE:
+            lines.append(line)
+        if line is None:
+            raise DataError(f"a message that begins with {FENCE} has no such line at its end")
+        return "\n".join(lines)
+    message = line.removesuffix("\\")
+    while line.endswith("\\"):
+        line = next_line(True) or ""
+        message += "\n" + line.removesuffix("\\")
+    return message
 
 
 def _piped_line() -> str | None:
