@@ -195,3 +195,19 @@ def test_every_sequence_of_a_seed_has_random_numbers_of_its_own():
     assert len({tuple(row) for row in found}) == 6 and numbers(2, 1) == found[4]
     own = torch.randint(1 << 30, (4,), generator=torch.Generator().manual_seed(1))
     assert found[0] == own.tolist()
+
+
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.5), (0, 0.999), (300, 0.97), (5000, 1.0), (0, 1.0)])
+def test_of_a_large_vocabulary_the_same_tokens_are_kept_as_by_sorting_all(top_k, top_p):
+    logits = torch.randn(6000, generator=torch.Generator().manual_seed(1))
+    ordered, order = logits.sort(descending=True)
+    before = ordered.double().softmax(-1).cumsum(-1).roll(1)
+    before[0] = 0.0
+    keep = (before < top_p) & (torch.arange(6000) < (top_k or 6000))
+    found = keep_likely(logits, top_k=top_k, top_p=top_p)
+    assert set(found.isfinite().nonzero().flatten().tolist()) == set(order[keep].tolist())
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    with pytest.raises(ConfigError, match="NaN or infinity"):
+        sampler().draw(torch.tensor([0.0, torch.nan, 1.0]))

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from rwkv_train.errors import ConfigError
 
+# Of the likeliest tokens, as many as are put in order at first.
+_LOOKED_AT = 256
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -61,13 +64,22 @@ class Sampler:
     _counts: dict[int, float] = field(default_factory=dict)
 
     def draw(self, logits: Tensor) -> int:
-        """Returns the next token for logits [V]."""
+        """Returns the next token for logits [V]; raises ConfigError when they are no numbers."""
         options = self.options
         # The generator is the CPU's, so that a seed gives the same draws on every device.
         # A copy, because the penalties are subtracted in place and the logits are the caller's.
         logits = logits.detach().to("cpu", torch.float32, copy=True)
-        for token, count in self._counts.items():
-            logits[token] -= options.presence_penalty + count * options.frequency_penalty
+        if not bool(logits.isfinite().all()):
+            raise ConfigError(
+                "the model's output holds NaN or infinity: its numbers have become too large; give "
+                "--precision fp32 or bf16, or another checkpoint"
+            )
+        if self._counts and (options.presence_penalty or options.frequency_penalty):
+            penalties = [
+                options.presence_penalty + count * options.frequency_penalty
+                for count in self._counts.values()
+            ]
+            logits[list(self._counts)] -= torch.tensor(penalties)
         token = self._choose(logits)
         # Faded before the new token is counted, so that it weighs fully next time.
         for known in self._counts:
@@ -104,14 +116,22 @@ def keep_likely(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
     Unlikely is what lies outside the top_k largest, or outside the smallest set of likeliest tokens
     whose probabilities reach top_p.
     """
-    ordered, order = logits.sort(descending=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if top_k > 0:
-        keep[top_k:] = False
-    if top_p < 1:
-        probability = ordered.softmax(-1)
-        # what comes before a token has not yet reached top_p
-        keep &= probability.cumsum(-1) - probability < top_p
+    most = min(top_k, len(logits)) if top_k > 0 else len(logits)
+    if top_p >= 1 and most == len(logits):
+        return logits
+    total = logits.logsumexp(-1)
+    # Few tokens hold nearly all the probability: sorting all would take longer than the model.
+    size = min(most, _LOOKED_AT) if top_p < 1 else most
+    while True:
+        ordered, order = logits.topk(size)
+        keep = torch.ones_like(ordered, dtype=torch.bool)
+        if top_p < 1:
+            probability = (ordered - total).exp()
+            # what comes before a token has not yet reached top_p
+            keep = probability.cumsum(-1) - probability < top_p
+        if size == most or not keep[-1]:
+            break
+        size = min(most, 16 * size)
     # A top_p of 0 keeps nothing by itself.
     keep[0] = True
     result = torch.full_like(logits, -torch.inf)
