@@ -57,6 +57,14 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} ({self.hint})\n")
 
 
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows in a program's help the values of flags that are left out, where they have any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_value = action.default not in (None, False, "", [])
+        return super()._get_help_string(action) if has_value else action.help
+
+
 @contextmanager
 def packages_named() -> Iterator[None]:
     """Leaves the program with status 2, and a line on how to get it, where a package is missing."""
