@@ -40,6 +40,7 @@ CHAT = {
     "no template": (f"{M} --chat_template gone.yaml", "", ["gone.yaml", "world"]),
     "no tools": (f"{M} --tools {{empty}}", "", ["empty.txt", "no function"]),
     "no conversation": (f"{M} --load {{plain}}", "", ["plain.state", "without a conversation"]),
+    "two systems": (f"{M} --load {{talk}} --system S", "", ["--load", "leave --system"]),
     "another template": (f"{M} --load {{talk}} --chat_template {{yaml}}", "", ["template"]),
     "an unknown command": (M, "/rety\n", ["/rety", "perhaps you meant /retry"]),
     "a command without a file": (M, "/save\n", ["/save needs FILE"]),

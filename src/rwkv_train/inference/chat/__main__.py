@@ -98,6 +98,11 @@ def _chat(a: argparse.Namespace) -> None:
     if not all(a.stop):
         raise ConfigError("--stop is an empty text, which would end every answer at once")
     a.stop = [text.replace("\\n", "\n") for text in a.stop]
+    if a.load is not None and (a.system or a.tools):
+        raise ConfigError(
+            "--load brings the system's text along; leave --system and --tools out, or begin anew "
+            "without --load"
+        )
     from rwkv_train.inference.chat.answer_openings import thinking
 
     thinking(a.think)
