@@ -30,6 +30,7 @@ GENERATE = {
     "another model's": (f"{M} --load_state {{other}} x", ["other.state", "another model"]),
     "no adapter": (f"{M} --lora {{model}} x", ["rwkv-final.pth", "no low-rank adapter"]),
     "a missing adapter": (f"{M} --lora gone.safetensors x", ["gone.safetensors", "not exist"]),
+    "a negative seed": (f"{M} --seed -1 x", ["--seed -1", "between 0"]),
     "an unknown order": (f"{M} --sampling_order both x", ["both", "top_p"]),
 }
 CHAT = {
