@@ -114,10 +114,11 @@ class ExportTarget(ABC):
         """Returns the logits of every prompt, computed by the target's library from the files.
 
         In fp32 where the library allows, whatever the stored format: the reference is ours with
-        the numbers that `read_back` gives.
+        the numbers that `read_back` gives.  Raises CheckpointError when a library that is here
+        cannot read what was written.
         """
 
-    def largest_error(self, options: ExportOptions) -> float:
+    def largest_error(self, model: SourceModel, options: ExportOptions) -> float:
         """Returns the relative difference of logits that the library's own arithmetic explains."""
         return LARGEST_ERROR
 

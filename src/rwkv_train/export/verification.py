@@ -135,7 +135,7 @@ def compare_logits(
         for tokens, reference in zip(prompts, references):
             report.cast.add(reference, logits_at_once(before, tokens))
         del before
-    report.largest = max(target.largest_error(options), 4 * report.ours.error)
+    report.largest = max(target.largest_error(model, options), 4 * report.ours.error)
     found = target.logits(path, model, prompts)
     if isinstance(found, Unavailable):
         report.unavailable = found.reason

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rwkv_train.errors import CheckpointError
 from rwkv_train.export.model_source import SourceModel
-from rwkv_train.export.target import TargetLogits, Unavailable
+from rwkv_train.export.target import TargetLogits
 
 # argv: the model without its suffix, a file with the job, a file for the result, version 7 or not.
 _PROGRAM = """
@@ -37,10 +38,11 @@ torch.save({"version": version("rwkv"), "results": results}, sys.argv[3])
 """
 
 
-def package_logits(
-    path: Path, model: SourceModel, prompts: list[list[int]]
-) -> list[TargetLogits] | Unavailable:
-    """Returns the logits of GPT mode (at once) and of RNN mode (one by one)."""
+def package_logits(path: Path, model: SourceModel, prompts: list[list[int]]) -> list[TargetLogits]:
+    """Returns the logits of GPT mode (at once) and of RNN mode (one by one).
+
+    Raises CheckpointError when the package fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         job, result = Path(folder, "job.pth"), Path(folder, "result.pth")
         torch.save({"prompts": prompts, "start": package_start(model)}, job)
@@ -50,7 +52,7 @@ def package_logits(
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             reason = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-            return Unavailable(f"the rwkv package failed ({reason})")
+            raise CheckpointError(f"the rwkv package cannot use {path.name}: {reason}")
         found = torch.load(result)
     library = f"rwkv {found['version']}"
     return [TargetLogits(library, at_once, rows) for at_once, rows in found["results"]]
