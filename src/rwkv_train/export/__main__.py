@@ -138,7 +138,7 @@ def _export(a: argparse.Namespace) -> None:
     export_model(model, target, ExportOptions(precision), out, check=bool(a.check), card=card)
     if a.hub_push:
         uploads = uploads_of(out, card_path(out) if card else None)
-        push_uploads(uploads, a.hub_push, private=not a.hub_public, agreed=a.yes)
+        push_uploads(uploads, a.hub_push, out=out, private=not a.hub_public, agreed=a.yes)
 
 
 if __name__ == "__main__":

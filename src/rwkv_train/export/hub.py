@@ -48,6 +48,7 @@ def push_uploads(
     uploads: list[Upload],
     repository: str,
     *,
+    out: Path,
     private: bool,
     agreed: bool,
     endpoint: str | None = None,
@@ -57,7 +58,8 @@ def push_uploads(
     """Lists the files, asks unless `agreed`, and uploads them in one commit; False: not agreed.
 
     The repository is made, private or public, where it does not exist; what is there under other
-    names stays.  endpoint, token: None: as huggingface_hub is set up.  Raises CheckpointError.
+    names stays.  out: the export, named in messages.  endpoint, token: None: as huggingface_hub is
+    set up.  Raises CheckpointError.
     """
     total = sum(upload.file.stat().st_size for upload in uploads)
     kind = "private" if private else "public"
@@ -84,7 +86,7 @@ def push_uploads(
         raise CheckpointError(
             f"--hub_push {repository} failed: {short_reason(error)}; the export itself is complete "
             f"on this disk. Log in by `hf auth login`, and try again by: hf upload {repository} "
-            f"{uploads[0].file if len(uploads) == 1 else uploads[0].file.parent}"
+            f"{out}"
         ) from error
     print(f"uploaded: {done.commit_url}")
     return True
