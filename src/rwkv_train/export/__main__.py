@@ -79,6 +79,12 @@ def export_parser() -> argparse.ArgumentParser:
         help="write a model card with the facts of the run: README.md in a folder, NAME.README.md "
         "next to a file (default 1)",
     )
+    _add_hub_flags(p)
+    return p
+
+
+def _add_hub_flags(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
     add(
         "--hub_push",
         metavar="OWNER/NAME",
@@ -86,7 +92,6 @@ def export_parser() -> argparse.ArgumentParser:
     )
     add("--hub_public", action="store_true", help="make a new repository public, not private")
     add("--yes", action="store_true", help="upload without asking")
-    return p
 
 
 @program

@@ -61,12 +61,7 @@ def push_uploads(
     names stays.  out: the export, named in messages.  endpoint, token: None: as huggingface_hub is
     set up.  Raises CheckpointError.
     """
-    total = sum(upload.file.stat().st_size for upload in uploads)
-    kind = "private" if private else "public"
-    print(f"to upload to {repository} (made as {kind} if it does not exist):")
-    for upload in uploads:
-        print(f"  {upload.file.stat().st_size:16,} bytes  {upload.name}")
-    print(f"  {total:16,} bytes  in all")
+    _list(uploads, repository, private=private)
     if not agreed and not _agrees(ask):
         print("nothing was uploaded")
         return False
@@ -90,6 +85,15 @@ def push_uploads(
         ) from error
     print(f"uploaded: {done.commit_url}")
     return True
+
+
+def _list(uploads: list[Upload], repository: str, *, private: bool) -> None:
+    total = sum(upload.file.stat().st_size for upload in uploads)
+    kind = "private" if private else "public"
+    print(f"to upload to {repository} (made as {kind} if it does not exist):")
+    for upload in uploads:
+        print(f"  {upload.file.stat().st_size:16,} bytes  {upload.name}")
+    print(f"  {total:16,} bytes  in all")
 
 
 def _agrees(ask: Callable[[str], str]) -> bool:
