@@ -64,3 +64,8 @@ def open_model(
     )
     found = tokenizer_of(path, model.config.vocab_size, tokenizer)
     return LoadedModel(model, found, initial_state(model))
+
+
+def _require_known(name: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ConfigError(f"{name} is {given!r}, expected one of {', '.join(known)}")
