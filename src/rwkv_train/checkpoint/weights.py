@@ -228,7 +228,7 @@ def _clean(path: Path, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for key, value in entries.items()
         if key.split(".")[-1] not in ("copy_mask", "tiny_mask")
     }
-    return checkpoint_keys(path, without_wrappers(path, kept), Tensor.t)
+    return checkpoint_keys(path, without_wrappers(path, kept))
 
 
 def _require_model(path: Path, tensors: Mapping[str, Tensor]) -> None:
