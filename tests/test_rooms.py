@@ -48,6 +48,13 @@ data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
+export.__main__: exporting model_source target target_table
+export.exporting: model_source target verification
+export.target: model_source
+export.target_table: target targets
+export.targets: model_source target tokenizer_folder
+export.tokenizer_folder: model_source world_definition
+export.verification: model_source reference_logits target
 inference.__main__: generate loading sampling
 inference.generate: sampling streaming
 models.adapters: backbone layers table
