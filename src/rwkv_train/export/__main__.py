@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_train.command_line import OneLineParser, invoked_name, path_argument, program
-from rwkv_train.errors import TrainerError
+from rwkv_train.errors import ConfigError, TrainerError
 from rwkv_train.processors import prepare_threads
 
 # Every target, with what reads it; `target_table.py` has the same names, and a test compares.
@@ -16,8 +16,12 @@ TARGET_WORDS = {
     "pth": "RWKV-LM, pip's rwkv, RWKV Runner",
     "safetensors": "a plain file of weights",
     "transformers": "RWKV-4: transformers' RwkvForCausalLM",
+    "fla": "RWKV-6, 7: flash-linear-attention",
+    "rwkv7-hf": "RWKV-7: rwkv7-hf, the same folder",
+    "gguf": "RWKV-6, 7: llama.cpp, Ollama",
+    "web-rwkv": "web-rwkv and Ai00, .st",
 }
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "q8_0")
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -48,7 +52,8 @@ def export_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="of the numbers written; auto: the model's own",
+        help="of the numbers written, q8_0 for gguf only; auto: the model's own, or the only one "
+        "that the target has",
     )
     add("--lora", type=path_argument, metavar="FILE", help="adapter to merge into the model")
     add(
@@ -62,6 +67,12 @@ def export_parser() -> argparse.ArgumentParser:
         type=path_argument,
         metavar="NAME",
         help="world, bytes, a tokenizer.json or a vocabulary as .txt; else the run's own",
+    )
+    add(
+        "--gguf_eot",
+        metavar="ID",
+        help="for gguf: the token at which llama.cpp also ends an answer, or none (default 261, a "
+        "blank line, for the World vocabulary, as all published files have it)",
     )
     add(
         "--check",
@@ -102,6 +113,8 @@ def _export(a: argparse.Namespace) -> None:
     from rwkv_train.export.target_table import target_named
 
     target, out = target_named(a.to), Path(a.output)
+    if a.gguf_eot is not None and target.name != "gguf":
+        raise ConfigError(f"--gguf_eot {a.gguf_eot} is for --to gguf only; leave it out")
     # Before gigabytes are read in vain.
     require_free(out, target)
     model = read_source(
@@ -112,8 +125,10 @@ def _export(a: argparse.Namespace) -> None:
     )
     names = {dtype: name for name, dtype in DTYPES.items() if name != "tf32"}
     precision = names.get(model.dtype, "fp32") if a.precision == "auto" else a.precision
+    if a.precision == "auto" and len(target.precisions) == 1:
+        (precision,) = target.precisions
     print(f"{a.load_model}: {model.in_words()}")
-    export_model(model, target, ExportOptions(precision), out, check=bool(a.check))
+    export_model(model, target, ExportOptions(precision, a.gguf_eot), out, check=bool(a.check))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,223 @@
+"""Computes with llama.cpp through its C interface; a program of its own.
+
+    python llama_cpp_child.py MODEL.gguf JOB.json RESULT.npz
+
+The wheel xllamacpp holds the library. A file that llama.cpp does not like may end the process, so
+it must not be ours. Job: prompts (lists of ids), texts (strings to tokenize), messages (pairs of
+role and text to lay out). Result: at_once_I and one_by_one_I, fp32 [T, V]; ids_I; laid_out, UTF-8.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# More than either structure of settings has. They are only passed on, and a callee reads no more
+# of an argument on the stack than it knows.
+_SETTINGS_BYTES = 1024
+_THREADS = 1
+
+
+class _Settings(ctypes.Structure):
+    _fields_ = (("content", ctypes.c_char * _SETTINGS_BYTES),)
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.POINTER(ctypes.c_float)),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+class _Message(ctypes.Structure):
+    _fields_ = (("role", ctypes.c_char_p), ("content", ctypes.c_char_p))
+
+
+_Log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_POINTER, _INT, _TEXT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
+# Function -> what it returns, what it takes.
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "llama_backend_init": (None, ()),
+    "llama_log_set": (None, (_Log, _POINTER)),
+    "llama_model_default_params": (_Settings, ()),
+    "llama_model_load_from_file": (_POINTER, (_TEXT, _Settings)),
+    "llama_context_default_params": (_Settings, ()),
+    "llama_init_from_model": (_POINTER, (_POINTER, _Settings)),
+    "llama_set_n_threads": (None, (_POINTER, _INT, _INT)),
+    "llama_get_memory": (_POINTER, (_POINTER,)),
+    "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
+    "llama_batch_init": (_Batch, (_INT, _INT, _INT)),
+    "llama_batch_free": (None, (_Batch,)),
+    "llama_decode": (_INT, (_POINTER, _Batch)),
+    "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), (_POINTER, _INT)),
+    "llama_model_get_vocab": (_POINTER, (_POINTER,)),
+    "llama_model_chat_template": (_TEXT, (_POINTER, _TEXT)),
+    "llama_vocab_n_tokens": (_INT, (_POINTER,)),
+    "llama_vocab_is_eog": (ctypes.c_bool, (_POINTER, _INT)),
+    "llama_tokenize": (
+        _INT,
+        (_POINTER, _TEXT, _INT, ctypes.POINTER(_INT), _INT, ctypes.c_bool, ctypes.c_bool),
+    ),
+    "llama_token_to_piece": (_INT, (_POINTER, _INT, _TEXT, _INT, _INT, ctypes.c_bool)),
+    "llama_chat_apply_template": (
+        _INT,
+        (_TEXT, ctypes.POINTER(_Message), ctypes.c_size_t, ctypes.c_bool, _TEXT, _INT),
+    ),
+}
+
+
+def library_path() -> Path | None:
+    """Returns the file of xllamacpp that exports llama.cpp's functions, None when not installed."""
+    found = importlib.util.find_spec("xllamacpp")
+    for folder in (found and found.submodule_search_locations) or ():
+        for path in sorted(Path(folder).glob("xllamacpp*")):
+            if path.suffix in (".so", ".pyd", ".dylib"):
+                return path
+    return None
+
+
+class LlamaModel:
+    """A GGUF file that llama.cpp has loaded; raises ValueError with its words where it refuses."""
+
+    def __init__(self, path: Path) -> None:
+        library = library_path()
+        if library is None:
+            raise ValueError("the package xllamacpp is not installed")
+        self._calls = ctypes.CDLL(str(library))
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(self._calls, name)
+            function.restype, function.argtypes = result, arguments
+        self._said: list[str] = []
+        # Kept, for the library calls it as long as it lives.
+        self._log = _Log(lambda level, text, _: self._said.append(text.decode(errors="replace")))
+        self._calls.llama_log_set(self._log, None)
+        self._calls.llama_backend_init()
+        settings = self._calls.llama_model_default_params()
+        self._model = self._calls.llama_model_load_from_file(str(path).encode(), settings)
+        if not self._model:
+            raise ValueError(self._last_words())
+        self._vocab = self._calls.llama_model_get_vocab(self._model)
+        self.vocab_size = int(self._calls.llama_vocab_n_tokens(self._vocab))
+        # 512 positions by default, more than any prompt of a check.
+        context_settings = self._calls.llama_context_default_params()
+        self._context = self._calls.llama_init_from_model(self._model, context_settings)
+        if not self._context:
+            raise ValueError(self._last_words())
+        self._calls.llama_set_n_threads(self._context, _THREADS, _THREADS)
+
+    def logits(self, tokens: list[int], *, at_a_time: int) -> npt.NDArray[np.float32]:
+        """Returns [T, V], from an empty state, `at_a_time` tokens in a call."""
+        self._calls.llama_memory_clear(self._calls.llama_get_memory(self._context), True)
+        rows = []
+        for start in range(0, len(tokens), at_a_time):
+            rows += self._decode(tokens[start : start + at_a_time], start)
+        return np.stack(rows)
+
+    def _decode(self, tokens: list[int], start: int) -> list[npt.NDArray[np.float32]]:
+        with self._batch(tokens, start) as batch:
+            status = self._calls.llama_decode(self._context, batch)
+            if status != 0:
+                raise ValueError(f"llama_decode gave {status}: {self._last_words()}")
+            rows = [self._calls.llama_get_logits_ith(self._context, i) for i in range(len(tokens))]
+            # Copies: the library's own memory is written again by the next call.
+            return [np.ctypeslib.as_array(row, (self.vocab_size,)).copy() for row in rows]
+
+    @contextmanager
+    def _batch(self, tokens: list[int], start: int) -> Iterator[_Batch]:
+        batch = self._calls.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for place, token in enumerate(tokens):
+            batch.token[place], batch.pos[place] = token, start + place
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.logits[place] = 1
+        try:
+            yield batch
+        finally:
+            self._calls.llama_batch_free(batch)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text as llama.cpp tokenizes it, with no token added."""
+        content = text.encode()
+        room = (ctypes.c_int32 * (len(content) + 1))()
+        count = self._calls.llama_tokenize(
+            self._vocab, content, len(content), room, len(room), False, False
+        )
+        if count < 0:
+            raise ValueError(f"llama_tokenize gave {count} for {text[:40]!r}")
+        return list(room[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Returns the bytes of a token, special ones written out."""
+        room = ctypes.create_string_buffer(4096)
+        count = self._calls.llama_token_to_piece(self._vocab, token, room, len(room), 0, True)
+        return room.raw[:count]
+
+    def ends_generation(self) -> list[int]:
+        """Returns the ids at which llama.cpp stops."""
+        is_end = self._calls.llama_vocab_is_eog
+        return [token for token in range(self.vocab_size) if is_end(self._vocab, token)]
+
+    def laid_out(self, messages: list[tuple[str, str]]) -> str:
+        """Returns a conversation by the file's own template, up to where the answer begins."""
+        template = self._calls.llama_model_chat_template(self._model, None)
+        rows = (_Message * len(messages))(*(_Message(r.encode(), c.encode()) for r, c in messages))
+        room = ctypes.create_string_buffer(1 << 16)
+        count = self._calls.llama_chat_apply_template(
+            template, rows, len(rows), True, room, len(room)
+        )
+        if not 0 <= count <= len(room):
+            raise ValueError(f"llama_chat_apply_template gave {count} for {template!r}")
+        return room.raw[:count].decode()
+
+    def _last_words(self) -> str:
+        return " ".join("".join(self._said).splitlines()[-3:]) or "llama.cpp gave no reason"
+
+
+def _run(model: LlamaModel, job: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    result: dict[str, npt.NDArray[Any]] = {"vocab_size": np.array(model.vocab_size)}
+    for number, tokens in enumerate(job.get("prompts", ())):
+        result[f"at_once_{number}"] = model.logits(tokens, at_a_time=len(tokens))
+        result[f"one_by_one_{number}"] = model.logits(tokens, at_a_time=1)
+    for number, text in enumerate(job.get("texts", ())):
+        result[f"ids_{number}"] = np.array(model.encode(text), np.int64)
+    if "pieces" in job:
+        pieces = [model.piece(token) for token in range(model.vocab_size)]
+        result["pieces"] = np.frombuffer(b"".join(pieces), np.uint8)
+        result["piece_lengths"] = np.array([len(piece) for piece in pieces])
+        result["ends"] = np.array(model.ends_generation())
+    if "messages" in job:
+        laid_out = model.laid_out([(role, text) for role, text in job["messages"]])
+        result["laid_out"] = np.frombuffer(laid_out.encode(), np.uint8)
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status: 0, or 1 with llama.cpp's words on stderr."""
+    model_path, job_path, result_path = map(Path, argv)
+    try:
+        model = LlamaModel(model_path)
+        result = _run(model, json.loads(job_path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    # The stubs take a keyword of any name for the function's own option.
+    np.savez(result_path, **result)  # type: ignore[arg-type]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
