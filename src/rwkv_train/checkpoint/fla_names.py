@@ -86,13 +86,13 @@ _RWKV6_SAME = {
 }
 _RWKV6_FLAT = {
     "att.time_maa_x": "attn.x_proj.0.mu",
-    "att.time_decay": "attn.w_proj.lora.2.bias",
+    "att.time_decay": "attn.w_proj.linear.lora.2.bias",
     "ffn.time_maa_k": "ffn.key.mu",
     "ffn.time_maa_r": "ffn.receptance.mu",
 }
 _RWKV6_TURNED = {
-    "att.time_decay_w1": "attn.w_proj.lora.0.weight",
-    "att.time_decay_w2": "attn.w_proj.lora.2.weight",
+    "att.time_decay_w1": "attn.w_proj.linear.lora.0.weight",
+    "att.time_decay_w2": "attn.w_proj.linear.lora.2.weight",
 }
 # Ours are w k v r g, in the rank-5 tensors too; theirs r w k v g.
 _THEIR_MIXES = "rwkvg"
