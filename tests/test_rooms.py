@@ -48,8 +48,9 @@ data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
-export.__main__: exporting model_source target target_table
-export.exporting: model_source target verification
+export.__main__: exporting hub model_source target target_table
+export.exporting: model_card model_source target verification
+export.model_card: model_source run_facts target verification
 export.target: model_source
 export.target_table: target targets
 export.targets: model_source target tokenizer_folder

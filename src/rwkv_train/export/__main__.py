@@ -82,6 +82,21 @@ def export_parser() -> argparse.ArgumentParser:
         help="compare logits with ours in fp64, which takes 8 bytes of memory a parameter "
         "(default 1)",
     )
+    add(
+        "--card",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="write a model card with the facts of the run: README.md in a folder, NAME.README.md "
+        "next to a file (default 1)",
+    )
+    add(
+        "--hub_push",
+        metavar="OWNER/NAME",
+        help="upload to this repository of the Hugging Face hub; lists the files and asks before",
+    )
+    add("--hub_public", action="store_true", help="make a new repository public, not private")
+    add("--yes", action="store_true", help="upload without asking")
     return p
 
 
@@ -107,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(a: argparse.Namespace) -> None:
     prepare_threads()
     from rwkv_train.checkpoint.number_formats import DTYPES
-    from rwkv_train.export.exporting import export_model, require_free
+    from rwkv_train.export.exporting import card_path, export_model, require_free
+    from rwkv_train.export.hub import push_uploads, require_hub, uploads_of
     from rwkv_train.export.model_source import read_source
     from rwkv_train.export.target import ExportOptions
     from rwkv_train.export.target_table import target_named
@@ -117,6 +133,12 @@ def _export(a: argparse.Namespace) -> None:
         raise ConfigError(f"--gguf_eot {a.gguf_eot} is for --to gguf only; leave it out")
     # Before gigabytes are read in vain.
     require_free(out, target)
+    if a.hub_push:
+        require_hub(a.hub_push, agreed=a.yes)
+    elif a.yes or a.hub_public:
+        raise ConfigError(
+            f"{'--yes' if a.yes else '--hub_public'} belongs to --hub_push; give that"
+        )
     model = read_source(
         Path(a.load_model),
         tokenizer=a.tokenizer,
@@ -128,7 +150,11 @@ def _export(a: argparse.Namespace) -> None:
     if a.precision == "auto" and len(target.precisions) == 1:
         (precision,) = target.precisions
     print(f"{a.load_model}: {model.in_words()}")
-    export_model(model, target, ExportOptions(precision, a.gguf_eot), out, check=bool(a.check))
+    card, options = bool(a.card), ExportOptions(precision, a.gguf_eot)
+    export_model(model, target, options, out, check=bool(a.check), card=card)
+    if a.hub_push:
+        uploads = uploads_of(out, card_path(out) if card else None)
+        push_uploads(uploads, a.hub_push, private=not a.hub_public, agreed=a.yes)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rwkv_train.errors import CheckpointError, ConfigError
+from rwkv_train.export.model_card import model_card
 from rwkv_train.export.model_source import SourceModel
 from rwkv_train.export.target import ExportOptions, ExportTarget
 from rwkv_train.export.verification import LogitsReport, compare_logits, require_same_numbers
@@ -23,11 +24,13 @@ def export_model(
     out: Path,
     *,
     check: bool = True,
+    card: bool = True,
     say: Say = print,
 ) -> LogitsReport | None:
     """Writes `model` for `target` as `out`, which has that name only once it was found right.
 
     check: compare logits as well as numbers; False: None is returned, and said.
+    card: write a model card too, as `card_path` names it.
     Raises ConfigError for what the target cannot express, CheckpointError when the written model
     is not the model; nothing is left behind then.
     """
@@ -45,6 +48,9 @@ def export_model(
                 remarks.append(
                     f"{file.name} beside it: {purpose}; {target.reader} has no place for them"
                 )
+        if card:
+            text = model_card(out.name, model, target, options, report)
+            card_path(written).write_text(text, encoding="utf-8")
         _publish(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -52,6 +58,11 @@ def export_model(
         say(f"note: {remark}")
     say(f"wrote {out}: {target.reader}, {options.precision}, {_size(out)}")
     return report
+
+
+def card_path(out: Path) -> Path:
+    """Returns the path of an export's model card: README.md in a folder, else next to the file."""
+    return out / "README.md" if out.is_dir() else out.with_suffix(".README.md")
 
 
 def require_expressible(model: SourceModel, target: ExportTarget, options: ExportOptions) -> None:

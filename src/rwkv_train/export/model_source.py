@@ -29,7 +29,8 @@ class SourceModel:
 
     path: the file or folder it was read from.  weights: checkpoint key -> tensor as stored, in
     RWKV-LM's order and shapes, nothing missing.  states: trained initial states, apart.
-    tokenizer: None, with the reason in `no_tokenizer`, where none is known.
+    tokenizer: None, with the reason in `no_tokenizer`, where none is known.  merged: names of the
+    files whose changes are in the weights or states.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class SourceModel:
     tokenizer: Tokenizer | None = None
     no_tokenizer: str = ""
     states: dict[str, Tensor] = field(default_factory=dict)
+    merged: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,12 +90,14 @@ def read_source(
     weights, config = complete_weights(path, weights)
     if lora is not None:
         stored = {key: value.dtype for key, value in weights.items()}
-        merged = merge_adapter(weights, load_adapter(lora))
-        weights = {key: value.to(stored[key]) for key, value in merged.items()}
+        changed = merge_adapter(weights, load_adapter(lora))
+        weights = {key: value.to(stored[key]) for key, value in changed.items()}
     if load_states is not None:
         states = _states_alone(load_states)
     _require_fitting(states, config, load_states or path)
-    model = SourceModel(path, weights, _with_run_settings(path, config), states=states)
+    merged = tuple(file.name for file in (lora, load_states) if file is not None)
+    config = _with_run_settings(path, config)
+    model = SourceModel(path, weights, config, states=states, merged=merged)
     try:
         found = tokenizer_of(path, config.vocab_size, tokenizer)
     except ConfigError as error:

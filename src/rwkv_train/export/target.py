@@ -8,7 +8,7 @@ that `exporting.py` can tell whether the exported model is the same model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +23,7 @@ from rwkv_train.export.model_source import SourceModel, complete_weights
 # What the largest difference of logits, by the largest logit, may be between two exact
 # implementations in fp32 (or four times what rounding does to ours, where that is more).
 LARGEST_ERROR = 1e-4
+_USUAL_DIVISOR = 8
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class ExportTarget(ABC):
 
     name: what `--to` takes.  reader: the program or class that reads it.  suffix: what the name of
     the file ends in; "": a folder is written.  precisions: what `--precision` may be.
-    holds_states: whether trained initial states have a place in it.
+    holds_states: whether trained initial states have a place in it.  library: the hub's name of the
+    library that loads it; "": none.
     """
 
     name: ClassVar[str]
@@ -78,9 +80,21 @@ class ExportTarget(ABC):
     suffix: ClassVar[str] = ""
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
     holds_states: ClassVar[bool] = False
+    library: ClassVar[str] = ""
 
     def refuses(self, model: SourceModel, options: ExportOptions) -> str | None:
-        """Returns why the target cannot express the model, None when it can."""
+        """Returns why the target cannot express the model, None when it can.
+
+        What nobody but RWKV-LM and this program can express is refused here.
+        """
+        config = model.config
+        if config.head_qk:
+            return "its copy head (head_qk) has no place there"
+        if config.head_size and config.head_size_divisor != _USUAL_DIVISOR:
+            return (
+                f"it was trained with --head_size_divisor {config.head_size_divisor}, where other "
+                f"programs have {_USUAL_DIVISOR} written into their code"
+            )
         return None
 
     @abstractmethod
@@ -97,17 +111,22 @@ class ExportTarget(ABC):
 
     @abstractmethod
     def logits(
-        self, path: Path, model: SourceModel, tokens: list[int]
-    ) -> TargetLogits | Unavailable:
-        """Returns the logits of a prompt, computed by the target's library from what was written.
+        self, path: Path, model: SourceModel, prompts: list[list[int]]
+    ) -> list[TargetLogits] | Unavailable:
+        """Returns the logits of every prompt, computed by the target's library from the files.
 
         In fp32 where the library allows, whatever the stored format: the reference is ours with
-        the numbers that `read_back` gives.
+        the numbers that `read_back` gives.  Raises CheckpointError when a library that is here
+        cannot read what was written.
         """
 
-    def largest_error(self, options: ExportOptions) -> float:
+    def largest_error(self, model: SourceModel, options: ExportOptions) -> float:
         """Returns the relative difference of logits that the library's own arithmetic explains."""
         return LARGEST_ERROR
+
+    def usage(self, name: str, model: SourceModel) -> str:
+        """Returns Markdown for the model's card: how what was written as `name` is used."""
+        return ""
 
     def write_states(self, states: Mapping[str, Tensor], path: Path) -> list[tuple[Path, str]]:
         """Writes trained initial states beside the model where it has no place for them.
@@ -126,8 +145,3 @@ def imported(name: str, extra: str) -> Unavailable | None:
     if importlib.util.find_spec(name) is not None:
         return None
     return Unavailable(f"the package {name} is not installed: pip install 'rwkv-train[{extra}]'")
-
-
-def stepwise(step: Callable[[int], Tensor], tokens: list[int]) -> Tensor:
-    """Returns [T, V] of a function that takes a token and gives its logits [V]."""
-    return torch.stack([step(token).float() for token in tokens])

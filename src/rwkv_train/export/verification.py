@@ -137,13 +137,13 @@ def compare_logits(
         for tokens, reference in zip(prompts, references):
             report.cast.add(reference, logits_at_once(before, tokens))
         del before
-    report.largest = max(target.largest_error(options), 4 * report.ours.error)
-    for tokens, reference in zip(prompts, references):
-        found = target.logits(path, model, tokens)
-        if isinstance(found, Unavailable):
-            report.unavailable = found.reason
-            break
-        _add(report, found, reference)
+    report.largest = max(target.largest_error(model, options), 4 * report.ours.error)
+    found = target.logits(path, model, prompts)
+    if isinstance(found, Unavailable):
+        report.unavailable = found.reason
+        return report
+    for logits, reference in zip(found, references, strict=True):
+        _add(report, logits, reference)
     return report
 
 

@@ -6,15 +6,17 @@ config.json. Source: flash-linear-attention 0.6 and rwkv7-hf 0.9, configuration 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rwkv_train.checkpoint.fla_names import DIVISOR_KEY, scaled, to_fla, value_divisor
+from rwkv_train.checkpoint.weights import save_weights
+from rwkv_train.errors import CheckpointError
 from rwkv_train.export.model_source import SourceModel
 from rwkv_train.export.target import (
     ExportOptions,
@@ -22,7 +24,6 @@ from rwkv_train.export.target import (
     TargetLogits,
     Unavailable,
     imported,
-    stepwise,
 )
 from rwkv_train.export.targets.gguf_vocabulary import byte_strings
 from rwkv_train.export.tokenizer_folder import write_tokenizer
@@ -42,25 +43,15 @@ class FlaFolder(ExportTarget):
         config = model.config
         if config.rwkv_version not in ("6", "7"):
             return f"fla has no RWKV-{config.rwkv_version} by these names, only RWKV-6 and RWKV-7"
-        if config.head_qk:
-            return "its copy head (head_qk) has no place in fla's RWKV"
-        if config.head_size_divisor != 8:
-            return (
-                f"fla has 8 as --head_size_divisor, this model was trained with "
-                f"{config.head_size_divisor}"
-            )
         if config.rwkv_version == "7" and config.n_layer == 1:
             return "of one layer fla leaves out the value residual, whose rank would be lost"
-        return None
+        return super().refuses(model, options)
 
     def write(self, model: SourceModel, options: ExportOptions, path: Path) -> list[str]:
         path.mkdir()
         version, divisor = model.config.rwkv_version, _divisor(model)
-        tensors = {
-            key: value.to(options.dtype)
-            for key, value in to_fla(model.weights, version, divisor).items()
-        }
-        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+        tensors = to_fla(model.weights, version, divisor)
+        save_weights(path / "model.safetensors", tensors, options.dtype)
         _write_json(path / "config.json", folder_config(model, options))
         ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
         _write_json(path / "generation_config.json", ends)
@@ -84,11 +75,14 @@ class FlaFolder(ExportTarget):
         return scaled(stored, version, divisor)
 
     def logits(
-        self, path: Path, model: SourceModel, tokens: list[int]
-    ) -> TargetLogits | Unavailable:
+        self, path: Path, model: SourceModel, prompts: list[list[int]]
+    ) -> list[TargetLogits] | Unavailable:
+        loaded = _load_strictly(path)
         if model.config.rwkv_version == "7":
-            return _rwkv7_hf_logits(path, tokens)
-        return Unavailable("fla computes on a GPU only, and no other library reads its RWKV-6")
+            return _rwkv7_hf_logits(path, prompts)
+        return Unavailable(
+            f"fla computes on a GPU only, and no other library reads its RWKV-6; {loaded}"
+        )
 
 
 class Rwkv7HfFolder(FlaFolder):
@@ -180,28 +174,51 @@ def _literal(token: bytes) -> str:
         return repr(token)
 
 
-def _rwkv7_hf_logits(path: Path, tokens: list[int]) -> TargetLogits | Unavailable:
+def _load_strictly(path: Path) -> str:
+    """Returns, in words, what fla makes of the names and shapes, which it tells without a GPU.
+
+    Raises CheckpointError when a tensor is missing, left over or of another shape.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("fla", "triton", "transformers")):
+        return "it is not installed, so its names and shapes were not compared with the folder's"
+    import fla
+    from transformers import AutoModelForCausalLM
+
+    _, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    faults = [
+        f"{kind.replace('_', ' ')} {sorted(found[kind])[:3]}" for kind in kinds if found[kind]
+    ]
+    if faults:
+        raise CheckpointError(f"fla {fla.__version__} does not take {path}: {'; '.join(faults)}")
+    return f"fla {fla.__version__} takes all tensors and no others"
+
+
+def _rwkv7_hf_logits(path: Path, prompts: list[list[int]]) -> list[TargetLogits] | Unavailable:
     missing = imported("rwkv7_hf", "clients")
     if missing is not None:
         return missing
     import rwkv7_hf
+    import transformers
     from rwkv7_hf.modeling_rwkv7 import RWKV7ForCausalLM
 
+    transformers.utils.logging.disable_progress_bar()
     # fp32 whatever the file's format: the reference has the file's numbers too.
     theirs = RWKV7ForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    state: Any = None
+    library = f"rwkv7-hf {rwkv7_hf.__version__}"
+    return [TargetLogits(library, *_both_ways(theirs, tokens)) for tokens in prompts]
 
-    def step(token: int) -> Tensor:
-        nonlocal state
+
+@torch.no_grad()
+def _both_ways(theirs: Any, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """Returns rwkv7-hf's logits [T, V] of all tokens at once, and a token at a time."""
+    at_once: Tensor = theirs(torch.tensor([tokens]), use_cache=False).logits[0]
+    state, rows = None, []
+    for token in tokens:
         out = theirs(torch.tensor([[token]]), past_key_values=state, use_cache=True)
         state = out.past_key_values
-        logits: Tensor = out.logits[0, 0]
-        return logits
-
-    with torch.no_grad():
-        at_once: Tensor = theirs(torch.tensor([tokens]), use_cache=False).logits[0]
-        one_by_one = stepwise(step, tokens)
-    return TargetLogits(f"rwkv7-hf {rwkv7_hf.__version__}", at_once.float(), one_by_one)
+        rows.append(out.logits[0, 0])
+    return at_once.float(), torch.stack(rows).float()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -65,13 +65,6 @@ class GgufFile(ExportTarget):
         config = model.config
         if config.rwkv_version not in ("6", "7"):
             return f"llama.cpp has no RWKV-{config.rwkv_version}, only RWKV-6 and RWKV-7"
-        if config.head_qk:
-            return "its copy head (head_qk) has no place in llama.cpp's RWKV"
-        if config.head_size_divisor != 8:
-            return (
-                f"llama.cpp has 8 as --head_size_divisor, this model was trained with "
-                f"{config.head_size_divisor}"
-            )
         if model.tokenizer is None:
             return f"a GGUF file holds its vocabulary, and {model.no_tokenizer}"
         if byte_strings(model.tokenizer) is None:
@@ -79,7 +72,7 @@ class GgufFile(ExportTarget):
                 "llama.cpp's RWKV has a vocabulary of byte strings, such as World or bytes; its "
                 f"tokenizer {model.tokenizer.name} is none"
             )
-        return _refuses_end(model, options.gguf_eot)
+        return _refuses_end(model, options.gguf_eot) or super().refuses(model, options)
 
     def write(self, model: SourceModel, options: ExportOptions, path: Path) -> list[str]:
         try:
@@ -126,11 +119,11 @@ class GgufFile(ExportTarget):
         return {key: _stored(value, formats.get(key, "F32")) for key, value in kept.items()}
 
     def logits(
-        self, path: Path, model: SourceModel, tokens: list[int]
-    ) -> TargetLogits | Unavailable:
-        return llama_cpp_logits(path, tokens)
+        self, path: Path, model: SourceModel, prompts: list[list[int]]
+    ) -> list[TargetLogits] | Unavailable:
+        return llama_cpp_logits(path, prompts)
 
-    def largest_error(self, options: ExportOptions) -> float:
+    def largest_error(self, model: SourceModel, options: ExportOptions) -> float:
         return _FORMATS[options.precision][2]
 
 

@@ -21,14 +21,21 @@ from rwkv_train.export.target import TargetLogits, Unavailable, imported
 _CHILD = Path(__file__).with_name("llama_cpp_child.py")
 
 
-def llama_cpp_logits(path: Path, tokens: list[int]) -> TargetLogits | Unavailable:
-    """Returns the logits of a prompt of at most 512 tokens; CheckpointError when it refuses."""
+def llama_cpp_logits(path: Path, prompts: list[list[int]]) -> list[TargetLogits] | Unavailable:
+    """Returns the logits of prompts of at most 512 tokens; CheckpointError when it refuses."""
     missing = imported("xllamacpp", "clients")
     if missing is not None:
         return missing
-    found = ask_llama_cpp(path, {"prompts": [tokens]})
-    at_once, one_by_one = (torch.from_numpy(found[f"{way}_0"]) for way in ("at_once", "one_by_one"))
-    return TargetLogits(f"llama.cpp (xllamacpp {version('xllamacpp')})", at_once, one_by_one)
+    found = ask_llama_cpp(path, {"prompts": prompts})
+    library = f"llama.cpp (xllamacpp {version('xllamacpp')})"
+    return [
+        TargetLogits(
+            library,
+            torch.from_numpy(found[f"at_once_{number}"]),
+            torch.from_numpy(found[f"one_by_one_{number}"]),
+        )
+        for number in range(len(prompts))
+    ]
 
 
 def ask_llama_cpp(path: Path, job: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:

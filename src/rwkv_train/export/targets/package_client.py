@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rwkv_train.errors import CheckpointError
 from rwkv_train.export.model_source import SourceModel
-from rwkv_train.export.target import TargetLogits, Unavailable
+from rwkv_train.export.target import TargetLogits
 
 # argv: the model without its suffix, a file with the job, a file for the result, version 7 or not.
 _PROGRAM = """
@@ -24,33 +25,37 @@ os.environ.update(RWKV_V7_ON=sys.argv[4], RWKV_JIT_ON="0", RWKV_CUDA_ON="0")
 import torch
 from rwkv.model import RWKV
 model, job = RWKV(sys.argv[1], "cpu fp32"), torch.load(sys.argv[2])
-tokens = job["tokens"]
 start = lambda: job["start"] and [part.clone() for part in job["start"]]
-at_once, _ = model.forward(list(tokens), start(), full_output=True)
-rows, state = [], start()
-for token in tokens:
-    logits, state = model.forward([token], state)
-    rows.append(logits.clone())
-result = {"version": version("rwkv"), "at_once": at_once, "one_by_one": torch.stack(rows)}
-torch.save(result, sys.argv[3])
+results = []
+for tokens in job["prompts"]:
+    at_once, _ = model.forward(list(tokens), start(), full_output=True)
+    rows, state = [], start()
+    for token in tokens:
+        logits, state = model.forward([token], state)
+        rows.append(logits.clone())
+    results.append((at_once, torch.stack(rows)))
+torch.save({"version": version("rwkv"), "results": results}, sys.argv[3])
 """
 
 
-def package_logits(path: Path, model: SourceModel, tokens: list[int]) -> TargetLogits | Unavailable:
-    """Returns the logits of GPT mode (at once) and of RNN mode (one by one)."""
+def package_logits(path: Path, model: SourceModel, prompts: list[list[int]]) -> list[TargetLogits]:
+    """Returns the logits of GPT mode (at once) and of RNN mode (one by one).
+
+    Raises CheckpointError when the package fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         job, result = Path(folder, "job.pth"), Path(folder, "result.pth")
-        torch.save({"tokens": tokens, "start": package_start(model)}, job)
+        torch.save({"prompts": prompts, "start": package_start(model)}, job)
         is_7 = str(int(model.config.rwkv_version == "7"))
         words = [str(path.with_suffix("")), str(job), str(result), is_7]
-        ran = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, *words], capture_output=True, text=True
-        )
+        command = [sys.executable, "-c", _PROGRAM, *words]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             reason = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-            return Unavailable(f"the rwkv package failed ({reason})")
+            raise CheckpointError(f"the rwkv package cannot use {path.name}: {reason}")
         found = torch.load(result)
-    return TargetLogits(f"rwkv {found['version']}", found["at_once"], found["one_by_one"])
+    library = f"rwkv {found['version']}"
+    return [TargetLogits(library, at_once, rows) for at_once, rows in found["results"]]
 
 
 def package_start(model: SourceModel) -> list[Tensor] | None:

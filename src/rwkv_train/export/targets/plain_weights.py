@@ -26,6 +26,10 @@ class _WeightFile(ExportTarget):
 
     holds_states = True
 
+    def refuses(self, model: SourceModel, options: ExportOptions) -> str | None:
+        # Names and numbers stay what they are, whatever the model.
+        return None
+
     def write(self, model: SourceModel, options: ExportOptions, path: Path) -> list[str]:
         save_weights(path, {**model.weights, **model.states}, options.dtype)
         return []
@@ -43,19 +47,22 @@ class PthFile(_WeightFile):
     reader = "RWKV-LM, pip's rwkv, RWKV Runner"
     suffix = ".pth"
 
-    def largest_error(self, options: ExportOptions) -> float:
+    def largest_error(self, model: SourceModel, options: ExportOptions) -> float:
+        if model.config.rwkv_version == "7":
+            return LARGEST_ERROR
         # Up to RWKV-6 the package rounds the first layer norm's output to the file's format.
         return {"bf16": 3e-2, "fp16": 4e-3}.get(options.precision, LARGEST_ERROR)
 
     def logits(
-        self, path: Path, model: SourceModel, tokens: list[int]
-    ) -> TargetLogits | Unavailable:
+        self, path: Path, model: SourceModel, prompts: list[list[int]]
+    ) -> list[TargetLogits] | Unavailable:
         missing = imported("rwkv", "clients")
         if missing is not None:
             return missing
-        if model.config.head_qk:
-            return Unavailable("the rwkv package does not know head_qk")
-        return package_logits(path, model, tokens)
+        reason = super(_WeightFile, self).refuses(model, ExportOptions("fp32"))
+        if reason is not None:
+            return Unavailable(f"of the rwkv package: {reason}")
+        return package_logits(path, model, prompts)
 
 
 class SafetensorsFile(_WeightFile):
@@ -66,6 +73,6 @@ class SafetensorsFile(_WeightFile):
     suffix = ".safetensors"
 
     def logits(
-        self, path: Path, model: SourceModel, tokens: list[int]
-    ) -> TargetLogits | Unavailable:
+        self, path: Path, model: SourceModel, prompts: list[list[int]]
+    ) -> list[TargetLogits] | Unavailable:
         return Unavailable("no program computes from plain .safetensors but this one")

@@ -21,7 +21,6 @@ from rwkv_train.export.target import (
     TargetLogits,
     Unavailable,
     imported,
-    stepwise,
 )
 from rwkv_train.export.tokenizer_folder import write_tokenizer
 
@@ -46,19 +45,18 @@ class TransformersFolder(ExportTarget):
 
     name = "transformers"
     reader = "transformers RwkvForCausalLM"
+    library = "transformers"
 
     def refuses(self, model: SourceModel, options: ExportOptions) -> str | None:
         config = model.config
         if config.rwkv_version != "4":
-            return f"transformers has RWKV-4 only, this is RWKV-{config.rwkv_version}; see --to fla"
-        if config.head_qk:
-            return "its copy head (head_qk) has no place in transformers' RWKV"
+            return f"transformers has RWKV-4 only, this is RWKV-{config.rwkv_version}"
         if config.dim_att != config.n_embd:
             return (
                 f"transformers fails to generate where --dim_att ({config.dim_att}) is not "
                 f"--n_embd ({config.n_embd})"
             )
-        return None
+        return super().refuses(model, options)
 
     def write(self, model: SourceModel, options: ExportOptions, path: Path) -> list[str]:
         path.mkdir()
@@ -74,9 +72,22 @@ class TransformersFolder(ExportTarget):
         )
         return remarks
 
+    def usage(self, name: str, model: SourceModel) -> str:
+        prompt = "User: Hello\\n\\nAssistant:"
+        return "\n".join(
+            (
+                "```python",
+                "from transformers import pipeline",
+                "",
+                f'generate = pipeline("text-generation", "{name}")',
+                f'print(generate("{prompt}", max_new_tokens=100)[0]["generated_text"])',
+                "```",
+            )
+        )
+
     def logits(
-        self, path: Path, model: SourceModel, tokens: list[int]
-    ) -> TargetLogits | Unavailable:
+        self, path: Path, model: SourceModel, prompts: list[list[int]]
+    ) -> list[TargetLogits] | Unavailable:
         missing = imported("transformers", "clients")
         if missing is not None:
             return missing
@@ -86,20 +97,20 @@ class TransformersFolder(ExportTarget):
         # fp32 whatever the file's format: the reference has the file's numbers too.
         theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         theirs.eval()
-        state: Any = None
-
-        def step(token: int) -> Tensor:
-            nonlocal state
-            out = theirs(torch.tensor([[token]]), state=state, use_cache=True)
-            state = out.state
-            logits: Tensor = out.logits[0, 0]
-            return logits
-
-        with torch.no_grad():
-            at_once = theirs(torch.tensor([tokens]), use_cache=False).logits[0]
-            one_by_one = stepwise(step, tokens)
         library = f"transformers {transformers.__version__}"
-        return TargetLogits(library, at_once.float(), one_by_one)
+        return [TargetLogits(library, *_both_ways(theirs, tokens)) for tokens in prompts]
+
+
+@torch.no_grad()
+def _both_ways(theirs: Any, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """Returns transformers' logits [T, V] of all tokens at once, and a token at a time."""
+    at_once: Tensor = theirs(torch.tensor([tokens]), use_cache=False).logits[0]
+    state, rows = None, []
+    for token in tokens:
+        out = theirs(torch.tensor([[token]]), state=state, use_cache=True)
+        state = out.state
+        rows.append(out.logits[0, 0])
+    return at_once.float(), torch.stack(rows).float()
 
 
 def transformers_key(key: str) -> str:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rwkv_train.checkpoint.web_rwkv_names import to_web_rwkv
-from rwkv_train.errors import CheckpointError
+from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.export.model_source import SourceModel
 from rwkv_train.export.target import ExportOptions, ExportTarget, TargetLogits, Unavailable
 
@@ -28,27 +27,20 @@ class WebRwkvFile(ExportTarget):
 
     def refuses(self, model: SourceModel, options: ExportOptions) -> str | None:
         config = model.config
-        if config.head_qk:
-            return "its copy head (head_qk) has no place in web-rwkv's models"
-        if config.rwkv_version != "4" and config.head_size_divisor != 8:
-            return (
-                f"web-rwkv has 8 as --head_size_divisor, this model was trained with "
-                f"{config.head_size_divisor}"
-            )
         if config.dim_att != config.n_embd:
             return f"web-rwkv takes --dim_att ({config.dim_att}) to be --n_embd ({config.n_embd})"
-        return None
+        return super().refuses(model, options)
 
     def write(self, model: SourceModel, options: ExportOptions, path: Path) -> list[str]:
-        _save(to_web_rwkv(model.weights), path)
+        save_weights(path, to_web_rwkv(model.weights), torch.float16)
         remarks = []
         if model.config.n_layer < 6:
             remarks.append("web-rwkv 0.8 divides by zero for models of fewer than 6 layers")
         return remarks
 
     def logits(
-        self, path: Path, model: SourceModel, tokens: list[int]
-    ) -> TargetLogits | Unavailable:
+        self, path: Path, model: SourceModel, prompts: list[list[int]]
+    ) -> list[TargetLogits] | Unavailable:
         return Unavailable("web-rwkv computes on a GPU (Vulkan) only")
 
     def write_states(self, states: Mapping[str, Tensor], path: Path) -> list[tuple[Path, str]]:
@@ -57,20 +49,5 @@ class WebRwkvFile(ExportTarget):
             return super().write_states(states, path)
         # Ai00 takes only this ending for a state, and only this content.
         file = path.with_suffix(".state")
-        _save(to_web_rwkv(states), file)
+        save_weights(file, to_web_rwkv(states), torch.float16)
         return [(file, "trained initial states, which Ai00 loads as a state")]
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    halves = {key: value.to(torch.float16).contiguous() for key, value in tensors.items()}
-    for key, value in halves.items():
-        if not bool(value.isfinite().all()):
-            raise CheckpointError(
-                f"{path.name} was not written: {key} holds numbers beyond fp16's 65504, and the "
-                "format has no other"
-            )
-    # safetensors makes files that only their owner can read.
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(halves, path, {"format": "pt"})
-    path.chmod(mode)
