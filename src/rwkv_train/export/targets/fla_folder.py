@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.fla_names import DIVISOR_KEY, scaled, to_fla, value_divisor
 from rwkv_train.checkpoint.weights import save_weights
-from rwkv_train.errors import CheckpointError
+from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.export.model_source import SourceModel
 from rwkv_train.export.target import (
     ExportOptions,
@@ -80,9 +80,20 @@ class FlaFolder(ExportTarget):
         loaded = _load_strictly(path)
         if model.config.rwkv_version == "7":
             return _rwkv7_hf_logits(path, prompts)
-        return Unavailable(
-            f"fla computes on a GPU only, and no other library reads its RWKV-6; {loaded}"
-        )
+        reason = "fla computes on a GPU only, and no other library reads its RWKV-6"
+        return Unavailable(f"{reason}; {loaded}")
+
+    def usage(self, name: str, model: SourceModel) -> str:
+        lines = [
+            "```python",
+            "import fla  # pip install flash-linear-attention; needs a GPU",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{name}").cuda()',
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+            "```",
+        ]
+        return "\n".join(lines)
 
 
 class Rwkv7HfFolder(FlaFolder):
@@ -90,6 +101,20 @@ class Rwkv7HfFolder(FlaFolder):
 
     name = "rwkv7-hf"
     reader = "rwkv7-hf, flash-linear-attention"
+
+    def usage(self, name: str, model: SourceModel) -> str:
+        lines = [
+            "```python",
+            "from rwkv7_hf import RWKV7ForCausalLM  # pip install rwkv7-hf",
+            "from transformers import AutoTokenizer",
+            "",
+            f'model = RWKV7ForCausalLM.from_pretrained("{name}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+            'prompt = tokenizer("User: Hello\\n\\nAssistant:", return_tensors="pt").input_ids',
+            "print(tokenizer.decode(model.generate(prompt, max_new_tokens=100)[0]))",
+            "```",
+        ]
+        return "\n".join(lines)
 
     def refuses(self, model: SourceModel, options: ExportOptions) -> str | None:
         if model.config.rwkv_version != "7":
@@ -181,16 +206,19 @@ def _load_strictly(path: Path) -> str:
     """
     if any(importlib.util.find_spec(name) is None for name in ("fla", "triton", "transformers")):
         return "it is not installed, so its names and shapes were not compared with the folder's"
-    import fla
-    from transformers import AutoModelForCausalLM
-
+    try:
+        # Known to transformers by the import alone.
+        import fla
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        return f"it cannot be imported ({short_reason(error)})"
     _, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    faults = [
-        f"{kind.replace('_', ' ')} {sorted(found[kind])[:3]}" for kind in kinds if found[kind]
-    ]
-    if faults:
-        raise CheckpointError(f"fla {fla.__version__} does not take {path}: {'; '.join(faults)}")
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = sorted(found[f"{kind}_keys"])
+        if keys:
+            raise CheckpointError(
+                f"fla {fla.__version__} does not take {path}: {len(keys)} {kind}, first {keys[0]}"
+            )
     return f"fla {fla.__version__} takes all tensors and no others"
 
 

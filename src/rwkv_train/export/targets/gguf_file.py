@@ -59,6 +59,7 @@ class GgufFile(ExportTarget):
     name = "gguf"
     reader = "llama.cpp, Ollama"
     suffix = ".gguf"
+    library = "gguf"
     precisions = tuple(_FORMATS)
 
     def refuses(self, model: SourceModel, options: ExportOptions) -> str | None:
@@ -122,6 +123,15 @@ class GgufFile(ExportTarget):
         self, path: Path, model: SourceModel, prompts: list[list[int]]
     ) -> list[TargetLogits] | Unavailable:
         return llama_cpp_logits(path, prompts)
+
+    def usage(self, name: str, model: SourceModel) -> str:
+        lines = [
+            "```sh",
+            f"llama-server -m {name}        # or",
+            f'echo "FROM ./{name}" > Modelfile && ollama create my-rwkv && ollama run my-rwkv',
+            "```",
+        ]
+        return "\n".join(lines)
 
     def largest_error(self, model: SourceModel, options: ExportOptions) -> float:
         return _FORMATS[options.precision][2]
