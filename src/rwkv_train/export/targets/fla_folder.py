@@ -37,7 +37,7 @@ class FlaFolder(ExportTarget):
     """RWKV6ForCausalLM and RWKV7ForCausalLM of flash-linear-attention."""
 
     name = "fla"
-    reader = "flash-linear-attention (RWKV-7: rwkv7-hf too)"
+    reader = "flash-linear-attention"
 
     def refuses(self, model: SourceModel, options: ExportOptions) -> str | None:
         config = model.config
