@@ -6,7 +6,6 @@ it must hold; ranks are written from the shapes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,6 @@ _FORMATS = {
     "q8_0": ("Q8_0", 7, 1.5e-1),
 }
 _READ_AS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Numbers that share a scale.
-_Q8_BLOCK = 32
 # llama.cpp's C interface knows templates by words in them, and has World's by this one; its server
 # carries the whole out as Jinja, in which this is a remark.
 _CHAT_TEMPLATE = "{#- rwkv-world -#}" + CHAT_TEMPLATE
@@ -98,7 +95,13 @@ class GgufFile(ExportTarget):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return _remarks(model, options, formats)
+        end = end_of_turn(model, options)
+        if end is None:
+            return []
+        return [
+            f"llama.cpp ends its answer at token {end}, a blank line in World, as in all published "
+            f"files: right for chat, wrong for stories and code; --gguf_eot none leaves that out"
+        ]
 
     def read_back(self, path: Path) -> dict[str, Tensor]:
         import gguf
@@ -122,7 +125,8 @@ class GgufFile(ExportTarget):
     def logits(
         self, path: Path, model: SourceModel, prompts: list[list[int]]
     ) -> list[TargetLogits] | Unavailable:
-        return llama_cpp_logits(path, prompts)
+        assert model.tokenizer is not None, "refused before"
+        return llama_cpp_logits(path, prompts, model.tokenizer)
 
     def usage(self, name: str, model: SourceModel) -> str:
         lines = [
@@ -140,12 +144,8 @@ class GgufFile(ExportTarget):
 def _matrix_formats(model: SourceModel, options: ExportOptions) -> dict[str, str]:
     """Returns checkpoint key -> gguf's name of the format, for matrices; all others are F32."""
     kind = _FORMATS[options.precision][0]
-    matrices = {key: value for key, value in model.weights.items() if is_matrix(key, value)}
-    # Q8_0 scales blocks of a row, which a row must be made of.
-    return {
-        key: "F16" if kind == "Q8_0" and value.shape[1] % _Q8_BLOCK else kind
-        for key, value in matrices.items()
-    }
+    # Q8_0 gives every 32 numbers of a row a scale; all widths of RWKV are multiples of that.
+    return {key: kind for key, value in model.weights.items() if is_matrix(key, value)}
 
 
 def _stored(value: Tensor, kind: str) -> Tensor:
@@ -234,7 +234,8 @@ def end_of_turn(model: SourceModel, options: ExportOptions) -> int | None:
     """Returns the id at which llama.cpp also ends a generation, None where there is none."""
     if options.gguf_eot is not None:
         return None if options.gguf_eot == "none" else int(options.gguf_eot)
-    return _BLANK_LINE if isinstance(model.tokenizer, WorldTokenizer) else None
+    is_world = isinstance(model.tokenizer, WorldTokenizer)
+    return _BLANK_LINE if is_world and model.config.vocab_size > _BLANK_LINE else None
 
 
 def _refuses_end(model: SourceModel, given: str | None) -> str | None:
@@ -244,20 +245,3 @@ def _refuses_end(model: SourceModel, given: str | None) -> str | None:
     if given.isascii() and given.isdecimal() and int(given) < rows:
         return None
     return f"--gguf_eot {given} is neither none nor a token below {rows}"
-
-
-def _remarks(model: SourceModel, options: ExportOptions, formats: Mapping[str, str]) -> list[str]:
-    remarks = []
-    if options.precision == "q8_0" and "F16" in formats.values():
-        odd = [key for key, kind in formats.items() if kind == "F16"]
-        remarks.append(
-            f"{len(odd)} matrices such as {odd[0]} are F16: Q8_0 takes rows of a multiple of "
-            f"{_Q8_BLOCK}"
-        )
-    end = end_of_turn(model, options)
-    if end is not None:
-        remarks.append(
-            f"llama.cpp ends its answer at token {end}, a blank line in World, as in all published "
-            f"files: right for chat, wrong for stories and code; --gguf_eot none leaves that out"
-        )
-    return remarks

@@ -3,8 +3,8 @@
     python llama_cpp_child.py MODEL.gguf JOB.json RESULT.npz
 
 The wheel xllamacpp holds the library. A file that llama.cpp does not like may end the process, so
-it must not be ours. Job: prompts (lists of ids), texts (strings to tokenize), messages (pairs of
-role and text to lay out). Result: at_once_I and one_by_one_I, fp32 [T, V]; ids_I; laid_out, UTF-8.
+it must not be ours. Job: prompts (lists of ids), texts (strings to tokenize). Result, by the number
+of the prompt or text: at_once_N and one_by_one_N, fp32 [T, V]; ids_N.
 """
 
 from __future__ import annotations
@@ -43,10 +43,6 @@ class _Batch(ctypes.Structure):
     )
 
 
-class _Message(ctypes.Structure):
-    _fields_ = (("role", ctypes.c_char_p), ("content", ctypes.c_char_p))
-
-
 _Log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _POINTER, _INT, _TEXT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
 # Function -> what it returns, what it takes.
@@ -65,17 +61,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_decode": (_INT, (_POINTER, _Batch)),
     "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), (_POINTER, _INT)),
     "llama_model_get_vocab": (_POINTER, (_POINTER,)),
-    "llama_model_chat_template": (_TEXT, (_POINTER, _TEXT)),
     "llama_vocab_n_tokens": (_INT, (_POINTER,)),
-    "llama_vocab_is_eog": (ctypes.c_bool, (_POINTER, _INT)),
     "llama_tokenize": (
         _INT,
         (_POINTER, _TEXT, _INT, ctypes.POINTER(_INT), _INT, ctypes.c_bool, ctypes.c_bool),
-    ),
-    "llama_token_to_piece": (_INT, (_POINTER, _INT, _TEXT, _INT, _INT, ctypes.c_bool)),
-    "llama_chat_apply_template": (
-        _INT,
-        (_TEXT, ctypes.POINTER(_Message), ctypes.c_size_t, ctypes.c_bool, _TEXT, _INT),
     ),
 }
 
@@ -91,37 +80,40 @@ def library_path() -> Path | None:
 
 
 class LlamaModel:
-    """A GGUF file that llama.cpp has loaded; raises ValueError with its words where it refuses."""
+    """A GGUF file that llama.cpp has loaded; raises ValueError with its words where it refuses.
+
+    calls: the library.  model, vocab, context: its own pointers.
+    """
 
     def __init__(self, path: Path) -> None:
         library = library_path()
         if library is None:
             raise ValueError("the package xllamacpp is not installed")
-        self._calls = ctypes.CDLL(str(library))
+        self.calls = ctypes.CDLL(str(library))
         for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(self._calls, name)
+            function = getattr(self.calls, name)
             function.restype, function.argtypes = result, arguments
         self._said: list[str] = []
         # Kept, for the library calls it as long as it lives.
         self._log = _Log(lambda level, text, _: self._said.append(text.decode(errors="replace")))
-        self._calls.llama_log_set(self._log, None)
-        self._calls.llama_backend_init()
-        settings = self._calls.llama_model_default_params()
-        self._model = self._calls.llama_model_load_from_file(str(path).encode(), settings)
-        if not self._model:
+        self.calls.llama_log_set(self._log, None)
+        self.calls.llama_backend_init()
+        settings = self.calls.llama_model_default_params()
+        self.model = self.calls.llama_model_load_from_file(str(path).encode(), settings)
+        if not self.model:
             raise ValueError(self._last_words())
-        self._vocab = self._calls.llama_model_get_vocab(self._model)
-        self.vocab_size = int(self._calls.llama_vocab_n_tokens(self._vocab))
+        self.vocab = self.calls.llama_model_get_vocab(self.model)
+        self.vocab_size = int(self.calls.llama_vocab_n_tokens(self.vocab))
         # 512 positions by default, more than any prompt of a check.
-        context_settings = self._calls.llama_context_default_params()
-        self._context = self._calls.llama_init_from_model(self._model, context_settings)
-        if not self._context:
+        context_settings = self.calls.llama_context_default_params()
+        self.context = self.calls.llama_init_from_model(self.model, context_settings)
+        if not self.context:
             raise ValueError(self._last_words())
-        self._calls.llama_set_n_threads(self._context, _THREADS, _THREADS)
+        self.calls.llama_set_n_threads(self.context, _THREADS, _THREADS)
 
     def logits(self, tokens: list[int], *, at_a_time: int) -> npt.NDArray[np.float32]:
         """Returns [T, V], from an empty state, `at_a_time` tokens in a call."""
-        self._calls.llama_memory_clear(self._calls.llama_get_memory(self._context), True)
+        self.calls.llama_memory_clear(self.calls.llama_get_memory(self.context), True)
         rows = []
         for start in range(0, len(tokens), at_a_time):
             rows += self._decode(tokens[start : start + at_a_time], start)
@@ -129,16 +121,16 @@ class LlamaModel:
 
     def _decode(self, tokens: list[int], start: int) -> list[npt.NDArray[np.float32]]:
         with self._batch(tokens, start) as batch:
-            status = self._calls.llama_decode(self._context, batch)
+            status = self.calls.llama_decode(self.context, batch)
             if status != 0:
                 raise ValueError(f"llama_decode gave {status}: {self._last_words()}")
-            rows = [self._calls.llama_get_logits_ith(self._context, i) for i in range(len(tokens))]
+            rows = [self.calls.llama_get_logits_ith(self.context, i) for i in range(len(tokens))]
             # Copies: the library's own memory is written again by the next call.
             return [np.ctypeslib.as_array(row, (self.vocab_size,)).copy() for row in rows]
 
     @contextmanager
     def _batch(self, tokens: list[int], start: int) -> Iterator[_Batch]:
-        batch = self._calls.llama_batch_init(len(tokens), 0, 1)
+        batch = self.calls.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
             batch.token[place], batch.pos[place] = token, start + place
@@ -147,61 +139,30 @@ class LlamaModel:
         try:
             yield batch
         finally:
-            self._calls.llama_batch_free(batch)
+            self.calls.llama_batch_free(batch)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text as llama.cpp tokenizes it, with no token added."""
         content = text.encode()
         room = (ctypes.c_int32 * (len(content) + 1))()
-        count = self._calls.llama_tokenize(
-            self._vocab, content, len(content), room, len(room), False, False
+        count = self.calls.llama_tokenize(
+            self.vocab, content, len(content), room, len(room), False, False
         )
         if count < 0:
             raise ValueError(f"llama_tokenize gave {count} for {text[:40]!r}")
         return list(room[:count])
-
-    def piece(self, token: int) -> bytes:
-        """Returns the bytes of a token, special ones written out."""
-        room = ctypes.create_string_buffer(4096)
-        count = self._calls.llama_token_to_piece(self._vocab, token, room, len(room), 0, True)
-        return room.raw[:count]
-
-    def ends_generation(self) -> list[int]:
-        """Returns the ids at which llama.cpp stops."""
-        is_end = self._calls.llama_vocab_is_eog
-        return [token for token in range(self.vocab_size) if is_end(self._vocab, token)]
-
-    def laid_out(self, messages: list[tuple[str, str]]) -> str:
-        """Returns a conversation by the file's own template, up to where the answer begins."""
-        template = self._calls.llama_model_chat_template(self._model, None)
-        rows = (_Message * len(messages))(*(_Message(r.encode(), c.encode()) for r, c in messages))
-        room = ctypes.create_string_buffer(1 << 16)
-        count = self._calls.llama_chat_apply_template(
-            template, rows, len(rows), True, room, len(room)
-        )
-        if not 0 <= count <= len(room):
-            raise ValueError(f"llama_chat_apply_template gave {count} for {template!r}")
-        return room.raw[:count].decode()
 
     def _last_words(self) -> str:
         return " ".join("".join(self._said).splitlines()[-3:]) or "llama.cpp gave no reason"
 
 
 def _run(model: LlamaModel, job: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    result: dict[str, npt.NDArray[Any]] = {"vocab_size": np.array(model.vocab_size)}
+    result: dict[str, npt.NDArray[Any]] = {}
     for number, tokens in enumerate(job.get("prompts", ())):
         result[f"at_once_{number}"] = model.logits(tokens, at_a_time=len(tokens))
         result[f"one_by_one_{number}"] = model.logits(tokens, at_a_time=1)
     for number, text in enumerate(job.get("texts", ())):
         result[f"ids_{number}"] = np.array(model.encode(text), np.int64)
-    if "pieces" in job:
-        pieces = [model.piece(token) for token in range(model.vocab_size)]
-        result["pieces"] = np.frombuffer(b"".join(pieces), np.uint8)
-        result["piece_lengths"] = np.array([len(piece) for piece in pieces])
-        result["ends"] = np.array(model.ends_generation())
-    if "messages" in job:
-        laid_out = model.laid_out([(role, text) for role, text in job["messages"]])
-        result["laid_out"] = np.frombuffer(laid_out.encode(), np.uint8)
     return result
 
 
