@@ -52,7 +52,7 @@ class FlaFolder(ExportTarget):
         version, divisor = model.config.rwkv_version, _divisor(model)
         tensors = to_fla(model.weights, version, divisor)
         save_weights(path / "model.safetensors", tensors, options.dtype)
-        _write_json(path / "config.json", folder_config(model, options))
+        _write_json(path / "config.json", fla_config(model, options))
         ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
         _write_json(path / "generation_config.json", ends)
         remarks = write_tokenizer(model, path) + _write_vocabulary(model, path)
@@ -122,7 +122,7 @@ class Rwkv7HfFolder(FlaFolder):
         return super().refuses(model, options)
 
 
-def folder_config(model: SourceModel, options: ExportOptions) -> dict[str, Any]:
+def fla_config(model: SourceModel, options: ExportOptions) -> dict[str, Any]:
     """Returns the contents of config.json; fla's own defaults fit no RWKV, so all is written."""
     config, version = model.config, model.config.rwkv_version
     shared = {
@@ -223,7 +223,7 @@ def _load_strictly(path: Path) -> str:
 
 
 def _rwkv7_hf_logits(path: Path, prompts: list[list[int]]) -> list[TargetLogits] | Unavailable:
-    missing = imported("rwkv7_hf", "clients")
+    missing = imported("rwkv7_hf", "export")
     if missing is not None:
         return missing
     import rwkv7_hf

@@ -76,7 +76,7 @@ class GgufFile(ExportTarget):
         try:
             import gguf
         except ModuleNotFoundError as error:
-            raise ConfigError(missing_package("--to gguf", "gguf", "clients")) from error
+            raise ConfigError(missing_package("--to gguf", "gguf", "export")) from error
 
         version = model.config.rwkv_version
         writer = gguf.GGUFWriter(path, f"rwkv{version}")

@@ -40,7 +40,7 @@ def llama_cpp_logits(
 
     Raises CheckpointError when llama.cpp refuses the file, or does not tokenize as `tokenizer`.
     """
-    missing = imported("xllamacpp", "clients")
+    missing = imported("xllamacpp", "export")
     if missing is not None:
         return missing
     found = ask_llama_cpp(path, {"prompts": prompts, "texts": _TEXTS})

@@ -56,7 +56,7 @@ class PthFile(_WeightFile):
     def logits(
         self, path: Path, model: SourceModel, prompts: list[list[int]]
     ) -> list[TargetLogits] | Unavailable:
-        missing = imported("rwkv", "clients")
+        missing = imported("rwkv", "export")
         if missing is not None:
             return missing
         reason = super(_WeightFile, self).refuses(model, ExportOptions("fp32"))

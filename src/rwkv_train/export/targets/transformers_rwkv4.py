@@ -88,7 +88,7 @@ class TransformersFolder(ExportTarget):
     def logits(
         self, path: Path, model: SourceModel, prompts: list[list[int]]
     ) -> list[TargetLogits] | Unavailable:
-        missing = imported("transformers", "clients")
+        missing = imported("transformers", "export")
         if missing is not None:
             return missing
         import transformers
