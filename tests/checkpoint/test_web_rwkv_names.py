@@ -35,6 +35,21 @@ def test_there_and_back_is_the_same(tmp_path: Path, version: str):
     assert read_shapes(path) == {key: tuple(value.shape) for key, value in weights.items()}
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_other_files_are_left_as_they_are(tmp_path: Path, version: str):
+    """Trained states in a model too, which are turned in files for web-rwkv only."""
+    model = tiny_model(version, options={"train_states": True})
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("time_state"):
+                value.copy_(torch.randn(value.shape))
+    weights = model.state_dict()
+    save_weights(tmp_path / "model.pth", weights, torch.float32)
+    found = load_weights(tmp_path / "model.pth")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], value) for key, value in weights.items())
+
+
 def test_names_and_layouts_are_web_rwkv_s():
     six = to_web_rwkv(weights_of("6"))
     shapes = {

@@ -55,7 +55,8 @@ def from_web_rwkv(path: Path, entries: Mapping[str, Tensor]) -> dict[str, Tensor
         return {key: _swap(value) if swapped else value for key, value in entries.items()}
     if "blocks.0.att.time_mix_x" in entries:
         return _renamed(entries, {"time_first": "time_faaaa", "time_mix": "time_maa"})
-    if "blocks.0.att.ln_x.weight" in entries and "blocks.0.att.time_mix_g" in entries:
+    # RWKV-4 has this name too, but no group norm.
+    if "blocks.0.att.time_first" in entries and "blocks.0.att.ln_x.weight" in entries:
         return _renamed(entries, {"time_first": "time_faaaa"})
     if "blocks.0.att.r_k" in entries and _has_swapped_pairs(path, entries):
         return with_first_value_residual(_renamed(entries, {}))

@@ -231,6 +231,8 @@ def _rwkv7_hf_logits(path: Path, prompts: list[list[int]]) -> list[TargetLogits]
     from rwkv7_hf.modeling_rwkv7 import RWKV7ForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
+    # What it warns of is how rwkv7-hf is written.
+    transformers.utils.logging.set_verbosity_error()
     # fp32 whatever the file's format: the reference has the file's numbers too.
     theirs = RWKV7ForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     library = f"rwkv7-hf {rwkv7_hf.__version__}"

@@ -17,6 +17,7 @@ import torch
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
 from rwkv_train.errors import CheckpointError
 from rwkv_train.export.target import TargetLogits, Unavailable, imported
+from rwkv_train.export.targets.llama_cpp_child import NO_LIBRARY
 
 # At which tokenizers go wrong: blanks, quotes and escapes, control characters, joined emoji, marks
 # without a letter, the spellings of tokens that are none.
@@ -29,7 +30,7 @@ _TEXTS = (
     "x[PAD300]y[PAD65530]z \\xff\\xfe[PAD65530] </s><|endoftext|>",
     "=" * 300 + " " * 300,
 )
-# By its path: it needs nothing of this package, which the other process may not find.
+# Run by its path: it needs nothing of this package, which the other process may not find.
 _CHILD = Path(__file__).with_name("llama_cpp_child.py")
 
 
@@ -44,6 +45,8 @@ def llama_cpp_logits(
     if missing is not None:
         return missing
     found = ask_llama_cpp(path, {"prompts": prompts, "texts": _TEXTS})
+    if isinstance(found, Unavailable):
+        return found
     for number, text in enumerate(_TEXTS):
         ids, ours = found[f"ids_{number}"].tolist(), tokenizer.encode(text)
         if ids != ours:
@@ -62,7 +65,7 @@ def llama_cpp_logits(
     ]
 
 
-def ask_llama_cpp(path: Path, job: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def ask_llama_cpp(path: Path, job: dict[str, Any]) -> dict[str, npt.NDArray[Any]] | Unavailable:
     """Returns what llama.cpp gives for a job; see `llama_cpp_child` for both.
 
     Raises CheckpointError with llama.cpp's words when it does not take the file.
@@ -73,6 +76,8 @@ def ask_llama_cpp(path: Path, job: dict[str, Any]) -> dict[str, npt.NDArray[Any]
         asked.write_text(json.dumps(job), encoding="utf-8")
         words = [sys.executable, str(_CHILD), str(path), str(asked), str(answer)]
         ran = subprocess.run(words, capture_output=True, text=True, errors="replace")
+        if ran.returncode == NO_LIBRARY:
+            return Unavailable(ran.stderr.strip())
         if ran.returncode != 0:
             said = " ".join(ran.stderr.split()) or f"it ended with status {ran.returncode}"
             raise CheckpointError(f"llama.cpp does not take {path}: {said[-400:]}")

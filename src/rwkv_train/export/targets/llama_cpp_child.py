@@ -25,6 +25,8 @@ import numpy.typing as npt
 # of an argument on the stack than it knows.
 _SETTINGS_BYTES = 1024
 _THREADS = 1
+# The exit status that is not the file's fault.
+NO_LIBRARY = 3
 
 
 class _Settings(ctypes.Structure):
@@ -79,6 +81,20 @@ def library_path() -> Path | None:
     return None
 
 
+def _library() -> ctypes.CDLL:
+    """Returns llama.cpp with its functions described; OSError where this wheel exports none."""
+    path = library_path()
+    if path is None:
+        raise OSError("the package xllamacpp is not installed")
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(library, name, None)
+        if function is None:
+            raise OSError(f"xllamacpp exports no {name} on this machine")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
 class LlamaModel:
     """A GGUF file that llama.cpp has loaded; raises ValueError with its words where it refuses.
 
@@ -86,13 +102,7 @@ class LlamaModel:
     """
 
     def __init__(self, path: Path) -> None:
-        library = library_path()
-        if library is None:
-            raise ValueError("the package xllamacpp is not installed")
-        self.calls = ctypes.CDLL(str(library))
-        for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(self.calls, name)
-            function.restype, function.argtypes = result, arguments
+        self.calls = _library()
         self._said: list[str] = []
         # Kept, for the library calls it as long as it lives.
         self._log = _Log(lambda level, text, _: self._said.append(text.decode(errors="replace")))
@@ -167,11 +177,14 @@ def _run(model: LlamaModel, job: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status: 0, or 1 with llama.cpp's words on stderr."""
+    """Returns the exit status: 0, 1 with llama.cpp's words on stderr, or 3 without a library."""
     model_path, job_path, result_path = map(Path, argv)
     try:
         model = LlamaModel(model_path)
         result = _run(model, json.loads(job_path.read_text(encoding="utf-8")))
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return NO_LIBRARY
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
