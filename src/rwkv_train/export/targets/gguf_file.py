@@ -44,6 +44,16 @@ _READ_AS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # llama.cpp's C interface knows templates by words in them, and has World's by this one; its server
 # carries the whole out as Jinja, in which this is a remark.
 _CHAT_TEMPLATE = "{#- rwkv-world -#}" + CHAT_TEMPLATE
+# Ollama lays conversations out by a template in a language of its own, and not by the file's.
+_MODELFILE = '''
+TEMPLATE """{{- range .Messages }}
+{{- if eq .Role "system" }}System: {{ else if eq .Role "user" }}User: {{ else }}Assistant: {{ end }}
+{{- .Content }}
+
+{{ end }}Assistant:"""
+PARAMETER stop "\\n\\n"
+PARAMETER stop "\\nUser:"
+'''.strip()
 # By convention: a state has no end.
 _CONTEXT = 1048576
 # "\n\n" in World: what ends a turn there.
@@ -129,13 +139,11 @@ class GgufFile(ExportTarget):
         return llama_cpp_logits(path, prompts, model.tokenizer)
 
     def usage(self, name: str, model: SourceModel) -> str:
-        lines = [
-            "```sh",
-            f"llama-server -m {name}        # or",
-            f'echo "FROM ./{name}" > Modelfile && ollama create my-rwkv && ollama run my-rwkv',
-            "```",
-        ]
-        return "\n".join(lines)
+        return (
+            f"```sh\nllama-server -m {name}\n```\n\n"
+            f"Ollama: `ollama create my-rwkv -f Modelfile && ollama run my-rwkv`, with this Modelfile:"
+            f"\n\n```\nFROM ./{name}\n{_MODELFILE}\n```"
+        )
 
     def largest_error(self, model: SourceModel, options: ExportOptions) -> float:
         return _FORMATS[options.precision][2]
