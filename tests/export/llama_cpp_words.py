@@ -58,6 +58,7 @@ def answer_of_server(path: str, messages: list[list[str]]) -> dict:
     settings.model.path = path
     settings.n_ctx = 512
     settings.warmup = False
+    settings.cpuparams.n_threads = 1
     rows = [{"role": role, "content": text} for role, text in messages]
     asked = {"messages": rows, "max_tokens": 1, "temperature": 0}
     usage = Server(settings).handle_chat_completions(asked)["usage"]

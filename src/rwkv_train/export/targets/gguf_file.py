@@ -141,8 +141,8 @@ class GgufFile(ExportTarget):
     def usage(self, name: str, model: SourceModel) -> str:
         return (
             f"```sh\nllama-server -m {name}\n```\n\n"
-            f"Ollama: `ollama create my-rwkv -f Modelfile && ollama run my-rwkv`, with this Modelfile:"
-            f"\n\n```\nFROM ./{name}\n{_MODELFILE}\n```"
+            "Ollama: `ollama create my-rwkv -f Modelfile && ollama run my-rwkv`, with this as its "
+            f"Modelfile:\n\n```\nFROM ./{name}\n{_MODELFILE}\n```"
         )
 
     def largest_error(self, model: SourceModel, options: ExportOptions) -> float:
