@@ -27,9 +27,10 @@ def random_weights(version: str, **sizes) -> RWKV:
 
 
 @cache
-def trained_weights(version: str) -> RWKV:
+def trained_weights(version: str, **sizes) -> RWKV:
     """Returns a model that was trained on a text for some steps, vocabulary 257."""
-    model = build_model(tiny_config(version, vocab_size=257), wkv_backend="chunked")
+    config = tiny_config(version, **{"vocab_size": 257, **sizes})
+    model = build_model(config, wkv_backend="chunked")
     initialize(model, seed=0, lr_init=1e-2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     ids = torch.tensor([byte + 1 for byte in TEXT.encode()])
@@ -46,7 +47,8 @@ def trained_weights(version: str) -> RWKV:
 
 def source_model(version: str, kind: str, folder: Path, **sizes) -> SourceModel:
     """Saves a model of that kind in `folder` and reads it as an export does."""
-    model = random_weights(version, **sizes) if kind == "random" else trained_weights(version)
+    make = random_weights if kind == "random" else trained_weights
+    model = make(version, **sizes)
     path = folder / f"{kind}{version}.pth"
     save_weights(path, model.state_dict(), torch.float32)
     return read_source(path)

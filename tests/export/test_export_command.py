@@ -38,7 +38,7 @@ def test_it_writes_in_the_model_s_own_format(folder: Path, capsys):
     words = ["--load_model", "m6.pth", "--to", "safetensors", "--output", "x.safetensors"]
     assert command.main(words) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("m6.pth: RWKV-6, 2 layers, width 64, 257 tokens, bfloat16")
+    assert said[0].startswith("m6.pth: RWKV-6, 2 layers, width 64, 257 tokens, bf16")
     assert said[-1].startswith("wrote x.safetensors: a plain file of weights, bf16, ")
     before, after = load_weights("m6.pth"), load_weights("x.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)

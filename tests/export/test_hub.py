@@ -9,11 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
+from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.errors import CheckpointError, ConfigError
+from rwkv_train.export.__main__ import main
 from rwkv_train.export.hub import push_uploads, require_hub, uploads_of
+from tests.export.exported_models import random_weights
 
-pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is missing")
 REPOSITORY = "someone/model"
 
 
@@ -138,6 +142,20 @@ def test_a_refusal_of_the_hub_is_one_error_that_says_how_to_go_on(hub, exported:
 def test_no_hub_at_all_is_one_error(hub, exported: Path):
     with pytest.raises(CheckpointError, match="the export itself is complete"):
         push(hub, exported, agreed=True, endpoint="http://127.0.0.1:9")
+
+
+def test_the_program_uploads_what_it_wrote(hub, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_y")
+    save_weights(tmp_path / "m.pth", random_weights("6").state_dict(), torch.float32)
+    words = ["--load_model", tmp_path / "m.pth", "--to", "safetensors", "--check", "0"]
+    words += ["--output", tmp_path / "x.safetensors", "--hub_push", REPOSITORY, "--yes"]
+    assert main([str(word) for word in words]) == 0
+    assert hub.received == {
+        "x.safetensors": (tmp_path / "x.safetensors").read_bytes(),
+        "README.md": (tmp_path / "x.README.md").read_bytes(),
+    }
+    assert capsys.readouterr().out.splitlines()[-1].startswith("uploaded: ")
 
 
 def test_a_file_goes_with_its_card(tmp_path: Path):

@@ -79,7 +79,7 @@ def export_parser() -> argparse.ArgumentParser:
         type=int,
         choices=(0, 1),
         default=1,
-        help="compare logits with ours in fp64, which takes 8 bytes of memory a parameter "
+        help="compare logits with ours in fp64, which takes 8 more bytes of memory a parameter "
         "(default 1)",
     )
     add(
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(a: argparse.Namespace) -> None:
     prepare_threads()
-    from rwkv_train.checkpoint.number_formats import DTYPES
+    from rwkv_train.checkpoint.number_formats import precision_of
     from rwkv_train.export.exporting import card_path, export_model, require_free
     from rwkv_train.export.hub import push_uploads, require_hub, uploads_of
     from rwkv_train.export.model_source import read_source
@@ -145,8 +145,7 @@ def _export(a: argparse.Namespace) -> None:
         lora=None if a.lora is None else Path(a.lora),
         load_states=None if a.load_states is None else Path(a.load_states),
     )
-    names = {dtype: name for name, dtype in DTYPES.items() if name != "tf32"}
-    precision = names.get(model.dtype, "fp32") if a.precision == "auto" else a.precision
+    precision = precision_of(model.dtype) if a.precision == "auto" else a.precision
     if a.precision == "auto" and len(target.precisions) == 1:
         (precision,) = target.precisions
     print(f"{a.load_model}: {model.in_words()}")

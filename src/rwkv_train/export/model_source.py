@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rwkv_train.checkpoint.adapter_files import load_adapter, merge_adapter
+from rwkv_train.checkpoint.number_formats import precision_of
 from rwkv_train.checkpoint.weights import fit_weights, load_weights
 from rwkv_train.config.load import read_config
 from rwkv_train.config.resolve.model_sizes import complete_model
@@ -63,7 +64,7 @@ class SourceModel:
         tokenizer = self.tokenizer.name if self.tokenizer else "not known"
         return (
             f"RWKV-{c.rwkv_version}, {c.n_layer} layers, width {c.n_embd}, {c.vocab_size} tokens, "
-            f"{str(self.dtype).removeprefix('torch.')}, tokenizer {tokenizer}"
+            f"{precision_of(self.dtype)}, tokenizer {tokenizer}"
         )
 
 

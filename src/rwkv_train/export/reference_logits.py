@@ -51,8 +51,11 @@ def own_model(
 
     The plain loop over tokens, which needs no compiled kernel and is what the others are held to.
     """
-    model = build_model(config, wkv_backend="reference", train_states=bool(states)).to(dtype)
-    model.load_state_dict({**weights, **(states or {})})
+    # Of shapes alone until the weights take their places: no second copy of a large model.
+    with torch.device("meta"):
+        model = build_model(config, wkv_backend="reference", train_states=bool(states))
+    tensors = {key: value.to(dtype) for key, value in {**weights, **(states or {})}.items()}
+    model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)
 
 

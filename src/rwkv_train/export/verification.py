@@ -92,8 +92,11 @@ class LogitsReport:
 
 def require_same_numbers(
     path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> None:
-    """Raises CheckpointError unless every expected tensor was found with the same bits."""
+) -> int:
+    """Returns how many tensors were expected and found with the same bits.
+
+    Raises CheckpointError when one was not.
+    """
     missing = [key for key in expected if key not in found]
     if missing:
         raise CheckpointError(f"{path} lacks {missing[0]} ({len(missing)} such tensors)")
@@ -104,6 +107,7 @@ def require_same_numbers(
             f"{path}: {len(wrong)} of {len(expected)} tensors came back with other numbers, first "
             f"{key}, {_outline(expected[key])}, read as {_outline(found[key])}"
         )
+    return len(expected)
 
 
 def compare_logits(
@@ -166,7 +170,8 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _same_value(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.double(), b.double())
+    # fp32 holds every bf16 and fp16.
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.float(), b.float())
 
 
 def _outline(tensor: Tensor) -> str:
