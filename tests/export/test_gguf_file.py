@@ -17,6 +17,7 @@ from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.data.tokenize.characters import CharacterTokenizer
 from rwkv_train.data.tokenize.tokenizer import BytesTokenizer, Tokenizer, WorldTokenizer
 from rwkv_train.errors import CheckpointError, ConfigError
+from rwkv_train.export.__main__ import main
 from rwkv_train.export.exporting import export_model
 from rwkv_train.export.model_source import SourceModel
 from rwkv_train.export.target import ExportOptions
@@ -272,6 +273,25 @@ def test_names_and_shapes_are_llama_cpp_s():
         to_gguf({"blocks.0.att.time_state": torch.zeros(2, 32, 32)}, "7")
     with pytest.raises(KeyError, match="time_mix_new"):
         from_gguf({"blk.0.time_mix_new.weight": torch.zeros(2)}, "7", 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--to", "fla", "--gguf_eot", "261", "--output", "m"), "is for --to gguf only"),
+        (("--to", "gguf", "--gguf_eot", "-1", "--output", "m.gguf"), "neither none nor a token"),
+        (("--to", "gguf", "--output", "m.bin"), "must end in .gguf"),
+        (("--to", "fla", "--precision", "q8_0", "--output", "m"), "has no --precision q8_0"),
+        (("--to", "web-rwkv", "--precision", "bf16", "--output", "m.st"), "choose from fp16"),
+    ],
+)
+def test_wrong_words_are_one_line(tmp_path: Path, monkeypatch, capsys, words, said: str):
+    model = source_model("7", "random", tmp_path).path
+    monkeypatch.chdir(tmp_path)
+    assert main(["--load_model", model.name, *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
+    assert list(tmp_path.iterdir()) == [model]
 
 
 @needs_llama_cpp

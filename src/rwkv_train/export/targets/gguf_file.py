@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 # what the products of llama.cpp, whose other factor is rounded to the same format, may differ by.
 _FORMATS = {
     "fp32": ("F32", 0, LARGEST_ERROR),
-    "fp16": ("F16", 1, 3e-2),
     "bf16": ("BF16", 32, 1.5e-1),
+    "fp16": ("F16", 1, 3e-2),
     "q8_0": ("Q8_0", 7, 1.5e-1),
 }
 _READ_AS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
