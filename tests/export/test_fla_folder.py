@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.weights import load_weights
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.export.exporting import export_model
@@ -87,6 +88,19 @@ def test_a_divisor_that_is_no_power_of_two_costs_the_last_bit(tmp_path: Path):
             torch.testing.assert_close(found[key], value, rtol=3e-7, atol=0)
         elif key not in UNUSED:
             assert torch.equal(found[key], value)
+
+
+def test_in_fp16_a_division_may_cost_the_last_bit_too(tmp_path: Path):
+    """Below 2^-14 fp16 has fewer digits, and an eighth of 2^-12 is there."""
+    source = source_model("6", "random", tmp_path)
+    key = "blocks.0.att.value.weight"
+    source.weights[key][0, 0] = (1 + 2**-9) * 2**-12
+    for precision, how in (("fp16", "with a rounding of the last bit"), ("bf16", "exactly")):
+        folder = tmp_path / precision
+        (remark,) = FlaFolder().write(source, ExportOptions(precision), folder)
+        assert how in remark
+        found, wanted = FlaFolder().read_back(folder), source.weights[key].to(DTYPES[precision])
+        assert torch.equal(found[key], wanted) == (how == "exactly")
 
 
 @pytest.mark.parametrize("version", ["6", "7"])

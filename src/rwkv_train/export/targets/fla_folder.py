@@ -57,7 +57,11 @@ class FlaFolder(ExportTarget):
         _write_json(path / "generation_config.json", ends)
         remarks = write_tokenizer(model, path) + _write_vocabulary(model, path)
         if divisor != 1:
-            how = "exactly" if _is_power_of_two(divisor) else "with a rounding of the last bit"
+            exact = all(
+                torch.equal(value, model.weights[key].to(options.dtype))
+                for key, value in self.expected(model, options).items()
+            )
+            how = "exactly" if exact else "with a rounding of the last bit"
             remarks.append(
                 f"att.value was divided by {divisor:.6g}, because of the norm of the heads in fla; "
                 f"--load_model takes it back {how}"
@@ -175,10 +179,6 @@ def fla_config(model: SourceModel, options: ExportOptions) -> dict[str, Any]:
 
 def _divisor(model: SourceModel) -> float:
     return value_divisor(model.config.rwkv_version, model.config.head_size)
-
-
-def _is_power_of_two(number: float) -> bool:
-    return number.hex().startswith("0x1.0000000000000p")
 
 
 def _write_vocabulary(model: SourceModel, folder: Path) -> list[str]:
