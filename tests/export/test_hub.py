@@ -94,6 +94,7 @@ def push(hub, folder: Path, **arguments) -> bool:
     return push_uploads(
         uploads_of(folder, None),
         REPOSITORY,
+        out=folder,
         **{"private": True, "agreed": False, "endpoint": hub.url, "token": "hf_x", **arguments},
     )
 
@@ -134,7 +135,9 @@ def test_yes_uploads_without_asking_and_public_is_public(hub, exported: Path):
 
 def test_a_refusal_of_the_hub_is_one_error_that_says_how_to_go_on(hub, exported: Path):
     hub.refuses = True
-    with pytest.raises(CheckpointError, match=r"--hub_push someone/model failed: .*hf auth login"):
+    with pytest.raises(
+        CheckpointError, match=r"--hub_push someone/model failed: .*hf auth login.*hf$"
+    ):
         push(hub, exported, agreed=True)
     assert hub.received == {}
 

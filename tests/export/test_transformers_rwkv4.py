@@ -78,6 +78,16 @@ def test_the_auto_class_finds_every_tensor(exported):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_what_transformers_saves_again_is_read_as_the_same_model(exported, tmp_path: Path):
+    source, folder, _ = exported["random"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    # Its fp16 rescaling, which is off here, would change the weights at the first call.
+    model(torch.tensor([[1, 2, 3]]))
+    model.save_pretrained(tmp_path / "saved")
+    again = read_source(tmp_path / "saved")
+    assert all(torch.equal(again.weights[key], source.weights[key]) for key in source.weights)
+
+
 def greedy(folder: Path, prompt: str, count: int) -> str:
     """Returns our likeliest continuation of a prompt by the model in a folder or file."""
     model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)

@@ -90,6 +90,12 @@ def export_parser() -> argparse.ArgumentParser:
         help="write a model card with the facts of the run: README.md in a folder, NAME.README.md "
         "next to a file (default 1)",
     )
+    _add_hub_flags(p)
+    return p
+
+
+def _add_hub_flags(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
     add(
         "--hub_push",
         metavar="OWNER/NAME",
@@ -97,7 +103,6 @@ def export_parser() -> argparse.ArgumentParser:
     )
     add("--hub_public", action="store_true", help="make a new repository public, not private")
     add("--yes", action="store_true", help="upload without asking")
-    return p
 
 
 @program
@@ -153,7 +158,7 @@ def _export(a: argparse.Namespace) -> None:
     export_model(model, target, options, out, check=bool(a.check), card=card)
     if a.hub_push:
         uploads = uploads_of(out, card_path(out) if card else None)
-        push_uploads(uploads, a.hub_push, private=not a.hub_public, agreed=a.yes)
+        push_uploads(uploads, a.hub_push, out=out, private=not a.hub_public, agreed=a.yes)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def push_uploads(
     uploads: list[Upload],
     repository: str,
     *,
+    out: Path,
     private: bool,
     agreed: bool,
     endpoint: str | None = None,
@@ -57,14 +58,10 @@ def push_uploads(
     """Lists the files, asks unless `agreed`, and uploads them in one commit; False: not agreed.
 
     The repository is made, private or public, where it does not exist; what is there under other
-    names stays.  endpoint, token: None: as huggingface_hub is set up.  Raises CheckpointError.
+    names stays.  out: the export, named in messages.  endpoint, token: None: as huggingface_hub is
+    set up.  Raises CheckpointError.
     """
-    total = sum(upload.file.stat().st_size for upload in uploads)
-    kind = "private" if private else "public"
-    print(f"to upload to {repository} (made as {kind} if it does not exist):")
-    for upload in uploads:
-        print(f"  {upload.file.stat().st_size:16,} bytes  {upload.name}")
-    print(f"  {total:16,} bytes  in all")
+    _list(uploads, repository, private=private)
     if not agreed and not _agrees(ask):
         print("nothing was uploaded")
         return False
@@ -84,10 +81,19 @@ def push_uploads(
         raise CheckpointError(
             f"--hub_push {repository} failed: {short_reason(error)}; the export itself is complete "
             f"on this disk. Log in by `hf auth login`, and try again by: hf upload {repository} "
-            f"{uploads[0].file if len(uploads) == 1 else uploads[0].file.parent}"
+            f"{out}"
         ) from error
     print(f"uploaded: {done.commit_url}")
     return True
+
+
+def _list(uploads: list[Upload], repository: str, *, private: bool) -> None:
+    total = sum(upload.file.stat().st_size for upload in uploads)
+    kind = "private" if private else "public"
+    print(f"to upload to {repository} (made as {kind} if it does not exist):")
+    for upload in uploads:
+        print(f"  {upload.file.stat().st_size:16,} bytes  {upload.name}")
+    print(f"  {total:16,} bytes  in all")
 
 
 def _agrees(ask: Callable[[str], str]) -> bool:
