@@ -315,3 +315,30 @@ def test_a_model_without_a_vocabulary_of_bytes_is_refused(tmp_path: Path):
     assert "no tokenizer is known" in (GgufFile().refuses(unknown, FP32) or "")
     characters = replace(source, tokenizer=CharacterTokenizer("vocab.json", {0: "a", 1: "b"}))
     assert "its tokenizer vocab.json is none" in (GgufFile().refuses(characters, FP32) or "")
+
+
+def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch):
+    source, said = source_model("7", "random", tmp_path), []
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    export_model(source, GgufFile(), FP32, tmp_path / "m.gguf", card=False, say=said.append)
+    assert any("the package xllamacpp is not installed" in line for line in said)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match="--to gguf needs the Python package gguf: pip install"):
+        export_model(source, GgufFile(), FP32, tmp_path / "other.gguf")
+    assert not (tmp_path / "other.gguf").exists()
+
+
+@needs_llama_cpp
+def test_another_tokenizer_than_llama_cpp_s_is_an_error(tmp_path: Path):
+    class Shifted(BytesTokenizer):
+        """Gives every byte the id of the next."""
+
+        name = "shifted"
+
+        def encode(self, text: str) -> list[int]:
+            return [1 + byte % 256 for byte in super().encode(text)]
+
+    source = replace(source_model("7", "random", tmp_path), tokenizer=Shifted())
+    with pytest.raises(CheckpointError, match=r"llama\.cpp tokenizes .* tokenizer shifted as"):
+        export_model(source, GgufFile(), FP32, tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
