@@ -19,9 +19,11 @@ from tests.import_graph import circles, layer_of, own_imports, room_of
 # room: the rooms of the same layer that it imports; a long row continues on indented lines.
 ARROWS = """\
 checkpoint.adapter_files: weights
+checkpoint.hf_names: fla_names web_rwkv_names weight_folder
 checkpoint.merge: adapter_files number_formats weights
 checkpoint.resume: digest names space
 checkpoint.retention: digest names resume
+checkpoint.web_rwkv_names: fla_names
 checkpoint.weights: checkpoint_kind fit_weights hf_names provenance space weight_folder
     weight_keys
 config.check: limits machine_schema mixture_list resume_rules run_length schema sections
