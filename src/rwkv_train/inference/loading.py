@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rwkv_train.checkpoint.adapter_files import load_adapter, merge_adapter
 from rwkv_train.checkpoint.weights import fit_weights, load_weights
 from rwkv_train.config.load import read_config
 from rwkv_train.config.resolve.model_sizes import complete_model
@@ -30,13 +31,16 @@ def load_model(
     dtype: torch.dtype,
     wkv_backend: str = "auto",
     states: str | Path | None = None,
+    lora: str | Path | None = None,
 ) -> RWKV:
     """Returns the network in evaluation mode, every size read from the file.
 
     states: a file of trained initial states, which join or replace those of the checkpoint; with
-    them a text starts. Raises CheckpointError or ConfigError.
+    them a text starts.  lora: an adapter for the checkpoint, ours or peft's, merged into it.
+    Raises CheckpointError or ConfigError.
     """
-    weights = load_weights(path, dtype)
+    # An adapter is added to the weights as they are stored, and the sum rounded once.
+    weights = load_weights(path, dtype if lora is None else None)
     if _only_states(weights):
         raise CheckpointError(
             f"{path} holds only trained initial states, which need their base model: give that as "
@@ -48,6 +52,9 @@ def load_model(
             f"{path} has a copy head (head_qk), which looks back at every token and has no "
             "recurrent form; it cannot generate with a state of constant size"
         )
+    if lora is not None:
+        merged = merge_adapter(weights, load_adapter(Path(lora)))
+        weights = {name: value.to(dtype) for name, value in merged.items()}
     if states is not None:
         weights |= _load_states(states, dtype)
     # The parameter exists only in a model that was built with states.
@@ -81,20 +88,24 @@ def _load_states(path: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
 def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) -> Tokenizer:
     """Returns the tokenizer of a checkpoint.
 
-    The one `given`, else the one recorded next to the checkpoint, else the one named in the
-    config.yaml there, else the characters in the vocab.json there, else the built-in one with as
-    many tokens as the model has rows.
+    The one `given`, else the one recorded next to the checkpoint (in it, if it is a folder), else
+    the one named in the config.yaml there, else the tokenizer.json of a folder, else the characters
+    in the vocab.json there, else the built-in one with as many tokens as the model has rows.
 
     Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
     model, or is not the one that was recorded.
     """
     # A checkpoint names no tokenizer; the files of its run do.
-    record = read_record(Path(path).parent)
+    is_folder = Path(path).is_dir()
+    folder = Path(path) if is_folder else Path(path).parent
+    record = read_record(folder)
     name = given or (None if record is None else record.name)
-    saved = Path(path).parent / "config.yaml"
+    saved = folder / "config.yaml"
     if name is None and saved.is_file():
         name = read_config(saved).data.tokenizer
-    characters = read_characters(Path(path).parent / VOCABULARY if name is None else Path(name))
+    if name is None and is_folder and (folder / "tokenizer.json").is_file():
+        name = str(folder / "tokenizer.json")
+    characters = read_characters(folder / VOCABULARY if name is None else Path(name))
     if characters is not None:
         return _fitting(characters, path, vocab_size)
     name = name or TOKENIZER_BY_ROWS.get(vocab_size)
