@@ -16,7 +16,8 @@ from rwkv_train.processors import vendor_and_family
 
 # The vendor, and the first of its families with vector units of 512 bits.
 WIDE_VECTORS = ("AuthenticAMD", 26)
-_SIZE = 256
+# Rows, sums, columns: a library chooses its kernel by the shape.
+_SHAPES = ((256, 256, 256), (2048, 192, 672), (192, 2048, 192), (7, 256, 4096), (1, 512, 65))
 
 
 def choose_fp32_products() -> str | None:
@@ -37,9 +38,18 @@ def choose_fp32_products() -> str | None:
 def products_are_exact() -> bool:
     """Tells whether fp32 products keep what the 11 bits of tf32, or the 8 of bf16, would lose."""
     more_than_one = 1 + 2.0**-12
-    # Every sum on the way is a number of fp32.
-    product = torch.full((_SIZE, _SIZE), more_than_one) @ torch.ones(_SIZE, _SIZE)
-    return bool((product == _SIZE * more_than_one).all())
+    for rows, sums, columns in _SHAPES:
+        left, right = torch.full((rows, sums), more_than_one), torch.ones(sums, columns)
+        # Stored by columns too, as a linear layer and its gradients have them. Every sum on the
+        # way is a number of fp32.
+        for product in (left @ right, left @ _by_columns(right), _by_columns(left) @ right):
+            if not bool((product == sums * more_than_one).all()):
+                return False
+    return True
+
+
+def _by_columns(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.t().contiguous().t()
 
 
 def _has_wide_vectors() -> bool:
