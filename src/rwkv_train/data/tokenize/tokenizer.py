@@ -246,13 +246,19 @@ class JsonTokenizer(Tokenizer):
 def load_tokenizer(name: str) -> Tokenizer:
     """Returns the tokenizer of that name.
 
-    name: "world", "bytes", or the path of a tokenizer.json, of a vocabulary in the format of
-    World's, or of a folder with either. World's own vocabulary is "world". Raises DataError.
+    name: "world", "bytes", "numbers:SIZE", or the path of a tokenizer.json, of a vocabulary in the
+    format of World's, or of a folder with either. World's own is "world". Raises DataError.
     """
+    # Here, because they are a subclass.
+    from rwkv_train.data.tokenize.numbers import NumbersTokenizer, vocab_size_in
+
     if name == "world":
         return WorldTokenizer()
     if name == "bytes":
         return BytesTokenizer()
+    size = vocab_size_in(name)
+    if size is not None:
+        return NumbersTokenizer(size)
     path = definition_in(Path(name)) if Path(name).is_dir() else Path(name)
     if not path.is_file():
         raise DataError(
