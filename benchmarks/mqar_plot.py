@@ -1,0 +1,77 @@
+"""The figure of `benchmarks.mqar`: accuracy against pairs, and against steps, a line a version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STYLES = {
+    "4": ("#9a9a9a", "s"),
+    "5": ("#d08a2e", "^"),
+    "6": ("#2f6fb0", "D"),
+    "7": ("#0b6e4f", "o"),
+}
+
+
+def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
+    """Writes the panels: for every width accuracy by pairs, for the largest accuracy by steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    widths = sorted({r["width"] for r in results})
+    by_steps = [r for r in results if r["width"] == widths[-1]]
+    pairs = sorted({r["pairs"] for r in by_steps})
+    columns = max(len(widths), len(pairs))
+    figure, grid = pyplot.subplots(
+        2, columns, figsize=(1 + 3.2 * columns, 6.4), sharey=True, squeeze=False
+    )
+    for axes, width in zip(grid[0], widths):
+        _accuracy_by_pairs(axes, [r for r in results if r["width"] == width], width)
+    for axes, count in zip(grid[1], pairs):
+        _accuracy_by_steps(axes, [r for r in by_steps if r["pairs"] == count], count, widths[-1])
+    for axes in [*grid[0, len(widths) :], *grid[1, len(pairs) :]]:
+        axes.set_axis_off()
+    for row in grid:
+        row[0].set_ylabel("accuracy on held-out rows")
+        row[0].set_ylim(-0.03, 1.03)
+    lines, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="lower center", ncols=len(names), frameon=False)
+    figure.suptitle("Multi-query associative recall, 2 layers, one learning rate")
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def _accuracy_by_pairs(axes: Any, results: Sequence[dict[str, Any]], width: int) -> None:
+    pairs = sorted({r["pairs"] for r in results})
+    for version in sorted({r["version"] for r in results}):
+        mine = sorted(
+            (r["pairs"], r["accuracy"][str(r["steps"])]) for r in results if r["version"] == version
+        )
+        colour, marker = STYLES[version]
+        axes.plot(*zip(*mine), color=colour, marker=marker, label=f"RWKV-{version}")
+    axes.plot(
+        pairs, [1 / p for p in pairs], color="#444444", linestyle=":", label="some value of the row"
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(pairs, [str(p) for p in pairs])
+    axes.minorticks_off()
+    axes.set_xlabel("pairs in a row")
+    axes.set_title(f"after training, width {width}", fontsize=10)
+
+
+def _accuracy_by_steps(
+    axes: Any, results: Sequence[dict[str, Any]], pairs: int, width: int
+) -> None:
+    for result in sorted(results, key=lambda r: r["version"]):
+        steps = [int(step) for step in result["accuracy"]]
+        colour, marker = STYLES[result["version"]]
+        axes.plot(
+            steps, list(result["accuracy"].values()), color=colour, marker=marker, markersize=4
+        )
+    axes.axhline(1 / pairs, color="#444444", linestyle=":")
+    axes.set_xlabel("steps of 32 rows")
+    axes.set_title(f"{pairs} pairs, width {width}", fontsize=10)
