@@ -40,16 +40,18 @@ config.run_length: resolved schema
 config.rwkv_lm: choices command_line versions
 config.schema: choices limits machine_schema versions
 config.sections: machine_schema schema
-data.__main__: convert inspect make_data_flags
+data.__main__: convert inspect make_data_flags synthetic
 data.binidx: sampling storage
 data.chat: binidx text tokenize
 data.convert: binidx chat storage text tokenize
 data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
+data.synthetic: binidx convert inspect text tokenize
 data.text: storage
 data.tokenize: binidx storage text
 inference.__main__: generate loading sampling
 inference.generate: sampling streaming
+inference.recall: loading
 models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone

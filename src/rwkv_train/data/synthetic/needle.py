@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,7 @@ class PasskeyRows:
         least = 0
         # The digits decide how many tokens a number has.
         for number in ("00000", "11111", "12345"):
-            prompt, answer = self._encoded(_LEAST_LINES, 0, number, load_tokenizer(self.tokenizer))
+            prompt, answer = self._encoded(_LEAST_LINES, 0, number)
             least = max(least, len(prompt) + len(answer) + 1)
         if self.row_tokens < least:
             raise DataError(
@@ -99,51 +100,57 @@ class PasskeyRows:
 
     def blocks(self, rows: int, numbers: RandomNumbers) -> Iterator[TokenRows]:
         """Yields tokens and weights, [some rows, T] each, of `rows` rows together."""
-        tokenizer = load_tokenizer(self.tokenizer)
         at_a_time = rows_at_a_time(self.row_tokens, 1)
         for first in range(0, rows, at_a_time):
             which = np.arange(first, min(first + at_a_time, rows))
             # As many numbers as rows, whatever the rows turn out to be.
             secrets = numbers.below(10**_DIGITS, len(which))
-            places = self._line_places(which, numbers)
+            depths = self._depths(which, numbers)
             tokens = np.zeros((len(which), self.row_tokens), np.int32)
             weights = np.zeros(tokens.shape, np.uint8)
-            for row, (secret, place) in enumerate(zip(secrets.tolist(), places.tolist())):
-                prompt, answer = self._fitting(place, f"{secret:0{_DIGITS}}", tokenizer)
+            for row, (secret, depth) in enumerate(zip(secrets.tolist(), depths.tolist())):
+                prompt, answer = self._fitting(depth, f"{secret:0{_DIGITS}}")
                 begin, end = len(prompt), len(prompt) + len(answer)
                 tokens[row, :end] = prompt + answer
                 weights[row, begin:end] = 1
             yield tokens, weights
 
-    def _line_places(
+    def _depths(
         self, which: npt.NDArray[np.int64], numbers: RandomNumbers
     ) -> npt.NDArray[np.float64]:
-        """Returns the depths of these rows; how many lines a row has is not known yet."""
+        """Returns the depths of these rows, which say nothing of how many lines a row has."""
         if not self.depths:
             return numbers.between_0_and_1(len(which))
         return np.asarray(self.depths, np.float64)[which % len(self.depths)]
 
-    def _fitting(
-        self, depth: float, number: str, tokenizer: Tokenizer
-    ) -> tuple[list[int], list[int]]:
-        """Returns prompt and answer of the row with the most lines that leaves room for a 0."""
-        line = len(tokenizer.encode(LINE))
+    @cached_property
+    def _loaded(self) -> Tokenizer:
+        # Once: the tables of some take a second and a lot of memory.
+        return load_tokenizer(self.tokenizer)
+
+    def _fitting(self, depth: float, number: str) -> tuple[list[int], list[int]]:
+        """Returns prompt and answer of a row with as many lines as leave room for a 0."""
+        line = len(self._loaded.encode(LINE))
         lines = max(_LEAST_LINES, self.row_tokens // line)
         while True:
-            prompt, answer = self._encoded(lines, int(depth * (lines - 1)), number, tokenizer)
+            prompt, answer = self._encoded(lines, int(depth * (lines - 1)), number)
             excess = len(prompt) + len(answer) + 1 - self.row_tokens
             if excess <= 0:
                 return prompt, answer
-            assert lines > _LEAST_LINES, "check() lets no such row pass"
+            if lines == _LEAST_LINES:
+                raise DataError(
+                    f"--ctx_len {self.row_tokens} is {excess} tokens too short for the number "
+                    f"{number}"
+                )
             lines = max(_LEAST_LINES, lines - -(-excess // line))
 
-    def _encoded(
-        self, lines: int, place: int, number: str, tokenizer: Tokenizer
-    ) -> tuple[list[int], list[int]]:
+    def _encoded(self, lines: int, place: int, number: str) -> tuple[list[int], list[int]]:
+        """Returns prompt and answer of a row of so many lines, its needle the one at `place`."""
         # Encoded as a whole, as whoever asks a model encodes it; the space belongs to the answer.
         haystack = [LINE] * lines
         haystack[place] = NEEDLE.format(number=number)
         prompt = f"{INSTRUCTION}\n\n{''.join(haystack)}{QUESTION}"
+        tokenizer = self._loaded
         return tokenizer.encode(prompt), tokenizer.continuation().encode(f" {number}")
 
 

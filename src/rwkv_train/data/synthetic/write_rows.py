@@ -124,8 +124,10 @@ def _origin(data: SyntheticData) -> MadeFrom:
 
 def _check(data: SyntheticData) -> None:
     data.settings.check()
-    for name, value, least in (("rows", data.rows, 1), ("val_rows", data.val_rows, 0)):
-        if not least <= value <= _MOST_ROWS:
-            raise DataError(f"--{name} is {value}; it must be from {least} to {_MOST_ROWS}")
+    # The sample order needs three rows, and the last target of a row is the next one's first token.
+    if not 3 <= data.rows <= _MOST_ROWS:
+        raise DataError(f"--rows is {data.rows}; it must be from 3 to {_MOST_ROWS}")
+    if data.val_rows and not 2 <= data.val_rows <= _MOST_ROWS:
+        raise DataError(f"--val_rows is {data.val_rows}; it must be 0, or from 2 to {_MOST_ROWS}")
     if not 0 <= data.seed < 1 << 63:
         raise DataError(f"--seed is {data.seed}; it must be from 0 to 2^63 - 1")
