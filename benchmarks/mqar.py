@@ -1,9 +1,9 @@
 """Trains the RWKV versions to recall what they have read, and draws how well they do.
 
-    python -m benchmarks.mqar FOLDER [--versions 4,5,6,7] [--widths 64] [--pairs 4,8,16]
+    python -m benchmarks.mqar FOLDER [--versions 4,5,6,7] [--widths 64] [--pairs 2,4,8,16]
 
-Multi-query associative recall (`make_data.py --synthetic mqar`): P pairs of key and value in a row
-of 16 P tokens, then every key once more, whose value is asked. Each run is `train.py --config
+Multi-query associative recall (`make_data.py --synthetic mqar`): some pairs of key and value in a
+row of 64 tokens, then every key once more, whose value is asked. Each run is `train.py --config
 configs/mqar.yaml` on rows that never come twice; every 50 steps the checkpoint answers held-out
 rows. Runs are kept in FOLDER/runs.jsonl: the same line again goes on where it was stopped, other
 settings add to it, and the table and FOLDER/mqar.png are of all of them.
@@ -31,7 +31,6 @@ from rwkv_train.inference.recall import recall_score
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mqar.yaml"
 ROWS_PER_STEP = 32
-TOKENS_PER_PAIR = 16
 STEPS_BETWEEN_TESTS = 50
 TEST_ROWS = 500
 
@@ -42,6 +41,7 @@ class Run(NamedTuple):
     version: str
     width: int
     pairs: int
+    row_tokens: int
     vocab_size: int
     steps: int
 
@@ -49,20 +49,19 @@ class Run(NamedTuple):
 def measure(run: Run, folder: Path) -> dict[str, Any]:
     """Trains in `folder`; returns accuracies by step, and the time that the training took."""
     data, out = folder / "mqar", folder / "out"
-    row_tokens = TOKENS_PER_PAIR * run.pairs
     # The permutation reads nearly all rows once, and none twice.
     rows = run.steps * ROWS_PER_STEP * 11 // 10 + 100
     made = (
-        *("--synthetic", "mqar", "--output", data, "--ctx_len", row_tokens),
+        *("--synthetic", "mqar", "--output", data, "--ctx_len", run.row_tokens),
         *("--vocab_size", run.vocab_size, "--pairs", run.pairs),
         *("--rows", rows, "--val_rows", TEST_ROWS),
     )
     assert make_data([str(word) for word in made]) == 0, run
     flags = (
         *("--config", CONFIG, "--proj_dir", out, "--data_file", data),
-        *("--val_data_file", f"{data}_val", "--ctx_len", row_tokens),
+        *("--val_data_file", f"{data}_val", "--ctx_len", run.row_tokens),
         *("--rwkv_version", run.version, "--n_embd", run.width),
-        *("--exit_tokens", run.steps * ROWS_PER_STEP * row_tokens),
+        *("--exit_tokens", run.steps * ROWS_PER_STEP * run.row_tokens),
         *("--epoch_steps", STEPS_BETWEEN_TESTS, "--plot", 0, "--enable_progress_bar", 0),
     )
     began, cpu_began = time.perf_counter(), cpu_seconds()
@@ -108,7 +107,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         solved = [step for step, share in r["accuracy"].items() if share >= 0.99]
         lines.append(
             f"| RWKV-{r['version']} | {r['width']} | {r['pairs']} | "
-            f"{TOKENS_PER_PAIR * r['pairs']} | {r['vocab_size']} | {r['parameters']:,} | "
+            f"{r['row_tokens']} | {r['vocab_size']} | {r['parameters']:,} | "
             f"{r['steps']} | {r['accuracy'][str(r['steps'])]:.3f} | "
             f"{solved[0] if solved else '-'} | {r['cpu_seconds']:.0f} s | {r['seconds']:.0f} s |"
         )
@@ -128,8 +127,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--versions", type=lambda words: words.split(","), default=list("4567"))
     parser.add_argument("--widths", type=_numbers, default=[64])
-    parser.add_argument("--pairs", type=_numbers, default=[4, 8, 16])
-    parser.add_argument("--vocab_size", type=int, default=512)
+    parser.add_argument("--pairs", type=_numbers, default=[2, 4, 8, 16])
+    parser.add_argument("--row_tokens", type=int, default=64)
+    parser.add_argument("--vocab_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=400)
     return parser
 
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     kept = options.folder / "runs.jsonl"
     wanted = [
-        Run(version, width, pairs, options.vocab_size, options.steps)
+        Run(version, width, pairs, options.row_tokens, options.vocab_size, options.steps)
         for width in options.widths
         for pairs in options.pairs
         for version in options.versions

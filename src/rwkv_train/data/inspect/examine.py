@@ -182,7 +182,7 @@ def _check_batch(
         inside = zeros[:-1] & ~zeros[1:]
         inside[ends[:-1] - 1] = False
         if not zeros[ends - 1].all() or inside.any():
-            raise DataError(f"{place}: not every document ends with 0 and has no other 0 in it")
+            raise DataError(f"{place}: not every document ends with 0 and has no 0 within")
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise DataError(
             f"{place}: ids reach from {tokens.min()} to {tokens.max()}, outside the vocabulary of "

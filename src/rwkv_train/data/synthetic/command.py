@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FLAG = "--synthetic"
 TASKS = ("mqar", "needle")
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Makes rows of a task that asks a model what it has read: a binidx pair with a loss mask, so that
 train.py learns the answers only. A row is a document of CTX_LEN tokens.
 
@@ -69,7 +69,7 @@ def synthetic_parser() -> argparse.ArgumentParser:
     """Returns the parser; a flag that was not given is None where only some tasks take it."""
     parser = OneLineParser(
         prog=invoked_name("make_data.py"),
-        description=DESCRIPTION,
+        description=_DESCRIPTION,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -140,7 +140,7 @@ def _settings(a: argparse.Namespace) -> tuple[RowSettings, str]:
         if name not in _OF_KIND[kind]:
             takers = " and ".join(k for k, names in _OF_KIND.items() if name in names)
             raise DataError(f"--{name} belongs to {takers}, not to {kind}; leave it out")
-    from rwkv_train.data.synthetic.mqar import MqarRows
+    from rwkv_train.data.synthetic.associative import MqarRows
     from rwkv_train.data.synthetic.needle import NeedleRows, PasskeyRows
     from rwkv_train.data.tokenize.numbers import numbers_name
 

@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.synthetic.mqar import MOST_TOKENS, TokenRows
+from rwkv_train.data.synthetic.associative import MOST_TOKENS, TokenRows
 from rwkv_train.data.synthetic.random_numbers import RandomNumbers, rows_at_a_time
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError

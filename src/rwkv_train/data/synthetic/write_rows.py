@@ -17,7 +17,7 @@ from rwkv_train.data.convert import existing_output
 from rwkv_train.data.convert.existing_output import MadeFrom, made_from
 from rwkv_train.data.convert.pipeline import Converted
 from rwkv_train.data.convert.streams import shown_while_written
-from rwkv_train.data.synthetic.mqar import TokenRows
+from rwkv_train.data.synthetic.associative import TokenRows
 from rwkv_train.data.synthetic.random_numbers import RandomNumbers
 from rwkv_train.data.tokenize.bulk_encoder import token_dtype
 from rwkv_train.data.tokenize.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkv_train.data.synthetic.mqar import MqarRows
+from rwkv_train.data.synthetic.associative import MqarRows
 from rwkv_train.data.synthetic.random_numbers import RandomNumbers
 
 
