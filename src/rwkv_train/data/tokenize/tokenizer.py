@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rwkv_train.data.tokenize import numbers
 from rwkv_train.data.tokenize.added_space import without_added_space
+from rwkv_train.data.tokenize.json_separator import check_separator
 from rwkv_train.data.tokenize.token_table import (
     TokenTable,
     in_vocabulary,
@@ -21,9 +22,6 @@ from rwkv_train.data.tokenize.token_table import (
 )
 from rwkv_train.data.tokenize.tokenizer_files import definition_in
 from rwkv_train.errors import DataError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as LibraryTokenizer
 
 END_OF_DOCUMENT = 0
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
@@ -187,6 +185,21 @@ class BytesTokenizer(Tokenizer):
         return TokenTable([b"", *(bytes([byte]) for byte in range(256))])
 
 
+class NumbersTokenizer(Tokenizer):
+    """Ids written as numbers; id 0 is a token like any other, and texts have no end."""
+
+    end_of_document = None
+
+    def __init__(self, vocab_size: int) -> None:
+        self.name, self.vocab_size = numbers.numbers_name(vocab_size), vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        return numbers.numbers_in(text, self.vocab_size)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return numbers.written_numbers(ids, self.vocab_size)
+
+
 class JsonTokenizer(Tokenizer):
     """A tokenizer.json of the `tokenizers` library, for example the 20B one of RWKV-4.
 
@@ -215,7 +228,7 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer.encode_special_tokens = True
         # Ids may have gaps, so that their number may be less than the rows they need.
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=0) + 1
-        _check_separator(self._tokenizer, path)
+        check_separator(self._tokenizer, path, END_OF_DOCUMENT)
         self._continuation = None if definition else without_added_space(self._tokenizer.to_str())
         self.adds_space = self._continuation is not None
 
@@ -233,9 +246,9 @@ class JsonTokenizer(Tokenizer):
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        numbers = in_vocabulary(ids, self.vocab_size)
+        known = in_vocabulary(ids, self.vocab_size)
         # The library would write the text of token 0 out, or drop all special tokens with it.
-        kept = numbers[numbers != END_OF_DOCUMENT].tolist()
+        kept = known[known != END_OF_DOCUMENT].tolist()
         return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
 
     def normalize(self, text: str) -> str:
@@ -249,14 +262,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     name: "world", "bytes", "numbers:SIZE", or the path of a tokenizer.json, of a vocabulary in the
     format of World's, or of a folder with either. World's own is "world". Raises DataError.
     """
-    # Here, because they are a subclass.
-    from rwkv_train.data.tokenize.numbers import NumbersTokenizer, vocab_size_in
-
     if name == "world":
         return WorldTokenizer()
     if name == "bytes":
         return BytesTokenizer()
-    size = vocab_size_in(name)
+    size = numbers.vocab_size_in(name)
     if size is not None:
         return NumbersTokenizer(size)
     path = definition_in(Path(name)) if Path(name).is_dir() else Path(name)
@@ -284,14 +294,3 @@ def _lone_surrogate(error: UnicodeEncodeError) -> DataError:
     return DataError(
         f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot store"
     )
-
-
-def _check_separator(tokenizer: LibraryTokenizer, path: Path) -> None:
-    """Raises DataError unless id 0 is unused or a special token."""
-    token = tokenizer.id_to_token(END_OF_DOCUMENT)
-    added = tokenizer.get_added_tokens_decoder().get(END_OF_DOCUMENT)
-    if token is not None and (added is None or not added.special):
-        raise DataError(
-            f"id 0 of {path} is the ordinary token {token!r}; RWKV puts 0 between documents, so id "
-            "0 must be a special token such as <|endoftext|>: use another tokenizer"
-        )
