@@ -6,7 +6,7 @@ Multi-query associative recall (`make_data.py --synthetic mqar`): some pairs of 
 row of 64 tokens, then every key once more, whose value is asked. Each run is `train.py --config
 configs/mqar.yaml` on rows that never come twice; every 50 steps the checkpoint answers held-out
 rows. Runs are kept in FOLDER/runs.jsonl: the same line again goes on where it was stopped, other
-settings add to it, and the table and FOLDER/mqar.png are of all of them.
+settings add to it. Table and FOLDER/mqar.png are of all that have the same rows and steps.
 """
 
 from __future__ import annotations
@@ -141,10 +141,11 @@ def _numbers(words: str) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what the module's docstring describes."""
     options = parser().parse_args(argv)
+    steps = options.steps
     options.folder.mkdir(parents=True, exist_ok=True)
     kept = options.folder / "runs.jsonl"
     wanted = [
-        Run(version, width, pairs, options.row_tokens, options.vocab_size, options.steps)
+        Run(version, width, pairs, options.row_tokens, options.vocab_size, steps)
         for width in options.widths
         for pairs in options.pairs
         for version in options.versions
@@ -156,9 +157,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 result = measure(run, Path(name))
             with kept.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-    results = read_runs(kept)
+    alike = {"row_tokens": options.row_tokens, "vocab_size": options.vocab_size, "steps": steps}
+    results = [run for run in read_runs(kept) if alike.items() <= run.items()]
     print(table(results))
-    plot(results, options.folder / "mqar.png")
+    title = (
+        f"Multi-query associative recall: rows of {options.row_tokens} tokens, vocabulary "
+        f"{options.vocab_size}, {steps} steps of {ROWS_PER_STEP} rows, 2 layers"
+    )
+    plot(results, title, options.folder / "mqar.png")
     print(f"figure: {options.folder / 'mqar.png'}")
 
 

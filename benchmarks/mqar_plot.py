@@ -14,7 +14,7 @@ STYLES = {
 }
 
 
-def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
+def plot(results: Sequence[dict[str, Any]], title: str, file: Path) -> None:
     """Writes the panels: for every width accuracy by pairs, for the largest accuracy by steps."""
     import matplotlib
 
@@ -24,24 +24,23 @@ def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
     widths = sorted({r["width"] for r in results})
     by_steps = [r for r in results if r["width"] == widths[-1]]
     pairs = sorted({r["pairs"] for r in by_steps})
-    columns = max(len(widths), len(pairs))
-    figure, grid = pyplot.subplots(
-        2, columns, figsize=(1 + 3.2 * columns, 6.4), sharey=True, squeeze=False
-    )
-    for axes, width in zip(grid[0], widths):
+    columns = max(2, len(widths), len(pairs))
+    figure = pyplot.figure(figsize=(1 + 3.2 * columns, 7.2), layout="constrained")
+    # Rows of their own, whose panels share the width of the figure.
+    above, below = figure.subfigures(2, 1)
+    upper = above.subplots(1, len(widths), sharey=True, squeeze=False)[0]
+    lower = below.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+    for axes, width in zip(upper, widths):
         _accuracy_by_pairs(axes, [r for r in results if r["width"] == width], width)
-    for axes, count in zip(grid[1], pairs):
+    for axes, count in zip(lower, pairs):
         _accuracy_by_steps(axes, [r for r in by_steps if r["pairs"] == count], count, widths[-1])
-    for axes in [*grid[0, len(widths) :], *grid[1, len(pairs) :]]:
-        axes.set_axis_off()
-    for row in grid:
-        row[0].set_ylabel("accuracy on held-out rows")
-        row[0].set_ylim(-0.03, 1.03)
-    lines, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="lower center", ncols=len(names), frameon=False)
-    figure.suptitle("Multi-query associative recall, 2 layers, one learning rate")
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(file, dpi=120)
+    for axes in (upper[0], lower[0]):
+        axes.set_ylabel("accuracy on held-out rows")
+        axes.set_ylim(-0.03, 1.03)
+    lines, names = upper[0].get_legend_handles_labels()
+    below.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
+    above.suptitle(title, fontsize=11)
+    figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
 
@@ -54,7 +53,11 @@ def _accuracy_by_pairs(axes: Any, results: Sequence[dict[str, Any]], width: int)
         colour, marker = STYLES[version]
         axes.plot(*zip(*mine), color=colour, marker=marker, label=f"RWKV-{version}")
     axes.plot(
-        pairs, [1 / p for p in pairs], color="#444444", linestyle=":", label="some value of the row"
+        pairs,
+        [1 / p for p in pairs],
+        color="#444444",
+        linestyle=":",
+        label="any value of the row: 1 / pairs",
     )
     axes.set_xscale("log", base=2)
     axes.set_xticks(pairs, [str(p) for p in pairs])
