@@ -49,6 +49,14 @@ data.samples: binidx sampling storage tokenize
 data.synthetic: binidx convert inspect text tokenize
 data.text: storage
 data.tokenize: binidx storage text
+export.__main__: exporting hub model_source target target_table
+export.exporting: model_card model_source target verification
+export.model_card: model_source run_facts target verification
+export.target: model_source
+export.target_table: target targets
+export.targets: model_source target tokenizer_folder
+export.tokenizer_folder: model_source world_definition
+export.verification: model_source reference_logits target
 inference.__main__: generate loading sampling
 inference.generate: sampling streaming
 inference.recall: loading

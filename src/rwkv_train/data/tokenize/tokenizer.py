@@ -16,6 +16,7 @@ from rwkv_train.data.tokenize.added_space import without_added_space
 from rwkv_train.data.tokenize.json_separator import check_separator
 from rwkv_train.data.tokenize.token_table import (
     TokenTable,
+    by_id,
     in_vocabulary,
     is_vocabulary,
     read_vocabulary,
@@ -117,7 +118,7 @@ class WorldTokenizer(Tokenizer):
         import pyrwkv_tokenizer
 
         (path,) = Path(pyrwkv_tokenizer.__path__[0]).glob("rwkv_vocab_*.txt")
-        return _by_id(read_vocabulary(path), self.vocab_size)
+        return by_id(read_vocabulary(path), self.vocab_size)
 
 
 class VocabularyTokenizer(Tokenizer):
@@ -136,7 +137,7 @@ class VocabularyTokenizer(Tokenizer):
         if missing:
             raise DataError(f"{path} has no token for the single byte 0x{missing[0]:02x}")
         self.vocab_size = max(tokens) + 1
-        self._tokens = _by_id(tokens, self.vocab_size)
+        self._tokens = by_id(tokens, self.vocab_size)
         # Lengths of tokens by their first byte, longest first.
         self._lengths = [
             sorted({len(token) for token in self._ids if token[0] == byte}, reverse=True)
@@ -232,6 +233,11 @@ class JsonTokenizer(Tokenizer):
         self._continuation = None if definition else without_added_space(self._tokenizer.to_str())
         self.adds_space = self._continuation is not None
 
+    def token_of_end(self) -> str | None:
+        """Returns the text of token 0 as the file writes it, None where it has no such token."""
+        token: str | None = self._tokenizer.id_to_token(END_OF_DOCUMENT)
+        return token
+
     def continuation(self) -> Tokenizer:
         if self._continuation is None:
             return self
@@ -282,12 +288,8 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     world, found = WorldTokenizer(), VocabularyTokenizer(path)
     # Under one name, so that data and models that were made with either fit together.
-    same = _by_id(read_vocabulary(path), world.vocab_size) == world.token_bytes()
+    same = by_id(read_vocabulary(path), world.vocab_size) == world.token_bytes()
     return world if same else found
-
-
-def _by_id(tokens: dict[int, bytes], size: int) -> list[bytes]:
-    return [tokens.get(number, b"") for number in range(size)]
 
 
 def _lone_surrogate(error: UnicodeEncodeError) -> DataError:
