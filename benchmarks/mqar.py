@@ -64,6 +64,9 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         *("--exit_tokens", run.steps * ROWS_PER_STEP * run.row_tokens),
         *("--epoch_steps", STEPS_BETWEEN_TESTS, "--plot", 0, "--enable_progress_bar", 0),
     )
+    if run.version != "4":
+        # A model of less than the usual 64 has one head.
+        flags += ("--head_size", min(64, run.width))
     began, cpu_began = time.perf_counter(), cpu_seconds()
     assert train.main([str(word) for word in flags]) == 0, run
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu_began
