@@ -19,9 +19,11 @@ from tests.import_graph import circles, layer_of, own_imports, room_of
 # room: the rooms of the same layer that it imports; a long row continues on indented lines.
 ARROWS = """\
 checkpoint.adapter_files: weights
+checkpoint.hf_names: fla_names web_rwkv_names weight_folder
 checkpoint.merge: adapter_files number_formats weights
 checkpoint.resume: digest names space
 checkpoint.retention: digest names resume
+checkpoint.web_rwkv_names: fla_names
 checkpoint.weights: checkpoint_kind fit_weights hf_names provenance space weight_folder
     weight_keys
 config.check: limits machine_schema mixture_list resume_rules run_length schema sections
@@ -57,12 +59,19 @@ export.target_table: target targets
 export.targets: model_source target tokenizer_folder
 export.tokenizer_folder: model_source world_definition
 export.verification: model_source reference_logits target
-inference.__main__: generate loading sampling
-inference.generate: sampling streaming
+inference.__main__: generating model_flags prompt_file
+inference.chat: engine model_flags sampling writing writing_together
+inference.generate: engine writing writing_together
+inference.generating: engine model_flags sampling speed writing writing_together
+inference.model_flags: machine opening sampling
+inference.opening: loading machine
 inference.recall: loading
+inference.writing: stop_texts streaming
+inference.writing_together: engine writing
 models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone
+models.initial_state: backbone layers state
 models.parameters: adapters backbone registry table
 models.registry: backbone sizes
 models.residual: layers

@@ -167,6 +167,7 @@ def test_help_names_every_flag_and_imports_nothing_heavy():
         ("rwkv_train.training", "rwkv-train"),
         ("rwkv_train.data", "rwkv-data"),
         ("rwkv_train.inference", "rwkv-generate"),
+        ("rwkv_train.inference.chat", "rwkv-chat"),
         ("rwkv_train.export", "rwkv-export"),
     ],
 )
