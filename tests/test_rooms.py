@@ -42,12 +42,13 @@ config.run_length: resolved schema
 config.rwkv_lm: choices command_line versions
 config.schema: choices limits machine_schema versions
 config.sections: machine_schema schema
-data.__main__: convert inspect make_data_flags
+data.__main__: convert inspect make_data_flags synthetic
 data.binidx: sampling storage
 data.chat: binidx text tokenize
 data.convert: binidx chat storage text tokenize
 data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
+data.synthetic: binidx convert inspect text tokenize
 data.text: storage
 data.tokenize: binidx storage text
 export.__main__: exporting hub model_source target target_table
@@ -64,6 +65,7 @@ inference.generate: engine writing writing_together
 inference.generating: engine model_flags sampling speed writing writing_together
 inference.model_flags: machine opening sampling
 inference.opening: loading machine
+inference.recall: loading
 inference.writing: stop_texts streaming
 inference.writing_together: engine writing
 models.adapters: backbone layers table
