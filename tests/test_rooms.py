@@ -48,11 +48,15 @@ data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
-inference.__main__: generate loading sampling
-inference.generate: sampling streaming
+inference.__main__: generate loading machine sampling
+inference.generate: engine writing writing_together
+inference.opening: loading machine
+inference.writing: stop_texts streaming
+inference.writing_together: engine writing
 models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone
+models.initial_state: backbone layers state
 models.parameters: adapters backbone registry table
 models.registry: backbone sizes
 models.residual: layers

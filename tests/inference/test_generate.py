@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from rwkv_train.data.tokenize.tokenizer import BytesTokenizer
-from rwkv_train.inference import generate
 from rwkv_train.inference.generate import generate_text, generate_tokens, prefill
 from rwkv_train.inference.sampling import Sampler, SamplingOptions
 from tests.helpers import assert_close
@@ -32,30 +31,6 @@ def sampler(seed: int | None = None, **options: float) -> Sampler:
     if seed is not None:
         generator.manual_seed(seed)
     return Sampler(SamplingOptions(**options), generator)
-
-
-def flat(state: tuple) -> list[torch.Tensor]:
-    """All tensors of a model state."""
-    found = []
-    for layer in state:
-        for part in layer:
-            found.extend(part if isinstance(part, tuple) else [part])
-    return found
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("piece", [1, 5, 16])
-def test_a_prompt_read_in_pieces_is_a_prompt_read_at_once(
-    monkeypatch: pytest.MonkeyPatch, version: str, piece: int
-):
-    model = tiny_model(version).double()
-    tokens = random_tokens(1, 37)[0].tolist()
-    expected, state = prefill(model, tokens)
-    monkeypatch.setattr(generate, "PREFILL", piece)
-    found, found_state = prefill(model, tokens)
-    assert_close("logits", found, expected, 1e-10)
-    for number, (one, other) in enumerate(zip(flat(found_state), flat(state), strict=True)):
-        assert_close(f"state {number}", one, other, 1e-10)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -15,7 +15,8 @@ import torch
 from rwkv_train import find_gpus
 from rwkv_train.errors import ConfigError
 from rwkv_train.find_gpus import FoundGpus
-from rwkv_train.inference.__main__ import _device_and_precision, generate_parser, main
+from rwkv_train.inference.__main__ import generate_parser, main
+from rwkv_train.inference.machine import device_and_precision
 from tests.checkout import ROOT
 from tests.models.tiny import VERSIONS, tiny_model
 
@@ -163,20 +164,21 @@ def test_another_file_of_that_name_is_no_vocabulary(tmp_path: Path, capsys, cont
     assert "no tokenizer is known" in capsys.readouterr().err
 
 
-def device_and_precision(*words: str) -> tuple[str, str]:
-    return _device_and_precision(generate_parser().parse_args(["--load_model", "x", *words]))
+def chosen(*words: str) -> tuple[str, str]:
+    given = generate_parser().parse_args(["--load_model", "x", *words])
+    return device_and_precision(given.device, given.precision)
 
 
 @pytest.mark.parametrize("own, expected", [(True, "bf16"), (False, "fp16")])
 def test_a_gpu_before_ampere_generates_in_fp16(monkeypatch, own: bool, expected: str):
     monkeypatch.setattr(find_gpus, "find_gpus", lambda: FoundGpus(count=1, has_bf16=own))
-    assert device_and_precision() == ("cuda", expected)
-    assert device_and_precision("--precision", "bf16") == ("cuda", "bf16")
-    assert device_and_precision("--device", "cpu") == ("cpu", "fp32")
+    assert chosen() == ("cuda", expected)
+    assert chosen("--precision", "bf16") == ("cuda", "bf16")
+    assert chosen("--device", "cpu") == ("cpu", "fp32")
 
 
 def test_a_card_that_cannot_be_used_is_no_reason_for_the_cpu(monkeypatch):
     monkeypatch.setattr(find_gpus, "find_gpus", lambda: FoundGpus(fault="too old; update it"))
     with pytest.raises(ConfigError, match=r"--device auto: too old; .* or give --device cpu"):
-        device_and_precision()
-    assert device_and_precision("--device", "cpu", "--precision", "bf16") == ("cpu", "bf16")
+        chosen()
+    assert chosen("--device", "cpu", "--precision", "bf16") == ("cpu", "bf16")

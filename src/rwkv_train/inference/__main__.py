@@ -94,12 +94,13 @@ def _generate(a: argparse.Namespace) -> None:
     from rwkv_train.checkpoint.number_formats import DTYPES
     from rwkv_train.inference.generate import generate_text
     from rwkv_train.inference.loading import load_model, tokenizer_of
+    from rwkv_train.inference.machine import device_and_precision
     from rwkv_train.inference.sampling import Sampler, SamplingOptions
 
     options = SamplingOptions(
         a.temperature, a.top_p, a.top_k, a.presence_penalty, a.frequency_penalty, a.penalty_decay
     )
-    device, precision = _device_and_precision(a)
+    device, precision = device_and_precision(a.device, a.precision)
     model = load_model(
         a.load_model,
         device=torch.device(device),
@@ -143,28 +144,6 @@ def _prompt(given: str) -> str:
         raise ConfigError(
             f"the prompt is not UTF-8 (byte {error.start}); convert it, for example by iconv"
         ) from None
-
-
-def _device_and_precision(a: argparse.Namespace) -> tuple[str, str]:
-    """Returns the names of the device and of the number format: as given, or the machine's best.
-
-    Raises ConfigError for a GPU that is asked for or there, and cannot be used.
-    """
-    cpu_precision = "fp32" if a.precision == "auto" else a.precision
-    if a.device == "cpu":
-        return "cpu", cpu_precision
-    from rwkv_train.find_gpus import find_gpus
-
-    found = find_gpus()
-    if found.fault is not None:
-        raise ConfigError(f"--device {a.device}: {found.fault}; or give --device cpu")
-    if not found.count:
-        if a.device == "cuda":
-            reason = f" ({found.reason})" if found.reason else ""
-            raise ConfigError(f"--device cuda: there is no GPU here{reason}; use --device cpu")
-        return "cpu", cpu_precision
-    # Cards before Ampere would emulate bf16.
-    return "cuda", ("bf16" if found.has_bf16 else "fp16") if a.precision == "auto" else a.precision
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rwkv_train.checkpoint.adapter_files import load_adapter, merge_adapter
 from rwkv_train.checkpoint.weights import fit_weights, load_weights
 from rwkv_train.config.load import read_config
 from rwkv_train.config.resolve.model_sizes import complete_model
@@ -30,13 +31,16 @@ def load_model(
     dtype: torch.dtype,
     wkv_backend: str = "auto",
     states: str | Path | None = None,
+    lora: str | Path | None = None,
 ) -> RWKV:
     """Returns the network in evaluation mode, every size read from the file.
 
     states: a file of trained initial states, which join or replace those of the checkpoint; with
-    them a text starts. Raises CheckpointError or ConfigError.
+    them a text starts.  lora: an adapter for the checkpoint, ours or peft's, merged into it.
+    Raises CheckpointError or ConfigError.
     """
-    weights = load_weights(path, dtype)
+    # An adapter is added to the weights as they are stored, and the sum rounded once.
+    weights = load_weights(path, dtype if lora is None else None)
     if _only_states(weights):
         raise CheckpointError(
             f"{path} holds only trained initial states, which need their base model: give that as "
@@ -48,6 +52,9 @@ def load_model(
             f"{path} has a copy head (head_qk), which looks back at every token and has no "
             "recurrent form; it cannot generate with a state of constant size"
         )
+    if lora is not None:
+        merged = merge_adapter(weights, load_adapter(Path(lora)))
+        weights = {name: value.to(dtype) for name, value in merged.items()}
     if states is not None:
         weights |= _load_states(states, dtype)
     # The parameter exists only in a model that was built with states.

@@ -26,6 +26,12 @@ class TextStream:
         self._tokenizer = tokenizer
         self._window: list[int] = list(prompt[-CONTEXT:])
         self._given = len(tokenizer.decode(self._window))
+        self._pending = False
+
+    @property
+    def is_pending(self) -> bool:
+        """True while the last token ends within a character."""
+        return self._pending
 
     def add(self, token: int) -> str:
         """Returns the text that `token` makes certain; often its own, sometimes none."""
@@ -34,8 +40,9 @@ class TextStream:
         certain = text.rstrip(INCOMPLETE)
         piece = certain[self._given :]
         self._given += len(piece)
+        self._pending = certain != text
         # Cut only between characters, or the bytes of one would be decoded without its start.
-        if len(self._window) > LONGEST and certain == text:
+        if len(self._window) > LONGEST and not self._pending:
             self._window = self._window[-CONTEXT:]
             self._given = len(self._tokenizer.decode(self._window))
         return piece

@@ -92,13 +92,13 @@ class TimeMix(nn.Module):
             self.time_first,
             k,
             v,
-            self._start(wkv, len(residual.x)),
+            self.start(wkv, len(residual.x)),
             backend=self.backend,
             reset=reset,
         )
         return Residual(x, self.output(sigmoid_gate(r, y))), carry, last, wkv
 
-    def _start(self, given: State | None, batch: int) -> State | None:
+    def start(self, given: State | None, batch: int) -> State | None:
         """Returns (aa, bb, pp), each [B, A], that a sequence starts from; None: empty."""
         if given is not None or self.time_state is None:
             return given
