@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkv_train.command_line import perhaps
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
-from rwkv_train.errors import ConfigError, TrainerError, missing_package, short_reason
+from rwkv_train.errors import ConfigError, missing_package, short_reason
 from rwkv_train.evaluation.scoring import Scorer
 from rwkv_train.evaluation.task_folders import OWN_TASKS, prepared_folders
 
@@ -80,10 +80,8 @@ class TaskRuns:
                     bootstrap_iters=0,
                     log_samples=True,
                 )
-        except TrainerError:
-            raise
-        # Of a task's own code, anything; of lm-eval's, for what no model of ours has.
-        except Exception as error:
+        # Of lm-eval, for what it does not allow or no model of ours has.
+        except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"lm-eval: {short_reason(error)}") from error
         return {name: _figures(name, result) for name in result["results"]}
 

@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
 from rwkv_train.errors import ConfigError
 from rwkv_train.evaluation.continuations import encode_pair, is_cut_plainly, score_continuations
-from rwkv_train.evaluation.decoding import Request, continuations
+from rwkv_train.evaluation.decoding import Request, write_continuations
 from rwkv_train.evaluation.documents import document_of
 from rwkv_train.evaluation.evaluated import PREFIXES, open_evaluated
 from rwkv_train.evaluation.perplexity import Policy, evaluate_text
@@ -135,7 +135,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # a class without types
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Returns what the model writes behind each context, up to the first stop text."""
         asked = [self._request(*request.args) for request in requests]
-        return continuations(self._scorer, self._tokenizer, asked)
+        return [w.text for w in write_continuations(self._scorer, self._tokenizer, asked)]
 
     def _request(self, context: str, settings: dict[str, Any]) -> Request:
         until = settings.get("until") or []
@@ -147,7 +147,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # a class without types
         )
         most = settings.get("max_gen_toks", settings.get("max_new_tokens", _MAX_NEW_TOKENS))
         return Request(
-            tuple(in_front(self._tokenizer.encode(context), self._prefix)),
+            in_front(self._tokenizer.encode(context), self._prefix),
             (until,) if isinstance(until, str) else tuple(until),
             int(most),
             options,

@@ -66,7 +66,7 @@ def section_lines(sections: Sequence[Section]) -> Iterator[str]:
     if "by_position" in shown:
         yield from _positions(sections)
     few = min((found.units for found in compared.values()), default=FEW_UNITS)
-    if few < FEW_UNITS:
+    if 1 < few < FEW_UNITS:
         yield f"  note: {few} documents are few: the true interval is wider"
 
 

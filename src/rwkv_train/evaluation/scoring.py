@@ -11,7 +11,7 @@ loss itself would be rounded to 2^-8 of its value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -67,14 +67,21 @@ class Scorer:
     """A model that tells how likely given tokens are to it.
 
     batch_size: most rows read together.  chunk_len: tokens of each that are read at a time.
+    pulse: called before every pass of the model; what it raises ends the evaluation.
     """
 
     def __init__(
-        self, model: RWKV, *, batch_size: int = BATCH_SIZE, chunk_len: int = CHUNK_LEN
+        self,
+        model: RWKV,
+        *,
+        batch_size: int = BATCH_SIZE,
+        chunk_len: int = CHUNK_LEN,
+        pulse: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
         self.chunk_len = chunk_len
+        self.pulse = pulse
 
     def score(self, rows: Sequence[Row]) -> list[TokenScores]:
         """Returns the scores of every row, in the order given; each starts from the initial state.
@@ -126,6 +133,7 @@ class Scorer:
             cuts |= {len(row) for row in rows}
         edges = sorted(cuts)
         for start, end in pairwise(edges):
+            self.pulse()
             reaching = sum(len(row) > start for row in rows)
             if state is not None and len(state[0].att_shift) > reaching:
                 state = rows_of(state, range(reaching))
