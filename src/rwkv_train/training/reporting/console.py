@@ -163,4 +163,5 @@ class Console(Reporter):
 
 def _visible(text: str) -> str:
     """Returns a text without what would move the cursor or colour the screen."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    lost = "\N{REPLACEMENT CHARACTER}"
+    return "".join(c if c.isprintable() or c in "\n\t" else lost for c in text)
