@@ -1,4 +1,4 @@
-"""Perplexities under every policy, against figures worked out by hand or from the model's logits."""
+"""Perplexities under every policy, against figures by hand or from the model's logits."""
 
 from __future__ import annotations
 

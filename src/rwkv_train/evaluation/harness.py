@@ -94,12 +94,14 @@ def model_class() -> type[HarnessModel]:
     """
     require_harness()
     require_whole_transformers()
+    # Its own models: lm-eval lists them only as long as nobody has added one.
+    import lm_eval.models  # noqa: F401
     from lm_eval.api.registry import model_registry
 
     from rwkv_train.evaluation.harness_model import HarnessModel
 
     if NAME not in model_registry:
-        model_registry.register(NAME, HarnessModel)
+        model_registry.register(NAME, target=HarnessModel)
     return HarnessModel
 
 
