@@ -195,7 +195,7 @@ def test_a_task_reads_the_data_beside_it_whatever_the_working_folder_is(
     ("names", "include", "words"),
     [
         (["rwkv_kind"], [], "--tasks rwkv_kind: there is no such task; perhaps"),
-        (["rwkv_kinds"], ["none"], "--include none does not exist"),
+        (["rwkv_kinds"], ["none"], "folder of tasks none does not exist"),
         (["rwkv_kinds"], ["."], "holds no .yaml"),
         (["broken"], ["broken"], "cannot be loaded"),
     ],

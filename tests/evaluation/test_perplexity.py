@@ -11,7 +11,7 @@ import torch
 from make_data import main as make_data
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import ConfigError, DataError
-from rwkv_train.evaluation.documents import Document, document_of, read_documents
+from rwkv_train.evaluation.documents import EncodedDocument, document_of, read_documents
 from rwkv_train.evaluation.perplexity import Policy, TextFigures, document_rows, evaluate_text
 from rwkv_train.evaluation.scoring import Scorer
 from rwkv_train.models.backbone import RWKV
@@ -133,7 +133,7 @@ def test_a_policy_that_says_too_little_or_too_much_is_refused(arguments: tuple, 
         Policy(*arguments)
 
 
-def documents(name: Path, tokenizer: Tokenizer) -> list[Document]:
+def documents(name: Path, tokenizer: Tokenizer) -> list[EncodedDocument]:
     return list(read_documents(str(name), tokenizer, "text")[0])
 
 

@@ -10,7 +10,7 @@ import torch
 
 from rwkv_train.evaluation import scoring
 from rwkv_train.evaluation.continuations import score_continuations
-from rwkv_train.evaluation.scoring import Row, Scorer
+from rwkv_train.evaluation.scoring import ScoredRow, Scorer
 from tests.models.tiny import VERSIONS, tiny_model
 
 Pair = tuple[list[int], list[int]]
@@ -87,7 +87,7 @@ def test_a_shared_context_is_read_once():
 def test_a_long_text_is_read_in_chunks_of_bounded_size():
     model = tiny_model("7")
     ids = [number % 50 for number in range(300)]
-    rows = [Row([0, *ids[:-1]], ids), Row([0, *ids[:9]], ids[:10])]
+    rows = [ScoredRow([0, *ids[:-1]], ids), ScoredRow([0, *ids[:9]], ids[:10])]
     scorer = Scorer(model, chunk_len=64)
     shapes = tokens_read(model, lambda: scorer.score(rows))
     assert shapes == [(2, 64), (1, 64), (1, 64), (1, 64), (1, 44)]
@@ -95,7 +95,7 @@ def test_a_long_text_is_read_in_chunks_of_bounded_size():
 
 def test_logits_exist_for_a_slice_of_tokens_only(monkeypatch: pytest.MonkeyPatch):
     model = tiny_model("6")
-    rows = [Row(list(range(40)), list(range(1, 41)))]
+    rows = [ScoredRow(list(range(40)), list(range(1, 41)))]
     expected = Scorer(model).score(rows)[0]
     sizes = []
     model.head.register_forward_hook(lambda _, __, logits: sizes.append(logits.shape[1]))
@@ -108,7 +108,7 @@ def test_logits_exist_for_a_slice_of_tokens_only(monkeypatch: pytest.MonkeyPatch
 
 def test_logits_in_bf16_become_fp32_before_their_softmax():
     model = tiny_model("6").bfloat16()
-    row = Row(list(range(30)), list(range(1, 31)))
+    row = ScoredRow(list(range(30)), list(range(1, 31)))
     with torch.no_grad():
         logits = model(torch.tensor([row.tokens]))[0][0]
     ids = torch.tensor(row.targets)[:, None]
@@ -128,5 +128,5 @@ def test_what_the_pulse_raises_ends_the_evaluation():
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        Scorer(tiny_model("6"), chunk_len=8, pulse=pulse).score([Row([1] * 80, [2])])
+        Scorer(tiny_model("6"), chunk_len=8, pulse=pulse).score([ScoredRow([1] * 80, [2])])
     assert len(calls) == 3

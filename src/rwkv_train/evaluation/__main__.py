@@ -25,11 +25,11 @@ from rwkv_train.files import write_atomically
 from rwkv_train.processors import prepare_threads
 
 if TYPE_CHECKING:
-    from rwkv_train.evaluation.measurements import Measurement, Section
+    from rwkv_train.evaluation.evaluations import Evaluation, ResultSection
 
 # Tokens of a chunk of the compression rate's published form.
 COMPRESSION_WINDOW = 4000
-_MEASUREMENTS = ("text", "compress", "choices", "last_word", "tasks")
+_EVALUATIONS = ("text", "compress", "choices", "last_word", "tasks")
 
 
 def evaluation_parser() -> argparse.ArgumentParser:
@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(arguments)
         prepare_threads()
-        with _measurements(arguments) as measurements:
-            _evaluate(arguments, measurements)
+        with _evaluations(arguments) as evaluations:
+            _evaluate(arguments, evaluations)
     except TrainerError as error:
         print(f"error: {error.in_one_line()}", file=sys.stderr)
         return 2
@@ -119,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(a: argparse.Namespace) -> None:
     """Raises ConfigError for flags that do not go together, before anything is imported or read."""
-    if not any(getattr(a, name) for name in _MEASUREMENTS):
-        flags = ", ".join(f"--{name}" for name in _MEASUREMENTS)
+    if not any(getattr(a, name) for name in _EVALUATIONS):
+        flags = ", ".join(f"--{name}" for name in _EVALUATIONS)
         raise ConfigError(f"nothing to measure: give some of {flags}")
     for name in ("limit", "batch_size", "chunk_len", "window", "stride"):
         value = getattr(a, name)
@@ -151,9 +151,9 @@ def _check(a: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _measurements(a: argparse.Namespace) -> Iterator[list[Measurement]]:
+def _evaluations(a: argparse.Namespace) -> Iterator[list[Evaluation]]:
     """Yields what is to be measured, with its files looked at before any model is loaded."""
-    from rwkv_train.evaluation import measurements as kinds
+    from rwkv_train.evaluation import evaluations as kinds
     from rwkv_train.evaluation.harness import loaded_tasks
     from rwkv_train.evaluation.perplexity import Policy
 
@@ -162,25 +162,25 @@ def _measurements(a: argparse.Namespace) -> Iterator[list[Measurement]]:
     # --window alone may be meant for --compress.
     window = a.window if windows or not a.compress else None
     policy = Policy(a.policy, window, a.stride, prefix)
-    found: list[Measurement] = [
-        kinds.TextMeasurement(name, policy, a.text_key, a.limit) for name in a.text
+    found: list[Evaluation] = [
+        kinds.TextEvaluation(name, policy, a.text_key, a.limit) for name in a.text
     ]
     if a.compress:
         length = COMPRESSION_WINDOW if a.window is None or windows else a.window
-        found.append(kinds.CompressionMeasurement(a.compress, length, a.text_key, a.limit))
-    found += [kinds.ChoicesMeasurement(name, a.limit, prefix=prefix) for name in a.choices]
+        found.append(kinds.CompressionEvaluation(a.compress, length, a.text_key, a.limit))
+    found += [kinds.ChoicesEvaluation(name, a.limit, prefix=prefix) for name in a.choices]
     for name in a.last_word:
-        found.append(kinds.LastWordMeasurement(name, a.text_key, a.limit, prefix=prefix))
+        found.append(kinds.LastWordEvaluation(name, a.text_key, a.limit, prefix=prefix))
     with contextlib.ExitStack() as stack:
         if a.tasks:
             runs = stack.enter_context(
                 loaded_tasks(a.tasks, a.include, limit=a.limit, fewshot=a.fewshot)
             )
-            found.append(kinds.TaskMeasurement(runs, prefix=prefix))
+            found.append(kinds.TaskEvaluation(runs, prefix=prefix))
         yield found
 
 
-def _evaluate(a: argparse.Namespace, measurements: Sequence[Measurement]) -> None:
+def _evaluate(a: argparse.Namespace, evaluations: Sequence[Evaluation]) -> None:
     from rwkv_train.evaluation.evaluated import open_evaluated
     from rwkv_train.evaluation.report import section_lines
     from rwkv_train.evaluation.scoring import Scorer
@@ -203,7 +203,7 @@ def _evaluate(a: argparse.Namespace, measurements: Sequence[Measurement]) -> Non
         scorer = Scorer(model, batch_size=a.batch_size, chunk_len=a.chunk_len)
         about.append(facts)
         print(_model_line(facts, len(about) if a.compare else None), flush=True)
-        found.append([s for m in measurements for s in m.take(scorer, tokenizer)])
+        found.append([s for m in evaluations for s in m.take(scorer, tokenizer)])
         del model, scorer
     for sections in zip(*found):
         print()
@@ -228,8 +228,8 @@ def _model_line(facts: dict[str, Any], number: int | None) -> str:
     )
 
 
-def _result(about: list[dict[str, Any]], found: list[list[Section]]) -> dict[str, Any]:
-    from rwkv_train.evaluation.report import differences
+def _result(about: list[dict[str, Any]], found: list[list[ResultSection]]) -> dict[str, Any]:
+    from rwkv_train.evaluation.report import paired_differences
     from rwkv_train.version import code_version
 
     results = []
@@ -238,7 +238,8 @@ def _result(about: list[dict[str, Any]], found: list[list[Section]]) -> dict[str
         entry["figures"] = [section.figures for section in sections]
         if len(sections) == 2:
             entry["differences"] = {
-                name: difference.values() for name, difference in differences(*sections).items()
+                name: difference.values()
+                for name, difference in paired_differences(*sections).items()
             }
         entry["notes"] = list(sections[0].notes)
         results.append(entry)

@@ -1,5 +1,6 @@
-"""Whether a model says the same token by token as all at once: training reads in parallel, and
-what is trained is used recurrently.
+"""The difference between what a model says all at once and token by token.
+
+Training reads in parallel, and what is trained is used recurrently.
 """
 
 from __future__ import annotations

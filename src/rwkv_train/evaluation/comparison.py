@@ -33,7 +33,7 @@ class PairedDifference:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the interval does not hold 0."""
+        """True when the interval does not hold 0."""
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
     def values(self) -> dict[str, Any]:

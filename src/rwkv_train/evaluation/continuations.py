@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, utf8
-from rwkv_train.evaluation.scoring import Row, Scorer, Tokens, TokenScores, rows_of
+from rwkv_train.evaluation.scoring import ScoredRow, Scorer, Tokens, TokenScores, rows_of
 from rwkv_train.models.state import LayerState, ModelState
 
 Ids = tuple[int, ...]
@@ -18,7 +18,7 @@ _NEAR = 16
 
 
 class ContinuationScore(NamedTuple):
-    """How likely a continuation is.
+    """The likelihood of a continuation.
 
     log_probability: sum over its tokens, natural.  is_greedy: whether each is the likeliest.
     """
@@ -43,7 +43,9 @@ def score_continuations(
         if continuation:
             by_context.setdefault(context, []).append(continuation)
     single = [(context, found[0]) for context, found in by_context.items() if len(found) == 1]
-    rows = [Row(context + continuation[:-1], continuation) for context, continuation in single]
+    rows = [
+        ScoredRow(context + continuation[:-1], continuation) for context, continuation in single
+    ]
     known = {pair: _summed(scores) for pair, scores in zip(single, scorer.score(rows))}
     shared = {context: found for context, found in by_context.items() if len(found) > 1}
     for pair, scores in _score_shared(scorer, shared):
@@ -58,7 +60,7 @@ def _score_shared(
     """Yields pairs of context and continuation, with the scores of the latter."""
     for contexts, state in contexts_with_states(scorer, list(shared)):
         rows = [
-            (n, Row((context[-1], *continuation[:-1]), continuation))
+            (n, ScoredRow((context[-1], *continuation[:-1]), continuation))
             for n, context in enumerate(contexts)
             for continuation in shared[context]
         ]

@@ -1,4 +1,4 @@
-"""What a model writes behind many contexts, each until it has had enough."""
+"""Texts that a model writes behind many contexts, each until it has had enough."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from rwkv_train.errors import DataError
 _WHITE_SPACE = re.compile(r"\s+")
 
 
-class Document(NamedTuple):
+class EncodedDocument(NamedTuple):
     """A text as tokens.
 
     ids: without any end of document.  text_bytes: of its UTF-8.  words: pieces between stretches
@@ -34,14 +34,14 @@ class Document(NamedTuple):
     words: int
 
 
-def document_of(text: str, tokenizer: Tokenizer) -> Document:
+def document_of(text: str, tokenizer: Tokenizer) -> EncodedDocument:
     """Returns a text's document; DataError for a lone surrogate."""
-    return Document(tokenizer.encode(text), len(utf8(text)), len(_WHITE_SPACE.split(text)))
+    return EncodedDocument(tokenizer.encode(text), len(utf8(text)), len(_WHITE_SPACE.split(text)))
 
 
 def read_documents(
     name: str, tokenizer: Tokenizer, text_key: str, limit: int | None = None
-) -> tuple[Iterator[Document], list[str]]:
+) -> tuple[Iterator[EncodedDocument], list[str]]:
     """Returns the documents under a name, at most `limit`, and what people should know of them.
 
     name: a file or pattern of text, or the prefix of a binidx pair.  text_key: of a jsonl.
@@ -78,7 +78,7 @@ def read_rows(name: str, limit: int | None = None) -> Iterator[tuple[str, dict[s
         left = None if left is None else left - 1
 
 
-def _text_documents(name: str, tokenizer: Tokenizer, text_key: str) -> Iterator[Document]:
+def _text_documents(name: str, tokenizer: Tokenizer, text_key: str) -> Iterator[EncodedDocument]:
     for place, text in _values(name, text_key, texts=True):
         try:
             yield document_of(text, tokenizer)
@@ -101,7 +101,7 @@ def _values(name: str, text_key: str, *, texts: bool = False) -> Iterator[tuple[
         lines[block.file_range] = before + ended
 
 
-def _binidx_documents(prefix: str, tokenizer: Tokenizer) -> Iterator[Document]:
+def _binidx_documents(prefix: str, tokenizer: Tokenizer) -> Iterator[EncodedDocument]:
     for pair in pairs_of(open_source(prefix, "binidx")):
         for number in range(pair.item_count):
             item = pair.item(number)
@@ -114,10 +114,10 @@ def _binidx_documents(prefix: str, tokenizer: Tokenizer) -> Iterator[Document]:
                 yield _of_ids(ids.tolist(), tokenizer)
 
 
-def _of_ids(ids: list[int], tokenizer: Tokenizer) -> Document:
+def _of_ids(ids: list[int], tokenizer: Tokenizer) -> EncodedDocument:
     content = tokenizer.decode_bytes(ids)
     words = _WHITE_SPACE.split(content.decode("utf-8", errors="replace"))
-    return Document(ids, len(content), len(words))
+    return EncodedDocument(ids, len(content), len(words))
 
 
 def _require_same(prefix: str, tokenizer: Tokenizer) -> None:
@@ -133,7 +133,7 @@ def _require_same(prefix: str, tokenizer: Tokenizer) -> None:
         )
 
 
-def _first(documents: Iterator[Document], limit: int | None) -> Iterator[Document]:
+def _first(documents: Iterator[EncodedDocument], limit: int | None) -> Iterator[EncodedDocument]:
     for number, document in enumerate(documents):
         if limit is not None and number >= limit:
             return

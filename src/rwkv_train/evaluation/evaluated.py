@@ -1,4 +1,4 @@
-"""What is evaluated: a checkpoint, perhaps with trained states or an adapter, and its tokenizer."""
+"""The subject of an evaluation: a checkpoint, with states or an adapter, and its tokenizer."""
 
 from __future__ import annotations
 

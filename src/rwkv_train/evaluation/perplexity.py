@@ -1,4 +1,4 @@
-"""How well a model predicts documents: perplexities, bits per byte, loss by position.
+"""A model's predictions of documents: perplexities, bits per byte, loss by position.
 
     loss                 sum of -ln p over the scored tokens / their number
     token perplexity     exp(loss): depends on the vocabulary
@@ -36,8 +36,8 @@ import numpy.typing as npt
 
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer
 from rwkv_train.errors import ConfigError
-from rwkv_train.evaluation.documents import Document
-from rwkv_train.evaluation.scoring import Row, Scorer, TokenScores
+from rwkv_train.evaluation.documents import EncodedDocument
+from rwkv_train.evaluation.scoring import ScoredRow, Scorer, TokenScores
 from rwkv_train.models.state import ModelState
 
 PolicyName = Literal["document", "windows", "stream"]
@@ -110,7 +110,7 @@ class TextFigures:
     position_nats: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(64))
     position_tokens: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(64, np.int64))
 
-    def add(self, document: Document, parts: Sequence[_Part], tokenizer: Tokenizer) -> None:
+    def add(self, document: EncodedDocument, parts: Sequence[_Part], tokenizer: Tokenizer) -> None:
         """Adds a document's scores."""
         scored = sum(len(part.scores.log_probabilities) for part in parts)
         # Without a prefix the first token is not.
@@ -158,7 +158,7 @@ class TextFigures:
 
 
 def evaluate_text(
-    scorer: Scorer, tokenizer: Tokenizer, documents: Iterable[Document], policy: Policy
+    scorer: Scorer, tokenizer: Tokenizer, documents: Iterable[EncodedDocument], policy: Policy
 ) -> TextFigures:
     """Returns the figures of documents; those without a token to score are counted and skipped."""
     figures = TextFigures(policy)
@@ -169,8 +169,8 @@ def evaluate_text(
 
 
 def _usable(
-    documents: Iterable[Document], policy: Policy, figures: TextFigures
-) -> Iterator[Document]:
+    documents: Iterable[EncodedDocument], policy: Policy, figures: TextFigures
+) -> Iterator[EncodedDocument]:
     for document in documents:
         if len(document.ids) + policy.prefix > 1:
             yield document
@@ -179,8 +179,8 @@ def _usable(
 
 
 def _window_parts(
-    scorer: Scorer, documents: Iterable[Document], policy: Policy
-) -> Iterator[tuple[Document, list[_Part]]]:
+    scorer: Scorer, documents: Iterable[EncodedDocument], policy: Policy
+) -> Iterator[tuple[EncodedDocument, list[_Part]]]:
     for group in _groups(documents):
         rows = [document_rows(document.ids, policy) for document in group]
         scores = iter(scorer.score([row for own in rows for row in own]))
@@ -188,20 +188,20 @@ def _window_parts(
             yield document, [_Part(next(scores), _seen(row, policy)) for row in own]
 
 
-def document_rows(ids: Sequence[int], policy: Policy) -> list[Row]:
+def document_rows(ids: Sequence[int], policy: Policy) -> list[ScoredRow]:
     """Returns what is read and scored of a document under a policy other than a stream."""
     window, step = len(ids), len(ids)
     if policy.name == "windows":
         assert policy.window is not None, "a policy of windows has their length"
         window, step = policy.window, policy.step
-    rows: list[Row] = []
+    rows: list[ScoredRow] = []
     start, scored = 0, 0 if policy.prefix else 1
     while scored < len(ids):
         end = min(start + window, len(ids))
         if end > scored:
             before = [END_OF_DOCUMENT, *ids[start : end - 1]]
             rows.append(
-                Row(
+                ScoredRow(
                     before if policy.prefix else ids[min(start, scored - 1) : end - 1],
                     ids[scored:end],
                 )
@@ -212,8 +212,8 @@ def document_rows(ids: Sequence[int], policy: Policy) -> list[Row]:
 
 
 def _stream_parts(
-    scorer: Scorer, documents: Iterable[Document], policy: Policy
-) -> Iterator[tuple[Document, list[_Part]]]:
+    scorer: Scorer, documents: Iterable[EncodedDocument], policy: Policy
+) -> Iterator[tuple[EncodedDocument, list[_Part]]]:
     state: ModelState | None = None
     # The last token of the document before, which has not been read yet, and the 0 behind it.
     pending = [END_OF_DOCUMENT] if policy.prefix else []
@@ -221,18 +221,18 @@ def _stream_parts(
         ids = document.ids
         targets = ids if pending else ids[1:]
         tokens = [*pending, *ids[:-1]]
-        row = Row(tokens, targets)
+        row = ScoredRow(tokens, targets)
         (scores,), state = scorer.score_batch([row], state)
         yield document, [_Part(scores, len(ids) - len(targets))]
         pending = [ids[-1], END_OF_DOCUMENT]
 
 
-def _seen(row: Row, policy: Policy) -> int:
+def _seen(row: ScoredRow, policy: Policy) -> int:
     return len(row.tokens) - len(row.targets) + (0 if policy.prefix else 1)
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    group: list[Document] = []
+def _groups(documents: Iterable[EncodedDocument]) -> Iterator[list[EncodedDocument]]:
+    group: list[EncodedDocument] = []
     for document in documents:
         group.append(document)
         if len(group) == _TOGETHER:

@@ -35,7 +35,7 @@ class Question(NamedTuple):
 
 @dataclass
 class ChoiceFigures:
-    """Which questions were answered rightly, by metric, in their order."""
+    """The questions that were answered rightly, by metric, in their order."""
 
     prefix: bool
     right: dict[str, list[bool]] = field(default_factory=lambda: {name: [] for name in METRICS})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rwkv_train.evaluation.comparison import FEW_UNITS, PairedDifference, paired_difference
-from rwkv_train.evaluation.measurements import Section
+from rwkv_train.evaluation.evaluations import ResultSection
 
 # Figures in the order in which they are shown, and how; those not listed come behind, as they are.
 _NAMES = {
@@ -23,7 +23,7 @@ _COUNTS = ("documents", "empty_documents", "questions", "texts", "tokens", "word
 _IN_HEAD = (*_COUNTS, "policy", "prefix", "by_position", "sources")
 
 
-def differences(first: Section, second: Section) -> dict[str, PairedDifference]:
+def paired_differences(first: ResultSection, second: ResultSection) -> dict[str, PairedDifference]:
     """Returns how far the second model's figures are from the first's, with intervals.
 
     Of figures that both have for the same documents or questions: two tokenizers cut a text into
@@ -40,7 +40,7 @@ def differences(first: Section, second: Section) -> dict[str, PairedDifference]:
     return found
 
 
-def section_lines(sections: Sequence[Section]) -> Iterator[str]:
+def section_lines(sections: Sequence[ResultSection]) -> Iterator[str]:
     """Yields the lines about one thing that was measured, of one model or of two."""
     first = sections[0]
     yield _head(first)
@@ -49,7 +49,7 @@ def section_lines(sections: Sequence[Section]) -> Iterator[str]:
     shown = _shown(first)
     names = [name for name in _NAMES if name in shown]
     names += [name for name in shown if name not in _NAMES and name not in _IN_HEAD]
-    compared = differences(*sections) if len(sections) == 2 else {}
+    compared = paired_differences(*sections) if len(sections) == 2 else {}
     if len(sections) == 2:
         yield f"  {'':20}{'first':>12}{'second':>12}{'difference':>12}   95 % interval"
         names += [name for name in compared if name not in first.figures]
@@ -70,7 +70,7 @@ def section_lines(sections: Sequence[Section]) -> Iterator[str]:
         yield f"  note: {few} documents are few: the true interval is wider"
 
 
-def _shown(section: Section) -> dict[str, Any]:
+def _shown(section: ResultSection) -> dict[str, Any]:
     """Returns the figures that are shown of a section."""
     if section.kind == "compression":
         kept = ("compression_percent", "bits_per_byte")
@@ -78,7 +78,7 @@ def _shown(section: Section) -> dict[str, Any]:
     return {n: v for n, v in section.figures.items() if n != "compression_percent"}
 
 
-def _head(section: Section) -> str:
+def _head(section: ResultSection) -> str:
     figures = section.figures
     counts = [_counted(figures[name], name) for name in _COUNTS if figures.get(name)]
     how = []
@@ -98,7 +98,7 @@ def _counted(number: int, name: str) -> str:
     return f"{number:,} {word[:-1] if number == 1 else word}"
 
 
-def _value(section: Section, name: str) -> str:
+def _value(section: ResultSection, name: str) -> str:
     value = section.figures.get(name)
     if value is None and name in section.units:
         units = section.units[name]
@@ -125,7 +125,7 @@ def _difference(found: PairedDifference | None) -> str:
     return text + f"   {found.low:+.4f} ... {found.high:+.4f}{clear}"
 
 
-def _positions(sections: Sequence[Section]) -> Iterator[str]:
+def _positions(sections: Sequence[ResultSection]) -> Iterator[str]:
     """Yields the losses by position; the numbers of tokens are those of the first model."""
     parts = sections[0].figures.get("by_position")
     if not parts or len(parts) < 2:

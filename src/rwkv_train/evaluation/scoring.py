@@ -30,7 +30,7 @@ CHUNK_LEN = 1024
 Tokens = Sequence[int]
 
 
-class Row(NamedTuple):
+class ScoredRow(NamedTuple):
     """Tokens to read, and those that are to follow the last ones of them.
 
     tokens: [T], at least one.  targets: [n], n <= T: targets[i] follows tokens[T - n + i].
@@ -83,7 +83,7 @@ class Scorer:
         self.chunk_len = chunk_len
         self.pulse = pulse
 
-    def score(self, rows: Sequence[Row]) -> list[TokenScores]:
+    def score(self, rows: Sequence[ScoredRow]) -> list[TokenScores]:
         """Returns the scores of every row, in the order given; each starts from the initial state.
 
         The rows may have any lengths: neighbours in length are read together.
@@ -97,7 +97,7 @@ class Scorer:
         return [found[i] for i in range(len(rows))]
 
     def score_batch(
-        self, rows: Sequence[Row], state: ModelState | None = None
+        self, rows: Sequence[ScoredRow], state: ModelState | None = None
     ) -> tuple[list[TokenScores], ModelState]:
         """Returns the scores of rows that are read together, longest first, and the state.
 
@@ -169,7 +169,7 @@ def rows_of(state: ModelState, rows: Sequence[int]) -> ModelState:
     return map_state(lambda tensor: tensor.index_select(0, index), state)
 
 
-def _span(row: Row, number: int, chunk: ReadChunk) -> tuple[Tensor, Tokens]:
+def _span(row: ScoredRow, number: int, chunk: ReadChunk) -> tuple[Tensor, Tokens]:
     """Returns a row's features [n, C] in a chunk that targets follow, and these targets."""
     # Where the first target's position is, in tokens of the row.
     first = len(row.tokens) - len(row.targets)

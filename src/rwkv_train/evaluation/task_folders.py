@@ -43,9 +43,11 @@ def prepared_folders(folders: Sequence[str | Path]) -> Iterator[list[Path]]:
 def _require_tasks(folder: Path) -> None:
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
-        raise ConfigError(f"--include {folder} {kind}; give a folder of lm-eval tasks (.yaml)")
+        raise ConfigError(
+            f"the folder of tasks {folder} {kind}; give one that holds tasks of lm-eval (.yaml)"
+        )
     if not any(path.suffix in _ENDINGS for path in folder.rglob("*")):
-        raise ConfigError(f"--include {folder} holds no .yaml of an lm-eval task")
+        raise ConfigError(f"the folder of tasks {folder} holds no .yaml of a task of lm-eval")
 
 
 def _copy(source: Path, target: Path, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run asks its model while it trains, read and checked before the run writes anything."""
+"""The prompts and tasks of a run, read and checked before it writes anything."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class SampleRecord:
 
     @property
     def agrees(self) -> bool:
-        """Whether rounding explains the difference of the logits; not if one is no number."""
+        """True when rounding explains the difference of the logits; not if one is no number."""
         return self.logit_difference <= self.logit_limit
 
     def values(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What can be measured of a model: text, compression, choices, last words, tasks of lm-eval.
+"""All that can be measured of a model: text, compression, choices, last words, tasks of lm-eval.
 
-A measurement is prepared once, which reads and checks its files, and is then taken of one model or
+An evaluation is prepared once, which reads and checks its files, and is then taken of one model or
 of two. What it finds are sections: figures by name, and for comparisons the units they are made of.
 """
 
@@ -31,7 +31,7 @@ from rwkv_train.evaluation.scoring import Scorer
 
 
 class Units(NamedTuple):
-    """What a figure is made of: sum of values / sum of weights, times a factor.
+    """The parts of a figure: sum of values / sum of weights, times a factor.
 
     values: one for each document or question.  weights: None: 1 each.
     """
@@ -42,7 +42,7 @@ class Units(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Section:
+class ResultSection:
     """Figures of one thing that was measured.
 
     kind: text, compression, choices, last_word or task.  name: of the file or task.
@@ -58,15 +58,15 @@ class Section:
     notes: tuple[str, ...] = ()
 
 
-class Measurement(ABC):
+class Evaluation(ABC):
     """Something that can be measured of a model."""
 
     @abstractmethod
-    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[Section]:
+    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[ResultSection]:
         """Returns what is found, in a fixed order."""
 
 
-class TextMeasurement(Measurement):
+class TextEvaluation(Evaluation):
     """Perplexities and bits per byte of a text file or a binidx pair.
 
     Raises DataError at once where there is nothing under the name.
@@ -76,10 +76,10 @@ class TextMeasurement(Measurement):
         _require_input(name, "--text")
         self._name, self._policy, self._text_key, self._limit = name, policy, text_key, limit
 
-    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[Section]:
+    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[ResultSection]:
         return [self._section(scorer, tokenizer, "text")]
 
-    def _section(self, scorer: Scorer, tokenizer: Tokenizer, kind: str) -> Section:
+    def _section(self, scorer: Scorer, tokenizer: Tokenizer, kind: str) -> ResultSection:
         _require_separator(tokenizer, prefix=self._policy.prefix)
         documents, notes = read_documents(self._name, tokenizer, self._text_key, self._limit)
         figures = evaluate_text(scorer, tokenizer, documents, self._policy)
@@ -93,10 +93,10 @@ class TextMeasurement(Measurement):
         kept = ("compression_percent",) if kind == "compression" else ("bits_per_byte", "loss")
         units = {name: units[name] for name in kept}
         better = dict.fromkeys(units, False)
-        return Section(kind, self._name, figures.values(), units, better, tuple(notes))
+        return ResultSection(kind, self._name, figures.values(), units, better, tuple(notes))
 
 
-class CompressionMeasurement(Measurement):
+class CompressionEvaluation(Evaluation):
     """Compression rates of new texts, a source each, and their mean.
 
     Chunks of so many tokens, each from the initial state with 0 in front; all tokens count. The
@@ -105,20 +105,20 @@ class CompressionMeasurement(Measurement):
 
     def __init__(self, names: Sequence[str], window: int, text_key: str, limit: int | None) -> None:
         policy = Policy("windows", window)
-        self._sources = [TextMeasurement(name, policy, text_key, limit) for name in names]
+        self._sources = [TextEvaluation(name, policy, text_key, limit) for name in names]
 
-    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[Section]:
+    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[ResultSection]:
         found = [source._section(scorer, tokenizer, "compression") for source in self._sources]
         if len(found) > 1:
             rates = [section.figures["compression_percent"] for section in found]
             # Of sources, not of bytes: a large source does not outweigh the others.
             mean = {"compression_percent": sum(rates) / len(rates), "sources": len(rates)}
             better = {"compression_percent": False}
-            found.append(Section("compression", "mean of the sources", mean, {}, better))
+            found.append(ResultSection("compression", "mean of the sources", mean, {}, better))
         return found
 
 
-class ChoicesMeasurement(Measurement):
+class ChoicesEvaluation(Evaluation):
     """Questions with choices of a .jsonl, all of which is read and checked at once."""
 
     def __init__(self, name: str, limit: int | None, *, prefix: bool) -> None:
@@ -127,15 +127,15 @@ class ChoicesMeasurement(Measurement):
         self._questions = [read_question(place, row) for place, row in read_rows(name, limit)]
         _require_some(self._questions, name)
 
-    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[Section]:
+    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[ResultSection]:
         _require_separator(tokenizer, prefix=True)
         figures = evaluate_choices(scorer, tokenizer, self._questions, prefix=self._prefix)
         units = {name: Units(right) for name, right in figures.right.items()}
         better = dict.fromkeys(units, True)
-        return [Section("choices", self._name, figures.values(), units, better)]
+        return [ResultSection("choices", self._name, figures.values(), units, better)]
 
 
-class LastWordMeasurement(Measurement):
+class LastWordEvaluation(Evaluation):
     """The last words of the texts of a .jsonl, all of which is read and checked at once."""
 
     def __init__(self, name: str, text_key: str, limit: int | None, *, prefix: bool) -> None:
@@ -149,21 +149,21 @@ class LastWordMeasurement(Measurement):
             self._texts.append(split_last_word(place, text))
         _require_some(self._texts, name)
 
-    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[Section]:
+    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[ResultSection]:
         _require_separator(tokenizer, prefix=True)
         figures = evaluate_last_words(scorer, tokenizer, self._texts, prefix=self._prefix)
         units = {"acc": Units(figures.right), "log_probability": Units(figures.log_probabilities)}
         better = {"acc": True, "perplexity": False, "log_probability": True}
-        return [Section("last_word", self._name, figures.values(), units, better)]
+        return [ResultSection("last_word", self._name, figures.values(), units, better)]
 
 
-class TaskMeasurement(Measurement):
+class TaskEvaluation(Evaluation):
     """Tasks of lm-eval, a section each."""
 
     def __init__(self, runs: TaskRuns, *, prefix: bool) -> None:
         self._runs, self._prefix = runs, prefix
 
-    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[Section]:
+    def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[ResultSection]:
         found = []
         for name, task in self._runs.run(scorer, tokenizer, prefix=self._prefix).items():
             figures = {
@@ -172,7 +172,7 @@ class TaskMeasurement(Measurement):
                 **task.figures,
             }
             units = {metric: Units(values) for metric, values in task.by_document.items()}
-            found.append(Section("task", name, figures, units, task.higher_is_better))
+            found.append(ResultSection("task", name, figures, units, task.higher_is_better))
         return found
 
 
