@@ -13,17 +13,10 @@ import torch
 
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.errors import ConfigError
-from rwkv_train.evaluation import harness
 from rwkv_train.evaluation.documents import document_of
-from rwkv_train.evaluation.harness import TaskRuns, loaded_tasks, model_class
+from rwkv_train.evaluation.harness import TaskRuns, loaded_tasks
 from rwkv_train.evaluation.perplexity import Policy, evaluate_text
-from rwkv_train.evaluation.questions import (
-    Question,
-    evaluate_choices,
-    evaluate_last_words,
-    read_question,
-    split_last_word,
-)
+from rwkv_train.evaluation.questions import Question, evaluate_choices, evaluate_last_words
 from rwkv_train.evaluation.scoring import Scorer
 from rwkv_train.evaluation.task_folders import OWN_TASKS, prepared_folders
 from rwkv_train.inference.engine.engine import Engine
@@ -31,7 +24,7 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
 from rwkv_train.ops.head_loss import Targets
-from tests.evaluation.small_vocabulary import small_tokenizer
+from tests.evaluation.own_tasks import QUESTIONS, SENTENCES, task_rows
 from tests.models.tiny import tiny_config, tiny_model
 
 pytest.importorskip("lm_eval", reason="needs lm-eval (requirements-dev.txt)")
@@ -39,14 +32,6 @@ pytest.importorskip("lm_eval", reason="needs lm-eval (requirements-dev.txt)")
 NAMES = ("rwkv_kinds", "rwkv_last_word", "rwkv_texts", "rwkv_copy")
 # So many questions and sentences a small model learns by heart in a few seconds.
 LEARNT = 16
-
-
-def rows(name: str) -> list[dict]:
-    return [json.loads(line) for line in (OWN_TASKS / name).read_text("utf-8").splitlines()]
-
-
-QUESTIONS = [read_question("row", row) for row in rows("kinds.jsonl")]
-SENTENCES = [split_last_word("row", row["text"]) for row in rows("last_words.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +80,7 @@ def own_figures(
     scorer = Scorer(model)
     choices = evaluate_choices(scorer, tokenizer, questions, prefix=prefix).values()
     words = evaluate_last_words(scorer, tokenizer, SENTENCES, prefix=prefix).values()
-    documents = [document_of(row["text"], tokenizer) for row in rows("texts.jsonl")]
+    documents = [document_of(row["text"], tokenizer) for row in task_rows("texts.jsonl")]
     text = evaluate_text(scorer, tokenizer, documents, Policy()).values()
     names = ("word_perplexity", "byte_perplexity", "bits_per_byte")
     return {
@@ -109,7 +94,7 @@ def own_figures(
 def copied(model: RWKV, tokenizer: Tokenizer, *, prefix: bool) -> float:
     """The share of words that are said again, written greedily one text at a time."""
     engine, right = Engine(model), 0
-    for row in rows("copies.jsonl"):
+    for row in task_rows("copies.jsonl"):
         logits, states = engine.prefill([[0] * prefix + tokenizer.encode(row["prompt"])])
         tokens: list[int] = []
         while len(tokens) < 12 and (token := int(logits[0].argmax())):
@@ -124,7 +109,7 @@ def test_the_figures_of_four_tasks_are_those_of_our_own_evaluation(
     runs: TaskRuns, untrained: RWKV, trained: RWKV, tokenizer: Tokenizer, prefix: bool
 ):
     for model in (untrained, trained):
-        found = runs.run(Scorer(model), tokenizer, prefix=prefix)
+        found = runs.run(Scorer(model), tokenizer, prefix=prefix).tasks
         expected = own_figures(model, tokenizer, prefix=prefix)
         assert list(found) == list(NAMES)
         for name, figures in expected.items():
@@ -137,8 +122,8 @@ def test_random_weights_are_at_chance_and_trained_ones_are_not(trained: RWKV, to
     names = ["rwkv_kinds", "rwkv_last_word"]
     random_models = [tiny_model("6", seed=seed, vocab_size=257) for seed in range(4)]
     with loaded_tasks(names, limit=LEARNT // 2) as few, loaded_tasks(names) as all_of_them:
-        learnt = few.run(Scorer(trained), tokenizer)
-        guesses = [all_of_them.run(Scorer(model), tokenizer) for model in random_models]
+        learnt = few.run(Scorer(trained), tokenizer).tasks
+        guesses = [all_of_them.run(Scorer(model), tokenizer).tasks for model in random_models]
     assert learnt["rwkv_kinds"].figures["acc"] == 1
     assert learnt["rwkv_last_word"].figures["acc"] == 1
     assert learnt["rwkv_last_word"].figures["perplexity"] < 1.5
@@ -155,7 +140,7 @@ def test_what_is_read_together_does_not_matter(
     runs: TaskRuns, untrained: RWKV, tokenizer: Tokenizer
 ):
     found = [
-        runs.run(Scorer(untrained, batch_size=size, chunk_len=chunk), tokenizer)
+        runs.run(Scorer(untrained, batch_size=size, chunk_len=chunk), tokenizer).tasks
         for size, chunk in ((32, 1024), (3, 7))
     ]
     for name in NAMES:
@@ -177,14 +162,14 @@ def test_a_task_reads_the_data_beside_it_whatever_the_working_folder_is(
     places = []
     for limit, count in ((None, 40), (3, 3)):
         with loaded_tasks(["mine"], [folder], limit=limit) as found:
-            (figures,) = found.run(Scorer(untrained), tokenizer).values()
+            (figures,) = found.run(Scorer(untrained), tokenizer).tasks.values()
             assert figures.documents == count
     # Another content at the same time of change is read anew.
     stamp = (folder / "kinds.jsonl").stat().st_mtime_ns
-    (folder / "kinds.jsonl").write_text(json.dumps(rows("kinds.jsonl")[0]) + "\n")
+    (folder / "kinds.jsonl").write_text(json.dumps(task_rows("kinds.jsonl")[0]) + "\n")
     os.utime(folder / "kinds.jsonl", ns=(stamp, stamp))
     with loaded_tasks(["mine"], [folder]) as found:
-        assert found.run(Scorer(untrained), tokenizer)["mine"].documents == 1
+        assert found.run(Scorer(untrained), tokenizer).tasks["mine"].documents == 1
     with prepared_folders([folder]) as copies:
         places += copies
         assert str(folder / "kinds.jsonl") in (copies[0] / "mine.yaml").read_text()
@@ -229,67 +214,8 @@ def own_tasks_alone() -> type:
     return OwnTasks
 
 
-def test_lm_eval_finds_the_model_by_its_name(
-    tmp_path: Path, untrained: RWKV, monkeypatch: pytest.MonkeyPatch
-):
-    from lm_eval import simple_evaluate
-    from lm_eval.api.registry import get_model
-    from lm_eval.tasks import TaskManager
-
-    torch.save(untrained.state_dict(), tmp_path / "model.pth")
-    # It lists packages and calls git for seconds.
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda result: None)
-    known = model_class()
-    assert get_model("rwkv") is known and get_model("dummy") is not known
-    with prepared_folders([OWN_TASKS]) as folders:
-        result = simple_evaluate(
-            model="rwkv",
-            model_args=f"load_model={tmp_path / 'model.pth'},prefix=none",
-            tasks=["rwkv_last_word"],
-            task_manager=TaskManager(include_path=str(folders[0]), include_defaults=False),
-            bootstrap_iters=0,
-            batch_size=4,
-            device="cpu",
-        )
-    found = result["results"]["rwkv_last_word"]["perplexity,none"]
-    expected = own_figures(untrained, load_tokenizer("bytes"), prefix=False)
-    assert found == pytest.approx(expected["rwkv_last_word"]["perplexity"], rel=1e-6)
-    assert result["config"]["prefix"] == "none"
-    for arguments in ("pretrained=x", f"load_model={tmp_path / 'model.pth'},prefix=1"):
-        with pytest.raises(ConfigError, match="expected"):
-            get_model("rwkv").create_from_arg_string(arguments)
-
-
-def test_cuts_within_a_token_are_counted_and_made_right(tmp_path: Path):
-    tokenizer = small_tokenizer(tmp_path)
-    model = tiny_model("6", vocab_size=tokenizer.vocab_size)
-    adapter = model_class()(Scorer(model), tokenizer, prefix=True)
-    assert adapter._encode_pair("it is", " so")[1] == tokenizer.encode("is so")
-    assert adapter._encode_pair("a duck", " swims")[0][0] == 0
-    assert (adapter.pairs, adapter.moved_cuts) == (2, 1)
-
-
-def test_a_transformers_that_does_not_load_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch):
-    harness.require_whole_transformers()
-
-    def fail(name: str) -> None:
-        raise ImportError("tokenizers>=0.22 is required. Found 0.1")
-
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(harness.importlib, "import_module", fail)
-    with pytest.raises(ConfigError, match=r"transformers .* cannot be imported.*0.22"):
-        model_class()
-
-
-def test_without_lm_eval_the_command_to_install_it_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
-    told = r"--tasks needs .* lm-eval: .*rwkv-train\[eval\]"
-    with pytest.raises(ConfigError, match=told), loaded_tasks(["rwkv_kinds"]):
-        pass
-
-
 def test_a_uniform_model_needs_log2_257_bits_a_byte(runs: TaskRuns, tokenizer: Tokenizer):
     # All weights are zero.
     model = build_model(tiny_config("6", vocab_size=257))
-    found = runs.run(Scorer(model), tokenizer)["rwkv_texts"].figures
+    found = runs.run(Scorer(model), tokenizer).tasks["rwkv_texts"].figures
     assert found["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-6)

@@ -164,15 +164,24 @@ class TaskEvaluation(Evaluation):
         self._runs, self._prefix = runs, prefix
 
     def take(self, scorer: Scorer, tokenizer: Tokenizer) -> list[ResultSection]:
-        found = []
-        for name, task in self._runs.run(scorer, tokenizer, prefix=self._prefix).items():
+        found, notes = [], []
+        result = self._runs.run(scorer, tokenizer, prefix=self._prefix)
+        if result.moved_cuts:
+            notes.append(
+                f"{result.moved_cuts} of the {result.pairs} contexts of all tasks end within a "
+                "token, where lm-eval would cut in another place"
+            )
+        for name, task in result.tasks.items():
             figures = {
                 "prefix": "0" if self._prefix else "none",
                 "documents": task.documents,
                 **task.figures,
             }
             units = {metric: Units(values) for metric, values in task.by_document.items()}
-            found.append(ResultSection("task", name, figures, units, task.higher_is_better))
+            better = task.higher_is_better
+            found.append(ResultSection("task", name, figures, units, better, tuple(notes)))
+            # Once: of all tasks.
+            notes = []
         return found
 
 

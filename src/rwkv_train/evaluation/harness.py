@@ -44,6 +44,18 @@ class TaskFigures(NamedTuple):
     higher_is_better: dict[str, bool]
 
 
+class TaskResults(NamedTuple):
+    """The figures of tasks and groups, by name.
+
+    pairs, moved_cuts: contexts with continuations, and those of them that were not cut where
+    lm-eval's own way would have cut them (`encode_pair`).
+    """
+
+    tasks: dict[str, TaskFigures]
+    pairs: int
+    moved_cuts: int
+
+
 class TaskRuns:
     """Tasks that were found and loaded, to be run on as many models as wanted.
 
@@ -59,9 +71,7 @@ class TaskRuns:
         """The tasks that are run, those of groups included."""
         return list(self._loaded["tasks"])
 
-    def run(
-        self, scorer: Scorer, tokenizer: Tokenizer, *, prefix: bool = True
-    ) -> dict[str, TaskFigures]:
+    def run(self, scorer: Scorer, tokenizer: Tokenizer, *, prefix: bool = True) -> TaskResults:
         """Returns the figures of every task and group.
 
         prefix: see `HarnessModel`. Raises ConfigError where a task asks for what the model cannot.
@@ -83,7 +93,8 @@ class TaskRuns:
         # Of lm-eval, for what it does not allow or no model of ours has.
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"lm-eval: {short_reason(error)}") from error
-        return {name: _figures(name, result) for name in result["results"]}
+        found = {name: _figures(name, result) for name in result["results"]}
+        return TaskResults(found, model.pairs, model.moved_cuts)
 
 
 def model_class() -> type[HarnessModel]:

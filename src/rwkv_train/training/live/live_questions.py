@@ -59,7 +59,7 @@ class LiveQuestions:
             assert runs is not None and tokenizer is not None, "rank zero has them"
             with _random_states_kept():
                 found = runs.run(self._scorer(model), tokenizer)
-            return TaskRecord(step, {name: task.figures for name, task in found.items()})
+            return TaskRecord(step, {name: task.figures for name, task in found.tasks.items()})
 
         return self._asked(trainer, model, work, f"the tasks after step {step + 1}")
 
