@@ -26,7 +26,7 @@ from rwkv_train.training.reporting.console import Console
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.reporting.wandb_log import WandbLog
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
-from tests.training.runs import assert_same_weights
+from tests.training.runs import assert_same_weights, start
 
 Run = Callable[..., int]
 ASKED = {"sample_every": 4, "sample_tokens": 6, "max_steps": 8}
@@ -197,3 +197,18 @@ def test_a_folder_of_tasks_may_lie_in_the_home_folder():
     )
     assert config.log.eval_include == str(Path("~/tasks").expanduser())
     assert config.log.sample_tokens == 64
+
+
+def test_two_ranks_ask_as_one_does(flags: Callable[..., list[str]], tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    asked = {**ASKED, "max_steps": 4}
+    for out, ranks in ((one, 1), (two, 2)):
+        line = flags(proj_dir=out, devices=None, micro_bsz=4 // ranks, **asked)
+        done = start("train.py", *line, ranks=ranks)
+        assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (
+        [record for record in read_metrics(out) if "samples" in record] for out in (one, two)
+    )
+    # Rank zero has written once, what one process writes from these weights.
+    assert [record["samples"] for record in first] == [record["samples"] for record in second]
+    assert len(second) == 1
