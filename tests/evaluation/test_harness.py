@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
 from rwkv_train.ops.head_loss import Targets
 from tests.evaluation.own_tasks import QUESTIONS, SENTENCES, task_rows
+from tests.import_graph import SRC
 from tests.models.tiny import tiny_config, tiny_model
 
 pytest.importorskip("lm_eval", reason="needs lm-eval (requirements-dev.txt)")
@@ -212,6 +214,18 @@ def own_tasks_alone() -> type:
             super().__init__(include_path=include_path, include_defaults=False)
 
     return OwnTasks
+
+
+def test_lm_eval_is_imported_where_a_task_is_asked_for_and_nowhere_else():
+    found = []
+    for path in sorted(SRC.rglob("*.py")):
+        # What stands in a function, or under TYPE_CHECKING, is not imported with the file.
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in getattr(node, "names", [])]
+            if any("lm_eval" in name or "harness_model" in name for name in names):
+                found.append(path.name)
+    assert found == ["harness_model.py"]
 
 
 def test_a_uniform_model_needs_log2_257_bits_a_byte(runs: TaskRuns, tokenizer: Tokenizer):
