@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from tqdm import tqdm
+
 from rwkv_train.command_line import (
     OneLineParser,
     invoked_name,
@@ -181,33 +183,20 @@ def _evaluations(a: argparse.Namespace) -> Iterator[list[Evaluation]]:
 
 
 def _evaluate(a: argparse.Namespace, evaluations: Sequence[Evaluation]) -> None:
-    from rwkv_train.evaluation.evaluated import open_evaluated
     from rwkv_train.evaluation.report import section_lines
-    from rwkv_train.evaluation.scoring import Scorer
 
     given = [(a.load_model, a.load_states, a.lora)]
     if a.compare:
         given.append((a.compare, a.compare_states, a.compare_lora))
     about, found = [], []
-    for path, states, lora in given:
+    for number, paths in enumerate(given, 1):
         # One after the other: two models need not fit into memory together.
-        model, tokenizer, facts = open_evaluated(
-            path,
-            load_states=states,
-            lora=lora,
-            tokenizer=a.tokenizer,
-            device=a.device,
-            precision=a.precision,
-            wkv_backend=a.wkv_backend,
-        )
-        scorer = Scorer(model, batch_size=a.batch_size, chunk_len=a.chunk_len)
+        facts, sections = _measured(a, evaluations, paths, number if a.compare else None)
         about.append(facts)
-        print(_model_line(facts, len(about) if a.compare else None), flush=True)
-        found.append([s for m in evaluations for s in m.take(scorer, tokenizer)])
-        del model, scorer
-    for sections in zip(*found):
+        found.append(sections)
+    for both in zip(*found):
         print()
-        for line in section_lines(sections):
+        for line in section_lines(both):
             print(line)
     if a.output:
         text = json.dumps(_finite(_result(about, found)), indent=1, ensure_ascii=False) + "\n"
@@ -216,6 +205,40 @@ def _evaluate(a: argparse.Namespace, evaluations: Sequence[Evaluation]) -> None:
         except OSError as error:
             raise ConfigError(f"--output {a.output}: {error.strerror}") from error
         print(f"\nwrote {a.output}")
+
+
+def _measured(
+    a: argparse.Namespace,
+    evaluations: Sequence[Evaluation],
+    paths: tuple[str, str | None, str | None],
+    number: int | None,
+) -> tuple[dict[str, Any], list[ResultSection]]:
+    """Returns what one model is, and what was found of it.
+
+    paths: of checkpoint, states and adapter.  number: of two models, from 1.
+    """
+    from rwkv_train.evaluation.evaluated import open_evaluated
+    from rwkv_train.evaluation.scoring import Scorer
+
+    path, states, lora = paths
+    model, tokenizer, facts = open_evaluated(
+        path,
+        load_states=states,
+        lora=lora,
+        tokenizer=a.tokenizer,
+        device=a.device,
+        precision=a.precision,
+        wkv_backend=a.wkv_backend,
+    )
+    print(_model_line(facts, number), flush=True)
+    # For eyes at a terminal; gone when it is done.
+    with tqdm(unit=" passes", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def move() -> None:
+            bar.update()
+
+        scorer = Scorer(model, batch_size=a.batch_size, chunk_len=a.chunk_len, pulse=move)
+        return facts, [s for one in evaluations for s in one.take(scorer, tokenizer)]
 
 
 def _model_line(facts: dict[str, Any], number: int | None) -> str:

@@ -104,21 +104,25 @@ class Scorer:
         state: from which they go on, None: from the initial one.  The state that is returned is
         that of the rows that are as long as the first.
         """
-        parts: list[list[TokenScores]] = [[] for _ in rows]
+        # Made at once: what every chunk allocated to keep would scatter over the heap.
+        found = [
+            TokenScores(np.empty(len(row.targets)), np.empty(len(row.targets), np.bool_))
+            for row in rows
+        ]
         for chunk in self.read([row.tokens for row in rows], state):
             state = chunk.state
             spans = [_span(row, n, chunk) for n, row in enumerate(rows[: len(chunk.features)])]
-            if not any(len(targets) for _, targets in spans):
+            flat = [t for row, (_, own) in zip(rows, spans) for t in row.targets[own]]
+            if not flat:
                 continue
-            features = torch.cat([part for part, _ in spans])
-            flat = [token for _, targets in spans for token in targets]
-            scores, at = self._of_targets(features, flat), 0
-            for found, (_, targets) in zip(parts, spans):
-                own = slice(at, at + len(targets))
-                found.append(TokenScores(scores.log_probabilities[own], scores.are_greedy[own]))
-                at = own.stop
+            scores, at = self._of_targets(torch.cat([part for part, _ in spans]), flat), 0
+            for row_scores, (_, own) in zip(found, spans):
+                part = slice(at, at + own.stop - own.start)
+                row_scores.log_probabilities[own] = scores.log_probabilities[part]
+                row_scores.are_greedy[own] = scores.are_greedy[part]
+                at = part.stop
         assert state is not None, "there is a row, and it has a token"
-        return [_joined(found) for found in parts], state
+        return found, state
 
     def read(
         self, rows: Sequence[Tokens], state: ModelState | None, *, stop_at_ends: bool = False
@@ -169,17 +173,11 @@ def rows_of(state: ModelState, rows: Sequence[int]) -> ModelState:
     return map_state(lambda tensor: tensor.index_select(0, index), state)
 
 
-def _span(row: ScoredRow, number: int, chunk: ReadChunk) -> tuple[Tensor, Tokens]:
-    """Returns a row's features [n, C] in a chunk that targets follow, and these targets."""
-    # Where the first target's position is, in tokens of the row.
+def _span(row: ScoredRow, number: int, chunk: ReadChunk) -> tuple[Tensor, slice]:
+    """Returns a row's features [n, C] in a chunk that targets follow, and which targets."""
+    # Tokens before the one that the first target follows.
     first = len(row.tokens) - len(row.targets)
     start = max(chunk.start, first)
-    end = min(chunk.start + chunk.features.shape[1], len(row.tokens))
-    features = chunk.features[number, start - chunk.start : max(end, start) - chunk.start]
-    return features, row.targets[start - first : max(end, start) - first]
-
-
-def _joined(parts: list[TokenScores]) -> TokenScores:
-    if not parts:
-        return TokenScores(np.empty(0), np.empty(0, np.bool_))
-    return TokenScores(*(np.concatenate(kind) for kind in zip(*parts)))
+    end = max(start, min(chunk.start + chunk.features.shape[1], len(row.tokens)))
+    inside = slice(start - chunk.start, end - chunk.start)
+    return chunk.features[number, inside], slice(start - first, end - first)
