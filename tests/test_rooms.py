@@ -19,9 +19,11 @@ from tests.import_graph import circles, layer_of, own_imports, room_of
 # room: the rooms of the same layer that it imports; a long row continues on indented lines.
 ARROWS = """\
 checkpoint.adapter_files: weights
+checkpoint.hf_names: fla_names web_rwkv_names weight_folder
 checkpoint.merge: adapter_files number_formats weights
 checkpoint.resume: digest names space
 checkpoint.retention: digest names resume
+checkpoint.web_rwkv_names: fla_names
 checkpoint.weights: checkpoint_kind fit_weights hf_names provenance space weight_folder
     weight_keys
 config.check: limits machine_schema mixture_list resume_rules run_length schema sections
@@ -58,8 +60,19 @@ evaluation.harness_model: continuations decoding documents evaluated perplexity 
 evaluation.perplexity: documents scoring
 evaluation.questions: continuations scoring
 evaluation.report: comparison evaluations
-inference.__main__: generate loading machine sampling
+export.__main__: exporting hub model_source target target_table
+export.exporting: model_card model_source target verification
+export.model_card: model_source run_facts target verification
+export.target: model_source
+export.target_table: target targets
+export.targets: model_source target tokenizer_folder
+export.tokenizer_folder: model_source world_definition
+export.verification: model_source reference_logits target
+inference.__main__: generating model_flags prompt_file
+inference.chat: engine model_flags sampling writing writing_together
 inference.generate: engine writing writing_together
+inference.generating: engine model_flags sampling speed writing writing_together
+inference.model_flags: machine opening sampling
 inference.opening: loading machine
 inference.writing: stop_texts streaming
 inference.writing_together: engine writing

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rwkv_train.errors import ConfigError
-from rwkv_train.inference.sampling import Sampler, SamplingOptions, keep_likely
+from rwkv_train.inference.sampling import Sampler, SamplingOptions, keep_likely, sequence_generator
 
 # probabilities 0.05, 0.5, 0.15, 0.3 of tokens 0, 1, 2, 3
 PROBABILITIES = torch.tensor([0.05, 0.5, 0.15, 0.3])
@@ -132,3 +132,82 @@ def test_one_seed_repeats_the_draws_and_another_does_not():
 def test_impossible_options_are_refused_by_name(name: str, value: float):
     with pytest.raises(ConfigError, match=f"--{name} {value} must be between"):
         SamplingOptions(**{name: value})
+
+
+def test_the_penalties_are_those_of_the_rwkv_package():
+    utils = pytest.importorskip("rwkv.utils", reason="needs the package rwkv")
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    seen: list[torch.Tensor] = []
+
+    class Scripted:
+        def __init__(self) -> None:
+            self._rows = iter(rows)
+
+        def forward(self, tokens: list[int], state: None) -> tuple[torch.Tensor, None]:
+            return next(self._rows).clone(), None
+
+    class Pipeline(utils.PIPELINE):
+        def __init__(self) -> None:
+            self.model = Scripted()
+
+        def encode(self, text: str) -> list[int]:
+            return [1]
+
+        def decode(self, tokens: list[int]) -> str:
+            # Digits and blanks would be counted otherwise there.
+            return "x" * len(tokens)
+
+        def sample_logits(self, logits: torch.Tensor, **_: float) -> int:
+            seen.append(logits.clone())
+            return int(logits.argmax())
+
+    args = utils.PIPELINE_ARGS(alpha_presence=0.4, alpha_frequency=0.3, alpha_decay=0.9)
+    Pipeline().generate("", token_count=len(rows), args=args)
+
+    class Watched(Sampler):
+        def _choose(self, logits: torch.Tensor) -> int:
+            assert torch.equal(logits, seen.pop(0))
+            return super()._choose(logits)
+
+    options = SamplingOptions(
+        temperature=0.0, presence_penalty=0.4, frequency_penalty=0.3, penalty_decay=0.9
+    )
+    ours = Watched(options, torch.Generator())
+    for row in rows:
+        ours.draw(row)
+    assert not seen
+
+
+def test_the_order_of_temperature_and_choice_can_be_the_familys():
+    # Untempered 0.5 and 0.3 reach 0.7; at temperature 2 the shares are 0.37, 0.29, 0.20, 0.12.
+    counts = {}
+    for order in ("temperature", "top_p"):
+        chosen = sampler(temperature=2.0, top_p=0.7, order=order)
+        counts[order] = Counter(chosen.draw(LOGITS) for _ in range(400))
+    assert set(counts["temperature"]) == {1, 2, 3} and set(counts["top_p"]) == {1, 3}
+
+
+def test_every_sequence_of_a_seed_has_random_numbers_of_its_own():
+    def numbers(seed: int, index: int) -> list[int]:
+        return torch.randint(1 << 30, (4,), generator=sequence_generator(seed, index)).tolist()
+
+    found = [numbers(seed, index) for seed in (1, 2) for index in range(3)]
+    assert len({tuple(row) for row in found}) == 6 and numbers(2, 1) == found[4]
+    own = torch.randint(1 << 30, (4,), generator=torch.Generator().manual_seed(1))
+    assert found[0] == own.tolist()
+
+
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.5), (0, 0.999), (300, 0.97), (5000, 1.0), (0, 1.0)])
+def test_of_a_large_vocabulary_the_same_tokens_are_kept_as_by_sorting_all(top_k, top_p):
+    logits = torch.randn(6000, generator=torch.Generator().manual_seed(1))
+    ordered, order = logits.sort(descending=True)
+    before = ordered.double().softmax(-1).cumsum(-1).roll(1)
+    before[0] = 0.0
+    keep = (before < top_p) & (torch.arange(6000) < (top_k or 6000))
+    found = keep_likely(logits, top_k=top_k, top_p=top_p)
+    assert set(found.isfinite().nonzero().flatten().tolist()) == set(order[keep].tolist())
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    with pytest.raises(ConfigError, match="NaN or infinity"):
+        sampler().draw(torch.tensor([0.0, torch.nan, 1.0]))

@@ -49,3 +49,14 @@ def test_character_by_character_is_as_good_as_at_once(text: str, stops: list[str
 def test_only_what_may_begin_a_stop_text_is_held_back():
     watch = StopTexts(["\n\nUser"])
     assert [watch.add(piece) for piece in ("a\n", "\nUs", "a")] == ["a", "", "\n\nUsa"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_stop_texts_count_only_behind_a_thought_and_its_blank_lines(size: int):
+    text = ">one\n\ntwo</think>\n\n\nyes\n\nUser"
+    watch = StopTexts(["\n\n"], behind="</think>")
+    found = ""
+    for start in range(0, len(text), size):
+        if not watch.found:
+            found += watch.add(text[start : start + size])
+    assert (found, watch.found) == (">one\n\ntwo</think>\n\n\nyes", "\n\n")

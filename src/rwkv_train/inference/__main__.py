@@ -6,20 +6,35 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from pathlib import Path
 
 from rwkv_train.command_line import (
+    DefaultsFormatter,
     OneLineParser,
     invoked_name,
-    is_output_lost,
     let_readers_leave,
     path_argument,
     printed_status,
     program,
 )
-from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError, TrainerError
+from rwkv_train.inference.model_flags import (
+    add_machine_flags,
+    add_model_flags,
+    add_sampling_flags,
+    require_at_least,
+)
 from rwkv_train.processors import prepare_threads
+
+_SAMPLING: dict[str, float | str] = {
+    "temperature": 1.0,
+    "top_p": 0.7,
+    "top_k": 0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "penalty_decay": 0.996,
+    "order": "temperature",
+}
 
 
 def generate_parser() -> argparse.ArgumentParser:
@@ -27,39 +42,33 @@ def generate_parser() -> argparse.ArgumentParser:
     p = OneLineParser(
         prog=invoked_name("generate.py"),
         description="Generates text from a checkpoint:",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     p.add_argument("prompt", nargs="?", default="", help="text to continue; -: standard input")
+    add_model_flags(p)
     add = p.add_argument
-    add("--load_model", required=True, type=path_argument, help="checkpoint, .pth or .safetensors")
-    add("--load_states", type=path_argument, help="trained initial states for that checkpoint")
     add(
-        "--tokenizer",
+        "--prompts",
         type=path_argument,
-        help="world, bytes, a tokenizer.json or a vocabulary as .txt; else the run's own",
+        help="file of prompts, a line each; .jsonl: objects with 'prompt' or 'text'",
     )
-    p.add_argument("--max_tokens", type=int, default=200, help="most tokens to generate")
-    p.add_argument("--samples", type=int, default=1, help="continuations of the same prompt")
-    p.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token")
-    p.add_argument("--top_p", type=float, default=0.7, help="likeliest tokens up to this share")
-    p.add_argument("--top_k", type=int, default=0, help="at most so many tokens; 0: off")
-    p.add_argument("--presence_penalty", type=float, default=0.0, help="for tokens used before")
-    p.add_argument("--frequency_penalty", type=float, default=0.0, help="for each earlier use")
-    p.add_argument("--penalty_decay", type=float, default=0.996, help="fading of earlier uses")
-    p.add_argument("--seed", type=int, help="for repeatable samples; none: a new one each time")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="auto: fp32 on a CPU, bf16 on a GPU, fp16 on one before Ampere",
+    add("--batch", type=int, default=8, help="texts written together with --prompts or --jsonl")
+    add("--max_tokens", type=int, default=200, help="most tokens to generate")
+    add("--samples", type=int, default=1, help="continuations of the same prompt")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help=r"text that ends a continuation and is not part of it; \n: a newline; may be repeated",
     )
-    p.add_argument(
-        "--wkv_backend",
-        choices=get_args(BackendName),
-        default="auto",
-        help="implementation of the WKV operator",
-    )
+    add_sampling_flags(p, _SAMPLING)
+    add("--seed", type=int, help="for repeatable samples; none: a new one each time")
+    add("--save_state", type=path_argument, help="file to write the state behind the text to")
+    add("--load_state", type=path_argument, help="state of --save_state that the prompt continues")
+    add("--jsonl", action="store_true", help="print a JSON object for every text")
+    add("--speed", action="store_true", help="print tokens/s of prefill and decoding to stderr")
+    add_machine_flags(p)
     return p
 
 
@@ -85,49 +94,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _generate(a: argparse.Namespace) -> None:
     # Before the import of torch, so that a wrong number is answered at once.
-    for name, lowest in (("max_tokens", 0), ("samples", 1)):
-        if getattr(a, name) < lowest:
-            raise ConfigError(f"--{name} {getattr(a, name)} must be at least {lowest}")
+    require_at_least(a, max_tokens=0, samples=1, batch=1)
+    a.stop = [_stop_text(given) for given in a.stop]
+    prompts = _prompts(a)
+    if a.save_state is not None and len(prompts) * a.samples > 1:
+        raise ConfigError("--save_state keeps the state of one text; give one prompt, one sample")
     prepare_threads()
-    import torch
+    from rwkv_train.inference.generating import GenerateProgram
 
-    from rwkv_train.checkpoint.number_formats import DTYPES
-    from rwkv_train.inference.generate import generate_text
-    from rwkv_train.inference.loading import load_model, tokenizer_of
-    from rwkv_train.inference.machine import device_and_precision
-    from rwkv_train.inference.sampling import Sampler, SamplingOptions
+    GenerateProgram(a, prompts).run()
 
-    options = SamplingOptions(
-        a.temperature, a.top_p, a.top_k, a.presence_penalty, a.frequency_penalty, a.penalty_decay
-    )
-    device, precision = device_and_precision(a.device, a.precision)
-    model = load_model(
-        a.load_model,
-        device=torch.device(device),
-        dtype=DTYPES[precision],
-        wkv_backend=a.wkv_backend,
-        states=a.load_states,
-    )
-    tokenizer = tokenizer_of(a.load_model, model.config.vocab_size, a.tokenizer)
-    prompt = _prompt(a.prompt)
-    generator = torch.Generator()
-    if a.seed is not None:
-        generator.manual_seed(a.seed)
-    else:
-        # A new generator of torch has the same fixed seed every time.
-        generator.seed()
-    for number in range(a.samples):
-        if a.samples > 1:
-            print(f"--- sample {number + 1} ---")
-        print(prompt, end="", flush=True)
-        # One generator for all samples: they differ, and one seed repeats them all.
-        for piece in generate_text(
-            model, tokenizer, prompt, Sampler(options, generator), a.max_tokens
-        ):
-            print(piece, end="", flush=True)
-            if is_output_lost():
-                return
-        print()
+
+def _stop_text(given: str) -> str:
+    """Returns a stop text, newlines in the place of backslash and n: shells have none at hand."""
+    if not given:
+        raise ConfigError("--stop is an empty text, which would end every text at once")
+    return given.replace("\\n", "\n")
+
+
+def _prompts(a: argparse.Namespace) -> list[str]:
+    if a.prompts is None:
+        return [_prompt(a.prompt)]
+    if a.prompt:
+        raise ConfigError("a prompt and --prompts are given; give one of them")
+    from rwkv_train.inference.prompt_file import prompts_of_file
+
+    return prompts_of_file(Path(a.prompts))
 
 
 def _prompt(given: str) -> str:

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rwkv_train.errors import ConfigError
+
+# Of the likeliest tokens, as many as are put in order at first.
+_LOOKED_AT = 256
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class SamplingOptions:
     temperature: 0 takes the likeliest token. top_k: 0 is off. top_p: 1 is off.
     presence_penalty is subtracted from the logit of every token generated so far,
     frequency_penalty once for every time it was; the counts fade by penalty_decay a token.
+    order: which comes first, the temperature or the choice of the likeliest by top_k and top_p.
+    The programs around ChatRWKV choose first, by the model's own probabilities; at temperature 1
+    there is no difference.
     """
 
     temperature: float = 1.0
@@ -34,6 +41,7 @@ class SamplingOptions:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     penalty_decay: float = 0.996
+    order: Literal["temperature", "top_p"] = "temperature"
 
     def __post_init__(self) -> None:
         for name, lowest, highest in (
@@ -56,13 +64,22 @@ class Sampler:
     _counts: dict[int, float] = field(default_factory=dict)
 
     def draw(self, logits: Tensor) -> int:
-        """Returns the next token for logits [V]."""
+        """Returns the next token for logits [V]; raises ConfigError when they are no numbers."""
         options = self.options
         # The generator is the CPU's, so that a seed gives the same draws on every device.
         # A copy, because the penalties are subtracted in place and the logits are the caller's.
         logits = logits.detach().to("cpu", torch.float32, copy=True)
-        for token, count in self._counts.items():
-            logits[token] -= options.presence_penalty + count * options.frequency_penalty
+        if not bool(logits.isfinite().all()):
+            raise ConfigError(
+                "the model's output holds NaN or infinity: its numbers have become too large; give "
+                "--precision fp32 or bf16, or another checkpoint"
+            )
+        if self._counts and (options.presence_penalty or options.frequency_penalty):
+            penalties = [
+                options.presence_penalty + count * options.frequency_penalty
+                for count in self._counts.values()
+            ]
+            logits[list(self._counts)] -= torch.tensor(penalties)
         token = self._choose(logits)
         # Faded before the new token is counted, so that it weighs fully next time.
         for known in self._counts:
@@ -74,8 +91,23 @@ class Sampler:
         options = self.options
         if options.temperature == 0:
             return int(logits.argmax())
-        logits = keep_likely(logits / options.temperature, top_k=options.top_k, top_p=options.top_p)
+        if options.order == "temperature":
+            logits = logits / options.temperature
+        logits = keep_likely(logits, top_k=options.top_k, top_p=options.top_p)
+        if options.order == "top_p":
+            logits = logits / options.temperature
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
+
+
+def seed_or_new(given: int | None) -> int:
+    """Returns the seed that was given, else a new one; raises ConfigError for one out of range."""
+    if given is None:
+        # Of 32 bits: every reader of JSON knows such a number. A new generator of torch has the
+        # same fixed seed every time.
+        return torch.Generator().seed() % (1 << 32)
+    if not 0 <= given < 1 << 63:
+        raise ConfigError(f"--seed {given} must be between 0 and {(1 << 63) - 1}")
+    return given
 
 
 def sequence_generator(seed: int, index: int = 0) -> torch.Generator:
@@ -95,14 +127,22 @@ def keep_likely(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
     Unlikely is what lies outside the top_k largest, or outside the smallest set of likeliest tokens
     whose probabilities reach top_p.
     """
-    ordered, order = logits.sort(descending=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if top_k > 0:
-        keep[top_k:] = False
-    if top_p < 1:
-        probability = ordered.softmax(-1)
-        # what comes before a token has not yet reached top_p
-        keep &= probability.cumsum(-1) - probability < top_p
+    most = min(top_k, len(logits)) if top_k > 0 else len(logits)
+    if top_p >= 1 and most == len(logits):
+        return logits
+    total = logits.logsumexp(-1)
+    # Few tokens hold nearly all the probability: sorting all would take longer than the model.
+    size = min(most, _LOOKED_AT) if top_p < 1 else most
+    while True:
+        ordered, order = logits.topk(size)
+        keep = torch.ones_like(ordered, dtype=torch.bool)
+        if top_p < 1:
+            probability = (ordered - total).exp()
+            # what comes before a token has not yet reached top_p
+            keep = probability.cumsum(-1) - probability < top_p
+        if size == most or not keep[-1]:
+            break
+        size = min(most, 16 * size)
     # A top_p of 0 keeps nothing by itself.
     keep[0] = True
     result = torch.full_like(logits, -torch.inf)

@@ -9,16 +9,39 @@ class StopTexts:
     """Lets a text through up to the first of some texts, and holds back what may begin one.
 
     stops: none may be empty.  found: the one that has come; None: none yet.
+    behind: a text, such as the end of a thought, up to which, and up to the first letter behind it,
+    stop texts do not count; "": they count at once.
     """
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str] = (), *, behind: str = "") -> None:
         assert all(stops), "a stop text has at least one character"
         self._stops = tuple(stops)
+        self._behind = behind
+        # What has come of the text that is waited for, None once a letter has followed it.
+        self._waiting: str | None = "" if behind else None
         self.held = ""
         self.found: str | None = None
 
     def add(self, piece: str) -> str:
         """Returns what `piece` makes certain to lie before every stop text."""
+        free = self._before_the_watch(piece)
+        return free + self._watched(piece[len(free) :])
+
+    def _before_the_watch(self, piece: str) -> str:
+        """Returns the part of `piece` in which stop texts do not count."""
+        if self._waiting is None:
+            return ""
+        seen = self._waiting + piece
+        _, found, after = seen.partition(self._behind)
+        letters = after.lstrip()
+        if not letters:
+            # Of a long thought only the end, with which the text may begin; or the text itself.
+            self._waiting = self._behind if found else seen[-len(self._behind) :]
+            return piece
+        self._waiting = None
+        return piece[: len(piece) - len(letters)]
+
+    def _watched(self, piece: str) -> str:
         text = self.held + piece
         places = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
         if places:

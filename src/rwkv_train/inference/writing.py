@@ -38,14 +38,18 @@ class TextWriter:
         *,
         max_tokens: int,
         stop: Sequence[str] = (),
+        stop_behind: str = "",
         last_tokens: Sequence[int] = (),
     ) -> None:
-        """Begins a text behind `last_tokens`, of which the last few matter."""
+        """Begins a text behind `last_tokens`, of which the last few matter.
+
+        stop, stop_behind: as `StopTexts`.
+        """
         self._tokenizer = tokenizer
         self._sampler = sampler
         self._max_tokens = max_tokens
         self._stream = TextStream(tokenizer, last_tokens)
-        self._stops = StopTexts(stop)
+        self._stops = StopTexts(stop, behind=stop_behind)
         self.tokens: list[int] = []
         self.text = ""
         self.reason: EndReason | None = None if max_tokens > 0 else "length"
@@ -57,6 +61,11 @@ class TextWriter:
     def settled(self) -> bool:
         """True when all tokens so far belong to the text, whatever comes."""
         return self._whole[-1][0] == len(self.tokens) and not self._stops.held
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop text that has ended the text; None: none has."""
+        return self._stops.found
 
     def draw(self, logits: Tensor) -> str:
         """Draws the next token for logits [V]; returns the text that is certain by it, often none.

@@ -16,7 +16,7 @@ from rwkv_train.inference.writing import TextWriter
 class ReadSequence(NamedTuple):
     """A sequence and what is expected behind it.
 
-    logits: [V], for the next token.
+    logits: [V], for the next token, on any device.
     """
 
     state: SequenceState
@@ -65,7 +65,8 @@ class WrittenTexts:
                 return
             tokens = [self._writers[i].tokens[-1] for i in going_on]
             logits, states = self._engine.step(tokens, [now[i].state for i in going_on])
-            now = {i: ReadSequence(*both) for i, *both in zip(going_on, states, logits)}
+            # To the CPU at once, where tokens are drawn: a card waits at every transfer.
+            now = {i: ReadSequence(*both) for i, *both in zip(going_on, states, logits.cpu())}
             for i in going_on:
                 if self._writers[i].settled:
                     self._settled[i] = _Place(len(self._writers[i].tokens), now[i])
@@ -74,15 +75,25 @@ class WrittenTexts:
         """Returns the sequence behind a text of which only some characters are kept; None: all.
 
         As if just these had been written: a stop text, or the end of the document, is not in it.
-        Where the kept text ends within a token, the part is encoded anew.
         """
-        text = self._writers[writer].text
-        kept, rest = self._writers[writer].cut(len(text) if characters is None else characters)
+        tokens = self.tokens(writer, characters)
+        kept, _ = self._cut(writer, characters)
         place = self._settled[writer]
         if place.tokens > len(kept):
             place = self._starts[writer]
-        unread = kept[place.tokens :] + (self._tokenizer.encode(rest) if rest else [])
-        if not unread:
+        if not tokens[place.tokens :]:
             return place.sequence
-        logits, (state,) = self._engine.prefill([unread], [place.sequence.state])
+        logits, (state,) = self._engine.prefill([tokens[place.tokens :]], [place.sequence.state])
         return ReadSequence(state, logits[0])
+
+    def tokens(self, writer: int = 0, characters: int | None = None) -> list[int]:
+        """Returns the tokens of a text of which only some characters are kept; None: all.
+
+        Where the kept text ends within a token, the part is encoded anew.
+        """
+        kept, rest = self._cut(writer, characters)
+        return kept + (self._tokenizer.continuation().encode(rest) if rest else [])
+
+    def _cut(self, writer: int, characters: int | None) -> tuple[list[int], str]:
+        text = self._writers[writer].text
+        return self._writers[writer].cut(len(text) if characters is None else characters)

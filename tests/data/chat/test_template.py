@@ -48,6 +48,19 @@ def test_the_world_template_learns_answers_and_their_ends():
     ]
 
 
+def test_a_prompt_is_the_training_data_up_to_the_next_answer():
+    messages = [
+        Message("system", "Be brief."),
+        Message("user", "Hi"),
+        Message("assistant", "Hello!"),
+        Message("tool", "3"),
+    ]
+    expected = WORLD.segments([*messages, Message("assistant", "x")])[:-2]
+    assert WORLD.prompt(messages) == [segment.text for segment in expected]
+    assert WORLD.prompt(messages[:2]) == ["System: Be brief.\n\nUser: Hi\n\nAssistant:"]
+    assert WORLD.prompt([]) == ["Assistant:"]
+
+
 def test_blank_lines_inside_a_message_become_single_newlines():
     messages = [Message("user", "\r\n a\r\n\r\n\r\n  b\nc \n"), Message("gpt", "d\n \t\n  e")]
     assert WORLD.segments(messages) == [

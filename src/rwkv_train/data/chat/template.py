@@ -81,6 +81,30 @@ class ChatTemplate:
         model is used. An answer and its end are a segment each: the end is the same token whatever
         the answer ends with. A 0 behind the last segment belongs to it.
         """
+        found, context = self._pieces(messages)
+        found = [segment for segment in (*found, Segment(context, 0)) if segment.text]
+        if not any(segment.weight for segment in found):
+            supervised = ", ".join(name for name, role in self.roles.items() if role.weight)
+            raise DataError(f"there is nothing to learn: no message of {supervised} with a weight")
+        return found
+
+    def prompt(self, messages: Sequence[Message]) -> list[str]:
+        """Returns the texts that a model is given to write the next answer, none of them empty.
+
+        Those of `segments`, to be tokenized each by itself as there, up to where the answer begins.
+        Raises DataError as `segments`.
+        """
+        found, context = self._pieces(messages)
+        texts = [*(segment.text for segment in found), context + self.answer_role.before]
+        return [text for text in texts if text]
+
+    @property
+    def answer_role(self) -> Role:
+        """The role whose messages the model writes: the first that is learnt."""
+        return next(role for role in self.roles.values() if role.weight)
+
+    def _pieces(self, messages: Sequence[Message]) -> tuple[list[Segment], str]:
+        """Returns the segments up to the last answer, empty ones too, and the text behind them."""
         found: list[Segment] = []
         context = self.begin
         for number, message in enumerate(messages, 1):
@@ -99,11 +123,7 @@ class ChatTemplate:
             found += [Segment(context, 0), Segment(role.lead + content, weight)]
             found.append(Segment(role.after, weight))
             context = ""
-        found = [segment for segment in (*found, Segment(context, 0)) if segment.text]
-        if not any(segment.weight for segment in found):
-            supervised = ", ".join(name for name, role in self.roles.items() if role.weight)
-            raise DataError(f"there is nothing to learn: no message of {supervised} with a weight")
-        return found
+        return found, context
 
     def is_answer(self, message: Message) -> bool:
         """Tells whether the message is of a role that is learnt."""
