@@ -92,7 +92,7 @@ def test_tasks_are_run_at_mini_epochs_and_at_the_end(
         ({"sample_tokens": 5}, "--sample_tokens 5 needs --sample_every"),
         ({"sample_every": 2, "sample_prompts": "none.txt"}, "none.txt cannot be read"),
         ({"sample_every": 2, "sample_prompts": "empty.txt"}, "empty.txt holds no prompt"),
-        ({"sample_every": 2, "sample_prompts": "odd.jsonl"}, "odd.jsonl, line 2: 'prompt' must be"),
+        ({"sample_every": 2, "sample_prompts": "odd.jsonl"}, "odd.jsonl, line 2: there is no key"),
         ({"sample_every": 2, "sample_prompts": "odd.txt"}, "odd.txt, line 1: not UTF-8"),
     ],
 )
@@ -108,7 +108,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(
         pytest.importorskip("lm_eval", reason="needs lm-eval (requirements-dev.txt)")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "odd.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "a"}\n{"words": "b"}\n')
     (tmp_path / "odd.txt").write_bytes(b"\xff\n")
     assert run_training(**asked) == 2
     err = capsys.readouterr().err

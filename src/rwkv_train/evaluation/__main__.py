@@ -9,11 +9,12 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from rwkv_train.command_line import (
+    DefaultsFormatter,
     OneLineParser,
     invoked_name,
     let_readers_leave,
@@ -21,9 +22,9 @@ from rwkv_train.command_line import (
     printed_status,
     program,
 )
-from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError, TrainerError
 from rwkv_train.files import write_atomically
+from rwkv_train.inference.model_flags import add_machine_flags, add_model_flags
 from rwkv_train.processors import prepare_threads
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ def evaluation_parser() -> argparse.ArgumentParser:
     p = OneLineParser(
         prog=invoked_name("python -m rwkv_train.evaluation"),
         description="Evaluates a checkpoint, or two side by side.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
         allow_abbrev=False,
     )
-    _add_models(p.add_argument_group("what is evaluated"))
+    add_model_flags(p)
+    _add_second_model(p.add_argument)
     add = p.add_argument_group("what is measured (several may be given)").add_argument
     names: dict[str, Any] = {"nargs": "+", "default": [], "type": path_argument}
     add("--text", metavar="NAME", help="perplexity of text files or binidx prefixes", **names)
@@ -52,22 +54,14 @@ def evaluation_parser() -> argparse.ArgumentParser:
     add("--tasks", metavar="NAME", nargs="+", default=[], help="tasks of lm-eval")
     add("--include", metavar="FOLDER", help="folders of more tasks for --tasks", **names)
     _add_settings(p.add_argument_group("how").add_argument)
+    add_machine_flags(p)
     return p
 
 
-def _add_models(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--load_model", required=True, type=path_argument, help="checkpoint, .pth or .safetensors")
-    add("--load_states", type=path_argument, help="trained initial states for that checkpoint")
-    add("--lora", type=path_argument, help="adapter for that checkpoint")
+def _add_second_model(add: Any) -> None:
     add("--compare", type=path_argument, help="a second checkpoint, on the same data")
     add("--compare_states", type=path_argument, help="trained initial states for the second one")
     add("--compare_lora", type=path_argument, help="adapter for the second one")
-    add(
-        "--tokenizer",
-        type=path_argument,
-        help="world, bytes, a tokenizer.json or a vocabulary as .txt; else the run's own",
-    )
 
 
 def _add_settings(add: Any) -> None:
@@ -85,14 +79,6 @@ def _add_settings(add: Any) -> None:
     add("--fewshot", type=int, help="examples in front, of --tasks; none: the task's own number")
     add("--batch_size", type=int, default=16, help="most texts read together")
     add("--chunk_len", type=int, default=1024, help="tokens of each read at a time")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    add(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="auto: fp32 on a CPU, bf16 on a GPU, fp16 on one before Ampere",
-    )
-    add("--wkv_backend", choices=get_args(BackendName), default="auto", help="of the WKV operator")
     add("--output", type=path_argument, help="file for the result as JSON")
 
 

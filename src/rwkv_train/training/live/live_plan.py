@@ -8,12 +8,12 @@ from pathlib import Path
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import listed
 from rwkv_train.data.samples.sample_source import SampleSource
-from rwkv_train.data.text.jsonl import checked_text, line_object
 from rwkv_train.data.tokenize.characters import CharacterTokenizer
 from rwkv_train.data.tokenize.tokenizer import Tokenizer, load_tokenizer
 from rwkv_train.data.tokenize.tokenizer_files import TokenizerRecord
-from rwkv_train.errors import ConfigError, DataError
+from rwkv_train.errors import ConfigError
 from rwkv_train.evaluation.harness import TaskRuns, loaded_tasks
+from rwkv_train.inference.prompt_file import prompts_of_file
 from rwkv_train.training.environment import is_rank_zero
 
 _VOCABULARY = "vocab.json"
@@ -42,7 +42,9 @@ class LivePlan:
         flag = "--eval_tasks" if log.eval_tasks is not None else "--sample_every"
         self.tokenizer = _tokenizer(flag, config, record, samples)
         if log.sample_every is not None:
-            self.prompts = [""] if log.sample_prompts is None else read_prompts(log.sample_prompts)
+            self.prompts = [""]
+            if log.sample_prompts is not None:
+                self.prompts = prompts_of_file(Path(log.sample_prompts), "--sample_prompts")
             for prompt in self.prompts:
                 # A vocabulary of characters does not have all of them.
                 self.tokenizer.encode(prompt)
@@ -61,36 +63,6 @@ class LivePlan:
     def close(self) -> None:
         """Removes what was kept for the tasks."""
         self._stack.close()
-
-
-def read_prompts(name: str) -> list[str]:
-    """Reads the prompts of a file: a line each, of a .jsonl its "prompt". Raises DataError."""
-    path = Path(name)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"--sample_prompts {name} cannot be read: {error.strerror}") from error
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if line.isspace() or not line:
-            continue
-        try:
-            prompts.append(_prompt(line, json=path.suffix == ".jsonl"))
-        except DataError as error:
-            raise DataError(f"--sample_prompts {name}, line {number}: {error}") from error
-    if not prompts:
-        raise DataError(f"--sample_prompts {name} holds no prompt; a line is one")
-    return prompts
-
-
-def _prompt(line: bytes, *, json: bool) -> str:
-    if json:
-        row = line_object(line, '{"prompt": "..."}')
-        return checked_text(row.get("prompt"), "prompt")
-    try:
-        return line.removesuffix(b"\r").decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: byte {error.start + 1} of the line") from error
 
 
 def _tokenizer(
