@@ -58,6 +58,7 @@ def test_asking_does_not_change_what_is_trained(
     # The seed is the same every time, and the weights are not.
     assert samples[0]["samples"] != samples[1]["samples"]
     assert "WARNING" not in shown
+    assert "2 texts as a sample every 4 steps" in shown
 
 
 def test_tasks_are_run_at_mini_epochs_and_at_the_end(
@@ -69,6 +70,7 @@ def test_tasks_are_run_at_mini_epochs_and_at_the_end(
     found = {r["step"]: r["eval"] for r in read_metrics(out) if "eval" in r}
     assert list(found) == [4, 7]
     shown = capsys.readouterr().out
+    assert "and at the end: rwkv_kinds, rwkv_texts" in shown
     assert "tasks after step 5:" in shown and "  rwkv_kinds: acc " in shown
     # The saved weights, asked by our own evaluation, say the same.
     rows = (OWN_TASKS / "kinds.jsonl").read_text().splitlines()[:6]

@@ -230,6 +230,7 @@ def _print_header(
             *bf16_notes(config.hardware),
             *learns,
             *samples.notes,
+            *prepared.live.notes(),
             *point.notes,
         ],
     )

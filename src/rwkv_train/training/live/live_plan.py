@@ -36,6 +36,7 @@ class LivePlan:
         self.tokenizer: Tokenizer | None = None
         self.prompts: list[str] = []
         self.runs: TaskRuns | None = None
+        self._every = log.sample_every
         self._stack = ExitStack()
         if not is_rank_zero() or (log.eval_tasks is None and log.sample_every is None):
             return
@@ -59,6 +60,17 @@ class LivePlan:
         names = listed(log.eval_tasks)
         tasks = loaded_tasks(names, include, limit=log.eval_limit, asker="--eval_tasks")
         self.runs = self._stack.enter_context(tasks)
+
+    def notes(self) -> list[str]:
+        """Returns what will be asked, and when, a line each."""
+        found = []
+        if self.runs is not None:
+            names = ", ".join(self.runs.names)
+            found.append(f"tasks at every mini-epoch that is saved, and at the end: {names}")
+        if self.prompts:
+            every, texts = self._every, len(self.prompts)
+            found.append(f"{texts} text{'s' * (texts > 1)} as a sample every {every} steps")
+        return found
 
     def close(self) -> None:
         """Removes what was kept for the tasks."""
