@@ -114,7 +114,7 @@ training.distributed: environment launchers optim
 training.kept_heap: environment
 training.live: distributed environment
 training.loader: kept_heap signals
-training.module: carried_state distributed optim
+training.module: carried_state distributed optim work_clock
 training.observing: checkpointing live module progress reporting validation
 training.reporting: live progress start
 training.run: bad_steps checkpointing distributed environment kept_heap launchers live
@@ -123,7 +123,7 @@ training.run: bad_steps checkpointing distributed environment kept_heap launcher
 training.start: carried_state checkpointing distributed environment live optim progress
 training.step_callback: bad_steps checkpointing distributed module observing optim
     progress reporting signals
-training.trainer: distributed
+training.trainer: distributed fp32_products
 training.validation: checkpointing module progress reporting start
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or

@@ -7,7 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_train.command_line import OneLineParser, invoked_name, path_argument, program
+from rwkv_train.command_line import (
+    OneLineParser,
+    invoked_name,
+    path_argument,
+    printed_status,
+    program,
+)
 from rwkv_train.errors import ConfigError, TrainerError
 from rwkv_train.processors import prepare_threads
 
@@ -87,7 +93,7 @@ def export_parser() -> argparse.ArgumentParser:
         type=int,
         choices=(0, 1),
         default=1,
-        help="write a model card with the facts of the run: README.md in a folder, NAME.README.md "
+        help="write a model card with the facts of the run: README.md in a folder, FILE.README.md "
         "next to a file (default 1)",
     )
     _add_hub_flags(p)
@@ -121,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print()
         # As shells report a program ended by Ctrl-C: 128 + SIGINT.
         return 130
-    return 0
+    return printed_status()
 
 
 def _export(a: argparse.Namespace) -> None:
@@ -137,7 +143,7 @@ def _export(a: argparse.Namespace) -> None:
     if a.gguf_eot is not None and target.name != "gguf":
         raise ConfigError(f"--gguf_eot {a.gguf_eot} is for --to gguf only; leave it out")
     # Before gigabytes are read in vain.
-    require_free(out, target)
+    require_free(out, target, card=bool(a.card))
     if a.hub_push:
         require_hub(a.hub_push, agreed=a.yes)
     elif a.yes or a.hub_public:
