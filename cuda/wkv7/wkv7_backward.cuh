@@ -30,6 +30,7 @@ template <class TileType> struct Wkv7BackwardShared : BurstShared<TileType, kWkv
 
   float *r, *k, *a, *b, *d, *slope;  // [kChunk][kN]; slope: of the decay by w
   float *v, *gy, *u;                 // [kChunk][kRows]
+  float* gbase;                      // [kBurst][kN]: of w, over the tokens met so far
   unsigned char *raw_r, *raw_k, *raw_a, *raw_b, *raw_v, *raw_gy, *raw_w;
   int bytes;
 
@@ -39,6 +40,7 @@ template <class TileType> struct Wkv7BackwardShared : BurstShared<TileType, kWkv
     for (float** values : {&v, &gy, &u}) *values = pieces.floats(kChunk * kRows);
     sums = pieces.floats(kBurst * TileType::kWarps * kWkv7Sums * kN);
     gv = pieces.floats(kBurst * kRows);
+    gbase = pieces.floats(kBurst * kN);
     parked = pieces.floats(kParked * kRows * kN);
     const int width = element_bytes(dtype);
     for (unsigned char** raw : {&raw_r, &raw_k, &raw_a, &raw_b}) {
@@ -52,9 +54,9 @@ template <class TileType> struct Wkv7BackwardShared : BurstShared<TileType, kWkv
 
 template <class TileType> struct Wkv7BackwardBlock
     : ScanBackwardBlock<Wkv7Backward, TileType, Wkv7BackwardShared<TileType>, kWkv7Sums, kWkv7Sums,
-                        0> {
+                        1> {
   using Base = ScanBackwardBlock<Wkv7Backward, TileType, Wkv7BackwardShared<TileType>, kWkv7Sums,
-                                 kWkv7Sums, 0>;
+                                 kWkv7Sums, 1>;
   using Base::Base, Base::p, Base::parked, Base::place, Base::range, Base::results, Base::shared;
   using Base::kC, Base::kChunk, Base::kN, Base::kR, Base::kRows, Base::kThreads, Base::tile;
   using typename Base::Keys, typename Base::State, typename Base::Values;
@@ -78,11 +80,14 @@ template <class TileType> struct Wkv7BackwardBlock
   __device__ void widen(int64_t t, int tokens) const {
     const Vec8 zero = Vec8::of(0.0f);
     for (int n = static_cast<int>(threadIdx.x); n < kChunk * kN / kVec8; n += kThreads) {
-      const int at = n * kVec8, token = Vec8Place<kN>(n).token;
-      const bool present = token < tokens;
-      const bool starts = present && place.starts(p.reset, t + token);
+      const Vec8Place<kN> vec(n);
+      const int at = n * kVec8;
+      const bool present = vec.token < tokens;
+      const bool starts = present && place.starts(p.reset, t + vec.token);
       Wkv7Decay decay = {starts ? zero : Vec8::of(1.0f), zero};
-      if (present && !starts) decay = wkv7_decay(load_vec8(shared.raw_w, at, DType::kFloat));
+      if (present && !starts) {
+        decay = wkv7_decay(based_w(p, shared.raw_w, at, place.head * kN + vec.at));
+      }
       store_floats(shared.d + at, decay.decay);
       store_floats(shared.slope + at, decay.slope);
       store_floats(shared.r + at, present ? load_vec8(shared.raw_r, at, p.dtype) : zero);
@@ -129,13 +134,30 @@ template <class TileType> struct Wkv7BackwardBlock
       const Vec8 slope = load_floats(shared.slope + n * kN + vec.at);
 #pragma unroll
       for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
-      return results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
+      results.write(which, p.gw, place, t + n, vec.at, p.gw_dtype, sum);
+      // Always by the same thread for the same place, so that no barrier is needed.
+      float* const total = shared.gbase + vec.token * kN + vec.at;
+      add_vec8(sum, load_floats(total));
+      return store_floats(total, sum);
     }
     // a was staged as zero there, so what its sum holds is no gradient.
     if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Vec8::of(0.0f);
     void* const result = which == kWkv7SumR ? p.gr : which == kWkv7SumK ? p.gk
                          : which == kWkv7SumA ? p.ga : p.gb;
     results.write(which, result, place, t + n, vec.at, p.dtype, sum);
+  }
+
+  __device__ void clear_totals() const {
+    for (int i = static_cast<int>(threadIdx.x); i < kBurst * kN; i += kThreads) {
+      shared.gbase[i] = 0.0f;
+    }
+  }
+  __device__ void write_totals() const {
+    for (int key = static_cast<int>(threadIdx.x); key < kN; key += kThreads) {
+      float gbase = 0.0f;
+      for (int m = 0; m < kBurst; ++m) gbase += shared.gbase[m * kN + key];
+      results.write_total(0, p.gbase, place, key, gbase, range.end == p.time);
+    }
   }
 
  private:

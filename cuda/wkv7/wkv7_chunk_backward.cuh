@@ -15,49 +15,9 @@
 // Within 16 tokens these sums do not grow beyond what they are subtracted from.
 #pragma once
 
-#include "wkv7_chunk_chain.cuh"
+#include "wkv7_chunk_operands.cuh"
 
 namespace rwkv {
-
-struct Wkv7ChunkBackwardShared : Wkv7ChunkGradientOperands {
-  using Columns = ChunkTile::Columns;
-  using State = ChunkTile::HeadState;
-
-  Columns u;          // U, where A_ab was in fp32
-  Columns gz;         // dZ
-  State before;       // S0
-  State after;        // D
-  float* slope;       // [kChunk][kFloatStride]: the derivative of the decay's logarithm by w
-  float* state_sums;  // [kWarps][kN]: rowsum(S0 dS0) over the values of a warp
-  int bytes;
-
-  __host__ __device__ explicit Wkv7ChunkBackwardShared(unsigned char* base)
-      : Wkv7ChunkBackwardShared(Pieces(base)) {}
-
-  // dA_ab, dA_ak, dA_rb, dA_rk take the places of T, A_ak, A_rb, A_rk.
-  __device__ Square gab() const { return inverse; }
-  __device__ Square gak() const { return ak; }
-  __device__ Square grb() const { return rb; }
-  __device__ Square grk() const { return rk; }
-  // dA~, dR~, dB-, dK- that of S0, in fp32 with rows of kFloatStride.
-  __device__ float* results(int number) const {
-    return reinterpret_cast<float*>(before.base) + number * kChunk * kFloatStride;
-  }
-  static_assert(4 * kChunk * kFloatStride * sizeof(float) == State::elements * sizeof(uint16_t));
-  // dV that of U.
-  __device__ ExactRows gv() const { return ExactRows(u.base); }
-  static_assert(ExactRows::elements <= Columns::elements);
-
- private:
-  static constexpr int kColumnsFloats = Columns::elements / 2;
-  static_assert(kMixFloats <= kColumnsFloats);
-
-  __host__ __device__ explicit Wkv7ChunkBackwardShared(Pieces pieces)
-      : Wkv7ChunkGradientOperands(pieces, kColumnsFloats),
-        u(reinterpret_cast<uint16_t*>(mix)), gz(pieces), before(pieces), after(pieces),
-        slope(pieces.floats(kChunk * kFloatStride)),
-        state_sums(pieces.floats(ChunkTile::kWarps * kN)), bytes(pieces.used()) {}
-};
 
 struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> {
   using Wkv7ChunkGradientBlock::Wkv7ChunkGradientBlock;
@@ -68,9 +28,9 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     fetch_rows<true>(t, tokens, turn);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.form_operands<true, true>(p.reset, place, t, tokens, shared.slope);
+    shared.form_operands<true, true>(p, place, t, tokens, shared.slope);
   }
-  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) const {
+  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) {
     shared.form_squares<true, true>(t);
     __syncthreads();
     Accumulator gv[2];
@@ -83,9 +43,17 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     __syncthreads();
     write_gradients(t, tokens);
   }
-  static constexpr int kTotals = 0;
-  __device__ void write_totals(bool) const {}
-  __device__ void leave_totals(float*) const {}
+  // The sum of w's gradient.
+  static constexpr int kTotals = 1;
+  __host__ __device__ static ChunkTotals<kTotals> totals(const Wkv7Backward& p) {
+    return {{static_cast<float*>(p.gbase)}};
+  }
+  // adds: to what is there.
+  __device__ void write_totals(bool adds) const {
+    write_total(totals(p).at[0] + place.task * kN, gbase_, adds);
+  }
+  // to: [kTotals][kN]
+  __device__ void leave_totals(float* to) const { write_total(to, gbase_, false); }
 
  private:
   // Per warp, for its own values: U and dZ to shared memory, dV (values in rows) to gv, and G
@@ -236,7 +204,7 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
   }
 
   // gr, gk, ga, gb and gw of the thread's four keys and two tokens.
-  __device__ __forceinline__ void write_gradients(int64_t t, int tokens) const {
+  __device__ __forceinline__ void write_gradients(int64_t t, int tokens) {
     const FourKeys own;
     Token found[FourKeys::kTokens];
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f), gradient = sum;
@@ -282,7 +250,7 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
 
   // n: the token's number in the chunk; log_gradient: of the decay's logarithm
   __device__ __forceinline__ void write_token(int64_t t, int n, int key, const Token& found,
-                                              const float4& log_gradient, bool starts) const {
+                                              const float4& log_gradient, bool starts) {
     const int64_t to = place.token(t + n) + key;
     const float* const growth = shared.growth + n * Shared::kFloatStride + key;
     const float4 before = load_vec4(growth), grown = load_vec4(growth + Shared::kFloatStride);
@@ -293,8 +261,13 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     narrow_vec4(static_cast<uint16_t*>(p.gb) + to, times(found.b, shrunk));
     narrow_vec4(static_cast<uint16_t*>(p.gk) + to, times(found.k, shrunk));
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    store_vec4(static_cast<float*>(p.gw) + to, starts ? zero : times(slope, log_gradient));
+    const float4 gw = starts ? zero : times(slope, log_gradient);
+    write_gw(p, to, gw);
+    add_to(gbase_, gw);
   }
+
+  // Over the thread's keys and tokens.
+  float4 gbase_ = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 };
 
 }  // namespace rwkv

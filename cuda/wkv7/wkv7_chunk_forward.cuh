@@ -18,7 +18,7 @@ struct Wkv7ChunkForwardBlock : ChunkBlock<Wkv7Forward, Wkv7ChunkForwardShared> {
     shared.template fetch<kWithOutput, true>(p, ChunkFetch(place, t, tokens), turn);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.template form_operands<kWithOutput, true>(p.reset, place, t, tokens, nullptr);
+    shared.template form_operands<kWithOutput, true>(p, place, t, tokens, nullptr);
   }
   __device__ __forceinline__ void form_squares(int64_t t) const {
     shared.template form_squares<kWithOutput, true>(t);

@@ -59,9 +59,10 @@ template <class TileType, bool kOutput> struct Wkv7ForwardBlock
   __device__ void widen(int64_t t, int tokens) const {
     for (int n = static_cast<int>(threadIdx.x); n < tokens * kN / kVec8; n += kThreads) {
       const int at = n * kVec8;
-      const bool starts = place.starts(p.reset, t + Vec8Place<kN>(n).token);
+      const Vec8Place<kN> vec(n);
+      const bool starts = place.starts(p.reset, t + vec.token);
       const Vec8 zero = Vec8::of(0.0f);
-      const Vec8 w = load_vec8(shared.raw_w, at, DType::kFloat);
+      const Vec8 w = based_w(p, shared.raw_w, at, place.head * kN + vec.at);
       store_floats(shared.d + at, starts ? zero : wkv7_decay(w).decay);
       store_floats(shared.a + at, starts ? zero : load_vec8(shared.raw_a, at, p.dtype));
       store_floats(shared.k + at, load_vec8(shared.raw_k, at, p.dtype));

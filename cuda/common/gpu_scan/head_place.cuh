@@ -74,6 +74,14 @@ template <typename Pointer> struct StatesAt {
   }
 };
 
+// Eight fp32 numbers of w from `at` on, each with the base that it has by its key, from `key` on.
+template <class Params>
+__device__ inline Vec8 based_w(const Params& p, const void* w, int64_t at, int64_t key) {
+  Vec8 sum = load_vec8(w, at, DType::kFloat);
+  if (p.base != nullptr) add_vec8(sum, load_vec8(p.base, key, DType::kFloat));
+  return sum;
+}
+
 // Where vector number `number` of some rows lies. Vectors of a row belong to neighbouring lanes.
 template <int kRowElements> struct Vec8Place {
   static constexpr int kPerRow = kRowElements / kVec8;

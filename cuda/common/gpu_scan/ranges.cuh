@@ -57,14 +57,14 @@ template <class TileType> class BackwardMemory {
   }
 
   // sums[i]: result number i of the kernels, [B, T, H, N], of which the range's tokens are written;
-  // result number `fp32` is fp32, the others are of the call's type.
-  int add_results(const TokenRange& range, float* memory, void* const* sums, int64_t fp32,
+  // result number `of_w` is of gw_dtype, the others are of the call's type.
+  int add_results(const TokenRange& range, float* memory, void* const* sums, int64_t of_w,
                   void* stream) const {
     const int64_t tokens = range.end - range.begin, width = p_.heads * p_.size;
     const SliceLayout layout = layout_of(tokens);
     const PartOfRows at{p_.batch, tokens * width, p_.time * width, range.begin * width};
     for (int64_t i = 0; i < results_; ++i) {
-      const DType dtype = i == fp32 ? DType::kFloat : p_.dtype;
+      const DType dtype = i == of_w ? p_.gw_dtype : p_.dtype;
       const int error = add(slices(memory) + layout.result(i, 0), at, sums[i], dtype, stream);
       if (error != 0) return error;
     }

@@ -104,11 +104,15 @@ class TimeMix(nn.Module):
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Residual, Tensor, Tensor, Tensor]:
-        """Returns the residual, the first layer's value, new shift and operator state."""
+        with_state: bool,
+    ) -> tuple[Residual, Tensor, Tensor, Tensor | None]:
+        """Returns the residual, the first layer's value, new shift and operator state.
+
+        with_state: whether the operator's state is wanted; without, it may be None.
+        """
         mixes = tuple(getattr(self, f"x_{name}") for name in "rwkvag")
         x, last, (xr, xw, xk, xv, xa, xg), _ = norm(residual, shift, reset, mixes)
-        w = decay_logits(self.w0, xw, self.w1, self.w2)
+        w, w_gradient = decay_logits(xw, self.w1, self.w2)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, D]
         if carry is None:
             carry = again = v
@@ -130,6 +134,9 @@ class TimeMix(nn.Module):
             a,
             b,
             starting_state(self.time_state, wkv, len(residual.x)),
+            base=self.w0.view(-1, self.head_size),
+            w_gradient=None if w_gradient is None else split_heads(w_gradient, self.head_size),
+            with_state=with_state,
             backend=self.backend,
             reset=reset,
         )

@@ -62,6 +62,7 @@ class TrainingModule(pl.LightningModule):
             Targets(batch.targets, batch.mask, batch.tokens.numel(), self._hardware.head_chunk),
             state=self.carried.load(batch),
             reset=batch.reset,
+            with_state=self.carried.continues_after(batch),
         )
         self.carried.store(batch, state)
         # Detached and on its device: reading the value here would wait for the GPU.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import serves_every_call
-from rwkv_train.ops.precision import compute_dtype
+from rwkv_train.ops.precision import compute_dtype, decay_input
 
 refuses = serves_every_call
 
@@ -23,15 +23,20 @@ def run(
     v: Tensor,
     a: Tensor,
     b: Tensor,
+    base: Tensor | None,
     state: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    w_gradient: Tensor | None = None,
+    with_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
 
-    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w and state in the compute dtype.
+    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w, base and state in the compute dtype.
     """
     dtype = compute_dtype(v.dtype)
     rf, kf, vf, af, bf = (tensor.to(dtype) for tensor in (r, k, v, a, b))
+    w = decay_input(w, base, w_gradient)
     # Through the logarithm, since autograd's s (1 - s) loses the digits of 1 - s for large w.
     decay = torch.exp(-LARGEST_RATE * torch.exp(torch.nn.functional.logsigmoid(w)))
     batch, time, heads, size = v.shape
@@ -47,4 +52,4 @@ def run(
             + vf[:, t, :, :, None] * kf[:, t, :, None, :]
         )
         outputs.append(torch.einsum("bhji,bhi->bhj", s, rf[:, t]))
-    return torch.stack(outputs, 1).to(v.dtype), s
+    return torch.stack(outputs, 1).to(v.dtype), s if with_state else None
