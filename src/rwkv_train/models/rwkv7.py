@@ -53,6 +53,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.models.two_products import two_products
 from rwkv_train.ops.bonus import bonus
 from rwkv_train.ops.keys import keys
 from rwkv_train.ops.squared_relu import squared_relu
@@ -113,11 +114,12 @@ class TimeMix(nn.Module):
         mixes = tuple(getattr(self, f"x_{name}") for name in "rwkvag")
         x, last, (xr, xw, xk, xv, xa, xg), _ = norm(residual, shift, reset, mixes)
         w, w_gradient = decay_logits(xw, self.w1, self.w2)
-        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, D]
+        r, k = self.receptance(xr), self.key(xk)  # [B, T, D]
         if carry is None:
-            carry = again = v
+            carry = again = v = self.value(xv)
         else:
-            v, again, carry = value_residual(v, carry, (xv @ self.v1) @ self.v2, self.v0.flatten())
+            v, low = two_products(xv, self.value, self.v1)
+            v, again, carry = value_residual(v, carry, low @ self.v2, self.v0.flatten())
         rate = (xa @ self.a1) @ self.a2  # logits without a0
         g = torch.sigmoid(xg @ self.g1) @ self.g2
         r, w, k, v, rate = (split_heads(z, self.head_size) for z in (r, w, k, v, rate))
