@@ -41,7 +41,7 @@ HeadSizes wkv5_6_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tenso
   CHECK_SHAPE(u, H, N);
   CHECK_DTYPE(u, computing_type(r));
   TORCH_CHECK(kDecayPerToken || !base.has_value(), "wkv5 has no base besides w");
-  check_base(base, sizes, r);
+  check_row(base, "base", sizes, r);
   return sizes;
 }
 

@@ -27,8 +27,15 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
   __device__ void fetch(int64_t t, int tokens, int turn) const {
     fetch_rows<true>(t, tokens, turn);
   }
-  __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
+  __device__ __forceinline__ void form_operands(int64_t t, int tokens) {
     shared.form_operands<true, true>(p, place, t, tokens, shared.slope);
+    if (p.gs == nullptr) return;
+    // Now, as what is read from memory is waited for.
+#pragma unroll
+    for (int i = 0; i < FourKeys::kTokens; ++i) {
+      const int n = FourKeys().first_token + i;
+      gs_[i] = n < tokens ? static_cast<const float*>(p.gs)[place.number(t + n)] : 0.0f;
+    }
   }
   __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) {
     shared.form_squares<true, true>(t);
@@ -43,17 +50,22 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     __syncthreads();
     write_gradients(t, tokens);
   }
-  // The sum of w's gradient.
-  static constexpr int kTotals = 1;
+  // The sum of w's gradient, and gbonus.
+  static constexpr int kTotals = 2;
   __host__ __device__ static ChunkTotals<kTotals> totals(const Wkv7Backward& p) {
-    return {{static_cast<float*>(p.gbase)}};
+    return {{static_cast<float*>(p.gbase), static_cast<float*>(p.gbonus)}};
   }
   // adds: to what is there.
   __device__ void write_totals(bool adds) const {
-    write_total(totals(p).at[0] + place.task * kN, gbase_, adds);
+    const ChunkTotals<kTotals> to = totals(p);
+    write_total(to.at[0] + place.task * kN, gbase_, adds);
+    if (p.gbonus != nullptr) write_total(to.at[1] + place.task * kN, gbonus_, adds);
   }
   // to: [kTotals][kN]
-  __device__ void leave_totals(float* to) const { write_total(to, gbase_, false); }
+  __device__ void leave_totals(float* to) const {
+    write_total(to, gbase_, false);
+    write_total(to + kN, gbonus_, false);
+  }
 
  private:
   // Per warp, for its own values: U and dZ to shared memory, dV (values in rows) to gv, and G
@@ -225,6 +237,7 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
       const int n = own.first_token + i;
       take_from(gradient, found[i].of_a);
       const bool starts = cut && shared.documents.starts_at(n);
+      if (p.gs != nullptr) add_bonus(found[i], n, own.key, gs_[i]);
       if (n < tokens) write_token(t, n, own.key, found[i], gradient, starts);
       take_from(gradient, found[i].without_a);
     }
@@ -248,6 +261,16 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     return found;
   }
 
+  // What the bonus adds to dR~ and dK-, and to gbonus, in which their decays cancel: after what the
+  // decay's gradient takes from them.
+  __device__ __forceinline__ void add_bonus(Token& found, int n, int key, float gs) {
+    const float4 bonus = load_vec4(static_cast<const float*>(p.bonus) + place.head * kN + key);
+    const float4 r = shared.r.vec4(n, key), k = shared.k.vec4(n, key);
+    add_to(found.r, times(gs, times(bonus, k)));
+    add_to(found.k, times(gs, times(bonus, r)));
+    add_to(gbonus_, times(gs, times(r, k)));
+  }
+
   // n: the token's number in the chunk; log_gradient: of the decay's logarithm
   __device__ __forceinline__ void write_token(int64_t t, int n, int key, const Token& found,
                                               const float4& log_gradient, bool starts) {
@@ -266,8 +289,9 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     add_to(gbase_, gw);
   }
 
+  float gs_[FourKeys::kTokens] = {};
   // Over the thread's keys and tokens.
-  float4 gbase_ = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  float4 gbase_ = make_float4(0.0f, 0.0f, 0.0f, 0.0f), gbonus_ = gbase_;
 };
 
 }  // namespace rwkv

@@ -91,6 +91,7 @@ template <typename T> class ForwardHeads {
   ForwardHeads(const Wkv7Forward& p, int64_t most)
       : p_(p), most_(most), stride_(padded<T>(p.size)), rows_(scratch_, kBlock, stride_) {
     scratch_.want(y_, kBlock * stride_);
+    scratch_.want(bonus_, stride_);
     scratch_.want(states_, most * stride_ * stride_);
     scratch_.want(other_, stride_ * stride_);
     scratch_.allocate();
@@ -107,6 +108,7 @@ template <typename T> class ForwardHeads {
   void run_block(T* state, const HeadPlace& place, int64_t begin, int64_t tokens,
                  const HeadTokens& next) {
     rows_.read(p_, place, begin, tokens);
+    if (p_.bonus != nullptr) write_bonus(place, begin, tokens);
     // The next block's rows come while the tiles compute.
     prefetch_.start(next);
     add_inputs(prefetch_, p_);
@@ -117,12 +119,20 @@ template <typename T> class ForwardHeads {
     write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
   }
 
+  void write_bonus(const HeadPlace& place, int64_t begin, int64_t tokens) {
+    load_row<T>(p_.bonus, kDTypeOf<T>, place.head * p_.size, p_.size, bonus_);
+    for (int64_t t = 0, at = 0; t < tokens; ++t, at += stride_) {
+      static_cast<T*>(p_.s)[place.number(begin + t)] =
+          dot(rows_.r + at, bonus_, rows_.k + at, stride_);
+    }
+  }
+
   const Wkv7Forward& p_;
   const int64_t most_, stride_;
   Scratch<T> scratch_;
   Rows<T> rows_;
   Prefetch prefetch_;
-  T *y_, *states_, *other_;
+  T *y_, *bonus_, *states_, *other_;
 };
 
 template <typename T> class BackwardHeads {
@@ -138,6 +148,8 @@ template <typename T> class BackwardHeads {
     scratch_.want(states_, blocks_ * stride_ * stride_);
     scratch_.want(gradients_, most * stride_ * stride_);
     scratch_.want(all_gbase_, most * stride_);
+    scratch_.want(all_gbonus_, most * stride_);
+    for (T** row : {&bonus_, &block_sum_}) scratch_.want(*row, stride_);
     scratch_.want(walk_, stride_ * stride_);
     scratch_.allocate();
   }
@@ -145,16 +157,19 @@ template <typename T> class BackwardHeads {
   void run(int64_t task) {
     const HeadGroup group(p_, most_, task);
     // Over the whole sequence: the heads of a group are interleaved, so each has its own row.
-    clear_rows(all_gbase_, most_ * stride_);
+    for (T* sums : {all_gbase_, all_gbonus_}) clear_rows(sums, most_ * stride_);
     walk_heads_backward(p_, group, stride_, gradients_,
                         [&](const HeadPlace& place, int64_t n, T* gradient, const Segment& segment,
                             const HeadTokens& next) {
                           gbase_ = all_gbase_ + n * stride_;
+                          gbonus_ = all_gbonus_ + n * stride_;
                           run_segment(place, gradient, segment, next);
                         });
     for (int64_t n = 0; n < group.count; ++n) {
       const int64_t to = (group.row * p_.heads + group.first + n) * p_.size;
       store_row<T>(p_.gbase, kDTypeOf<T>, to, p_.size, all_gbase_ + n * stride_);
+      if (p_.gbonus == nullptr) continue;
+      store_row<T>(p_.gbonus, kDTypeOf<T>, to, p_.size, all_gbonus_ + n * stride_);
     }
   }
 
@@ -191,6 +206,7 @@ template <typename T> class BackwardHeads {
     block.gd = gd_, block.ab = ab_, block.rb = rb_, block.history = history_;
     block.prefetch = &prefetch_;
     for (T* rows : {gr_, gk_, ga_, gb_, gd_}) clear_rows(rows, tokens * stride_);
+    if (p_.gs != nullptr) start_with_bonus(place, begin, block);
     // With these products of neighbouring tokens the tiles find gu of a token before its G.
     for (int64_t n = 1; n < tokens; ++n) {
       const int64_t at = n * stride_;
@@ -210,14 +226,27 @@ template <typename T> class BackwardHeads {
     add(gbase_, gd_, stride_);
   }
 
+  // The bonus's share of gr and gk, to which the tiles add theirs, and gbonus.
+  void start_with_bonus(const HeadPlace& place, int64_t begin, const DeltaBlock<T>& block) {
+    load_row<T>(p_.bonus, kDTypeOf<T>, place.head * p_.size, p_.size, bonus_);
+    clear_rows(block_sum_, stride_);
+    for (int64_t t = 0, at = 0; t < block.tokens; ++t, at += stride_) {
+      const T gs = static_cast<const T*>(p_.gs)[place.number(begin + t)];
+      set_scaled(gr_ + at, gs, bonus_, block.k + at, stride_);
+      set_scaled(gk_ + at, gs, bonus_, block.r + at, stride_);
+      add_scaled(block_sum_, gs, block.r + at, block.k + at, stride_);
+    }
+    add(gbonus_, block_sum_, stride_);
+  }
+
   const Wkv7Backward& p_;
   const int64_t most_, stride_, longest_, blocks_;
   Scratch<T> scratch_;
   Rows<T> rows_;
   Prefetch prefetch_;
   T *ab_, *rb_, *history_, *states_, *gradients_, *walk_, *gr_, *gk_, *gv_, *ga_, *gb_, *gd_,
-      *all_gbase_;
-  T* gbase_ = nullptr;  // the present head's
+      *all_gbase_, *all_gbonus_, *bonus_, *block_sum_;
+  T *gbase_ = nullptr, *gbonus_ = nullptr;  // the present head's
 };
 
 }  // namespace

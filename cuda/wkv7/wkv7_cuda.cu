@@ -41,7 +41,7 @@ struct Wkv7Scans {
   static std::array<void*, kWkv7Sums> results(const Wkv7Backward& p) {
     return {p.gr, p.gk, p.ga, p.gb, p.gw};
   }
-  static std::array<void*, 1> totals(const Wkv7Backward& p) { return {p.gbase}; }
+  static std::array<void*, 2> totals(const Wkv7Backward& p) { return {p.gbase, p.gbonus}; }
 };
 
 using Wkv7Launchers = ChunksOrScans<Wkv7Chunks, Wkv7Scans>;

@@ -29,13 +29,15 @@ _HEAD_SIZES = (
 def _interface(op: str, struct: str, launchers: str = "") -> Interface:
     inputs = tuple(INPUTS[op])
     gradients = tuple(f"g{name}" for name in (*inputs, "state"))
+    bonus = ("bonus", "s"), ("bonus", "gs", "gbonus")
+    more, more_backward = bonus if op == "wkv7" else ((), ())
     return Interface(
         op,
         f"{struct}Forward",
         f"{struct}Backward",
         _HEAD_SIZES,
-        (*inputs, "state", "reset", "y", "final_state", "checkpoints"),
-        (*inputs, "reset", "checkpoints", "gy", "gfinal_state", *gradients),
+        (*inputs, "state", "reset", "y", "final_state", "checkpoints", *more),
+        (*inputs, "reset", "checkpoints", "gy", "gfinal_state", *gradients, *more_backward),
         launchers=launchers,
         backward_sizes=("with_gstate",),
     )
@@ -96,6 +98,7 @@ class Problem(NamedTuple):
     """One call with everything that its backward pass is given.
 
     inputs: by name, in the order of the operator's `reference.run`, without state and reset.
+    bonus, gs: of wkv7, bonus and what arrives as the gradient of s.
     """
 
     op: str
@@ -105,6 +108,8 @@ class Problem(NamedTuple):
     reset: Tensor | None
     gy: Tensor
     gfinal_state: Tensor | None
+    bonus: Tensor | None = None
+    gs: Tensor | None = None
 
 
 def make_problem(
@@ -116,6 +121,7 @@ def make_problem(
     with_state: bool = True,
     with_reset: bool = True,
     decay_shift: float = -1.0,
+    with_bonus: bool = True,
 ) -> Problem:
     """Draws normal inputs; `w` about decay_shift, every fifth token starts a document."""
     generator = torch.Generator().manual_seed(seed)
@@ -146,6 +152,7 @@ def make_problem(
         reset if with_reset else None,
         normal(*sequence, to=dtype),
         gfinal_state if with_state else None,
+        *((normal(*row), normal(*sequence[:3])) if op == "wkv7" and with_bonus else ()),
     )
 
 
@@ -162,13 +169,21 @@ def expected_results(problem: Problem) -> dict[str, Tensor]:
         y, parts = reference.run(*leaves.values(), state.unbind(1), problem.reset)
         final_state = torch.stack(parts, 1)
     else:
-        y, final_state = reference.run(*leaves.values(), state, problem.reset)
+        named = {}
+        if problem.bonus is not None:
+            named["bonus"] = leaves["bonus"] = problem.bonus.double().requires_grad_()
+        inputs = [leaves[name] for name in problem.inputs]
+        y, final_state, *more = reference.run(*inputs, state, problem.reset, **named)
     loss = (y * problem.gy.double()).sum()
+    if problem.bonus is not None:
+        (s,) = more
+        loss = loss + (s * problem.gs.double()).sum()
     if problem.gfinal_state is not None:
         loss = loss + (final_state * problem.gfinal_state.double()).sum()
     gradients = torch.autograd.grad(loss, [*leaves.values(), state], materialize_grads=True)
     names = [f"g{name}" for name in (*leaves, "state")]
     results = {"y": y.detach(), "final_state": final_state.detach()} | dict(zip(names, gradients))
+    results |= {} if problem.bonus is None else {"s": s.detach()}
     return _with_sums(problem.op, results)
 
 
@@ -205,10 +220,15 @@ def kernel_results(
         "final_state": Guarded(state, torch.float32),
         "checkpoints": Guarded(shape.state(op, kept), torch.float32),
     }
-    given = {**inputs, "reset": problem.reset}
+    has_bonus = problem.bonus is not None
+    if has_bonus:
+        results["s"] = Guarded(problem.gy.shape[:3], torch.float32)
+    given = {**inputs, "reset": problem.reset} | ({"bonus": problem.bonus} if op == "wkv7" else {})
     given_first = {**given, "state": problem.state, **tensors_of(results)}
     if not with_states:
         given_first["final_state"] = None
+    if op == "wkv7":
+        given_first.setdefault("s", None)
     kernels.forward(sizes, given_first, *options)
     gradients = {f"g{name}": Guarded(x.shape, x.dtype) for name, x in inputs.items()}
     if op in ("wkv6", "wkv7"):
@@ -216,8 +236,12 @@ def kernel_results(
     for name in PER_BATCH_ROW.get(op, ()):
         gradients[f"g{name}"] = Guarded((shape.batch, *shape.row(op)), torch.float32)
     gradients["gstate"] = Guarded(state, torch.float32)
+    if has_bonus:
+        gradients["gbonus"] = Guarded((shape.batch, *shape.row(op)), torch.float32)
     more = {"gy": problem.gy, "gfinal_state": problem.gfinal_state}
     more["checkpoints"] = results["checkpoints"].tensor
+    if op == "wkv7":
+        more |= {"gs": problem.gs, "gbonus": None}
     kernels.backward(sizes, {**given, **more, **tensors_of(gradients)}, *options)
     for name, buffer in {**results, **gradients}.items():
         buffer.check(name)
@@ -227,7 +251,7 @@ def kernel_results(
         # Ranges of tokens, which only a small working memory makes, hand gstate on.
         written = [name for name in ("final_state", "gstate") if not found.pop(name).isnan().all()]
         assert written == [] or (written == ["gstate"] and len(options) > 1)
-    for name in PER_BATCH_ROW.get(op, ()):
+    for name in (*PER_BATCH_ROW.get(op, ()), *(("bonus",) if has_bonus else ())):
         found[f"g{name}"] = found[f"g{name}"].sum(0)
     return _with_sums(op, found)
 

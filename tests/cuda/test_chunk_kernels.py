@@ -171,6 +171,8 @@ def test_segments_need_no_states_that_are_kept_for_a_backward_pass(
         y = Guarded(problem.gy.shape, torch.bfloat16)
         final_state = Guarded(problem.state.shape, torch.float32)
         tensors = {"y": y.tensor, "final_state": final_state.tensor, "checkpoints": None}
+        if op == "wkv7":
+            tensors |= {"bonus": None, "s": None}
         given = {**problem.inputs, "state": problem.state, "reset": problem.reset}
         kernels.forward(sizes, {**given, **tensors}, split)
         for name, buffer in {"y": y, "final_state": final_state}.items():

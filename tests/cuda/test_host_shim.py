@@ -106,6 +106,7 @@ def test_a_document_start_hides_what_came_before(host_kernels, op):
         inputs=inputs,
         state=None,
         gy=problem.gy[:, start:].contiguous(),
+        gs=None if problem.gs is None else problem.gs[:, start:].contiguous(),
     )
     second = kernel_results(host_kernels(op), alone)
     for name in ("y", "gk", "gv"):

@@ -108,6 +108,7 @@ def part_of(problem: Problem, begin: int, end: int) -> Problem:
             for name, x in problem.inputs.items()
         },
         gy=problem.gy[:, begin:end].contiguous(),
+        gs=None if problem.gs is None else problem.gs[:, begin:end].contiguous(),
     )
 
 

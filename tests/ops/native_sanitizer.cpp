@@ -4,7 +4,6 @@
 #include <random>
 #include <vector>
 
-#include "bonus/bonus.h"
 #include "common/cpu/denormals.h"
 #include "head_norm_gate/head_norm_gate.h"
 #include "embedding_norm/embedding_norm.h"
@@ -77,6 +76,8 @@ template <typename T> void run_heads(int64_t time, int64_t size, bool with_optio
   static_cast<HeadSizes&>(f7) = sizes;
   f7.r = f.r, f7.k = f.k, f7.v = f.v, f7.w = f.w, f7.a = x.a.data(), f7.b = x.b.data();
   f7.state = state, f7.reset = reset, f7.y = x.y.data(), f7.final_state = x.left.data();
+  std::vector<T> s(x.B * time * x.H), gbonus(x.gu);
+  if (with_options) f7.bonus = x.u.data(), f7.s = s.data();
   f7.checkpoints = kept.data(), f7.base = f.base, f7.final_state = f.final_state;
   Wkv7Backward g7{};
   static_cast<HeadSizes&>(g7) = sizes;
@@ -85,6 +86,7 @@ template <typename T> void run_heads(int64_t time, int64_t size, bool with_optio
   g7.gr = x.gr.data(), g7.gk = x.gk.data(), g7.gv = x.gv.data(), g7.gw = x.gw.data();
   g7.ga = x.ga.data(), g7.gb = x.gb.data(), g7.gstate = x.gstate.data();
   g7.base = f.base, g7.gbase = x.gbase.data(), g7.with_gstate = g.with_gstate;
+  if (with_options) g7.bonus = f7.bonus, g7.gs = f7.s, g7.gbonus = gbonus.data();
   for (int64_t most = 1; most <= 3; most += 2) {
     const int64_t tasks = x.B * ((x.H + most - 1) / most);
     Wkv5_6CpuKernels<false>::forward(f5, most, 0, tasks);
@@ -218,16 +220,6 @@ template <typename T> void run_head_norms(int64_t time, int64_t size, bool with_
   g.go = x.gy.data(), g.y = f.y, g.g = f.g, g.weight = f.weight, g.bias = f.bias;
   g.v = f.v, g.s = f.s, g.gy = x.gr.data(), g.gg = x.gk.data(), g.sums = sums.data();
   if (with_options) g.gv = x.gv.data(), g.gs = gs.data();
-  BonusForward f2{};
-  static_cast<BonusSizes&>(f2) = {B, time, H, size, kDTypeOf<T>};
-  f2.r = x.r.data(), f2.k = x.k.data(), f2.weight = x.u.data(), f2.s = gs.data();
-  BonusBackward g2{};
-  static_cast<BonusSizes&>(g2) = f2;
-  g2.r = f2.r, g2.k = f2.k, g2.weight = f2.weight, g2.gs = s.data(), g2.sums = sums.data();
-  if (with_options) g2.gr_carry = x.gy.data(), g2.gk_carry = x.v.data();
-  g2.gr = x.gr.data(), g2.gk = x.gk.data();
-  bonus_forward_cpu(f2, 0, f2.blocks());
-  bonus_backward_cpu(g2, 0, g2.blocks());
   head_norm_gate_forward_cpu(f, 0, f.blocks());
   head_norm_gate_backward_cpu(g, 0, g.blocks());
 }

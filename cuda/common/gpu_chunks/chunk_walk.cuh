@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
   block.leave_totals(own);
 }
 
-// [kTotals] of [B, H, N].
+// [kTotals] of [B, H, N], or null.
 template <int kTotals> struct ChunkTotals {
   float* at[kTotals];
 };
@@ -282,6 +282,7 @@ __global__ void __launch_bounds__(ChunkTile::kN)
     for (int64_t n = parts.count - 1; n >= 0; --n) {
       sum += parts.base[(head * parts.count + n) * kN * kN + i * kN + own];
     }
+    if (totals.at[i] == nullptr) continue;
     float* const to = totals.at[i] + head * kN + own;
     *to = adds ? *to + sum : sum;
   }

@@ -21,8 +21,9 @@ template <class TileType> struct HeadPlace {
       : task(block / TileType::kSlices), slice(static_cast<int>(block % TileType::kSlices)),
         row(task / p.heads), head(task % p.heads), time(p.time), heads(p.heads) {}
 
-  // Index of a token's first element in tensors [B, T, H, N].
-  __device__ int64_t token(int64_t t) const { return ((row * time + t) * heads + head) * kN; }
+  // Index of a token in tensors [B, T, H], and of its first element in [B, T, H, N].
+  __device__ int64_t number(int64_t t) const { return (row * time + t) * heads + head; }
+  __device__ int64_t token(int64_t t) const { return number(t) * kN; }
   __device__ int64_t stride() const { return heads * kN; }
   // Index of this slice's first element in states [.., N, N], of which there are `each` per head.
   __device__ int64_t state(int64_t each = 1, int64_t number = 0) const {

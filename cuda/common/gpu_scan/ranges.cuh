@@ -70,11 +70,12 @@ template <class TileType> class BackwardMemory {
     }
     return 0;
   }
-  // sums[i]: total number i of the kernels, fp32 [B, H, N].
+  // sums[i]: total number i of the kernels, fp32 [B, H, N], or null.
   int add_totals(float* memory, void* const* sums, void* stream) const {
     const SliceLayout layout = layout_of(0);
     const int64_t count = layout.per_head;
     for (int64_t i = 0; i < totals_; ++i) {
+      if (sums[i] == nullptr) continue;
       const int error = add(slices(memory) + layout.total(i, 0), {1, count, count, 0}, sums[i],
                             DType::kFloat, stream);
       if (error != 0) return error;

@@ -38,12 +38,12 @@ inline void check_state(const std::optional<at::Tensor>& state, const char* name
   check_dtype(*state, name, computing_type(r));
 }
 
-// base: what is added to w, of all tokens.
-inline void check_base(const std::optional<at::Tensor>& base, const HeadSizes& p,
-                       const at::Tensor& r) {
-  if (!base.has_value()) return;
-  check_shape(*base, "base", "H, N", {p.heads, p.size});
-  check_dtype(*base, "base", computing_type(r));
+// x: what all tokens share, such as what is added to w.
+inline void check_row(const std::optional<at::Tensor>& x, const char* name, const HeadSizes& p,
+                      const at::Tensor& r) {
+  if (!x.has_value()) return;
+  check_shape(*x, name, "H, N", {p.heads, p.size});
+  check_dtype(*x, name, computing_type(r));
 }
 
 inline void check_checkpoints(const at::Tensor& checkpoints, const HeadSizes& p,
@@ -58,6 +58,10 @@ inline void check_checkpoints(const at::Tensor& checkpoints, const HeadSizes& p,
 // For a gradient of [H, N] per batch row.
 inline at::Tensor empty_rows(const HeadSizes& p, const at::Tensor& r) {
   return at::empty({p.batch, p.heads, p.size}, r.options().dtype(computing_type(r)));
+}
+
+inline at::Tensor empty_numbers(const HeadSizes& p, const at::Tensor& r) {
+  return at::empty({p.batch, p.time, p.heads}, r.options().dtype(computing_type(r)));
 }
 
 inline at::Tensor empty_state(const HeadSizes& p, const at::Tensor& r) {

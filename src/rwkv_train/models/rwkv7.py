@@ -54,11 +54,10 @@ from rwkv_train.models.table import (
     zeros,
 )
 from rwkv_train.models.two_products import two_products
-from rwkv_train.ops.bonus import bonus
 from rwkv_train.ops.keys import keys
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.value_residual import value_residual
-from rwkv_train.ops.wkv7 import wkv7
+from rwkv_train.ops.wkv7 import wkv7_and_bonus
 
 NAME = "RWKV-7"
 RESIDUAL_DROPOUT = False
@@ -127,14 +126,14 @@ class TimeMix(nn.Module):
             k, rate, self.a0.flatten(), self.k_k.flatten(), self.k_a.flatten()
         )
         # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
-        s, r, k = bonus(r, k, self.r_k)
-        y, wkv = wkv7(
+        y, s, wkv = wkv7_and_bonus(
             r,
             w,
             k,
             v,
             a,
             b,
+            self.r_k,
             starting_state(self.time_state, wkv, len(residual.x)),
             base=self.w0.view(-1, self.head_size),
             w_gradient=None if w_gradient is None else split_heads(w_gradient, self.head_size),

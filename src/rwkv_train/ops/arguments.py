@@ -7,6 +7,7 @@ expected.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,8 +124,8 @@ def run_heads(
     state: Tensor | None,
     reset: Tensor | None,
     **options: Tensor | bool | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Runs an operator over heads on inputs that are checked; returns y and the final state.
+) -> Any:
+    """Runs an operator over heads on inputs that are checked; returns what its backends do.
 
     inputs: the operator's, in its order, the first one [B, T, H, N].
     state: [B, H, N, N] or None.  Checks state and reset, and raises BackendError.
@@ -140,8 +141,7 @@ def run_heads(
     call = describe_call(
         op, like, tensors, has_state=state is not None, has_reset=reset is not None
     )
-    y, final_state = dispatch(backends, backend, call, (*inputs, state, reset), **options)
-    return y, final_state
+    return dispatch(backends, backend, call, (*inputs, state, reset), **options)
 
 
 def check_w_gradient(op: str, w_gradient: Tensor | None, w: Tensor) -> None:

@@ -54,6 +54,7 @@ def wkv5(
     like = check_sequences("wkv5", {"r": r, "k": k, "v": v}, "[B, T, H, N]")
     w = prepare("wkv5", "w", w, tuple(like.shape[2:]), like)
     u = prepare("wkv5", "u", u, tuple(like.shape[2:]), like)
-    return run_heads(
+    y, final_state = run_heads(
         "wkv5", BACKENDS, backend, (r, k, v, w, u), state, reset, with_state=with_state
     )
+    return y, final_state

@@ -34,13 +34,14 @@ def run(
     kernel: str = "",
 ) -> tuple[Tensor, Tensor | None]:
     """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `wkv5.wkv5`."""
-    return head_forward(
+    y, final_state = head_forward(
         "wkv5",
-        (r, k, v, w, u),
-        None,
+        (r, k, v, w, u, None),
         state,
         reset,
         w_gradient=None,
         with_state=with_state,
         kernel=kernel,
     )
+    assert y is not None, "y is always wanted"
+    return y, final_state

@@ -65,4 +65,5 @@ def wkv6(
     check_w_gradient("wkv6", w_gradient, w)
     inputs = (r, k, v, w, u, base)
     options = {"w_gradient": w_gradient, "with_state": with_state}
-    return run_heads("wkv6", BACKENDS, backend, inputs, state, reset, **options)
+    y, final_state = run_heads("wkv6", BACKENDS, backend, inputs, state, reset, **options)
+    return y, final_state

@@ -37,13 +37,14 @@ def run(
     kernel: str = "",
 ) -> tuple[Tensor, Tensor | None]:
     """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `wkv6.wkv6`."""
-    return head_forward(
+    y, final_state = head_forward(
         "wkv6",
-        (r, k, v, w, u),
-        base,
+        (r, k, v, w, u, base),
         state,
         reset,
         w_gradient=w_gradient,
         with_state=with_state,
         kernel=kernel,
     )
+    assert y is not None, "y is always wanted"
+    return y, final_state

@@ -41,7 +41,7 @@ from rwkv_train.ops.chunked.chunks import (
 )
 from rwkv_train.ops.precision import compute_dtype, decay_input
 from rwkv_train.ops.wkv7 import reference
-from rwkv_train.ops.wkv7.reference import LARGEST_RATE
+from rwkv_train.ops.wkv7.reference import LARGEST_RATE, with_bonus
 
 refuses = serves_every_call
 
@@ -59,23 +59,24 @@ def run(
     state: Tensor | None,
     reset: Tensor | None,
     *,
+    bonus: Tensor | None = None,
     w_gradient: Tensor | None = None,
     with_state: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key].
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns outputs [B, T, H, N], final state [B, H, N_value, N_key] and s.
 
-    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w, base and state in the compute dtype.
+    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w, base, bonus and state in the compute dtype.
     """
     if v.shape[1] == 1:
         # one step of the recurrence: nothing to gain from a chunk of one token
-        return reference.run(
-            r, w, k, v, a, b, base, state, reset, w_gradient=w_gradient, with_state=with_state
-        )
+        options: dict[str, Any] = {"bonus": bonus, "w_gradient": w_gradient}
+        return reference.run(r, w, k, v, a, b, base, state, reset, with_state=with_state, **options)
+    r, k, weights = with_bonus(r, k, bonus)
     w = decay_input(w, base, w_gradient)
     y, final = _ChunkedWkv7.apply(  # type: ignore[no-untyped-call]  # torch's own
         r, w, k, v, a, b, state, reset
     )
-    return y, final if with_state else None
+    return y, final if with_state else None, weights
 
 
 class _Segments(NamedTuple):
