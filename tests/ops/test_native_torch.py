@@ -24,8 +24,8 @@ def op_arguments(op: str, state: bool) -> list[torch.Tensor | int | None]:
     case = make_case(op, 2, 20, 2, 8, reset=True)
     leaves = {name: x.float().requires_grad_() for name, x in case.inputs.items()}
     arguments = [leaves[name] for name in INPUTS[op]]
-    # wkv4 to 7 alike: no gradient of w elsewhere; wkv4 has neither that nor a base.
-    more = {"wkv4": [], "wkv5": [None, None]}.get(op, [None])
+    # No base of wkv5, no bonus of wkv7, and w's gradient goes to w; wkv4 has none of these.
+    more = {"wkv4": [], "wkv6": [None]}.get(op, [None, None])
     wanted = [] if op == "wkv4" else [state]
     if not state:
         return [*arguments, *more, None, None, *wanted, 16, 0]
@@ -43,12 +43,13 @@ def test_its_forward_op_passes_opcheck(op, state):
 @pytest.mark.parametrize("given", [True, False])
 def test_its_backward_op_passes_opcheck(op, given):
     forward = [x.detach() if isinstance(x, torch.Tensor) else x for x in op_arguments(op, True)]
-    y, final_state, kept = getattr(torch.ops.rwkv, f"{op}_forward")(*forward)
+    y, final_state, kept, *_ = getattr(torch.ops.rwkv, f"{op}_forward")(*forward)
     reset = forward[-3] if op == "wkv4" else forward[-4]
-    inputs = forward[: len(INPUTS[op]) + (op == "wkv5")]
+    inputs = forward[: len(INPUTS[op]) + (op in ("wkv5", "wkv7"))]
     gfinal_state, marks = (torch.randn_like(final_state), reset) if given else (None, None)
     options = [] if op == "wkv4" else [given, torch.float32 if given else torch.bfloat16]
-    arguments = [torch.randn_like(y), gfinal_state, *inputs, marks, kept, *options, 16, 0]
+    gs = [None] if op == "wkv7" else []
+    arguments = [torch.randn_like(y), gfinal_state, *gs, *inputs, marks, kept, *options, 16, 0]
     results = opcheck(getattr(torch.ops.rwkv, f"{op}_backward"), arguments)
     assert set(results.values()) == {"SUCCESS"}
 
