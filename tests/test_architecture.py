@@ -55,6 +55,7 @@ LAYERS: dict[str, set[str]] = {
         "planning",
     },
     "inference": INFERENCE,
+    "serving": {*INFERENCE, "inference"},
     "evaluation": {*INFERENCE, "inference"},
     "export": {*INFERENCE, "inference"},
 }
@@ -79,6 +80,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "models/",
         "training/",
         "inference/",
+        "serving/",
         "evaluation/",
         "export/",
         "data/samples/",
@@ -88,6 +90,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tyro": ("config/",),
     # A chat template of the user's own is YAML too.
     "yaml": ("config/", "data/chat/template.py"),
+    **dict.fromkeys(("starlette", "uvicorn", "h11"), ("serving/",)),
     **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("export/", "evaluation/")),
 }
 # The modules that talk to the environment: to that of the libraries which a run launches; to the
