@@ -113,7 +113,7 @@ def _serve(a: argparse.Namespace) -> bool:
     prepare_threads()
     try:
         from rwkv_train.serving.application import ModelApplication
-        from rwkv_train.serving.server_process import bound_socket, serve_until_ended
+        from rwkv_train.serving.server_process import bound_socket, build_server, serve_until_ended
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
@@ -132,9 +132,10 @@ def _serve(a: argparse.Namespace) -> bool:
         flush=True,
     )
     try:
-        return serve_until_ended(
-            app.asgi(keys, names), listening, model.limits, shutdown_seconds=a.shutdown_seconds
+        server = build_server(
+            app.asgi(keys, names), model.limits, shutdown_seconds=a.shutdown_seconds
         )
+        return serve_until_ended(server, listening)
     finally:
         worker.close()
 

@@ -1,4 +1,4 @@
-"""Who may ask, and how large and how slow a request may be."""
+"""Doors of the server: keys, names, and the size and slowness of a request."""
 
 from __future__ import annotations
 

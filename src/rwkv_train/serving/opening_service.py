@@ -36,7 +36,6 @@ def open_service(a: argparse.Namespace) -> tuple[ServedModel, BatchWorker]:
         name=a.model_name or path.stem or path.resolve().name,
         tokenizer=loaded.tokenizer,
         template=load_template(a.chat_template),
-        vocab_size=engine.vocab_size,
         width=loaded.model.config.n_embd,
         fingerprint=f"rwkv_{model_identity(loaded.model)[:12]}",
         created=int(time.time()),

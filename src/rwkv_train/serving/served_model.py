@@ -53,13 +53,12 @@ class ServedModel:
 
     sampling: what the command line says of it, by name.  order: as `SamplingOptions`.
     fingerprint: of the weights.  created: when it was loaded, seconds of the epoch.
-    vocab_size: rows of the head.  width: numbers of a vector.
+    width: numbers of a vector.
     """
 
     name: str
     tokenizer: Tokenizer
     template: ChatTemplate
-    vocab_size: int
     width: int
     fingerprint: str
     created: int

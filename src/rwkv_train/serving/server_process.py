@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,7 +89,7 @@ class _HeadTimeout(H11Protocol):
         self.transport.close()
 
 
-class _Server(uvicorn.Server):
+class EndableServer(uvicorn.Server):
     """A server that ends by SIGTERM and SIGINT after what it has begun, and at once by a second.
 
     interrupted: whether it was Ctrl-C.
@@ -99,6 +100,10 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Listens to signals, and does not raise them again afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            # Python hands signals to the main thread alone.
+            yield
+            return
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in before:
             signal.signal(number, self._end)
@@ -114,12 +119,10 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve_until_ended(
-    app: Any, listening: socket.socket, limits: ServingLimits, *, shutdown_seconds: int
-) -> bool:
-    """Answers requests until a signal ends it; returns whether that was Ctrl-C.
+def build_server(app: Any, limits: ServingLimits, *, shutdown_seconds: int) -> EndableServer:
+    """Returns a server that answers by an application as soon as it is started.
 
-    app: an ASGI application.  shutdown_seconds: for answers that were begun before the signal.
+    app: of ASGI.  shutdown_seconds: for answers that were begun before its end was asked for.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     protocol = type("HeadTimeout", (_HeadTimeout,), {"seconds": limits.body_seconds})
@@ -136,6 +139,10 @@ def serve_until_ended(
         timeout_graceful_shutdown=shutdown_seconds,
         limit_concurrency=limits.places + limits.queue + _OTHER_CONNECTIONS,
     )
-    server = _Server(config)
+    return EndableServer(config)
+
+
+def serve_until_ended(server: EndableServer, listening: socket.socket) -> bool:
+    """Answers requests until a signal ends it; returns whether that was Ctrl-C."""
     asyncio.run(server.serve(sockets=[listening]))
     return server.interrupted

@@ -17,7 +17,7 @@ _TOO_LATE = Failed("")
 
 
 class JobEvents:
-    """What a request's jobs report, in the event loop in which this is made."""
+    """Reports of a request's jobs, in the event loop in which this is made."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -13,14 +13,14 @@ from rwkv_train.inference.writing_together import ReadSequence
 from rwkv_train.serving.batching.job_events import Began, Pooled, Receive
 from rwkv_train.serving.batching.prefix_cache import KnownPrefix, PrefixCache
 from rwkv_train.serving.batching.text_choice import TextChoice
-from rwkv_train.serving.batching.text_reader import Pooling, Reader
+from rwkv_train.serving.batching.text_reader import Pooling, TextReader
 
 # Texts of one request that are made vectors of at the same time.
 _TEXTS_TOGETHER = 16
 
 
 class BatchJob:
-    """What both kinds of job have: places in the batch, and somebody who waits.
+    """Work with places in the batch, and somebody who waits for it.
 
     places: sequences that it may take part with at the same time.
     """
@@ -43,11 +43,11 @@ class BatchJob:
         """Prepares the reading."""
         raise NotImplementedError
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[TextReader]:
         """Returns the texts that are to be read now."""
         raise NotImplementedError
 
-    def was_read(self, reader: Reader, engine: Engine, cache: PrefixCache) -> None:
+    def was_read(self, reader: TextReader, engine: Engine, cache: PrefixCache) -> None:
         """Goes on with a text that another piece was read of."""
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class TextJob(BatchJob):
             for index, writer in enumerate(writers)
         ]
         self._turn = turn
-        self._reader: Reader | None = None
+        self._reader: TextReader | None = None
         self._cached = 0
 
     @property
@@ -95,13 +95,13 @@ class TextJob(BatchJob):
             self._write_behind(known.sequence)
             return
         state = engine.start() if known.sequence is None else known.sequence.state
-        self._reader = Reader(self.prompt, state, known.length)
+        self._reader = TextReader(self.prompt, state, known.length)
         self._reader.stops = {place for place in (known.shared, self._turn) if place}
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[TextReader]:
         return [] if self._reader is None else [self._reader]
 
-    def was_read(self, reader: Reader, engine: Engine, cache: PrefixCache) -> None:
+    def was_read(self, reader: TextReader, engine: Engine, cache: PrefixCache) -> None:
         ended = reader.left == 0
         if not ended and reader.position not in reader.stops:
             return
@@ -129,7 +129,7 @@ class VectorJob(BatchJob):
     def __init__(self, texts: Sequence[Sequence[int]], receive: Receive, pooling: Pooling) -> None:
         super().__init__(1, receive)
         self._waiting = list(enumerate(texts))[::-1]
-        self._reading: dict[int, Reader] = {}
+        self._reading: dict[int, TextReader] = {}
         self._pooling: Pooling = pooling
         self._engine: Engine | None = None
 
@@ -141,14 +141,14 @@ class VectorJob(BatchJob):
         self._engine = engine
         self.receive(Began(0))
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[TextReader]:
         assert self._engine is not None, "the job has begun"
         while self._waiting and len(self._reading) < _TEXTS_TOGETHER:
             index, tokens = self._waiting.pop()
-            self._reading[index] = Reader(tokens, self._engine.start())
+            self._reading[index] = TextReader(tokens, self._engine.start())
         return list(self._reading.values())
 
-    def was_read(self, reader: Reader, engine: Engine, cache: PrefixCache) -> None:
+    def was_read(self, reader: TextReader, engine: Engine, cache: PrefixCache) -> None:
         if reader.left == 0:
             index = next(n for n, other in self._reading.items() if other is reader)
             del self._reading[index]

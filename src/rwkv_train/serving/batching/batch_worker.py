@@ -21,7 +21,7 @@ from rwkv_train.serving.batching.batch_jobs import BatchJob, TextJob, VectorJob
 from rwkv_train.serving.batching.job_events import Failed
 from rwkv_train.serving.batching.prefix_cache import PrefixCache
 from rwkv_train.serving.batching.text_choice import TextChoice
-from rwkv_train.serving.batching.text_reader import Reader
+from rwkv_train.serving.batching.text_reader import TextReader
 
 # Tokens of prompts that are read in a round while texts are written.
 READ_BESIDE = 128
@@ -156,7 +156,10 @@ class BatchWorker:
         self._guarded(jobs, lambda: self._read_pieces(readers, pieces, jobs))
 
     def _read_pieces(
-        self, readers: Sequence[Reader], pieces: Sequence[Sequence[int]], jobs: Sequence[BatchJob]
+        self,
+        readers: Sequence[TextReader],
+        pieces: Sequence[Sequence[int]],
+        jobs: Sequence[BatchJob],
     ) -> None:
         def receive(found: ReadPiece) -> None:
             for member, features in zip(found.members, found.features):
@@ -187,7 +190,9 @@ def _draw(job: TextJob, choice: TextChoice) -> None:
         job.receive(event)
 
 
-def _shares(readers: Sequence[Reader], budget: int) -> tuple[list[Reader], list[Sequence[int]]]:
+def _shares(
+    readers: Sequence[TextReader], budget: int
+) -> tuple[list[TextReader], list[Sequence[int]]]:
     """Returns the readers whose turn it is, the oldest first, and a piece for each."""
     oldest, *others = readers
     first = oldest.piece(budget if not others else max(1, budget // 2))

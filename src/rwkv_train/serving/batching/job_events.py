@@ -1,4 +1,4 @@
-"""What the batching thread reports of its jobs."""
+"""Reports of the batching thread about its jobs."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class TextChoice:
     """One text that is written behind a prompt."""
 
     def __init__(self, index: int, writer: TextWriter, likeliest: int | None) -> None:
-        """index: as events name it.  likeliest: how many tokens to tell chances of; None: none."""
+        """Begins a text; index: as events name it.  likeliest: how many tokens to tell chances of; None: none."""
         self.index = index
         self.writer = writer
         self.sequence: ReadSequence | None = None
@@ -47,12 +47,13 @@ class TextChoice:
             self.settled = len(self.writer.tokens), sequence
 
     def _certain_chances(self) -> tuple[TokenChance, ...]:
-        if self.writer.reason is not None:
+        if self.writer.reason == "stop":
             # A stop text's tokens are not part of the answer.
             count = len(self.writer.cut(len(self.writer.text))[0]) - self._told
             certain = self._chances[: max(0, count)]
         else:
-            certain = self._chances if self.writer.settled else []
+            is_certain = self.writer.settled or self.writer.reason is not None
+            certain = self._chances if is_certain else []
         self._told += len(certain)
         self._chances = self._chances[len(certain) :]
         return tuple(certain)

@@ -13,7 +13,7 @@ from rwkv_train.inference.engine.sequence_state import SequenceState
 Pooling = Literal["mean", "last"]
 
 
-class Reader:
+class TextReader:
     """A text that is read, piece by piece.
 
     state, position: behind what was read.  stops: places where a piece has to end.

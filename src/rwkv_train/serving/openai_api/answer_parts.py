@@ -22,7 +22,7 @@ class AnswerParts:
     def __init__(
         self, template: ChatTemplate, opening: AnswerOpening, *, goes_on: bool = False
     ) -> None:
-        """goes_on: the answer continues words that were given, so that nothing is cut off."""
+        """Begins an answer; goes_on: it continues words that were given, so that nothing is cut off."""
         self._opening = opening
         self._strip = template.strip
         self._lead = template.answer_role.lead
@@ -77,13 +77,14 @@ class AnswerParts:
     def _words(self, text: str) -> str:
         """Returns the part of a text that is shown: all but the white space in front of all."""
         if self._before_words and text:
-            if self._strip:
+            if self._strip or self._opening.thought_end:
                 text = text.lstrip()
+                self._before_words = not text
             elif self._lead.startswith(text) and text != self._lead:
                 self._held, text = text, ""
             else:
                 text = text.removeprefix(self._lead)
-            self._before_words = not text
+                self._before_words = False
         return text
 
 

@@ -19,7 +19,7 @@ _UNUSED = {"tool_call_id", "reasoning_content", "refusal", "annotations", "audio
 
 
 class ChatPrompt(NamedTuple):
-    """What the model reads, and how its answer begins.
+    """A conversation as the model reads it, and the beginning of its answer.
 
     tokens: with those of the opening.  turn: how many are before those; 0: there are none.
     goes_on: they end within an answer that was given.
@@ -53,7 +53,9 @@ def chat_prompt(
             opening = CALL
         given = _with_tools(given, tools, called=opening is CALL)
         if opening.request and given:
-            given[-1] = given[-1]._replace(content=given[-1].content + opening.request)
+            last = given[-1].content
+            last = last.rstrip() if model.template.strip else last
+            given[-1] = given[-1]._replace(content=last + opening.request)
         texts = model.template.prompt(given)
         if partial:
             texts.append(model.template.answer_role.lead + partial)

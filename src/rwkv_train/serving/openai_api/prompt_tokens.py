@@ -39,7 +39,8 @@ def token_lists(
         value = [value]
     if not isinstance(value, list) or not value:
         expected = "a text, a list of texts, or tokens"
-        raise RequestError(f"'{name}' must be {expected}, found {kind_of(value)}", param=name)
+        found = "an empty list" if value == [] else kind_of(value)
+        raise RequestError(f"'{name}' must be {expected}, found {found}", param=name)
     return [_tokens(entry, name, model) for entry in value]
 
 

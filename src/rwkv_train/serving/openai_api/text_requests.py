@@ -131,7 +131,7 @@ def completion_request(model: ServedModel, body: Mapping[str, Any]) -> TextReque
 
 @dataclass(frozen=True)
 class _Kind:
-    """What differs between conversations and plain texts.
+    """Differences of conversations and plain texts.
 
     sampling, order, max_tokens: where nothing is said.  ends: texts that always end an answer.
     """
