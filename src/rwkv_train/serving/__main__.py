@@ -124,6 +124,8 @@ def _serve(a: argparse.Namespace) -> bool:
     model, worker = open_service(a)
     names = () if keys else (*_LOOPBACK, a.host, *a.allowed_host)
     app = ModelApplication(model, worker, (lambda _: None) if a.quiet else _log)
+    # From here on clients may connect, and wait a moment for the first answer.
+    listening.listen()
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(

@@ -280,7 +280,8 @@ async def _refused(_: Request, error: RequestError) -> Response:
 
 async def _no_such_path(request: Request, error: HTTPException) -> Response:
     path = f"{request.method} {request.url.path:.100}"
-    known = "/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /health and /"
+    posted = "POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings"
+    known = f"{posted}, GET /v1/models, GET /health and GET /"
     message = f"{path} is not answered here, only {known}"
     return _json(RequestError(message, status=error.status_code).body(), error.status_code)
 

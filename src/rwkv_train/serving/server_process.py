@@ -28,7 +28,7 @@ _OTHER_CONNECTIONS = 256
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Returns a socket of that address, at which nobody is answered yet; port 0: a free one.
+    """Returns a socket of that address, where nobody may connect yet; port 0: a free one.
 
     Raises ConfigError when the address cannot be had.
     """
@@ -143,6 +143,9 @@ def build_server(app: Any, limits: ServingLimits, *, shutdown_seconds: int) -> E
 
 
 def serve_until_ended(server: EndableServer, listening: socket.socket) -> bool:
-    """Answers requests until a signal ends it; returns whether that was Ctrl-C."""
+    """Answers requests until a signal ends it; returns whether that was Ctrl-C.
+
+    listening: of `bound_socket`; its clients may connect already.
+    """
     asyncio.run(server.serve(sockets=[listening]))
     return server.interrupted

@@ -105,7 +105,7 @@ class TextJob(BatchJob):
         ended = reader.left == 0
         if not ended and reader.position not in reader.stops:
             return
-        sequence = ReadSequence(reader.state, engine.logits(reader.last_features()))
+        sequence = ReadSequence(reader.state, engine.logits(reader.last_features()).cpu())
         cache.keep(reader.tokens[: reader.position], sequence)
         if ended:
             self._reader = None

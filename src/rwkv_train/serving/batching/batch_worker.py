@@ -136,7 +136,8 @@ class BatchWorker:
         tokens = [choice.writer.tokens[-1] for choice in choices]
         states = [choice.sequence.state for choice in choices if choice.sequence is not None]
         logits, after = self.engine.step(tokens, states)
-        for choice, state, row in zip(choices, after, logits):
+        # At once: tokens are drawn on the CPU, row by row.
+        for choice, state, row in zip(choices, after, logits.cpu()):
             choice.moved(ReadSequence(state, row))
 
     def _read(self) -> None:

@@ -19,6 +19,8 @@ from rwkv_train.inference.writing_together import ReadSequence
 Ids = npt.NDArray[np.int32]
 # A shared beginning that is shorter costs less to read than to keep.
 SHORTEST_SHARED = 32
+# All are compared with every prompt, while nobody is served.
+_MOST_STATES = 1024
 
 
 class KnownPrefix(NamedTuple):
@@ -88,7 +90,7 @@ class PrefixCache:
         size = 2 * ids.nbytes + sum(value.numel() * value.element_size() for value in tensors)
         if size > self._limit:
             return
-        while self.size + size > self._limit:
+        while self.size + size > self._limit or len(self._entries) == _MOST_STATES:
             _, oldest = self._entries.popitem(last=False)
             self.size -= oldest.size
         # Cut out: a row would keep the whole batch that it was computed in.

@@ -13,7 +13,10 @@ class TextChoice:
     """One text that is written behind a prompt."""
 
     def __init__(self, index: int, writer: TextWriter, likeliest: int | None) -> None:
-        """Begins a text; index: as events name it.  likeliest: how many tokens to tell chances of; None: none."""
+        """Takes a text's writer.
+
+        index: as events name it.  likeliest: tokens to tell the chances of; None: no chances.
+        """
         self.index = index
         self.writer = writer
         self.sequence: ReadSequence | None = None

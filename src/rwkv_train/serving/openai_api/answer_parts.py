@@ -22,7 +22,7 @@ class AnswerParts:
     def __init__(
         self, template: ChatTemplate, opening: AnswerOpening, *, goes_on: bool = False
     ) -> None:
-        """Begins an answer; goes_on: it continues words that were given, so that nothing is cut off."""
+        """Begins an answer; goes_on: in words that were given, so that no space is cut off."""
         self._opening = opening
         self._strip = template.strip
         self._lead = template.answer_role.lead
