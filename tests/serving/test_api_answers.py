@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from rwkv_train.data.chat.rows import Message
 from rwkv_train.data.chat.template import WORLD
 from rwkv_train.serving.openai_api import text_requests
 from rwkv_train.serving.served_model import ServingLimits
+from tests.checkout import ROOT
 from tests.inference.chat.scripted import Recited
 from tests.serving.running import BYTES, Running, running_server
 
@@ -228,6 +230,15 @@ def test_the_model_is_listed_and_no_other_is_known(server: Running):
         client.models.retrieve("other/model")
     with pytest.raises(openai.NotFoundError, match="not served here"):
         client.completions.create(model="other", prompt="x")
+
+
+def test_the_documented_code_prints_an_answer(server: Running, recite, capsys):
+    recite(" It scatters.\n\n")
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert "http://127.0.0.1:8000" in code
+    exec(code.replace("http://127.0.0.1:8000", server.url), {})
+    assert capsys.readouterr().out == "It scatters."
 
 
 def test_the_page_needs_nothing_from_elsewhere(server: Running):

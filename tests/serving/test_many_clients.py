@@ -119,7 +119,7 @@ def test_a_client_that_leaves_frees_its_place(server: Running, stream: bool):
 
 
 def test_a_long_prompt_does_not_hold_up_those_who_write(server: Running):
-    long_prompt = "a very long document. " * 1400
+    long_prompt = "a very long document. " * 600
 
     async def both() -> tuple[list[float], float]:
         async with server.async_client() as client:

@@ -70,6 +70,14 @@ def test_wrong_command_lines_are_refused_in_a_line(capfd, places: dict, name: st
     assert all(word.format(**places) in err for word in expected), err
 
 
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(capfd, places, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "rwkv_train.serving.server_process", raising=False)
+    assert serve(M.format(**places).split()) == 2
+    said = capfd.readouterr().err
+    assert "rwkv-serve needs the Python package uvicorn" in said and "rwkv-train[serve]" in said
+
+
 @contextmanager
 def process(model: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Yields a server of its own, and its port, as soon as it listens."""
