@@ -23,7 +23,7 @@ from rwkv_train.errors import ConfigError
 from rwkv_train.files import expand_home
 
 Main = Callable[..., int]
-COMMANDS = ("rwkv-train", "rwkv-data", "rwkv-generate", "rwkv-chat", "rwkv-serve")
+COMMANDS = ("rwkv-train", "rwkv-data", "rwkv-generate", "rwkv-chat", "rwkv-serve", "rwkv-export")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -55,6 +55,14 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leaves the program with status 2."""
         self.exit(2, f"error: {message} ({self.hint})\n")
+
+
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows in a program's help the values of flags that are left out, where they have any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_value = action.default not in (None, False, "", [])
+        return super()._get_help_string(action) if has_value else action.help
 
 
 @contextmanager

@@ -30,6 +30,7 @@ GENERATE = {
     "another model's": (f"{M} --load_state {{other}} x", ["other.state", "another model"]),
     "no adapter": (f"{M} --lora {{model}} x", ["rwkv-final.pth", "no low-rank adapter"]),
     "a missing adapter": (f"{M} --lora gone.safetensors x", ["gone.safetensors", "not exist"]),
+    "a negative seed": (f"{M} --seed -1 x", ["--seed -1", "between 0"]),
     "an unknown order": (f"{M} --sampling_order both x", ["both", "top_p"]),
 }
 CHAT = {
@@ -40,6 +41,7 @@ CHAT = {
     "no template": (f"{M} --chat_template gone.yaml", "", ["gone.yaml", "world"]),
     "no tools": (f"{M} --tools {{empty}}", "", ["empty.txt", "no function"]),
     "no conversation": (f"{M} --load {{plain}}", "", ["plain.state", "without a conversation"]),
+    "two systems": (f"{M} --load {{talk}} --system S", "", ["--load", "leave --system"]),
     "another template": (f"{M} --load {{talk}} --chat_template {{yaml}}", "", ["template"]),
     "an unknown command": (M, "/rety\n", ["/rety", "perhaps you meant /retry"]),
     "a command without a file": (M, "/save\n", ["/save needs FILE"]),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_train.command_line import (
+    DefaultsFormatter,
     OneLineParser,
     invoked_name,
     let_readers_leave,
@@ -41,7 +42,7 @@ def generate_parser() -> argparse.ArgumentParser:
     p = OneLineParser(
         prog=invoked_name("generate.py"),
         description="Generates text from a checkpoint:",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     p.add_argument("prompt", nargs="?", default="", help="text to continue; -: standard input")
     add_model_flags(p)
@@ -116,9 +117,9 @@ def _prompts(a: argparse.Namespace) -> list[str]:
         return [_prompt(a.prompt)]
     if a.prompt:
         raise ConfigError("a prompt and --prompts are given; give one of them")
-    from rwkv_train.inference.prompt_file import read_prompts
+    from rwkv_train.inference.prompt_file import prompts_of_file
 
-    return read_prompts(Path(a.prompts))
+    return prompts_of_file(Path(a.prompts))
 
 
 def _prompt(given: str) -> str:

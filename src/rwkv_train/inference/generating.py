@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rwkv_train.command_line import is_output_lost
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT
 from rwkv_train.errors import CheckpointError
@@ -23,7 +21,7 @@ from rwkv_train.inference.engine.state_files import (
     save_sequence,
 )
 from rwkv_train.inference.model_flags import open_given, require_state_place, sampling_of
-from rwkv_train.inference.sampling import Sampler, sequence_generator
+from rwkv_train.inference.sampling import Sampler, seed_or_new, sequence_generator
 from rwkv_train.inference.speed import SpeedMeter
 from rwkv_train.inference.writing import TextWriter
 from rwkv_train.inference.writing_together import ReadSequence, WrittenTexts
@@ -45,14 +43,14 @@ class GenerateProgram:
         """Loads the model; raises TrainerError for anything that cannot be done."""
         self._a = a
         self._prompts = prompts
+        # Before the model is loaded, so that a wrong number is answered at once.
         self._options = sampling_of(a)
+        self._seed = seed_or_new(a.seed)
         if a.save_state is not None:
             require_state_place("--save_state", a.save_state, is_sequence_file)
         loaded = open_given(a)
         self._tokenizer = loaded.tokenizer
         self._engine = Engine(loaded.model)
-        # A new generator of torch has the same fixed seed every time.
-        self._seed = torch.Generator().seed() >> 1 if a.seed is None else a.seed
         self._meter = SpeedMeter()
         self._before = self._loaded_state()
         self._encoded = [self._ids(prompt) for prompt in prompts]

@@ -11,7 +11,7 @@ from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
 from rwkv_train.errors import ConfigError
 from rwkv_train.inference.loading import load_model, tokenizer_of
-from rwkv_train.inference.machine import DEVICES, PRECISIONS, device_and_precision
+from rwkv_train.inference.machine import DEVICE_NAMES, PRECISION_NAMES, device_and_precision
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.initial_state import initial_state
 from rwkv_train.models.state import ModelState
@@ -47,7 +47,10 @@ def open_model(
     checkpoint.  lora: an adapter for it.  wkv_backend: as --wkv_backend.
     Raises CheckpointError, ConfigError or DataError in words for a user.
     """
-    for name, given, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+    for name, given, known in (
+        ("device", device, DEVICE_NAMES),
+        ("precision", precision, PRECISION_NAMES),
+    ):
         if given not in known:
             raise ConfigError(f"{name} is {given!r}, expected one of {', '.join(known)}")
     where, dtype = device_and_precision(device, precision)
@@ -61,3 +64,8 @@ def open_model(
     )
     found = tokenizer_of(path, model.config.vocab_size, tokenizer)
     return LoadedModel(model, found, initial_state(model))
+
+
+def _require_known(name: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ConfigError(f"{name} is {given!r}, expected one of {', '.join(known)}")

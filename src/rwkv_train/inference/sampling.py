@@ -99,6 +99,17 @@ class Sampler:
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
 
 
+def seed_or_new(given: int | None) -> int:
+    """Returns the seed that was given, else a new one; raises ConfigError for one out of range."""
+    if given is None:
+        # Of 32 bits: every reader of JSON knows such a number. A new generator of torch has the
+        # same fixed seed every time.
+        return torch.Generator().seed() % (1 << 32)
+    if not 0 <= given < 1 << 63:
+        raise ConfigError(f"--seed {given} must be between 0 and {(1 << 63) - 1}")
+    return given
+
+
 def sequence_generator(seed: int, index: int = 0) -> torch.Generator:
     """Returns the random numbers of one sequence among those of a seed.
 

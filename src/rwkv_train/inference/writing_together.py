@@ -16,7 +16,7 @@ from rwkv_train.inference.writing import TextWriter
 class ReadSequence(NamedTuple):
     """A sequence and what is expected behind it.
 
-    logits: [V], for the next token.
+    logits: [V], for the next token, on any device.
     """
 
     state: SequenceState
@@ -65,7 +65,8 @@ class WrittenTexts:
                 return
             tokens = [self._writers[i].tokens[-1] for i in going_on]
             logits, states = self._engine.step(tokens, [now[i].state for i in going_on])
-            now = {i: ReadSequence(*both) for i, *both in zip(going_on, states, logits)}
+            # To the CPU at once, where tokens are drawn: a card waits at every transfer.
+            now = {i: ReadSequence(*both) for i, *both in zip(going_on, states, logits.cpu())}
             for i in going_on:
                 if self._writers[i].settled:
                     self._settled[i] = _Place(len(self._writers[i].tokens), now[i])

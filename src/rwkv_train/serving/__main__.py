@@ -9,7 +9,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_train.command_line import OneLineParser, invoked_name, path_argument, program
+from rwkv_train.command_line import (
+    DefaultsFormatter,
+    OneLineParser,
+    invoked_name,
+    path_argument,
+    program,
+)
 from rwkv_train.errors import ConfigError, TrainerError, missing_package
 from rwkv_train.inference.model_flags import (
     add_machine_flags,
@@ -34,12 +40,13 @@ def serve_parser() -> argparse.ArgumentParser:
         prog=invoked_name("python -m rwkv_train.serving"),
         description="Serves a model to OpenAI's clients and to a chat page in a browser.",
         epilog=_ENDING,
+        formatter_class=DefaultsFormatter,
     )
     add_model_flags(p)
     add = p.add_argument
     add("--model_name", help="the model's name for clients; default: that of its file")
-    add("--host", default="127.0.0.1", help="address to listen at; default: this machine only")
-    add("--port", type=int, default=8000, help="0: any that is free; default: 8000")
+    add("--host", default="127.0.0.1", help="address to listen at")
+    add("--port", type=int, default=8000, help="0: any that is free")
     add("--api_key", help="key that requests must bring; other users of this machine can see it")
     add("--api_key_file", type=path_argument, help="file of such keys, a line each")
     add(
@@ -65,7 +72,7 @@ def serve_parser() -> argparse.ArgumentParser:
         "--pooling",
         choices=("mean", "last"),
         default="mean",
-        help="vectors of texts: the mean over the tokens, or the last token; default: mean",
+        help="vectors of texts: the mean over the tokens, or the last token",
     )
     add_sampling_flags(p, {**dict.fromkeys(_SAMPLING), "order": None})
     _add_limits(p)
@@ -86,7 +93,7 @@ def _add_limits(p: argparse.ArgumentParser) -> None:
         ("shutdown_seconds", 30, "seconds that answers have left when the server is to end"),
         ("cache_mb", 256, "MiB for states behind beginnings of prompts; 0: none are kept"),
     ):
-        p.add_argument(f"--{name}", type=int, default=default, help=f"{text}; default: {default}")
+        p.add_argument(f"--{name}", type=int, default=default, help=text)
 
 
 @program

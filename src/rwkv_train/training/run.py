@@ -76,8 +76,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
-    set_up_torch(config.hardware)
-    heap = _heap(config)
+    machine = [*set_up_torch(config.hardware), *_heap(config)]
     model, base = make_model(config, point)
     groups = _groups(model, config)
     # Before the strategy wraps the model: DDP and DeepSpeed take what learns at that moment.
@@ -89,7 +88,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     )
     reporters: list[Reporter] = []
     if is_rank_zero():
-        _print_header(prepared, beginning, ranks.launch, model, groups, heap)
+        _print_header(prepared, beginning, ranks.launch, model, groups, machine)
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
@@ -201,7 +200,7 @@ def _print_header(
     launch: Launch,
     model: RWKV,
     groups: list[ParameterGroup],
-    heap: list[tuple[str, str]],
+    machine: list[tuple[str, str]],
 ) -> None:
     config, samples = prepared.config, prepared.samples
     point, progress, length = beginning
@@ -216,7 +215,7 @@ def _print_header(
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
         changes=[change.text for change in prepared.point.changes],
-        operators=[*describe_operators(prepared.operators, config.hardware.accelerator), *heap],
+        operators=[*describe_operators(prepared.operators, config.hardware.accelerator), *machine],
         notes=[
             *launch.notes,
             *prepared.derived,

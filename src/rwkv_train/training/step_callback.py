@@ -56,8 +56,7 @@ class StepCallback(pl.Callback):
         self._length = length
         self._schedule = schedule
         self._progress = progress
-        self._first_step = progress.step
-        self._first_epoch = progress.step // length.epoch_steps
+        self._first_step, self._first_epoch = progress.step, progress.step // length.epoch_steps
         self._state = state
         self._detector = detector
         self._veto = veto
@@ -118,7 +117,7 @@ class StepCallback(pl.Callback):
         elif outcome.is_empty:
             self._pass_over()
         else:
-            self._count(outcome)
+            self._count(pl_module, outcome)
         self._report_saves()
         if self._progress.step % self._length.epoch_steps == 0:
             self._end_epoch()
@@ -196,7 +195,7 @@ class StepCallback(pl.Callback):
             self.stop.received = max(filter(None, numbers))
             module.stop_requested = True
 
-    def _count(self, outcome: StepOutcome) -> None:
+    def _count(self, module: TrainingModule, outcome: StepOutcome) -> None:
         """Counts a step that was taken, and reports it."""
         step = self._progress.step
         self._progress.add_loss(outcome.loss)
@@ -211,6 +210,7 @@ class StepCallback(pl.Callback):
             grad_norm=outcome.grad_norm,
             tokens=(step + 1) * self._length.tokens_per_step,
             tokens_per_second=self._length.tokens_per_step / max(seconds, 1e-9),
+            loop_share=module.loop_share(seconds),
         )
         self._last = record
         notify(self._reporters, lambda reporter: reporter.on_step(record, self._progress))

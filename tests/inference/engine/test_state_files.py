@@ -64,6 +64,12 @@ def test_other_files_are_refused(saved: Path, tmp_path: Path):
     cut.write_bytes(saved.read_bytes()[:-40])
     weights = tmp_path / "weights.pth"
     torch.save(engine.model.state_dict(), weights)
+    changed = tmp_path / "changed.state"
+    content = bytearray(saved.read_bytes())
+    content[-3] ^= 1
+    changed.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"changed\.state is damaged: its content"):
+        load_sequence(changed, engine)
     for path, words in ((cut, "damaged"), (weights, "no state"), (tmp_path / "x", "not exist")):
         with pytest.raises(CheckpointError, match=words):
             load_sequence(path, engine)

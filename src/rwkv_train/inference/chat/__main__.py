@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_train.command_line import (
+    DefaultsFormatter,
     OneLineParser,
     invoked_name,
     let_readers_leave,
@@ -43,6 +44,7 @@ def chat_parser() -> argparse.ArgumentParser:
         prog=invoked_name("python -m rwkv_train.inference.chat"),
         description="Talks with a model: a line is a message, in a terminal or from a pipe.",
         epilog=_ENDING,
+        formatter_class=DefaultsFormatter,
     )
     add_model_flags(p)
     add = p.add_argument
@@ -59,9 +61,9 @@ def chat_parser() -> argparse.ArgumentParser:
         default="off",
         metavar="HOW",
         help="how answers begin, for G1 models: off, on, 'a bit', 'a lot', or empty, a thought "
-        "without words, which is the fastest; default: off",
+        "without words, which is the fastest",
     )
-    add("--max_tokens", type=int, default=2000, help="most tokens of an answer; default: 2000")
+    add("--max_tokens", type=int, default=2000, help="most tokens of an answer")
     add("--stop", action="append", default=[], metavar="TEXT", help="text that also ends answers")
     add_sampling_flags(p, {**dict.fromkeys(_USUAL), "order": "top_p"})
     add("--seed", type=int, help="for repeatable answers; none: a new one each time")
@@ -96,6 +98,11 @@ def _chat(a: argparse.Namespace) -> None:
     if not all(a.stop):
         raise ConfigError("--stop is an empty text, which would end every answer at once")
     a.stop = [text.replace("\\n", "\n") for text in a.stop]
+    if a.load is not None and (a.system or a.tools):
+        raise ConfigError(
+            "--load brings the system's text along; leave --system and --tools out, or begin anew "
+            "without --load"
+        )
     from rwkv_train.inference.chat.answer_openings import thinking
 
     thinking(a.think)

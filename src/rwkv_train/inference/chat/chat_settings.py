@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-import torch
-
 from rwkv_train.errors import ConfigError
 from rwkv_train.inference.chat.answer_openings import CALL, THINKING, AnswerOpening, thinking
-from rwkv_train.inference.sampling import Sampler, SamplingOptions, sequence_generator
+from rwkv_train.inference.sampling import Sampler, SamplingOptions, seed_or_new, sequence_generator
 
 _KINDS: dict[str, type] = {
     field.name: int if field.name == "top_k" else float
@@ -38,7 +36,7 @@ class ChatSettings:
         self._order = a.sampling_order
         self._usual = usual
         self._given = {n: getattr(a, n) for n in _KINDS if getattr(a, n) is not None}
-        self._seed = torch.Generator().seed() >> 1 if a.seed is None else a.seed
+        self._seed = seed_or_new(a.seed)
         self._answers = 0
         self._sampling()
 

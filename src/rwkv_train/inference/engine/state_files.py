@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import replacing
 from rwkv_train.inference.engine.engine import Engine
@@ -49,6 +50,7 @@ def save_sequence(path: Path, saved: SavedSequence, engine: Engine) -> None:
     kept = {name: value.detach().cpu().clone() for name, value in tensors.items()}
     facts = {
         "format": _FORMAT,
+        "content": content_digest(dict(sorted(kept.items()))),
         "model": model_identity(engine.model),
         "version": engine.model.config.rwkv_version,
         "position": saved.state.position,
@@ -85,9 +87,9 @@ def load_sequence(path: Path, engine: Engine) -> SavedSequence:
     logits = tensors.pop(_LOGITS, None)
     try:
         block = state_of_tensors(tensors, engine.start().alone())
-        state = SequenceState(block, 0, int(facts["position"]), tuple(facts["last_tokens"]))
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}; save the state again") from error
+    state = SequenceState(block, 0, facts["position"], tuple(facts["last_tokens"]))
     moved = None if logits is None else logits.to(engine.device)
     return SavedSequence(state, moved, facts["about"])
 
@@ -113,10 +115,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} is no state of a sequence, or damaged ({short_reason(error)}); give a file "
             "that was saved as a state"
         ) from error
-    needed = {"format", "model", "version", "position", "last_tokens", "about"}
-    if facts.get("format") != _FORMAT or not needed <= facts.keys():
+    needed = {"content", "model", "version", "position", "last_tokens", "about"}
+    known = isinstance(facts, dict) and facts.get("format") == _FORMAT
+    if not known or not needed <= facts.keys() or not isinstance(facts["about"], dict):
         raise CheckpointError(
             f"{path} is no state of a sequence; trained initial states are given by --load_states, "
             "adapters by --lora"
         )
+    # safetensors has no checksum of its own. Its order of tensors is not that of writing.
+    if facts["content"] != content_digest(dict(sorted(tensors.items()))):
+        raise CheckpointError(f"{path} is damaged: its content has changed; save the state again")
     return facts, tensors

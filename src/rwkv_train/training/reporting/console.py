@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 
 from tqdm import tqdm
@@ -43,12 +44,15 @@ class Console(Reporter):
         self._total = total_steps
         self._empty_steps = 0
         self._speed = 0.0
+        self._loop_shares: list[float] = []
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
         """Moves the bar."""
         # Averaged for the eye; metrics.jsonl has every step's own rate.
         keep = 0.9 if self._speed else 0.0
         self._speed = keep * self._speed + (1 - keep) * record.tokens_per_second
+        if record.loop_share is not None:
+            self._loop_shares.append(record.loop_share)
         self._bar.set_postfix_str(
             f"loss {progress.epoch_loss:.4f}, lr {record.lr:.3g}, {self._speed / 1000:.2f} kt/s",
             refresh=False,
@@ -58,10 +62,14 @@ class Console(Reporter):
     def on_epoch(self, record: EpochRecord) -> None:
         """Prints a line that stays."""
         total = f"/{self._total}" if self._total else ""
+        # The middle one: a step that waits for the disk is not what the loop costs.
+        shares = self._loop_shares
+        loop = f", loop {statistics.median(shares):.1%} of a step" if shares else ""
+        shares.clear()
         self._say(
             f"mini-epoch {record.epoch}: step {record.last.step + 1}{total}, "
             f"loss {record.mean_loss:.4f}, lr {record.last.lr:.3g}, "
-            f"{record.last.tokens:,} tokens, {self._speed / 1000:.2f} kt/s"
+            f"{record.last.tokens:,} tokens, {self._speed / 1000:.2f} kt/s{loop}"
         )
 
     def on_bad_step(self, record: BadStepRecord) -> None:
