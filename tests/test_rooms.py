@@ -51,6 +51,16 @@ data.samples: binidx sampling storage tokenize
 data.synthetic: binidx convert inspect text tokenize
 data.text: storage
 data.tokenize: binidx storage text
+evaluation.__main__: evaluated evaluations harness perplexity report scoring
+evaluation.continuations: scoring
+evaluation.decoding: scoring
+evaluation.evaluations: documents harness perplexity questions scoring
+evaluation.harness: harness_model scoring task_folders
+evaluation.harness_model: continuations decoding documents evaluated perplexity questions
+    scoring
+evaluation.perplexity: documents scoring
+evaluation.questions: continuations scoring
+evaluation.report: comparison evaluations
 export.__main__: exporting hub model_source target target_table
 export.exporting: model_card model_source target verification
 export.model_card: model_source run_facts target verification
@@ -112,14 +122,17 @@ training.carried_state: distributed
 training.checkpointing: distributed module optim progress
 training.distributed: environment launchers optim
 training.kept_heap: environment
+training.live: distributed environment
 training.loader: kept_heap signals
 training.module: carried_state distributed optim work_clock
-training.reporting: progress start
-training.run: bad_steps checkpointing distributed environment kept_heap launchers loader
-    module optim progress reporting start step_callback trainer validation
-training.start: carried_state checkpointing distributed environment optim progress
-training.step_callback: bad_steps checkpointing distributed module optim progress
-    reporting signals validation
+training.observing: checkpointing live module progress reporting validation
+training.reporting: live progress start
+training.run: bad_steps checkpointing distributed environment kept_heap launchers live
+    loader module observing optim progress reporting signals start step_callback trainer
+    validation
+training.start: carried_state checkpointing distributed environment live optim progress
+training.step_callback: bad_steps checkpointing distributed module observing optim
+    progress reporting signals
 training.trainer: distributed fp32_products
 training.validation: checkpointing module progress reporting start
 """
