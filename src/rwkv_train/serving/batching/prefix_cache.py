@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rwkv_train.inference.engine.sequence_state import state_tensors
 from rwkv_train.inference.writing_together import ReadSequence
 
-Ids = npt.NDArray[np.int32]
+_Ids = npt.NDArray[np.int32]
 # A shared beginning that is shorter costs less to read than to keep.
 SHORTEST_SHARED = 32
 # All are compared with every prompt, while nobody is served.
@@ -37,7 +37,7 @@ class KnownPrefix(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    ids: Ids
+    ids: _Ids
     sequence: ReadSequence
     size: int
 
@@ -99,7 +99,7 @@ class PrefixCache:
         self.size += size
 
 
-def _common_length(first: Ids, second: Ids) -> int:
+def _common_length(first: _Ids, second: _Ids) -> int:
     """Returns how many tokens two texts have in common at their beginnings."""
     shorter = min(len(first), len(second))
     if not shorter or first[0] != second[0]:
