@@ -57,6 +57,7 @@ LAYERS: dict[str, set[str]] = {
         "evaluation",
     },
     "inference": INFERENCE,
+    "serving": {*INFERENCE, "inference"},
     "evaluation": {*INFERENCE, "inference", "version"},
     "export": {*INFERENCE, "inference"},
 }
@@ -81,6 +82,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "models/",
         "training/",
         "inference/",
+        "serving/",
         "evaluation/",
         "export/",
         "data/samples/",
@@ -90,6 +92,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tyro": ("config/",),
     # A chat template of the user's own is YAML too, and so are lm-eval's tasks.
     "yaml": ("config/", "data/chat/template.py", "evaluation/task_folders.py"),
+    **dict.fromkeys(("starlette", "uvicorn", "h11"), ("serving/",)),
     **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("export/", "evaluation/")),
 }
 # The modules that talk to the environment: to that of the libraries which a run launches; to the

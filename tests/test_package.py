@@ -97,6 +97,7 @@ def test_the_wheel_installs_one_package_with_all_sources_in_it(wheel: Path):
     assert "rwkv_train/cuda/wkv7/wkv7_cuda.cu" in names
     assert "rwkv_train/ops/backends/measurements.csv" in names
     assert "rwkv_train/data/tokenize/world_trie.cpp" in names
+    assert "rwkv_train/serving/chat_page.html" in names
     assert {
         f"rwkv_train/evaluation/tasks/{name}" for name in ("rwkv_kinds.yaml", "kinds.jsonl")
     } <= names

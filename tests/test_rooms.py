@@ -108,6 +108,14 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
+serving.__main__: application opening_service server_process
+serving.application: batching http_guard openai_api served_model waiting
+serving.http_guard: openai_api served_model
+serving.openai_api: batching served_model
+serving.opening_service: batching served_model
+serving.served_model: batching
+serving.server_process: served_model
+serving.waiting: batching openai_api
 training.__main__: distributed environment launchers run start
 training.bad_steps: checkpointing distributed module optim reporting start
 training.carried_state: distributed
