@@ -1,12 +1,15 @@
 """The training loop's own share of a step: what `train.py` adds to forward, backward, optimizer.
 
     python -m benchmarks.loop [--layers 4 --width 192 --ctx_len 256 --batch 8 --version 6]
-                              [--steps 40] [--profile] [-- flags of train.py]
+                              [--steps 40] [--clock wall|processor] [--profile]
+                              [-- flags of train.py]
 
-A run of train.py in this process, with clocks around forward, backward, gradient norm and
-optimizer; what is left of the time from step to step is the loop: Lightning, the veto, loader,
-logs. Shares are within single steps, so that a busy machine changes both sides alike; printed are
-those of the median step. The bytes vocabulary (257) and random tokens, as the demo's shape.
+A run of train.py in this process, with clocks around forward, backward, gradient norm, optimizer
+and the gradients' release; what is left of the time from step to step is the loop: Lightning, the
+veto, loader, logs. Shares are within single steps, so that a busy machine changes both sides alike;
+printed are those of the median step. The bytes vocabulary (257) and random tokens, as the demo's
+shape. --clock processor: the main thread's processor time in place of the wall's, for a machine
+whose other programs interrupt the loop and the loader's processes.
 --profile: also the functions in which the loop spends its time, by cProfile.
 """
 
@@ -29,7 +32,8 @@ import torch
 
 VOCABULARY = 257
 WARM_UP = 5
-PARTS = ("forward", "backward", "norm", "optimizer")
+PARTS = ("forward", "backward", "norm", "optimizer", "release")
+CLOCKS = {"wall": time.perf_counter, "processor": time.thread_time}
 
 
 class StepClocks:
@@ -38,7 +42,10 @@ class StepClocks:
     A part that runs inside another one counts for itself only.
     """
 
-    def __init__(self, profile: cProfile.Profile | None) -> None:
+    def __init__(
+        self, profile: cProfile.Profile | None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._clock = clock
         self.steps: list[dict[str, float]] = []
         self._parts: dict[str, float] = defaultdict(float)
         self._inner = [0.0]
@@ -50,12 +57,12 @@ class StepClocks:
 
         def timed(*arguments: Any, **options: Any) -> Any:
             self._pause()
-            began = time.perf_counter()
+            began = self._clock()
             self._inner.append(0.0)
             try:
                 return function(*arguments, **options)
             finally:
-                seconds = time.perf_counter() - began
+                seconds = self._clock() - began
                 self._parts[name] += seconds - self._inner.pop()
                 self._inner[-1] += seconds
                 self._resume()
@@ -66,7 +73,7 @@ class StepClocks:
         """Returns `function`, inside of which the loop's own work is called back."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
+            began = self._clock()
             self._inner.append(0.0)
             self._resume()
             try:
@@ -74,13 +81,13 @@ class StepClocks:
             finally:
                 self._pause()
                 self._inner.pop()
-                self._inner[-1] += time.perf_counter() - began
+                self._inner[-1] += self._clock() - began
 
         return timed
 
     def begin_step(self) -> None:
         """Ends the step before and begins the next."""
-        now = time.perf_counter()
+        now = self._clock()
         if self._began:
             self.steps.append({"step": now - self._began, **self._parts})
         self._parts.clear()
@@ -112,6 +119,8 @@ def install(clocks: StepClocks, put: Callable[[Any, str, Any], None] = setattr) 
     put(RWKV, "loss_and_state", clocks.around("forward", RWKV.loss_and_state))
     put(torch.Tensor, "backward", clocks.around("backward", torch.Tensor.backward))
     put(module, "clip_gradients", clocks.around("norm", module.clip_gradients))
+    zero_grad = torch.optim.Optimizer.zero_grad
+    put(torch.optim.Optimizer, "zero_grad", clocks.around("release", zero_grad))
     begin, start = StepCallback.on_train_batch_start, StepCallback.on_train_start
     end = StepCallback.on_train_end
 
@@ -170,13 +179,14 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--accelerator", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("flags", nargs="*")
     options = parser.parse_args()
     from rwkv_train.training.__main__ import main as train
 
     profile = cProfile.Profile() if options.profile else None
-    clocks = StepClocks(profile)
+    clocks = StepClocks(profile, CLOCKS[options.clock])
     install(clocks)
     with tempfile.TemporaryDirectory() as folder:
         status = train([*command_line(options, Path(folder)), *options.flags])
@@ -193,7 +203,8 @@ def main() -> int:
     step = statistics.median(step["step"] for step in steps)
     print(
         f"RWKV-{options.version} L{options.layers} D{options.width}, {options.batch} x "
-        f"{options.ctx_len}, {torch.get_num_threads()} threads, {len(steps)} steps: "
+        f"{options.ctx_len}, {torch.get_num_threads()} threads, {len(steps)} steps, "
+        f"{options.clock} time: "
         f"{1e3 * step:.1f} ms a step; "
         + ", ".join(f"{part} {share:.1%}" for part, share in shares.items())
         + f"; the loop {loop:.2%} ({1e3 * loop * step:.2f} ms)"

@@ -3,7 +3,7 @@
     python -m benchmarks.peers [--layers 12 --width 768 --vocab 4096 --ctx_len 512 --batch 4]
         [--precision fp32|bf16] [--weights fp32|bf16] [--versions 4567] [--rounds 5]
         [--nano_rwkv FOLDER] [--transformers FOLDER] [--fla FOLDER] [--rwkv_lm FOLDER]
-        [--keep_heap 0|1] [--picture FILE.png]
+        [--keep_heap 0|1] [--products chosen|torch] [--clock wall|processor] [--picture FILE.png]
 
 A GPT with torch's fused attention is always there; the others are told when they are absent.
 Every round makes one step of each and one plain product [B T, D] x [D, 4 D]; the figures are
@@ -11,7 +11,10 @@ medians over rounds of tokens/s, of the ratio to the GPT and to nanoRWKV in the 
 the step's products with weights per second as a share of the plain product's rate in that round.
 All share one process and one allocator. Ours is trained as `train.py` does (its head loss with
 L2Wrap, its optimizer); the others with cross entropy and torch's fused AdamW. --weights bf16: ours
-with fp32 masters, the others without any, which is less work.
+with fp32 masters, the others without any, which is less work. On a CPU fp32 products are those that
+`train.py` chooses, for all alike, and where that is not torch's choice the GPT is there once more
+with that; --products torch: as torch takes them. --clock processor: processor time in place of
+the wall's, for a machine with other work on it; with one thread, for waiting threads count too.
 
 Before anything is timed, a peer that computes the function of one of our versions gives that its
 weights, and the losses of both are compared.
@@ -23,6 +26,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,19 +36,21 @@ from torch import nn
 
 from benchmarks import peer_adapters
 from benchmarks.peer_adapters import ADAPTERS, AbsentPeerError, Peer
+from benchmarks.peer_contestants import (
+    Contestant,
+    as_torch_multiplies,
+    own_contestant,
+    peer_contestant,
+)
 from benchmarks.peers_plot import plot
 from benchmarks.whole_step import (
     StepShape,
     dtype_named,
     own_loss,
-    own_model,
-    own_optimizer,
-    plain_optimizer,
     plain_product,
-    product_flops,
+    products_chosen,
     random_batch,
     seconds_of,
-    training_step,
 )
 from rwkv_train.inference.loading import load_model
 from rwkv_train.training.kept_heap import keep_heap
@@ -52,15 +58,7 @@ from rwkv_train.training.kept_heap import keep_heap
 # Losses of one function; bf16 keeps three digits of every number on the way.
 SAME_LOSS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 GPT_NAME, NANO_NAME = "GPT", "nanoRWKV"
-
-
-class Contestant(NamedTuple):
-    """A step to be timed, and the FLOPs of its products with weights."""
-
-    name: str
-    step: Callable[[], object]
-    flops: float
-    parameters: int
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 class Timing(NamedTuple):
@@ -83,9 +81,10 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     heap = keep_heap() if device.type == "cpu" and options.keep_heap else "as it is"
     dtype = dtype_named(options.precision)
+    chosen = products_chosen(device, options.products)
     print(
         f"{machine(device)}; {shape}, products in {options.precision}, weights in "
-        f"{options.weights}, heap {heap}",
+        f"{options.weights}, heap {heap}, products {chosen}, {options.clock} time",
         flush=True,
     )
     peers = present_peers(options, shape, device)
@@ -94,8 +93,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     contestants = [peer_contestant(peer, shape, device, options) for peer in peers]
     contestants += [own_contestant(v, shape, device, options) for v in options.versions]
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        contestants.append(as_torch_multiplies(contestants[0]))
     product, flops = plain_product(device, dtype, shape)
-    rounds = timed_rounds([*contestants, Contestant("", product, flops, 0)], options.rounds, device)
+    timed = [*contestants, Contestant("", product, flops, 0)]
+    rounds = timed_rounds(timed, options.rounds, device, CLOCKS[options.clock])
     timings = [timing_of(i, contestants, rounds, shape, flops) for i in range(len(contestants))]
     rate = statistics.median(flops / row[-1] for row in rounds)
     print_table(timings, contestants, rate)
@@ -164,52 +166,11 @@ def spread_weights(model: nn.Module) -> None:
             parameter.add_((size * noise).to(parameter))
 
 
-def peer_contestant(
-    peer: Peer, shape: StepShape, device: torch.device, options: argparse.Namespace
-) -> Contestant:
-    """Returns a peer with torch's AdamW."""
-    whole = peer.dtype or (torch.bfloat16 if options.weights == "bf16" else None)
-    if whole is not None:
-        peer.model.to(whole)
-    step = training_step(
-        peer.loss,
-        plain_optimizer(peer.model),
-        random_batch(shape, device),
-        None if whole is not None else _autocast(options),
-    )
-    return _contestant(peer.name, peer.model, step, shape, peer.lookups)
-
-
-def own_contestant(
-    version: str, shape: StepShape, device: torch.device, options: argparse.Namespace
-) -> Contestant:
-    """Returns our model of a version as it is trained."""
-    model = own_model(version, shape, device)
-    masters = options.weights == "bf16"
-    optimizer = own_optimizer(model, masters=masters)
-    autocast = None if masters else _autocast(options)
-    step = training_step(own_loss(model), optimizer, random_batch(shape, device), autocast)
-    return _contestant(f"RWKV-{version}", model, step, shape, ("emb.weight",))
-
-
-def _contestant(
-    name: str,
-    model: nn.Module,
-    step: Callable[[], object],
-    shape: StepShape,
-    lookups: tuple[str, ...],
-) -> Contestant:
-    count = sum(p.numel() for p in model.parameters())
-    return Contestant(name, step, product_flops(model, shape, lookups), count)
-
-
-def _autocast(options: argparse.Namespace) -> torch.dtype | None:
-    dtype = dtype_named(options.precision)
-    return None if dtype == torch.float32 else dtype
-
-
 def timed_rounds(
-    contestants: list[Contestant], rounds: int, device: torch.device
+    contestants: list[Contestant],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Returns a list per round of how long each took, after a round that warms up.
 
@@ -220,7 +181,7 @@ def timed_rounds(
         row = [0.0] * len(contestants)
         for place in range(len(contestants)):
             i = (place + number) % len(contestants)
-            row[i] = seconds_of(contestants[i].step, device)
+            row[i] = seconds_of(contestants[i].step, device, clock)
         if number:
             found.append(row)
     return found
@@ -281,6 +242,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--versions", default="4567")
     parser.add_argument("--keep_heap", type=int, choices=(0, 1), default=1)
+    parser.add_argument("--products", choices=("chosen", "torch"), default="chosen")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     for flag, adapter in ADAPTERS.items():
         parser.add_argument(f"--{flag}", metavar="FOLDER", help=(adapter.__doc__ or "").rstrip("."))
     parser.add_argument("--picture", type=Path)

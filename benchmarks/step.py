@@ -2,14 +2,15 @@
 
     python -m benchmarks.step [--layers 12 --width 768 --vocab 65536 --ctx_len 512 --batch 4]
                               [--precision fp32|bf16] [--versions 4567] [--grad_cp]
-                              [--weights fp32|bf16] [--keep_heap 0|1] [--operators]
+                              [--weights fp32|bf16] [--keep_heap 0|1] [--products chosen|torch]
+                              [--operators]
 
 Prints tokens/s, the shares of the step that the WKV operator and that the blocks' norms with their
 residual sums and mixes take (measured alone on the same shapes in the same run; by torch: what the
 latter would take without a fused operator, against the same step), the matrix-product FLOP/s of the
 step against the rate that a plain product reaches here, on a GPU the peak memory, and the page
-faults of a step. On a CPU the heap is kept, as training does it. Medians; ratios are within one
-run.
+faults of a step. On a CPU the heap is kept and fp32 products are chosen as training does it
+(--products torch: as torch takes them). Medians; ratios are within one run.
 --weights bf16: bf16 weights with fp32 masters, in the place of autocast.
 
 --operators tells besides what a step is made of, by kind of operator: time by torch's profiler,
@@ -37,6 +38,7 @@ from benchmarks.whole_step import (
     own_sizes,
     plain_product,
     product_flops,
+    products_chosen,
     random_batch,
     training_step,
 )
@@ -212,18 +214,20 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--grad_cp", action="store_true")
     parser.add_argument("--keep_heap", type=int, choices=(0, 1), default=1)
+    parser.add_argument("--products", choices=("chosen", "torch"), default="chosen")
     parser.add_argument("--operators", action="store_true")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, shape = dtype_named(options.precision), _shape(options)
     heap = keep_heap() if device.type == "cpu" and options.keep_heap else "as it is"
+    chosen = products_chosen(device, options.products)
     product, flops = plain_product(device, dtype, shape)
     rate = flops / median_seconds(product, device, 7)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(
         f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; {shape}, "
         f"products in {options.precision}, weights in {options.weights}; a plain product reaches "
-        f"{rate / 1e9:.0f} GFLOP/s; heap {heap}"
+        f"{rate / 1e9:.0f} GFLOP/s; heap {heap}; products {chosen}"
     )
     print(
         f"{'version':<9}{'parameters':>13}{'tokens/s':>10}{'wkv share':>11}"

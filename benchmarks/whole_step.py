@@ -21,6 +21,7 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize, parameter_groups
 from rwkv_train.models.registry import build_model
 from rwkv_train.ops.head_loss import Targets
+from rwkv_train.training.fp32_products import choose_fp32_products
 from rwkv_train.training.optim.fused_adamw import FusedAdamW
 from rwkv_train.training.optim.master_weights import round_weights
 
@@ -123,13 +124,15 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Returns how long one call takes."""
+def seconds_of(
+    work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Returns how long one call takes by `clock`."""
     wait(device)
-    began = time.perf_counter()
+    began = clock()
     work()
     wait(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -149,6 +152,15 @@ def plain_product(
     b = torch.randn(shape.width, 4 * shape.width, device=device).to(dtype)
     result = torch.empty(shape.tokens, 4 * shape.width, device=device, dtype=dtype)
     return lambda: torch.mm(a, b, out=result), 2.0 * shape.tokens * shape.width**2 * 4
+
+
+def products_chosen(device: torch.device, asked: str) -> str:
+    """Sets who multiplies fp32 matrices and returns it; asked: "chosen", as train.py, or "torch".
+
+    For the whole process, a GPU's are left as they are.
+    """
+    chosen = choose_fp32_products() if device.type == "cpu" and asked == "chosen" else None
+    return chosen or "as torch takes them"
 
 
 def product_flops(model: nn.Module, shape: StepShape, lookups: Iterable[str]) -> float:

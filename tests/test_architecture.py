@@ -53,9 +53,11 @@ LAYERS: dict[str, set[str]] = {
         "checkpoint",
         "models",
         "planning",
+        "inference",
+        "evaluation",
     },
     "inference": INFERENCE,
-    "evaluation": {*INFERENCE, "inference"},
+    "evaluation": {*INFERENCE, "inference", "version"},
     "export": {*INFERENCE, "inference"},
 }
 # program at the top of the checkout -> what it may import of the package
@@ -86,8 +88,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "find_gpus.py",
     ),
     "tyro": ("config/",),
-    # A chat template of the user's own is YAML too.
-    "yaml": ("config/", "data/chat/template.py"),
+    # A chat template of the user's own is YAML too, and so are lm-eval's tasks.
+    "yaml": ("config/", "data/chat/template.py", "evaluation/task_folders.py"),
     **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("export/", "evaluation/")),
 }
 # The modules that talk to the environment: to that of the libraries which a run launches; to the

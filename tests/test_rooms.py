@@ -19,9 +19,11 @@ from tests.import_graph import circles, layer_of, own_imports, room_of
 # room: the rooms of the same layer that it imports; a long row continues on indented lines.
 ARROWS = """\
 checkpoint.adapter_files: weights
+checkpoint.hf_names: fla_names web_rwkv_names weight_folder
 checkpoint.merge: adapter_files number_formats weights
 checkpoint.resume: digest names space
 checkpoint.retention: digest names resume
+checkpoint.web_rwkv_names: fla_names
 checkpoint.weights: checkpoint_kind fit_weights hf_names provenance space weight_folder
     weight_keys
 config.check: limits machine_schema mixture_list resume_rules run_length schema sections
@@ -40,14 +42,25 @@ config.run_length: resolved schema
 config.rwkv_lm: choices command_line versions
 config.schema: choices limits machine_schema versions
 config.sections: machine_schema schema
-data.__main__: convert inspect make_data_flags
+data.__main__: convert inspect make_data_flags synthetic
 data.binidx: sampling storage
 data.chat: binidx text tokenize
 data.convert: binidx chat storage text tokenize
 data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
+data.synthetic: binidx convert inspect text tokenize
 data.text: storage
 data.tokenize: binidx storage text
+evaluation.__main__: evaluated evaluations harness perplexity report scoring
+evaluation.continuations: scoring
+evaluation.decoding: scoring
+evaluation.evaluations: documents harness perplexity questions scoring
+evaluation.harness: harness_model scoring task_folders
+evaluation.harness_model: continuations decoding documents evaluated perplexity questions
+    scoring
+evaluation.perplexity: documents scoring
+evaluation.questions: continuations scoring
+evaluation.report: comparison evaluations
 export.__main__: exporting hub model_source target target_table
 export.exporting: model_card model_source target verification
 export.model_card: model_source run_facts target verification
@@ -63,6 +76,7 @@ inference.generate: engine writing writing_together
 inference.generating: engine model_flags sampling speed writing writing_together
 inference.model_flags: machine opening sampling
 inference.opening: loading machine
+inference.recall: loading
 inference.writing: stop_texts streaming
 inference.writing_together: engine writing
 models.adapters: backbone layers table
@@ -101,15 +115,18 @@ training.carried_state: distributed
 training.checkpointing: distributed module optim progress
 training.distributed: environment launchers optim
 training.kept_heap: environment
+training.live: distributed environment
 training.loader: kept_heap signals
-training.module: carried_state distributed optim
-training.reporting: progress start
-training.run: bad_steps checkpointing distributed environment kept_heap launchers loader
-    module optim progress reporting start step_callback trainer validation
-training.start: carried_state checkpointing distributed environment optim progress
-training.step_callback: bad_steps checkpointing distributed module optim progress
-    reporting signals validation
-training.trainer: distributed
+training.module: carried_state distributed optim work_clock
+training.observing: checkpointing live module progress reporting validation
+training.reporting: live progress start
+training.run: bad_steps checkpointing distributed environment kept_heap launchers live
+    loader module observing optim progress reporting signals start step_callback trainer
+    validation
+training.start: carried_state checkpointing distributed environment live optim progress
+training.step_callback: bad_steps checkpointing distributed module observing optim
+    progress reporting signals
+training.trainer: distributed fp32_products
 training.validation: checkpointing module progress reporting start
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import peers
 from benchmarks.peer_adapters import AbsentPeerError, Peer, nano_rwkv
-from benchmarks.peers import Contestant, same_loss, timed_rounds, timing_of
+from benchmarks.peer_contestants import Contestant, as_torch_multiplies
+from benchmarks.peers import same_loss, timed_rounds, timing_of
 from benchmarks.step_operators import (
     ELEMENTWISE,
     FUSED,
@@ -141,12 +142,28 @@ def test_a_peer_of_the_same_function_has_our_loss(
     assert ("ANOTHER FUNCTION" in capsys.readouterr().out) == (factor != 1)
 
 
+def test_a_peer_can_be_timed_with_the_products_of_torch_among_others(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    precision = ["medium"]
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision[-1])
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", precision.append)
+    seen: list[str] = []
+    given = Contestant("GPT", lambda: seen.append(precision[-1]), 1.0, 2)
+    alike = as_torch_multiplies(given)
+    alike.step()
+    assert seen == ["highest"]
+    assert precision[-1] == "medium"
+    assert alike.name != given.name and alike[2:] == given[2:]
+
+
 def test_peers_are_timed_in_turn_and_the_absent_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "model.py").write_text(NANO)
     sizes = [f"--{name}={value}" for name, value in SHAPE._asdict().items()]
-    rest = ["--versions=4", "--rounds=1", "--keep_heap=0", f"--nano_rwkv={tmp_path}"]
+    rest = ["--versions=4", "--rounds=1", f"--nano_rwkv={tmp_path}"]
+    rest += ["--keep_heap=0", "--products=torch"]
     picture = tmp_path / "peers.png"
     bf16 = ["--precision=bf16", "--weights=bf16", f"--picture={picture}", f"--fla={tmp_path}"]
     assert peers.main([*sizes, *rest, *bf16]) == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+PROCESSORS = Path("/proc/cpuinfo")
 # How often a thread of libgomp looks whether the others are done before it sleeps. Its default,
 # some milliseconds, takes the processor from those it waits for where another program runs too;
 # sleeping at once costs an idle machine a wake-up at every parallel loop (benchmarks/RESULTS.md).
@@ -52,6 +53,18 @@ def visible_gpus() -> list[str] | None:
     named = [word.strip() for word in given.split(",")]
     hidden = ("", "-1", "NoDevFiles", "none", "void")
     return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
+
+
+def vendor_and_family() -> tuple[str, int]:
+    """Returns a processor's maker and family as Linux names them; "" and 0 where it does not."""
+    found = {"vendor_id": "", "cpu family": "0"}
+    # One after the other; machines have one kind.
+    for line in _text(PROCESSORS).partition("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in found:
+            found[name.strip()] = value.strip()
+    family = found["cpu family"]
+    return found["vendor_id"], int(family) if family.isdigit() else 0
 
 
 def _processors_allowed() -> int:

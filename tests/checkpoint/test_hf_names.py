@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from rwkv_train.checkpoint.weights import load_weights, read_shapes
 from rwkv_train.errors import CheckpointError
 from rwkv_train.inference.loading import load_model
+from rwkv_train.models.backbone import RWKV
 from tests.models.tiny import random_tokens, tiny_model
 
 CPU = torch.device("cpu")
@@ -71,13 +72,18 @@ OUTER7 = {
 }
 
 
+def model_of(version: str) -> RWKV:
+    """Heads of 64 channels: only for these do fla and RWKV-7 give their norm the same eps."""
+    return tiny_model(version, **({"head_size": 64} if version == "7" else {}))
+
+
 def exported(version: str) -> dict[str, torch.Tensor]:
     """A tiny model as the library of its version saves it."""
     outer, inner, blocks = (
         (OUTER4, RWKV4, "rwkv.blocks") if version == "4" else (OUTER7, RWKV7, "model.layers")
     )
     found = {}
-    for name, value in tiny_model(version).state_dict().items():
+    for name, value in model_of(version).state_dict().items():
         if name in outer:
             found[outer[name]] = value
             continue
@@ -106,7 +112,7 @@ def test_an_export_computes_what_its_model_does(tmp_path: Path, version: str, en
     model = load_model(path, device=CPU, dtype=torch.float32)
     tokens = random_tokens(2, 9)
     with torch.no_grad():
-        assert torch.equal(model(tokens)[0], tiny_model(version)(tokens)[0])
+        assert torch.equal(model(tokens)[0], model_of(version)(tokens)[0])
 
 
 def test_an_export_with_a_tensor_of_unknown_meaning_is_refused(tmp_path: Path):

@@ -31,6 +31,7 @@ def test_there_are_recipes():
         "long-context",
         "lora",
         "mixture",
+        "mqar",
         "pretrain-12x768",
         "sft",
         "states",

@@ -42,7 +42,7 @@ def test_it_writes_in_the_model_s_own_format(folder: Path, capsys):
     assert said[-1].startswith("wrote x.safetensors: a plain file of weights, bf16, ")
     before, after = load_weights("m6.pth"), load_weights("x.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert Path("x.README.md").read_text().startswith("---\nlicense: unknown\n")
+    assert Path("x.safetensors.README.md").read_text().startswith("---\nlicense: unknown\n")
 
 
 @pytest.mark.parametrize(

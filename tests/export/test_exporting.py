@@ -216,10 +216,10 @@ def test_a_wrong_place_or_format_is_refused(model, tmp_path: Path, out, precisio
 
 
 def test_a_card_that_is_there_is_not_overwritten(model: SourceModel, tmp_path: Path):
-    (tmp_path / "m.README.md").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"m\.README\.md exists already"):
+    (tmp_path / "m.safetensors.README.md").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"m\.safetensors\.README\.md exists already"):
         export_model(model, SafetensorsFile(), FP32, tmp_path / "m.safetensors", check=False)
-    assert (tmp_path / "m.README.md").read_text() == "mine"
+    assert (tmp_path / "m.safetensors.README.md").read_text() == "mine"
     assert not (tmp_path / "m.safetensors").exists()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.export.model_source import read_source
 from rwkv_train.export.target import ExportOptions
 from rwkv_train.export.target_table import TARGETS
+from rwkv_train.export.targets.fla_folder import FlaFolder
+from rwkv_train.export.targets.gguf_file import GgufFile
 from rwkv_train.export.targets.package_client import package_start
 from rwkv_train.export.targets.transformers_rwkv4 import TransformersFolder
 from tests.checkout import ROOT
@@ -29,7 +33,7 @@ def code_with(word: str) -> str:
 
 
 def test_every_target_has_a_row_with_its_formats():
-    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", PAGE, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w[\w-]+)` \|(.*)$", PAGE, re.MULTILINE))
     assert rows.keys() == TARGETS.keys()
     for name, target in TARGETS.items():
         assert ", ".join(target.precisions) in rows[name]
@@ -52,5 +56,24 @@ def test_transformers_runs_as_shown(tmp_path: Path, monkeypatch, capsys):
     source = source_model("4", "random", tmp_path)
     TransformersFolder().write(source, ExportOptions("fp32"), tmp_path / "my-model")
     monkeypatch.chdir(tmp_path)
-    exec(code_with("AutoModelForCausalLM"), {})
+    exec(code_with('inputs["input_ids"]'), {})
     assert capsys.readouterr().out.startswith("User: Hello\n\nAssistant:")
+
+
+def test_rwkv7_hf_runs_as_shown(tmp_path: Path, monkeypatch, capsys):
+    pytest.importorskip("rwkv7_hf", reason="rwkv7-hf is not installed")
+    source = source_model("7", "random", tmp_path, n_embd=64, head_size=64)
+    FlaFolder().write(source, ExportOptions("fp32"), tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    exec(code_with("rwkv7_hf"), {})
+    assert capsys.readouterr().out.startswith("User: Hello\n\nAssistant:")
+
+
+def test_llama_cpp_runs_as_shown(tmp_path: Path):
+    for name in ("gguf", "xllamacpp"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    source = source_model("7", "random", tmp_path)
+    GgufFile().write(source, ExportOptions("fp32"), tmp_path / "rwkv.gguf")
+    # The server's threads would stay in this process.
+    words = [sys.executable, "-c", code_with("xllamacpp")]
+    subprocess.run(words, check=True, cwd=tmp_path, capture_output=True)

@@ -156,7 +156,7 @@ def test_the_program_uploads_what_it_wrote(hub, tmp_path: Path, monkeypatch, cap
     assert main([str(word) for word in words]) == 0
     assert hub.received == {
         "x.safetensors": (tmp_path / "x.safetensors").read_bytes(),
-        "README.md": (tmp_path / "x.README.md").read_bytes(),
+        "README.md": (tmp_path / "x.safetensors.README.md").read_bytes(),
     }
     assert capsys.readouterr().out.splitlines()[-1].startswith("uploaded: ")
 

@@ -145,7 +145,7 @@ def test_names_are_translated_back(exported):
     source, _, _ = exported["random"]
     theirs = {transformers_key(key): key for key in source.weights}
     assert "rwkv.blocks.0.attention.time_mix_receptance" in theirs and "head.weight" in theirs
-    assert list(checkpoint_keys(Path("x"), theirs, str)) == list(source.weights)
+    assert list(checkpoint_keys(Path("x"), theirs)) == list(source.weights)
 
 
 def test_other_models_are_refused(exported, tmp_path: Path):

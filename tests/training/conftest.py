@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import train
 from make_data import main as make_data
@@ -19,6 +20,14 @@ from tests.training.two_processes import command, folder, two_processes
 __all__ = ["command", "folder", "original", "place", "refused", "two_processes"]
 
 WORDS = ["the", "state", "of", "a", "network", "that", "reads", "one", "token", "after", "another"]
+
+
+@pytest.fixture(autouse=True)
+def _fp32_products_as_before() -> Iterator[None]:
+    """Undoes what a run in this process has chosen for all products, before the next test."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_chunks_change_neither_losses_nor_validation(
     assert len(found) == len(expected)
     for one, other in zip(found, expected):
         assert one.keys() == other.keys()
-        for key in one.keys() - {"tokens_per_second"}:
+        for key in one.keys() - {"tokens_per_second", "loop_share"}:
             assert one[key] == pytest.approx(other[key], rel=2e-4), (one["step"], key)
 
 

@@ -42,7 +42,9 @@ def test_a_run_ends_with_its_budget_and_leaves_the_files_people_expect(
         "grad_norm",
         "tokens",
         "tokens_per_second",
+        "loop_share",
     }
+    assert all(0 < r["loop_share"] < 1 for r in records)
     assert [r["tokens"] for r in records] == [128 * (s + 1) for s in range(12)]
     assert abs(records[0]["loss"] - math.log(257)) < 0.5
     assert load_state(out / "rwkv-final.state")["step"] == 12

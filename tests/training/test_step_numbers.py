@@ -21,7 +21,7 @@ from tests.config.resolving import MINIPILE, resolved
 def test_the_third_step_is_step_3_in_every_line(capsys: pytest.CaptureFixture[str]):
     console = Console(0, 6, bar=False)
     # Records, as lines of metrics.jsonl, count from 0.
-    step = StepRecord(2, 1.0, 1e-3, 0.0, 1.0, 96, 1.0)
+    step = StepRecord(2, 1.0, 1e-3, 0.0, 1.0, 96, 1.0, None)
     console.on_step(step, Progress())
     console.on_epoch(EpochRecord(0, 0, 1.0, step))
     console.on_bad_step(BadStepRecord(2, "loss nan", [9, 12], [], 96))

@@ -49,6 +49,20 @@ def adapter_message(path: Path) -> str:
     )
 
 
+def number_beside(path: Path, name: str) -> float | None:
+    """Returns a positive number in the config.json of weights, which may be a folder or a file.
+
+    None where there is no such setting.  Raises CheckpointError for one that is no such number.
+    """
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    number = _read(config).get(name) if config.is_file() else None
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < 1e9:
+        raise CheckpointError(f"{config}: {name} is {number!r}, expected a positive number")
+    return float(number)
+
+
 def _shards(index: Path) -> list[Path]:
     places = _read(index).get("weight_map")
     if not isinstance(places, dict) or not places:

@@ -47,6 +47,9 @@ _FORMATS = {
     "BF16": torch.bfloat16,
 }
 
+# web-rwkv's weights and states are safetensors by other names.
+_SAFETENSORS = (".safetensors", ".st", ".state")
+
 _Entry = TypeVar("_Entry")
 
 
@@ -97,8 +100,8 @@ def save_weights(
 
     about: plain values that `read_about` gives back; other readers of a .pth do not see them.
     `path` either holds the complete new file afterwards or what it held before. A name ending in
-    .safetensors is written in that format. Raises CheckpointError when a value is not finite or
-    the file cannot be written; nothing is left behind then.
+    .safetensors, or as web-rwkv's files do, is written in that format. Raises CheckpointError when
+    a value is not finite or the file cannot be written; nothing is left behind then.
     """
     path = Path(path)
     # A clone owns exactly its own storage: torch.save would write all of a view's storage.
@@ -111,7 +114,7 @@ def save_weights(
     require_space(path, tensors)
     try:
         with replacing(path) as partial:
-            _write(partial, tensors, safetensors=path.suffix == ".safetensors")
+            _write(partial, tensors, safetensors=path.suffix in _SAFETENSORS)
             if about is not None:
                 write_about(partial, about)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -228,7 +231,7 @@ def _clean(path: Path, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for key, value in entries.items()
         if key.split(".")[-1] not in ("copy_mask", "tiny_mask")
     }
-    return checkpoint_keys(path, without_wrappers(path, kept), Tensor.t)
+    return checkpoint_keys(path, without_wrappers(path, kept))
 
 
 def _require_model(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rwkv_train.command_line import let_readers_leave, printed_status, program
 from rwkv_train.data.make_data_flags import HOW_MUCH, TOOLS, parse, parse_tool
+from rwkv_train.data.synthetic.command import is_synthetic, make
 from rwkv_train.errors import DataError, TrainerError
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             let_readers_leave()
             run_tool(parse_tool(argv))
             return printed_status()
+        if is_synthetic(argv):
+            print(make(argv))
+            return 0
         run_conversion(parse(argv))
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)

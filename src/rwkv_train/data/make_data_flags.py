@@ -18,6 +18,8 @@ data that is already made:
   make_data.py --inspect PREFIX          what is in it: header, counts, lengths, documents, manifest
   make_data.py --verify PREFIX           reads all of it and checks digests, index, ids, round trip
   make_data.py --merge A B -o PREFIX     joins data, or the parts that --worker made
+data that needs no text, for tests of recall:
+  make_data.py --synthetic mqar -o PREFIX      (or needle)
 (docs/data.md says more; each has its own --help)
 """
 TOOLS = ("--inspect", "--verify_pair", "--merge")

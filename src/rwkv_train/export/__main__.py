@@ -7,7 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_train.command_line import OneLineParser, invoked_name, path_argument, program
+from rwkv_train.command_line import (
+    OneLineParser,
+    invoked_name,
+    path_argument,
+    printed_status,
+    program,
+)
 from rwkv_train.errors import ConfigError, TrainerError
 from rwkv_train.processors import prepare_threads
 
@@ -16,8 +22,12 @@ TARGET_WORDS = {
     "pth": "RWKV-LM, pip's rwkv, RWKV Runner",
     "safetensors": "a plain file of weights",
     "transformers": "RWKV-4: transformers' RwkvForCausalLM",
+    "fla": "RWKV-6, 7: flash-linear-attention",
+    "rwkv7-hf": "RWKV-7: rwkv7-hf, the same folder",
+    "gguf": "RWKV-6, 7: llama.cpp, Ollama",
+    "web-rwkv": "web-rwkv and Ai00, .st",
 }
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "q8_0")
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -48,7 +58,8 @@ def export_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="of the numbers written; auto: the model's own",
+        help="of the numbers written, q8_0 for gguf only; auto: the model's own, or the only one "
+        "that the target has",
     )
     add("--lora", type=path_argument, metavar="FILE", help="adapter to merge into the model")
     add(
@@ -64,6 +75,12 @@ def export_parser() -> argparse.ArgumentParser:
         help="world, bytes, a tokenizer.json or a vocabulary as .txt; else the run's own",
     )
     add(
+        "--gguf_eot",
+        metavar="ID",
+        help="for gguf: the token at which llama.cpp also ends an answer, or none (default 261, a "
+        "blank line, for the World vocabulary, as all published files have it)",
+    )
+    add(
         "--check",
         type=int,
         choices=(0, 1),
@@ -76,7 +93,7 @@ def export_parser() -> argparse.ArgumentParser:
         type=int,
         choices=(0, 1),
         default=1,
-        help="write a model card with the facts of the run: README.md in a folder, NAME.README.md "
+        help="write a model card with the facts of the run: README.md in a folder, FILE.README.md "
         "next to a file (default 1)",
     )
     _add_hub_flags(p)
@@ -110,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print()
         # As shells report a program ended by Ctrl-C: 128 + SIGINT.
         return 130
-    return 0
+    return printed_status()
 
 
 def _export(a: argparse.Namespace) -> None:
@@ -123,8 +140,10 @@ def _export(a: argparse.Namespace) -> None:
     from rwkv_train.export.target_table import target_named
 
     target, out = target_named(a.to), Path(a.output)
+    if a.gguf_eot is not None and target.name != "gguf":
+        raise ConfigError(f"--gguf_eot {a.gguf_eot} is for --to gguf only; leave it out")
     # Before gigabytes are read in vain.
-    require_free(out, target)
+    require_free(out, target, card=bool(a.card))
     if a.hub_push:
         require_hub(a.hub_push, agreed=a.yes)
     elif a.yes or a.hub_public:
@@ -138,9 +157,11 @@ def _export(a: argparse.Namespace) -> None:
         load_states=None if a.load_states is None else Path(a.load_states),
     )
     precision = precision_of(model.dtype) if a.precision == "auto" else a.precision
+    if a.precision == "auto" and len(target.precisions) == 1:
+        (precision,) = target.precisions
     print(f"{a.load_model}: {model.in_words()}")
-    card = bool(a.card)
-    export_model(model, target, ExportOptions(precision), out, check=bool(a.check), card=card)
+    card, options = bool(a.card), ExportOptions(precision, a.gguf_eot)
+    export_model(model, target, options, out, check=bool(a.check), card=card)
     if a.hub_push:
         uploads = uploads_of(out, card_path(out) if card else None)
         push_uploads(uploads, a.hub_push, out=out, private=not a.hub_public, agreed=a.yes)

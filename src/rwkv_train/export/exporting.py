@@ -35,7 +35,7 @@ def export_model(
     is not the model; nothing is left behind then.
     """
     require_expressible(model, target, options)
-    require_free(out, target)
+    require_free(out, target, card=card)
     folder = partial_path(out)
     folder.mkdir()
     try:
@@ -62,7 +62,7 @@ def export_model(
 
 def card_path(out: Path) -> Path:
     """Returns the path of an export's model card: README.md in a folder, else next to the file."""
-    return out / "README.md" if out.is_dir() else out.with_suffix(".README.md")
+    return out / "README.md" if out.is_dir() else out.with_name(f"{out.name}.README.md")
 
 
 def require_expressible(model: SourceModel, target: ExportTarget, options: ExportOptions) -> None:
@@ -77,7 +77,7 @@ def require_expressible(model: SourceModel, target: ExportTarget, options: Expor
         raise ConfigError(f"{model.path} cannot be exported --to {target.name}: {reason}")
 
 
-def require_free(out: Path, target: ExportTarget) -> None:
+def require_free(out: Path, target: ExportTarget, *, card: bool = True) -> None:
     """Raises CheckpointError when `out` cannot be made, ConfigError when its name is wrong."""
     if target.suffix and out.suffix != target.suffix:
         raise ConfigError(
@@ -86,6 +86,11 @@ def require_free(out: Path, target: ExportTarget) -> None:
         )
     if out.exists() or out.is_symlink():
         raise CheckpointError(f"{out} exists already; remove it yourself or choose another name")
+    if card and target.suffix and card_path(out).exists():
+        raise CheckpointError(
+            f"{card_path(out)} exists already, where the model card of {out.name} would be; remove "
+            "it yourself or choose another name"
+        )
     if not out.parent.is_dir():
         raise CheckpointError(f"{out.parent} is no folder; create it or choose another name")
 

@@ -31,9 +31,11 @@ class ExportOptions:
     """Choices of the command line; a target that has no use for one given refuses it.
 
     precision: of the numbers written: fp32, bf16, fp16, or a quantised format of the target's own.
+    gguf_eot: the token at which llama.cpp also ends an answer, or "none"; None: by the vocabulary.
     """
 
     precision: str
+    gguf_eot: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from rwkv_train.errors import ConfigError
 from rwkv_train.export.target import ExportTarget
+from rwkv_train.export.targets.fla_folder import FlaFolder, Rwkv7HfFolder
+from rwkv_train.export.targets.gguf_file import GgufFile
 from rwkv_train.export.targets.plain_weights import PthFile, SafetensorsFile
 from rwkv_train.export.targets.transformers_rwkv4 import TransformersFolder
+from rwkv_train.export.targets.web_rwkv_file import WebRwkvFile
 
-_ALL: tuple[ExportTarget, ...] = (PthFile(), SafetensorsFile(), TransformersFolder())
+_ALL: tuple[ExportTarget, ...] = (
+    PthFile(),
+    SafetensorsFile(),
+    TransformersFolder(),
+    FlaFolder(),
+    Rwkv7HfFolder(),
+    GgufFile(),
+    WebRwkvFile(),
+)
 TARGETS: dict[str, ExportTarget] = {target.name: target for target in _ALL}
 
 

@@ -19,6 +19,7 @@ from rwkv_train.training.carried_state import CarriedStates
 from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.optim.master_weights import round_weights
 from rwkv_train.training.optim.optimizer import build_optimizer, clip_gradients
+from rwkv_train.training.work_clock import WorkClock
 
 
 class TrainingModule(pl.LightningModule):
@@ -48,6 +49,7 @@ class TrainingModule(pl.LightningModule):
         self._counts = False
         self._fault: str | None = None
         self.stop_requested = False
+        self._work = WorkClock()
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> int | None:
         """Returns -1 to end the run here, on every rank; Lightning's convention."""
@@ -57,17 +59,25 @@ class TrainingModule(pl.LightningModule):
         """Returns the mean of weight times cross entropy over the tokens of one micro batch."""
         # Kept, not raised: the other ranks would wait for this one in the gradients' reduction.
         self._fault = self._fault or next(filter(None, batch.faults), None)
+        self._work.begin()
         loss, state = self.model.loss_and_state(
             batch.tokens,
             Targets(batch.targets, batch.mask, batch.tokens.numel(), self._hardware.head_chunk),
             state=self.carried.load(batch),
             reset=batch.reset,
         )
+        self._work.end()
         self.carried.store(batch, state)
         # Detached and on its device: reading the value here would wait for the GPU.
         self._micro_batches.append((loss.detach(), batch.numbers))
         self._counts |= batch.counts
         return loss
+
+    def backward(self, loss: Tensor, *_: Any, **options: Any) -> None:
+        """Computes the gradients; DeepSpeed's engine does so by itself."""
+        self._work.begin()
+        loss.backward(**options)  # type: ignore[no-untyped-call]  # torch's own
+        self._work.end()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns the optimizer over RWKV's parameter groups; rounds the weights if it is to."""
@@ -83,13 +93,37 @@ class TrainingModule(pl.LightningModule):
         if zero_engine(self.trainer.strategy) is not None:
             # DeepSpeed's engine measures and clips itself, and the veto decides inside it.
             return
+        self._work.begin()
         norm = clip_gradients(self.trainer.optimizers[0], self._optim.grad_clip)
+        self._work.end()
         if not self._allows_step(norm):
             # Zeros would not do: without gradients the optimizers change nothing, no weight, no
             # moment and no step count; with zeros decay and moments would act.
             for group in self._groups:
                 for parameter in group.parameters:
                     parameter.grad = None
+        # The update follows at once, and ends with Lightning's call below.
+        self._work.begin()
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Calls the optimizer, inside of which Lightning asks for gradients and clipping."""
+        super().optimizer_step(*arguments, **options)
+        self._work.end()
+
+    def optimizer_zero_grad(self, *arguments: Any, **options: Any) -> None:
+        """Releases the gradients of the step before."""
+        self._work.begin()
+        super().optimizer_zero_grad(*arguments, **options)
+        self._work.end()
+
+    def loop_share(self, seconds: float) -> float | None:
+        """Returns the share of a step's `seconds` that was not the model's work; None: unknown.
+
+        On a GPU the host runs ahead, and DeepSpeed's engine is not seen from here.
+        """
+        if self._hardware.accelerator == "gpu" or zero_engine(self.trainer.strategy) is not None:
+            return None
+        return 1 - self._work.seconds / max(seconds, 1e-9)
 
     def step_loss(self) -> Tensor:
         """Returns this rank's mean loss over the micro batches of the current step, on its device.
@@ -110,6 +144,7 @@ class TrainingModule(pl.LightningModule):
         """Forgets what was kept of the step before."""
         self._micro_batches.clear()
         self._counts = False
+        self._work.reset()
         self.carried.begin_step()
 
     def data_fault(self) -> DataError | None:

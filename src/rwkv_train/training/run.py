@@ -30,14 +30,17 @@ from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_c
 from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.kept_heap import keep_heap
 from rwkv_train.training.launchers.launch import Launch
+from rwkv_train.training.live.live_questions import LiveQuestions
 from rwkv_train.training.loader import RunData
 from rwkv_train.training.module import TrainingModule
+from rwkv_train.training.observing import Observer
 from rwkv_train.training.optim.freeze import describe_trained, freeze_all_but
 from rwkv_train.training.optim.schedule import make_schedule
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.final_weights import publish_final
@@ -76,8 +79,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
-    set_up_torch(config.hardware)
-    heap = _heap(config)
+    machine = [*set_up_torch(config.hardware), *_heap(config)]
     model, base = make_model(config, point)
     groups = _groups(model, config)
     # Before the strategy wraps the model: DDP and DeepSpeed take what learns at that moment.
@@ -89,7 +91,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     )
     reporters: list[Reporter] = []
     if is_rank_zero():
-        _print_header(prepared, beginning, ranks.launch, model, groups, heap)
+        _print_header(prepared, beginning, ranks.launch, model, groups, machine)
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
@@ -145,6 +147,9 @@ def _callback(
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
     conventions = VERSIONS[config.model.rwkv_version].conventions
+    stop = StopRequest()
+    questions = LiveQuestions(config, prepared.live, lambda: stop.received is not None)
+    validator = Validator(config, prepared.samples.held_out)
     return StepCallback(
         config,
         beginning.length,
@@ -155,8 +160,9 @@ def _callback(
         veto=veto,
         saver=saver,
         recovery=recovery,
-        validator=Validator(config, prepared.samples.held_out),
+        observer=Observer(config, validator, questions, saver),
         reporters=reporters,
+        stop=stop,
     )
 
 
@@ -201,7 +207,7 @@ def _print_header(
     launch: Launch,
     model: RWKV,
     groups: list[ParameterGroup],
-    heap: list[tuple[str, str]],
+    machine: list[tuple[str, str]],
 ) -> None:
     config, samples = prepared.config, prepared.samples
     point, progress, length = beginning
@@ -216,13 +222,14 @@ def _print_header(
         groups=groups,
         held_out=[(source.name, len(source.dataset)) for source in samples.held_out],
         changes=[change.text for change in prepared.point.changes],
-        operators=[*describe_operators(prepared.operators, config.hardware.accelerator), *heap],
+        operators=[*describe_operators(prepared.operators, config.hardware.accelerator), *machine],
         notes=[
             *launch.notes,
             *prepared.derived,
             *bf16_notes(config.hardware),
             *learns,
             *samples.notes,
+            *prepared.live.notes(),
             *point.notes,
         ],
     )

@@ -14,6 +14,7 @@ from pytorch_lightning.strategies.strategy import Strategy
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware
 from rwkv_train.processors import usable_processors
 from rwkv_train.training.distributed.strategy import ZERO_STAGES
+from rwkv_train.training.fp32_products import choose_fp32_products
 
 LIGHTNING_PRECISION: Mapping[str, Literal[32, 16, "bf16"]] = {
     "fp32": 32,
@@ -62,12 +63,18 @@ def build_trainer(
     )
 
 
-def set_up_torch(hardware: ResolvedHardware) -> None:
-    """Sets precision of fp32 products and the number of threads of this process."""
+def set_up_torch(hardware: ResolvedHardware) -> list[tuple[str, str]]:
+    """Sets who computes fp32 products, how exactly, and the number of threads of this process.
+
+    Returns the header's lines about it.
+    """
     if hardware.accelerator == "gpu":
         # RWKV-LM: TF32 everywhere but in fp32 mode.
         torch.set_float32_matmul_precision("highest" if hardware.precision == "fp32" else "high")
         torch.backends.cudnn.benchmark = True
-    elif hardware.devices > 1:
+        return []
+    if hardware.devices > 1:
         # Each process would otherwise start a thread per core.
         torch.set_num_threads(max(1, usable_processors() // hardware.devices))
+    chosen = choose_fp32_products()
+    return [] if chosen is None else [("products", chosen)]

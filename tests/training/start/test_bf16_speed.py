@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from rwkv_train.training.start import bf16_speed
-from rwkv_train.training.trainer import set_up_torch
 
 
 @pytest.mark.parametrize(
@@ -48,8 +47,3 @@ def test_the_measurement_is_a_ratio_of_times_and_draws_no_random_number(monkeypa
     monkeypatch.setattr(bf16_speed, "_seconds", seconds)
     assert bf16_speed.bf16_speed() == 3.0
     assert dtypes == [torch.float32] * 4 + [torch.bfloat16] * 4
-
-
-def test_products_in_fp32_stay_fp32_on_a_cpu():
-    set_up_torch(SimpleNamespace(accelerator="cpu", precision="fp32", devices=1))
-    assert torch.get_float32_matmul_precision() == "highest"

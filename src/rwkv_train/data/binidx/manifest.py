@@ -68,6 +68,12 @@ class Manifest:
     supervised_tokens: int | None = None
     """tokens whose weight in the loss mask is not 0; None: no loss mask"""
 
+    @property
+    def row_tokens(self) -> int | None:
+        """Length of all documents of data that was made in rows; None: they have any length."""
+        tokens = self.made_from.get("row_tokens")
+        return tokens if isinstance(tokens, int) and tokens > 0 else None
+
 
 def manifest_path(prefix: str | Path) -> Path:
     """Returns PREFIX.manifest.json."""

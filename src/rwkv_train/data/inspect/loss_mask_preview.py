@@ -83,4 +83,6 @@ def _shortened(ids: npt.NDArray[np.integer], tokenizer: Tokenizer) -> str:
 def _visible(ids: npt.NDArray[np.integer], tokenizer: Tokenizer) -> str:
     """Returns the text with its newlines written out."""
     text = repr(tokenizer.decode(ids.tolist()))[1:-1].replace("\\'", "'")
-    return text + "<0>" * int((ids == END_OF_DOCUMENT).sum())
+    # Where 0 is a token like any other, the text shows it.
+    ends = 0 if tokenizer.end_of_document is None else int((ids == END_OF_DOCUMENT).sum())
+    return text + ("<0>" * ends if ends <= 3 else f"<0> x {ends}")

@@ -50,6 +50,17 @@ class Batch(NamedTuple):
     position: int
     counts: bool = True
 
+    def to(self, device: torch.device) -> Batch:
+        """Returns the batch on `device`; Lightning calls for it, and would search all fields."""
+        if device.type == "cpu":
+            return self
+        parts: list[Any] = [
+            # As Lightning does it: the host need not wait for the copy of pinned memory.
+            part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
+            for part in self
+        ]
+        return Batch(*parts)
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stacks samples of equal length and position into one batch.

@@ -149,16 +149,20 @@ class ValidationDataset(Dataset[Sample]):
         return Sample(tokens[:-1], tokens[1:], mask, reset, number=index)
 
 
-def evenly_spread_samples(tokens: int, ctx_len: int, count: int) -> list[int]:
+def evenly_spread_samples(
+    tokens: int, ctx_len: int, count: int, row_tokens: int | None = None
+) -> list[int]:
     """Returns the first tokens of `count` samples in equal distances from start to end.
 
+    row_tokens: of data in rows of one length, with which samples begin then; None: anywhere.
     Samples share no input token unless count * ctx_len exceeds the data. Raises DataError when the
     data is too short for a single sample of ctx_len + 1 tokens.
     """
     _check_one_sample_fits(tokens, ctx_len)
     assert count >= 1, f"count {count}"
-    last = tokens - 1 - ctx_len
-    return [i * last // max(count - 1, 1) for i in range(count)]
+    unit = row_tokens or 1
+    last = (tokens - 1 - ctx_len) // unit
+    return [i * last // max(count - 1, 1) * unit for i in range(count)]
 
 
 def target_weights(loss_mask: LossMask, offset: int, ctx_len: int) -> npt.NDArray[np.uint8]:

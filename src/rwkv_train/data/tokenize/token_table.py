@@ -79,6 +79,11 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
     return tokens
 
 
+def by_id(tokens: dict[int, bytes], size: int) -> list[bytes]:
+    """Returns [size] bytes by id, empty for an id that is not in the vocabulary."""
+    return [tokens.get(number, b"") for number in range(size)]
+
+
 def in_vocabulary(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.integer]:
     """Returns the ids as an array; DataError for one that is negative or not below vocab_size."""
     numbers = np.asarray(ids if isinstance(ids, (array, list)) else list(ids))

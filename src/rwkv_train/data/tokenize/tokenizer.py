@@ -10,20 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rwkv_train.data.tokenize import numbers
 from rwkv_train.data.tokenize.added_space import without_added_space
+from rwkv_train.data.tokenize.json_separator import check_separator
 from rwkv_train.data.tokenize.token_table import (
     TokenTable,
+    by_id,
     in_vocabulary,
     is_vocabulary,
     read_vocabulary,
 )
 from rwkv_train.data.tokenize.tokenizer_files import definition_in
 from rwkv_train.errors import DataError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as LibraryTokenizer
 
 END_OF_DOCUMENT = 0
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
@@ -119,7 +118,7 @@ class WorldTokenizer(Tokenizer):
         import pyrwkv_tokenizer
 
         (path,) = Path(pyrwkv_tokenizer.__path__[0]).glob("rwkv_vocab_*.txt")
-        return _by_id(read_vocabulary(path), self.vocab_size)
+        return by_id(read_vocabulary(path), self.vocab_size)
 
 
 class VocabularyTokenizer(Tokenizer):
@@ -138,7 +137,7 @@ class VocabularyTokenizer(Tokenizer):
         if missing:
             raise DataError(f"{path} has no token for the single byte 0x{missing[0]:02x}")
         self.vocab_size = max(tokens) + 1
-        self._tokens = _by_id(tokens, self.vocab_size)
+        self._tokens = by_id(tokens, self.vocab_size)
         # Lengths of tokens by their first byte, longest first.
         self._lengths = [
             sorted({len(token) for token in self._ids if token[0] == byte}, reverse=True)
@@ -187,6 +186,21 @@ class BytesTokenizer(Tokenizer):
         return TokenTable([b"", *(bytes([byte]) for byte in range(256))])
 
 
+class NumbersTokenizer(Tokenizer):
+    """Ids written as numbers; id 0 is a token like any other, and texts have no end."""
+
+    end_of_document = None
+
+    def __init__(self, vocab_size: int) -> None:
+        self.name, self.vocab_size = numbers.numbers_name(vocab_size), vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        return numbers.numbers_in(text, self.vocab_size)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return numbers.written_numbers(ids, self.vocab_size)
+
+
 class JsonTokenizer(Tokenizer):
     """A tokenizer.json of the `tokenizers` library, for example the 20B one of RWKV-4.
 
@@ -215,7 +229,7 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer.encode_special_tokens = True
         # Ids may have gaps, so that their number may be less than the rows they need.
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=0) + 1
-        _check_separator(self._tokenizer, path)
+        check_separator(self._tokenizer, path, END_OF_DOCUMENT)
         self._continuation = None if definition else without_added_space(self._tokenizer.to_str())
         self.adds_space = self._continuation is not None
 
@@ -238,9 +252,9 @@ class JsonTokenizer(Tokenizer):
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        numbers = in_vocabulary(ids, self.vocab_size)
+        known = in_vocabulary(ids, self.vocab_size)
         # The library would write the text of token 0 out, or drop all special tokens with it.
-        kept = numbers[numbers != END_OF_DOCUMENT].tolist()
+        kept = known[known != END_OF_DOCUMENT].tolist()
         return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
 
     def normalize(self, text: str) -> str:
@@ -251,13 +265,16 @@ class JsonTokenizer(Tokenizer):
 def load_tokenizer(name: str) -> Tokenizer:
     """Returns the tokenizer of that name.
 
-    name: "world", "bytes", or the path of a tokenizer.json, of a vocabulary in the format of
-    World's, or of a folder with either. World's own vocabulary is "world". Raises DataError.
+    name: "world", "bytes", "numbers:SIZE", or the path of a tokenizer.json, of a vocabulary in the
+    format of World's, or of a folder with either. World's own is "world". Raises DataError.
     """
     if name == "world":
         return WorldTokenizer()
     if name == "bytes":
         return BytesTokenizer()
+    size = numbers.vocab_size_in(name)
+    if size is not None:
+        return NumbersTokenizer(size)
     path = definition_in(Path(name)) if Path(name).is_dir() else Path(name)
     if not path.is_file():
         raise DataError(
@@ -271,26 +288,11 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     world, found = WorldTokenizer(), VocabularyTokenizer(path)
     # Under one name, so that data and models that were made with either fit together.
-    same = _by_id(read_vocabulary(path), world.vocab_size) == world.token_bytes()
+    same = by_id(read_vocabulary(path), world.vocab_size) == world.token_bytes()
     return world if same else found
-
-
-def _by_id(tokens: dict[int, bytes], size: int) -> list[bytes]:
-    return [tokens.get(number, b"") for number in range(size)]
 
 
 def _lone_surrogate(error: UnicodeEncodeError) -> DataError:
     return DataError(
         f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot store"
     )
-
-
-def _check_separator(tokenizer: LibraryTokenizer, path: Path) -> None:
-    """Raises DataError unless id 0 is unused or a special token."""
-    token = tokenizer.id_to_token(END_OF_DOCUMENT)
-    added = tokenizer.get_added_tokens_decoder().get(END_OF_DOCUMENT)
-    if token is not None and (added is None or not added.special):
-        raise DataError(
-            f"id 0 of {path} is the ordinary token {token!r}; RWKV puts 0 between documents, so id "
-            "0 must be a special token such as <|endoftext|>: use another tokenizer"
-        )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 
 from tqdm import tqdm
 
+from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
@@ -43,12 +45,15 @@ class Console(Reporter):
         self._total = total_steps
         self._empty_steps = 0
         self._speed = 0.0
+        self._loop_shares: list[float] = []
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
         """Moves the bar."""
         # Averaged for the eye; metrics.jsonl has every step's own rate.
         keep = 0.9 if self._speed else 0.0
         self._speed = keep * self._speed + (1 - keep) * record.tokens_per_second
+        if record.loop_share is not None:
+            self._loop_shares.append(record.loop_share)
         self._bar.set_postfix_str(
             f"loss {progress.epoch_loss:.4f}, lr {record.lr:.3g}, {self._speed / 1000:.2f} kt/s",
             refresh=False,
@@ -58,10 +63,14 @@ class Console(Reporter):
     def on_epoch(self, record: EpochRecord) -> None:
         """Prints a line that stays."""
         total = f"/{self._total}" if self._total else ""
+        # The middle one: a step that waits for the disk is not what the loop costs.
+        shares = self._loop_shares
+        loop = f", loop {statistics.median(shares):.1%} of a step" if shares else ""
+        shares.clear()
         self._say(
             f"mini-epoch {record.epoch}: step {record.last.step + 1}{total}, "
             f"loss {record.mean_loss:.4f}, lr {record.last.lr:.3g}, "
-            f"{record.last.tokens:,} tokens, {self._speed / 1000:.2f} kt/s"
+            f"{record.last.tokens:,} tokens, {self._speed / 1000:.2f} kt/s{loop}"
         )
 
     def on_bad_step(self, record: BadStepRecord) -> None:
@@ -110,6 +119,33 @@ class Console(Reporter):
                 + ", ".join(f"{name} {loss:.4f}" for name, loss in record.by_source.items())
             )
 
+    def on_tasks(self, record: TaskRecord) -> None:
+        """Prints the figures, a line a task, on lines that stay."""
+        self._say(f"tasks after step {record.step + 1}:")
+        for name, figures in record.tasks.items():
+            shown = (
+                f"{metric} {value:.4g}"
+                + (f" ± {error:.2g}" if (error := figures.get(f"{metric}_stderr")) else "")
+                for metric, value in figures.items()
+                if not metric.endswith("_stderr")
+            )
+            self._say(f"  {name}: {', '.join(shown)}")
+
+    def on_samples(self, record: SampleRecord) -> None:
+        """Prints the texts on lines that stay, and says loudly when the logits disagree."""
+        for number, sample in enumerate(record.samples, 1):
+            of = f" {number} of {len(record.samples)}" if len(record.samples) > 1 else ""
+            self._say(f"--- sample{of} after step {record.step + 1}")
+            self._say(_visible(sample.prompt + sample.text))
+        self._say("---")
+        if not record.agrees:
+            self._say(
+                "WARNING: the model says something else token by token than all at once: their "
+                f"logits differ by {record.logit_difference:.2g} of their size, where rounding "
+                f"explains {record.logit_limit:.2g}; what is trained is not what will be used. "
+                "Compare with --wkv_backend reference"
+            )
+
     def on_save_postponed(self, step: int) -> None:
         """Prints a line that stays."""
         self._say(f"the save after step {step} waits until steps are good again")
@@ -131,3 +167,9 @@ class Console(Reporter):
         # Else the line would be written into the bar.
         with self._bar.external_write_mode(file=sys.stdout):
             print(line, flush=True)
+
+
+def _visible(text: str) -> str:
+    """Returns a text without what would move the cursor or colour the screen."""
+    lost = "\N{REPLACEMENT CHARACTER}"
+    return "".join(c if c.isprintable() or c in "\n\t" else lost for c in text)

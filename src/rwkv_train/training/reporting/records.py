@@ -13,7 +13,9 @@ class StepRecord:
     """The figures of one optimizer step; one line of metrics.jsonl.
 
     step counts from 0; loss is the mean over the step's global batch before the update; grad_norm
-    is the global L2 norm before clipping; tokens were seen after the step.
+    is the global L2 norm before clipping; tokens were seen after the step; loop_share is the share
+    of the step's time that was neither forward, backward, norm, update nor the gradients' release,
+    None where the host runs ahead of a card.
     """
 
     step: int
@@ -23,6 +25,7 @@ class StepRecord:
     grad_norm: float
     tokens: int
     tokens_per_second: float
+    loop_share: float | None
 
 
 @dataclass(frozen=True)

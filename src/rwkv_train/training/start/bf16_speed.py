@@ -3,9 +3,7 @@
 Without units for it torch computes bf16 products many times slower than fp32 ones; with them
 several times faster. fp32 is the precision of a CPU unless another is asked for, and what is asked
 for is obeyed: only people are told. So nothing that is learnt depends on a clock, and a run resumes
-as it began. For the same reason fp32 products are what torch takes by itself, exact fp32: its
-precision "medium" is bf16 on some processors, and was not faster where it is exact
-(benchmarks/RESULTS.md).
+as it began.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_mani
 from rwkv_train.data.samples.document_starts import DocumentStarts, document_starts
 from rwkv_train.data.samples.token_sources import Source, open_source, pairs_of
 from rwkv_train.data.sampling.held_out import HeldOut, hold_out
+from rwkv_train.errors import DataError
 
 
 class DataFiles(NamedTuple):
@@ -68,6 +69,24 @@ def open_files(name: str, data_type: str, data: DataConfig) -> DataFiles:
         return DataFiles(name, source, manifest, None, promised, starts)
     mask = find_mask(manifest_prefix(name), pairs_of(source), manifest)
     return DataFiles(name, source, manifest, mask, mask is not None, starts)
+
+
+def row_tokens(files: DataFiles) -> int | None:
+    """Returns the length of the rows that the data is made of; None: it is running text."""
+    return None if files.manifest is None else files.manifest.row_tokens
+
+
+def require_whole_rows(files: DataFiles, ctx_len: int, flag: str) -> None:
+    """Raises DataError when samples of ctx_len tokens, given by `flag`, would cut the rows.
+
+    A question would be asked without what it asks for.
+    """
+    length = row_tokens(files)
+    if length is not None and ctx_len % length:
+        raise DataError(
+            f"{files.name} is made of rows of {length} tokens, which samples of --{flag} "
+            f"{ctx_len} would cut; use --{flag} {length}"
+        )
 
 
 def _held_out_slots(data: DataConfig, tokens: int) -> HeldOut | None:

@@ -16,7 +16,13 @@ from rwkv_train.data.sampling.mixture import Mixture
 from rwkv_train.data.sampling.sample_order import Permutation, RandomStarts, SampleOrder
 from rwkv_train.data.tokenize.tokenizer import load_tokenizer
 from rwkv_train.errors import DataError
-from rwkv_train.training.start.data_files import DataFiles, OpenedData, open_files
+from rwkv_train.training.start.data_files import (
+    DataFiles,
+    OpenedData,
+    open_files,
+    require_whole_rows,
+    row_tokens,
+)
 from rwkv_train.training.start.data_identity import DataIdentity, TrainingData, identify
 
 
@@ -74,8 +80,10 @@ def open_samples(config: ResolvedConfig, opened: OpenedData) -> RunSamples:
         try:
             files = open_files(data.val_data_file, "binidx", data)
             _require_same_tokenizer(opened.parts[0], files)
-            tokens = files.source.tokens
-            offsets = evenly_spread_samples(tokens, data.val_ctx_len, data.val_samples)
+            require_whole_rows(files, data.val_ctx_len, "val_ctx_len")
+            offsets = evenly_spread_samples(
+                files.source.tokens, data.val_ctx_len, data.val_samples, row_tokens(files)
+            )
             held_out = _held_out(files, offsets, config, notes)
         except DataError as error:
             raise DataError(f"--val_data_file {data.val_data_file}: {error}") from error
@@ -87,7 +95,13 @@ def _training(
     config: ResolvedConfig, files: DataFiles, prime: int | None, held_out: HeldOut | None = None
 ) -> TokenDataset:
     data = config.data
+    require_whole_rows(files, data.ctx_len, "ctx_len")
     order: SampleOrder = RandomStarts(config.train.random_seed)
+    if row_tokens(files) and (data.sampling == "random" or data.sample_offset % data.ctx_len):
+        raise DataError(
+            f"{files.name} is made of rows, of which --sampling random and --sample_offset would "
+            "read parts; leave them out"
+        )
     if data.sampling != "random":
         assert prime is not None, "permutation sampling needs a prime"
         order = Permutation(prime, data.sample_offset, held_out)
