@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import re
 import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -79,6 +81,12 @@ def peak_bytes(device: torch.device) -> int:
     """Returns the most bytes that this process has held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: on Linux it begins with what the parent held, and would hide the growth.
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if found is not None:
+            return 1024 * int(found.group(1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
