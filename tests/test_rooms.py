@@ -71,6 +71,7 @@ export.tokenizer_folder: model_source world_definition
 export.verification: model_source reference_logits target
 inference.__main__: generating model_flags prompt_file
 inference.chat: engine model_flags sampling writing writing_together
+inference.embed: engine model_flags
 inference.generate: engine writing writing_together
 inference.generating: engine model_flags sampling speed writing writing_together
 inference.model_flags: machine opening sampling

@@ -29,6 +29,7 @@ COMMANDS = (
     "rwkv-generate",
     "rwkv-chat",
     "rwkv-serve",
+    "rwkv-embed",
     "rwkv-eval",
     "rwkv-export",
 )
