@@ -6,6 +6,7 @@ from rwkv_train.errors import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+WEIGHTS = ("float", "int8")
 
 
 def device_and_precision(device: str, precision: str) -> tuple[str, str]:
