@@ -26,67 +26,61 @@ RWKV_INLINE Vec<float> load_wide(const int8_t* from) {
 }
 using rwkv::load_wide;
 
-// sum[r][b] += one vector of row r times that of x[b], both at k.
-template <typename E, int kRows, int kBatch>
-RWKV_INLINE void add_products(const Matvec& p, const E* weight, int64_t k,
-                              Vec<float> (*sum)[kBatch]) {
-  Vec<float> x[kBatch];
-  for (int b = 0; b < kBatch; ++b) x[b] = load<float>(p.x + b * p.inputs + k);
-  for (int r = 0; r < kRows; ++r) {
-    const Vec<float> w = load_wide(weight + r * p.inputs + k);
-    for (int b = 0; b < kBatch; ++b) sum[r][b] += w * x[b];
-  }
-}
+// Vectors whose sums stay in registers while a row is read; more take turns, row by row, for which
+// the row is still in the first-level cache.
+constexpr int kTogether = 4;
+// Sums of one product, which would wait for one another if they were one.
+constexpr int kSums = 4;
+// Bytes between what is read and what is asked for: rows follow one another in memory, and the
+// processor by itself does not ask far enough ahead.
+constexpr int64_t kAhead = 8192;
 
-// kRows rows of the weight times all vectors. Every sum has a register for itself and one order,
-// whatever kRows and kBatch are: a vector's result does not depend on the company it is in.
-template <typename E, int kRows, int kBatch>
-RWKV_INLINE void multiply_rows(const Matvec& p, const E* weight, int64_t first) {
-  constexpr int L = kLanes<float>, kLine = std::max<int>(64 / sizeof(E), L);
+// Row n of the weight times vectors [first, first + kBatch). Every product has one order of its
+// terms: a vector's result does not depend on the company it is in.
+template <typename E, int kBatch>
+RWKV_INLINE void multiply_row(const Matvec& p, int64_t n, int64_t first) {
+  constexpr int L = kLanes<float>, kBlock = kSums * L, kLine = 64 / sizeof(E);
   const int64_t K = p.inputs;
-  Vec<float> sum[kRows][kBatch] = {};
+  const E* const row = static_cast<const E*>(p.weight) + n * K;
+  const float* const x = p.x + first * K;
+  Vec<float> sum[kBatch][kSums] = {};
   int64_t k = 0;
-  for (; k + kLine <= K; k += kLine) {
-    // The next rows follow these in memory; asked for now, they are there when they are read.
-    for (int r = 0; r < kRows; ++r) __builtin_prefetch(weight + (kRows + r) * K + k);
-    for (int l = 0; l < kLine; l += L) add_products<E, kRows, kBatch>(p, weight, k + l, sum);
-  }
-  for (; k + L <= K; k += L) add_products<E, kRows, kBatch>(p, weight, k, sum);
-  for (int r = 0; r < kRows; ++r) {
-    const float scale = p.scale == nullptr ? 1 : p.scale[first + r];
-    for (int b = 0; b < kBatch; ++b) {
-      float total = sum_lanes<float, 1>(&sum[r][b])[0];
-      for (int64_t rest = k; rest < K; ++rest) {
-        const E one[L] = {weight[r * K + rest]};
-        total += load_wide(one)[0] * p.x[b * K + rest];
-      }
-      p.y[b * p.outputs + first + r] = total * scale;
+  for (; k + kBlock <= K; k += kBlock) {
+    for (int i = 0; i < kBlock; i += kLine) {
+      __builtin_prefetch(reinterpret_cast<const char*>(row + k + i) + kAhead);
+    }
+    for (int s = 0; s < kSums; ++s) {
+      const Vec<float> w = load_wide(row + k + s * L);
+      for (int b = 0; b < kBatch; ++b) sum[b][s] += w * load<float>(x + b * K + k + s * L);
     }
   }
-}
-
-// Rows [begin, end) of the weight, as many at a time as sums find registers.
-template <typename E, int kBatch>
-void multiply(const Matvec& p, int64_t begin, int64_t end) {
-  constexpr int kRows = kBatch <= 4 ? 4 : 2;
-  const E* const weight = static_cast<const E*>(p.weight);
-  int64_t n = begin;
-  for (; n + kRows <= end; n += kRows) {
-    multiply_rows<E, kRows, kBatch>(p, weight + n * p.inputs, n);
+  for (; k + L <= K; k += L) {
+    const Vec<float> w = load_wide(row + k);
+    for (int b = 0; b < kBatch; ++b) sum[b][0] += w * load<float>(x + b * K + k);
   }
-  for (; n < end; ++n) multiply_rows<E, 1, kBatch>(p, weight + n * p.inputs, n);
+  const float scale = p.scale == nullptr ? 1 : p.scale[n];
+  for (int b = 0; b < kBatch; ++b) {
+    Vec<float> joined = (sum[b][0] + sum[b][1]) + (sum[b][2] + sum[b][3]);
+    float total = sum_lanes<float, 1>(&joined)[0];
+    for (int64_t rest = k; rest < K; ++rest) {
+      const E one[L] = {row[rest]};
+      total += load_wide(one)[0] * x[b * K + rest];
+    }
+    p.y[(first + b) * p.outputs + n] = total * scale;
+  }
 }
 
-template <typename E> void multiply_any(const Matvec& p, int64_t begin, int64_t end) {
-  switch (p.batch) {
-    case 1: return multiply<E, 1>(p, begin, end);
-    case 2: return multiply<E, 2>(p, begin, end);
-    case 3: return multiply<E, 3>(p, begin, end);
-    case 4: return multiply<E, 4>(p, begin, end);
-    case 5: return multiply<E, 5>(p, begin, end);
-    case 6: return multiply<E, 6>(p, begin, end);
-    case 7: return multiply<E, 7>(p, begin, end);
-    case kMostMatvecRows: return multiply<E, kMostMatvecRows>(p, begin, end);
+template <typename E> void multiply(const Matvec& p, int64_t begin, int64_t end) {
+  for (int64_t n = begin; n < end; ++n) {
+    int64_t first = 0;
+    for (; first + kTogether <= p.batch; first += kTogether) {
+      multiply_row<E, kTogether>(p, n, first);
+    }
+    switch (p.batch - first) {
+      case 3: multiply_row<E, 3>(p, n, first); break;
+      case 2: multiply_row<E, 2>(p, n, first); break;
+      case 1: multiply_row<E, 1>(p, n, first); break;
+    }
   }
 }
 
@@ -95,11 +89,11 @@ template <typename E> void multiply_any(const Matvec& p, int64_t begin, int64_t 
 void matvec_forward_cpu(const Matvec& p, int64_t begin, int64_t end) {
   const int64_t first = begin * kMatvecTaskRows;
   const int64_t last = std::min(end * kMatvecTaskRows, p.outputs);
-  if (p.scale != nullptr) return multiply_any<int8_t>(p, first, last);
+  if (p.scale != nullptr) return multiply<int8_t>(p, first, last);
   switch (p.dtype) {
-    case DType::kFloat: return multiply_any<float>(p, first, last);
-    case DType::kHalf: return multiply_any<Half>(p, first, last);
-    case DType::kBFloat16: return multiply_any<BFloat16>(p, first, last);
+    case DType::kFloat: return multiply<float>(p, first, last);
+    case DType::kHalf: return multiply<Half>(p, first, last);
+    case DType::kBFloat16: return multiply<BFloat16>(p, first, last);
     // Refused by the host code.
     case DType::kDouble: return;
   }
