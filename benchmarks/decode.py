@@ -86,13 +86,13 @@ def rwkv_package(model: RWKV, version: str, precision: str, folder: Path) -> Dec
     for name in [name for name in sys.modules if name.partition(".")[0] == "rwkv"]:
         del sys.modules[name]
     try:
-        from rwkv.model import RWKV as Package
+        from rwkv import model as module
     except ImportError:
         return None
     weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
     path = folder / f"peer-{version}"
     torch.save(weights, path.with_suffix(".pth"))
-    package = Package(model=str(path), strategy=f"cpu {precision}")
+    package = module.RWKV(model=str(path), strategy=f"cpu {precision}")
     state = [package.forward([1, 2, 3], None)[1]]
 
     def write() -> None:
