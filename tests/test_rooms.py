@@ -48,6 +48,14 @@ data.inspect: binidx convert samples sampling storage tokenize
 data.samples: binidx sampling storage tokenize
 data.text: storage
 data.tokenize: binidx storage text
+export.__main__: exporting hub model_source target target_table
+export.exporting: model_card model_source target verification
+export.model_card: model_source run_facts target verification
+export.target: model_source
+export.target_table: target targets
+export.targets: model_source target tokenizer_folder
+export.tokenizer_folder: model_source world_definition
+export.verification: model_source reference_logits target
 inference.__main__: generating model_flags prompt_file
 inference.chat: engine model_flags sampling writing writing_together
 inference.generate: engine writing writing_together

@@ -168,6 +168,7 @@ def test_help_names_every_flag_and_imports_nothing_heavy():
         ("rwkv_train.data", "rwkv-data"),
         ("rwkv_train.inference", "rwkv-generate"),
         ("rwkv_train.inference.chat", "rwkv-chat"),
+        ("rwkv_train.export", "rwkv-export"),
     ],
 )
 def test_an_installed_command_names_itself(program, command, monkeypatch, capsys):

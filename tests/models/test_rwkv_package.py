@@ -15,7 +15,7 @@ import torch
 from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.models.rwkv_package import state_to_rwkv_package
 from tests.helpers import assert_close
-from tests.models.tiny import VERSIONS, random_tokens, tiny_model
+from tests.models.tiny import UNEQUAL_RANKS, VERSIONS, random_tokens, tiny_model
 
 pytest.importorskip("rwkv", reason="the rwkv package is not installed")
 
@@ -58,7 +58,8 @@ def runs(tmp_path_factory):
 
 
 def compute(version, folder):
-    models = {layers: tiny_model(version, n_layer=layers) for layers in (1, 3)}
+    ranks = UNEQUAL_RANKS[version]
+    models = {layers: tiny_model(version, n_layer=layers, **ranks) for layers in (1, 3)}
     models["tuned"] = tiny_model(version, options={"train_states": True})
     tokens = random_tokens(1, TOKENS)
     for layers, model in models.items():

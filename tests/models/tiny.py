@@ -16,6 +16,13 @@ from tests.helpers import load_arrays
 
 VERSIONS = ("4", "5", "6", "7")
 MATRIX_VERSIONS = ("5", "6", "7")
+# No two of a version are equal, so that no transposed or swapped pair goes unnoticed.
+UNEQUAL_RANKS: dict[str, dict[str, int]] = {
+    "4": {},
+    "5": {},
+    "6": {"rank_mix": 24, "rank_decay": 40},
+    "7": {"rank_decay": 24, "rank_iclr": 40, "rank_value": 16, "rank_gate": 56},
+}
 
 
 def tiny_config(version: str, **sizes) -> ResolvedModel:

@@ -11,3 +11,8 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Returns the name of a number format on the command line, fp32 for one without."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")

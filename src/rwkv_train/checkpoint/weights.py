@@ -271,7 +271,8 @@ def _write(path: Path, tensors: dict[str, Tensor], *, safetensors: bool) -> None
         # safetensors makes files that only their owner can read.
         path.touch()
         mode = path.stat().st_mode
-        save_file(tensors, path)
+        # transformers refuses a file that does not say so.
+        save_file(tensors, path, {"format": "pt"})
         path.chmod(mode)
         return
     # A handle, because given a path torch writes its name into the file.

@@ -117,9 +117,9 @@ def _prompts(a: argparse.Namespace) -> list[str]:
         return [_prompt(a.prompt)]
     if a.prompt:
         raise ConfigError("a prompt and --prompts are given; give one of them")
-    from rwkv_train.inference.prompt_file import read_prompts
+    from rwkv_train.inference.prompt_file import prompts_of_file
 
-    return read_prompts(Path(a.prompts))
+    return prompts_of_file(Path(a.prompts))
 
 
 def _prompt(given: str) -> str:

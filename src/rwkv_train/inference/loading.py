@@ -88,20 +88,24 @@ def _load_states(path: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
 def tokenizer_of(path: str | Path, vocab_size: int, given: str | None = None) -> Tokenizer:
     """Returns the tokenizer of a checkpoint.
 
-    The one `given`, else the one recorded next to the checkpoint, else the one named in the
-    config.yaml there, else the characters in the vocab.json there, else the built-in one with as
-    many tokens as the model has rows.
+    The one `given`, else the one recorded next to the checkpoint (in it, if it is a folder), else
+    the one named in the config.yaml there, else the tokenizer.json of a folder, else the characters
+    in the vocab.json there, else the built-in one with as many tokens as the model has rows.
 
     Raises ConfigError when none of these tells, CheckpointError when it has more tokens than the
     model, or is not the one that was recorded.
     """
     # A checkpoint names no tokenizer; the files of its run do.
-    record = read_record(Path(path).parent)
+    is_folder = Path(path).is_dir()
+    folder = Path(path) if is_folder else Path(path).parent
+    record = read_record(folder)
     name = given or (None if record is None else record.name)
-    saved = Path(path).parent / "config.yaml"
+    saved = folder / "config.yaml"
     if name is None and saved.is_file():
         name = read_config(saved).data.tokenizer
-    characters = read_characters(Path(path).parent / VOCABULARY if name is None else Path(name))
+    if name is None and is_folder and (folder / "tokenizer.json").is_file():
+        name = str(folder / "tokenizer.json")
+    characters = read_characters(folder / VOCABULARY if name is None else Path(name))
     if characters is not None:
         return _fitting(characters, path, vocab_size)
     name = name or TOKENIZER_BY_ROWS.get(vocab_size)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rwkv_train.errors import ConfigError
 
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-WEIGHTS = ("float", "int8")
+DEVICE_NAMES = ("auto", "cpu", "cuda")
+PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
+WEIGHT_NAMES = ("float", "int8")
 
 
 def device_and_precision(device: str, precision: str) -> tuple[str, str]:

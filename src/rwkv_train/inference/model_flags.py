@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from rwkv_train.command_line import path_argument
 from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError
-from rwkv_train.inference.machine import DEVICES, PRECISIONS, WEIGHTS
+from rwkv_train.inference.machine import DEVICE_NAMES, PRECISION_NAMES, WEIGHT_NAMES
 
 if TYPE_CHECKING:
     from rwkv_train.inference.opening import LoadedModel
@@ -57,16 +57,16 @@ def add_sampling_flags(
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where and in which numbers to compute."""
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--device", choices=DEVICE_NAMES, default="auto")
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=PRECISION_NAMES,
         default="auto",
         help="auto: fp32 on a CPU, bf16 on a GPU, fp16 on one before Ampere",
     )
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=WEIGHT_NAMES,
         default="float",
         help="int8: matrices rounded, faster on a CPU; says how much accuracy that costs",
     )

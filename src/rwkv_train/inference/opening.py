@@ -13,7 +13,12 @@ from rwkv_train.data.tokenize.tokenizer import Tokenizer
 from rwkv_train.errors import ConfigError
 from rwkv_train.inference.int8_loss import rounded_to_int8
 from rwkv_train.inference.loading import load_model, tokenizer_of
-from rwkv_train.inference.machine import DEVICES, PRECISIONS, WEIGHTS, device_and_precision
+from rwkv_train.inference.machine import (
+    DEVICE_NAMES,
+    PRECISION_NAMES,
+    WEIGHT_NAMES,
+    device_and_precision,
+)
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.initial_state import initial_state
 from rwkv_train.models.state import ModelState
@@ -54,14 +59,9 @@ def open_model(
     the log says what that changes.
     Raises CheckpointError, ConfigError or DataError in words for a user.
     """
-    choices = (
-        ("device", device, DEVICES),
-        ("precision", precision, PRECISIONS),
-        ("weights", weights, WEIGHTS),
-    )
-    for name, given, known in choices:
-        if given not in known:
-            raise ConfigError(f"{name} is {given!r}, expected one of {', '.join(known)}")
+    _require_known("device", device, DEVICE_NAMES)
+    _require_known("precision", precision, PRECISION_NAMES)
+    _require_known("weights", weights, WEIGHT_NAMES)
     where, dtype = device_and_precision(device, precision)
     if weights == "int8" and where != "cpu":
         raise ConfigError("int8 weights are for a CPU and the model is on a GPU; use device cpu")
@@ -77,3 +77,8 @@ def open_model(
     if weights == "int8":
         _log.warning("%s", rounded_to_int8(model, found))
     return LoadedModel(model, found, initial_state(model))
+
+
+def _require_known(name: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ConfigError(f"{name} is {given!r}, expected one of {', '.join(known)}")

@@ -11,7 +11,7 @@ from rwkv_train.errors import DataError
 _KEYS = ("prompt", "text")
 
 
-def read_prompts(path: Path) -> list[str]:
+def prompts_of_file(path: Path) -> list[str]:
     """Reads the prompts of a file, one or more.
 
     A .jsonl file holds an object a line, its text under "prompt" or "text"; of every other file a

@@ -219,6 +219,11 @@ class JsonTokenizer(Tokenizer):
         self._continuation = None if definition else without_added_space(self._tokenizer.to_str())
         self.adds_space = self._continuation is not None
 
+    def token_of_end(self) -> str | None:
+        """Returns the text of token 0 as the file writes it, None where it has no such token."""
+        token: str | None = self._tokenizer.id_to_token(END_OF_DOCUMENT)
+        return token
+
     def continuation(self) -> Tokenizer:
         if self._continuation is None:
             return self

@@ -159,7 +159,8 @@ def _chunks(config: ResolvedConfig) -> Iterator[str]:
 def _device_name(accelerator: str) -> str:
     if accelerator == "gpu":
         return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} thread{'' if threads == 1 else 's'})"
 
 
 def _optimizer(config: ResolvedConfig) -> str:
