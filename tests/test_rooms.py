@@ -75,7 +75,7 @@ inference.embed: engine model_flags
 inference.generate: engine writing writing_together
 inference.generating: engine model_flags sampling speed writing writing_together
 inference.model_flags: machine opening sampling
-inference.opening: loading machine
+inference.opening: int8_loss loading machine
 inference.recall: loading
 inference.writing: stop_texts streaming
 inference.writing_together: engine writing
@@ -83,7 +83,9 @@ models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone
 models.initial_state: backbone layers state
+models.int8: backbone layers
 models.parameters: adapters backbone registry table
+models.recorded_step: backbone recorded_operators residual state
 models.registry: backbone sizes
 models.residual: layers
 models.row_chunks: state
@@ -100,6 +102,7 @@ ops.embedding_norm: arguments backends native precision
 ops.head_loss: arguments backends native precision
 ops.head_norm_gate: arguments backends native precision
 ops.keys: arguments backends native precision
+ops.matvec: arguments backends native precision
 ops.native: backends precision
 ops.norm_shift: arguments backends native precision
 ops.sigmoid_gate: arguments backends native precision
