@@ -57,3 +57,20 @@ def test_an_exception_is_a_traceback_and_status_1(tmp_path: Path):
     path.write_text("def inner():\n    raise ValueError('seen')\n\ninner()\n", encoding="utf-8")
     ended = start(str(path))
     assert ended.returncode == 1 and ended.stderr.endswith("ValueError: seen\n")
+
+
+LATER = """
+import sys
+print(*(name for name in ("torchmetrics", "transformers", "scipy.signal") if name in sys.modules))
+from lightning_utilities.core.imports import RequirementCache, package_available
+import scipy.signal
+print(package_available("scipy"), bool(RequirementCache("scipy>=1")))
+"""
+
+
+def test_the_libraries_of_metrics_that_no_run_computes_are_not_imported(tmp_path: Path):
+    pytest.importorskip("scipy")
+    path = tmp_path / "later.py"
+    path.write_text(LATER, encoding="utf-8")
+    ended = start(str(path))
+    assert ended.stdout.splitlines() == ["torchmetrics", "True True"], ended.stderr

@@ -12,7 +12,10 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 # Of this process, since the launch was decided; the only one there is before.
 _ranks = {"rank": 0, "local_rank": 0}
@@ -41,6 +44,49 @@ def prepare_libraries(accelerator: str) -> None:
     if _ranks["local_rank"] != 0:
         # Which kernels cannot be built is a matter of the machine; its first process tells.
         logging.getLogger("rwkv_train.ops").setLevel(logging.ERROR)
+    _import_torchmetrics()
+
+
+def _import_torchmetrics() -> None:
+    """Imports torchmetrics, as Lightning would, but as if transformers and scipy were missing.
+
+    It imports both wherever they are installed, for metrics that no run computes: over a second of
+    the processor's time at every start. Whoever imports them later finds them.
+    """
+    if "torchmetrics" in sys.modules:
+        return
+    # What torchmetrics asks which libraries there are, and the names by which that finds them.
+    asked: Any = import_module("lightning_utilities.core.imports")
+    kept = {name: getattr(asked, name, None) for name in ("find_spec", "_version")}
+    caches: list[Any] = [
+        getattr(asked, name, None) for name in ("package_available", "module_available")
+    ]
+    if not all(kept.values()) or not all(hasattr(cache, "cache_clear") for cache in caches):
+        # Another release of it: torchmetrics imports what it likes.
+        return
+    try:
+        asked.find_spec = _hiding(kept["find_spec"], None)
+        asked._version = _hiding(kept["_version"], PackageNotFoundError)
+        for cache in caches:
+            cache.cache_clear()
+        import_module("torchmetrics")
+    finally:
+        vars(asked).update(kept)
+        for cache in caches:
+            cache.cache_clear()
+
+
+def _hiding(find: Any, error: type[Exception] | None) -> Any:
+    """Returns `find`, which for a library to be hidden raises the error, or returns None."""
+
+    def found(name: str) -> Any:
+        if name not in ("scipy", "transformers"):
+            return find(name)
+        if error is not None:
+            raise error(name)
+        return None
+
+    return found
 
 
 def remember_ranks(rank: int, local_rank: int) -> None:

@@ -9,6 +9,7 @@ as it began.
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,8 +43,12 @@ def bf16_notes(hardware: ResolvedHardware) -> list[str]:
     return []
 
 
+@cache
 def bf16_speed() -> float:
-    """Returns the speed of bf16 products, those of a layer's step, in units of fp32 ones."""
+    """Returns the speed of bf16 products, those of a layer's step, in units of fp32 ones.
+
+    Measured once per process, which may train several times on the one processor.
+    """
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
         # Not random: the generator belongs to the run.
