@@ -136,6 +136,7 @@ class TimeMix(nn.Module):
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
+        with_state: bool,
     ) -> tuple[Residual, Tensor | None, Tensor, Tensor]:
         """Returns the residual, the carry as it came, new shift and operator state."""
         shares = (self.x_v, torch.zeros_like(self.x_v))

@@ -79,12 +79,12 @@ models.row_chunks: state
 models.rwkv4: layers residual sizes table
 models.rwkv5: layers residual rwkv4 sizes table
 models.rwkv6: layers residual sizes table
-models.rwkv7: layers residual sizes table
+models.rwkv7: layers residual sizes table two_products
 models.rwkv_package: registry state
 models.transfer: backbone registry table
+models.two_products: layers
 ops.adamw: backends native precision
 ops.arguments: backends precision
-ops.bonus: arguments backends native precision
 ops.embedding_norm: arguments backends native precision
 ops.head_loss: arguments backends native precision
 ops.head_norm_gate: arguments backends native precision

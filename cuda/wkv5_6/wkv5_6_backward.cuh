@@ -30,7 +30,7 @@ template <class TileType> struct Wkv5_6BackwardShared : BurstShared<TileType, kW
   float *v, *gy, *masked_gy;  // [kChunk][kRows]; masked: zero where a document starts
   float *delta, *bonus;       // [kChunk]: v . gy over the slice, and sum_i r u k
   float* gu;                  // [kThreads][kVec8]: each thread's own
-  float* gw;                  // [kBurst][kN], RWKV-5: over the tokens met so far
+  float* gw;                  // [kBurst][kN]: over the tokens met so far
   unsigned char *raw_r, *raw_k, *raw_v, *raw_gy, *raw_w;
   int bytes;
 
@@ -55,7 +55,7 @@ template <class TileType> struct Wkv5_6BackwardShared : BurstShared<TileType, kW
 // RWKV-6 has a gradient of w per token, RWKV-5 one per head.
 template <class TileType, bool kDecayPerToken> using Wkv5_6BackwardBase =
     ScanBackwardBlock<Wkv5_6Backward, TileType, Wkv5_6BackwardShared<TileType>, kWkv5_6Sums,
-                      kDecayPerToken ? 3 : 2, kDecayPerToken ? 1 : 2>;
+                      kDecayPerToken ? 3 : 2, 2>;
 
 template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
     : Wkv5_6BackwardBase<TileType, kDecayPerToken> {
@@ -119,11 +119,9 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
 #pragma unroll
       for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
       if constexpr (kDecayPerToken) {
-        results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
-      } else {
-        add_to(shared.gw + vec.token * kN + vec.at, sum);
+        results.write(which, p.gw, place, t + n, vec.at, p.gw_dtype, sum);
       }
-      return;
+      return add_to(shared.gw + vec.token * kN + vec.at, sum);
     }
     const Vec8 u = load_vec8(p.u, place.head * kN + vec.at, DType::kFloat);
     const Vec8 other = load_floats((which == kSumR ? shared.k : shared.r) + at);
@@ -135,10 +133,8 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
 
   __device__ void clear_totals() const {
     store_floats(shared.gu + threadIdx.x * kVec8, Vec8::of(0.0f));
-    if constexpr (!kDecayPerToken) {
-      for (int i = static_cast<int>(threadIdx.x); i < kBurst * kN; i += kThreads) {
-        shared.gw[i] = 0.0f;
-      }
+    for (int i = static_cast<int>(threadIdx.x); i < kBurst * kN; i += kThreads) {
+      shared.gw[i] = 0.0f;
     }
   }
 
@@ -148,11 +144,9 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
       float gu = 0.0f;
       for (int n = key; n < kThreads * kVec8; n += kN) gu += shared.gu[n];
       results.write_total(0, p.gu, place, key, gu, first);
-      if constexpr (!kDecayPerToken) {
-        float gw = 0.0f;
-        for (int m = 0; m < kBurst; ++m) gw += shared.gw[m * kN + key];
-        results.write_total(1, p.gw, place, key, gw, first);
-      }
+      float gw = 0.0f;
+      for (int m = 0; m < kBurst; ++m) gw += shared.gw[m * kN + key];
+      results.write_total(1, kDecayPerToken ? p.gbase : p.gw, place, key, gw, first);
     }
   }
 
@@ -195,7 +189,7 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6BackwardBlock
         if (place.starts(p.reset, t + vec.token)) {
           decay.decay = Vec8::of(0.0f);
         } else {
-          decay = wkv5_6_decay(kDecayPerToken ? load_vec8(shared.raw_w, at, DType::kFloat)
+          decay = wkv5_6_decay(kDecayPerToken ? based_w(p, shared.raw_w, at, head + vec.at)
                                               : load_vec8(p.w, head + vec.at, DType::kFloat));
         }
       }

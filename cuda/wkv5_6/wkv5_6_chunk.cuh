@@ -184,7 +184,10 @@ template <Wkv5_6Parts kParts> struct Wkv5_6ChunkShared {
                                                int key, int tokens) const {
     const float* const w = kDecayPerToken ? raw_w + token * kFloatStride + key
                                           : static_cast<const float*>(p.w) + place.head * kN + key;
-    const float4 x = load_vec4(w);
+    float4 x = load_vec4(w);
+    if (kDecayPerToken && p.base != nullptr) {
+      add_to(x, load_vec4(static_cast<const float*>(p.base) + place.head * kN + key));
+    }
     return token < tokens ? make_float4(wkv5_6_log2_decay(x.x), wkv5_6_log2_decay(x.y),
                                         wkv5_6_log2_decay(x.z), wkv5_6_log2_decay(x.w))
                           : make_float4(0.0f, 0.0f, 0.0f, 0.0f);

@@ -63,12 +63,10 @@ template <bool kDecayPerToken> struct Wkv5_6ChunkChainBlock
 template <bool kDecayPerToken> struct Wkv5_6ChunkBackwardBlock
     : ChunkBlock<Wkv5_6Backward, Wkv5_6ChunkBackwardShared> {
   using ChunkBlock::ChunkBlock;
-  // gu, and for RWKV-5 gw.
-  static constexpr int kTotals = kDecayPerToken ? 1 : 2;
+  // gu, and the sum of w's gradient: that of base, or RWKV-5's own.
+  static constexpr int kTotals = 2;
   __host__ __device__ static ChunkTotals<kTotals> totals(const Wkv5_6Backward& p) {
-    ChunkTotals<kTotals> totals{{static_cast<float*>(p.gu)}};
-    if constexpr (kTotals == 2) totals.at[1] = static_cast<float*>(p.gw);
-    return totals;
+    return {{static_cast<float*>(p.gu), static_cast<float*>(kDecayPerToken ? p.gbase : p.gw)}};
   }
 
   __device__ void fetch(int64_t t, int tokens, int turn) const {
@@ -95,12 +93,12 @@ template <bool kDecayPerToken> struct Wkv5_6ChunkBackwardBlock
   __device__ void write_totals(bool adds) const {
     const ChunkTotals<kTotals> to = totals(p);
     write_total(to.at[0] + place.task * kN, gu_, adds);
-    if constexpr (kTotals == 2) write_total(to.at[1] + place.task * kN, gw_, adds);
+    write_total(to.at[1] + place.task * kN, gw_, adds);
   }
   // to: [kTotals][kN]
   __device__ void leave_totals(float* to) const {
     write_total(to, gu_, false);
-    if constexpr (kTotals == 2) write_total(to + kN, gw_, false);
+    write_total(to + kN, gw_, false);
   }
 
  private:
@@ -190,7 +188,7 @@ template <bool kDecayPerToken> struct Wkv5_6ChunkBackwardBlock
     }
   }
 
-  // gr, gk and (for RWKV-6) gw of the thread's pair of tokens; adds to gu and (for RWKV-5) gw.
+  // gr, gk and (for RWKV-6) gw of the thread's pair of tokens; adds to the sums.
   __device__ __forceinline__ void write_gradients(int64_t t, int tokens,
                                                   const PairOfGradients& pair) {
     Wkv5_6ChunkGradients found(mine_);
@@ -207,21 +205,9 @@ template <bool kDecayPerToken> struct Wkv5_6ChunkBackwardBlock
       narrow_vec4(static_cast<uint16_t*>(p.gk) + to, found.gk[i]);
       const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       const float4 gw = shared.documents.starts_at(n) ? zero : found.of_decay(i);
-      if constexpr (kDecayPerToken) store_vec4(static_cast<float*>(p.gw) + to, gw);
-      else add_to(gw_, gw);
+      if constexpr (kDecayPerToken) write_gw(p, to, gw);
+      add_to(gw_, gw);
     }
-  }
-
-  // The pairs' sums, to a row of kN.
-  __device__ void write_total(float* row, float4 sum, bool adds) const {
-    const FourKeys own;
-#pragma unroll
-    for (int bit = 1; bit < FourKeys::kPairs; bit *= 2) {
-      add_to(sum, FourKeys::of_pair(sum, bit));
-    }
-    if (own.pair != 0) return;
-    if (adds) add_to(sum, load_vec4(row + own.key));
-    store_vec4(row + own.key, sum);
   }
 
   Wkv5_6Pair mine_;

@@ -40,24 +40,27 @@ void decay_of(const T* w, T* decay, T* slope, int64_t count, int64_t t) {
 // The inputs of some tokens of one head, in rows.
 template <typename T, bool kDecayPerToken> struct Wkv5_6Rows {
   const int64_t stride;
-  T *r, *k, *v, *gy, *decay, *slope, *w, *less;
+  T *r, *k, *v, *gy, *decay, *slope, *w, *less, *base;
 
   Wkv5_6Rows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
     for (T** rows : {&r, &k, &v, &gy, &decay, &slope, &w}) scratch.want(*rows, tokens * stride);
     scratch.want(less, stride);
+    scratch.want(base, stride);
   }
 
   // RWKV-5 has one row of decays per head, of which every token has its own rounding.
-  void read_decay(const void* from, DType dtype, const HeadPlace& place, int64_t begin,
-                  int64_t tokens) const {
+  template <typename Params>
+  void read_decay(const Params& p, const HeadPlace& place, int64_t begin, int64_t tokens) const {
     if (kDecayPerToken) {
-      read_rows(from, dtype, place, begin, tokens, w, stride);
+      read_rows(p.w, p.w_dtype, place, begin, tokens, w, stride);
+      if (p.base != nullptr) load_row<T>(p.base, kDTypeOf<T>, place.head * p.size, p.size, base);
       for (int64_t t = 0, at = 0; t < tokens; ++t, at += stride) {
+        add(w + at, base, stride);
         decay_of(w + at, decay + at, slope + at, stride, begin + t);
       }
       return;
     }
-    load_row<T>(from, dtype, place.head * place.size, place.size, w);
+    load_row<T>(p.w, p.w_dtype, place.head * place.size, place.size, w);
     for (int64_t i = 0; i < stride; i += kLanes<T>) {
       const Vec<T> log_decay = log_decay_of<T>(w + i);
       const Decay<T> d = decay_from_log<T>(log_decay);
@@ -111,7 +114,7 @@ template <typename T, bool kDecayPerToken> class Wkv5_6ForwardHeads {
     read_rows(p_.r, p_.dtype, place, begin, tokens, rows_.r, stride_);
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
     read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
-    rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
+    rows_.read_decay(p_, place, begin, tokens);
     Wkv5_6Block<T> b = rows_.block(0, tokens);
     b.y = y_;
     // The bonus takes O(N) per token here, and would cost the tiles N x N.
@@ -170,7 +173,8 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
     for (int64_t n = 0; n < group.count; ++n) {
       const int64_t to = (group.row * p_.heads + group.first + n) * p_.size;
       store_row<T>(p_.gu, kDTypeOf<T>, to, p_.size, all_gu_ + n * stride_);
-      if (!kDecayPerToken) store_row<T>(p_.gw, kDTypeOf<T>, to, p_.size, all_gw_ + n * stride_);
+      void* const gw = kDecayPerToken ? p_.gbase : p_.gw;
+      store_row<T>(gw, kDTypeOf<T>, to, p_.size, all_gw_ + n * stride_);
     }
   }
 
@@ -187,7 +191,7 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
     read_rows(p_.k, p_.dtype, place, begin, tokens, rows_.k, stride_);
     read_rows(p_.v, p_.dtype, place, begin, tokens, rows_.v, stride_);
     read_rows(p_.gy, p_.dtype, place, begin, tokens, rows_.gy, stride_);
-    rows_.read_decay(p_.w, p_.w_dtype, place, begin, tokens);
+    rows_.read_decay(p_, place, begin, tokens);
     read_state(p_, place, segment, stride_, other_);
     transpose(other_, state(0), stride_, stride_);
     for (int64_t n = 1; n * kBlock < tokens; ++n) {
@@ -217,12 +221,9 @@ template <typename T, bool kDecayPerToken> class Wkv5_6BackwardHeads {
     write_rows(p_.gr, p_.dtype, place, begin, tokens, gr_, stride_);
     write_rows(p_.gk, p_.dtype, place, begin, tokens, gk_, stride_);
     write_rows(p_.gv, p_.dtype, place, begin, tokens, gv_, stride_);
-    if (kDecayPerToken) {
-      write_rows(p_.gw, p_.w_dtype, place, begin, tokens, gd_, stride_);
-    } else {
-      for (int64_t n = 1; n < tokens; ++n) add(gd_, gd_ + n * stride_, stride_);
-      add(gw_, gd_, stride_);
-    }
+    if (kDecayPerToken) write_rows(p_.gw, p_.gw_dtype, place, begin, tokens, gd_, stride_);
+    for (int64_t n = 1; n < tokens; ++n) add(gd_, gd_ + n * stride_, stride_);
+    add(gw_, gd_, stride_);
   }
 
   // The gradients of the bonus (u k . r) v, to which the tiles add theirs.

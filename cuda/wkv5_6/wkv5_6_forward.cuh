@@ -107,7 +107,7 @@ template <class TileType, bool kDecayPerToken, bool kOutput> struct Wkv5_6Forwar
       const bool starts = present && place.starts(p.reset, t + vec.token);
       if (present) {
         store_floats(shared.k + at, load_vec8(shared.raw_k, at, p.dtype));
-        const Vec8 w = kDecayPerToken ? load_vec8(shared.raw_w, at, DType::kFloat)
+        const Vec8 w = kDecayPerToken ? based_w(p, shared.raw_w, at, head + vec.at)
                                       : load_vec8(p.w, head + vec.at, DType::kFloat);
         store_floats(shared.d + at, starts ? Vec8::of(0.0f) : wkv5_6_decay(w).decay);
       }

@@ -13,20 +13,21 @@
 namespace rwkv {
 
 struct Wkv5_6ForwardCall {
-  at::Tensor r, k, v, w, u, state, reset;  // contiguous; undefined where absent
+  at::Tensor r, k, v, w, u, base, state, reset;  // contiguous; undefined where absent
   at::Tensor y, final_state, checkpoints;
   Wkv5_6Forward params;
 };
 
 struct Wkv5_6BackwardCall {
-  at::Tensor gy, gfinal_state, r, k, v, w, u, reset, checkpoints;
-  at::Tensor gr, gk, gv, gw, gu, gstate;  // gu (RWKV-5: and gw) per batch row
+  at::Tensor gy, gfinal_state, r, k, v, w, u, base, reset, checkpoints;
+  at::Tensor gr, gk, gv, gw, gu, gbase, gstate;  // gu, gbase (RWKV-5: and gw) per batch row
   Wkv5_6Backward params;
 };
 
 template <bool kDecayPerToken>
 HeadSizes wkv5_6_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
                        const at::Tensor& w, const at::Tensor& u,
+                       const std::optional<at::Tensor>& base,
                        const std::optional<at::Tensor>& reset, int64_t checkpoint_interval) {
   const HeadSizes sizes = head_sizes(r, w, reset, checkpoint_interval);
   const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
@@ -39,16 +40,20 @@ HeadSizes wkv5_6_sizes(const at::Tensor& r, const at::Tensor& k, const at::Tenso
   else CHECK_SHAPE(w, H, N);
   CHECK_SHAPE(u, H, N);
   CHECK_DTYPE(u, computing_type(r));
+  TORCH_CHECK(kDecayPerToken || !base.has_value(), "wkv5 has no base besides w");
+  check_row(base, "base", sizes, r);
   return sizes;
 }
 
 template <bool kDecayPerToken>
 Wkv5_6ForwardCall wkv5_6_forward_call(const at::Tensor& r, const at::Tensor& k, const at::Tensor& v,
                                       const at::Tensor& w, const at::Tensor& u,
+                                      const std::optional<at::Tensor>& base,
                                       const std::optional<at::Tensor>& state,
                                       const std::optional<at::Tensor>& reset,
-                                      int64_t checkpoint_interval) {
-  const HeadSizes sizes = wkv5_6_sizes<kDecayPerToken>(r, k, v, w, u, reset, checkpoint_interval);
+                                      bool with_final_state, int64_t checkpoint_interval) {
+  const HeadSizes sizes =
+      wkv5_6_sizes<kDecayPerToken>(r, k, v, w, u, base, reset, checkpoint_interval);
   check_state(state, "state", sizes, r);
   // The call owns what contiguous() may have copied until the kernels have run. Results are not
   // initialised: the kernels write every element.
@@ -57,20 +62,22 @@ Wkv5_6ForwardCall wkv5_6_forward_call(const at::Tensor& r, const at::Tensor& k, 
                       v.contiguous(),
                       w.contiguous(),
                       u.contiguous(),
+                      contiguous_or_undefined(base),
                       contiguous_or_undefined(state),
                       contiguous_or_undefined(reset),
                       at::empty(r.sizes(), r.options()),
-                      empty_state(sizes, r),
+                      if_wanted(with_final_state, empty_state(sizes, r)),
                       empty_checkpoints(sizes, r),
                       {}};
   Wkv5_6Forward& p = c.params;
   static_cast<HeadSizes&>(p) = sizes;
   p.r = c.r.const_data_ptr(), p.k = c.k.const_data_ptr(), p.v = c.v.const_data_ptr();
   p.w = c.w.const_data_ptr(), p.u = c.u.const_data_ptr();
-  p.state = data_or_null(c.state);
+  p.base = data_or_null(c.base), p.state = data_or_null(c.state);
   p.reset = static_cast<const bool*>(data_or_null(c.reset));
-  p.y = c.y.mutable_data_ptr(), p.final_state = c.final_state.mutable_data_ptr();
+  p.y = c.y.mutable_data_ptr();
   // Null, since a tensor without elements has an address of its own.
+  p.final_state = with_final_state ? c.final_state.mutable_data_ptr() : nullptr;
   p.checkpoints = sizes.kept > 0 ? c.checkpoints.mutable_data_ptr() : nullptr;
   return c;
 }
@@ -78,11 +85,13 @@ Wkv5_6ForwardCall wkv5_6_forward_call(const at::Tensor& r, const at::Tensor& k, 
 template <bool kDecayPerToken> Wkv5_6BackwardCall wkv5_6_backward_call(
     const at::Tensor& gy, const std::optional<at::Tensor>& gfinal_state, const at::Tensor& r,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& w, const at::Tensor& u,
-    const std::optional<at::Tensor>& reset, const at::Tensor& checkpoints,
+    const std::optional<at::Tensor>& base, const std::optional<at::Tensor>& reset,
+    const at::Tensor& checkpoints, bool with_gstate, at::ScalarType gw_dtype,
     int64_t checkpoint_interval) {
-  const HeadSizes sizes = wkv5_6_sizes<kDecayPerToken>(r, k, v, w, u, reset, checkpoint_interval);
+  HeadSizes sizes =
+      wkv5_6_sizes<kDecayPerToken>(r, k, v, w, u, base, reset, checkpoint_interval);
+  if (kDecayPerToken) sizes.gw_dtype = dtype_of(gw_dtype, "gw");
   const int64_t B = sizes.batch, T = sizes.time, H = sizes.heads, N = sizes.size;
-  const auto computing = r.options().dtype(computing_type(r));
   CHECK_SHAPE(gy, B, T, H, N);
   CHECK_LIKE(gy, r);
   check_checkpoints(checkpoints, sizes, r);
@@ -95,25 +104,29 @@ template <bool kDecayPerToken> Wkv5_6BackwardCall wkv5_6_backward_call(
       v.contiguous(),
       w.contiguous(),
       u.contiguous(),
+      contiguous_or_undefined(base),
       contiguous_or_undefined(reset),
       checkpoints.contiguous(),
       at::empty(r.sizes(), r.options()),
       at::empty(r.sizes(), r.options()),
       at::empty(r.sizes(), r.options()),
-      kDecayPerToken ? at::empty(w.sizes(), w.options()) : at::empty({B, H, N}, computing),
-      at::empty({B, H, N}, computing),
+      kDecayPerToken ? at::empty(w.sizes(), w.options().dtype(gw_dtype)) : empty_rows(sizes, r),
+      empty_rows(sizes, r),
+      empty_rows(sizes, r),
       empty_state(sizes, r),
       {}};
   Wkv5_6Backward& p = c.params;
   static_cast<HeadSizes&>(p) = sizes;
   p.r = c.r.const_data_ptr(), p.k = c.k.const_data_ptr(), p.v = c.v.const_data_ptr();
   p.w = c.w.const_data_ptr(), p.u = c.u.const_data_ptr();
+  p.base = data_or_null(c.base);
   p.reset = static_cast<const bool*>(data_or_null(c.reset));
   p.checkpoints = c.checkpoints.const_data_ptr();
   p.gy = c.gy.const_data_ptr(), p.gfinal_state = data_or_null(c.gfinal_state);
   p.gr = c.gr.mutable_data_ptr(), p.gk = c.gk.mutable_data_ptr();
   p.gv = c.gv.mutable_data_ptr(), p.gw = c.gw.mutable_data_ptr();
-  p.gu = c.gu.mutable_data_ptr(), p.gstate = c.gstate.mutable_data_ptr();
+  p.gu = c.gu.mutable_data_ptr(), p.gbase = c.gbase.mutable_data_ptr();
+  p.gstate = c.gstate.mutable_data_ptr(), p.with_gstate = with_gstate;
   return c;
 }
 

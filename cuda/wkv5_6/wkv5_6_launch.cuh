@@ -16,7 +16,8 @@ namespace rwkv {
 inline Wkv5_6Forward replay_params(const Wkv5_6Backward& p) {
   Wkv5_6Forward forward{};
   static_cast<HeadSizes&>(forward) = p;
-  forward.k = p.k, forward.v = p.v, forward.w = p.w, forward.reset = p.reset;
+  forward.k = p.k, forward.v = p.v, forward.w = p.w, forward.base = p.base,
+  forward.reset = p.reset;
   return forward;
 }
 
@@ -33,12 +34,14 @@ template <bool kDecayPerToken> struct Wkv5_6Scans {
   template <class TileType> using Backward = Wkv5_6BackwardBlock<TileType, kDecayPerToken>;
 
   static constexpr int kMostWarps = 8;
-  static constexpr int64_t kFp32Result = kSumD;
+  static constexpr int64_t kResultOfW = kSumD;
   // In the order of Wkv5_6Sum; RWKV-5's gw is the second total instead.
   static std::array<void*, kWkv5_6Sums> results(const Wkv5_6Backward& p) {
     return {p.gr, p.gk, p.gw};
   }
-  static std::array<void*, 2> totals(const Wkv5_6Backward& p) { return {p.gu, p.gw}; }
+  static std::array<void*, 2> totals(const Wkv5_6Backward& p) {
+    return {p.gu, kDecayPerToken ? p.gbase : p.gw};
+  }
 };
 
 template <bool kDecayPerToken> using Wkv5_6Choice =

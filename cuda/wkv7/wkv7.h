@@ -11,24 +11,30 @@ constexpr double kWkv7LargestRate = 0.60653065971263342;
 struct Wkv7Forward : HeadSizes {
   const void *r, *k, *v, *a, *b;  // [B, T, H, N]
   const void* w;                  // [B, T, H, N] of w_dtype, before the sigmoid
+  const void* base;               // [H, N] of the computing type, added to w; or null for zero
+  const void* bonus;              // [H, N] of the computing type, or null: no s
   const void* state;              // [B, H, N_value, N_key] of the computing type
   const bool* reset;              // [B, T]
   void* y;                        // [B, T, H, N]
-  void* final_state;              // as state
+  void* s;                        // [B, T, H] of the computing type: sum_N r k bonus
+  void* final_state;              // as state, or null
   // [B, H, kept, N, N] of the computing type, [key][value] on a CPU, [value][key] on a GPU: forward
   // writes it for the same device's backward, and nobody else reads it
   void* checkpoints;
 };
 
 struct Wkv7Backward : HeadSizes {
-  const void *r, *k, *v, *a, *b, *w;
+  const void *r, *k, *v, *a, *b, *w, *base, *bonus;
   const bool* reset;
   const void* checkpoints;
   const void* gy;                    // [B, T, H, N]
+  const void* gs;                    // [B, T, H] of the computing type, or null: only with bonus
   const void* gfinal_state;          // [B, H, N_value, N_key] of the computing type
   void *gr, *gk, *gv, *ga, *gb;      // [B, T, H, N]
-  void* gw;                          // [B, T, H, N] of w_dtype
-  void* gstate;                      // [B, H, N_value, N_key] of the computing type
+  void* gw;                          // [B, T, H, N] of gw_dtype
+  void *gbase, *gbonus;              // [B, H, N] of the computing type; the caller sums over B
+  void* gstate;  // [B, H, N_value, N_key] of the computing type; room for it, wanted or not
+  bool with_gstate = true;
 };
 
 // Tasks [begin, end), each a group of at most `most` heads of one batch row:

@@ -15,46 +15,16 @@
 // At a document start a and d are staged as zero: G passes nothing on; ga is cleared when written.
 #pragma once
 
-#include "../common/gpu_scan/backward_scan.cuh"
-#include "wkv7.h"
+#include "wkv7_backward_shared.cuh"
 #include "wkv7_decay.cuh"
 
 namespace rwkv {
 
-enum Wkv7Sum { kWkv7SumR, kWkv7SumK, kWkv7SumA, kWkv7SumB, kWkv7SumW, kWkv7Sums };
-
-template <class TileType> struct Wkv7BackwardShared : BurstShared<TileType, kWkv7Sums> {
-  using Base = BurstShared<TileType, kWkv7Sums>;
-  using Base::gv, Base::kParked, Base::parked, Base::sums;
-  static constexpr int kN = TileType::kN, kRows = TileType::kRows, kChunk = TileType::kChunk;
-
-  float *r, *k, *a, *b, *d, *slope;  // [kChunk][kN]; slope: of the decay by w
-  float *v, *gy, *u;                 // [kChunk][kRows]
-  unsigned char *raw_r, *raw_k, *raw_a, *raw_b, *raw_v, *raw_gy, *raw_w;
-  int bytes;
-
-  __host__ __device__ Wkv7BackwardShared(unsigned char* base, DType dtype) {
-    Pieces pieces(base);
-    for (float** keys : {&r, &k, &a, &b, &d, &slope}) *keys = pieces.floats(kChunk * kN);
-    for (float** values : {&v, &gy, &u}) *values = pieces.floats(kChunk * kRows);
-    sums = pieces.floats(kBurst * TileType::kWarps * kWkv7Sums * kN);
-    gv = pieces.floats(kBurst * kRows);
-    parked = pieces.floats(kParked * kRows * kN);
-    const int width = element_bytes(dtype);
-    for (unsigned char** raw : {&raw_r, &raw_k, &raw_a, &raw_b}) {
-      *raw = pieces.bytes(kChunk * kN * width);
-    }
-    for (unsigned char** raw : {&raw_v, &raw_gy}) *raw = pieces.bytes(kChunk * kRows * width);
-    raw_w = pieces.bytes(kChunk * kN * 4);
-    bytes = pieces.used();
-  }
-};
-
 template <class TileType> struct Wkv7BackwardBlock
     : ScanBackwardBlock<Wkv7Backward, TileType, Wkv7BackwardShared<TileType>, kWkv7Sums, kWkv7Sums,
-                        0> {
+                        2> {
   using Base = ScanBackwardBlock<Wkv7Backward, TileType, Wkv7BackwardShared<TileType>, kWkv7Sums,
-                                 kWkv7Sums, 0>;
+                                 kWkv7Sums, 2>;
   using Base::Base, Base::p, Base::parked, Base::place, Base::range, Base::results, Base::shared;
   using Base::kC, Base::kChunk, Base::kN, Base::kR, Base::kRows, Base::kThreads, Base::tile;
   using typename Base::Keys, typename Base::State, typename Base::Values;
@@ -78,11 +48,14 @@ template <class TileType> struct Wkv7BackwardBlock
   __device__ void widen(int64_t t, int tokens) const {
     const Vec8 zero = Vec8::of(0.0f);
     for (int n = static_cast<int>(threadIdx.x); n < kChunk * kN / kVec8; n += kThreads) {
-      const int at = n * kVec8, token = Vec8Place<kN>(n).token;
-      const bool present = token < tokens;
-      const bool starts = present && place.starts(p.reset, t + token);
+      const Vec8Place<kN> vec(n);
+      const int at = n * kVec8;
+      const bool present = vec.token < tokens;
+      const bool starts = present && place.starts(p.reset, t + vec.token);
       Wkv7Decay decay = {starts ? zero : Vec8::of(1.0f), zero};
-      if (present && !starts) decay = wkv7_decay(load_vec8(shared.raw_w, at, DType::kFloat));
+      if (present && !starts) {
+        decay = wkv7_decay(based_w(p, shared.raw_w, at, place.head * kN + vec.at));
+      }
       store_floats(shared.d + at, decay.decay);
       store_floats(shared.slope + at, decay.slope);
       store_floats(shared.r + at, present ? load_vec8(shared.raw_r, at, p.dtype) : zero);
@@ -129,16 +102,62 @@ template <class TileType> struct Wkv7BackwardBlock
       const Vec8 slope = load_floats(shared.slope + n * kN + vec.at);
 #pragma unroll
       for (int i = 0; i < kVec8; ++i) sum.at[i] *= slope.at[i];
-      return results.write(which, p.gw, place, t + n, vec.at, DType::kFloat, sum);
+      results.write(which, p.gw, place, t + n, vec.at, p.gw_dtype, sum);
+      return add_to(shared.gbase + vec.token * kN + vec.at, sum);
     }
     // a was staged as zero there, so what its sum holds is no gradient.
     if (which == kWkv7SumA && place.starts(p.reset, t + n)) sum = Vec8::of(0.0f);
+    if (which == kWkv7SumR || which == kWkv7SumK) add_bonus(sum, t, n, vec, which);
     void* const result = which == kWkv7SumR ? p.gr : which == kWkv7SumK ? p.gk
                          : which == kWkv7SumA ? p.ga : p.gb;
     results.write(which, result, place, t + n, vec.at, p.dtype, sum);
   }
 
+  __device__ void clear_totals() const {
+    for (int i = static_cast<int>(threadIdx.x); i < kBurst * kN; i += kThreads) {
+      shared.gbase[i] = shared.gbonus[i] = 0.0f;
+    }
+  }
+  __device__ void write_totals() const {
+    for (int key = static_cast<int>(threadIdx.x); key < kN; key += kThreads) {
+      float gbase = 0.0f, gbonus = 0.0f;
+      for (int m = 0; m < kBurst; ++m) {
+        gbase += shared.gbase[m * kN + key], gbonus += shared.gbonus[m * kN + key];
+      }
+      results.write_total(0, p.gbase, place, key, gbase, range.end == p.time);
+      if (p.gbonus != nullptr) {
+        results.write_total(1, p.gbonus, place, key, gbonus, range.end == p.time);
+      }
+    }
+  }
+
  private:
+  // Of token n of the chunk, at vec: what the bonus adds to gr or gk, and once to gbonus. Of a
+  // head's slices one is enough.
+  __device__ void add_bonus(Vec8& sum, int64_t t, int n, const Vec8Place<kN>& vec,
+                            int which) const {
+    if (p.gs == nullptr || place.slice != 0) return;
+    const float gs = static_cast<const float*>(p.gs)[place.number(t + n)];
+    const Vec8 bonus = load_vec8(p.bonus, place.head * kN + vec.at, DType::kFloat);
+    const Vec8 r = load_floats(shared.r + n * kN + vec.at);
+    const Vec8 k = load_floats(shared.k + n * kN + vec.at);
+    Vec8 product;
+#pragma unroll
+    for (int i = 0; i < kVec8; ++i) {
+      // By value: a choice between r and k themselves would put both into memory.
+      const float other = which == kWkv7SumR ? k.at[i] : r.at[i];
+      sum.at[i] += gs * bonus.at[i] * other;
+      product.at[i] = gs * r.at[i] * k.at[i];
+    }
+    if (which == kWkv7SumR) add_to(shared.gbonus + vec.token * kN + vec.at, product);
+  }
+
+  // Always by the same thread for the same place, so that no barrier is needed.
+  __device__ static void add_to(float* total, Vec8 x) {
+    add_vec8(x, load_floats(total));
+    store_floats(total, x);
+  }
+
   // Finds u of every token and the states before the bursts; `before_last` is that of burst `last`.
   // S: the state before the chunk, used up.
   __device__ __forceinline__ void sweep(State& before_last, State& S, int last) const {

@@ -62,17 +62,22 @@ struct Wkv7ChunkShared {
   // Forms A~, R~, K-, B- and exp(c) from what was fetched, and finds the documents. slope: null, or
   // where to leave the decays' logarithm's derivative by w, [kChunk][kFloatStride]. Tokens beyond
   // the end are zeros that do not decay.
-  template <bool kWithR, bool kWithK, class Place>
-  __device__ __forceinline__ void form_operands(const bool* reset, const Place& place, int64_t t,
+  template <bool kWithR, bool kWithK, class Params, class Place>
+  __device__ __forceinline__ void form_operands(const Params& p, const Place& place, int64_t t,
                                                 int tokens, float* slope) const {
-    documents.find(reset, place, t, tokens);
+    documents.find(p.reset, place, t, tokens);
     const FourKeys own;
+    float4 base = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (p.base != nullptr) {
+      base = load_vec4(static_cast<const float*>(p.base) + place.head * kN + own.key);
+    }
     // Of the decays, to base 2.
     float4 logs[FourKeys::kTokens], sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < FourKeys::kTokens; ++i) {
       const int token = own.first_token + i, at = token * kFloatStride + own.key;
-      const float4 w = load_vec4(raw_w + at);
+      float4 w = load_vec4(raw_w + at);
+      add_to(w, base);
       const Wkv7TensorDecay d[4] = {Wkv7TensorDecay(w.x), Wkv7TensorDecay(w.y),
                                     Wkv7TensorDecay(w.z), Wkv7TensorDecay(w.w)};
       const bool present = token < tokens;

@@ -15,49 +15,9 @@
 // Within 16 tokens these sums do not grow beyond what they are subtracted from.
 #pragma once
 
-#include "wkv7_chunk_chain.cuh"
+#include "wkv7_chunk_operands.cuh"
 
 namespace rwkv {
-
-struct Wkv7ChunkBackwardShared : Wkv7ChunkGradientOperands {
-  using Columns = ChunkTile::Columns;
-  using State = ChunkTile::HeadState;
-
-  Columns u;          // U, where A_ab was in fp32
-  Columns gz;         // dZ
-  State before;       // S0
-  State after;        // D
-  float* slope;       // [kChunk][kFloatStride]: the derivative of the decay's logarithm by w
-  float* state_sums;  // [kWarps][kN]: rowsum(S0 dS0) over the values of a warp
-  int bytes;
-
-  __host__ __device__ explicit Wkv7ChunkBackwardShared(unsigned char* base)
-      : Wkv7ChunkBackwardShared(Pieces(base)) {}
-
-  // dA_ab, dA_ak, dA_rb, dA_rk take the places of T, A_ak, A_rb, A_rk.
-  __device__ Square gab() const { return inverse; }
-  __device__ Square gak() const { return ak; }
-  __device__ Square grb() const { return rb; }
-  __device__ Square grk() const { return rk; }
-  // dA~, dR~, dB-, dK- that of S0, in fp32 with rows of kFloatStride.
-  __device__ float* results(int number) const {
-    return reinterpret_cast<float*>(before.base) + number * kChunk * kFloatStride;
-  }
-  static_assert(4 * kChunk * kFloatStride * sizeof(float) == State::elements * sizeof(uint16_t));
-  // dV that of U.
-  __device__ ExactRows gv() const { return ExactRows(u.base); }
-  static_assert(ExactRows::elements <= Columns::elements);
-
- private:
-  static constexpr int kColumnsFloats = Columns::elements / 2;
-  static_assert(kMixFloats <= kColumnsFloats);
-
-  __host__ __device__ explicit Wkv7ChunkBackwardShared(Pieces pieces)
-      : Wkv7ChunkGradientOperands(pieces, kColumnsFloats),
-        u(reinterpret_cast<uint16_t*>(mix)), gz(pieces), before(pieces), after(pieces),
-        slope(pieces.floats(kChunk * kFloatStride)),
-        state_sums(pieces.floats(ChunkTile::kWarps * kN)), bytes(pieces.used()) {}
-};
 
 struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> {
   using Wkv7ChunkGradientBlock::Wkv7ChunkGradientBlock;
@@ -67,10 +27,17 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
   __device__ void fetch(int64_t t, int tokens, int turn) const {
     fetch_rows<true>(t, tokens, turn);
   }
-  __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.form_operands<true, true>(p.reset, place, t, tokens, shared.slope);
+  __device__ __forceinline__ void form_operands(int64_t t, int tokens) {
+    shared.form_operands<true, true>(p, place, t, tokens, shared.slope);
+    if (p.gs == nullptr) return;
+    // Now, as what is read from memory is waited for.
+#pragma unroll
+    for (int i = 0; i < FourKeys::kTokens; ++i) {
+      const int n = FourKeys().first_token + i;
+      gs_[i] = n < tokens ? static_cast<const float*>(p.gs)[place.number(t + n)] : 0.0f;
+    }
   }
-  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) const {
+  __device__ __forceinline__ void go_back(Tile::State& G, int64_t t, int tokens, int turn) {
     shared.form_squares<true, true>(t);
     __syncthreads();
     Accumulator gv[2];
@@ -83,9 +50,22 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     __syncthreads();
     write_gradients(t, tokens);
   }
-  static constexpr int kTotals = 0;
-  __device__ void write_totals(bool) const {}
-  __device__ void leave_totals(float*) const {}
+  // The sum of w's gradient, and gbonus.
+  static constexpr int kTotals = 2;
+  __host__ __device__ static ChunkTotals<kTotals> totals(const Wkv7Backward& p) {
+    return {{static_cast<float*>(p.gbase), static_cast<float*>(p.gbonus)}};
+  }
+  // adds: to what is there.
+  __device__ void write_totals(bool adds) const {
+    const ChunkTotals<kTotals> to = totals(p);
+    write_total(to.at[0] + place.task * kN, gbase_, adds);
+    if (p.gbonus != nullptr) write_total(to.at[1] + place.task * kN, gbonus_, adds);
+  }
+  // to: [kTotals][kN]
+  __device__ void leave_totals(float* to) const {
+    write_total(to, gbase_, false);
+    write_total(to + kN, gbonus_, false);
+  }
 
  private:
   // Per warp, for its own values: U and dZ to shared memory, dV (values in rows) to gv, and G
@@ -236,7 +216,7 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
   }
 
   // gr, gk, ga, gb and gw of the thread's four keys and two tokens.
-  __device__ __forceinline__ void write_gradients(int64_t t, int tokens) const {
+  __device__ __forceinline__ void write_gradients(int64_t t, int tokens) {
     const FourKeys own;
     Token found[FourKeys::kTokens];
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f), gradient = sum;
@@ -257,6 +237,7 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
       const int n = own.first_token + i;
       take_from(gradient, found[i].of_a);
       const bool starts = cut && shared.documents.starts_at(n);
+      if (p.gs != nullptr) add_bonus(found[i], n, own.key, gs_[i]);
       if (n < tokens) write_token(t, n, own.key, found[i], gradient, starts);
       take_from(gradient, found[i].without_a);
     }
@@ -280,9 +261,19 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     return found;
   }
 
+  // What the bonus adds to dR~ and dK-, and to gbonus, in which their decays cancel: after what the
+  // decay's gradient takes from them.
+  __device__ __forceinline__ void add_bonus(Token& found, int n, int key, float gs) {
+    const float4 bonus = load_vec4(static_cast<const float*>(p.bonus) + place.head * kN + key);
+    const float4 r = shared.r.vec4(n, key), k = shared.k.vec4(n, key);
+    add_to(found.r, times(gs, times(bonus, k)));
+    add_to(found.k, times(gs, times(bonus, r)));
+    add_to(gbonus_, times(gs, times(r, k)));
+  }
+
   // n: the token's number in the chunk; log_gradient: of the decay's logarithm
   __device__ __forceinline__ void write_token(int64_t t, int n, int key, const Token& found,
-                                              const float4& log_gradient, bool starts) const {
+                                              const float4& log_gradient, bool starts) {
     const int64_t to = place.token(t + n) + key;
     const float* const growth = shared.growth + n * Shared::kFloatStride + key;
     const float4 before = load_vec4(growth), grown = load_vec4(growth + Shared::kFloatStride);
@@ -293,8 +284,14 @@ struct Wkv7ChunkBackwardBlock : Wkv7ChunkGradientBlock<Wkv7ChunkBackwardShared> 
     narrow_vec4(static_cast<uint16_t*>(p.gb) + to, times(found.b, shrunk));
     narrow_vec4(static_cast<uint16_t*>(p.gk) + to, times(found.k, shrunk));
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    store_vec4(static_cast<float*>(p.gw) + to, starts ? zero : times(slope, log_gradient));
+    const float4 gw = starts ? zero : times(slope, log_gradient);
+    write_gw(p, to, gw);
+    add_to(gbase_, gw);
   }
+
+  float gs_[FourKeys::kTokens] = {};
+  // Over the thread's keys and tokens.
+  float4 gbase_ = make_float4(0.0f, 0.0f, 0.0f, 0.0f), gbonus_ = gbase_;
 };
 
 }  // namespace rwkv

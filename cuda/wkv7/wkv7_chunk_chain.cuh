@@ -66,7 +66,7 @@ struct Wkv7ChunkChainBlock : Wkv7ChunkGradientBlock<Wkv7ChunkChainShared> {
     fetch_rows<false>(t, tokens, turn);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.form_operands<true, false>(p.reset, place, t, tokens, nullptr);
+    shared.form_operands<true, false>(p, place, t, tokens, nullptr);
   }
   __device__ __forceinline__ void form_squares(int64_t t) const {
     shared.form_squares<true, false>(t);

@@ -18,7 +18,10 @@ struct Wkv7ChunkForwardBlock : ChunkBlock<Wkv7Forward, Wkv7ChunkForwardShared> {
     shared.template fetch<kWithOutput, true>(p, ChunkFetch(place, t, tokens), turn);
   }
   __device__ __forceinline__ void form_operands(int64_t t, int tokens) const {
-    shared.template form_operands<kWithOutput, true>(p.reset, place, t, tokens, nullptr);
+    shared.template form_operands<kWithOutput, true>(p, place, t, tokens, nullptr);
+    if constexpr (kWithOutput) {
+      if (p.bonus != nullptr) write_bonus(t, tokens);
+    }
   }
   __device__ __forceinline__ void form_squares(int64_t t) const {
     shared.template form_squares<kWithOutput, true>(t);
@@ -55,6 +58,23 @@ struct Wkv7ChunkForwardBlock : ChunkBlock<Wkv7Forward, Wkv7ChunkForwardShared> {
       add_tokens(S, i, used, shared.b, lane);
       shared.scale_keys(S, i, lane);
     }
+  }
+
+ private:
+  // s: eight threads have a token.
+  __device__ __forceinline__ void write_bonus(int64_t t, int tokens) const {
+    constexpr int kPerToken = kN / kVec8;
+    const int token = Tile::thread() / kPerToken, key = Tile::thread() % kPerToken * kVec8;
+    float s = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kVec8; i += 4) {
+      const float4 r = widen_vec4(shared.raw_r.at(token, key) + i);
+      const float4 k = widen_vec4(shared.raw_k.at(token, key) + i);
+      const auto* const bonus = static_cast<const float*>(p.bonus) + place.head * kN + key + i;
+      s += sum_of(times(times(r, k), load_vec4(bonus)));
+    }
+    s = sum_over_lanes<kPerToken>(s);
+    if (key == 0 && token < tokens) static_cast<float*>(p.s)[place.number(t + token)] = s;
   }
 };
 

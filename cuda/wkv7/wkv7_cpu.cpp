@@ -27,12 +27,12 @@ template <typename T> RWKV_INLINE Vec<T> decay_less_one(Vec<T> x) {
   return sum * x;
 }
 
-// decay of w, and slope, its derivative, of token t; count: a multiple of kLanes
+// decay of w + base, and slope, its derivative, of token t; count: a multiple of kLanes
 template <typename T>
-void decay_of(const T* w, T* decay, T* slope, int64_t count, int64_t t) {
+void decay_of(const T* w, const T* base, T* decay, T* slope, int64_t count, int64_t t) {
   const T share = rounding_share<T>(t);
   for (int64_t i = 0; i < count; i += kLanes<T>) {
-    const Vec<T> x = load<T>(w + i);
+    const Vec<T> x = load<T>(w + i) + load<T>(base + i);
     // Of sigmoid(x) and sigmoid(-x) neither is formed as one minus the other.
     const Vec<T> e = exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, x < 0 ? x : -x));
     const Vec<T> large = 1 / (1 + e), small = e * large;
@@ -47,12 +47,13 @@ void decay_of(const T* w, T* decay, T* slope, int64_t count, int64_t t) {
 // The inputs of some tokens of one head, in rows.
 template <typename T> struct Rows {
   const int64_t stride;
-  T *r, *k, *v, *a, *b, *gy, *w, *d, *slope, *u, *zeros;
+  T *r, *k, *v, *a, *b, *gy, *w, *d, *slope, *u, *base, *zeros;
 
   Rows(Scratch<T>& scratch, int64_t tokens, int64_t stride) : stride(stride) {
     for (T** rows : {&r, &k, &v, &a, &b, &gy, &w, &d, &slope, &u}) {
       scratch.want(*rows, tokens * stride);
     }
+    scratch.want(base, stride);
     scratch.want(zeros, stride);
   }
 
@@ -64,8 +65,9 @@ template <typename T> struct Rows {
     read_rows(p.a, p.dtype, place, begin, tokens, a, stride);
     read_rows(p.b, p.dtype, place, begin, tokens, b, stride);
     read_rows(p.w, p.w_dtype, place, begin, tokens, w, stride);
+    if (p.base != nullptr) load_row<T>(p.base, kDTypeOf<T>, place.head * p.size, p.size, base);
     for (int64_t t = 0, at = 0; t < tokens; ++t, at += stride) {
-      decay_of(w + at, d + at, slope + at, stride, begin + t);
+      decay_of(w + at, base, d + at, slope + at, stride, begin + t);
     }
   }
 
@@ -89,6 +91,7 @@ template <typename T> class ForwardHeads {
   ForwardHeads(const Wkv7Forward& p, int64_t most)
       : p_(p), most_(most), stride_(padded<T>(p.size)), rows_(scratch_, kBlock, stride_) {
     scratch_.want(y_, kBlock * stride_);
+    scratch_.want(bonus_, stride_);
     scratch_.want(states_, most * stride_ * stride_);
     scratch_.want(other_, stride_ * stride_);
     scratch_.allocate();
@@ -105,6 +108,7 @@ template <typename T> class ForwardHeads {
   void run_block(T* state, const HeadPlace& place, int64_t begin, int64_t tokens,
                  const HeadTokens& next) {
     rows_.read(p_, place, begin, tokens);
+    if (p_.bonus != nullptr) write_bonus(place, begin, tokens);
     // The next block's rows come while the tiles compute.
     prefetch_.start(next);
     add_inputs(prefetch_, p_);
@@ -115,12 +119,20 @@ template <typename T> class ForwardHeads {
     write_rows(p_.y, p_.dtype, place, begin, tokens, y_, stride_);
   }
 
+  void write_bonus(const HeadPlace& place, int64_t begin, int64_t tokens) {
+    load_row<T>(p_.bonus, kDTypeOf<T>, place.head * p_.size, p_.size, bonus_);
+    for (int64_t t = 0, at = 0; t < tokens; ++t, at += stride_) {
+      static_cast<T*>(p_.s)[place.number(begin + t)] =
+          dot(rows_.r + at, bonus_, rows_.k + at, stride_);
+    }
+  }
+
   const Wkv7Forward& p_;
   const int64_t most_, stride_;
   Scratch<T> scratch_;
   Rows<T> rows_;
   Prefetch prefetch_;
-  T *y_, *states_, *other_;
+  T *y_, *bonus_, *states_, *other_;
 };
 
 template <typename T> class BackwardHeads {
@@ -135,15 +147,30 @@ template <typename T> class BackwardHeads {
     scratch_.want(history_, (kBlock + 1) * kDeltaRows<T> * stride_);
     scratch_.want(states_, blocks_ * stride_ * stride_);
     scratch_.want(gradients_, most * stride_ * stride_);
+    scratch_.want(all_gbase_, most * stride_);
+    scratch_.want(all_gbonus_, most * stride_);
+    for (T** row : {&bonus_, &block_sum_}) scratch_.want(*row, stride_);
     scratch_.want(walk_, stride_ * stride_);
     scratch_.allocate();
   }
 
   void run(int64_t task) {
-    walk_heads_backward(
-        p_, HeadGroup(p_, most_, task), stride_, gradients_,
-        [&](const HeadPlace& place, int64_t, T* gradient, const Segment& segment,
-            const HeadTokens& next) { run_segment(place, gradient, segment, next); });
+    const HeadGroup group(p_, most_, task);
+    // Over the whole sequence: the heads of a group are interleaved, so each has its own row.
+    for (T* sums : {all_gbase_, all_gbonus_}) clear_rows(sums, most_ * stride_);
+    walk_heads_backward(p_, group, stride_, gradients_,
+                        [&](const HeadPlace& place, int64_t n, T* gradient, const Segment& segment,
+                            const HeadTokens& next) {
+                          gbase_ = all_gbase_ + n * stride_;
+                          gbonus_ = all_gbonus_ + n * stride_;
+                          run_segment(place, gradient, segment, next);
+                        });
+    for (int64_t n = 0; n < group.count; ++n) {
+      const int64_t to = (group.row * p_.heads + group.first + n) * p_.size;
+      store_row<T>(p_.gbase, kDTypeOf<T>, to, p_.size, all_gbase_ + n * stride_);
+      if (p_.gbonus == nullptr) continue;
+      store_row<T>(p_.gbonus, kDTypeOf<T>, to, p_.size, all_gbonus_ + n * stride_);
+    }
   }
 
  private:
@@ -179,6 +206,7 @@ template <typename T> class BackwardHeads {
     block.gd = gd_, block.ab = ab_, block.rb = rb_, block.history = history_;
     block.prefetch = &prefetch_;
     for (T* rows : {gr_, gk_, ga_, gb_, gd_}) clear_rows(rows, tokens * stride_);
+    if (p_.gs != nullptr) start_with_bonus(place, begin, block);
     // With these products of neighbouring tokens the tiles find gu of a token before its G.
     for (int64_t n = 1; n < tokens; ++n) {
       const int64_t at = n * stride_;
@@ -192,7 +220,23 @@ template <typename T> class BackwardHeads {
     write_rows(p_.gv, p_.dtype, place, begin, tokens, gv_, stride_);
     write_rows(p_.ga, p_.dtype, place, begin, tokens, ga_, stride_);
     write_rows(p_.gb, p_.dtype, place, begin, tokens, gb_, stride_);
-    write_rows(p_.gw, p_.w_dtype, place, begin, tokens, gd_, stride_);
+    write_rows(p_.gw, p_.gw_dtype, place, begin, tokens, gd_, stride_);
+    // The long sum over tokens takes a block's at a time, and loses that much less.
+    for (int64_t n = 1; n < tokens; ++n) add(gd_, gd_ + n * stride_, stride_);
+    add(gbase_, gd_, stride_);
+  }
+
+  // The bonus's share of gr and gk, to which the tiles add theirs, and gbonus.
+  void start_with_bonus(const HeadPlace& place, int64_t begin, const DeltaBlock<T>& block) {
+    load_row<T>(p_.bonus, kDTypeOf<T>, place.head * p_.size, p_.size, bonus_);
+    clear_rows(block_sum_, stride_);
+    for (int64_t t = 0, at = 0; t < block.tokens; ++t, at += stride_) {
+      const T gs = static_cast<const T*>(p_.gs)[place.number(begin + t)];
+      set_scaled(gr_ + at, gs, bonus_, block.k + at, stride_);
+      set_scaled(gk_ + at, gs, bonus_, block.r + at, stride_);
+      add_scaled(block_sum_, gs, block.r + at, block.k + at, stride_);
+    }
+    add(gbonus_, block_sum_, stride_);
   }
 
   const Wkv7Backward& p_;
@@ -200,7 +244,9 @@ template <typename T> class BackwardHeads {
   Scratch<T> scratch_;
   Rows<T> rows_;
   Prefetch prefetch_;
-  T *ab_, *rb_, *history_, *states_, *gradients_, *walk_, *gr_, *gk_, *gv_, *ga_, *gb_, *gd_;
+  T *ab_, *rb_, *history_, *states_, *gradients_, *walk_, *gr_, *gk_, *gv_, *ga_, *gb_, *gd_,
+      *all_gbase_, *all_gbonus_, *bonus_, *block_sum_;
+  T *gbase_ = nullptr, *gbonus_ = nullptr;  // the present head's
 };
 
 }  // namespace

@@ -16,7 +16,7 @@ inline Wkv7Forward replay_params(const Wkv7Backward& p) {
   Wkv7Forward forward{};
   static_cast<HeadSizes&>(forward) = p;
   forward.k = p.k, forward.v = p.v, forward.a = p.a, forward.b = p.b;
-  forward.w = p.w, forward.reset = p.reset;
+  forward.w = p.w, forward.base = p.base, forward.reset = p.reset;
   return forward;
 }
 
@@ -36,12 +36,12 @@ struct Wkv7Scans {
 
   // Five sums over values per token leave shared memory for no more.
   static constexpr int kMostWarps = 4;
-  static constexpr int64_t kFp32Result = kWkv7SumW;
+  static constexpr int64_t kResultOfW = kWkv7SumW;
   // In the order of Wkv7Sum.
   static std::array<void*, kWkv7Sums> results(const Wkv7Backward& p) {
     return {p.gr, p.gk, p.ga, p.gb, p.gw};
   }
-  static std::array<void*, 0> totals(const Wkv7Backward&) { return {}; }
+  static std::array<void*, 2> totals(const Wkv7Backward& p) { return {p.gbase, p.gbonus}; }
 };
 
 using Wkv7Launchers = ChunksOrScans<Wkv7Chunks, Wkv7Scans>;

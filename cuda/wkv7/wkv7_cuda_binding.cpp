@@ -13,30 +13,41 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& r, const Tensor& w, const Tensor& k,
-                                           const Tensor& v, const Tensor& a, const Tensor& b,
-                                           const optional<Tensor>& state,
-                                           const optional<Tensor>& reset,
-                                           int64_t checkpoint_interval, int64_t kernel) {
-  const auto call =
-      wkv7_forward_call(aligned(r), aligned_fp32(w), aligned(k), aligned(v), aligned(a), aligned(b),
-                        aligned(state), reset, checkpoint_interval);
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& r, const Tensor& w, const Tensor& k, const Tensor& v, const Tensor& a,
+    const Tensor& b, const optional<Tensor>& base, const optional<Tensor>& bonus,
+    const optional<Tensor>& /* w_gradient */, const optional<Tensor>& state,
+    const optional<Tensor>& reset, bool with_final_state, int64_t checkpoint_interval,
+    int64_t kernel) {
+  const auto call = wkv7_forward_call(aligned(r), aligned_fp32(w), aligned(k), aligned(v),
+                                      aligned(a), aligned(b), aligned(base), aligned(bonus),
+                                      aligned(state), reset, with_final_state, checkpoint_interval);
   run_on_cuda("wkv7_forward", call.params, kernel, r, rwkv_wkv7_forward_floats,
               rwkv_wkv7_forward_cuda);
-  return {call.y, call.final_state, call.checkpoints};
+  return {call.y, call.final_state, call.checkpoints, call.s};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& gy, const optional<Tensor>& gfinal_state, const Tensor& r, const Tensor& w,
-    const Tensor& k, const Tensor& v, const Tensor& a, const Tensor& b,
-    const optional<Tensor>& reset, const Tensor& checkpoints, int64_t checkpoint_interval,
-    int64_t kernel) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& gy, const optional<Tensor>& gfinal_state, const optional<Tensor>& gs,
+    const Tensor& r, const Tensor& w, const Tensor& k, const Tensor& v, const Tensor& a,
+    const Tensor& b, const optional<Tensor>& base, const optional<Tensor>& bonus,
+    const optional<Tensor>& reset, const Tensor& checkpoints, bool with_gstate,
+    at::ScalarType gw_dtype, int64_t checkpoint_interval, int64_t kernel) {
   const auto call = wkv7_backward_call(
-      aligned(gy), aligned(gfinal_state), aligned(r), aligned_fp32(w), aligned(k), aligned(v),
-      aligned(a), aligned(b), reset, aligned(checkpoints), checkpoint_interval);
+      aligned(gy), aligned(gfinal_state), gs, aligned(r), aligned_fp32(w), aligned(k), aligned(v),
+      aligned(a), aligned(b), aligned(base), aligned(bonus), reset, aligned(checkpoints),
+      with_gstate, gw_type_of_kernels(gw_dtype, r), checkpoint_interval);
   run_on_cuda("wkv7_backward", call.params, kernel, r, rwkv_wkv7_backward_floats,
               rwkv_wkv7_backward_cuda);
-  return {call.gr, call.gw.to(w.scalar_type()), call.gk, call.gv, call.ga, call.gb, call.gstate};
+  return {call.gr,
+          call.gw.to(gw_dtype),
+          call.gk,
+          call.gv,
+          call.ga,
+          call.gb,
+          if_wanted(base.has_value(), call.gbase.sum(0)),
+          if_wanted(bonus.has_value(), call.gbonus.sum(0)),
+          if_wanted(with_gstate, call.gstate)};
 }
 
 }  // namespace

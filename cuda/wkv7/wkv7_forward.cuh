@@ -59,14 +59,19 @@ template <class TileType, bool kOutput> struct Wkv7ForwardBlock
   __device__ void widen(int64_t t, int tokens) const {
     for (int n = static_cast<int>(threadIdx.x); n < tokens * kN / kVec8; n += kThreads) {
       const int at = n * kVec8;
-      const bool starts = place.starts(p.reset, t + Vec8Place<kN>(n).token);
+      const Vec8Place<kN> vec(n);
+      const bool starts = place.starts(p.reset, t + vec.token);
       const Vec8 zero = Vec8::of(0.0f);
-      const Vec8 w = load_vec8(shared.raw_w, at, DType::kFloat);
+      const Vec8 w = based_w(p, shared.raw_w, at, place.head * kN + vec.at);
       store_floats(shared.d + at, starts ? zero : wkv7_decay(w).decay);
       store_floats(shared.a + at, starts ? zero : load_vec8(shared.raw_a, at, p.dtype));
       store_floats(shared.k + at, load_vec8(shared.raw_k, at, p.dtype));
       store_floats(shared.b + at, load_vec8(shared.raw_b, at, p.dtype));
       if constexpr (kWithOutput) store_floats(shared.r + at, load_vec8(shared.raw_r, at, p.dtype));
+    }
+    if constexpr (kWithOutput) {
+      // Of a head's slices one is enough.
+      if (p.bonus != nullptr && place.slice == 0) write_bonus(t, tokens);
     }
     for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
       store_floats(shared.v + n * kVec8, load_vec8(shared.raw_v, n * kVec8, p.dtype));
@@ -110,6 +115,25 @@ template <class TileType, bool kOutput> struct Wkv7ForwardBlock
       const Vec8Place<kRows> vec(n);
       store_vec8(p.y, place.token(t + vec.token) + place.slice * kRows + vec.at, p.dtype,
                  load_floats(shared.y + n * kVec8));
+    }
+  }
+
+ private:
+  __device__ void write_bonus(int64_t t, int tokens) const {
+    constexpr int kVecs = TileType::kChunk * kN / kVec8;
+    for (int n = static_cast<int>(threadIdx.x); n < kWholeRounds<kVecs, kThreads>; n += kThreads) {
+      const Vec8Place<kN> vec(n);
+      const bool present = vec.token < tokens;
+      float s = 0.0f;
+      if (present) {
+        const Vec8 r = load_vec8(shared.raw_r, n * kVec8, p.dtype);
+        const Vec8 k = load_vec8(shared.raw_k, n * kVec8, p.dtype);
+        const Vec8 bonus = load_vec8(p.bonus, place.head * kN + vec.at, DType::kFloat);
+#pragma unroll
+        for (int i = 0; i < kVec8; ++i) s += r.at[i] * k.at[i] * bonus.at[i];
+      }
+      s = sum_over_lanes<Vec8Place<kN>::kPerRow>(s);
+      if (present && vec.at == 0) static_cast<float*>(p.s)[place.number(t + vec.token)] = s;
     }
   }
 };

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from rwkv_train.compiler import cache_folder
-from tests.cuda.bonus_problems import INTERFACE as BONUS_INTERFACE
 from tests.cuda.embedding_norm_problems import INTERFACE as EMBEDDING_NORM_INTERFACE
 from tests.cuda.fused_problems import FUSED_INTERFACES
 from tests.cuda.head_loss_problems import INTERFACE as HEAD_LOSS_INTERFACE
@@ -24,7 +23,6 @@ ALL_INTERFACES = {
     **INTERFACES,
     NORM_INTERFACE.op: NORM_INTERFACE,
     HEAD_NORM_INTERFACE.op: HEAD_NORM_INTERFACE,
-    BONUS_INTERFACE.op: BONUS_INTERFACE,
     HEAD_LOSS_INTERFACE.op: HEAD_LOSS_INTERFACE,
     EMBEDDING_NORM_INTERFACE.op: EMBEDDING_NORM_INTERFACE,
     **POINTWISE_INTERFACES,

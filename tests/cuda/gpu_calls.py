@@ -11,14 +11,14 @@ from torch import Tensor
 from rwkv_train.ops.head_loss import Targets, head_loss
 from rwkv_train.ops.head_loss.reference import head_loss_reference
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES, CUDA_HEAD_SIZES
+from rwkv_train.ops.wkv7 import wkv7_and_bonus
 from tests.cuda.problems import INTERFACES, MATRIX_OPS, Problem, Shape, make_problem
 from tests.ops import embedding_norm_cases
-from tests.ops.bonus_cases import BonusCase, make_bonus_case, run_bonus
 from tests.ops.fused_cases import OPERATORS as FUSED
 from tests.ops.fused_cases import FusedCase, make_fused_case
 from tests.ops.fused_cases import run as run_fused
 from tests.ops.head_norm_cases import HeadNormCase, make_head_norm_case, run_head_norm
-from tests.ops.native_cases import OPERATORS
+from tests.ops.native_cases import NAMED, OPERATORS
 from tests.ops.norm_shift_cases import NormCase, make_norm_case, run_norm
 from tests.ops.pointwise_cases import POINTWISE, make_inputs
 from tests.ops.pointwise_cases import run as run_pointwise
@@ -38,6 +38,8 @@ def on_device(problem: Problem, device: str = DEVICE) -> Problem:
         reset=moved(problem.reset),
         gy=problem.gy.to(device),
         gfinal_state=moved(problem.gfinal_state),
+        bonus=moved(problem.bonus),
+        gs=moved(problem.gs),
     )
 
 
@@ -52,15 +54,6 @@ def head_norm_on_device(case: HeadNormCase) -> HeadNormCase:
     """Returns the same case of the gated head norm with all its tensors on the device."""
     inputs = {name: x.to(DEVICE) for name, x in case.inputs.items()}
     return HeadNormCase(inputs, case.activation, case.go.to(DEVICE))
-
-
-def bonus_on_device(case: BonusCase) -> BonusCase:
-    """Returns the same case of the bonus's weight with all its tensors on the device."""
-    inputs, gradients = (
-        {name: None if x is None else x.to(DEVICE) for name, x in tensors.items()}
-        for tensors in (case.inputs, case.gradients)
-    )
-    return BonusCase(inputs, gradients)
 
 
 def loss_and_gradients(
@@ -96,7 +89,15 @@ def in_fp64(problem: Problem) -> Problem:
         state=wide(problem.state),
         gy=problem.gy.double(),
         gfinal_state=wide(problem.gfinal_state),
+        bonus=wide(problem.bonus),
+        gs=wide(problem.gs),
     )
+
+
+def operator_arguments(inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Returns the inputs that an operator takes by place, and those that it takes by name."""
+    named = {name: inputs[name] for name in NAMED if name in inputs}
+    return [x for name, x in inputs.items() if name not in named], named
 
 
 def results(problem: Problem, backend: str = "native") -> dict[str, Tensor]:
@@ -105,10 +106,15 @@ def results(problem: Problem, backend: str = "native") -> dict[str, Tensor]:
     state = None if problem.state is None else problem.state.clone().requires_grad_()
     is_rows = problem.op == "wkv4"
     given = state.unbind(1) if is_rows and state is not None else state
-    y, final_state = OPERATORS[problem.op](
-        *leaves.values(), given, backend=backend, reset=problem.reset
-    )
-    loss = (y * problem.gy).sum()
+    arguments, named = operator_arguments(leaves)
+    options = {"backend": backend, "reset": problem.reset, **named}
+    if problem.bonus is None:
+        y, final_state = OPERATORS[problem.op](*arguments, given, **options)
+        loss = (y * problem.gy).sum()
+    else:
+        leaves["bonus"] = problem.bonus.clone().requires_grad_()
+        y, s, final_state = wkv7_and_bonus(*arguments, leaves["bonus"], given, **options)
+        loss = (y * problem.gy).sum() + (s * problem.gs).sum()
     parts = final_state if is_rows else (final_state,)
     if problem.gfinal_state is not None:
         gradients = problem.gfinal_state.unbind(1)[:2] if is_rows else (problem.gfinal_state,)
@@ -118,6 +124,7 @@ def results(problem: Problem, backend: str = "native") -> dict[str, Tensor]:
     if is_rows:
         final_state = torch.stack([part * parts[2].exp() for part in parts[:2]], 1)
     found = {"y": y.detach(), "final_state": final_state.detach()}
+    found |= {} if problem.bonus is None else {"s": s.detach()}
     return found | {f"g{name}": g for name, g in zip([*leaves, "state"], gradients)}
 
 
@@ -145,7 +152,7 @@ def main() -> None:
         print(f"{op}: every kernel has run", flush=True)
     run_norms()
     torch.cuda.synchronize()
-    print("bonus, head_norm_gate: every kernel has run", flush=True)
+    print("head_norm_gate: every kernel has run", flush=True)
     run_ends()
     torch.cuda.synchronize()
     print("embedding_norm, head_loss: every kernel has run", flush=True)
@@ -163,10 +170,9 @@ def run_pointwise_calls() -> None:
 
 
 def run_norms() -> None:
-    """Runs bonus and gated head norm: every head size, more than four blocks of tokens."""
+    """Runs the gated head norm: every head size, more than four blocks of tokens."""
     for size in CUDA_HEAD_SIZES:
         for dtype in CUDA_DTYPES:
-            run_bonus(bonus_on_device(make_bonus_case(3, 100, 3, size)), "native", dtype)
             for silu in (False, True):
                 case = head_norm_on_device(make_head_norm_case(3, 100, 3, size, silu=silu))
                 run_head_norm(case, "native", dtype)
@@ -178,9 +184,8 @@ def run_by_chunks(op: str) -> None:
         for heads, time in ((2, 37), (3, 150)):
             problem = on_device(make_problem(op, Shape(1, time, heads, 64), torch.bfloat16))
             results(problem, backend)
-            OPERATORS[op](
-                *problem.inputs.values(), problem.state, backend=backend, reset=problem.reset
-            )
+            arguments, named = operator_arguments(problem.inputs)
+            OPERATORS[op](*arguments, problem.state, backend=backend, reset=problem.reset, **named)
 
 
 def norm_shift_on_device(case: NormCase) -> NormCase:

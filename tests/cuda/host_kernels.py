@@ -52,6 +52,7 @@ class Interface(NamedTuple):
     parameters. with_options: whether the launchers take LaunchOptions and working memory.
     launchers: what stands before `forward_cuda`, `forward_floats` and so on in their names.
     steps: other words for these two, of an operator without a backward pass.
+    backward_sizes: further numbers, which only the backward parameters have.
     """
 
     op: str
@@ -63,6 +64,7 @@ class Interface(NamedTuple):
     with_options: bool = True
     launchers: str = ""
     steps: tuple[str, str] = ("forward", "backward")
+    backward_sizes: tuple[str, ...] = ()
 
 
 class KernelError(Exception):
@@ -225,11 +227,13 @@ def _wrapper(interface: Interface) -> str:
     )
     options, memory = ("chosen(options), ", "memory, ") if interface.with_options else ("", "")
 
-    def functions(which: str, step: str, struct: str, names: Sequence[str]) -> str:
+    def functions(
+        which: str, step: str, struct: str, names: Sequence[str], sizes: Sequence[str]
+    ) -> str:
         fills = [
             f"  {take}(p.{field}, {given}[{i}]);"
             for fields, take, given in (
-                (interface.sizes, "take_number", "sizes"),
+                (sizes, "take_number", "sizes"),
                 (names, "take_pointer", "pointers"),
             )
             for i, field in enumerate(fields)
@@ -253,6 +257,14 @@ def _wrapper(interface: Interface) -> str:
             ]
         )
 
+    sizes = interface.sizes
+    forward = functions(
+        "forward", interface.steps[0], interface.forward_struct, interface.forward, sizes
+    )
+    sizes = (*sizes, *interface.backward_sizes)
+    backward = functions(
+        "backward", interface.steps[1], interface.backward_struct, interface.backward, sizes
+    )
     return f"""
 #include "{cuda_source(op)}"
 #include <type_traits>
@@ -264,6 +276,6 @@ template <class T> static void take_pointer(T& to, void* pointer) {{ to = (T)poi
 {unused} static rwkv::LaunchOptions chosen(const int64_t* options) {{
   return {{options[0], options[1]}};
 }}
-{functions("forward", interface.steps[0], interface.forward_struct, interface.forward)}
-{functions("backward", interface.steps[1], interface.backward_struct, interface.backward)}
+{forward}
+{backward}
 """

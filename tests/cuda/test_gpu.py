@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rwkv_train.errors import BackendError
-from tests.cuda.gpu_calls import DEVICE, OPERATORS, in_fp64, on_device, results
+from tests.cuda.gpu_calls import DEVICE, OPERATORS, in_fp64, on_device, operator_arguments, results
 from tests.cuda.problems import (
     INTERFACES,
     MATRIX_OPS,
@@ -74,14 +74,16 @@ def test_it_serves_zero_small_and_large_inputs(op, scale):
 @every_op
 @pytest.mark.parametrize("cut", (1, 16, 37, 69))
 def test_a_sequence_split_in_two_gives_what_the_whole_gives(op, cut):
-    problem = on_device(make_problem(op, Shape(2, 70, 2, 64), torch.float32, with_reset=False))
+    shape, options = Shape(2, 70, 2, 64), {"with_reset": False, "with_bonus": False}
+    problem = on_device(make_problem(op, shape, torch.float32, **options))
     whole = results(problem)
     leaves = {name: x.clone().requires_grad_() for name, x in problem.inputs.items()}
     start = problem.state.clone().requires_grad_()
     state, outputs = start.unbind(1) if op == "wkv4" else start, []
     for part in (slice(0, cut), slice(cut, 70)):
-        pieces = [x[:, part] if x.shape[:2] == (2, 70) else x for x in leaves.values()]
-        y, state = OPERATORS[op](*pieces, state, backend="native")
+        pieces = {n: x[:, part] if x.shape[:2] == (2, 70) else x for n, x in leaves.items()}
+        arguments, named = operator_arguments(pieces)
+        y, state = OPERATORS[op](*arguments, state, backend="native", **named)
         outputs.append(y)
     final = torch.stack(state[:2], 1) if op == "wkv4" else state
     gfinal = problem.gfinal_state[:, :2] if op == "wkv4" else problem.gfinal_state
@@ -112,7 +114,8 @@ def test_strided_and_unaligned_inputs_are_served(op):
         inputs[name].copy_(x)
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     state = problem.state.unbind(1) if op == "wkv4" else problem.state
-    y, _ = OPERATORS[op](*leaves.values(), state, backend="native", reset=problem.reset)
+    arguments, named = operator_arguments(leaves)
+    y, _ = OPERATORS[op](*arguments, state, backend="native", reset=problem.reset, **named)
     assert torch.equal(y, expected["y"])
 
 
@@ -161,7 +164,7 @@ def test_segments_side_by_side_give_the_bits_of_one_after_another(op):
     found, expected = (results(problem, f"native:{name}") for name in ("segments", "chunks"))
     for name, x in expected.items():
         # Sums over all tokens are joined in another order.
-        is_sum = name == "gu" or (op, name) == ("wkv5", "gw")
+        is_sum = name in ("gu", "gbase", "gbonus") or (op, name) == ("wkv5", "gw")
         assert (
             torch.allclose(found[name], x, rtol=1e-4, atol=1e-4)
             if is_sum
@@ -183,9 +186,12 @@ def test_torch_accepts_the_registration(op):
     problem = on_device(make_problem(op, Shape(1, 20, 2, 64), torch.float32))
     results(problem)  # loads and registers
     arguments = [x.clone().requires_grad_() for x in problem.inputs.values()]
+    # A base of WKV-5, the bonus of WKV-7, and the gradient of w elsewhere.
+    arguments += [None] * {"wkv4": 0, "wkv6": 1}.get(op, 2)
     state = problem.state.clone().requires_grad_()
+    options = (16, 0) if op == "wkv4" else (True, 16, 0)
     forward = getattr(torch.ops.rwkv, f"{op}_forward")
-    torch.library.opcheck(forward, (*arguments, state, problem.reset, 16, 0))
+    torch.library.opcheck(forward, (*arguments, state, problem.reset, *options))
 
 
 @every_op
@@ -194,7 +200,8 @@ def test_it_can_be_compiled_without_a_graph_break(op):
     expected = results(problem)
     operator = torch.compile(OPERATORS[op], backend="aot_eager", fullgraph=True)
     state = problem.state.unbind(1) if op == "wkv4" else problem.state
-    y, _ = operator(*problem.inputs.values(), state, backend="native", reset=problem.reset)
+    arguments, named = operator_arguments(problem.inputs)
+    y, _ = operator(*arguments, state, backend="native", reset=problem.reset, **named)
     assert torch.equal(y, expected["y"])
 
 
@@ -216,10 +223,12 @@ def test_tensors_of_more_than_two_to_the_31_elements_are_indexed_right(op):
     if torch.cuda.get_device_properties(0).total_memory < 100 << 30:
         pytest.skip("needs 100 GiB of memory on the device")
     one = on_device(make_problem(op, Shape(1, time, heads, size), torch.bfloat16))
-    alone = OPERATORS[op](*one.inputs.values(), backend="native")[0]
+    arguments, named = operator_arguments(one.inputs)
+    alone = OPERATORS[op](*arguments, backend="native", **named)[0]
     many = {
         name: x.expand(batch, *x.shape[1:]).contiguous() if x.shape[:2] == (1, time) else x
         for name, x in one.inputs.items()
     }
-    y = OPERATORS[op](*many.values(), backend="native")[0]
+    arguments, named = operator_arguments(many)
+    y = OPERATORS[op](*arguments, backend="native", **named)[0]
     assert torch.equal(y[-1:], alone) and torch.equal(y[:1], alone)

@@ -1,4 +1,4 @@
-"""The gated head norm and the bonus's weight on a CUDA device, compared with fp64."""
+"""The gated head norm on a CUDA device, compared with fp64."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import torch
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native.custom_ops import CUDA_DTYPES, CUDA_HEAD_SIZES
-from tests.cuda.gpu_calls import bonus_on_device, head_norm_on_device
+from tests.cuda.gpu_calls import head_norm_on_device
 from tests.cuda.problems import assert_results_match
-from tests.ops.bonus_cases import make_bonus_case, run_bonus
 from tests.ops.head_norm_cases import EPS, make_head_norm_case, run_head_norm
 
 pytestmark = pytest.mark.gpu
@@ -19,8 +18,6 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("size", CUDA_HEAD_SIZES)
 def test_they_equal_the_definition_at_every_head_size(size, dtype):
     for batch, time, heads in ((1, 1, 1), (2, 65, 3), (3, 500, 12)):
-        case = bonus_on_device(make_bonus_case(batch, time, heads, size)).rounded(dtype)
-        assert_results_match(run_bonus(case, "native", dtype), run_bonus(case, "reference"))
         for silu in (False, True):
             case = make_head_norm_case(batch, time, heads, size, silu=silu)
             norm = head_norm_on_device(case).rounded(dtype)
@@ -30,10 +27,8 @@ def test_they_equal_the_definition_at_every_head_size(size, dtype):
 
 def test_two_runs_give_the_same_bits():
     norm = head_norm_on_device(make_head_norm_case(8, 500, 12, 64))
-    bonus = bonus_on_device(make_bonus_case(8, 500, 12, 64))
-    for run, case in ((run_head_norm, norm), (run_bonus, bonus)):
-        first, second = (run(case, "native", torch.bfloat16) for _ in range(2))
-        assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (run_head_norm(norm, "native", torch.bfloat16) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_fp64_and_other_head_sizes_are_refused_by_name_and_served_by_auto():

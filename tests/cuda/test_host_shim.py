@@ -96,6 +96,8 @@ def test_a_document_start_hides_what_came_before(host_kernels, op):
     reset[0, start] = True
     # Before the start nothing has a gradient of its own, so none may arrive there.
     problem.gy[:, :start] = 0
+    if problem.gs is not None:
+        problem.gs[:, :start] = 0
     both = kernel_results(host_kernels(op), problem._replace(reset=reset))
     inputs = {
         name: x[:, start:].contiguous() if x.shape[:2] == (1, 24) else x
@@ -106,6 +108,7 @@ def test_a_document_start_hides_what_came_before(host_kernels, op):
         inputs=inputs,
         state=None,
         gy=problem.gy[:, start:].contiguous(),
+        gs=None if problem.gs is None else problem.gs[:, start:].contiguous(),
     )
     second = kernel_results(host_kernels(op), alone)
     for name in ("y", "gk", "gv"):

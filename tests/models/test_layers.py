@@ -30,21 +30,23 @@ def test_the_head_norm_is_a_group_norm_under_a_gate(dtype):
 
 def test_decay_logits_follow_their_formula():
     generator = torch.Generator().manual_seed(0)
-    x, down, up, base = (
+    x, down, up = (
         torch.empty(shape, dtype=torch.float64).normal_(generator=generator)
-        for shape in ((2, 3, 8), (8, 4), (4, 6), (1, 1, 6))
+        for shape in ((2, 3, 8), (8, 4), (4, 6))
     )
     expected = torch.empty(2, 3, 6, dtype=torch.float64)
     for b in range(2):
         for t in range(3):
-            expected[b, t] = base[0, 0] + torch.tanh(x[b, t] @ down) @ up
-    assert_close("logits", decay_logits(base, x, down, up), expected, 1e-12)
+            expected[b, t] = torch.tanh(x[b, t] @ down) @ up
+    logits, w_gradient = decay_logits(x, down, up)
+    assert w_gradient is None
+    assert_close("logits", logits, expected, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_of_decay_logits_err_by_one_rounding_of_the_one_that_arrives(dtype):
     generator = torch.Generator().manual_seed(0)
-    shapes = {"base": (1, 1, 48), "x": (2, 70, 8), "down": (8, 4), "up": (4, 48)}
+    shapes = {"x": (2, 70, 8), "down": (8, 4), "up": (4, 48)}
     given = {
         name: torch.empty(shape).normal_(generator=generator).to(dtype)
         for name, shape in shapes.items()
@@ -55,18 +57,23 @@ def test_gradients_of_decay_logits_err_by_one_rounding_of_the_one_that_arrives(d
     # What follows the rounding of the hidden part is told by the same number in both.
     hidden = torch.tanh(leaves["x"] @ leaves["down"])
     slope = 1 - hidden.double().square()
-    expected = {"base": g.double().sum((0, 1), keepdim=True)}
-    expected["up"] = torch.einsum("btr,bta->ra", hidden.double(), g.double())
+    expected = {"up": torch.einsum("btr,bta->ra", hidden.double(), g.double())}
     low = torch.einsum("bta,ra->btr", g.double(), exact["up"]) * slope
     expected["x"] = low @ exact["down"].mT
     expected["down"] = torch.einsum("btd,btr->dr", exact["x"], low)
-    logits = decay_logits(*leaves.values())
+    logits, w_gradient = decay_logits(*leaves.values())
     assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    gradients = torch.autograd.grad(logits, list(leaves.values()), g.to(logits.dtype))
+    assert (w_gradient is None) == (dtype != torch.bfloat16)
+    differentiable = logits if w_gradient is None else w_gradient
+    assert differentiable.shape == logits.shape
+    # One number in memory, whatever the length.
+    assert w_gradient is None or (w_gradient.dtype == dtype and not any(w_gradient.stride()))
+    arriving = g.to(differentiable.dtype)
+    gradients = torch.autograd.grad(differentiable, list(leaves.values()), arriving)
     for name, found in zip(leaves, gradients):
         one = relative_rms(expected[name].to(dtype), expected[name])
         # the result's own, that of g, and for x and down two of the hidden part's gradient
-        roundings = {"base": 1, "up": 2}.get(name, 4)
+        roundings = 2 if name == "up" else 4
         limit = 1e-12 if dtype == torch.float64 else 1e-6 + 1.2 * roundings**0.5 * one
         assert_close(name, found, expected[name], limit)
 

@@ -67,14 +67,15 @@ def test_one_token_in_bf16_continues_a_bf16_state(version):
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16 module", "autocast"])
 def test_the_decay_reaches_the_operator_in_fp32(version, decay_at, autocast, monkeypatch):
     module = importlib.import_module(f"rwkv_train.models.rwkv{version}")
-    operator = getattr(module, f"wkv{version}")
+    name = {"6": "wkv6", "7": "wkv7_and_bonus"}[version]
+    operator = getattr(module, name)
     given = []
 
     def record(*tensors, **options):
         given.append(tensors)
         return operator(*tensors, **options)
 
-    monkeypatch.setattr(module, f"wkv{version}", record)
+    monkeypatch.setattr(module, name, record)
     model = tiny_model(version)
     model = model if autocast else model.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

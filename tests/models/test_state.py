@@ -10,6 +10,7 @@ import torch
 from rwkv_train.errors import ConfigError
 from rwkv_train.models.rwkv_package import state_to_rwkv_package
 from rwkv_train.models.state import LayerState, detach_state, empty_model_state
+from rwkv_train.ops.head_loss import Targets
 from rwkv_train.ops.wkv4 import wkv4
 from tests.helpers import assert_close
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
@@ -44,6 +45,24 @@ def test_split_in_two_equals_the_whole(version, layers):
         second, state = model(tokens[:, cut:], state)
         assert_close("logits", torch.cat((first, second), 1), whole, 1e-9)
         check_same_state(state, whole_state)
+
+
+@every_version
+def test_a_state_that_is_not_wanted_is_left_out_and_changes_nothing(version):
+    model = tiny_model(version, n_layer=2)
+    tokens = random_tokens(2, 19)
+    targets = Targets(tokens.roll(-1, 1))
+    _, before = model(tokens)
+    found = []
+    for with_state in (True, False):
+        model.zero_grad()
+        loss, state = model.loss_and_state(
+            tokens, targets, state=detach_state(before), with_state=with_state
+        )
+        assert (state is not None) == with_state
+        loss.backward()
+        found.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @every_version

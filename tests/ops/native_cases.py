@@ -18,11 +18,18 @@ from rwkv_train.ops.wkv7 import wkv7
 
 OPERATORS: dict[str, Callable] = {"wkv4": wkv4, "wkv5": wkv5, "wkv6": wkv6, "wkv7": wkv7}
 OPS = tuple(OPERATORS)
-# In the order of the operators' arguments; the state comes last.
-INPUTS = {"wkv4": "wukv", "wkv5": "rkvwu", "wkv6": "rkvwu", "wkv7": "rwkvab"}
+# In the order of the backends' arguments; the state comes last.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "wkv4": tuple("wukv"),
+    "wkv5": tuple("rkvwu"),
+    "wkv6": (*"rkvwu", "base"),
+    "wkv7": (*"rwkvab", "base"),
+}
+# What the operators take by name.
+NAMED = ("base",)
 STATE = {"wkv4": ("aa", "bb", "pp")}
 # What keeps its dtype when r, k, v, a, b are in bf16 or fp16.
-WIDE = {"w", "u", "state", "aa", "bb", "pp"}
+WIDE = {"w", "u", "base", "state", "aa", "bb", "pp"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def make_case(
         gstate = (normal(batch, width), normal(batch, width))
         return Case(op, inputs, normal(batch, time, width), gstate, starts, STATE[op])
     shape = (batch, time, heads, size)
-    inputs = {name: normal(*shape) for name in INPUTS[op]}
+    inputs = {name: normal(*shape) for name in INPUTS[op] if name not in NAMED}
     if op == "wkv7":
         inputs["w"] *= 3
         inputs["a"] = torch.nn.functional.normalize(inputs["a"], dim=-1)
@@ -76,6 +83,8 @@ def make_case(
     else:
         inputs["w"] = (normal(*shape) if op == "wkv6" else normal(heads, size)) * 2 - 2
         inputs["u"] = normal(heads, size)
+    if "base" in INPUTS[op]:
+        inputs["base"] = normal(heads, size) / 10
     inputs["state"] = normal(batch, heads, size, size)
     return Case(op, inputs, normal(*shape), (normal(batch, heads, size, size),), starts)
 
@@ -103,12 +112,13 @@ def run(case: Case, backend: str, dtype: torch.dtype = torch.float64) -> dict[st
 
 def call(case: Case, leaves: Mapping[str, Tensor], backend: str) -> tuple[Tensor, object]:
     """The operator on `leaves`, with the case's reset flags; state None if there is none."""
-    arguments = [leaves[name] for name in INPUTS[case.op]]
+    arguments = [leaves[name] for name in INPUTS[case.op] if name not in NAMED]
+    named = {name: leaves[name] for name in INPUTS[case.op] if name in NAMED}
     state: object = None
     if case.state_names[0] in leaves:
         parts = tuple(leaves[name] for name in case.state_names)
         state = parts if len(parts) > 1 else parts[0]
-    return OPERATORS[case.op](*arguments, state, backend=backend, reset=case.reset)
+    return OPERATORS[case.op](*arguments, state, backend=backend, reset=case.reset, **named)
 
 
 def sums(results: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ struct Sizes {
   int64_t states() const { return batch * heads * size * size; }
   HeadSizes of_heads() const {
     const DType w = dtype == DType::kDouble ? DType::kDouble : DType::kFloat;
-    return {batch, time, heads, size, kCheckpointInterval, kept, dtype, w};
+    return {batch, time, heads, size, kCheckpointInterval, kept, dtype, w, w};
   }
 };
 
@@ -86,12 +86,14 @@ void run_wkv5_6(const Sizes& s, Streams& io, bool decays_by_token) {
   static_cast<HeadSizes&>(f) = s.of_heads(), static_cast<HeadSizes&>(g) = s.of_heads();
   f.r = g.r = io.take(sequence), f.k = g.k = io.take(sequence), f.v = g.v = io.take(sequence);
   f.w = g.w = io.take(decays), f.u = g.u = io.take(row);
+  if (decays_by_token) f.base = g.base = io.take(row);
   f.state = io.take(state), f.reset = g.reset = io.take_marks(s.tokens());
   g.gy = io.take(sequence), g.gfinal_state = io.take(state);
   f.y = io.result(sequence), f.final_state = io.result(state);
   f.checkpoints = checkpoints.data(), g.checkpoints = checkpoints.data();
   g.gr = io.result(sequence), g.gk = io.result(sequence), g.gv = io.result(sequence);
   g.gw = io.result(decays_by_token ? decays : s.batch * row), g.gu = io.result(s.batch * row);
+  if (decays_by_token) g.gbase = io.result(s.batch * row);
   g.gstate = io.result(state);
   const int64_t tasks = s.batch * s.heads;
   decays_by_token ? Wkv5_6CpuKernels<true>::forward(f, 1, 0, tasks)
@@ -102,6 +104,7 @@ void run_wkv5_6(const Sizes& s, Streams& io, bool decays_by_token) {
 
 void run_wkv7(const Sizes& s, Streams& io) {
   const int64_t sequence = s.sequence() * s.element, decays = s.sequence() * s.wide;
+  const int64_t row = s.row() * s.wide;
   const int64_t state = s.states() * s.wide;
   Bytes checkpoints(s.kept * state);
   Wkv7Forward f{};
@@ -109,12 +112,14 @@ void run_wkv7(const Sizes& s, Streams& io) {
   static_cast<HeadSizes&>(f) = s.of_heads(), static_cast<HeadSizes&>(g) = s.of_heads();
   f.r = g.r = io.take(sequence), f.w = g.w = io.take(decays), f.k = g.k = io.take(sequence);
   f.v = g.v = io.take(sequence), f.a = g.a = io.take(sequence), f.b = g.b = io.take(sequence);
+  f.base = g.base = io.take(row);
   f.state = io.take(state), f.reset = g.reset = io.take_marks(s.tokens());
   g.gy = io.take(sequence), g.gfinal_state = io.take(state);
   f.y = io.result(sequence), f.final_state = io.result(state);
   f.checkpoints = checkpoints.data(), g.checkpoints = checkpoints.data();
   g.gr = io.result(sequence), g.gw = io.result(decays), g.gk = io.result(sequence);
   g.gv = io.result(sequence), g.ga = io.result(sequence), g.gb = io.result(sequence);
+  g.gbase = io.result(s.batch * row);
   g.gstate = io.result(state);
   wkv7_forward_cpu(f, 1, 0, s.batch * s.heads);
   wkv7_backward_cpu(g, 1, 0, s.batch * s.heads);

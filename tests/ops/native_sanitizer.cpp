@@ -4,7 +4,6 @@
 #include <random>
 #include <vector>
 
-#include "bonus/bonus.h"
 #include "common/cpu/denormals.h"
 #include "head_norm_gate/head_norm_gate.h"
 #include "embedding_norm/embedding_norm.h"
@@ -36,23 +35,25 @@ template <typename T> struct Tensors {
   int64_t B = 2, H = 3, n, square;
   Data<T> data;
   std::vector<T> r, k, v, w, a, b, gy, u, state, y, left, gr, gk, gv, gw, ga, gb, gu, ghead, gstate;
+  std::vector<T> base, gbase;
   std::vector<char> reset;
 
   Tensors(int64_t time, int64_t size) : n(B * time * H * size), square(B * H * size * size) {
     for (auto* x : {&r, &k, &v, &w, &gy}) *x = data.normal(n, 0.5);
     for (auto* x : {&a, &b}) *x = data.normal(n, 0.05);
-    u = data.normal(H * size, 0.5);
+    for (auto* x : {&u, &base}) *x = data.normal(H * size, 0.5);
     state = data.normal(square, 0.5);
     for (auto* x : {&y, &gr, &gk, &gv, &gw, &ga, &gb}) x->resize(n);
     for (auto* x : {&left, &gstate}) x->resize(square);
-    for (auto* x : {&gu, &ghead}) x->resize(B * H * size);
+    for (auto* x : {&gu, &ghead, &gbase}) x->resize(B * H * size);
     for (int64_t i = 0; i < B * time; ++i) reset.push_back(data.random() % 9 == 0);
   }
 };
 
 template <typename T> void run_heads(int64_t time, int64_t size, bool with_options) {
   Tensors<T> x(time, size);
-  HeadSizes sizes{x.B, time, x.H, size, 32, (time + 31) / 32, kDTypeOf<T>, kDTypeOf<T>};
+  HeadSizes sizes{x.B, time, x.H, size, 32, (time + 31) / 32, kDTypeOf<T>, kDTypeOf<T>,
+                  kDTypeOf<T>};
   std::vector<T> kept(x.square * sizes.kept);
   const void* state = with_options ? x.state.data() : nullptr;
   const bool* reset = with_options ? reinterpret_cast<const bool*>(x.reset.data()) : nullptr;
@@ -60,27 +61,32 @@ template <typename T> void run_heads(int64_t time, int64_t size, bool with_optio
   static_cast<HeadSizes&>(f) = sizes;
   f.r = x.r.data(), f.k = x.k.data(), f.v = x.v.data(), f.w = x.w.data(), f.u = x.u.data();
   f.state = state, f.reset = reset, f.y = x.y.data(), f.final_state = x.left.data();
-  f.checkpoints = kept.data();
+  f.checkpoints = kept.data(), f.base = with_options ? x.base.data() : nullptr;
   Wkv5_6Backward g{};
   static_cast<HeadSizes&>(g) = sizes;
   g.r = f.r, g.k = f.k, g.v = f.v, g.w = f.w, g.u = f.u, g.reset = reset;
   g.checkpoints = kept.data(), g.gy = x.gy.data(), g.gfinal_state = state;
   g.gr = x.gr.data(), g.gk = x.gk.data(), g.gv = x.gv.data(), g.gw = x.gw.data();
-  g.gu = x.gu.data(), g.gstate = x.gstate.data();
+  g.gu = x.gu.data(), g.gstate = x.gstate.data(), g.gbase = x.gbase.data(), g.base = f.base;
+  if (!with_options) f.final_state = nullptr, g.with_gstate = false;
   Wkv5_6Forward f5 = f;
   Wkv5_6Backward g5 = g;
-  f5.w = g5.w = x.u.data(), g5.gw = x.ghead.data();
+  f5.base = g5.base = nullptr, f5.w = g5.w = x.u.data(), g5.gw = x.ghead.data();
   Wkv7Forward f7{};
   static_cast<HeadSizes&>(f7) = sizes;
   f7.r = f.r, f7.k = f.k, f7.v = f.v, f7.w = f.w, f7.a = x.a.data(), f7.b = x.b.data();
   f7.state = state, f7.reset = reset, f7.y = x.y.data(), f7.final_state = x.left.data();
-  f7.checkpoints = kept.data();
+  std::vector<T> s(x.B * time * x.H), gbonus(x.gu);
+  if (with_options) f7.bonus = x.u.data(), f7.s = s.data();
+  f7.checkpoints = kept.data(), f7.base = f.base, f7.final_state = f.final_state;
   Wkv7Backward g7{};
   static_cast<HeadSizes&>(g7) = sizes;
   g7.r = f.r, g7.k = f.k, g7.v = f.v, g7.w = f.w, g7.a = f7.a, g7.b = f7.b, g7.reset = reset;
   g7.checkpoints = kept.data(), g7.gy = x.gy.data(), g7.gfinal_state = state;
   g7.gr = x.gr.data(), g7.gk = x.gk.data(), g7.gv = x.gv.data(), g7.gw = x.gw.data();
   g7.ga = x.ga.data(), g7.gb = x.gb.data(), g7.gstate = x.gstate.data();
+  g7.base = f.base, g7.gbase = x.gbase.data(), g7.with_gstate = g.with_gstate;
+  if (with_options) g7.bonus = f7.bonus, g7.gs = f7.s, g7.gbonus = gbonus.data();
   for (int64_t most = 1; most <= 3; most += 2) {
     const int64_t tasks = x.B * ((x.H + most - 1) / most);
     Wkv5_6CpuKernels<false>::forward(f5, most, 0, tasks);
@@ -214,16 +220,6 @@ template <typename T> void run_head_norms(int64_t time, int64_t size, bool with_
   g.go = x.gy.data(), g.y = f.y, g.g = f.g, g.weight = f.weight, g.bias = f.bias;
   g.v = f.v, g.s = f.s, g.gy = x.gr.data(), g.gg = x.gk.data(), g.sums = sums.data();
   if (with_options) g.gv = x.gv.data(), g.gs = gs.data();
-  BonusForward f2{};
-  static_cast<BonusSizes&>(f2) = {B, time, H, size, kDTypeOf<T>};
-  f2.r = x.r.data(), f2.k = x.k.data(), f2.weight = x.u.data(), f2.s = gs.data();
-  BonusBackward g2{};
-  static_cast<BonusSizes&>(g2) = f2;
-  g2.r = f2.r, g2.k = f2.k, g2.weight = f2.weight, g2.gs = s.data(), g2.sums = sums.data();
-  if (with_options) g2.gr_carry = x.gy.data(), g2.gk_carry = x.v.data();
-  g2.gr = x.gr.data(), g2.gk = x.gk.data();
-  bonus_forward_cpu(f2, 0, f2.blocks());
-  bonus_backward_cpu(g2, 0, g2.blocks());
   head_norm_gate_forward_cpu(f, 0, f.blocks());
   head_norm_gate_backward_cpu(g, 0, g.blocks());
 }

@@ -91,7 +91,9 @@ def test_documents_packed_with_resets_equal_separate_runs(op):
     reset[0, list(starts)] = True
     packed = run(Case(op, case.inputs, case.gy, case.gstate, reset, case.state_names), "native")
     sequences = [n for n, x in case.inputs.items() if x.shape[1:2] == (time,)]
-    totals = {name: torch.zeros_like(x) for name, x in packed.items() if name in ("gw", "gu")}
+    totals = {
+        name: torch.zeros_like(x) for name, x in packed.items() if name in ("gw", "gu", "gbase")
+    }
     for begin, end in zip(starts, (*starts[1:], time)):
         inputs = {
             name: x[:, begin:end] if name in sequences else x

@@ -27,7 +27,7 @@ FLAGS = ("-std=c++20", "-O2", "-fno-math-errno", "-ffp-contract=fast", "-Wall", 
 # As cuda/common/params/dtypes.h numbers them.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Inputs whose gradient the kernels leave per batch row.
-PER_BATCH_ROW = {"wkv4": "wu", "wkv5": "wu", "wkv6": "u", "wkv7": ""}
+PER_BATCH_ROW = {"wkv4": "wu", "wkv5": "wu", "wkv6": ("u", "base"), "wkv7": ("base",)}
 
 
 class Target(NamedTuple):

@@ -24,11 +24,14 @@ def op_arguments(op: str, state: bool) -> list[torch.Tensor | int | None]:
     case = make_case(op, 2, 20, 2, 8, reset=True)
     leaves = {name: x.float().requires_grad_() for name, x in case.inputs.items()}
     arguments = [leaves[name] for name in INPUTS[op]]
+    # No base of wkv5, no bonus of wkv7, and w's gradient goes to w; wkv4 has none of these.
+    more = {"wkv4": [], "wkv6": [None]}.get(op, [None, None])
+    wanted = [] if op == "wkv4" else [state]
     if not state:
-        return [*arguments, None, None, 16, 0]
+        return [*arguments, *more, None, None, *wanted, 16, 0]
     parts = [leaves[name].detach() for name in case.state_names]
     whole = torch.stack(parts, 1) if len(parts) > 1 else parts[0]
-    return [*arguments, whole.requires_grad_(), case.reset, 16, 0]
+    return [*arguments, *more, whole.requires_grad_(), case.reset, *wanted, 16, 0]
 
 
 @pytest.mark.parametrize("state", [True, False])
@@ -39,13 +42,14 @@ def test_its_forward_op_passes_opcheck(op, state):
 
 @pytest.mark.parametrize("given", [True, False])
 def test_its_backward_op_passes_opcheck(op, given):
-    *inputs, state, reset, every, kernel = op_arguments(op, state=True)
-    inputs = [x.detach() for x in inputs]
-    y, final_state, kept = getattr(torch.ops.rwkv, f"{op}_forward")(
-        *inputs, state.detach(), reset, every, kernel
-    )
+    forward = [x.detach() if isinstance(x, torch.Tensor) else x for x in op_arguments(op, True)]
+    y, final_state, kept, *_ = getattr(torch.ops.rwkv, f"{op}_forward")(*forward)
+    reset = forward[-3] if op == "wkv4" else forward[-4]
+    inputs = forward[: len(INPUTS[op]) + (op in ("wkv5", "wkv7"))]
     gfinal_state, marks = (torch.randn_like(final_state), reset) if given else (None, None)
-    arguments = [torch.randn_like(y), gfinal_state, *inputs, marks, kept, every, 0]
+    options = [] if op == "wkv4" else [given, torch.float32 if given else torch.bfloat16]
+    gs = [None] if op == "wkv7" else []
+    arguments = [torch.randn_like(y), gfinal_state, *gs, *inputs, marks, kept, *options, 16, 0]
     results = opcheck(getattr(torch.ops.rwkv, f"{op}_backward"), arguments)
     assert set(results.values()) == {"SUCCESS"}
 
@@ -136,7 +140,7 @@ def test_a_gradient_that_arrives_through_the_final_state_alone_suffices(op):
     gradients = torch.autograd.grad(part.square().sum(), list(leaves.values()), allow_unused=True)
     by_name = dict(zip(leaves, gradients))
     assert by_name["v"].abs().sum() > 0
-    assert by_name[INPUTS[op].replace("r", "")[0]] is not None
+    assert by_name["w"] is not None
 
 
 def test_backward_keeps_the_inputs_and_few_states():
@@ -154,7 +158,7 @@ def test_backward_keeps_the_inputs_and_few_states():
         call(case, leaves, "native")
     sequence = 4 * batch * time * heads * size
     states = 4 * (time // 64) * batch * heads * size * size
-    assert sum(kept.values()) == 4 * sequence + states + 4 * heads * size
+    assert sum(kept.values()) == 4 * sequence + states + 2 * 4 * heads * size
 
 
 def test_no_state_is_kept_when_no_gradient_is_wanted(op):
@@ -181,7 +185,7 @@ def test_keeping_states_changes_no_bit_of_the_outputs(op):
 def test_the_custom_op_names_the_shape_it_expected():
     require_native("wkv6")
     r = torch.zeros(2, 3, 4, 8)
-    arguments = [r, torch.zeros(2, 3, 32), r, r, torch.zeros(4, 8), None, None, 0, 0]
+    arguments = [r, torch.zeros(2, 3, 32), r, r, torch.zeros(4, 8), *[None] * 4, True, 0, 0]
     with pytest.raises(RuntimeError) as error:
         torch.ops.rwkv.wkv6_forward(*arguments)
     assert "k must be [B, T, H, N] = [2, 3, 4, 8], got [2, 3, 32]" in str(error.value)

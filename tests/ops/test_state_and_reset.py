@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from tests.helpers import assert_close
-from tests.ops.native_cases import INPUTS, OPERATORS, OPS, Case, call, make_case, run
+from tests.ops.native_cases import INPUTS, NAMED, OPERATORS, OPS, Case, call, make_case, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,10 +39,12 @@ def pieces(case: Case, leaves, starts: list[int], backend: str, *, fresh: set[in
         arguments = [
             leaves[name][:, start:stop] if leaves[name].dim() > 2 else leaves[name]
             for name in INPUTS[case.op]
+            if name not in NAMED
         ]
+        named = {name: leaves[name] for name in INPUTS[case.op] if name in NAMED}
         if start in fresh:
             state = None
-        y, state = OPERATORS[case.op](*arguments, state, backend=backend)
+        y, state = OPERATORS[case.op](*arguments, state, backend=backend, **named)
         outputs.append(y)
     return torch.cat(outputs, 1), state
 

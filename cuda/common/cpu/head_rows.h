@@ -16,7 +16,9 @@ struct HeadPlace {
   HeadPlace(const HeadSizes& p, int64_t task)
       : task(task), row(task / p.heads), head(task % p.heads), time(p.time), heads(p.heads),
         size(p.size) {}
-  int64_t token(int64_t t) const { return ((row * time + t) * heads + head) * size; }
+  // Index in tensors [B, T, H], and of the first element in [B, T, H, N].
+  int64_t number(int64_t t) const { return (row * time + t) * heads + head; }
+  int64_t token(int64_t t) const { return number(t) * size; }
 };
 
 // Tokens [begin, begin + tokens) of a head; none of them before begin 0.

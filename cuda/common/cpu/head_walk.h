@@ -86,7 +86,7 @@ void walk_heads_forward(const Params& p, const HeadGroup& group, int64_t stride,
       }
     }
   }
-  for (int64_t n = 0; n < group.count; ++n) {
+  for (int64_t n = 0; n < group.count && p.final_state != nullptr; ++n) {
     transpose(states + n * padded_square, other, stride, stride);
     T* left = static_cast<T*>(p.final_state) + (first_task + n) * square;
     copy_matrix(other, stride, left, p.size, p.size);
@@ -133,7 +133,7 @@ void walk_heads_backward(const Params& p, const HeadGroup& group, int64_t stride
       if (segment->starts_document) clear_rows(gradient, padded_square);
     }
   }
-  for (int64_t n = 0; n < group.count; ++n) {
+  for (int64_t n = 0; n < group.count && p.with_gstate; ++n) {
     T* left = static_cast<T*>(p.gstate) + (first_task + n) * square;
     copy_matrix(gradients + n * padded_square, stride, left, p.size, p.size);
   }

@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kChainThreads, 1)
   ChunkTile::load_state(S, state == nullptr ? nullptr : state + at);
   walk_chain<false>(block, base, S, {0, p.time}, keep);
   if (warp_number() / ChunkTile::kWarps != kChainStages - 1) return;
+  if (p.final_state == nullptr) return;
   ChunkTile::store_state(S, static_cast<float*>(p.final_state) + at);
 }
 
@@ -112,6 +113,7 @@ __global__ void __launch_bounds__(kChainThreads, 1)
   ChunkTile::load_state(G, after == nullptr ? nullptr : static_cast<const float*>(after) + at);
   walk_chain<true>(block, base, G, range, keep);
   if (warp_number() / ChunkTile::kWarps != kChainStages - 1) return;
+  if (range.begin == 0 && !p.with_gstate) return;
   ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
 }
 

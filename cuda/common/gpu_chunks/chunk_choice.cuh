@@ -34,7 +34,8 @@ inline int64_t split_in_chunks(const HeadSizes& p, const LaunchOptions& options,
   const int64_t split = options.split;
   const bool is_auto = split == kSplitAuto;
   const bool wanted = by_chunks_alone(split) || (is_auto && p.time >= kChunksFromTokens);
-  const bool possible = p.dtype == DType::kBFloat16 && p.w_dtype == DType::kFloat &&
+  const bool has_gw = p.gw_dtype == DType::kFloat || p.gw_dtype == DType::kBFloat16;
+  const bool possible = p.dtype == DType::kBFloat16 && p.w_dtype == DType::kFloat && has_gw &&
                         p.size == ChunkTile::kN && chunk_bytes <= most_shared_bytes();
   if (!wanted || !possible) return kUnsupported;
   const bool fits = chain_bytes <= most_shared_bytes();

@@ -119,6 +119,24 @@ __device__ __forceinline__ void sum_state_products(const ChunkTile::State& G,
   *reinterpret_cast<float2*>(to) = make_float2(own[0], own[1]);
 }
 
+// Four elements of w's gradient, in its type; at: of the first.
+template <class Params>
+__device__ __forceinline__ void write_gw(const Params& p, int64_t at, const float4& gw) {
+  if (p.gw_dtype == DType::kFloat) store_vec4(static_cast<float*>(p.gw) + at, gw);
+  else narrow_vec4(static_cast<uint16_t*>(p.gw) + at, gw);
+}
+
+// Joins what the threads found for their keys and tokens to sums over all tokens, in a row of kN.
+// adds: to what is there.
+__device__ __forceinline__ void write_total(float* row, float4 sum, bool adds) {
+  const FourKeys own;
+#pragma unroll
+  for (int bit = 1; bit < FourKeys::kPairs; bit *= 2) add_to(sum, FourKeys::of_pair(sum, bit));
+  if (own.pair != 0) return;
+  if (adds) add_to(sum, load_vec4(row + own.key));
+  store_vec4(row + own.key, sum);
+}
+
 // G: the gradient of the state after the range on entry, of the one before it on return.
 // states: before every chunk, as the replay kernel leaves them.
 template <class Block>
@@ -164,7 +182,8 @@ struct SegmentOfBlock {
   }
 };
 
-// What it computes: y, the final state and, to p.checkpoints, one state per checkpoint interval.
+// What it computes: y, if it is wanted the final state and, to p.checkpoints, one state per
+// checkpoint interval.
 // What a thread owns: 32 numbers of one head's state; a warp owns 16 values and all keys.
 // What it gave up: inputs other than bf16, and other head sizes.
 template <class Block>
@@ -179,7 +198,9 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 4)
   walk_chunks_forward<Keeps::kStates>(
       block, S, {0, p.time},
       {static_cast<float*>(p.checkpoints), p.checkpoint_interval, p.kept, 0});
-  ChunkTile::store_state(S, static_cast<float*>(p.final_state) + at);
+  if (p.final_state != nullptr) {
+    ChunkTile::store_state(S, static_cast<float*>(p.final_state) + at);
+  }
 }
 
 // What it computes: from the kept states `from`, y of the chunks up to the next kept state; without
@@ -217,7 +238,9 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
   ChunkTile::load_state(G, after == nullptr ? nullptr : after + at);
   walk_chunks_backward(block, G, range, states);
   block.write_totals(!is_first);
-  ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
+  if (range.begin > 0 || p.with_gstate) {
+    ChunkTile::store_state(G, static_cast<float*>(p.gstate) + at);
+  }
 }
 
 // What it computes: as chunk_backward_kernel, without gstate. `after` holds the gradients of the
@@ -239,7 +262,7 @@ __global__ void __launch_bounds__(ChunkTile::kThreads, 2)
   block.leave_totals(own);
 }
 
-// [kTotals] of [B, H, N].
+// [kTotals] of [B, H, N], or null.
 template <int kTotals> struct ChunkTotals {
   float* at[kTotals];
 };
@@ -259,6 +282,7 @@ __global__ void __launch_bounds__(ChunkTile::kN)
     for (int64_t n = parts.count - 1; n >= 0; --n) {
       sum += parts.base[(head * parts.count + n) * kN * kN + i * kN + own];
     }
+    if (totals.at[i] == nullptr) continue;
     float* const to = totals.at[i] + head * kN + own;
     *to = adds ? *to + sum : sum;
   }

@@ -149,7 +149,9 @@ __global__ void __launch_bounds__(Block::kThreads, 256 / Block::kThreads)
   typename Block::State G;
   block.tile.load_state(G, after == nullptr ? nullptr : after + at);
   scan_backward(block, G);
-  block.tile.store_state(G, static_cast<float*>(p.gstate) + at);
+  if (range.begin > 0 || p.with_gstate) {
+    block.tile.store_state(G, static_cast<float*>(p.gstate) + at);
+  }
 }
 
 }  // namespace rwkv

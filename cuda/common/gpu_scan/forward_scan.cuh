@@ -55,7 +55,8 @@ template <class Block> __device__ __forceinline__ void scan_forward(const Block&
   }
 }
 
-// What it computes: y, the final state and, to p.checkpoints, one state per checkpoint interval.
+// What it computes: y, if it is wanted the final state and, to p.checkpoints, one state per
+// checkpoint interval.
 // What a thread owns: kR values x kC keys of one head's state, in registers, for all tokens.
 // What it gave up: parallelism over time, and tensor cores; few heads leave the card idle.
 template <class Block>
@@ -69,7 +70,9 @@ __global__ void __launch_bounds__(Block::kThreads, 512 / Block::kThreads)
   block.tile.load_state(S, state == nullptr ? nullptr : state + at);
   scan_forward(block, S, {0, p.time},
                {static_cast<float*>(p.checkpoints), p.checkpoint_interval, p.kept, 0});
-  block.tile.store_state(S, static_cast<float*>(p.final_state) + at);
+  if (p.final_state != nullptr) {
+    block.tile.store_state(S, static_cast<float*>(p.final_state) + at);
+  }
 }
 
 // What it computes: the states before every chunk of the range, from those that forward kept.

@@ -21,8 +21,9 @@ template <class TileType> struct HeadPlace {
       : task(block / TileType::kSlices), slice(static_cast<int>(block % TileType::kSlices)),
         row(task / p.heads), head(task % p.heads), time(p.time), heads(p.heads) {}
 
-  // Index of a token's first element in tensors [B, T, H, N].
-  __device__ int64_t token(int64_t t) const { return ((row * time + t) * heads + head) * kN; }
+  // Index of a token in tensors [B, T, H], and of its first element in [B, T, H, N].
+  __device__ int64_t number(int64_t t) const { return (row * time + t) * heads + head; }
+  __device__ int64_t token(int64_t t) const { return number(t) * kN; }
   __device__ int64_t stride() const { return heads * kN; }
   // Index of this slice's first element in states [.., N, N], of which there are `each` per head.
   __device__ int64_t state(int64_t each = 1, int64_t number = 0) const {
@@ -73,6 +74,14 @@ template <typename Pointer> struct StatesAt {
     return base + place.state(count, (t - first) / every);
   }
 };
+
+// Eight fp32 numbers of w from `at` on, each with the base that it has by its key, from `key` on.
+template <class Params>
+__device__ inline Vec8 based_w(const Params& p, const void* w, int64_t at, int64_t key) {
+  Vec8 sum = load_vec8(w, at, DType::kFloat);
+  if (p.base != nullptr) add_vec8(sum, load_vec8(p.base, key, DType::kFloat));
+  return sum;
+}
 
 // Where vector number `number` of some rows lies. Vectors of a row belong to neighbouring lanes.
 template <int kRowElements> struct Vec8Place {

@@ -57,24 +57,25 @@ template <class TileType> class BackwardMemory {
   }
 
   // sums[i]: result number i of the kernels, [B, T, H, N], of which the range's tokens are written;
-  // result number `fp32` is fp32, the others are of the call's type.
-  int add_results(const TokenRange& range, float* memory, void* const* sums, int64_t fp32,
+  // result number `of_w` is of gw_dtype, the others are of the call's type.
+  int add_results(const TokenRange& range, float* memory, void* const* sums, int64_t of_w,
                   void* stream) const {
     const int64_t tokens = range.end - range.begin, width = p_.heads * p_.size;
     const SliceLayout layout = layout_of(tokens);
     const PartOfRows at{p_.batch, tokens * width, p_.time * width, range.begin * width};
     for (int64_t i = 0; i < results_; ++i) {
-      const DType dtype = i == fp32 ? DType::kFloat : p_.dtype;
+      const DType dtype = i == of_w ? p_.gw_dtype : p_.dtype;
       const int error = add(slices(memory) + layout.result(i, 0), at, sums[i], dtype, stream);
       if (error != 0) return error;
     }
     return 0;
   }
-  // sums[i]: total number i of the kernels, fp32 [B, H, N].
+  // sums[i]: total number i of the kernels, fp32 [B, H, N], or null.
   int add_totals(float* memory, void* const* sums, void* stream) const {
     const SliceLayout layout = layout_of(0);
     const int64_t count = layout.per_head;
     for (int64_t i = 0; i < totals_; ++i) {
+      if (sums[i] == nullptr) continue;
       const int error = add(slices(memory) + layout.total(i, 0), {1, count, count, 0}, sums[i],
                             DType::kFloat, stream);
       if (error != 0) return error;

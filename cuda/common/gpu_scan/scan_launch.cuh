@@ -4,7 +4,7 @@
 //   kMostWarps                   of a block with heads larger than 64
 //   results(p), totals(p)        the gradients per token and the ones summed over tokens, in the
 //                                order in which the backward block numbers them
-//   kFp32Result                  the number among results(p) of the one that is fp32
+//   kResultOfW                   the number among results(p) of gw
 //
 // and the replay kernel's parameters in replay_params(p).
 #pragma once
@@ -61,7 +61,7 @@ template <class Scans, class TileType> class ScanBackwardPass {
         scan_backward_kernel<Backward>, p_.batch * p_.heads * TileType::kSlices, TileType::kThreads,
         scan_shared_bytes<Backward>(p_.dtype), stream, p_, range, states, memory_.slices(memory));
     if (error != 0) return error;
-    return memory_.add_results(range, memory, Scans::results(p_).data(), Scans::kFp32Result,
+    return memory_.add_results(range, memory, Scans::results(p_).data(), Scans::kResultOfW,
                                stream);
   }
 

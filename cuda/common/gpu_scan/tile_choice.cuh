@@ -11,7 +11,8 @@ namespace rwkv {
 // element type without a kernel.
 template <typename Result, typename Run>
 Result with_size(const HeadSizes& p, Run run, Result otherwise) {
-  if (p.dtype == DType::kDouble || p.w_dtype != DType::kFloat) return otherwise;
+  const bool has_gw = p.gw_dtype == DType::kFloat || p.gw_dtype == p.dtype;
+  if (p.dtype == DType::kDouble || p.w_dtype != DType::kFloat || !has_gw) return otherwise;
   switch (p.size) {
     case 32: return run.template operator()<32>();
     case 64: return run.template operator()<64>();

@@ -15,7 +15,8 @@ struct HeadSizes {
   int64_t checkpoint_interval;       // tokens between the states kept for the backward pass
   int64_t kept;                      // states kept per head: ceil(time / checkpoint_interval)
   DType dtype;                       // of r, k, v, a, b, y and their gradients
-  DType w_dtype;                     // of w and its gradient
+  DType w_dtype;                     // of w
+  DType gw_dtype;                    // of w's gradient, where it is [B, T, H, N]
 };
 
 }  // namespace rwkv

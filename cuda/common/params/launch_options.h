@@ -25,7 +25,8 @@ struct LaunchOptions {
 };
 
 // A launcher returns 0, CUDA's (positive) number of an error, or this for a call that no kernel
-// serves: head size not 32, 64, 128 or 256; fp64; w not fp32; checkpoint_interval not a multiple of
+// serves: head size not 32, 64, 128 or 256; fp64; w not fp32; its gradient neither fp32 nor of the
+// inputs' type; checkpoint_interval not a multiple of
 // 16; a card whose blocks cannot have the shared memory.
 constexpr int kUnsupported = -1;
 

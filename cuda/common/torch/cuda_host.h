@@ -27,6 +27,12 @@ inline std::optional<at::Tensor> aligned(const std::optional<at::Tensor>& x) {
 // The kernels take w in fp32 alone.
 inline at::Tensor aligned_fp32(const at::Tensor& w) { return aligned(w.to(at::kFloat)); }
 
+// The type in which the kernels write the gradient of w if `wanted` is asked for: fp32 or that of the
+// inputs, r and its like.
+inline at::ScalarType gw_type_of_kernels(at::ScalarType wanted, const at::Tensor& r) {
+  return wanted == r.scalar_type() ? wanted : at::kFloat;
+}
+
 // code: what a launcher returned, or CUDA itself; op: such as "wkv6_forward"
 inline void check_launch(int code, const char* op) {
   TORCH_CHECK(code == 0, op, ": the CUDA launch failed: ",

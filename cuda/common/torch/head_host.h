@@ -27,7 +27,8 @@ inline HeadSizes head_sizes(const at::Tensor& r, const at::Tensor& w,
       checkpoint_interval == 0 ? 0 : (T + checkpoint_interval - 1) / checkpoint_interval;
   // Never 0, so that kernels may divide by it.
   const int64_t period = checkpoint_interval == 0 ? T : checkpoint_interval;
-  return {B, T, H, N, period, kept, dtype_of(r, "r"), dtype_of(w, "w")};
+  const DType of_w = dtype_of(w, "w");
+  return {B, T, H, N, period, kept, dtype_of(r, "r"), of_w, of_w};
 }
 
 inline void check_state(const std::optional<at::Tensor>& state, const char* name,
@@ -35,6 +36,14 @@ inline void check_state(const std::optional<at::Tensor>& state, const char* name
   if (!state.has_value()) return;
   check_shape(*state, name, "B, H, N, N", {p.batch, p.heads, p.size, p.size});
   check_dtype(*state, name, computing_type(r));
+}
+
+// x: what all tokens share, such as what is added to w.
+inline void check_row(const std::optional<at::Tensor>& x, const char* name, const HeadSizes& p,
+                      const at::Tensor& r) {
+  if (!x.has_value()) return;
+  check_shape(*x, name, "H, N", {p.heads, p.size});
+  check_dtype(*x, name, computing_type(r));
 }
 
 inline void check_checkpoints(const at::Tensor& checkpoints, const HeadSizes& p,
@@ -46,8 +55,22 @@ inline void check_checkpoints(const at::Tensor& checkpoints, const HeadSizes& p,
   check_dtype(checkpoints, "checkpoints", computing_type(r));
 }
 
+// For a gradient of [H, N] per batch row.
+inline at::Tensor empty_rows(const HeadSizes& p, const at::Tensor& r) {
+  return at::empty({p.batch, p.heads, p.size}, r.options().dtype(computing_type(r)));
+}
+
+inline at::Tensor empty_numbers(const HeadSizes& p, const at::Tensor& r) {
+  return at::empty({p.batch, p.time, p.heads}, r.options().dtype(computing_type(r)));
+}
+
 inline at::Tensor empty_state(const HeadSizes& p, const at::Tensor& r) {
   return at::empty({p.batch, p.heads, p.size, p.size}, r.options().dtype(computing_type(r)));
+}
+
+// In place of a result that nobody asked for.
+inline at::Tensor if_wanted(bool wanted, const at::Tensor& result) {
+  return wanted ? result : at::empty({0}, result.options());
 }
 
 inline at::Tensor empty_checkpoints(const HeadSizes& p, const at::Tensor& r) {

@@ -136,8 +136,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
             module="rwkv7",
             operator="wkv7",
             layer_operators=(
-                *("norm_shift", "squared_relu"),
-                *("keys", "value_residual", "bonus", "head_norm_gate"),
+                *("norm_shift", "squared_relu", "keys", "value_residual", "head_norm_gate"),
             ),
             rwkv_lm_names=("x070",),
             conventions=_V7,

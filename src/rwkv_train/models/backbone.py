@@ -1,8 +1,9 @@
 """The network around the time mix and channel mix of a version: what all versions share.
 
-A block maps (residual, carry, state, reset) to (residual, carry, state). The residual is the stream
-with the last output that is still to be added to it. The carry is whatever a version hands from
-block to block within one token (RWKV-7: the first layer's value); None enters the first one.
+A block maps (residual, carry, state, reset) to (residual, carry, state), the last one if it is
+wanted. The residual is the stream with the last output that is still to be added to it. The carry
+is whatever a version hands from block to block within one token (RWKV-7: the first layer's value);
+None enters the first one.
 """
 
 from __future__ import annotations
@@ -44,16 +45,21 @@ class Block(nn.Module):
         carry: Tensor | None,
         state: LayerState | None,
         reset: Tensor | None,
-    ) -> tuple[Residual, Tensor | None, LayerState]:
+        with_state: bool,
+    ) -> tuple[Residual, Tensor | None, LayerState | None]:
         """Maps (residual, carry, state) to those after the block.
 
         residual: what the block before hands on, or the embedding behind `ln0`.
         state None: an empty past.
+        with_state: whether the state after the block is wanted; without it None is returned.
         """
         att_shift, wkv, ffn_shift = state if state is not None else (None, None, None)
-        residual, carry, att_shift, wkv = self.att(self.ln1, residual, carry, att_shift, wkv, reset)
+        residual, carry, att_shift, wkv = self.att(
+            self.ln1, residual, carry, att_shift, wkv, reset, with_state
+        )
         residual, ffn_shift = self.ffn(self.ln2, self._dropped(residual), ffn_shift, reset)
-        return self._dropped(residual), carry, LayerState(att_shift, wkv, ffn_shift)
+        state_after = LayerState(att_shift, wkv, ffn_shift) if with_state else None
+        return self._dropped(residual), carry, state_after
 
     def _dropped(self, residual: Residual) -> Residual:
         if not _drops(self.drop):
@@ -132,7 +138,7 @@ class RWKV(nn.Module):
         tokens, state, reset: as `forward`.  targets: one for every token, see `ops.head_loss`.
         The gradient includes the L2Wrap term, see there too.
         """
-        return self.loss_and_state(tokens, targets, state=state, reset=reset)[0]
+        return self.loss_and_state(tokens, targets, state=state, reset=reset, with_state=False)[0]
 
     def loss_and_state(
         self,
@@ -141,10 +147,14 @@ class RWKV(nn.Module):
         *,
         state: ModelState | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, ModelState]:
-        """Returns `loss` and the state after the last token, through which gradients flow."""
+        with_state: bool = True,
+    ) -> tuple[Tensor, ModelState | None]:
+        """Returns `loss` and the state after the last token, through which gradients flow.
+
+        with_state: whether the state is wanted; without, it may be None.
+        """
         if self.chunk_len is None or tokens.shape[1] <= self.chunk_len:
-            return self._loss_of_piece(tokens, targets, state, reset)
+            return self._loss_of_all(tokens, targets, state, reset, with_state=with_state)
         return chunked_loss(self._loss_of_piece, self.chunk_len, tokens, targets, state, reset)
 
     def _loss_of_piece(
@@ -156,7 +166,21 @@ class RWKV(nn.Module):
         *,
         recomputed: bool = False,
     ) -> tuple[Tensor, ModelState]:
-        x, new_state = self.features(tokens, state, reset=reset)
+        loss, new_state = self._loss_of_all(tokens, targets, state, reset, recomputed=recomputed)
+        assert new_state is not None, "the state was asked for"
+        return loss, new_state
+
+    def _loss_of_all(
+        self,
+        tokens: Tensor,
+        targets: Targets,
+        state: ModelState | None,
+        reset: Tensor | None,
+        *,
+        recomputed: bool = False,
+        with_state: bool = True,
+    ) -> tuple[Tensor, ModelState | None]:
+        x, new_state = self._read(tokens, state, reset, with_state)
         extra = self._copy_logits(x, tokens, state, reset)
         return self.head(x, targets, extra_logits=extra, recomputed=recomputed), new_state
 
@@ -192,6 +216,14 @@ class RWKV(nn.Module):
         self, tokens: Tensor, state: ModelState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, ModelState]:
         """Returns the head's input [B, T, C] and the state after it; arguments as `forward`."""
+        x, new_state = self._read(tokens, state, reset, with_state=True)
+        assert new_state is not None, "the state was asked for"
+        return x, new_state
+
+    def _read(
+        self, tokens: Tensor, state: ModelState | None, reset: Tensor | None, with_state: bool
+    ) -> tuple[Tensor, ModelState | None]:
+        """Returns what `features` does, without `with_state` None in place of the state."""
         if reset is not None and self.train_states:
             raise ConfigError(
                 "trained initial states and resets at document starts do not go together: a reset "
@@ -202,7 +234,7 @@ class RWKV(nn.Module):
         new_state = []
         for layer, block in enumerate(self.blocks):
             layer_state = None if state is None else state[layer]
-            arguments = (residual, carry, layer_state, reset)
+            arguments = (residual, carry, layer_state, reset, with_state)
             # Without gradients nothing is kept, so that recomputing would only cost time.
             if self.grad_cp and torch.is_grad_enabled():
                 # Not reentrant: that form wants a gradient for some input, and with frozen
@@ -211,7 +243,7 @@ class RWKV(nn.Module):
             else:
                 residual, carry, layer_state = block(*arguments)
             new_state.append(layer_state)
-        return self.ln_out(residual).mixed[0], tuple(new_state)
+        return self.ln_out(residual).mixed[0], tuple(new_state) if with_state else None
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Returns what the first block reads, [B, T, C]: the embedding behind the first norm."""

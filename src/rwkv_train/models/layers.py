@@ -179,48 +179,51 @@ def share_of_previous(share: Tensor) -> Tensor:
     return 1 - full_precision(share)
 
 
-def decay_logits(base: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Returns base + tanh(x @ down) @ up, [B, T, A], in fp32 (fp64 for fp64 inputs).
+def decay_logits(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns tanh(x @ down) @ up, [B, T, A], in fp32 (fp64 for fp64 inputs), and w_gradient.
 
-    base: A numbers, of any shape.  x: [B, T, D].  down: [D, R].  up: [R, A].
-    Rounding the sum to bf16 would change the decay by up to 1.6 %. Its gradient counts in bf16,
-    where x does: it is an operand of products whose results are rounded to that.
+    x: [B, T, D].  down: [D, R].  up: [R, A].
+    Rounding the product to bf16 would change the decay by up to 1.6 %. Its gradient counts in bf16,
+    where x does: it is an operand of products whose results are rounded to that. It comes back
+    through the second result, which has no memory, since autograd gives a tensor gradients of its
+    own dtype alone; see `ops.wkv7`. None where the gradient is that of the first one.
     """
     hidden = torch.tanh(x @ down)
-    logits: Tensor = _DecayLogits.apply(  # type: ignore[no-untyped-call]  # torch's own
-        base, hidden, up
+    logits, w_gradient = _DecayLogits.apply(  # type: ignore[no-untyped-call]  # torch's own
+        hidden, up
     )
-    return logits
+    return logits, w_gradient
 
 
 class _DecayLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, base: Tensor, hidden: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, up)
-        ctx.base_shape, ctx.base_dtype = base.shape, base.dtype
+        ctx.set_materialize_grads(False)
         with without_autocast(hidden.device):
-            rows = full_precision(hidden).flatten(0, 1)
-            # The product adds the base by itself.
-            logits = torch.addmm(full_precision(base).flatten(), rows, full_precision(up))
-        return logits.view(*hidden.shape[:2], -1)
+            logits = full_precision(hidden) @ full_precision(up)
+        # fp16 has no room for small gradients.
+        if hidden.dtype != torch.bfloat16:
+            return logits, None
+        ctx.mark_non_differentiable(logits)
+        zero = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
+        return logits, zero.expand(logits.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, wide: Tensor | None, narrow: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, up = ctx.saved_tensors
-        # fp16 has no room for small gradients.
-        dtype = torch.bfloat16 if hidden.dtype == torch.bfloat16 else grad.dtype
+        grad = wide if narrow is None else narrow
+        if grad is None:
+            return None, None
         rows = grad.flatten(0, 1)
-        gbase = ghidden = gup = None
+        ghidden = gup = None
         with without_autocast(grad.device):
-            narrow = rows.to(dtype)
             if ctx.needs_input_grad[0]:
-                gbase = rows.sum(0).view(ctx.base_shape).to(ctx.base_dtype)
+                ghidden = (rows @ up.to(grad.dtype).T).view(hidden.shape).to(hidden.dtype)
             if ctx.needs_input_grad[1]:
-                ghidden = (narrow @ up.to(dtype).T).view(hidden.shape).to(hidden.dtype)
-            if ctx.needs_input_grad[2]:
-                gup = (hidden.flatten(0, 1).to(dtype).T @ narrow).to(up.dtype)
-        return gbase, ghidden, gup
+                gup = (hidden.flatten(0, 1).to(grad.dtype).T @ rows).to(up.dtype)
+        return ghidden, gup
 
 
 def split_heads(x: Tensor, head_size: int) -> Tensor:

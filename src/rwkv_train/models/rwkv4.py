@@ -81,8 +81,12 @@ class TimeMix(nn.Module):
         shift: Tensor | None,
         wkv: State | None,
         reset: Tensor | None,
+        with_state: bool,
     ) -> tuple[Residual, Tensor | None, Tensor, State]:
-        """Returns the residual, the carry as it came, new shift and operator state."""
+        """Returns the residual, the carry as it came, new shift and operator state.
+
+        with_state: whether the operator's state is wanted; without, it may be None.
+        """
         mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
         shares = tuple(map(share_of_previous, mixes))
         x, last, (xk, xv, xr), _ = norm(residual, shift, reset, shares)

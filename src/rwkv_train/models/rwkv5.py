@@ -93,8 +93,12 @@ class TimeMix(nn.Module):
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Residual, Tensor | None, Tensor, Tensor]:
-        """Returns the residual, the carry as it came, new shift and operator state."""
+        with_state: bool,
+    ) -> tuple[Residual, Tensor | None, Tensor, Tensor | None]:
+        """Returns the residual, the carry as it came, new shift and operator state.
+
+        with_state: whether the operator's state is wanted; without, it may be None.
+        """
         mixes = (self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g)
         shares = tuple(map(share_of_previous, mixes))
         x, last, (xr, xk, xv, xg), _ = norm(residual, shift, reset, shares)
@@ -107,6 +111,7 @@ class TimeMix(nn.Module):
             self.time_decay,
             self.time_faaaa,
             starting_state(self.time_state, wkv, len(residual.x)),
+            with_state=with_state,
             backend=self.backend,
             reset=reset,
         )

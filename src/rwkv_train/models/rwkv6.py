@@ -94,10 +94,14 @@ class TimeMix(nn.Module):
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Residual, Tensor | None, Tensor, Tensor]:
-        """Returns the residual, the carry as it came, new shift and operator state."""
+        with_state: bool,
+    ) -> tuple[Residual, Tensor | None, Tensor, Tensor | None]:
+        """Returns the residual, the carry as it came, new shift and operator state.
+
+        with_state: whether the operator's state is wanted; without, it may be None.
+        """
         x, last, (xw, xk, xv, xr, xg) = self._mix(norm, residual, shift, reset)
-        w = decay_logits(self.time_decay, xw, self.time_decay_w1, self.time_decay_w2)
+        w, w_gradient = decay_logits(xw, self.time_decay_w1, self.time_decay_w2)
         r, k, v, w = (
             split_heads(z, self.head_size)
             for z in (self.receptance(xr), self.key(xk), self.value(xv), w)
@@ -109,6 +113,9 @@ class TimeMix(nn.Module):
             w,
             self.time_faaaa,
             starting_state(self.time_state, wkv, len(residual.x)),
+            base=self.time_decay.view(-1, self.head_size),
+            w_gradient=None if w_gradient is None else split_heads(w_gradient, self.head_size),
+            with_state=with_state,
             backend=self.backend,
             reset=reset,
         )

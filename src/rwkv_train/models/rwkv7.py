@@ -53,11 +53,11 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
-from rwkv_train.ops.bonus import bonus
+from rwkv_train.models.two_products import two_products
 from rwkv_train.ops.keys import keys
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.value_residual import value_residual
-from rwkv_train.ops.wkv7 import wkv7
+from rwkv_train.ops.wkv7 import wkv7_and_bonus
 
 NAME = "RWKV-7"
 RESIDUAL_DROPOUT = False
@@ -104,16 +104,21 @@ class TimeMix(nn.Module):
         shift: Tensor | None,
         wkv: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Residual, Tensor, Tensor, Tensor]:
-        """Returns the residual, the first layer's value, new shift and operator state."""
+        with_state: bool,
+    ) -> tuple[Residual, Tensor, Tensor, Tensor | None]:
+        """Returns the residual, the first layer's value, new shift and operator state.
+
+        with_state: whether the operator's state is wanted; without, it may be None.
+        """
         mixes = tuple(getattr(self, f"x_{name}") for name in "rwkvag")
         x, last, (xr, xw, xk, xv, xa, xg), _ = norm(residual, shift, reset, mixes)
-        w = decay_logits(self.w0, xw, self.w1, self.w2)
-        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, D]
+        w, w_gradient = decay_logits(xw, self.w1, self.w2)
+        r, k = self.receptance(xr), self.key(xk)  # [B, T, D]
         if carry is None:
-            carry = again = v
+            carry = again = v = self.value(xv)
         else:
-            v, again, carry = value_residual(v, carry, (xv @ self.v1) @ self.v2, self.v0.flatten())
+            v, low = two_products(xv, self.value, self.v1)
+            v, again, carry = value_residual(v, carry, low @ self.v2, self.v0.flatten())
         rate = (xa @ self.a1) @ self.a2  # logits without a0
         g = torch.sigmoid(xg @ self.g1) @ self.g2
         r, w, k, v, rate = (split_heads(z, self.head_size) for z in (r, w, k, v, rate))
@@ -121,15 +126,18 @@ class TimeMix(nn.Module):
             k, rate, self.a0.flatten(), self.k_k.flatten(), self.k_a.flatten()
         )
         # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
-        s, r, k = bonus(r, k, self.r_k)
-        y, wkv = wkv7(
+        y, s, wkv = wkv7_and_bonus(
             r,
             w,
             k,
             v,
             a,
             b,
+            self.r_k,
             starting_state(self.time_state, wkv, len(residual.x)),
+            base=self.w0.view(-1, self.head_size),
+            w_gradient=None if w_gradient is None else split_heads(w_gradient, self.head_size),
+            with_state=with_state,
             backend=self.backend,
             reset=reset,
         )

@@ -7,6 +7,7 @@ expected.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,25 +120,34 @@ def run_heads(
     op: str,
     backends: Sequence[Backend],
     backend: str,
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Tensor | None, ...],
     state: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Runs an operator over heads on inputs that are checked; returns y and the final state.
+    **options: Tensor | bool | None,
+) -> Any:
+    """Runs an operator over heads on inputs that are checked; returns what its backends do.
 
     inputs: the operator's, in its order, the first one [B, T, H, N].
     state: [B, H, N, N] or None.  Checks state and reset, and raises BackendError.
+    options: what the backends take by name.
     """
     like = inputs[0]
+    assert like is not None, "the first input is a sequence"
     batch, _, heads, size = like.shape
     if state is not None:
         state = prepare(op, "state", state, (batch, heads, size, size), like)
     check_reset(op, reset, like)
+    tensors = (*inputs, state, *(x for x in options.values() if isinstance(x, Tensor)))
     call = describe_call(
-        op, like, (*inputs, state), has_state=state is not None, has_reset=reset is not None
+        op, like, tensors, has_state=state is not None, has_reset=reset is not None
     )
-    y, final_state = dispatch(backends, backend, call, (*inputs, state, reset))
-    return y, final_state
+    return dispatch(backends, backend, call, (*inputs, state, reset), **options)
+
+
+def check_w_gradient(op: str, w_gradient: Tensor | None, w: Tensor) -> None:
+    """Checks that w_gradient, if given, has the shape of w and lies where it does."""
+    if w_gradient is not None:
+        check_floats(op, "w_gradient", w_gradient, tuple(w.shape), w)
 
 
 def _power_of_two(count: int) -> int:

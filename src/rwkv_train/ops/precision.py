@@ -21,3 +21,14 @@ def log_decay(w: Tensor, largest: float = LARGEST_LOG_RATE) -> Tensor:
     largest: w counts up to this.
     """
     return -torch.exp(w.clamp(max=largest))
+
+
+def decay_input(w: Tensor, base: Tensor | None, w_gradient: Tensor | None) -> Tensor:
+    """Returns w + base, and lets the gradient of w flow to `w_gradient` where that is given.
+
+    w: [B, T, H, N].  base: [H, N].  w_gradient: zeros of w's shape in any dtype, to which the
+    gradient is rounded.
+    """
+    if w_gradient is not None:
+        w = w.detach() + w_gradient.to(w.dtype)
+    return w if base is None else w + base

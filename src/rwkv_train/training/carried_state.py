@@ -60,14 +60,18 @@ class CarriedStates:
         self._loaded[batch.numbers] = state
         return state
 
-    def store(self, batch: Batch, state: ModelState) -> None:
+    def continues_after(self, batch: Batch) -> bool:
+        """Tells whether the rows of `batch` go on after it, so that its state is wanted."""
+        return _end(batch) < self._ctx_len
+
+    def store(self, batch: Batch, state: ModelState | None) -> None:
         """Keeps the state after `batch`, unless its rows end there."""
         self._has_advanced = True
-        end = batch.position + batch.tokens.shape[1]
-        if end < self._ctx_len:
+        if self.continues_after(batch):
+            assert state is not None, "the state of rows that go on was asked for"
             # Detached: gradients end at the window, which is what truncates them. Copied: the
             # graph of this window would otherwise live on in what the state is a view of.
-            self._states[batch.numbers] = end, copy_state(detach_state(state))
+            self._states[batch.numbers] = _end(batch), copy_state(detach_state(state))
 
     def begin_step(self) -> None:
         """Forgets what the last step began with: it was not skipped."""
@@ -118,6 +122,11 @@ class CarriedStates:
                 f"{samples[-1]}, but lacks the carried state of {lacks}; resume from an older one"
             )
         self._restored = saved
+
+
+def _end(batch: Batch) -> int:
+    """Returns the number of its rows' tokens that are read with `batch` and before it."""
+    return batch.position + batch.tokens.shape[1]
 
 
 def _split(state: ModelState) -> list[SampleState]:

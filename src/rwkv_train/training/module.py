@@ -65,6 +65,7 @@ class TrainingModule(pl.LightningModule):
             Targets(batch.targets, batch.mask, batch.tokens.numel(), self._hardware.head_chunk),
             state=self.carried.load(batch),
             reset=batch.reset,
+            with_state=self.carried.continues_after(batch),
         )
         self._work.end()
         self.carried.store(batch, state)

@@ -14,10 +14,10 @@ The module behind a backend (`ops/<op>/<name>.py`) is imported on first use and 
         wording changes from call to call one key, so that they are logged once.
 
     run(*tensors, state, reset) -> (y, state)         or, of a kernel, run(..., kernel="chunks")
-        The positional arguments of the operator's `reference.run`, in its order, prepared so:
-        every argument lies on one device; r, k, v, a, b share `call.dtype` (strides are free); w
-        and u, and the state if there is one, are already fp32 (fp64 where `call.dtype` is fp64);
-        state is None for the zero state, reset is None or bool [B, T]. Autocast is off.
+        The arguments of the operator's `reference.run`, the positional ones in its order, prepared
+        so: every argument lies on one device; r, k, v, a, b share `call.dtype` (strides are free);
+        w, u, base, and the state if there is one, are already fp32 (fp64 where `call.dtype` is
+        fp64); state is None for the zero state, reset is None or bool [B, T]. Autocast is off.
         It returns y in `call.dtype` and the final state in fp32 (fp64), both differentiable. (For
         wkv4 a state is the tuple (aa, bb, pp) and the final pp carries no gradient.)
 
@@ -119,12 +119,12 @@ class Backend(NamedTuple):
             return reason
         return Refusal(reason)
 
-    def run(self, *arguments: Any) -> Any:
+    def run(self, *arguments: Any, **options: Any) -> Any:
         """Calls the backend's `run`; only after `refuses` returned None."""
         (module,) = _modules[self.module]
         assert module is not None, f"{self.module} does not exist, and `refuses` says so"
         kernel = {"kernel": self.kernel} if self.kernel else {}
-        return module.run(*arguments, **kernel)
+        return module.run(*arguments, **kernel, **options)
 
 
 def serves_every_call(call: Call) -> str | None:
@@ -143,15 +143,19 @@ def backends_of(op: str, *names: str) -> tuple[Backend, ...]:
 
 
 def dispatch(
-    backends: Sequence[Backend], name: str, call: Call, arguments: Sequence[object]
+    backends: Sequence[Backend],
+    name: str,
+    call: Call,
+    arguments: Sequence[object],
+    **options: object,
 ) -> Any:
-    """Returns the result of the chosen backend's `run(*arguments)`, with autocast switched off.
+    """Returns the result of the chosen backend's `run(*arguments, **options)`, autocast off.
 
     name: "auto" or the name of one of `backends`; see `choose` for the errors.
     """
     backend = backends[_choose_once(backends, name, *call)]
     with without_autocast(call.device):
-        return backend.run(*arguments)
+        return backend.run(*arguments, **options)
 
 
 def choose(backends: Sequence[Backend], name: str, call: Call) -> int:

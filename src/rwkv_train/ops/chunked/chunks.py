@@ -92,3 +92,12 @@ def chunk_states(like: Tensor, shape: torch.Size, longest: int, state: Tensor | 
     states = like.new_empty(batch, heads, count + 1, size, size)
     states[:, :, 0] = 0 if state is None else state
     return states
+
+
+def stacked_products(p: Tensor, x: Tensor, q: Tensor, y: Tensor) -> Tensor:
+    """Returns p * x over q * y, stacked along the token axis."""
+    # no out=: torch.compile does not take one with gaps between its rows
+    out = torch.cat((x, y), 2)
+    out[:, :, : x.shape[2]] *= p
+    out[:, :, x.shape[2] :] *= q
+    return out

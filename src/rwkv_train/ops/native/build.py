@@ -44,7 +44,7 @@ SOURCES = _sources_folder()
 # these must be unique.
 FAMILIES = {
     "layer": (
-        *("adamw", "bonus", "embedding_norm", "head_loss", "head_norm_gate", "keys", "norm_shift"),
+        *("adamw", "embedding_norm", "head_loss", "head_norm_gate", "keys", "norm_shift"),
         *("sigmoid_gate", "squared_relu", "value_residual"),
     )
 }

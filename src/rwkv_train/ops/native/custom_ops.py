@@ -135,24 +135,6 @@ def registration(
     return Registration(forward_fake, backward_fake, setup_context, backward, shared_bytes)
 
 
-def matrix_state_registration(op: str, *, v_at: int, shared_bytes: SharedBytes) -> Registration:
-    """Returns the registration of an operator with v [B, T, H, N] and a state [B, H, N, N]."""
-
-    def state_shape(v: Sequence[int], kept: int) -> tuple[int, ...]:
-        return v[0], v[2], v[3], v[3]
-
-    def checkpoint_shape(v: Sequence[int], kept: int) -> tuple[int, ...]:
-        return v[0], v[2], kept, v[3], v[3]
-
-    return registration(
-        op,
-        v_at=v_at,
-        state_shape=state_shape,
-        checkpoint_shape=checkpoint_shape,
-        shared_bytes=shared_bytes,
-    )
-
-
 def forward(
     op: str,
     inputs: tuple[Tensor, ...],

@@ -35,15 +35,17 @@ def wkv5(
     u: Tensor,
     state: Tensor | None = None,
     *,
+    with_state: bool = True,
     backend: str = AUTO,
     reset: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Returns outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
 
     r, k, v: [B, T, H, N], one of fp32, bf16, fp16, fp64.
     w: [H, N], any float dtype; the parameter `time_decay`, before the double exponential.
     u: [H, N], any float dtype; the parameter `time_faaaa`, the bonus of the current token.
     state: [B, H, N_value, N_key] or None for zero. States are fp32 (fp64 for fp64 inputs).
+    with_state: whether the final state is wanted; without it None is returned in its place.
     reset: [B, T] bool; True where a document starts: the state is zero before that token.
 
     Gradients flow to every float argument, also through the final state. Raises BackendError when
@@ -52,4 +54,7 @@ def wkv5(
     like = check_sequences("wkv5", {"r": r, "k": k, "v": v}, "[B, T, H, N]")
     w = prepare("wkv5", "w", w, tuple(like.shape[2:]), like)
     u = prepare("wkv5", "u", u, tuple(like.shape[2:]), like)
-    return run_heads("wkv5", BACKENDS, backend, (r, k, v, w, u), state, reset)
+    y, final_state = run_heads(
+        "wkv5", BACKENDS, backend, (r, k, v, w, u), state, reset, with_state=with_state
+    )
+    return y, final_state

@@ -18,10 +18,13 @@ def run(
     u: Tensor,
     state: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    with_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key].
 
     Shapes as in `rwkv_train.ops.wkv5.wkv5`; w, u and state in the compute dtype.
     """
     # A view: the expanded decay takes no memory, and autograd sums its gradient over B and T.
-    return wkv6_chunked.run(r, k, v, w.expand(v.shape), u, state, reset)
+    whole = w.expand(v.shape)
+    return wkv6_chunked.run(r, k, v, whole, u, None, state, reset, with_state=with_state)

@@ -20,10 +20,13 @@ def run(
     u: Tensor,
     state: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    with_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
 
     Shapes as in `rwkv_train.ops.wkv5.wkv5`; w, u and state in the compute dtype.
     """
     decay = torch.exp(log_decay(w))  # [H, N]
-    return token_loop(r, k, v, lambda _: decay[:, None, :], u, state, reset)
+    y, final_state = token_loop(r, k, v, lambda _: decay[:, None, :], u, state, reset)
+    return y, final_state if with_state else None

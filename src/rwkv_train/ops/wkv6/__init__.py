@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rwkv_train.ops.arguments import check_sequences, prepare, run_heads
+from rwkv_train.ops.arguments import check_sequences, check_w_gradient, prepare, run_heads
 from rwkv_train.ops.backends.dispatch import AUTO, MATRIX_STATE_BACKENDS, backends_of
 
 BACKENDS = backends_of("wkv6", *MATRIX_STATE_BACKENDS)
@@ -35,9 +35,12 @@ def wkv6(
     u: Tensor,
     state: Tensor | None = None,
     *,
+    base: Tensor | None = None,
+    w_gradient: Tensor | None = None,
+    with_state: bool = True,
     backend: str = AUTO,
     reset: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Returns outputs y [B, T, H, N] in v's dtype and the final state [B, H, N_value, N_key].
 
     r, k, v: [B, T, H, N], one of fp32, bf16, fp16, fp64.
@@ -45,6 +48,10 @@ def wkv6(
         changes the decay by up to 1.6 %.
     u: [H, N], any float dtype; the bonus of the current token.
     state: [B, H, N_value, N_key] or None for zero. States are fp32 (fp64 for fp64 inputs).
+    base: [H, N] or None for zero, any float dtype; added to w, its gradient summed in fp32.
+    w_gradient: where the gradient of w goes instead of to w, in its own dtype: zeros of w's shape.
+        A tensor expanded from one zero will do; the native kernels do not read it.
+    with_state: whether the final state is wanted; without it None is returned in its place.
     reset: [B, T] bool; True where a document starts: the state is zero before that token.
 
     Gradients flow to every float argument, also through the final state. Raises BackendError when
@@ -53,4 +60,10 @@ def wkv6(
     like = check_sequences("wkv6", {"r": r, "k": k, "v": v}, "[B, T, H, N]")
     w = prepare("wkv6", "w", w, tuple(like.shape), like)
     u = prepare("wkv6", "u", u, tuple(like.shape[2:]), like)
-    return run_heads("wkv6", BACKENDS, backend, (r, k, v, w, u), state, reset)
+    if base is not None:
+        base = prepare("wkv6", "base", base, tuple(like.shape[2:]), like)
+    check_w_gradient("wkv6", w_gradient, w)
+    inputs = (r, k, v, w, u, base)
+    options = {"w_gradient": w_gradient, "with_state": with_state}
+    y, final_state = run_heads("wkv6", BACKENDS, backend, inputs, state, reset, **options)
+    return y, final_state

@@ -34,7 +34,7 @@ from rwkv_train.ops.chunked.chunks import (
     paste,
 )
 from rwkv_train.ops.chunked.halving import halve, halve_backward
-from rwkv_train.ops.precision import compute_dtype, log_decay
+from rwkv_train.ops.precision import compute_dtype, decay_input, log_decay
 from rwkv_train.ops.wkv6 import reference
 
 refuses = serves_every_call
@@ -48,20 +48,28 @@ def run(
     v: Tensor,
     w: Tensor,
     u: Tensor,
+    base: Tensor | None,
     state: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    w_gradient: Tensor | None = None,
+    with_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key].
 
-    Shapes as in `rwkv_train.ops.wkv6.wkv6`; w, u and state in the compute dtype. w may be expanded.
+    Shapes as in `rwkv_train.ops.wkv6.wkv6`; w, u, base and state in the compute dtype.
+    w may be expanded.
     """
     if v.shape[1] == 1:
         # one step of the recurrence: nothing to gain from a chunk of one token
-        return reference.run(r, k, v, w, u, state, reset)
+        return reference.run(
+            r, k, v, w, u, base, state, reset, w_gradient=w_gradient, with_state=with_state
+        )
+    w = decay_input(w, base, w_gradient)
     y, final = _ChunkedWkv6.apply(  # type: ignore[no-untyped-call]  # torch's own
         r, k, v, w, u, state, reset
     )
-    return y, final
+    return y, final if with_state else None
 
 
 class _Inputs(NamedTuple):

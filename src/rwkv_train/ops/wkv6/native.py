@@ -10,15 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
-from rwkv_train.ops.native.custom_ops import (
-    SharedBytes,
-    forward,
-    matrix_state_registration,
-    refusal,
-)
+from rwkv_train.ops.native.custom_ops import SharedBytes, refusal
+from rwkv_train.ops.native.head_ops import head_forward, head_registration
 
 WKV6_SHARED_BYTES = SharedBytes(large_heads=170 << 10, chunks=82 << 10, segments=82 << 10)
-_REGISTRATION = matrix_state_registration("wkv6", v_at=2, shared_bytes=WKV6_SHARED_BYTES)
+_REGISTRATION = head_registration("wkv6", v_at=2, w_at=3, shared_bytes=WKV6_SHARED_BYTES)
 
 
 def refuses(call: Call) -> Refusal | None:
@@ -32,9 +28,23 @@ def run(
     v: Tensor,
     w: Tensor,
     u: Tensor,
+    base: Tensor | None,
     state: Tensor | None,
     reset: Tensor | None,
+    *,
+    w_gradient: Tensor | None = None,
+    with_state: bool = True,
     kernel: str = "",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; see `wkv6.wkv6`."""
-    return forward("wkv6", (r, k, v, w, u), state, reset, kernel)
+    y, final_state = head_forward(
+        "wkv6",
+        (r, k, v, w, u, base),
+        state,
+        reset,
+        w_gradient=w_gradient,
+        with_state=with_state,
+        kernel=kernel,
+    )
+    assert y is not None, "y is always wanted"
+    return y, final_state

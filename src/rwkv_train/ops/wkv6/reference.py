@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import serves_every_call
-from rwkv_train.ops.precision import compute_dtype, log_decay
+from rwkv_train.ops.precision import compute_dtype, decay_input, log_decay
 
 refuses = serves_every_call
 
@@ -19,15 +19,20 @@ def run(
     v: Tensor,
     w: Tensor,
     u: Tensor,
+    base: Tensor | None,
     state: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    w_gradient: Tensor | None = None,
+    with_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
 
-    Shapes as in `rwkv_train.ops.wkv6.wkv6`; w, u and state in the compute dtype.
+    Shapes as in `rwkv_train.ops.wkv6.wkv6`; w, u, base and state in the compute dtype.
     """
-    decay = torch.exp(log_decay(w))  # [B, T, H, N]
-    return token_loop(r, k, v, lambda t: decay[:, t, :, None, :], u, state, reset)
+    decay = torch.exp(log_decay(decay_input(w, base, w_gradient)))  # [B, T, H, N]
+    y, final_state = token_loop(r, k, v, lambda t: decay[:, t, :, None, :], u, state, reset)
+    return y, final_state if with_state else None
 
 
 def token_loop(

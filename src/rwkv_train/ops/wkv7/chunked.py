@@ -37,10 +37,11 @@ from rwkv_train.ops.chunked.chunks import (
     groups,
     pairs,
     paste,
+    stacked_products,
 )
-from rwkv_train.ops.precision import compute_dtype
+from rwkv_train.ops.precision import compute_dtype, decay_input
 from rwkv_train.ops.wkv7 import reference
-from rwkv_train.ops.wkv7.reference import LARGEST_RATE
+from rwkv_train.ops.wkv7.reference import LARGEST_RATE, with_bonus
 
 refuses = serves_every_call
 
@@ -54,20 +55,28 @@ def run(
     v: Tensor,
     a: Tensor,
     b: Tensor,
+    base: Tensor | None,
     state: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key].
+    *,
+    bonus: Tensor | None = None,
+    w_gradient: Tensor | None = None,
+    with_state: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns outputs [B, T, H, N], final state [B, H, N_value, N_key] and s.
 
-    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w and state in the compute dtype.
+    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w, base, bonus and state in the compute dtype.
     """
     if v.shape[1] == 1:
         # one step of the recurrence: nothing to gain from a chunk of one token
-        return reference.run(r, w, k, v, a, b, state, reset)
+        options: dict[str, Any] = {"bonus": bonus, "w_gradient": w_gradient}
+        return reference.run(r, w, k, v, a, b, base, state, reset, with_state=with_state, **options)
+    r, k, weights = with_bonus(r, k, bonus)
+    w = decay_input(w, base, w_gradient)
     y, final = _ChunkedWkv7.apply(  # type: ignore[no-untyped-call]  # torch's own
         r, w, k, v, a, b, state, reset
     )
-    return y, final
+    return y, final if with_state else None, weights
 
 
 class _Segments(NamedTuple):
@@ -231,9 +240,9 @@ def _gather(
     total = log_d.cumsum(2)
     exponents = (total - log_d, total, -total, total[:, :, -1:] - total)
     before, through, inverse, rest = (torch.exp(x) for x in exponents)
-    left = _stacked_products(before, a, through, r)
-    right = _stacked_products(inverse, b, inverse, k)
-    kept = _stacked_products(rest, b, rest, k)
+    left = stacked_products(before, a, through, r)
+    right = stacked_products(inverse, b, inverse, k)
+    kept = stacked_products(rest, b, rest, k)
     whole = through[:, :, -1]  # [G, M, N]
 
     segments, seen = None, left
@@ -269,15 +278,6 @@ def _segments(marks: Tensor) -> _Segments:
         after=(count != last).unsqueeze(3),
         whole=last > 0,
     )
-
-
-def _stacked_products(p: Tensor, x: Tensor, q: Tensor, y: Tensor) -> Tensor:
-    """Returns p * x over q * y, stacked along the token axis."""
-    # no out=: torch.compile does not take one with gaps between its rows
-    out = torch.cat((x, y), 2)
-    out[:, :, : x.shape[2]] *= p
-    out[:, :, x.shape[2] :] *= q
-    return out
 
 
 def _lower(matrix: Tensor, segments: _Segments | None) -> Tensor:

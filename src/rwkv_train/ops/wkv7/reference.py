@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import serves_every_call
-from rwkv_train.ops.precision import compute_dtype
+from rwkv_train.ops.precision import compute_dtype, decay_input
 
 refuses = serves_every_call
 
@@ -23,15 +23,25 @@ def run(
     v: Tensor,
     a: Tensor,
     b: Tensor,
+    base: Tensor | None,
     state: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Returns outputs [B, T, H, N] and final state [B, H, N_value, N_key]; gradients by autograd.
+    *,
+    bonus: Tensor | None = None,
+    w_gradient: Tensor | None = None,
+    with_state: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns outputs [B, T, H, N], final state [B, H, N_value, N_key] and s.
 
-    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w and state in the compute dtype.
+    Gradients by autograd.
+
+    Shapes as in `rwkv_train.ops.wkv7.wkv7`; w, base, bonus and state in the compute dtype.
+    s: [B, T, H], None without bonus.
     """
     dtype = compute_dtype(v.dtype)
     rf, kf, vf, af, bf = (tensor.to(dtype) for tensor in (r, k, v, a, b))
+    rf, kf, weights = with_bonus(rf, kf, bonus)
+    w = decay_input(w, base, w_gradient)
     # Through the logarithm, since autograd's s (1 - s) loses the digits of 1 - s for large w.
     decay = torch.exp(-LARGEST_RATE * torch.exp(torch.nn.functional.logsigmoid(w)))
     batch, time, heads, size = v.shape
@@ -47,4 +57,16 @@ def run(
             + vf[:, t, :, :, None] * kf[:, t, :, None, :]
         )
         outputs.append(torch.einsum("bhji,bhi->bhj", s, rf[:, t]))
-    return torch.stack(outputs, 1).to(v.dtype), s
+    return torch.stack(outputs, 1).to(v.dtype), s if with_state else None, weights
+
+
+def with_bonus(r: Tensor, k: Tensor, bonus: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns r and k as the recurrence is to read them, and s, [B, T, H]; None without a bonus.
+
+    r, k: [B, T, H, N].  bonus: [H, N] in the compute dtype, which r and k then have too: what both
+    uses bring to their gradients is added before it is rounded.
+    """
+    if bonus is None:
+        return r, k, None
+    r, k = r.to(bonus.dtype), k.to(bonus.dtype)
+    return r, k, (r * k * bonus).sum(-1)

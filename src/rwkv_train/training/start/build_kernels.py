@@ -27,7 +27,7 @@ from rwkv_train.ops.native.prebuild import prebuild
 from rwkv_train.processors import usable_processors
 
 # Of the operators that layers call, those over heads; the others are over channels.
-OVER_HEADS = ("bonus", "keys", "head_norm_gate")
+OVER_HEADS = ("keys", "head_norm_gate")
 # What every model calls around its layers.
 MODEL_OPERATORS = ("embedding_norm", "head_loss")
 
