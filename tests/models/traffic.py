@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from rwkv_train.ops.head_loss import Targets
 from tests.models.tiny import tiny_model
 
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm")
 # Allocate, and leave the memory as they find it.
 ALLOCATIONS = (
     "_unsafe_view",
