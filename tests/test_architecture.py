@@ -53,9 +53,12 @@ LAYERS: dict[str, set[str]] = {
         "checkpoint",
         "models",
         "planning",
+        "inference",
+        "evaluation",
     },
     "inference": INFERENCE,
-    "evaluation": {*INFERENCE, "inference"},
+    "serving": {*INFERENCE, "inference"},
+    "evaluation": {*INFERENCE, "inference", "version"},
     "export": {*INFERENCE, "inference"},
 }
 # program at the top of the checkout -> what it may import of the package
@@ -79,6 +82,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "models/",
         "training/",
         "inference/",
+        "serving/",
         "evaluation/",
         "export/",
         "data/samples/",
@@ -86,8 +90,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "find_gpus.py",
     ),
     "tyro": ("config/",),
-    # A chat template of the user's own is YAML too.
-    "yaml": ("config/", "data/chat/template.py"),
+    # A chat template of the user's own is YAML too, and so are lm-eval's tasks.
+    "yaml": ("config/", "data/chat/template.py", "evaluation/task_folders.py"),
+    **dict.fromkeys(("starlette", "uvicorn", "h11"), ("serving/",)),
     **dict.fromkeys(("transformers", "lm_eval", "gguf"), ("export/", "evaluation/")),
 }
 # The modules that talk to the environment: to that of the libraries which a run launches; to the

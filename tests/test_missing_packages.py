@@ -72,7 +72,7 @@ def test_a_histogram_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPat
     [
         ("train.py", ["--help"], "tyro"),
         ("make_data.py", ["x.jsonl", "1", "16"], "numpy"),
-        ("generate.py", ["--load_model", "x.pth"], "torch"),
+        ("generate.py", ["--load_model", "x.pth"], "numpy"),
         ("compute_magic_prime.py", ["x", "16"], "numpy"),
     ],
 )

@@ -97,9 +97,15 @@ def test_the_wheel_installs_one_package_with_all_sources_in_it(wheel: Path):
     assert "rwkv_train/cuda/wkv7/wkv7_cuda.cu" in names
     assert "rwkv_train/ops/backends/measurements.csv" in names
     assert "rwkv_train/data/tokenize/world_trie.cpp" in names
+    assert "rwkv_train/serving/chat_page.html" in names
+    assert {
+        f"rwkv_train/evaluation/tasks/{name}" for name in ("rwkv_kinds.yaml", "kinds.jsonl")
+    } <= names
 
 
-def test_the_console_commands_make_data_train_and_generate(environment: Path, elsewhere: Path):
+def test_the_console_commands_make_data_train_generate_and_evaluate(
+    environment: Path, elsewhere: Path
+):
     text = "\n".join(json.dumps({"text": f"the number {n} and then"}) for n in range(40))
     (elsewhere / "tiny.jsonl").write_text(text + "\n", encoding="utf-8")
     call(environment, elsewhere, "rwkv-data", "tiny.jsonl", "1", "16", "--tokenizer", "bytes")
@@ -113,6 +119,8 @@ def test_the_console_commands_make_data_train_and_generate(environment: Path, el
     assert [json.loads(line)["step"] for line in records] == [0, 1, 2, 3, 4]
     load = ["--load_model", "out/rwkv-final.pth", "--max_tokens", "3", "--seed", "1"]
     assert call(environment, elsewhere, "rwkv-generate", *load, "the").startswith("the")
+    measured = call(environment, elsewhere, "rwkv-eval", *load[:2], "--text", "tiny.jsonl")
+    assert "40 documents" in measured and "bits per byte" in measured
 
 
 def test_an_operator_is_called_from_a_script_elsewhere(environment: Path, elsewhere: Path):

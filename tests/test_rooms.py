@@ -51,6 +51,16 @@ data.samples: binidx sampling storage tokenize
 data.synthetic: binidx convert inspect text tokenize
 data.text: storage
 data.tokenize: binidx storage text
+evaluation.__main__: evaluated evaluations harness perplexity report scoring
+evaluation.continuations: scoring
+evaluation.decoding: scoring
+evaluation.evaluations: documents harness perplexity questions scoring
+evaluation.harness: harness_model scoring task_folders
+evaluation.harness_model: continuations decoding documents evaluated perplexity questions
+    scoring
+evaluation.perplexity: documents scoring
+evaluation.questions: continuations scoring
+evaluation.report: comparison evaluations
 export.__main__: exporting hub model_source target target_table
 export.exporting: model_card model_source target verification
 export.model_card: model_source run_facts target verification
@@ -61,10 +71,11 @@ export.tokenizer_folder: model_source world_definition
 export.verification: model_source reference_logits target
 inference.__main__: generating model_flags prompt_file
 inference.chat: engine model_flags sampling writing writing_together
+inference.embed: engine model_flags
 inference.generate: engine writing writing_together
 inference.generating: engine model_flags sampling speed writing writing_together
 inference.model_flags: machine opening sampling
-inference.opening: loading machine
+inference.opening: int8_loss loading machine
 inference.recall: loading
 inference.writing: stop_texts streaming
 inference.writing_together: engine writing
@@ -72,8 +83,10 @@ models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone
 models.initial_state: backbone layers state
+models.int8: backbone layers
 models.layers: widening
 models.parameters: adapters backbone registry table
+models.recorded_step: backbone recorded_operators residual state
 models.registry: backbone sizes
 models.residual: layers widening
 models.row_chunks: state
@@ -90,6 +103,7 @@ ops.embedding_norm: arguments backends native precision
 ops.head_loss: arguments backends native precision
 ops.head_norm_gate: arguments backends native precision
 ops.keys: arguments backends native precision
+ops.matvec: arguments backends native precision
 ops.native: backends precision
 ops.norm_shift: arguments backends native precision
 ops.sigmoid_gate: arguments backends native precision
@@ -99,20 +113,31 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
+serving.__main__: application opening_service server_process
+serving.application: batching http_guard openai_api served_model waiting
+serving.http_guard: openai_api served_model
+serving.openai_api: batching served_model
+serving.opening_service: batching served_model
+serving.served_model: batching
+serving.server_process: served_model
+serving.waiting: batching openai_api
 training.__main__: distributed environment launchers run start
 training.bad_steps: checkpointing distributed module optim reporting start
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
 training.distributed: environment launchers optim
 training.kept_heap: environment
+training.live: distributed environment
 training.loader: kept_heap signals
 training.module: carried_state distributed optim work_clock
-training.reporting: progress start
-training.run: bad_steps checkpointing distributed environment kept_heap launchers loader
-    module optim progress reporting start step_callback trainer validation
-training.start: carried_state checkpointing distributed environment optim progress
-training.step_callback: bad_steps checkpointing distributed module optim progress
-    reporting signals validation
+training.observing: checkpointing live module progress reporting validation
+training.reporting: live progress start
+training.run: bad_steps checkpointing distributed environment kept_heap launchers live
+    loader module observing optim progress reporting signals start step_callback trainer
+    validation
+training.start: carried_state checkpointing distributed environment live optim progress
+training.step_callback: bad_steps checkpointing distributed module observing optim
+    progress reporting signals
 training.trainer: distributed fp32_products
 training.validation: checkpointing module progress reporting start
 """

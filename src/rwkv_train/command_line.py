@@ -23,7 +23,16 @@ from rwkv_train.errors import ConfigError
 from rwkv_train.files import expand_home
 
 Main = Callable[..., int]
-COMMANDS = ("rwkv-train", "rwkv-data", "rwkv-generate", "rwkv-chat", "rwkv-export")
+COMMANDS = (
+    "rwkv-train",
+    "rwkv-data",
+    "rwkv-generate",
+    "rwkv-chat",
+    "rwkv-serve",
+    "rwkv-embed",
+    "rwkv-eval",
+    "rwkv-export",
+)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -13,7 +13,10 @@ from rwkv_train.errors import ConfigError, TrainingError
 from rwkv_train.training import __main__ as training_main
 from tests.checkout import ROOT
 
-HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "deepspeed", "wandb", "numpy")
+HEAVY = (
+    *("torch", "pytorch_lightning", "lightning_fabric", "deepspeed", "wandb", "numpy"),
+    *("lm_eval", "transformers"),
+)
 DATA = ["--data_file", "data/x"]
 
 # A wrong command line and the words its message must have.
@@ -167,6 +170,7 @@ def test_help_names_every_flag_and_imports_nothing_heavy():
         ("rwkv_train.training", "rwkv-train"),
         ("rwkv_train.data", "rwkv-data"),
         ("rwkv_train.inference", "rwkv-generate"),
+        ("rwkv_train.evaluation", "rwkv-eval"),
         ("rwkv_train.inference.chat", "rwkv-chat"),
         ("rwkv_train.export", "rwkv-export"),
     ],

@@ -15,7 +15,7 @@ from tests.models.tiny import random_tokens, tiny_model
 def embedded(model, tokens):
     """What the first block reads, and the gradients of the three parameters behind it."""
     norm = model.blocks[0].ln0
-    x = model._embedded(tokens)
+    x = model.embedded(tokens)
     leaves = (model.emb.weight, norm.weight, norm.bias)
     weights = torch.arange(x.numel()).view_as(x).sin().to(x.dtype)
     return x.detach(), *torch.autograd.grad(x, leaves, weights)
@@ -65,7 +65,7 @@ def test_dropout_comes_before_the_norm(calls):
     assert len(calls) == 1
     model.train()
     torch.manual_seed(3)
-    x = model._embedded(tokens)
+    x = model.embedded(tokens)
     torch.manual_seed(3)
     assert torch.equal(x, model.blocks[0].ln0(model.drop(model.emb(tokens))))
     assert len(calls) == 1

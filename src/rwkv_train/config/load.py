@@ -41,7 +41,12 @@ from rwkv_train.files import expand_home
 # (--grad_cp 1).
 _TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 # Fields that hold paths, in which ~ stands for the home folder.
-PATHS = frozenset({"data_file", "val_data_file", "tokenizer", "proj_dir", "load_model"})
+PATHS = frozenset(
+    {
+        *("data_file", "val_data_file", "tokenizer", "proj_dir", "load_model"),
+        *("eval_include", "sample_prompts"),
+    }
+)
 
 
 # For --help alone: reading a command line with the whole type is slow (`_fields_alone`).

@@ -76,7 +76,7 @@ class HardwareConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Logs, plots and progress bars."""
+    """Logs, plots, progress bars, and what the model is asked while it trains."""
 
     wandb: str | None = None
     """Weights & Biases project; None: off"""
@@ -86,3 +86,15 @@ class LogConfig:
     """show the progress bar"""
     plot: bool = True
     """redraw proj_dir/loss.png at every mini-epoch"""
+    eval_tasks: str | None = None
+    """tasks of lm-eval, by comma, at every mini-epoch that is saved and at the end; None: none"""
+    eval_include: str | None = None
+    """folder of more tasks for eval_tasks; None: the project's own and lm-eval's"""
+    eval_limit: Annotated[int | None, AtLeast(1)] = None
+    """most documents of each of eval_tasks; None: all"""
+    sample_every: Annotated[int | None, AtLeast(1)] = None
+    """steps between samples of text, the same seed every time; None: no samples"""
+    sample_prompts: str | None = None
+    """file of prompts for them, a line each, or .jsonl with a "prompt"; None: an empty one"""
+    sample_tokens: Annotated[int, AtLeast(1)] = 64
+    """tokens of each sample"""

@@ -221,6 +221,12 @@ RULES: Mapping[str, ResumeRule] = {
     "wandb_mode": _NOTHING,
     "enable_progress_bar": _NOTHING,
     "plot": _NOTHING,
+    "eval_tasks": _NOTHING,
+    "eval_include": _NOTHING,
+    "eval_limit": _NOTHING,
+    "sample_every": _NOTHING,
+    "sample_prompts": _NOTHING,
+    "sample_tokens": _NOTHING,
 }
 # The state of another run than the folder's.
 OTHER_RUN = "run"

@@ -6,6 +6,7 @@ from rwkv_train.errors import ConfigError
 
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 PRECISION_NAMES = ("auto", "fp32", "bf16", "fp16")
+WEIGHT_NAMES = ("float", "int8")
 
 
 def device_and_precision(device: str, precision: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from rwkv_train.command_line import path_argument
 from rwkv_train.config.choices import BackendName
 from rwkv_train.errors import ConfigError
-from rwkv_train.inference.machine import DEVICE_NAMES, PRECISION_NAMES
+from rwkv_train.inference.machine import DEVICE_NAMES, PRECISION_NAMES, WEIGHT_NAMES
 
 if TYPE_CHECKING:
     from rwkv_train.inference.opening import LoadedModel
@@ -65,6 +65,12 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
         help="auto: fp32 on a CPU, bf16 on a GPU, fp16 on one before Ampere",
     )
     parser.add_argument(
+        "--weights",
+        choices=WEIGHT_NAMES,
+        default="float",
+        help="int8: matrices rounded, faster on a CPU; says how much accuracy that costs",
+    )
+    parser.add_argument(
         "--wkv_backend",
         choices=get_args(BackendName),
         default="auto",
@@ -91,6 +97,7 @@ def open_given(a: argparse.Namespace) -> LoadedModel:
         states=a.load_states,
         lora=a.lora,
         wkv_backend=a.wkv_backend,
+        weights=a.weights,
     )
 
 

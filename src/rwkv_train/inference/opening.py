@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +11,19 @@ import torch
 from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
 from rwkv_train.errors import ConfigError
+from rwkv_train.inference.int8_loss import rounded_to_int8
 from rwkv_train.inference.loading import load_model, tokenizer_of
-from rwkv_train.inference.machine import DEVICE_NAMES, PRECISION_NAMES, device_and_precision
+from rwkv_train.inference.machine import (
+    DEVICE_NAMES,
+    PRECISION_NAMES,
+    WEIGHT_NAMES,
+    device_and_precision,
+)
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.initial_state import initial_state
 from rwkv_train.models.state import ModelState
+
+_log = logging.getLogger(__name__)
 
 
 class LoadedModel(NamedTuple):
@@ -37,6 +46,7 @@ def open_model(
     states: str | Path | None = None,
     lora: str | Path | None = None,
     wkv_backend: str = "auto",
+    weights: str = "float",
 ) -> LoadedModel:
     """Returns a checkpoint's model, its tokenizer and the state that a text begins with.
 
@@ -45,15 +55,16 @@ def open_model(
     is fp32 on a CPU, bf16 on a GPU and fp16 on one before Ampere.
     tokenizer: world, bytes or a file; None: the run's own.  states: trained initial states for the
     checkpoint.  lora: an adapter for it.  wkv_backend: as --wkv_backend.
+    weights: float, as precision says, or int8, for a CPU: matrices rounded, with a scale per row;
+    the log says what that changes.
     Raises CheckpointError, ConfigError or DataError in words for a user.
     """
-    for name, given, known in (
-        ("device", device, DEVICE_NAMES),
-        ("precision", precision, PRECISION_NAMES),
-    ):
-        if given not in known:
-            raise ConfigError(f"{name} is {given!r}, expected one of {', '.join(known)}")
+    _require_known("device", device, DEVICE_NAMES)
+    _require_known("precision", precision, PRECISION_NAMES)
+    _require_known("weights", weights, WEIGHT_NAMES)
     where, dtype = device_and_precision(device, precision)
+    if weights == "int8" and where != "cpu":
+        raise ConfigError("int8 weights are for a CPU and the model is on a GPU; use device cpu")
     model = load_model(
         path,
         device=torch.device(where),
@@ -63,6 +74,8 @@ def open_model(
         lora=lora,
     )
     found = tokenizer_of(path, model.config.vocab_size, tokenizer)
+    if weights == "int8":
+        _log.warning("%s", rounded_to_int8(model, found))
     return LoadedModel(model, found, initial_state(model))
 
 

@@ -11,16 +11,17 @@ from rwkv_train.errors import DataError
 _KEYS = ("prompt", "text")
 
 
-def prompts_of_file(path: Path) -> list[str]:
+def prompts_of_file(path: Path, flag: str = "--prompts") -> list[str]:
     """Reads the prompts of a file, one or more.
 
     A .jsonl file holds an object a line, its text under "prompt" or "text"; of every other file a
-    line is a prompt. Lines of white space alone are passed over. Raises DataError.
+    line is a prompt. Lines of white space alone are passed over.
+    flag: under which the file was given, for messages. Raises DataError.
     """
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise DataError(f"--prompts {path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{flag} {path} cannot be read: {error.strerror}") from error
     read: Callable[[bytes], str] = _of_json if path.suffix == ".jsonl" else _of_text
     prompts = []
     for number, line in enumerate(lines, 1):
@@ -29,9 +30,9 @@ def prompts_of_file(path: Path) -> list[str]:
         try:
             prompts.append(read(line))
         except DataError as error:
-            raise DataError(f"--prompts {path}, line {number}: {error}") from error
+            raise DataError(f"{flag} {path}, line {number}: {error}") from error
     if not prompts:
-        raise DataError(f"--prompts {path} holds no prompt; a line is one")
+        raise DataError(f"{flag} {path} holds no prompt; a line is one")
     return prompts
 
 

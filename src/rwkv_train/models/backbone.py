@@ -230,7 +230,7 @@ class RWKV(nn.Module):
                 "empties the state; train states on one document per sample"
             )
         assert state is None or len(state) == len(self.blocks), "a state has one entry per block"
-        residual, carry = Residual(self._embedded(tokens)), None
+        residual, carry = Residual(self.embedded(tokens)), None
         new_state = []
         for layer, block in enumerate(self.blocks):
             layer_state = None if state is None else state[layer]
@@ -245,7 +245,7 @@ class RWKV(nn.Module):
             new_state.append(layer_state)
         return self.ln_out(residual).mixed[0], tuple(new_state) if with_state else None
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def embedded(self, tokens: Tensor) -> Tensor:
         """Returns what the first block reads, [B, T, C]: the embedding behind the first norm."""
         norm = cast(LayerNorm, self.blocks[0].ln0)
         # Dropped channels differ from place to place, and with them the norm of a token.

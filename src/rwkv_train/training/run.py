@@ -30,14 +30,17 @@ from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_c
 from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.kept_heap import keep_heap
 from rwkv_train.training.launchers.launch import Launch
+from rwkv_train.training.live.live_questions import LiveQuestions
 from rwkv_train.training.loader import RunData
 from rwkv_train.training.module import TrainingModule
+from rwkv_train.training.observing import Observer
 from rwkv_train.training.optim.freeze import describe_trained, freeze_all_but
 from rwkv_train.training.optim.schedule import make_schedule
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.final_weights import publish_final
@@ -144,6 +147,9 @@ def _callback(
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
     conventions = VERSIONS[config.model.rwkv_version].conventions
+    stop = StopRequest()
+    questions = LiveQuestions(config, prepared.live, lambda: stop.received is not None)
+    validator = Validator(config, prepared.samples.held_out)
     return StepCallback(
         config,
         beginning.length,
@@ -154,8 +160,9 @@ def _callback(
         veto=veto,
         saver=saver,
         recovery=recovery,
-        validator=Validator(config, prepared.samples.held_out),
+        observer=Observer(config, validator, questions, saver),
         reporters=reporters,
+        stop=stop,
     )
 
 
@@ -222,6 +229,7 @@ def _print_header(
             *bf16_notes(config.hardware),
             *learns,
             *samples.notes,
+            *prepared.live.notes(),
             *point.notes,
         ],
     )

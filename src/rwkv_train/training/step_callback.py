@@ -22,13 +22,13 @@ from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.training_state import restore_state
 from rwkv_train.training.distributed.collectives import gather_objects, raise_on_all_ranks
 from rwkv_train.training.module import TrainingModule
+from rwkv_train.training.observing import Observer
 from rwkv_train.training.optim.optimizer import set_rates
 from rwkv_train.training.optim.schedule import Schedule, learning_rate, weight_decay
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import EmptyStepRecord, EpochRecord, StepRecord
 from rwkv_train.training.reporting.reporter import Reporter, notify
 from rwkv_train.training.signals import StopRequest
-from rwkv_train.training.validation import Validator
 
 
 class StepCallback(pl.Callback):
@@ -49,8 +49,9 @@ class StepCallback(pl.Callback):
         veto: StepVeto,
         saver: Saver,
         recovery: Recovery,
-        validator: Validator,
+        observer: Observer,
         reporters: Sequence[Reporter],
+        stop: StopRequest,
     ) -> None:
         self._config = config
         self._length = length
@@ -62,13 +63,13 @@ class StepCallback(pl.Callback):
         self._veto = veto
         self._saver = saver
         self._recovery = recovery
-        self._validator = validator
+        self._observer = observer
         self._reporters = reporters
         self._state_owed = self._said_postponed = False
         self._epoch_owed: int | None = None
         self._last: StepRecord | None = None
         self._step_began = 0.0
-        self.stop = StopRequest()
+        self.stop = stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Seeds dropout, then restores the training state: strategy and optimizer exist now."""
@@ -121,9 +122,8 @@ class StepCallback(pl.Callback):
         self._report_saves()
         if self._progress.step % self._length.epoch_steps == 0:
             self._end_epoch()
-        every = self._config.train.val_every
-        if every is not None and self._progress.step % every == 0:
-            self._validate(trainer, pl_module)
+        if self._observer.after_step(trainer, pl_module, self._progress, self._reporters):
+            self._step_began = time.perf_counter()
         self._state_owed |= outcome.flags.save_due
         # What a run ends with is saved when it ends.
         if not self._is_ending(pl_module):
@@ -136,7 +136,7 @@ class StepCallback(pl.Callback):
         if progress.step == self._first_step:
             return
         self._announce_epoch_rest()
-        self._validate(trainer, pl_module)
+        self._observer.at_epoch(trainer, pl_module, progress, self._reporters)
         if length.completes and progress.step == length.total_steps:
             self._saver.save_final(trainer, pl_module, progress)
         elif self._saver.saved_step != progress.step:
@@ -161,6 +161,7 @@ class StepCallback(pl.Callback):
         self._saver.wait(skip_backoff=True)
         self._report_saves()
         self.stop.release()
+        self._observer.close()
         notify(self._reporters, lambda reporter: reporter.close())
         # Closed once, whichever hook comes first.
         self._reporters = ()
@@ -258,7 +259,7 @@ class StepCallback(pl.Callback):
         if epoch is None:
             self._saver.save_between(trainer, module, self._progress)
         else:
-            self._validate(trainer, module)
+            self._observer.at_epoch(trainer, module, self._progress, self._reporters)
             self._saver.save_epoch(trainer, module, self._progress, epoch, wait=False)
         self._state_owed, self._epoch_owed, self._said_postponed = False, None, False
         # Saving is not training: it must not count in the next step's tokens per second.
@@ -288,13 +289,3 @@ class StepCallback(pl.Callback):
 
     def _announce_save(self, path: str) -> None:
         notify(self._reporters, lambda reporter: reporter.on_save(path))
-
-    def _validate(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Validates before saving, so that the state knows the best loss. Collective.
-
-        Not when asked to leave: a job scheduler gives a few seconds.
-        """
-        if module.stop_requested:
-            return
-        self._validator.run(trainer, module, self._progress, self._saver, self._reporters)
-        self._step_began = time.perf_counter()

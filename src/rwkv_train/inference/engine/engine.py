@@ -26,6 +26,7 @@ from torch import Tensor
 from rwkv_train.inference.engine.sequence_state import SequenceState, stack_states
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.initial_state import initial_state
+from rwkv_train.models.recorded_step import RecordedStep
 from rwkv_train.models.state import ModelState, copy_state
 
 # Tokens read at once, of all sequences together: bounds the memory of a long prompt.
@@ -54,6 +55,7 @@ class Engine:
         assert piece_tokens > 0, "a piece has at least one token"
         self.model = model
         self.piece_tokens = piece_tokens
+        self._step = RecordedStep(model)
 
     @property
     def device(self) -> torch.device:
@@ -136,12 +138,16 @@ class Engine:
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """Returns the logits [..., V] of features [..., C]."""
+        if features.dim() == 2 and self._step.serves(len(features)):
+            return self._step.logits(features)
         found: Tensor = self.model.head(features)
         return found
 
     @torch.no_grad()
     def _call(self, ids: Tensor, block: ModelState) -> tuple[Tensor, ModelState]:
         """Returns the features [B, T, C] of ids [B, T], and the states behind them."""
+        if ids.shape[1] == 1 and self._step.serves(len(ids)):
+            return self._step.features(ids, block)
         features, after = self.model.features(ids, block)
         # A state may be a view of the piece's activations, and would keep them alive.
         return features, copy_state(after) if ids.shape[1] > 1 else after

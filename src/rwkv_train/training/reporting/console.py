@@ -7,6 +7,7 @@ import sys
 
 from tqdm import tqdm
 
+from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
@@ -118,6 +119,33 @@ class Console(Reporter):
                 + ", ".join(f"{name} {loss:.4f}" for name, loss in record.by_source.items())
             )
 
+    def on_tasks(self, record: TaskRecord) -> None:
+        """Prints the figures, a line a task, on lines that stay."""
+        self._say(f"tasks after step {record.step + 1}:")
+        for name, figures in record.tasks.items():
+            shown = (
+                f"{metric} {value:.4g}"
+                + (f" ± {error:.2g}" if (error := figures.get(f"{metric}_stderr")) else "")
+                for metric, value in figures.items()
+                if not metric.endswith("_stderr")
+            )
+            self._say(f"  {name}: {', '.join(shown)}")
+
+    def on_samples(self, record: SampleRecord) -> None:
+        """Prints the texts on lines that stay, and says loudly when the logits disagree."""
+        for number, sample in enumerate(record.samples, 1):
+            of = f" {number} of {len(record.samples)}" if len(record.samples) > 1 else ""
+            self._say(f"--- sample{of} after step {record.step + 1}")
+            self._say(_visible(sample.prompt + sample.text))
+        self._say("---")
+        if not record.agrees:
+            self._say(
+                "WARNING: the model says something else token by token than all at once: their "
+                f"logits differ by {record.logit_difference:.2g} of their size, where rounding "
+                f"explains {record.logit_limit:.2g}; what is trained is not what will be used. "
+                "Compare with --wkv_backend reference"
+            )
+
     def on_save_postponed(self, step: int) -> None:
         """Prints a line that stays."""
         self._say(f"the save after step {step} waits until steps are good again")
@@ -139,3 +167,9 @@ class Console(Reporter):
         # Else the line would be written into the bar.
         with self._bar.external_write_mode(file=sys.stdout):
             print(line, flush=True)
+
+
+def _visible(text: str) -> str:
+    """Returns a text without what would move the cursor or colour the screen."""
+    lost = "\N{REPLACEMENT CHARACTER}"
+    return "".join(c if c.isprintable() or c in "\n\t" else lost for c in text)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.files import write_atomically
+from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
@@ -53,6 +54,14 @@ class MetricsFile(Reporter):
 
     def on_validation(self, record: ValidationRecord) -> None:
         """Writes the validation's record."""
+        self._write(record.values())
+
+    def on_tasks(self, record: TaskRecord) -> None:
+        """Writes the figures of tasks."""
+        self._write(record.values())
+
+    def on_samples(self, record: SampleRecord) -> None:
+        """Writes the texts."""
         self._write(record.values())
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from rwkv_train.errors import short_reason
+from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
@@ -40,6 +41,12 @@ class Reporter:
 
     def on_validation(self, record: ValidationRecord) -> None:
         """Receives every validation."""
+
+    def on_tasks(self, record: TaskRecord) -> None:
+        """Receives the figures of tasks."""
+
+    def on_samples(self, record: SampleRecord) -> None:
+        """Receives texts that the model has written."""
 
     def on_save_postponed(self, step: int) -> None:
         """Receives the steps done at which a save was due while steps are bad."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError, missing_package, short_reason
+from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
@@ -104,6 +105,24 @@ class WandbLog(Reporter):
             elif name.startswith("val_") and name != "val_tokens":
                 curves[name] = value
         self._run.log(curves, step=record.step + 1)
+
+    def on_tasks(self, record: TaskRecord) -> None:
+        """Logs eval/TASK/METRIC, a curve each."""
+        curves = {
+            f"eval/{name}/{metric}": value
+            for name, figures in record.tasks.items()
+            for metric, value in figures.items()
+        }
+        self._run.log(curves, step=record.step + 1)
+
+    def on_samples(self, record: SampleRecord) -> None:
+        """Logs a table of prompts and texts, and how far the two kinds of logits are apart."""
+        import wandb
+
+        rows = [[sample.prompt, sample.text] for sample in record.samples]
+        table = wandb.Table(columns=["prompt", "text"], data=rows)
+        found = {"samples": table, "logit_difference": record.logit_difference}
+        self._run.log(found, step=record.step + 1)
 
     def close(self) -> None:
         """Uploads the rest."""

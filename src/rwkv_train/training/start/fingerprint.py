@@ -38,6 +38,8 @@ _OF_A_MACHINE = {
     "wandb_mode": "rank zero logs",
     "enable_progress_bar": "rank zero prints",
     "plot": "rank zero draws",
+    "eval_include": "rank zero evaluates",
+    "sample_prompts": "rank zero writes",
 }
 
 

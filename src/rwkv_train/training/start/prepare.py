@@ -15,6 +15,7 @@ from rwkv_train.training.distributed.extensions import check_extensions, prepare
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.environment import is_rank_zero, prepare_libraries
+from rwkv_train.training.live.live_plan import LivePlan
 from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.changes import with_changes
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
@@ -37,6 +38,7 @@ class Prepared:
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
     that serve. lineage: what states tell of run and data. tokenizer: of the data, None: not known.
+    live: what the model is asked while it trains.
     """
 
     config: ResolvedConfig
@@ -48,6 +50,7 @@ class Prepared:
     operators: list[OperatorBackend]
     lineage: Mapping[str, Any]
     tokenizer: TokenizerRecord | None
+    live: LivePlan
 
 
 def prepare_run(
@@ -77,6 +80,8 @@ def prepare_run(
         samples = open_samples(config, opened)
         point = with_changes(point, config, samples.data, samples.validation)
         derived += mask_notes(samples)
+        live = LivePlan(config, tokenizer, samples.training)
+        ranks.at_leave(live.close)
         if ranks.launch.world_size > 1:
             require_agreement(ranks.store, run_fingerprint(config, point, samples))
     prepare_libraries(config.hardware.accelerator)
@@ -101,4 +106,6 @@ def prepare_run(
     operators = build_for(config)
     prepare_extensions(config.hardware)
     saved = for_saving(config, given)
-    return Prepared(config, saved, point, samples, derived, lock, operators, lineage, tokenizer)
+    return Prepared(
+        config, saved, point, samples, derived, lock, operators, lineage, tokenizer, live
+    )
