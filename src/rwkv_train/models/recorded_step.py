@@ -99,7 +99,7 @@ class RecordedStep:
 def _block_pass(forward: Callable[..., Any], flat: _Flat) -> _Flat:
     x, out, gate, carry, att_shift, *wkv, ffn_shift = flat
     state = LayerState(att_shift, tuple(wkv) if len(wkv) > 1 else wkv[0], ffn_shift)  # type: ignore[arg-type]
-    residual, carry, after = forward((Residual(x, out, gate), carry, state, None))  # type: ignore[arg-type]
+    residual, carry, after = forward((Residual(x, out, gate), carry, state, None, True))  # type: ignore[arg-type]
     states = after.wkv if isinstance(after.wkv, tuple) else (after.wkv,)
     return [*residual, carry, after.att_shift, *states, after.ffn_shift]
 
