@@ -85,14 +85,20 @@ class TrafficMode(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        places = {x.untyped_storage().data_ptr() for x in given}
-        new = [x for x in made if x.untyped_storage().data_ptr() not in places]
+        # not the data's address, which tensors without data do not have
+        places = {x.untyped_storage()._cdata for x in given}
+        new = [x for x in made if x.untyped_storage()._cdata not in places]
         # In place: what is written is among what was given, and is read too where it is summed.
         if new or func._schema.is_mutable:
-            kind = kind_of(func._schema.name)
-            self.bytes[kind] += sum(map(_moved, given)) + sum(map(_moved, new))
-            self.launches[kind] += 1
+            self.add(
+                kind_of(func._schema.name), sum(map(_moved, given)) + sum(map(_moved, new)), given
+            )
         return out
+
+    def add(self, kind: str, moved: int, given: Sequence[Tensor]) -> None:
+        """Counts an operator that moves so many bytes; given: the tensors that it reads."""
+        self.bytes[kind] += moved
+        self.launches[kind] += 1
 
 
 def _moved(tensor: Tensor) -> int:

@@ -84,15 +84,16 @@ models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone
 models.initial_state: backbone layers state
 models.int8: backbone layers
+models.layers: widening
 models.parameters: adapters backbone registry table
 models.recorded_step: backbone recorded_operators residual state
 models.registry: backbone sizes
-models.residual: layers
+models.residual: layers widening
 models.row_chunks: state
 models.rwkv4: layers residual sizes table
 models.rwkv5: layers residual rwkv4 sizes table
-models.rwkv6: layers residual sizes table
-models.rwkv7: layers residual sizes table two_products
+models.rwkv6: layers residual sizes table widening
+models.rwkv7: layers residual sizes table two_products widening
 models.rwkv_package: registry state
 models.transfer: backbone registry table
 models.two_products: layers

@@ -80,9 +80,10 @@ CELLS = [
 ]
 
 
-def run_cell(cell: Cell, data: Path, folder: Path) -> Run:
+def run_cell(cell: Cell, data: Path, folder: Path, *, layers: int = 2) -> Run:
     """Trains a cell for `STEPS` steps in `folder`, on the pair with the prefix `data`."""
     flags = {"proj_dir": folder / "out", "data_file": data, **SMALL, **cell.flags}
+    flags["n_layer"] = layers
     return train_on(folder, flags, cards=cell.cards)
 
 

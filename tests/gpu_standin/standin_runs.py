@@ -55,6 +55,12 @@ class Run:
             )
         )
 
+    def products(self, number: int) -> int:
+        """Returns how many of a step's launches are matrix products; of several ranks the most."""
+        return max(
+            sum(line.startswith("product ") for line in _between(log, number)) for log in self.logs
+        )
+
     def kernels(self, name: str) -> list[str]:
         """Returns the launches of kernels whose name holds `name`."""
         return [

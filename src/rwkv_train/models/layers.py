@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rwkv_train.models.widening import widened
 from rwkv_train.ops.backends.dispatch import without_autocast
 from rwkv_train.ops.embedding_norm import embedding_norm
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
@@ -157,15 +158,9 @@ class HeadNorm(nn.Module):
 
         y, v: [B, T, H, N].  gate: [B, T, H N], before its activation.  s: [B, T, H].
         """
+        weight, bias = widened(self.weight, self.bias)
         return head_norm_gate(
-            y,
-            gate.to(y.dtype),
-            self.weight,
-            self.bias,
-            v,
-            s,
-            eps=self.eps,
-            activation=self.activation,
+            y, gate.to(y.dtype), weight, bias, v, s, eps=self.eps, activation=self.activation
         )
 
 

@@ -6,12 +6,14 @@ both and adds them on the way (`ops.norm_shift`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rwkv_train.models.layers import LayerNorm, full_precision, may_be_shards
+from rwkv_train.models.layers import LayerNorm, may_be_shards
+from rwkv_train.models.widening import widened
 from rwkv_train.ops.backends.dispatch import autocast_dtype
 from rwkv_train.ops.norm_shift import NormShift, moved_shift, norm_shift
 from rwkv_train.ops.norm_shift.normal import Normal
@@ -61,10 +63,12 @@ class ShiftedNorm(LayerNorm):
         if may_be_shards(*weights):
             # `mix_again` reads them when this module's forward pass is over.
             weights = (self.weight.clone(), self.bias.clone())
+        weight, bias, *wide = widened(*weights, *shares)
         return norm_shift(
             x,
-            *weights,
-            _stacked(shares) if shares else None,
+            weight,
+            bias,
+            _stacked(wide) if shares else None,
             last,
             out=out,
             gate=gate,
@@ -86,9 +90,9 @@ def mix_again(
 
     low: [n, B, T, R]; up: [n, R, C]: their n products are added to the n shares.
     """
-    return moved_shift(normal, _stacked(shares), low, last, up=up, reset=reset)
+    return moved_shift(normal, _stacked(widened(*shares)), low, last, up=up, reset=reset)
 
 
-def _stacked(shares: tuple[Tensor, ...]) -> Tensor:
+def _stacked(shares: Sequence[Tensor]) -> Tensor:
     """Returns the shares as [n, C], so that one pass over the tokens serves all of them."""
-    return torch.stack([full_precision(share).flatten() for share in shares])
+    return torch.stack([share.flatten() for share in shares])

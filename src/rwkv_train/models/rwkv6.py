@@ -48,6 +48,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.models.widening import widened
 from rwkv_train.ops.head_norm_gate import SILU
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv6 import wkv6
@@ -106,14 +107,15 @@ class TimeMix(nn.Module):
             split_heads(z, self.head_size)
             for z in (self.receptance(xr), self.key(xk), self.value(xv), w)
         )  # [B, T, H, N]
+        faaaa, base = widened(self.time_faaaa, self.time_decay)
         y, wkv = wkv6(
             r,
             k,
             v,
             w,
-            self.time_faaaa,
+            faaaa,
             starting_state(self.time_state, wkv, len(residual.x)),
-            base=self.time_decay.view(-1, self.head_size),
+            base=base.view(-1, self.head_size),
             w_gradient=None if w_gradient is None else split_heads(w_gradient, self.head_size),
             with_state=with_state,
             backend=self.backend,

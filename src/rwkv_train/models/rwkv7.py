@@ -54,6 +54,7 @@ from rwkv_train.models.table import (
     zeros,
 )
 from rwkv_train.models.two_products import two_products
+from rwkv_train.models.widening import widened
 from rwkv_train.ops.keys import keys
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.value_residual import value_residual
@@ -113,17 +114,18 @@ class TimeMix(nn.Module):
         mixes = tuple(getattr(self, f"x_{name}") for name in "rwkvag")
         x, last, (xr, xw, xk, xv, xa, xg), _ = norm(residual, shift, reset, mixes)
         w, w_gradient = decay_logits(xw, self.w1, self.w2)
+        w0, a0, v0, k_k, k_a, r_k = widened(self.w0, self.a0, self.v0, self.k_k, self.k_a, self.r_k)
         r, k = self.receptance(xr), self.key(xk)  # [B, T, D]
         if carry is None:
             carry = again = v = self.value(xv)
         else:
             v, low = two_products(xv, self.value, self.v1)
-            v, again, carry = value_residual(v, carry, low @ self.v2, self.v0.flatten())
+            v, again, carry = value_residual(v, carry, low @ self.v2, v0.flatten())
         rate = (xa @ self.a1) @ self.a2  # logits without a0
         g = torch.sigmoid(xg @ self.g1) @ self.g2
         r, w, k, v, rate = (split_heads(z, self.head_size) for z in (r, w, k, v, rate))
         k, a, b = keys(  # [B, T, H, N]
-            k, rate, self.a0.flatten(), self.k_k.flatten(), self.k_a.flatten()
+            k, rate, a0.flatten(), k_k.flatten(), k_a.flatten()
         )
         # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
         y, s, wkv = wkv7_and_bonus(
@@ -133,9 +135,9 @@ class TimeMix(nn.Module):
             v,
             a,
             b,
-            self.r_k,
+            r_k,
             starting_state(self.time_state, wkv, len(residual.x)),
-            base=self.w0.view(-1, self.head_size),
+            base=w0.view(-1, self.head_size),
             w_gradient=None if w_gradient is None else split_heads(w_gradient, self.head_size),
             with_state=with_state,
             backend=self.backend,

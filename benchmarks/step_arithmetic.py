@@ -1,0 +1,262 @@
+"""What a step would take on an H100 by arithmetic: `python -m benchmarks.step_arithmetic`.
+
+No card and no data: the model's own code runs on tensors without memory, and what every operator
+would read, write and multiply is added up. A product takes the longer of its FLOPs and its bytes,
+everything else its bytes, WKV what cuda/README.md counts for its kernels; the host takes its time
+for every launch beside that. The table is written between two marks of cuda/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.step_operators import PRODUCTS, WKV, TrafficMode
+from benchmarks.whole_step import StepShape, own_sizes
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.registry import build_model
+from rwkv_train.models.residual import Residual
+
+README = Path(__file__).parents[1] / "cuda" / "README.md"
+BEGIN = "<!-- step: python -m benchmarks.step_arithmetic -->\n"
+END = "<!-- end of step -->\n"
+VERSIONS = ("4", "5", "6", "7")
+
+# Published for the H100 SXM: bf16 without sparsity; NVLink in one direction.
+PEAK_FLOPS = 989e12
+LINK_BYTES = 450e9
+# Assumed, as for the kernels of WKV: what large products reach, and a copy.
+PRODUCT_FLOPS = 650e12
+COPY_BYTES = 2.8e12
+# Assumed: a stream's pause between two kernels, and the host's time for one of torch's operators.
+GAP_SECONDS = 1e-6
+HOST_SECONDS = 5e-6
+
+# A layer's, as tests/gpu_standin counts them under ZeRO-2 in bf16, its matrix products included.
+LAYER_LAUNCHES = {"4": 67, "5": 83, "6": 83, "7": 89}
+
+# Bytes: of a parameter in AdamW with masters; of a logit beside the head's products.
+OPTIMIZER_BYTES = 30
+LOGIT_BYTES = 10
+
+
+class Size(NamedTuple):
+    """A model, its batch on one card, and how it is trained."""
+
+    name: str
+    shape: StepShape
+    cards: int = 1
+    grad_cp: bool = False
+
+    def __str__(self) -> str:
+        cards = f", {self.cards} cards, ZeRO-2" if self.cards > 1 else ""
+        return f"{self.name}, {self.shape.batch} x {self.shape.ctx_len}{cards}" + (
+            ", grad_cp" if self.grad_cp else ""
+        )
+
+
+SMALL = Size("L12-D768", StepShape(12, 768, 65536, 512, 16))
+MIDDLE = Size("1.5B (L24-D2048)", StepShape(24, 2048, 65536, 4096, 8))
+_LARGE = "7B (L32-D4096)"
+LARGE = Size(_LARGE, StepShape(32, 4096, 65536, 4096, 1), cards=8)
+RECOMPUTED = Size(_LARGE, StepShape(32, 4096, 65536, 4096, 8), cards=8, grad_cp=True)
+SIZES = (SMALL, MIDDLE, LARGE, RECOMPUTED)
+
+# ms of a layer's WKV: forward, and both passes with the states formed again; the rows of the table
+# in cuda/README.md. version -> (batch, T, D) -> ms
+WKV_MS: dict[str, dict[tuple[int, int, int], tuple[float, float]]] = {
+    "4": {(8, 4096, 4096): (0.5, 1.4)},
+    "6": {(16, 512, 768): (0.05, 0.2), (8, 4096, 2048): (0.4, 2.0), (8, 4096, 4096): (0.8, 3.9)},
+    "7": {(16, 512, 768): (0.05, 0.3), (8, 4096, 2048): (0.5, 2.5), (8, 4096, 4096): (1.0, 4.9)},
+}
+
+
+class Work(NamedTuple):
+    """What the passes through layers ask of a card, besides WKV itself."""
+
+    flops: float = 0.0
+    product_seconds: float = 0.0
+    # of all operators that are neither products nor WKV
+    bytes: float = 0.0
+    products: float = 0.0
+
+    def minus(self, other: Work) -> Work:
+        """Returns the difference, number by number."""
+        return Work(*(mine - others for mine, others in zip(self, other)))
+
+
+class Estimate(NamedTuple):
+    """Seconds of a step, by what takes them, and the share of the published rate it reaches."""
+
+    products: float
+    elementwise: float
+    wkv: float
+    head: float
+    optimizer: float
+    links: float
+    gaps: float
+    host: float
+    flops: float
+
+    @property
+    def device(self) -> float:
+        """Seconds on the card, kernels one after the other."""
+        return sum(self[:7])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the step: those of the card or of the host, whichever are more."""
+        return max(self.device, self.host)
+
+    @property
+    def mfu(self) -> float:
+        """The share of the published rate: 6 FLOPs a token and element of a matrix."""
+        return self.flops / self.seconds / PEAK_FLOPS
+
+
+class WorkMode(TrafficMode):
+    """Adds up the work of the operators that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+        self.product_seconds = 0.0
+
+    def add(self, kind: str, moved: int, given: Sequence[Tensor]) -> None:
+        """Counts an operator; a product [.., m, k] x [.., k, n] by its two last arguments."""
+        super().add(kind, moved, given)
+        if kind == PRODUCTS:
+            left, right = given[-2:]
+            flops = 2.0 * left.numel() * right.shape[-1]
+            self.flops += flops
+            self.product_seconds += max(flops / PRODUCT_FLOPS, moved / COPY_BYTES)
+
+    @property
+    def work(self) -> Work:
+        """What was counted."""
+        rest = sum(self.bytes.values()) - self.bytes[PRODUCTS] - self.bytes[WKV]
+        return Work(self.flops, self.product_seconds, rest, float(self.launches[PRODUCTS]))
+
+
+def layer_work(version: str, shape: StepShape) -> tuple[Work, Work]:
+    """Returns what a layer's forward pass, and both its passes, ask for with bf16 weights."""
+    three, two = (_blocks_work(version, shape._replace(layers=layers)) for layers in (3, 2))
+    return three[0].minus(two[0]), three[1].minus(two[1])
+
+
+def _blocks_work(version: str, shape: StepShape) -> tuple[Work, Work]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with FakeTensorMode():
+            model = build_model(own_sizes(version, shape), wkv_backend="auto", grad_cp=False)
+            x = torch.zeros(shape.batch, shape.ctx_len, shape.width, requires_grad=True)
+            with WorkMode() as counted:
+                out = _through_blocks(model, x)
+                forward = counted.work
+                torch.autograd.backward(out, [torch.zeros_like(x) for _ in out])
+            return forward, counted.work
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _through_blocks(model: RWKV, x: Tensor) -> list[Tensor]:
+    residual, carry = Residual(x), None
+    for block in model.blocks:
+        residual, carry, _ = block(residual, carry, None, None, False)
+    return [part for part in residual if part is not None]
+
+
+def wkv_seconds(version: str, shape: StepShape) -> tuple[float, float]:
+    """Returns seconds of a layer's WKV: forward, and both passes.
+
+    A shape without a row takes as long for a token and channel as the slowest row; RWKV-5, whose
+    decay is not read for every token, at most as long as RWKV-6.
+    """
+    rows = WKV_MS["6" if version == "5" else version]
+    here = (shape.batch, shape.ctx_len, shape.width)
+    if here in rows:
+        forward, both = rows[here]
+        return forward / 1e3, both / 1e3
+    (b, t, d), (forward, both) = max(rows.items(), key=lambda row: row[1][1] / _count(row[0]))
+    scale = _count(here) / (b * t * d) / 1e3
+    return forward * scale, both * scale
+
+
+def _count(sizes: tuple[int, int, int]) -> int:
+    return sizes[0] * sizes[1] * sizes[2]
+
+
+def estimate(version: str, size: Size) -> Estimate:
+    """Returns what a step takes by the model that this file's constants make."""
+    shape = size.shape
+    again, both = layer_work(version, shape)
+    wkv_again, wkv = wkv_seconds(version, shape)
+    # grad_cp runs the forward pass a second time; its FLOPs are no use and do not count
+    times = 1.0 if size.grad_cp else 0.0
+    layers, tokens = shape.layers, shape.tokens
+    head_flops = 6.0 * tokens * shape.width * shape.vocab
+    matrices = layers * both.flops / (6.0 * tokens)
+    parameters = matrices + 2.0 * shape.width * shape.vocab
+    # the forward pass launches less than half of them
+    launches = layers * LAYER_LAUNCHES[version] * (1.0 + times / 2.0)
+    links = 2.0 * parameters * (size.cards - 1) / size.cards / LINK_BYTES
+    return Estimate(
+        products=layers * (both.product_seconds + times * again.product_seconds),
+        elementwise=layers * (both.bytes + times * again.bytes) / COPY_BYTES,
+        wkv=layers * (wkv + times * wkv_again),
+        head=head_flops / PRODUCT_FLOPS + LOGIT_BYTES * tokens * shape.vocab / COPY_BYTES,
+        optimizer=OPTIMIZER_BYTES * parameters / size.cards / COPY_BYTES,
+        # the weights come back behind the optimizer; gradients leave during the backward pass
+        links=links,
+        gaps=launches * GAP_SECONDS,
+        host=launches * HOST_SECONDS,
+        flops=layers * both.flops + head_flops,
+    )
+
+
+HEAD = (
+    *("step", "RWKV", "products", "elementwise", "WKV", "head", "AdamW", "links", "pauses"),
+    *("card", "host", "MFU", "WKV twice as long"),
+)
+
+
+def row(version: str, size: Size) -> str:
+    """Returns a row of the table, times in ms."""
+    found = estimate(version, size)
+    parts = [*found[:7], found.device, found.host]
+    slower = found._replace(wkv=2 * found.wkv)
+    times = [f"{1e3 * part:.1f}" for part in parts]
+    shares = [f"{one.mfu:.0%}".replace("%", " %") for one in (found, slower)]
+    return f"| {' | '.join([str(size), version, *times, *shares])} |"
+
+
+def table() -> str:
+    """Returns all rows in Markdown."""
+    rows = [row(version, size) for size in SIZES for version in VERSIONS]
+    return "\n".join([f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|", *rows]) + "\n"
+
+
+def with_table(text: str) -> str:
+    """Returns the text of cuda/README.md with the table as it is now between its marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin and end, f"{README} has lost the marks of the table"
+    return f"{before}{BEGIN}{table()}{END}{after}"
+
+
+def main() -> None:
+    """Runs what the module's docstring describes."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    print(table(), end="")
+
+
+if __name__ == "__main__":
+    main()
