@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from rwkv_train.errors import ConfigError
+from rwkv_train.errors import ConfigError, TrainerError
 from rwkv_train.files import expand_home
 
 Main = Callable[..., int]
@@ -204,6 +204,23 @@ def printed_status() -> int:
     if file is None or file.fault is None:
         return 0
     return int(file.fault.errno != errno.EPIPE)
+
+
+def status_of(work: Callable[[], object], *, prints: bool) -> int:
+    """Returns the exit status of a program that does `work`, having told its fault in one line.
+
+    0; 2 for a TrainerError, bad input; 130 for Ctrl-C, as shells report it: 128 + SIGINT.
+    prints: whether what is printed is the product, so that its loss is status 1.
+    """
+    try:
+        work()
+    except TrainerError as error:
+        print(f"error: {error.in_one_line()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print()
+        return 130
+    return printed_status() if prints else 0
 
 
 def is_output_lost() -> bool:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkv_train.command_line import OneLineParser, path_argument, program
-from rwkv_train.errors import CheckpointError, TrainerError
+from rwkv_train.command_line import OneLineParser, path_argument, program, status_of
+from rwkv_train.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,12 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the words after the program's name; None: those the program was called with.
     """
     arguments = merge_parser().parse_args(argv)
-    try:
-        _merge(arguments)
-    except TrainerError as error:
-        print(f"error: {error.in_one_line()}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: _merge(arguments), prints=False)
 
 
 def _merge(a: argparse.Namespace) -> None:

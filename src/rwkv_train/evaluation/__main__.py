@@ -19,10 +19,10 @@ from rwkv_train.command_line import (
     invoked_name,
     let_readers_leave,
     path_argument,
-    printed_status,
     program,
+    status_of,
 )
-from rwkv_train.errors import ConfigError, TrainerError
+from rwkv_train.errors import ConfigError
 from rwkv_train.files import write_atomically
 from rwkv_train.inference.model_flags import add_machine_flags, add_model_flags
 from rwkv_train.processors import prepare_threads
@@ -90,19 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = evaluation_parser().parse_args(argv)
     let_readers_leave()
-    try:
-        _check(arguments)
-        prepare_threads()
-        with _evaluations(arguments) as evaluations:
-            _evaluate(arguments, evaluations)
-    except TrainerError as error:
-        print(f"error: {error.in_one_line()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        # As shells report a program ended by Ctrl-C: 128 + SIGINT.
-        return 130
-    return printed_status()
+    return status_of(lambda: _measure(arguments), prints=True)
+
+
+def _measure(a: argparse.Namespace) -> None:
+    _check(a)
+    prepare_threads()
+    with _evaluations(a) as evaluations:
+        _evaluate(a, evaluations)
 
 
 def _check(a: argparse.Namespace) -> None:

@@ -7,14 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_train.command_line import (
-    OneLineParser,
-    invoked_name,
-    path_argument,
-    printed_status,
-    program,
-)
-from rwkv_train.errors import ConfigError, TrainerError
+from rwkv_train.command_line import OneLineParser, invoked_name, path_argument, program, status_of
+from rwkv_train.errors import ConfigError
 from rwkv_train.processors import prepare_threads
 
 # Every target, with what reads it; `target_table.py` has the same names, and a test compares.
@@ -118,16 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the words after the program's name; None: those the program was called with.
     """
     arguments = export_parser().parse_args(argv)
-    try:
-        _export(arguments)
-    except TrainerError as error:
-        print(f"error: {error.in_one_line()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        # As shells report a program ended by Ctrl-C: 128 + SIGINT.
-        return 130
-    return printed_status()
+    return status_of(lambda: _export(arguments), prints=False)
 
 
 def _export(a: argparse.Namespace) -> None:

@@ -14,10 +14,10 @@ from rwkv_train.command_line import (
     invoked_name,
     let_readers_leave,
     path_argument,
-    printed_status,
     program,
+    status_of,
 )
-from rwkv_train.errors import ConfigError, TrainerError
+from rwkv_train.errors import ConfigError
 from rwkv_train.inference.model_flags import (
     add_machine_flags,
     add_model_flags,
@@ -80,16 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = generate_parser().parse_args(argv)
     let_readers_leave()
-    try:
-        _generate(arguments)
-    except TrainerError as error:
-        print(f"error: {error.in_one_line()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        # As shells report a program ended by Ctrl-C: 128 + SIGINT.
-        return 130
-    return printed_status()
+    return status_of(lambda: _generate(arguments), prints=True)
 
 
 def _generate(a: argparse.Namespace) -> None:

@@ -24,13 +24,13 @@ from rwkv_train.command_line import (
     OneLineParser,
     let_readers_leave,
     path_argument,
-    printed_status,
     program,
+    status_of,
 )
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
 from rwkv_train.data.binidx.manifest import manifest_prefix, pair_digests, read_manifest
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.errors import ConfigError, DataError, TrainerError
+from rwkv_train.errors import ConfigError, DataError
 from rwkv_train.inference.loading import load_model
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.processors import prepare_threads
@@ -180,17 +180,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     a = recall_parser().parse_args(argv)
     let_readers_leave()
-    try:
-        if a.rows is not None and a.rows < 1:
-            raise ConfigError(f"--rows {a.rows} must be at least 1")
-        prepare_threads()
-        device = _device(a.device)
-        model = load_model(Path(a.load_model), device=device, dtype=torch.float32)
-        print(told(recall_score(model, a.data_file, a.rows)))
-    except TrainerError as error:
-        print(f"error: {error.in_one_line()}", file=sys.stderr)
-        return 2
-    return printed_status()
+    return status_of(lambda: _score(a), prints=True)
+
+
+def _score(a: argparse.Namespace) -> None:
+    if a.rows is not None and a.rows < 1:
+        raise ConfigError(f"--rows {a.rows} must be at least 1")
+    prepare_threads()
+    device = _device(a.device)
+    model = load_model(Path(a.load_model), device=device, dtype=torch.float32)
+    print(told(recall_score(model, a.data_file, a.rows)))
 
 
 def _device(name: str) -> torch.device:

@@ -13,10 +13,10 @@ from rwkv_train.command_line import (
     invoked_name,
     let_readers_leave,
     path_argument,
-    printed_status,
     program,
+    status_of,
 )
-from rwkv_train.errors import ConfigError, DataError, TrainerError
+from rwkv_train.errors import ConfigError, DataError
 from rwkv_train.inference.chat.message_input import input_lines, read_messages
 from rwkv_train.inference.model_flags import (
     add_machine_flags,
@@ -80,16 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = chat_parser().parse_args(argv)
     let_readers_leave()
-    try:
-        _chat(arguments)
-    except TrainerError as error:
-        print(f"error: {error.in_one_line()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        # As shells report a program ended by Ctrl-C: 128 + SIGINT.
-        return 130
-    return printed_status()
+    return status_of(lambda: _chat(arguments), prints=True)
 
 
 def _chat(a: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from rwkv_train.command_line import (
     invoked_name,
     path_argument,
     program,
+    status_of,
 )
-from rwkv_train.errors import ConfigError, DataError, TrainerError
+from rwkv_train.errors import ConfigError, DataError
 from rwkv_train.inference.embed.output_place import require_output_place
 from rwkv_train.inference.model_flags import add_machine_flags, add_model_flags, require_at_least
 from rwkv_train.processors import prepare_threads
@@ -79,16 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the words after the program's name; None: those the program was called with.
     """
     arguments = embed_parser().parse_args(argv)
-    try:
-        _embed(arguments)
-    except TrainerError as error:
-        print(f"error: {error.in_one_line()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        # As shells report a program ended by Ctrl-C: 128 + SIGINT.
-        return 130
-    return 0
+    return status_of(lambda: _embed(arguments), prints=False)
 
 
 def _embed(a: argparse.Namespace) -> None:
