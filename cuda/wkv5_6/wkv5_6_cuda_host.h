@@ -49,7 +49,7 @@ wkv5_6_backward_on_cuda(const at::Tensor& gy, const std::optional<at::Tensor>& g
           call.gv,
           gw.to(gw_dtype),
           call.gu.sum(0),
-          if_wanted(base.has_value(), call.gbase.sum(0)),
+          row_sum_if_wanted(base.has_value(), call.gbase),
           if_wanted(with_gstate, call.gstate)};
 }
 

@@ -45,8 +45,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
           call.gv,
           call.ga,
           call.gb,
-          if_wanted(base.has_value(), call.gbase.sum(0)),
-          if_wanted(bonus.has_value(), call.gbonus.sum(0)),
+          row_sum_if_wanted(base.has_value(), call.gbase),
+          row_sum_if_wanted(bonus.has_value(), call.gbonus),
           if_wanted(with_gstate, call.gstate)};
 }
 

@@ -73,6 +73,11 @@ inline at::Tensor if_wanted(bool wanted, const at::Tensor& result) {
   return wanted ? result : at::empty({0}, result.options());
 }
 
+// The sum over batch rows of what is asked for; without it no kernel is launched.
+inline at::Tensor row_sum_if_wanted(bool wanted, const at::Tensor& rows) {
+  return wanted ? rows.sum(0) : at::empty({0}, rows.options());
+}
+
 inline at::Tensor empty_checkpoints(const HeadSizes& p, const at::Tensor& r) {
   return at::empty({p.batch, p.heads, p.kept, p.size, p.size},
                    r.options().dtype(computing_type(r)));
