@@ -210,6 +210,7 @@ def _measured(
         device=a.device,
         precision=a.precision,
         wkv_backend=a.wkv_backend,
+        weights=a.weights,
     )
     print(_model_line(facts, number), flush=True)
     # For eyes at a terminal; gone when it is done.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-
-from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.data.tokenize.tokenizer import Tokenizer
-from rwkv_train.inference.loading import load_model, tokenizer_of
 from rwkv_train.inference.machine import device_and_precision
+from rwkv_train.inference.opening import open_model
 from rwkv_train.models.backbone import RWKV
 
 # What --prefix says: whether the end of a document stands in front of every text.
@@ -33,29 +30,33 @@ def open_evaluated(
     device: str = "auto",
     precision: str = "auto",
     wkv_backend: str = "auto",
+    weights: str = "float",
 ) -> Evaluated:
     """Returns a model that is ready to be scored; the arguments are the command line's.
 
     Raises CheckpointError, ConfigError or DataError.
     """
     where, number_format = device_and_precision(device, precision)
-    model = load_model(
+    model, found, _ = open_model(
         load_model_from,
-        device=torch.device(where),
-        dtype=DTYPES[number_format],
-        wkv_backend=wkv_backend,
+        device=device,
+        precision=precision,
+        tokenizer=tokenizer,
         states=load_states,
         lora=lora,
+        wkv_backend=wkv_backend,
+        weights=weights,
     )
-    found = tokenizer_of(load_model_from, model.config.vocab_size, tokenizer)
+    tensors = model.state_dict().items()
     about = {
         "checkpoint": load_model_from,
         "states": load_states,
         "lora": lora,
         "version": model.config.rwkv_version,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(v.numel() for name, v in tensors if not name.endswith(".scale")),
         "tokenizer": found.name,
         "precision": number_format,
+        "weights": None if weights == "float" else weights,
         "device": where,
     }
     return Evaluated(model, found, {name: v for name, v in about.items() if v is not None})
