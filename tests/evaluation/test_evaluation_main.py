@@ -12,6 +12,7 @@ import torch
 
 from rwkv_train.checkpoint.adapter_files import Adapter, save_adapter
 from rwkv_train.evaluation.__main__ import main
+from rwkv_train.evaluation.evaluated import open_evaluated
 from tests.models.tiny import tiny_model
 
 TEXTS = ["A duck swims on the pond.", "Ice is cold and fire is hot", "One two three four"]
@@ -171,3 +172,13 @@ def test_a_fault_is_one_line_and_status_2(
     # Only what is found out when the second model is loaded comes behind a line of the first.
     assert out.count("\n") <= 1, out
     assert (folder / "there.json").read_text() == "{}"
+
+
+def test_int8_weights_are_the_ones_that_are_measured(folder: Path):
+    usual, rounded = (
+        open_evaluated(str(folder / "one.pth"), device="cpu", weights=weights)
+        for weights in ("float", "int8")
+    )
+    tokens = torch.tensor([[5, 7, 9]])
+    assert not torch.equal(usual.model(tokens)[0], rounded.model(tokens)[0])
+    assert rounded.about == {**usual.about, "weights": "int8"}
