@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -145,3 +145,18 @@ def imported(name: str, extra: str) -> Unavailable | None:
     if importlib.util.find_spec(name) is not None:
         return None
     return Unavailable(f"the package {name} is not installed: pip install 'rwkv-train[{extra}]'")
+
+
+@torch.no_grad()
+def logits_of_library(model: Any, tokens: list[int], *, state: str) -> tuple[Tensor, Tensor]:
+    """Returns the logits [T, V] of a model of transformers' form: at once, and a token at a time.
+
+    state: the name by which the model takes and gives back its state.
+    """
+    at_once: Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
+    carried, rows = None, []
+    for token in tokens:
+        out = model(torch.tensor([[token]]), use_cache=True, **{state: carried})
+        carried = getattr(out, state)
+        rows.append(out.logits[0, 0])
+    return at_once.float(), torch.stack(rows).float()

@@ -24,6 +24,7 @@ from rwkv_train.export.target import (
     TargetLogits,
     Unavailable,
     imported,
+    logits_of_library,
 )
 from rwkv_train.export.targets.gguf_vocabulary import byte_strings
 from rwkv_train.export.tokenizer_folder import write_tokenizer
@@ -236,19 +237,10 @@ def _rwkv7_hf_logits(path: Path, prompts: list[list[int]]) -> list[TargetLogits]
     # fp32 whatever the file's format: the reference has the file's numbers too.
     theirs = RWKV7ForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     library = f"rwkv7-hf {rwkv7_hf.__version__}"
-    return [TargetLogits(library, *_both_ways(theirs, tokens)) for tokens in prompts]
-
-
-@torch.no_grad()
-def _both_ways(theirs: Any, tokens: list[int]) -> tuple[Tensor, Tensor]:
-    """Returns rwkv7-hf's logits [T, V] of all tokens at once, and a token at a time."""
-    at_once: Tensor = theirs(torch.tensor([tokens]), use_cache=False).logits[0]
-    state, rows = None, []
-    for token in tokens:
-        out = theirs(torch.tensor([[token]]), past_key_values=state, use_cache=True)
-        state = out.past_key_values
-        rows.append(out.logits[0, 0])
-    return at_once.float(), torch.stack(rows).float()
+    return [
+        TargetLogits(library, *logits_of_library(theirs, tokens, state="past_key_values"))
+        for tokens in prompts
+    ]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.export.model_source import SourceModel
@@ -21,6 +20,7 @@ from rwkv_train.export.target import (
     TargetLogits,
     Unavailable,
     imported,
+    logits_of_library,
 )
 from rwkv_train.export.tokenizer_folder import write_tokenizer
 
@@ -98,19 +98,10 @@ class TransformersFolder(ExportTarget):
         theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         theirs.eval()
         library = f"transformers {transformers.__version__}"
-        return [TargetLogits(library, *_both_ways(theirs, tokens)) for tokens in prompts]
-
-
-@torch.no_grad()
-def _both_ways(theirs: Any, tokens: list[int]) -> tuple[Tensor, Tensor]:
-    """Returns transformers' logits [T, V] of all tokens at once, and a token at a time."""
-    at_once: Tensor = theirs(torch.tensor([tokens]), use_cache=False).logits[0]
-    state, rows = None, []
-    for token in tokens:
-        out = theirs(torch.tensor([[token]]), state=state, use_cache=True)
-        state = out.state
-        rows.append(out.logits[0, 0])
-    return at_once.float(), torch.stack(rows).float()
+        return [
+            TargetLogits(library, *logits_of_library(theirs, tokens, state="state"))
+            for tokens in prompts
+        ]
 
 
 def transformers_key(key: str) -> str:
