@@ -34,6 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "command_line": {"errors", "files"},
     "processors": set(),
     "find_gpus": {"processors"},
+    "machine_record": {"processors", "version"},
     "config": {*BASE, "command_line"},
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
@@ -47,6 +48,7 @@ LAYERS: dict[str, set[str]] = {
         "compiler",
         "processors",
         "find_gpus",
+        "machine_record",
         "config",
         "ops",
         "data",
@@ -88,6 +90,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "data/samples/",
         "data/sampling/sampler.py",
         "find_gpus.py",
+        "machine_record.py",
     ),
     "tyro": ("config/",),
     # A chat template of the user's own is YAML too, and so are lm-eval's tasks.

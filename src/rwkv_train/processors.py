@@ -55,6 +55,15 @@ def visible_gpus() -> list[str] | None:
     return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
 
 
+def processor_name() -> str:
+    """Returns the model of the processor as Linux names it; "" where it does not."""
+    for line in _text(PROCESSORS).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return ""
+
+
 def vendor_and_family() -> tuple[str, int]:
     """Returns a processor's maker and family as Linux names them; "" and 0 where it does not."""
     found = {"vendor_id": "", "cpu family": "0"}

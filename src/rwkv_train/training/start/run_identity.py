@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from rwkv_train.machine_record import machine_record
 from rwkv_train.training.start.resume_point import Fresh, FromState, FromWeights, ResumePoint
 from rwkv_train.version import code_version
 
@@ -64,6 +65,7 @@ def start_record(run: str, point: ResumePoint, step: int, tokens: int) -> dict[s
         "tokens": tokens,
         "changes": [change.text for change in point.changes],
         "labels": [change.label for change in point.changes if change.label],
+        "machine": machine_record(),
     }
 
 
