@@ -25,7 +25,7 @@ def bytes_written(flag: str, text: str) -> int:
     size = _read(text, _BYTES)
     # A bare number that is small was meant as GB.
     if size is None or size < 2**20:
-        raise ConfigError(f"--{flag} {text}: expected a size such as 24GB")
+        raise ConfigError(f"--{flag} {text}: expected a size with its unit, such as 24GB")
     return int(size)
 
 

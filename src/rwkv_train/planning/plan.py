@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import run_length
@@ -38,8 +39,7 @@ class Device:
         return None if self.card is None else self.card.name
 
 
-@dataclass(frozen=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What the user wants to know besides, None where it was not asked.
 
     mfu: share of the card's rate that a run is taken to reach, in place of the predicted one.

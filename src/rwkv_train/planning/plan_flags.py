@@ -14,12 +14,14 @@ from rwkv_train.config.rwkv_lm.flags import FLAGS, translate
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import ConfigError
 from rwkv_train.planning.amounts import bytes_written, count_written
-from rwkv_train.planning.cards import Card, card_names, find_card
+from rwkv_train.planning.cards import Card, find_card, similar_card
 from rwkv_train.planning.plan import Device, Wishes
 
 _SWITCHES = ("json", "cards")
 # Given without a value it takes the memory of --card or --memory.
 _OPTIONAL = ("fit",)
+_ABOUT = """Says what a run takes before it is started: parameters, FLOPs, memory by component, files,
+time, energy and price. Opens nothing but --config and needs no GPU."""
 _ENDING = """All flags of train.py are understood, with the same defaults and RWKV-LM's names. Those
 that matter: --rwkv_version, --n_layer, --n_embd, --vocab_size, --ctx_len, --micro_bsz,
 --accumulate_grad_batches, --grad_cp, --chunk_len, --head_chunk, --train_type, --lora_r,
@@ -53,8 +55,7 @@ def plan_parser() -> OneLineParser:
     """Returns the parser of the flags that train.py does not have."""
     p = OneLineParser(
         prog=invoked_name("python -m rwkv_train.planning"),
-        description="Says what a run takes before it is started: parameters, FLOPs, memory by "
-        "component, files, time, energy and price. Opens nothing but --config and needs no GPU.",
+        description=_ABOUT,
         usage="%(prog)s [flags below] [flags of train.py]",
         epilog=_ENDING,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -171,7 +172,7 @@ def _card(name: str) -> Card:
     found = find_card(name)
     if found is None:
         raise ConfigError(
-            f"--card {name} is not in the table{perhaps(name.upper(), card_names())}; --cards "
+            f"--card {name} is not in the table{similar_card(name)}; --cards "
             "lists it, or give --memory 24GB --rate 165e12"
         )
     return found

@@ -45,7 +45,7 @@ def hint_lines(plan: Plan, *, searched: bool) -> list[str]:
 
     searched: whether settings that fit were searched for.
     """
-    lines = []
+    lines = [*_unused(plan)]
     if plan.device.memory is None:
         lines.append("--card NAME, or --memory 24GB, says whether it fits; --cards lists cards.")
     elif not searched and (plan.share or 0.0) > 1 - UNCERTAIN:
@@ -57,6 +57,17 @@ def hint_lines(plan: Plan, *, searched: bool) -> list[str]:
     elif plan.wishes.price is None:
         lines.append("--price 2.5, of a card and hour, adds money.")
     return lines
+
+
+def _unused(plan: Plan) -> list[str]:
+    """Returns a line on wishes that need what is not known."""
+    if plan.cost is not None:
+        return []
+    lacks_speed = plan.tokens_per_second is None
+    names = ["price", "watts", *(["mfu"] if lacks_speed else [])]
+    given = [f"--{name}" for name in names if getattr(plan.wishes, name) is not None]
+    lacks = "the speed is" if lacks_speed else "the tokens of the run are"
+    return [f"{' and '.join(given)}: not used, for {lacks} not known."] if given else []
 
 
 def _run(plan: Plan) -> list[str]:
@@ -176,11 +187,11 @@ def _files(plan: Plan) -> list[str]:
 def _speed(plan: Plan) -> list[str]:
     lines = [] if plan.step is None else _step(plan.step, plan.device)
     if plan.device.card is not None and plan.tokens_per_second is None:
-        lines.append(f"speed: not known in {plan.config.hardware.precision}, only in 16 bits, tf32")
+        precision = plan.config.hardware.precision
+        lines.append(f"speed: not known in {precision}; the table's rates are of 16 bits and tf32")
     if plan.wishes.mfu is not None and plan.tokens_per_second is not None:
-        lines.append(
-            f"at --mfu {plan.wishes.mfu:g}: {short_count(plan.tokens_per_second)} tokens/s"
-        )
+        speed = short_count(plan.tokens_per_second)
+        lines.append(f"at --mfu {plan.wishes.mfu:g}: {speed} tokens/s")
     return lines
 
 
