@@ -11,7 +11,12 @@ from dataclasses import dataclass, replace
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.planning.kept_activations import Learning, widths_of
-from rwkv_train.planning.parameter_table import ParameterKind, TensorShape, tensor_shapes, trained_state
+from rwkv_train.planning.parameter_table import (
+    ParameterKind,
+    TensorShape,
+    tensor_shapes,
+    trained_state,
+)
 
 _FP32 = 4
 _MILLION = 1_000_000
@@ -130,7 +135,9 @@ def _divided(
     offloads = hardware.accelerator == "gpu" and "offload" in hardware.strategy
     masters = 0 if offloads else _FP32 * found.learnt // processes
     share = whole.all_gradients // processes
-    bucket = _bucket_elements(config, found) * (_FP32 if stage == 1 else width)
+    # Stage 2 adds up what it has received, the others what they send.
+    number = width if stage == 2 else _bytes_of_sums(config, width, stage)
+    bucket = _bucket_elements(config, found) * number
     return replace(
         whole,
         weights=whole.weights // (processes if stage == 3 else 1),

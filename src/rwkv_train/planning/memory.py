@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.planning.held_parameters import HeldParameters, held_parameters
 from rwkv_train.planning.head_memory import HeadBytes, head_bytes
+from rwkv_train.planning.held_parameters import HeldParameters, held_parameters
 from rwkv_train.planning.kept_activations import BlockBytes, block_bytes, widths_of
 from rwkv_train.planning.pass_sizes import PassSizes, pass_sizes
 

@@ -39,9 +39,7 @@ def pass_sizes(config: ResolvedConfig) -> PassSizes:
         kept += 2 * train.accumulate_grad_batches * state
     # Tokens with one more at the end, and the shifted copy that the targets are.
     batch = train.micro_bsz * 2 * _INT64 * config.data.ctx_len
-    return PassSizes(
-        train.micro_bsz * piece, chunks * train.accumulate_grad_batches, kept, batch
-    )
+    return PassSizes(train.micro_bsz * piece, chunks * train.accumulate_grad_batches, kept, batch)
 
 
 def state_bytes(config: ResolvedConfig) -> int:

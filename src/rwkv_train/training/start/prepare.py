@@ -19,7 +19,7 @@ from rwkv_train.training.live.live_plan import LivePlan
 from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.changes import with_changes
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
-from rwkv_train.training.start.check_memory import check_memory
+from rwkv_train.training.start.check_memory import MemoryForecast, check_memory, memory_note
 from rwkv_train.training.start.check_tokenizer import compare_tokenizers, tokenizer_of_data
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.fingerprint import require_agreement, run_fingerprint
@@ -38,7 +38,7 @@ class Prepared:
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
     that serve. lineage: what states tell of run and data. tokenizer: of the data, None: not known.
-    live: what the model is asked while it trains.
+    live: what the model is asked while it trains. memory: what the run is predicted to take.
     """
 
     config: ResolvedConfig
@@ -51,6 +51,7 @@ class Prepared:
     lineage: Mapping[str, Any]
     tokenizer: TokenizerRecord | None
     live: LivePlan
+    memory: MemoryForecast
 
 
 def prepare_run(
@@ -70,7 +71,8 @@ def prepare_run(
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
     derived += compare_tokenizers(given, point, config.model.vocab_size, tokenizer)
-    check_memory(config)
+    memory = check_memory(config, refuses=not config.hardware.skip_memory_check)
+    derived += memory_note(memory)
     check_packages(config)
     check_backend(config)
     samples = None
@@ -107,5 +109,5 @@ def prepare_run(
     prepare_extensions(config.hardware)
     saved = for_saving(config, given)
     return Prepared(
-        config, saved, point, samples, derived, lock, operators, lineage, tokenizer, live
+        config, saved, point, samples, derived, lock, operators, lineage, tokenizer, live, memory
     )
