@@ -46,9 +46,6 @@ def head_bytes(config: ResolvedConfig, tokens: int) -> HeadBytes:
         if accelerator == "cpu" and sums != product:
             # A slice's product, before it is added.
             forward += matrix * product
-    if accelerator == "gpu" and product != logit:
-        # The gradient in the products' dtype lies in the memory of the logits.
-        forward += 0
     scaled = sequence * (product + stream)
     backward = sequence * product + scaled
     if learns:

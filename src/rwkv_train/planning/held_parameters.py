@@ -60,7 +60,8 @@ class HeldParameters:
     gradient_share: of the gradients, that this process keeps; None: room for all is there from the
     start.  step_gradients: in the optimizer step.
     buckets: while gradients are reduced.  gathered: buffers and other processes' weights that are
-    there for the whole step.
+    there for the whole step.  copied: of weights and moments, as the process that saves them has
+    them in the host's memory.
     """
 
     total: int
@@ -76,6 +77,7 @@ class HeldParameters:
     step_gradients: int
     buckets: int
     gathered: int
+    copied: int
 
     def so_far(self, gradients: int) -> int:
         """Returns what this process holds of the gradients that were computed so far."""
@@ -105,8 +107,16 @@ def held_parameters(config: ResolvedConfig) -> HeldParameters:
         buckets=0,
         # DDP's buckets stay from the first backward pass on.
         gathered=width * found.learnt if config.hardware.strategy == "ddp" else 0,
+        copied=_copied(config, found),
     )
     return whole if stage == 0 else _divided(config, found, whole, stage)
+
+
+def _copied(config: ResolvedConfig, found: Elements) -> int:
+    """Returns the bytes of the copies of a save: fp32 values of what learns, and its moments."""
+    if config.hardware.accelerator == "gpu":
+        return 0
+    return _FP32 * found.learnt + moment_bytes(config, found)
 
 
 def _bytes_of_sums(config: ResolvedConfig, width: int, stage: int) -> int:

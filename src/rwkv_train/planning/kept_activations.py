@@ -136,7 +136,7 @@ def block_bytes(config: ResolvedConfig, *, is_first: bool) -> BlockBytes:
     # The branch of the block before and its gate, which the norm keeps where there is a gate.
     branch = 0 if is_first else (2 if gated else 1) * e * D
     inert = is_first and not learning.before_blocks
-    kept = 2 * D * x + _STATISTICS + (branch if gated else 0)
+    kept: float = 2 * D * x + _STATISTICS + (branch if gated else 0)
     if inert:
         kept -= D * x + _STATISTICS / 2
     reads = [any(map(learning.keeps_input, names)) for names in _MIXES[model.rwkv_version]]
@@ -163,9 +163,6 @@ def _time_mix(
     kept: float = sequences * A * e
     if learning.keeps_input("att.output"):
         kept += A * e
-    elif version == "4":
-        # The gate is an operator of its own.
-        kept += 0
     if version == "4":
         return kept + 3 * A * _FP32 / _STATE_EVERY_OF_RWKV4
     # A state [N, N] a head.

@@ -11,13 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
+from rwkv_train.config.machine_schema import SafetyConfig
 from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.schema import TrainConfig
 from rwkv_train.planning.head_memory import HeadBytes, head_bytes
 from rwkv_train.planning.held_parameters import HeldParameters, held_parameters
 from rwkv_train.planning.kept_activations import BlockBytes, block_bytes, widths_of
 from rwkv_train.planning.pass_sizes import PassSizes, pass_sizes
 
 _FP32 = 4
+# Bytes of Python and libraries, on a GPU of the context with its kernels; and which part of what is
+# allocated lies idle between blocks. Measured on a CPU, usual figures on a GPU.
+_SLACK = {"cpu": (450_000_000, 8), "gpu": (700_000_000, 20)}
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class MemoryPlan:
 
     weights: with the 16-bit copies of autocast.  head: logits, features and their gradients.
     states: those kept between chunks, and carried from window to window.
-    buffers: buckets of gradients and gathered weights of DDP and ZeRO.
+    buffers: buckets of gradients and gathered weights of DDP and ZeRO; on a CPU the copies that
+    are being written while training goes on.
     slack: allocator, libraries, on a GPU the CUDA context.  batch: tokens and targets.
     """
 
@@ -64,7 +70,15 @@ def memory_plan(config: ResolvedConfig) -> MemoryPlan:
     """
     if config.train.train_stage == 1:
         return MemoryPlan(weights=_FP32 * held_parameters(config).total)
-    return max(_Step(config).moments(), key=lambda plan: plan.total)
+    worst = max(_Step(config).moments(), key=lambda plan: plan.total)
+    fixed, share = _SLACK[config.hardware.accelerator]
+    return replace(worst, slack=fixed + worst.total // share)
+
+
+def saves_beside_steps(safety: SafetyConfig, train: TrainConfig) -> bool:
+    """Tells whether a run saves before its end, while it trains on."""
+    saves = safety.save_every_minutes > 0 or safety.save_every_steps is not None
+    return safety.save_in_background and (saves or train.epoch_save > 0)
 
 
 class _Step:
@@ -86,6 +100,9 @@ class _Step:
         # The first layer's value, which RWKV-7 hands from block to block.
         self._carry = 0 if gated else D * widths.product
         held = self._held
+        # Copies of what is saved, and those of them that steps go on beside.
+        self._copied = held.copied
+        self._written = held.copied if saves_beside_steps(config.safety, config.train) else 0
         self._base = MemoryPlan(
             weights=held.weights,
             master_weights=held.masters,
@@ -121,6 +138,7 @@ class _Step:
             )
         yield self._at(held.all_gradients, 0, 0, buffers=held.buckets)
         yield self._at(held.step_gradients, 0, 0)
+        yield self._at(0, 0, 0, buffers=self._copied - self._written)
 
     def _at(
         self, gradients: float, activations: float, copies: int, head: float = 0, buffers: int = 0
@@ -132,7 +150,7 @@ class _Step:
             gradients=int(gradients),
             activations=int(activations),
             head=int(head),
-            buffers=self._held.gathered + buffers,
+            buffers=self._held.gathered + self._written + buffers,
         )
 
     def _tokens(self, bytes_each: float) -> float:

@@ -34,7 +34,7 @@ class _Option(NamedTuple):
 
 def smaller_runs(
     config: ResolvedConfig,
-    fits: Callable[[MemoryPlan], bool],
+    fits: Callable[[ResolvedConfig, MemoryPlan], bool],
     allowed: Callable[[ResolvedConfig], bool] = lambda config: True,
     count: int = 3,
 ) -> list[SmallerRun]:
@@ -50,7 +50,7 @@ def smaller_runs(
     found: list[SmallerRun] = []
     changed: list[frozenset[str]] = []
     # A change that saves nothing is not worth its flag, whatever comes with it.
-    useless = {axis for axis in range(len(axes)) if not _saves(config, axes[axis])}
+    useless = {axis for axis in range(len(axes)) if not _helps(config, axes[axis])}
     for chosen in combinations:
         if any(chosen[axis].fields for axis in useless):
             continue
@@ -63,7 +63,7 @@ def smaller_runs(
         if not allowed(other):
             continue
         plan = memory_plan(other)
-        if fits(plan):
+        if fits(other, plan):
             found.append(SmallerRun(_flags(fields), plan))
             changed.append(names)
         if len(found) == count:
@@ -82,7 +82,7 @@ def with_fields(config: ResolvedConfig, fields: Mapping[str, Any]) -> ResolvedCo
     return dataclasses.replace(config, **changed)
 
 
-def _saves(config: ResolvedConfig, options: list[_Option]) -> bool:
+def _helps(config: ResolvedConfig, options: list[_Option]) -> bool:
     before = memory_plan(config).total
     return any(
         memory_plan(with_fields(config, option.fields)).total < _LEAST_SAVING * before
@@ -93,6 +93,7 @@ def _saves(config: ResolvedConfig, options: list[_Option]) -> bool:
 def _axes(config: ResolvedConfig) -> Iterator[list[_Option]]:
     """Yields the alternatives of every setting that may be changed."""
     yield _strategies(config)
+    yield _saves(config)
     yield _head_slices(config)
     yield _micro_batches(config)
     yield _precisions(config)
@@ -117,6 +118,13 @@ def _strategies(config: ResolvedConfig) -> list[_Option]:
         for number, name in enumerate(names)
         if number >= stage
     ]
+
+
+def _saves(config: ResolvedConfig) -> list[_Option]:
+    """Returns what spares the copies that are written while training goes on."""
+    if not config.safety.save_in_background:
+        return []
+    return [_Option({"save_in_background": False}, 0.03)]
 
 
 def _head_slices(config: ResolvedConfig) -> list[_Option]:

@@ -47,6 +47,11 @@ def resident_bytes(root: Path = _ROOT) -> int:
     return _kilobytes(root / "proc/self/status").get("VmRSS", 0)
 
 
+def peak_resident_bytes(root: Path = _ROOT) -> int:
+    """Returns the most memory that this process has held; 0 where that is not told."""
+    return _kilobytes(root / "proc/self/status").get("VmHWM", 0)
+
+
 def _machine(root: Path, own: int) -> list[tuple[int, str]]:
     told = _kilobytes(root / "proc/meminfo")
     if "MemAvailable" in told:

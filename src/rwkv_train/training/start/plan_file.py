@@ -6,7 +6,7 @@ from typing import Any
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.planning.flops import flops_per_token
-from rwkv_train.training.start.check_memory import MemoryForecast
+from rwkv_train.training.start.memory_forecast import MemoryForecast
 
 PLAN_FILE = "plan.json"
 

@@ -19,11 +19,12 @@ from rwkv_train.training.live.live_plan import LivePlan
 from rwkv_train.training.start.build_kernels import OperatorBackend, build_for
 from rwkv_train.training.start.changes import with_changes
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
-from rwkv_train.training.start.check_memory import MemoryForecast, check_memory, memory_note
+from rwkv_train.training.start.check_memory import check_memory
 from rwkv_train.training.start.check_tokenizer import compare_tokenizers, tokenizer_of_data
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.fingerprint import require_agreement, run_fingerprint
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
+from rwkv_train.training.start.memory_forecast import MemoryForecast
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
 from rwkv_train.training.start.run_identity import run_id
@@ -71,8 +72,8 @@ def prepare_run(
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
     derived += compare_tokenizers(given, point, config.model.vocab_size, tokenizer)
-    memory = check_memory(config, refuses=not config.hardware.skip_memory_check)
-    derived += memory_note(memory)
+    memory = check_memory(config)
+    derived += memory.note()
     check_packages(config)
     check_backend(config)
     samples = None
