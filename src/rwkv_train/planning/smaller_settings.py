@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.planning.memory import MemoryPlan, memory_plan
 
-# A change that is not worth being named for less.
+# What a setting has to save to be worth its flag: three hundredths.
 _LEAST_SAVING = 0.97
+# Settings that are changed at once, unless all are.
+_MOST_CHANGES = 3
 
 
 class SmallerRun(NamedTuple):
@@ -42,33 +44,35 @@ def smaller_runs(
 
     fits: tells whether a plan does.  allowed: whether the flags of a configuration go together.
     """
-    axes = list(_axes(config))
-    combinations = sorted(
-        itertools.product(*([_Option({}, 0.0), *options] for options in axes)),
-        key=lambda chosen: sum(option.cost for option in chosen),
-    )
+    axes = [options for options in _axes(config) if _helps(config, options)]
     found: list[SmallerRun] = []
     changed: list[frozenset[str]] = []
-    # A change that saves nothing is not worth its flag, whatever comes with it.
-    useless = {axis for axis in range(len(axes)) if not _helps(config, axes[axis])}
-    for chosen in combinations:
-        if any(chosen[axis].fields for axis in useless):
-            continue
-        fields = {name: value for option in chosen for name, value in option.fields.items()}
+    for fields in _combinations(axes):
         names = frozenset(fields)
         # Not those with which one of fewer changes, or of gentler ones, fits already.
-        if not fields or any(known <= names for known in changed):
+        if any(known <= names for known in changed):
             continue
         other = with_fields(config, fields)
-        if not allowed(other):
-            continue
         plan = memory_plan(other)
-        if fits(other, plan):
+        if fits(other, plan) and allowed(other):
             found.append(SmallerRun(_flags(fields), plan))
             changed.append(names)
         if len(found) == count:
             break
     return found
+
+
+def _combinations(axes: list[list[_Option]]) -> Iterator[dict[str, Any]]:
+    """Yields the changes to try: of few settings, the cheapest first; then all, to the utmost."""
+    few = (
+        chosen
+        for changes in range(1, _MOST_CHANGES + 1)
+        for some in itertools.combinations(axes, changes)
+        for chosen in itertools.product(*some)
+    )
+    tried = sorted(few, key=lambda chosen: sum(option.cost for option in chosen))
+    for chosen in (*tried, tuple(options[-1] for options in axes)):
+        yield {name: value for option in chosen for name, value in option.fields.items()}
 
 
 def with_fields(config: ResolvedConfig, fields: Mapping[str, Any]) -> ResolvedConfig:

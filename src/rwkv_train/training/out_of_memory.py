@@ -11,12 +11,7 @@ import torch
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import TrainerError, TrainingError
-from rwkv_train.training.start.memory_forecast import (
-    MemoryForecast,
-    parts_words,
-    size_words,
-    smaller_words,
-)
+from rwkv_train.training.start.memory_forecast import MemoryForecast, parts_words, size_words
 from rwkv_train.training.start.memory_limits import peak_resident_bytes
 
 # Of torch's allocators, of the C++ library behind the kernels, and of a loader process.
@@ -25,8 +20,8 @@ _WORDS = re.compile(
     r"|DataLoader worker .* killed by signal: Killed",
     re.IGNORECASE,
 )
-# Where nobody says how much there is, what is to fit takes this much less.
-_CLEARLY_LESS = 0.75
+# On a CPU bytes, on a GPU with a unit.
+_ASKED = re.compile(r"tried to allocate (?:(\d+) bytes|([\d.]+ [KMG]?i?B))", re.IGNORECASE)
 
 
 @contextmanager
@@ -41,7 +36,7 @@ def out_of_memory_explained(config: ResolvedConfig, forecast: MemoryForecast) ->
             raise
         # Without the error's frames, whose tensors what is left to do may need the memory of.
         error.__traceback__ = None
-        raise TrainingError(_explained(config, forecast)) from None
+        raise TrainingError(_explained(error, config, forecast)) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -53,20 +48,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
 
 
-def _explained(config: ResolvedConfig, forecast: MemoryForecast) -> str:
-    plan = forecast.plan
-    parts = [f"out of memory: {_held(config)}"]
+def _explained(error: Exception, config: ResolvedConfig, forecast: MemoryForecast) -> str:
+    asked = _ASKED.search(str(error))
+    more = ""
+    if asked is not None:
+        size = asked[2] or size_words(int(asked[1]))
+        more = f", and {size} more were asked for"
+    parts = [f"out of memory: {_held(config)}{more}"]
     runs = []
-    if plan is not None:
-        parts.append(
-            f"{size_words(plan.total)}{forecast.each()} were predicted, most of it "
-            f"{parts_words(plan, 1)}"
-        )
-        # Where what was predicted should have fitted, what there is is less than it looked.
-        runs = forecast.smaller(_CLEARLY_LESS)
+    if forecast.plan is not None:
+        largest = parts_words(forecast.plan, 1)
+        parts.append(f"{forecast.size()} were predicted, most of it {largest}")
+        # What should have fitted needs less than there seemed to be.
+        runs = [] if forecast.share() <= 1 else forecast.smaller()
+        runs = runs or forecast.clearly_smaller()
     parts.append("checkpoints and training state are as they were last saved")
     if runs:
-        parts.append(f"to go on from them with less, add {smaller_words(runs)}")
+        parts.append(f"to go on from them with less, add {forecast.words(runs)}")
     parts.append("see docs/out_of_memory.md")
     return "; ".join(parts)
 

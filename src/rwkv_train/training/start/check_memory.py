@@ -18,7 +18,6 @@ from rwkv_train.training.start.memory_forecast import (
     bytes_against,
     parts_words,
     size_words,
-    smaller_words,
 )
 from rwkv_train.training.start.memory_limits import MemoryLimit, host_limits
 
@@ -51,14 +50,14 @@ def check_memory(config: ResolvedConfig) -> MemoryForecast:
 
 
 def _refusal(forecast: MemoryForecast) -> str:
-    config, plan, limit = forecast.config, forecast.plan, forecast.limit
-    assert plan is not None and limit is not None, "without them nothing is refused"
+    config, limit = forecast.config, forecast.limit
+    assert limit is not None, "without one nothing is refused"
     batch = f" --micro_bsz {config.train.micro_bsz} --ctx_len {config.data.ctx_len}"
     if config.train.train_stage == 1:
         batch = ""
     return (
-        f"{_sizes(config.model)}{batch}: {forecast.parameters / 1e9:,.2f} billion parameters need "
-        f"{size_words(plan.total)}{forecast.each()} ({parts_words(plan)}), and {limit.name} leaves "
+        f"{_sizes(config.model)}{batch}: {forecast.parameters / 1e6:,.1f} M parameters need "
+        f"{forecast.size()} ({parts_words(forecast.counted())}), and {limit.name} leaves "
         f"{size_words(limit.free)}; {_remedy(forecast)}; --skip_memory_check 1 starts all the same"
     )
 
@@ -67,7 +66,7 @@ def _remedy(forecast: MemoryForecast) -> str:
     config = forecast.config
     runs = [] if config.train.train_stage == 1 else forecast.smaller()
     if runs:
-        return f"take {smaller_words(runs)}"
+        return f"take {forecast.words(runs)}"
     if config.train.train_stage == 1 or config.hardware.accelerator == "cpu":
         return "take a smaller model"
     more = "" if config.hardware.strategy.startswith("deepspeed_stage_3") else " with --strategy "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.resolved import ResolvedConfig
@@ -62,11 +62,19 @@ class MemoryForecast:
 
     def line(self) -> str:
         """Returns the header's line."""
-        plan, limit = self.plan, self.limit
-        if plan is None:
+        if self.plan is None:
             return "not predicted: the tensors of this version are not listed"
-        there = "" if limit is None else f" of {size_words(limit.free)}"
-        return f"{size_words(plan.total)}{self.each()}{there} at the most: {parts_words(plan)}"
+        there = "" if self.limit is None else f" of {size_words(self.limit.free)}"
+        return f"{self.size()}{there} at the worst moment: {parts_words(self.counted())}"
+
+    def counted(self) -> MemoryPlan:
+        """Returns what of the plan counts against the limit."""
+        assert self.plan is not None, "asked for only where there is one"
+        return _counted(self.plan, self.limit)
+
+    def size(self) -> str:
+        """Returns what each process takes, in words."""
+        return f"{size_words(self.counted().total)}{self.each()}"
 
     def each(self) -> str:
         """Returns in how many processes each takes what is told, "" for one."""
@@ -77,37 +85,47 @@ class MemoryForecast:
         limit = self.limit
         if limit is None or self.share() <= 1 - ERROR:
             return []
-        needed = size_words(bytes_against(self.config, limit, self.processes))
         return [
-            f"memory may not suffice: {needed} are predicted, give or take {ERROR:.0%}, and "
+            f"memory may not suffice: {self.size()} are predicted, give or take {ERROR:.0%}, and "
             f"{limit.name} leaves {size_words(limit.free)}; see docs/out_of_memory.md"
         ]
 
-    def smaller(self, most: float = 1.0) -> list[SmallerRun]:
-        """Returns the three cheapest changes of flags with which the run fits for certain.
+    def smaller(self) -> list[SmallerRun]:
+        """Returns the three cheapest changes of flags with which the run fits for certain."""
+        return smaller_runs(self.config, self.fits, _go_together)
 
-        most: and takes no more than this share of what it takes now.
-        """
-        now = self.plan.total if self.plan is not None else 0
+    def clearly_smaller(self) -> list[SmallerRun]:
+        """Returns the three cheapest changes with which it takes a quarter less, whatever fits."""
+        assert self.plan is not None, "asked for only where there is one"
+        most = 0.75 * self.plan.allocated
 
         def fits(config: ResolvedConfig, plan: MemoryPlan) -> bool:
-            return plan.total <= most * now and self.fits(config, plan)
+            return plan.allocated <= most
 
         return smaller_runs(self.config, fits, _go_together)
+
+    def words(self, runs: list[SmallerRun]) -> str:
+        """Returns changes of flags, with what the run takes then."""
+        sizes = (_counted(run.plan, self.limit).total for run in runs)
+        return ", or ".join(f"{run.flags} ({size_words(size)})" for run, size in zip(runs, sizes))
 
 
 def bytes_against(config: ResolvedConfig, limit: MemoryLimit, processes: int) -> int:
     """Returns the bytes of a run that count against a limit."""
 
-    def size(plan: MemoryPlan) -> int:
-        # The addresses of libraries are off the limit already.
-        return plan.allocated if limit.counts_addresses else plan.total
-
-    first = size(memory_plan(config))
+    first = _counted(memory_plan(config), limit).total
     if not limit.is_shared or processes == 1:
         return first
     # The first process alone writes.
-    return first + (processes - 1) * size(memory_plan(without_copies(config)))
+    others = _counted(memory_plan(without_copies(config)), limit).total
+    return first + (processes - 1) * others
+
+
+def _counted(plan: MemoryPlan, limit: MemoryLimit | None) -> MemoryPlan:
+    """Returns what of a plan counts against a limit."""
+    # The addresses of libraries are off such a limit already.
+    without = limit is not None and limit.counts_addresses
+    return replace(plan, slack=0) if without else plan
 
 
 def without_copies(config: ResolvedConfig) -> ResolvedConfig:
@@ -119,11 +137,6 @@ def parts_words(plan: MemoryPlan, count: int = 3) -> str:
     """Returns the largest components of a plan, with their sizes."""
     parts = sorted(plan.components().items(), key=lambda part: -part[1])[:count]
     return ", ".join(f"{name.replace('_', ' ')} {size_words(size)}" for name, size in parts if size)
-
-
-def smaller_words(runs: list[SmallerRun]) -> str:
-    """Returns changes of flags, with what the run takes then."""
-    return ", or ".join(f"{run.flags} ({size_words(run.plan.total)})" for run in runs)
 
 
 def size_words(size: int) -> str:
