@@ -1,4 +1,4 @@
-"""How much of a step one forward and backward pass reads, and what it hands on to the next."""
+"""Sizes of a forward and backward pass, of which a step has several, and of what they hand on."""
 
 from __future__ import annotations
 

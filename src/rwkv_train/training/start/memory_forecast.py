@@ -1,4 +1,4 @@
-"""What a run will take of the memory there is, in numbers and in words."""
+"""The memory that a run will take, of what there is: in numbers and in words."""
 
 from __future__ import annotations
 
