@@ -114,6 +114,12 @@ ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
 planning.flops: parameter_table
+planning.head_memory: kept_activations
+planning.held_parameters: kept_activations parameter_table
+planning.kept_activations: parameter_table
+planning.memory: head_memory held_parameters kept_activations pass_sizes
+planning.pass_sizes: parameter_table
+planning.smaller_settings: memory
 serving.__main__: application opening_service server_process
 serving.application: batching http_guard openai_api served_model waiting
 serving.http_guard: openai_api served_model
@@ -122,7 +128,7 @@ serving.opening_service: batching served_model
 serving.served_model: batching
 serving.server_process: served_model
 serving.waiting: batching openai_api
-training.__main__: distributed environment launchers run start
+training.__main__: distributed environment launchers out_of_memory run start
 training.bad_steps: checkpointing distributed module optim reporting start
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
@@ -132,6 +138,7 @@ training.live: distributed environment
 training.loader: kept_heap signals
 training.module: carried_state distributed optim work_clock
 training.observing: checkpointing live module progress reporting validation
+training.out_of_memory: start
 training.reporting: live progress start
 training.run: bad_steps checkpointing distributed environment kept_heap launchers live
     loader module observing optim progress reporting signals start step_callback trainer

@@ -69,6 +69,8 @@ class HardwareConfig:
     learns, 4 rows a channel, of up to 512 MiB (on a GPU 1 GiB)"""
     keep_heap: bool = True
     """on a CPU keep the memory that a step frees for the next, on huge pages (Linux with glibc)"""
+    skip_memory_check: bool = False
+    """start although the memory that is predicted is more than there is"""
     compile: bool = False
     """compile the blocks with torch.compile: a minute at the first step, less time in all others;
     needs a C++ compiler, on a GPU triton; not with deepspeed_stage_3"""

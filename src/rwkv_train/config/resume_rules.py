@@ -217,6 +217,7 @@ RULES: Mapping[str, ResumeRule] = {
     "head_chunk": _SAME_MATHEMATICS,
     "compile": _SAME_MATHEMATICS,
     "keep_heap": _NOTHING,
+    "skip_memory_check": _NOTHING,
     # log
     "wandb": _NOTHING,
     "wandb_mode": _NOTHING,

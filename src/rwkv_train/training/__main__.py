@@ -198,9 +198,11 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks) -> int:
             return 0
         # Not above: Lightning reads when it is imported what `prepare_run` sets, and a run that is
         # refused need not wait for it.
+        from rwkv_train.training.out_of_memory import out_of_memory_explained
         from rwkv_train.training.run import run
 
-        return run(prepared, ranks, received)
+        with out_of_memory_explained(prepared.config, prepared.memory):
+            return run(prepared, ranks, received)
 
 
 if __name__ == "__main__":

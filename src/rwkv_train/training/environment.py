@@ -142,6 +142,11 @@ def quiet_connections() -> None:
     set_unless_given("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
+def local_rank() -> int:
+    """Returns the number of this process on its machine, and so of its device."""
+    return _ranks["local_rank"]
+
+
 def is_local_rank_zero() -> bool:
     """Tells whether this process speaks for its machine."""
     return _ranks["local_rank"] == 0

@@ -100,15 +100,20 @@ class TrainingModule(pl.LightningModule):
         if not self._allows_step(norm):
             # Zeros would not do: without gradients the optimizers change nothing, no weight, no
             # moment and no step count; with zeros decay and moments would act.
-            for group in self._groups:
-                for parameter in group.parameters:
-                    parameter.grad = None
+            self._release_gradients()
         # The update follows at once, and ends with Lightning's call below.
         self._work.begin()
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Calls the optimizer, inside of which Lightning asks for gradients and clipping."""
+        """Calls the optimizer, inside of which Lightning asks for gradients and clipping.
+
+        Releases the gradients at once: Lightning would only after the next forward pass, at whose
+        end memory is fullest.
+        """
         super().optimizer_step(*arguments, **options)
+        # DeepSpeed's engine has released those that it does not keep.
+        if zero_engine(self.trainer.strategy) is None:
+            self._release_gradients()
         self._work.end()
 
     def optimizer_zero_grad(self, *arguments: Any, **options: Any) -> None:
@@ -116,6 +121,11 @@ class TrainingModule(pl.LightningModule):
         self._work.begin()
         super().optimizer_zero_grad(*arguments, **options)
         self._work.end()
+
+    def _release_gradients(self) -> None:
+        for group in self._groups:
+            for parameter in group.parameters:
+                parameter.grad = None
 
     def loop_share(self, seconds: float) -> float | None:
         """Returns the share of a step's `seconds` that was not the model's work; None: unknown.

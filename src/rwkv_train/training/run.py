@@ -79,7 +79,8 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
     _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
-    machine = [*set_up_torch(config.hardware), *_heap(config)]
+    memory = ("memory", prepared.memory.line())
+    machine = [memory, *set_up_torch(config.hardware), *_heap(config)]
     model, base = make_model(config, point)
     groups = _groups(model, config)
     # Before the strategy wraps the model: DDP and DeepSpeed take what learns at that moment.

@@ -24,6 +24,7 @@ from rwkv_train.training.start.check_tokenizer import compare_tokenizers, tokeni
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.fingerprint import require_agreement, run_fingerprint
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
+from rwkv_train.training.start.memory_forecast import MemoryForecast
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
 from rwkv_train.training.start.run_identity import run_id
@@ -38,7 +39,7 @@ class Prepared:
     config: resolved; saved_config: what proj_dir/config.yaml holds, which repeats the run.
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
     that serve. lineage: what states tell of run and data. tokenizer: of the data, None: not known.
-    live: what the model is asked while it trains.
+    live: what the model is asked while it trains. memory: what the run is predicted to take.
     """
 
     config: ResolvedConfig
@@ -51,6 +52,7 @@ class Prepared:
     lineage: Mapping[str, Any]
     tokenizer: TokenizerRecord | None
     live: LivePlan
+    memory: MemoryForecast
 
 
 def prepare_run(
@@ -70,7 +72,8 @@ def prepare_run(
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
     derived += compare_tokenizers(given, point, config.model.vocab_size, tokenizer)
-    check_memory(config)
+    memory = check_memory(config)
+    derived += memory.note()
     check_packages(config)
     check_backend(config)
     samples = None
@@ -107,5 +110,5 @@ def prepare_run(
     prepare_extensions(config.hardware)
     saved = for_saving(config, given)
     return Prepared(
-        config, saved, point, samples, derived, lock, operators, lineage, tokenizer, live
+        config, saved, point, samples, derived, lock, operators, lineage, tokenizer, live, memory
     )

@@ -1,0 +1,70 @@
+"""What a run allocates is what it was predicted to, within a tenth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import train
+from benchmarks.peak_memory import AllocatedPeak, peak_of
+
+SHAPE = {
+    "data_type": "dummy",
+    "accelerator": "cpu",
+    "n_layer": 2,
+    "n_embd": 128,
+    "vocab_size": 2048,
+    "ctx_len": 256,
+    "micro_bsz": 4,
+    "max_steps": 2,
+    "num_workers": 0,
+    "plot": 0,
+    "epoch_save": 0,
+    "save_every_minutes": 0,
+    "keep_heap": 0,
+}
+
+
+def words(**flags: object) -> list[str]:
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of initial weights that adapters and states start from."""
+    folder = tmp_path_factory.mktemp("weights")
+    flags = SHAPE | {"rwkv_version": 7, "train_stage": 1, "proj_dir": folder}
+    del flags["max_steps"]
+    assert train.main(words(**flags)) == 0
+    return folder / "rwkv-init.pth"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"rwkv_version": 4},
+        {"rwkv_version": 5, "precision": "bf16", "autocast": 0},
+        {"rwkv_version": 6, "precision": "bf16", "chunk_len": 64, "head_chunk": 128},
+        {"rwkv_version": 7, "grad_cp": 1, "accumulate_grad_batches": 2},
+        {"rwkv_version": 7, "train_type": "lora"},
+        {"rwkv_version": 7, "train_type": "states", "precision": "bf16"},
+    ],
+    ids=lambda flags: " ".join(map(str, flags.values())),
+)
+def test_a_run_allocates_what_was_predicted(flags: dict[str, object], weights: Path, tmp_path: Path):
+    if "train_type" in flags:
+        flags = flags | {"load_model": weights}
+    with AllocatedPeak() as counted:
+        assert train.main(words(**SHAPE | flags, proj_dir=tmp_path)) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    predicted = plan["total"] - plan["memory"]["slack"]
+    assert predicted == pytest.approx(counted.bytes, rel=0.1)
+    # Not of the constant part alone: a wrong count of activations would show.
+    assert plan["memory"]["activations"] + plan["memory"]["head"] > 0.25 * predicted
+
+
+def test_a_block_that_another_thread_has_freed_counts_until_its_address_is_given_out_again():
+    events = [(1, 100, 50), (2, 200, 30), (3, 100, 40), (4, 200, -30), (5, 300, 10)]
+    assert peak_of(iter(events)) == 80
