@@ -40,7 +40,7 @@ LAYERS: dict[str, set[str]] = {
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
     "checkpoint": {*BASE, "command_line"},
     "models": {"errors", "config.schema", "config.resolved", "config.versions", "ops"},
-    "planning": {"errors", "config"},
+    "planning": {*BASE, "command_line", "config"},
     "training": {
         *BASE,
         "command_line",

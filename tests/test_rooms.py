@@ -113,6 +113,7 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
+planning.flops: parameter_table
 serving.__main__: application opening_service server_process
 serving.application: batching http_guard openai_api served_model waiting
 serving.http_guard: openai_api served_model
