@@ -123,24 +123,27 @@ serving.served_model: batching
 serving.server_process: served_model
 serving.waiting: batching openai_api
 training.__main__: distributed environment launchers run start
-training.bad_steps: checkpointing distributed module optim reporting start
+training.bad_steps: checkpointing distributed module optim reporting run_clock start
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
-training.distributed: environment launchers optim
+training.distributed: environment launchers optim run_clock
 training.kept_heap: environment
 training.live: distributed environment
-training.loader: kept_heap signals
-training.module: carried_state distributed optim work_clock
-training.observing: checkpointing live module progress reporting validation
+training.loader: kept_heap run_clock signals
+training.module: carried_state distributed optim run_clock work_clock
+training.observing: checkpointing live module progress reporting run_clock validation
 training.reporting: live progress start
 training.run: bad_steps checkpointing distributed environment kept_heap launchers live
-    loader module observing optim progress reporting signals start step_callback trainer
-    validation
+    loader module observing optim progress reporting run_clock signals start step_callback
+    step_meter step_reports trainer utilization validation
 training.start: carried_state checkpointing distributed environment live optim progress
 training.step_callback: bad_steps checkpointing distributed module observing optim
-    progress reporting signals
+    progress signals step_reports
+training.step_meter: run_clock utilization
+training.step_reports: bad_steps progress reporting step_meter
 training.trainer: distributed fp32_products
-training.validation: checkpointing module progress reporting start
+training.utilization: start
+training.validation: checkpointing module progress reporting run_clock start
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or
 # GitHub look for.

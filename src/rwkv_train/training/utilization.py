@@ -9,7 +9,7 @@ import torch
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.planning.cards import find_card
 from rwkv_train.planning.flops import flops_per_token
-from rwkv_train.planning.parameters import is_planned
+from rwkv_train.planning.parameter_table import is_planned
 from rwkv_train.training.start.product_rate import in_units, product_rate
 
 

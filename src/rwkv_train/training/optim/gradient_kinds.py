@@ -11,7 +11,7 @@ from torch import Tensor
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.adapters import is_adapter
 from rwkv_train.models.parameters import ParameterGroup
-from rwkv_train.planning.parameters import is_planned, tensor_shapes
+from rwkv_train.planning.parameter_table import is_planned, tensor_shapes
 
 ADAPTER_KIND, STATE_KIND, OTHER_KIND = "adapters", "initial states", "others"
 _STATES = ("time_state",)

@@ -26,7 +26,7 @@ class StartRecord:
 
 @dataclass(frozen=True)
 class EndRecord:
-    """What came behind the last step of a start, `step` counted from 0; a line too.
+    """The time behind the last step of a start, `step` counted from 0; a line too.
 
     ending_seconds: until everything is saved; the shares are of these.
     """
