@@ -132,13 +132,14 @@ training.live: distributed environment
 training.loader: kept_heap run_clock signals
 training.module: carried_state distributed optim run_clock work_clock
 training.observing: checkpointing live module progress reporting run_clock validation
+training.profiling: environment reporting run_clock
 training.reporting: live progress start
 training.run: bad_steps checkpointing distributed environment kept_heap launchers live
-    loader module observing optim progress reporting run_clock signals start step_callback
-    step_meter step_reports trainer utilization validation
+    loader module observing optim profiling progress reporting run_clock signals start
+    step_callback step_meter step_reports trainer utilization validation
 training.start: carried_state checkpointing distributed environment live optim progress
 training.step_callback: bad_steps checkpointing distributed module observing optim
-    progress signals step_reports
+    profiling progress signals step_reports
 training.step_meter: run_clock utilization
 training.step_reports: bad_steps progress reporting step_meter
 training.trainer: distributed fp32_products

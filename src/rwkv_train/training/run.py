@@ -36,6 +36,7 @@ from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.observing import Observer
 from rwkv_train.training.optim.freeze import describe_trained, freeze_all_but
 from rwkv_train.training.optim.schedule import make_schedule
+from rwkv_train.training.profiling.step_profiler import StepProfiler
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
@@ -176,6 +177,7 @@ def _callback(
         recovery=recovery,
         observer=Observer(config, validator, questions, saver, clock),
         reports=reports,
+        profiler=StepProfiler(config, clock) if config.log.profile and is_rank_zero() else None,
         stop=stop,
     )
 

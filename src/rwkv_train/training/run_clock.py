@@ -36,12 +36,13 @@ class RunClock:
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
         self._purpose: Purpose = "training"
-        self.label: Callable[[str], AbstractContextManager[object]] = _no_label
+        self.label: Callable[[str], AbstractContextManager[object]] = no_label
         self.start()
 
     def start(self) -> None:
         """Forgets what was counted; an interval begins."""
         self._spent: dict[Purpose, float] = {}
+        self._before: dict[Purpose, float] = {}
         self._began = self._since = self._now()
 
     def switch(self, purpose: Purpose) -> Purpose:
@@ -77,14 +78,20 @@ class RunClock:
         finally:
             self.switch(before)
 
+    def total(self, purpose: Purpose) -> float:
+        """Returns the seconds that a purpose has taken since `start`, until it was last left."""
+        return self._before.get(purpose, 0.0) + self._spent.get(purpose, 0.0)
+
     def take(self) -> Spent:
         """Returns the interval since `start` or the last `take`, and begins the next."""
         self.switch(self._purpose)
         spent = {name: self._spent.get(name, 0.0) for name in Spent._fields[1:]}  # type: ignore[call-overload]
         found = Spent(self._since - self._began, **spent)
+        self._before = {name: self.total(name) for name in self._before | self._spent}
         self._spent, self._began = {}, self._since
         return found
 
 
-def _no_label(purpose: str) -> AbstractContextManager[None]:
+def no_label(purpose: str) -> AbstractContextManager[None]:
+    """Labels nothing."""
     return nullcontext()

@@ -26,6 +26,7 @@ from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.observing import Observer
 from rwkv_train.training.optim.optimizer import set_rates
 from rwkv_train.training.optim.schedule import Schedule, learning_rate, weight_decay
+from rwkv_train.training.profiling.step_profiler import StepProfiler
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.step_reports import StepReports
@@ -54,6 +55,7 @@ class StepCallback(pl.Callback):
         recovery: Recovery,
         observer: Observer,
         reports: StepReports,
+        profiler: StepProfiler | None,
         stop: StopRequest,
     ) -> None:
         self._config = config
@@ -68,6 +70,7 @@ class StepCallback(pl.Callback):
         self._recovery = recovery
         self._observer = observer
         self._reports = reports
+        self._profiler = profiler
         self._meter, self._clock = reports.meter, reports.meter.clock
         self._end_counting: Callable[[], None] = _nothing
         self._state_owed = self._said_postponed = False
@@ -133,10 +136,14 @@ class StepCallback(pl.Callback):
         # What a run ends with is saved when it ends.
         if not self._is_ending(pl_module):
             self._save_what_is_due(trainer, pl_module)
+        if self._profiler is not None and self._profiler.after_step(self._progress.step):
+            self._meter.restart()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Saves the end of the run, or the unfinished mini-epoch it pauses in."""
         progress, length = self._progress, self._length
+        if self._profiler is not None:
+            self._profiler.close()
         # Without a step there is nothing new, and the files of the run before must stay.
         if progress.step == self._first_step:
             return
