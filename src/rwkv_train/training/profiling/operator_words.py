@@ -72,6 +72,8 @@ class OperatorWords:
             return _fused_words(f"{generated[1]}_{'backward' if generated[3] else generated[2]}")
         if name.startswith("Optimizer.zero_grad"):
             return "release of the gradients"
+        if name.endswith("::AccumulateGrad"):
+            return "gradients kept or added up"
         if name.startswith("autograd::") or "::" not in name:
             return ""
         kind, op = kind_of(name), name.partition("::")[2]

@@ -12,7 +12,7 @@ from rwkv_train.training.profiling.operator_words import (
     OperatorWords,
 )
 
-# What the run's clock labels -> words.
+# Purposes of the run's clock -> the ranges of a profile.
 PAUSES = {"data": "waiting for data", "save": "saving", "validation": "validation and samples"}
 LOOP, IDLE = "Python and the loop", "the card waits for the host"
 WAITING = "waiting for other ranks"
@@ -54,11 +54,11 @@ def add_up(
     times: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
     for event in found:
-        if _is_device(event) or event in steps or event.name.startswith(STEP):
+        if _is_device(event) or event.name.startswith(STEP):
             continue
-        if event.name in PAUSES:
-            times[PAUSES[event.name]] += event.cpu_time_total
-            calls[PAUSES[event.name]] += 1
+        if event.name in PAUSES.values():
+            times[event.name] += event.cpu_time_total
+            calls[event.name] += 1
             continue
         # Of a card all threads count: the backward pass has one of its own.
         if _is_paused(event) or not (on_gpu or event.thread in main):
@@ -119,7 +119,7 @@ def _shapes(event: Any) -> Sequence[Sequence[int]]:
 
 
 def _is_paused(event: Any) -> bool:
-    return any(caller.name in PAUSES for caller in _callers(event))
+    return any(caller.name in PAUSES.values() for caller in _callers(event))
 
 
 def _callers(event: Any) -> Iterator[Any]:
