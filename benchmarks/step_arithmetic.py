@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.step_operators import PRODUCTS, WKV, TrafficMode
+from benchmarks.step_operators import TrafficMode
 from benchmarks.whole_step import StepShape, own_sizes
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.residual import Residual
+from rwkv_train.training.profiling.operator_words import PRODUCTS, WKV
 
 README = Path(__file__).parents[1] / "cuda" / "README.md"
 BEGIN = "<!-- step: python -m benchmarks.step_arithmetic -->\n"

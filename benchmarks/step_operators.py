@@ -19,11 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.whole_step import StepShape
+from rwkv_train.training.profiling.operator_words import KINDS, kind_of
 
-PRODUCTS, WKV, FUSED = "products", "WKV", "fused operators"
-OPTIMIZER, ELEMENTWISE = "optimizer", "elementwise and copies"
-KINDS = (PRODUCTS, WKV, FUSED, OPTIMIZER, ELEMENTWISE)
-_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "dot", "mkldnn_linear"}
 PROFILED_STEPS = 3
 
 
@@ -33,16 +30,6 @@ class Share(NamedTuple):
     seconds: float
     bytes: float
     launches: float
-
-
-def kind_of(name: str) -> str:
-    """Returns the kind of an operator by its full name, as `aten::mm` or `rwkv::wkv7_forward`."""
-    space, _, op = name.partition("::")
-    if "adam" in op or op.startswith("_foreach"):
-        return OPTIMIZER
-    if space == "rwkv":
-        return WKV if op.startswith("wkv") else FUSED
-    return PRODUCTS if op.removesuffix("_") in _PRODUCTS else ELEMENTWISE
 
 
 def shares(step: Callable[[], object]) -> dict[str, Share]:

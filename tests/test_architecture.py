@@ -74,7 +74,8 @@ PROGRAMS: dict[str, set[str]] = {
 # library -> the only places that may import it
 ONLY_IN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("pytorch_lightning", "lightning_fabric", "deepspeed", "wandb"), ("training/",)
+        ("pytorch_lightning", "lightning_fabric", "deepspeed", "wandb", "tensorboardX"),
+        ("training/",),
     ),
     # inspect/lengths.py draws a histogram of the documents when asked to.
     "matplotlib": ("training/", "data/inspect/lengths.py"),

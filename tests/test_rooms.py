@@ -113,13 +113,25 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
+planning.__main__: plan_flags plan_program
+planning.choice_text: amounts cards fit parameter_table plan text_table
+planning.file_sizes: held_parameters kept_activations parameter_table
+planning.fit: cards memory plan smaller_settings speed
 planning.flops: parameter_table
 planning.head_memory: kept_activations
 planning.held_parameters: kept_activations parameter_table
 planning.kept_activations: parameter_table
 planning.memory: head_memory held_parameters kept_activations pass_sizes
 planning.pass_sizes: parameter_table
+planning.plan: cards cost file_sizes flops memory parameter_table speed
+planning.plan_flags: amounts cards plan
+planning.plan_program: cards choice_text fit plan plan_flags plan_record plan_text
+    planned_run
+planning.plan_record: fit plan
+planning.plan_text: amounts cost flops plan speed text_table
+planning.planned_run: family parameter_table
 planning.smaller_settings: memory
+planning.speed: cards flops parameter_table
 serving.__main__: application opening_service server_process
 serving.application: batching http_guard openai_api served_model waiting
 serving.http_guard: openai_api served_model
@@ -129,25 +141,30 @@ serving.served_model: batching
 serving.server_process: served_model
 serving.waiting: batching openai_api
 training.__main__: distributed environment launchers out_of_memory run start
-training.bad_steps: checkpointing distributed module optim reporting start
+training.bad_steps: checkpointing distributed module optim reporting run_clock start
 training.carried_state: distributed
 training.checkpointing: distributed module optim progress
-training.distributed: environment launchers optim
+training.distributed: environment launchers optim run_clock
 training.kept_heap: environment
 training.live: distributed environment
-training.loader: kept_heap signals
-training.module: carried_state distributed optim work_clock
-training.observing: checkpointing live module progress reporting validation
+training.loader: kept_heap run_clock signals
+training.module: carried_state distributed optim run_clock work_clock
+training.observing: checkpointing live module progress reporting run_clock validation
 training.out_of_memory: start
+training.profiling: environment reporting run_clock
 training.reporting: live progress start
 training.run: bad_steps checkpointing distributed environment kept_heap launchers live
-    loader module observing optim progress reporting signals start step_callback trainer
-    validation
-training.start: carried_state checkpointing distributed environment live optim progress
+    loader module observing optim profiling progress reporting run_clock signals start
+    step_callback step_meter step_reports trainer utilization validation
+training.start: carried_state checkpointing distributed environment launchers live optim
+    progress
 training.step_callback: bad_steps checkpointing distributed module observing optim
-    progress reporting signals
+    profiling progress signals step_reports
+training.step_meter: run_clock utilization
+training.step_reports: bad_steps progress reporting step_meter
 training.trainer: distributed fp32_products
-training.validation: checkpointing module progress reporting start
+training.utilization: start
+training.validation: checkpointing module progress reporting run_clock start
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or
 # GitHub look for.

@@ -11,18 +11,7 @@ from benchmarks import peers
 from benchmarks.peer_adapters import AbsentPeerError, Peer, nano_rwkv
 from benchmarks.peer_contestants import Contestant, as_torch_multiplies
 from benchmarks.peers import same_loss, timed_rounds, timing_of
-from benchmarks.step_operators import (
-    ELEMENTWISE,
-    FUSED,
-    KINDS,
-    OPTIMIZER,
-    PRODUCTS,
-    WKV,
-    TrafficMode,
-    kind_of,
-    plain_operators,
-    shares,
-)
+from benchmarks.step_operators import TrafficMode, plain_operators, shares
 from benchmarks.whole_step import (
     StepShape,
     own_loss,
@@ -32,6 +21,15 @@ from benchmarks.whole_step import (
     training_step,
 )
 from rwkv_train.ops import squared_relu
+from rwkv_train.training.profiling.operator_words import (
+    ELEMENTWISE,
+    FUSED,
+    KINDS,
+    OPTIMIZER,
+    PRODUCTS,
+    WKV,
+    kind_of,
+)
 
 SHAPE = StepShape(layers=2, width=64, vocab=50, ctx_len=16, batch=2)
 CPU = torch.device("cpu")

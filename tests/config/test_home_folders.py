@@ -14,7 +14,7 @@ from rwkv_train.errors import ConfigError
 from rwkv_train.files import expand_home
 from rwkv_train.inference.__main__ import generate_parser
 
-NO_PATHS = {"accept_changes", "eval_tasks", "lora_targets", "lora_train", "wandb"}
+NO_PATHS = {"accept_changes", "eval_tasks", "lora_targets", "lora_train", "run_name", "wandb"}
 
 
 @pytest.fixture(autouse=True)

@@ -89,7 +89,7 @@ WRONG = [
 def runs(monkeypatch):
     """Stands in for what comes after the flags and keeps what it is called with."""
     calls = []
-    monkeypatch.setattr(training_main, "_run", lambda *call: calls.append(call) or 0)
+    monkeypatch.setattr(training_main, "_run", lambda *call: calls.append(call[:-1]) or 0)
     return calls
 
 
@@ -120,7 +120,7 @@ def test_a_right_command_line_reaches_the_run_with_its_notices(runs, capsys):
     ],
 )
 def test_what_the_run_raises_becomes_status_and_line(raised, status, message, monkeypatch, capsys):
-    def run(config, notices, ranks):
+    def run(config, notices, ranks, began):
         raise raised
 
     monkeypatch.setattr(training_main, "_run", run)

@@ -9,7 +9,7 @@ import pytest
 
 from rwkv_train.data.samples.dataset import TokenDataset
 from rwkv_train.training.progress import Progress, StepSize
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_steps
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_no_sample_is_repeated_or_left_out(
     # Lightning fetches one batch ahead at a pause, but none is trained twice
     assert sorted(set(samples_read)) == list(range(1, 49))
     assert f"step 6 becomes step {24 // batch}" in capsys.readouterr().out
-    records = read_metrics(tmp_path / "out")
+    records = read_steps(tmp_path / "out")
     tokens = [r["tokens"] for r in records]
     assert tokens == [*range(128, 769, 128), *range(768 + batch * 32, 48 * 32 + 1, batch * 32)]
     assert records[6]["step"] == 24 // batch
@@ -64,7 +64,7 @@ def test_a_finished_run_goes_on_when_its_budget_is_raised(
 ):
     assert run_training(exit_tokens=12 * 128) == 0
     assert run_training(exit_tokens=14 * 128) == 0
-    records = read_metrics(tmp_path / "out")
+    records = read_steps(tmp_path / "out")
     assert [r["step"] for r in records] == list(range(14))
     assert sorted(set(samples_read)) == list(range(1, 57))
     # 12 steps had already come down to nearly the last rate; the longer curve is above it again

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.loop import PARTS, WARM_UP, StepClocks, install
 from rwkv_train.data.samples.batch import Batch
-from rwkv_train.training import step_callback, work_clock
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training import step_meter, work_clock
+from rwkv_train.training.reporting.metrics_file import read_steps
 
 # Calls of Python and of C functions; some milliseconds, in a step of the demo less than 3 %.
 MOST_CALLS = 4_500
@@ -74,9 +74,9 @@ def test_a_run_tells_the_share_of_a_step_that_is_not_the_model(
     work: int,
 ):
     monkeypatch.setattr(work_clock, "time", ticking(1))
-    monkeypatch.setattr(step_callback, "time", ticking(100))
+    monkeypatch.setattr(step_meter, "time", ticking(100))
     assert run_training(max_steps=3, epoch_steps=100, **options) == 0
-    shares = [record["loop_share"] for record in read_metrics(tmp_path / "out")]
+    shares = [record["loop_share"] for record in read_steps(tmp_path / "out")]
     assert shares == [pytest.approx(1 - work / 100)] * 3
     (told,) = re.findall(r"mini-epoch 0: .* kt/s, loop (.*)% of a step", capsys.readouterr().out)
     assert float(told) == pytest.approx(100 - work)
@@ -86,7 +86,7 @@ def test_deepspeed_computes_out_of_sight_and_no_share_is_told(
     run_training: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert run_training(max_steps=2, strategy="deepspeed_stage_1") == 0
-    assert [r["loop_share"] for r in read_metrics(tmp_path / "out")] == [None, None]
+    assert [r["loop_share"] for r in read_steps(tmp_path / "out")] == [None, None]
     assert "of a step" not in capsys.readouterr().out
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.weights import load_weights
 from rwkv_train.inference.loading import load_model
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_steps
 from tests.helpers import load_json
 
 STEPS = 8
@@ -267,7 +267,7 @@ def test_every_step_equals_the_loop_written_out(
     }
     assert run_training(**options) == 0
     out = tmp_path / "out"
-    records = read_metrics(out)
+    records = read_steps(out)
     expected, weights = expected_run(version, out / "rwkv-init.pth", corpus, curve)
     assert len(records) == len(expected) == STEPS
     # the curve really falls: the test would notice a step that changes nothing

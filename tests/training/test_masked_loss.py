@@ -14,7 +14,7 @@ from torch.nn import functional
 import train
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.inference import loading
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics, read_steps
 from tests.training import runs
 from tests.training.masked_data import T, held_out_samples, samples
 from tests.training.runs import losses
@@ -51,7 +51,7 @@ def test_loss_and_gradient_are_those_of_a_loop_over_the_whole_batch(
     loss = total / counted
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
-    (record,) = read_metrics(out)
+    (record,) = read_steps(out)
     assert record["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rwkv_train.checkpoint.resume import load_state
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics, read_steps
 from tests.training.runs import assert_same_weights, loss_steps, losses, weights
 
 Run = Callable[..., int]
@@ -32,7 +32,7 @@ def test_a_run_ends_with_its_budget_and_leaves_the_files_people_expect(
     # 1500 tokens at 4 x 32 a step: 12 steps; mini-epochs of 5 end after steps 5 and 10.
     names = {p.name for p in out.glob("*.pth")}
     assert names == {"rwkv-init.pth", "rwkv-0.pth", "rwkv-1.pth", "rwkv-final.pth"}
-    records = read_metrics(out)
+    records = read_steps(out)
     assert [r["step"] for r in records] == list(range(12))
     assert set(records[0]) == {
         "step",
@@ -43,6 +43,8 @@ def test_a_run_ends_with_its_budget_and_leaves_the_files_people_expect(
         "tokens",
         "tokens_per_second",
         "loop_share",
+        *("seconds", "data_share", "communication_share", "save_share", "validation_share"),
+        *("mfu", "mfu_card", "memory", "grad_norms"),
     }
     assert all(0 < r["loop_share"] < 1 for r in records)
     assert [r["tokens"] for r in records] == [128 * (s + 1) for s in range(12)]
@@ -136,7 +138,7 @@ def test_bare_weights_of_another_trainer_go_on_at_the_next_mini_epoch(
     capsys.readouterr()
     assert run_training() == 0
     assert "the optimizer starts empty" in capsys.readouterr().out
-    records = read_metrics(out)
+    records = read_steps(out)
     assert [r["step"] for r in records] == list(range(12))
     # The ramp is repeated: its first step has 1 % of the scheduled rate.
     assert records[10]["lr"] < 0.02 * records[9]["lr"]

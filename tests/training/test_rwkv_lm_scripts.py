@@ -16,7 +16,7 @@ import torch
 import generate
 import train
 from rwkv_train.models.backbone import RWKV
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_steps
 from tests.models.tiny import tiny_model
 from tests.training.runs import loss_steps, losses, start, start_cold, weights
 from tests.training.rwkv_lm_lines import (
@@ -176,7 +176,7 @@ def test_v4neo_finetunes_on_a_numpy_file(tmp_path: Path):
     assert ended.returncode == 0, ended.stderr
     found = losses(tmp_path / "out")
     assert list(found) == [0, 1, 2, 3] and found[3] < found[0]
-    assert all(record["lr"] == 1e-3 for record in read_metrics(tmp_path / "out"))
+    assert all(record["lr"] == 1e-3 for record in read_steps(tmp_path / "out"))
 
 
 def folder_of_rwkv_lm(folder: Path, model: RWKV) -> None:
@@ -215,7 +215,7 @@ def test_a_project_folder_of_rwkv_lm_goes_on(
     )
     assert train.main(argv) == 0
     assert "rwkv-2.pth has no training state next to it" in capsys.readouterr().out
-    records = read_metrics(tmp_path)
+    records = read_steps(tmp_path)
     assert [r["step"] for r in records] == [first, first + 1, first + 2]
     # at the end of the cosine the rate is lr_final; the ramp begins at a hundredth of it
     for number, record in enumerate(records):

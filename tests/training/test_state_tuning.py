@@ -16,7 +16,7 @@ from rwkv_train.inference.loading import load_model
 from rwkv_train.models.parameters import parameter_groups
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.training.optim.freeze import freeze_all_but
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_steps
 from tests.models.tiny import random_tokens, tiny_model
 from tests.training.runs import assert_same_weights, loss_steps, losses, weights
 from tests.training.rwkv_lm_lines import RUN, changed
@@ -120,7 +120,7 @@ def test_the_rate_is_that_of_the_reference(tune: Callable[..., int], tmp_path: P
         max_steps=21,
         adam_eps="1e-8",
     )
-    rates = {r["step"]: r["lr"] for r in read_metrics(tmp_path)}
+    rates = {r["step"]: r["lr"] for r in read_steps(tmp_path)}
     for step, rate in {0: 0.01, 5: 0.505, 10: 1.0, 20: 0.847529}.items():
         assert rates[step] == pytest.approx(rate, rel=1e-4)
 

@@ -84,6 +84,17 @@ class LogConfig:
     """Weights & Biases project; None: off"""
     wandb_mode: Literal["online", "offline", "disabled"] = "online"
     """offline and disabled need no account"""
+    tensorboard: bool = False
+    """write proj_dir/tensorboard for TensorBoard, the same curves as metrics.jsonl"""
+    run_name: str | None = None
+    """name of the run in wandb and TensorBoard; None: sizes and time, as RWKV-LM names it, and in
+    TensorBoard the folder's own"""
+    profile: Annotated[int | None, AtLeast(1)] = None
+    """steps to profile once this start is warm, into proj_dir/profile-STEP.json.gz (Perfetto) and
+    .txt; None: none"""
+    measure_rate: bool = False
+    """measure anew how fast this machine multiplies matrices, of which MFU is a share; 0: take what
+    the cache knows of it"""
     enable_progress_bar: bool = True
     """show the progress bar"""
     plot: bool = True

@@ -221,6 +221,10 @@ RULES: Mapping[str, ResumeRule] = {
     # log
     "wandb": _NOTHING,
     "wandb_mode": _NOTHING,
+    "tensorboard": _NOTHING,
+    "run_name": _NOTHING,
+    "profile": _NOTHING,
+    "measure_rate": _NOTHING,
     "enable_progress_bar": _NOTHING,
     "plot": _NOTHING,
     "eval_tasks": _NOTHING,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -55,6 +56,7 @@ def _run_command(given: list[str]) -> int:
     A fault is one line on stderr.  torch and its companions are imported only once the flags are
     known to be right, so that --help and a typing error answer at once.
     """
+    began = time.perf_counter()
     try:
         try:
             words = without_local_rank(given, variables())
@@ -70,7 +72,7 @@ def _run_command(given: list[str]) -> int:
             return _refuse_on_all_ranks(given, error)
         if launch.starts_children and launch.num_nodes == 1:
             _build_kernels(config)
-        return _start(launch, given, config.hardware.dist_timeout, _body(config, notices))
+        return _start(launch, given, config.hardware.dist_timeout, _body(config, notices, began))
     except TrainerError as error:
         print(f"error: {error.in_one_line()}", file=sys.stderr)
         return exit_status(error)
@@ -168,15 +170,15 @@ def _decide_in_spite_of(argv: list[str]) -> Launch | None:
     return None
 
 
-def _body(config: RunConfig, notices: list[str]) -> Callable[[Ranks], int]:
-    return lambda ranks: _run(config, notices, ranks)
+def _body(config: RunConfig, notices: list[str], began: float) -> Callable[[Ranks], int]:
+    return lambda ranks: _run(config, notices, ranks, began)
 
 
-def _run(config: RunConfig, notices: list[str], ranks: Ranks) -> int:
+def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> int:
     """Prepares and runs what a configuration asks for, alone in its project folder.
 
-    notices: lines about translated flags, printed once. Returns the exit status. Raises
-    TrainerError.
+    notices: lines about translated flags, printed once; began: when the program did, by
+    `time.perf_counter`. Returns the exit status. Raises TrainerError.
     """
     from rwkv_train.training.distributed.file_transfer import ReceivedFiles
     from rwkv_train.training.start.prepare import prepare_run
@@ -202,7 +204,7 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks) -> int:
         from rwkv_train.training.run import run
 
         with out_of_memory_explained(prepared.config, prepared.memory):
-            return run(prepared, ranks, received)
+            return run(prepared, ranks, received, began)
 
 
 if __name__ == "__main__":

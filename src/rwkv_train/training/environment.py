@@ -134,6 +134,12 @@ def set_unless_given(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def quiet_profiler() -> None:
+    """Keeps torch's profiler from printing when it starts and stops; before its first use."""
+    # Above its highest level.
+    set_unless_given("KINETO_LOG_LEVEL", "6")
+
+
 def quiet_connections() -> None:
     """Keeps torch from warning of every address without a name and every attempt to connect.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +17,7 @@ from rwkv_train.data.samples.sample_source import SampleSource
 from rwkv_train.data.sampling.sampler import SampleNumbers
 from rwkv_train.errors import DataError
 from rwkv_train.training.kept_heap import give_back_heap
+from rwkv_train.training.run_clock import RunClock
 from rwkv_train.training.signals import ignore_stop_signals
 
 
@@ -36,16 +40,46 @@ class FaultRecordingDataset(Dataset[Sample]):
             return Sample(nothing, nothing, fault=str(error), number=number)
 
 
+class TimedLoader(DataLoader[Sample]):
+    """A loader that counts how long it is waited for, where a `clock` is set.
+
+    Set behind the constructor, whose arguments Lightning keeps to build loaders anew.
+    """
+
+    clock: RunClock | None = None
+
+    def __iter__(self) -> Any:
+        """Returns torch's iterator, timed."""
+        batches = super().__iter__()
+        return batches if self.clock is None else _timed(batches, self.clock)
+
+
+def _timed(batches: Iterator[Any], clock: RunClock) -> Iterator[Any]:
+    while True:
+        with clock.spending("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 class RunData(pl.LightningDataModule):
     """Micro batches of this rank (`data.samples.batch.Batch`), in the run's order.
 
-    first_step, steps: the part of the run that is still to do, in optimizer steps.
+    first_step, steps: the part of the run that is still to do, in optimizer steps. clock: counts
+    how long they are waited for.
     """
 
     def __init__(
-        self, dataset: SampleSource, config: ResolvedConfig, first_step: int, steps: int
+        self,
+        dataset: SampleSource,
+        config: ResolvedConfig,
+        first_step: int,
+        steps: int,
+        clock: RunClock,
     ) -> None:
         super().__init__()
+        self._clock = clock
         rows = FaultRecordingDataset(dataset, config.data.ctx_len)
         self._dataset = WindowDataset(rows, window_len(config))
         self._config = config
@@ -71,7 +105,7 @@ class RunData(pl.LightningDataModule):
         windows = windows_per_row(self._config)
         # Before the workers are forked; spawned ones send as torch does, which is understood too.
         send_batches_by_value()
-        return DataLoader(
+        loader = TimedLoader(
             self._dataset,
             batch_size=train.micro_bsz,
             sampler=WindowNumbers(rows, windows, self._first_step, self._steps),
@@ -86,6 +120,8 @@ class RunData(pl.LightningDataModule):
             # a resumed run's dropout differ from an uninterrupted one's.
             generator=torch.Generator().manual_seed(0),
         )
+        loader.clock = self._clock
+        return loader
 
 
 def _begin_worker(worker: int) -> None:

@@ -16,16 +16,20 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import ParameterGroup
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.training.carried_state import CarriedStates
+from rwkv_train.training.distributed.rank_waits import count_wait_behind_backward
 from rwkv_train.training.distributed.strategy import zero_engine
+from rwkv_train.training.optim.gradient_kinds import GradientKinds
 from rwkv_train.training.optim.master_weights import round_weights
 from rwkv_train.training.optim.optimizer import build_optimizer, clip_gradients
+from rwkv_train.training.run_clock import RunClock
 from rwkv_train.training.work_clock import WorkClock
 
 
 class TrainingModule(pl.LightningModule):
     """One micro batch forward to its loss; everything a run does around it is in callbacks.
 
-    allows_step: receives the global gradient norm before clipping; False skips the step.
+    allows_step: receives the global gradient norm before clipping; False skips the step. clock: of
+    the run, which is told of waits for other ranks.
     """
 
     def __init__(
@@ -36,8 +40,12 @@ class TrainingModule(pl.LightningModule):
         hardware: ResolvedHardware,
         carried: CarriedStates,
         allows_step: Callable[[Tensor], bool],
+        clock: RunClock,
     ) -> None:
         super().__init__()
+        self._clock = clock
+        self.gradient_kinds = GradientKinds(groups, model.config)
+        self._measures_kinds = False
         self.model = model
         self._groups = groups
         self._optim = optim
@@ -47,6 +55,8 @@ class TrainingModule(pl.LightningModule):
         # loss and sample numbers of each micro batch of the current step
         self._micro_batches: list[tuple[Tensor, tuple[int, ...]]] = []
         self._counts = False
+        # Of DDP's: on a card the host does not wait for them.
+        self._waits_in_sight = hardware.strategy == "ddp" and hardware.accelerator == "cpu"
         self._fault: str | None = None
         self.stop_requested = False
         self._work = WorkClock()
@@ -76,9 +86,12 @@ class TrainingModule(pl.LightningModule):
 
     def backward(self, loss: Tensor, *_: Any, **options: Any) -> None:
         """Computes the gradients; DeepSpeed's engine does so by itself."""
+        if self._waits_in_sight:
+            count_wait_behind_backward(loss, self._clock)
         self._work.begin()
         loss.backward(**options)  # type: ignore[no-untyped-call]  # torch's own
         self._work.end()
+        self._clock.switch("training")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns the optimizer over RWKV's parameter groups; rounds the weights if it is to."""
@@ -94,6 +107,9 @@ class TrainingModule(pl.LightningModule):
         if zero_engine(self.trainer.strategy) is not None:
             # DeepSpeed's engine measures and clips itself, and the veto decides inside it.
             return
+        if self._measures_kinds:
+            # Before they are clipped.
+            self.gradient_kinds.measure()
         self._work.begin()
         norm = clip_gradients(self.trainer.optimizers[0], self._optim.grad_clip)
         self._work.end()
@@ -151,8 +167,14 @@ class TrainingModule(pl.LightningModule):
         """Tells whether the loss mask counts a token of this rank's in the current step."""
         return self._counts
 
-    def begin_step(self) -> None:
-        """Forgets what was kept of the step before."""
+    def begin_step(self, *, measures_kinds: bool) -> None:
+        """Forgets what was kept of the step before.
+
+        measures_kinds: whether the norms of the gradients by kind are wanted of this one, which
+        ZeRO does not give: its ranks have parts of them.
+        """
+        self._measures_kinds = measures_kinds
+        self.gradient_kinds.forget()
         self._micro_batches.clear()
         self._counts = False
         self._work.reset()

@@ -36,10 +36,12 @@ from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.observing import Observer
 from rwkv_train.training.optim.freeze import describe_trained, freeze_all_but
 from rwkv_train.training.optim.schedule import make_schedule
+from rwkv_train.training.profiling.step_profiler import StepProfiler
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
+from rwkv_train.training.run_clock import RunClock
 from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
@@ -49,7 +51,10 @@ from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import restore_carried, resume_progress
 from rwkv_train.training.step_callback import StepCallback
+from rwkv_train.training.step_meter import StepMeter, figures_left_out
+from rwkv_train.training.step_reports import StepReports
 from rwkv_train.training.trainer import build_trainer, set_up_torch
+from rwkv_train.training.utilization import Utilization, find_utilization
 from rwkv_train.training.validation import Validator
 
 # A run without an end still needs a length for the loader.
@@ -64,10 +69,11 @@ class Beginning(NamedTuple):
     length: RunLength
 
 
-def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
+def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float) -> int:
     """Trains from the resume point to the end of the run.
 
     received: files of the resume point, which are in use until the ranks have made their models.
+    began: when the program began, by `time.perf_counter`.
     Returns the exit status: 0 at the end, 128 + n after signal n. Raises TrainerError, and
     RemoteRankError on the ranks that leave because of another's fault.
     """
@@ -91,24 +97,33 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles) -> int:
         config.hardware, micro_bsz=config.train.micro_bsz, grad_clip=config.optim.grad_clip
     )
     reporters: list[Reporter] = []
+    utilization = Utilization()
     if is_rank_zero():
+        utilization, lines = find_utilization(config)
+        machine += lines
         _print_header(prepared, beginning, ranks.launch, model, groups, machine)
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
-    veto = StepVeto(detector)
+    clock = RunClock()
+    veto = StepVeto(detector, clock)
     saver = _saver(prepared, beginning, detector, base, model)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     recovery = Recovery(config, length, detector, ranks)
-    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reporters)
-    module = TrainingModule(model, groups, config.optim, config.hardware, carried, veto.allows)
+    meter = StepMeter(config, length, clock, utilization, began)
+    reports = StepReports(length, progress.step, meter, reporters)
+    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports)
+    module = TrainingModule(
+        model, groups, config.optim, config.hardware, carried, veto.allows, clock
+    )
     begin_group(ranks, config.hardware)
     # All ranks have made their models.
     received.remove()
     trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
     steps = (length.total_steps or ENDLESS) - progress.step
-    trainer.fit(module, datamodule=RunData(prepared.samples.training, config, progress.step, steps))
+    data = RunData(prepared.samples.training, config, progress.step, steps, clock)
+    trainer.fit(module, datamodule=data)
     if trainer.interrupted:
         # Lightning swallows a Ctrl-C that comes before the first step.
         raise KeyboardInterrupt
@@ -144,13 +159,13 @@ def _callback(
     veto: StepVeto,
     saver: Saver,
     recovery: Recovery,
-    reporters: list[Reporter],
+    reports: StepReports,
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
     conventions = VERSIONS[config.model.rwkv_version].conventions
-    stop = StopRequest()
+    stop, clock = StopRequest(), reports.meter.clock
     questions = LiveQuestions(config, prepared.live, lambda: stop.received is not None)
-    validator = Validator(config, prepared.samples.held_out)
+    validator = Validator(config, prepared.samples.held_out, clock)
     return StepCallback(
         config,
         beginning.length,
@@ -161,8 +176,9 @@ def _callback(
         veto=veto,
         saver=saver,
         recovery=recovery,
-        observer=Observer(config, validator, questions, saver),
-        reporters=reporters,
+        observer=Observer(config, validator, questions, saver, clock),
+        reports=reports,
+        profiler=StepProfiler(config, clock) if config.log.profile and is_rank_zero() else None,
         stop=stop,
     )
 
@@ -228,6 +244,7 @@ def _print_header(
             *launch.notes,
             *prepared.derived,
             *bf16_notes(config.hardware),
+            *figures_left_out(config.hardware),
             *learns,
             *samples.notes,
             *prepared.live.notes(),

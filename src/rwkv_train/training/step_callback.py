@@ -6,8 +6,7 @@ unit for saving, logging and naming.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,14 +20,19 @@ from rwkv_train.training.bad_steps.step_veto import RankFlags, StepOutcome, Step
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.training_state import restore_state
 from rwkv_train.training.distributed.collectives import gather_objects, raise_on_all_ranks
+from rwkv_train.training.distributed.rank_waits import count_collectives
+from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.observing import Observer
 from rwkv_train.training.optim.optimizer import set_rates
 from rwkv_train.training.optim.schedule import Schedule, learning_rate, weight_decay
+from rwkv_train.training.profiling.step_profiler import StepProfiler
 from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import EmptyStepRecord, EpochRecord, StepRecord
-from rwkv_train.training.reporting.reporter import Reporter, notify
 from rwkv_train.training.signals import StopRequest
+from rwkv_train.training.step_reports import StepReports
+
+# Steps from one measurement of the gradients by kind to the next: another pass over all of them.
+GRADIENT_KINDS_EVERY = 20
 
 
 class StepCallback(pl.Callback):
@@ -50,25 +54,27 @@ class StepCallback(pl.Callback):
         saver: Saver,
         recovery: Recovery,
         observer: Observer,
-        reporters: Sequence[Reporter],
+        reports: StepReports,
+        profiler: StepProfiler | None,
         stop: StopRequest,
     ) -> None:
         self._config = config
         self._length = length
         self._schedule = schedule
         self._progress = progress
-        self._first_step, self._first_epoch = progress.step, progress.step // length.epoch_steps
+        self._first_step = progress.step
         self._state = state
         self._detector = detector
         self._veto = veto
         self._saver = saver
         self._recovery = recovery
         self._observer = observer
-        self._reporters = reporters
+        self._reports = reports
+        self._profiler = profiler
+        self._meter, self._clock = reports.meter, reports.meter.clock
+        self._end_counting: Callable[[], None] = _nothing
         self._state_owed = self._said_postponed = False
         self._epoch_owed: int | None = None
-        self._last: StepRecord | None = None
-        self._step_began = 0.0
         self.stop = stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
@@ -84,6 +90,9 @@ class StepCallback(pl.Callback):
             self._state.clear()
             self._state = None
         self._veto.attach(trainer, pl_module.step_loss, lambda: self._flags(trainer, pl_module))
+        if self._config.hardware.accelerator == "cpu" and zero_engine(trainer.strategy) is not None:
+            self._end_counting = count_collectives(self._clock)
+        self._reports.begin(self._progress)
         # Last: a signal before this point ends the process at once, and nothing is lost.
         self.stop.listen()
 
@@ -93,10 +102,9 @@ class StepCallback(pl.Callback):
         """Sets rate and decay before the first micro batch of a step."""
         if pl_module.stop_requested or batch_idx % self._config.train.accumulate_grad_batches:
             return
-        if self._step_began == 0.0:
-            self._step_began = time.perf_counter()
-        pl_module.begin_step()
+        self._meter.begin()
         step = self._progress.step
+        pl_module.begin_step(measures_kinds=step % GRADIENT_KINDS_EVERY == 0)
         # By steps over all restarts; Lightning's count begins at 0 each time.
         set_rates(trainer.optimizers[0], self._rate(step), weight_decay(self._schedule, step))
 
@@ -122,29 +130,35 @@ class StepCallback(pl.Callback):
         self._report_saves()
         if self._progress.step % self._length.epoch_steps == 0:
             self._end_epoch()
-        if self._observer.after_step(trainer, pl_module, self._progress, self._reporters):
-            self._step_began = time.perf_counter()
+        if self._observer.after_step(trainer, pl_module, self._progress, self._reports.reporters):
+            self._meter.restart()
         self._state_owed |= outcome.flags.save_due
         # What a run ends with is saved when it ends.
         if not self._is_ending(pl_module):
             self._save_what_is_due(trainer, pl_module)
+        if self._profiler is not None and self._profiler.after_step(self._progress.step):
+            self._meter.restart()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Saves the end of the run, or the unfinished mini-epoch it pauses in."""
         progress, length = self._progress, self._length
+        if self._profiler is not None:
+            self._profiler.close()
         # Without a step there is nothing new, and the files of the run before must stay.
         if progress.step == self._first_step:
             return
-        self._announce_epoch_rest()
-        self._observer.at_epoch(trainer, pl_module, progress, self._reporters)
-        if length.completes and progress.step == length.total_steps:
-            self._saver.save_final(trainer, pl_module, progress)
-        elif self._saver.saved_step != progress.step:
-            epoch = (progress.step - 1) // length.epoch_steps
-            self._saver.save_epoch(trainer, pl_module, progress, epoch, wait=True)
-        else:
-            self._saver.finish(trainer)
+        self._reports.epoch(self._progress)
+        self._observer.at_epoch(trainer, pl_module, progress, self._reports.reporters)
+        with self._clock.spending("save"):
+            if length.completes and progress.step == length.total_steps:
+                self._saver.save_final(trainer, pl_module, progress)
+            elif self._saver.saved_step != progress.step:
+                epoch = (progress.step - 1) // length.epoch_steps
+                self._saver.save_epoch(trainer, pl_module, progress, epoch, wait=True)
+            else:
+                self._saver.finish(trainer)
         self._report_saves()
+        self._reports.end(progress)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes files and bars."""
@@ -160,11 +174,12 @@ class StepCallback(pl.Callback):
         # People wait for the prompt now: what is left of a save is tried at once.
         self._saver.wait(skip_backoff=True)
         self._report_saves()
+        self._end_counting()
+        self._end_counting = _nothing
         self.stop.release()
         self._observer.close()
-        notify(self._reporters, lambda reporter: reporter.close())
-        # Closed once, whichever hook comes first.
-        self._reporters = ()
+        # Once, whichever hook comes first.
+        self._reports.close()
 
     def _rate(self, step: int) -> float:
         return learning_rate(self._schedule, step, step - self._progress.ramp_begin)
@@ -201,45 +216,34 @@ class StepCallback(pl.Callback):
         step = self._progress.step
         self._progress.add_loss(outcome.loss)
         self._detector.record_good(outcome.loss)
-        now = time.perf_counter()
-        seconds, self._step_began = now - self._step_began, now
-        record = StepRecord(
-            step=step,
-            loss=outcome.loss,
-            lr=self._rate(step),
-            weight_decay=weight_decay(self._schedule, step),
-            grad_norm=outcome.grad_norm,
-            tokens=(step + 1) * self._length.tokens_per_step,
-            tokens_per_second=self._length.tokens_per_step / max(seconds, 1e-9),
-            loop_share=module.loop_share(seconds),
-        )
-        self._last = record
-        notify(self._reporters, lambda reporter: reporter.on_step(record, self._progress))
+        self._meter.end()
+        rates = self._rate(step), weight_decay(self._schedule, step)
+        share = module.loop_share(self._meter.seconds)
+        kinds = module.gradient_kinds.take()
+        self._reports.step(self._progress, outcome, rates, share, kinds)
 
     def _pass_over(self) -> None:
         """Counts a step with nothing to learn: its samples are read, and nothing changes."""
-        step, length = self._progress.step, self._length
         self._progress.skip_step()
         self._detector.record_empty()
-        first, last = length.samples(step)
-        record = EmptyStepRecord(step, [first, last], (step + 1) * length.tokens_per_step)
-        notify(self._reporters, lambda reporter: reporter.on_empty_step(record))
-        self._step_began = time.perf_counter()
+        self._reports.empty_step(self._progress)
+        self._meter.restart()
 
     def _skip(self, trainer: pl.Trainer, module: TrainingModule, outcome: StepOutcome) -> None:
         """Counts a step that was skipped; after several in a row the run rolls back. Collective."""
         record = self._recovery.skip_step(trainer, module, outcome, self._progress.step)
         self._progress.skip_step()
-        notify(self._reporters, lambda reporter: reporter.on_bad_step(record))
+        self._reports.bad_step(record)
         if self._detector.must_roll_back():
             # The state that is being written may be the one to return to.
-            self._saver.wait_on_all_ranks(trainer, skip_backoff=True)
+            with self._clock.spending("save"):
+                self._saver.wait_on_all_ranks(trainer, skip_backoff=True)
             back = self._recovery.roll_back(trainer, module, self._progress.step, record.skipped)
-            notify(self._reporters, lambda reporter: reporter.on_rollback(back))
+            self._reports.rollback(back)
             # A run that is killed now would resume before the samples that are skipped, and meet
             # the same bad steps again.
             self._state_owed = True
-        self._step_began = time.perf_counter()
+        self._meter.restart()
 
     def _is_ending(self, module: TrainingModule) -> bool:
         """Tells whether the run ends after this step, and `on_train_end` saves it."""
@@ -253,21 +257,23 @@ class StepCallback(pl.Callback):
         # A state in the middle of bad steps would be one to roll back to.
         if self._detector.bad_in_a_row:
             if not self._said_postponed:
-                notify(self._reporters, lambda reporter: reporter.on_save_postponed(step))
+                self._reports.save_postponed(step)
             self._said_postponed = True
             return
-        if epoch is None:
-            self._saver.save_between(trainer, module, self._progress)
-        else:
-            self._observer.at_epoch(trainer, module, self._progress, self._reporters)
-            self._saver.save_epoch(trainer, module, self._progress, epoch, wait=False)
+        if epoch is not None:
+            self._observer.at_epoch(trainer, module, self._progress, self._reports.reporters)
+        with self._clock.spending("save"):
+            if epoch is None:
+                self._saver.save_between(trainer, module, self._progress)
+            else:
+                self._saver.save_epoch(trainer, module, self._progress, epoch, wait=False)
         self._state_owed, self._epoch_owed, self._said_postponed = False, None, False
         # Saving is not training: it must not count in the next step's tokens per second.
-        self._step_began = time.perf_counter()
+        self._meter.restart()
 
     def _end_epoch(self) -> None:
         """Reports the mini-epoch that ends, and begins the next; it is saved if that is due."""
-        self._announce_epoch_rest()
+        self._reports.epoch(self._progress)
         # Before the state is captured, so that a resumed run agrees.
         self._progress.begin_epoch()
         every = self._config.train.epoch_save
@@ -275,17 +281,9 @@ class StepCallback(pl.Callback):
         if every > 0 and epoch % every == 0:
             self._epoch_owed = epoch
 
-    def _announce_epoch_rest(self) -> None:
-        """Reports the mini-epoch that ends here, or that the run ends in; not one without steps."""
-        progress, last = self._progress, self._last
-        if progress.epoch_loss_steps and last is not None:
-            epoch = (progress.step - 1) // self._length.epoch_steps
-            record = EpochRecord(epoch, epoch - self._first_epoch, progress.epoch_loss, last)
-            notify(self._reporters, lambda reporter: reporter.on_epoch(record))
-
     def _report_saves(self) -> None:
-        for path in self._saver.take_written():
-            self._announce_save(str(path))
+        self._reports.saves(self._saver.take_written())
 
-    def _announce_save(self, path: str) -> None:
-        notify(self._reporters, lambda reporter: reporter.on_save(path))
+
+def _nothing() -> None:
+    """Ends nothing, where nothing was begun."""

@@ -25,14 +25,18 @@ from rwkv_train.training.reporting.validation_record import (
     bucket_count,
     make_record,
 )
+from rwkv_train.training.run_clock import RunClock
 from rwkv_train.training.start.open_data import HeldOutSource
 
 
 class Validator:
     """Validates when the step callback asks for it, and keeps the best weights if asked to."""
 
-    def __init__(self, config: ResolvedConfig, sources: Sequence[HeldOutSource]) -> None:
+    def __init__(
+        self, config: ResolvedConfig, sources: Sequence[HeldOutSource], clock: RunClock
+    ) -> None:
         self._config = config
+        self._clock = clock
         self._sources = sources
         data = config.data
         # As states of earlier versions know the data.
@@ -77,7 +81,8 @@ class Validator:
         notify(reporters, lambda reporter: reporter.on_validation(record))
         # Every rank saw the same loss, and so all of them gather the weights or none does.
         if record.is_best and config.train.save_best:
-            saver.save_best(trainer, module, {"val_loss": record.loss, "val_data": data})
+            with self._clock.spending("save"):
+                saver.save_best(trainer, module, {"val_loss": record.loss, "val_data": data})
 
 
 def samples_digest(sources: Sequence[HeldOutSource]) -> str:

@@ -17,6 +17,7 @@ from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.step_veto import RankFlags, StepVeto
 from rwkv_train.training.bad_steps.zero_veto import global_norm
 from rwkv_train.training.distributed.strategy import ZERO_STAGES, build_strategy
+from rwkv_train.training.run_clock import RunClock
 
 
 def zero_with(*groups: list[torch.Tensor]) -> Any:
@@ -85,7 +86,7 @@ def test_the_head_loss_copies_nothing_to_the_device(total: float | None):
 def test_a_step_is_decided_without_a_copy_to_the_device_and_by_one_look_at_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    veto = StepVeto(SpikeDetector(SafetyConfig()))
+    veto = StepVeto(SpikeDetector(SafetyConfig()), RunClock())
     strategy = SimpleNamespace(world_size=1)
     trainer: Any = SimpleNamespace(strategy=strategy, precision_plugin=None)
     flags = RankFlags(asked_to_stop=True, counts_tokens=True)
@@ -108,7 +109,7 @@ def test_a_step_is_decided_without_a_copy_to_the_device_and_by_one_look_at_it(
 
 
 def test_a_step_is_empty_when_no_rank_counts_a_token_and_bad_when_it_is_not_finite():
-    veto = StepVeto(SpikeDetector(SafetyConfig()))
+    veto = StepVeto(SpikeDetector(SafetyConfig()), RunClock())
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(world_size=1), precision_plugin=None)
     for loss, counts, allowed, empty in (
         (1.0, True, True, False),

@@ -15,7 +15,7 @@ from rwkv_train.config.resolved import ResolvedHardware, ResolvedOptim
 from rwkv_train.models.parameters import parameter_groups
 from rwkv_train.training.optim.muon import MuonWithAdamW
 from rwkv_train.training.optim.optimizer import build_optimizer, set_rates
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_steps
 from tests.models.tiny import VERSIONS, tiny_model
 from tests.training.runs import assert_same_weights, losses
 from tests.training.test_loss_curve import BATCH, STEPS, Curve, T, expected_run
@@ -75,7 +75,7 @@ def test_every_step_equals_the_loop_written_out(
         == 0
     )
     out = tmp_path / "out"
-    records = read_metrics(out)
+    records = read_steps(out)
     expected, weights = expected_run(version, out / "rwkv-init.pth", corpus, curve)
     assert expected[-1]["loss"] < expected[0]["loss"] - 0.05
     for record, wanted in zip(records, expected, strict=True):
@@ -127,7 +127,7 @@ def test_another_optimizer_starts_empty_and_says_so(
     assert f"moments of {before}, this run has {after}" in printed
     assert "warmup of 3 steps is repeated" in printed and "empty optimizer" in printed
     assert "exact continuation" not in printed
-    rates = [record["lr"] for record in read_metrics(tmp_path / "out")]
+    rates = [record["lr"] for record in read_steps(tmp_path / "out")]
     # from 0.01 of the curve again, up to all of it
     assert rates[5] == pytest.approx(0.01 * rates[4], rel=0.1)
     assert rates[5] < rates[6] < rates[7] < rates[4]

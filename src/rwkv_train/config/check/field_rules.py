@@ -276,3 +276,14 @@ def _check_log(log: LogConfig) -> None:
     # online is the default and disabled asks for no log: neither contradicts a log that is off.
     if log.wandb is None and log.wandb_mode == "offline":
         raise ConfigError("--wandb_mode offline needs --wandb PROJECT")
+    name = log.run_name
+    if name is None:
+        return
+    if log.wandb is None and not log.tensorboard:
+        raise ConfigError(f"--run_name {name} needs --wandb PROJECT or --tensorboard 1")
+    # It is a folder's name in TensorBoard.
+    if not name.strip() or name.startswith(".") or not name.isprintable() or set(name) & set("/\\"):
+        raise ConfigError(
+            f"--run_name {name!r} cannot be the name of a folder; expected letters, digits and "
+            "spaces, without / and \\ and not beginning with a dot"
+        )

@@ -161,7 +161,7 @@ FLAGS: dict[str, Taken | Refused | Idle] = {
         "the run's header cannot be switched off", ("1", "True", "true")
     ),
     "resume_from_checkpoint": Refused("runs resume from --proj_dir by themselves", _NOT_GIVEN),
-    "profiler": Refused("not supported", _NOT_GIVEN),
+    "profiler": Refused("use --profile", _NOT_GIVEN),
     "benchmark": Refused("no convolution here could profit", (*_FALSE, "")),
     "deterministic": Refused("not supported; on a CPU runs are repeatable", (*_FALSE, "")),
     "reload_dataloaders_every_n_epochs": Refused("the sampler keeps its own position", ("0",)),

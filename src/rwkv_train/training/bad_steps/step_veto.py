@@ -20,6 +20,7 @@ from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.zero_veto import ZeroVeto
 from rwkv_train.training.distributed.collectives import mean_over_ranks
 from rwkv_train.training.distributed.strategy import zero_engine
+from rwkv_train.training.run_clock import RunClock
 
 
 class RankFlags(NamedTuple):
@@ -66,11 +67,13 @@ class StepVeto:
     """Stands between the backward pass and the optimizer of one run.
 
     The module is given `allows` when it is built, and `attach` completes the veto when training
-    starts: DeepSpeed's engine, inside which it has to decide, does not exist before.
+    starts: DeepSpeed's engine, inside which it has to decide, does not exist before. clock: of the
+    run, which is told of waits for other ranks.
     """
 
-    def __init__(self, detector: SpikeDetector) -> None:
+    def __init__(self, detector: SpikeDetector, clock: RunClock) -> None:
         self._detector = detector
+        self._clock = clock
         self._attached: _Attached | None = None
         self._outcome: StepOutcome | None = None
 
@@ -113,7 +116,9 @@ class StepVeto:
         for i, flag in enumerate(flags):
             if flag:
                 vector[1 + i].fill_(1)
-        vector = mean_over_ranks(attached.strategy, vector)
+        if attached.strategy.world_size > 1:
+            with self._clock.waiting_for_ranks():
+                vector = mean_over_ranks(attached.strategy, vector)
         # ZeRO 2 with moments on the CPU measures there.
         there = scaled_norm.double().to(vector.device, non_blocking=True)
         # The step's only wait for the device.

@@ -21,6 +21,15 @@ from rwkv_train.training.reporting.validation_record import ValidationRecord
 
 # Finetuning data may have thousands of them.
 MOST_EMPTY_STEPS_NAMED = 3
+# Shares of a mini-epoch below it are no news.
+_WORTH_TELLING = 0.01
+# field of a step's record -> words
+_WAITS = {
+    "data_share": "waiting for data",
+    "communication_share": "waiting for ranks",
+    "save_share": "saving",
+    "validation_share": "validation",
+}
 
 
 class Console(Reporter):
@@ -46,6 +55,10 @@ class Console(Reporter):
         self._empty_steps = 0
         self._speed = 0.0
         self._loop_shares: list[float] = []
+        self._seconds = 0.0
+        self._mfu: list[float] = []
+        self._waited = dict.fromkeys(_WAITS, 0.0)
+        self._has_doubted = False
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
         """Moves the bar."""
@@ -54,8 +67,16 @@ class Console(Reporter):
         self._speed = keep * self._speed + (1 - keep) * record.tokens_per_second
         if record.loop_share is not None:
             self._loop_shares.append(record.loop_share)
+        self._seconds += record.seconds
+        for name in _WAITS:
+            self._waited[name] += (getattr(record, name) or 0.0) * record.seconds
+        used = ""
+        if record.mfu is not None:
+            self._mfu.append(record.mfu)
+            used = f", MFU {record.mfu:.0%}"
         self._bar.set_postfix_str(
-            f"loss {progress.epoch_loss:.4f}, lr {record.lr:.3g}, {self._speed / 1000:.2f} kt/s",
+            f"loss {progress.epoch_loss:.4f}, lr {record.lr:.3g}, "
+            f"{self._speed / 1000:.2f} kt/s{used}",
             refresh=False,
         )
         self._bar.update()
@@ -63,14 +84,11 @@ class Console(Reporter):
     def on_epoch(self, record: EpochRecord) -> None:
         """Prints a line that stays."""
         total = f"/{self._total}" if self._total else ""
-        # The middle one: a step that waits for the disk is not what the loop costs.
-        shares = self._loop_shares
-        loop = f", loop {statistics.median(shares):.1%} of a step" if shares else ""
-        shares.clear()
         self._say(
             f"mini-epoch {record.epoch}: step {record.last.step + 1}{total}, "
             f"loss {record.mean_loss:.4f}, lr {record.last.lr:.3g}, "
-            f"{record.last.tokens:,} tokens, {self._speed / 1000:.2f} kt/s{loop}"
+            f"{record.last.tokens:,} tokens, {self._speed / 1000:.2f} kt/s"
+            f"{self._where_time_went()}"
         )
 
     def on_bad_step(self, record: BadStepRecord) -> None:
@@ -162,6 +180,30 @@ class Console(Reporter):
                 "a larger batch has more"
             )
         self._bar.close()
+
+    def _where_time_went(self) -> str:
+        """Returns what the mini-epoch's time went into, and forgets it."""
+        told = ""
+        # Middle ones: a step that waits for the disk is not what the loop costs.
+        if self._mfu:
+            mfu = statistics.median(self._mfu)
+            told += f", MFU {mfu:.1%}"
+            if mfu > 1 and not self._has_doubted:
+                self._has_doubted = True
+                self._say(
+                    "note: an MFU above 100% says that the machine was busy when its rate was "
+                    "measured; --measure_rate 1 measures it anew"
+                )
+        if self._loop_shares:
+            told += f", loop {statistics.median(self._loop_shares):.1%} of a step"
+        for name, words in _WAITS.items():
+            share = self._waited[name] / self._seconds if self._seconds else 0.0
+            told += f", {words} {share:.0%}" if share >= _WORTH_TELLING else ""
+            self._waited[name] = 0.0
+        self._loop_shares.clear()
+        self._mfu.clear()
+        self._seconds = 0.0
+        return told
 
     def _say(self, line: str) -> None:
         # Else the line would be written into the bar.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
     EmptyStepRecord,
+    EndRecord,
     RollbackRecord,
+    StartRecord,
     StepRecord,
 )
 from rwkv_train.training.reporting.reporter import Reporter
@@ -23,6 +25,8 @@ from rwkv_train.training.reporting.validation_record import ValidationRecord
 METRICS_FILE = "metrics.jsonl"
 # What a reader adds and compares.
 NUMBERS = ("step", "tokens", "loss", "lr", "val_loss")
+# Seconds that add up to the life of a run.
+SPANS = ("start_up_seconds", "lost_seconds", "seconds", "ending_seconds")
 
 
 class MetricsFile(Reporter):
@@ -33,12 +37,16 @@ class MetricsFile(Reporter):
 
     def __init__(self, folder: Path, tokens: int) -> None:
         self._path = folder / METRICS_FILE
-        _drop_after(self._path, tokens)
+        self._lost_seconds = _drop_after(self._path, tokens)
         self._file = self._path.open("a", encoding="utf-8")
+
+    def on_start(self, record: StartRecord) -> None:
+        """Writes how long the start took, and what of the run before is done again."""
+        self._write(asdict(replace(record, lost_seconds=self._lost_seconds)))
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
         """Writes the step's record."""
-        self._write(asdict(record))
+        self._write(record.values())
 
     def on_bad_step(self, record: BadStepRecord) -> None:
         """Writes which step was skipped, and why."""
@@ -64,6 +72,10 @@ class MetricsFile(Reporter):
         """Writes the texts."""
         self._write(record.values())
 
+    def on_end(self, record: EndRecord) -> None:
+        """Writes how long the run took behind its last step."""
+        self._write(asdict(record))
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -83,6 +95,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [record for record in map(_record, lines) if record is not None]
 
 
+def read_steps(folder: Path) -> list[dict[str, Any]]:
+    """Returns the records of the steps that were taken, in order; [] without the file."""
+    return [record for record in read_metrics(folder) if "loss" in record]
+
+
 def _record(line: str) -> dict[str, Any] | None:
     """Returns what a line holds; None for the torn line of a killed run, or for no record of ours.
 
@@ -98,13 +115,17 @@ def _record(line: str) -> dict[str, Any] | None:
     return record if all(type(value) in (int, float) for value in found) else None
 
 
-def _drop_after(path: Path, tokens: int) -> None:
+def _drop_after(path: Path, tokens: int) -> float:
     """Removes the records of steps that a resumed run is going to do again.
 
-    Tokens tell them also when the batch has changed, and with it what a step is.
+    Returns the seconds that they took. Tokens tell them also when the batch has changed, and with
+    it what a step is.
     """
-    kept = list(takewhile(lambda r: r.get("tokens", 0) <= tokens, read_metrics(path.parent)))
+    records = read_metrics(path.parent)
+    kept = list(takewhile(lambda r: r.get("tokens", 0) <= tokens, records))
     if path.is_file():
         # Rewritten as a whole: a crash in between leaves the old file or the new one.
         text = "".join(json.dumps(r) + "\n" for r in kept)
         write_atomically(path, text.encode())
+    spans = [r.get(name, 0.0) for r in records[len(kept) :] for name in SPANS]
+    return float(sum(span for span in spans if type(span) in (int, float)))

@@ -1,11 +1,41 @@
-"""Plain records that reporters receive: of steps, skipped steps, rollbacks and mini-epochs.
+"""Plain records that reporters receive: of starts, steps, skipped steps, rollbacks, mini-epochs.
 
 The names of their fields are the keys of metrics.jsonl, a file format: they stay as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """A start of the run after `step` steps; a line of metrics.jsonl.
+
+    start_up_seconds: from reading the command line to the first step. lost_seconds: of steps,
+    pauses and starts that the run before had done behind its last save, and that are done again.
+    """
+
+    step: int
+    tokens: int
+    start_up_seconds: float
+    lost_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EndRecord:
+    """The time behind the last step of a start, `step` counted from 0; a line too.
+
+    ending_seconds: until everything is saved; the shares are of these.
+    """
+
+    step: int
+    tokens: int
+    ending_seconds: float
+    save_share: float
+    validation_share: float
 
 
 @dataclass(frozen=True)
@@ -16,6 +46,15 @@ class StepRecord:
     is the global L2 norm before clipping; tokens were seen after the step; loop_share is the share
     of the step's time that was neither forward, backward, norm, update nor the gradients' release,
     None where the host runs ahead of a card.
+
+    seconds: since the step before, or since the start: with pauses, which tokens_per_second leaves
+    out. The shares after it are parts of these seconds, and what is left of 1 is training:
+    data_share is the wait for the loader, communication_share that for other ranks within the step
+    (None: not to be seen from the host), save_share and validation_share the pauses.
+
+    mfu, mfu_card: the model's arithmetic in units of what was measured here, and of what the card's
+    data sheet says; None: not known. memory: bytes, at most allocated on a card so far, or now held
+    by a process on the CPU. grad_norms: kind of parameter -> norm before clipping, at some steps.
     """
 
     step: int
@@ -26,6 +65,22 @@ class StepRecord:
     tokens: int
     tokens_per_second: float
     loop_share: float | None
+    seconds: float = 0.0
+    data_share: float = 0.0
+    communication_share: float | None = None
+    save_share: float = 0.0
+    validation_share: float = 0.0
+    mfu: float | None = None
+    mfu_card: float | None = None
+    memory: int | None = None
+    grad_norms: Mapping[str, float] | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Returns the record of metrics.jsonl; without grad_norms at most steps."""
+        found = asdict(self)
+        if self.grad_norms is None:
+            del found["grad_norms"]
+        return found
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
     EmptyStepRecord,
+    EndRecord,
     EpochRecord,
     RollbackRecord,
+    StartRecord,
     StepRecord,
 )
 from rwkv_train.training.reporting.validation_record import ValidationRecord
@@ -23,6 +25,9 @@ class Reporter:
 
     # It has failed to write before (a full disk), and the user knows.
     has_failed = False
+
+    def on_start(self, record: StartRecord) -> None:
+        """Receives the start, before its first step."""
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
         """Receives every optimizer step that was taken."""
@@ -53,6 +58,9 @@ class Reporter:
 
     def on_save(self, path: str) -> None:
         """Receives the path of every checkpoint, once it is written."""
+
+    def on_end(self, record: EndRecord) -> None:
+        """Receives what came behind the last step of a run that ends by itself."""
 
     def close(self) -> None:
         """Ends the reports; called after an error too."""

@@ -18,6 +18,7 @@ from rwkv_train.training.reporting.console import Console
 from rwkv_train.training.reporting.metrics_file import METRICS_FILE, MetricsFile
 from rwkv_train.training.reporting.plot import LossPlot
 from rwkv_train.training.reporting.reporter import Reporter, warn_lost
+from rwkv_train.training.reporting.tensorboard_log import TensorboardLog
 from rwkv_train.training.reporting.train_log import TRAIN_LOG, TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
 from rwkv_train.training.start.plan_file import PLAN_FILE, plan_record
@@ -72,8 +73,12 @@ def _open_logs(
     ]
     if config.log.wandb is not None:
         # RWKV-LM's way to name a run.
-        name = f"{model.vocab_size} ctx{ctx_len} L{model.n_layer} D{model.n_embd} {timestamp}"
+        sizes = f"{model.vocab_size} ctx{ctx_len} L{model.n_layer} D{model.n_embd} {timestamp}"
+        name = config.log.run_name or sizes
         logs.append(_attempt("Weights & Biases", lambda: WandbLog(config, name, step)))
+    if config.log.tensorboard:
+        given = config.log.run_name
+        logs.append(_attempt("TensorBoard", lambda: TensorboardLog(folder, given, step)))
     reporters = [log for log in logs if log is not None]
     if config.log.plot:
         title = (

@@ -1,9 +1,10 @@
-"""Weights & Biases with RWKV-LM's keys; offline and disabled modes need no account."""
+"""Weights & Biases; offline and disabled modes need no account."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,24 +12,25 @@ from typing import Any
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import ConfigError, missing_package, short_reason
-from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
-from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import (
-    BadStepRecord,
-    EmptyStepRecord,
-    RollbackRecord,
-    StepRecord,
-)
-from rwkv_train.training.reporting.reporter import Reporter
-from rwkv_train.training.reporting.validation_record import ValidationRecord
+from rwkv_train.training.live.live_records import SampleRecord
+from rwkv_train.training.reporting.curve_log import CurveLog
 
 ID_FILE = "wandb_id.txt"
+# RWKV-LM's name -> our key and its unit in theirs; charts of other runs are made of these.
+RWKV_LM_KEYS = {
+    "wd": ("weight_decay", 1.0),
+    "Gtokens": ("tokens", 1e-9),
+    "kt/s": ("tokens_per_second", 1e-3),
+}
 # Seconds: to answer the question for a key, to begin a run, to send the rest at its end.
 LIMITS: dict[str, Any] = {"login_timeout": 60, "init_timeout": 30, "finish_timeout": 300}
 
 
-class WandbLog(Reporter):
-    """Logs every step under its number counted from 1, as RWKV-LM does."""
+class WandbLog(CurveLog):
+    """Logs every step under its number counted from 1, as RWKV-LM does.
+
+    Raises ConfigError where wandb is missing.
+    """
 
     def __init__(self, config: ResolvedConfig, name: str, first_step: int) -> None:
         try:
@@ -69,60 +71,21 @@ class WandbLog(Reporter):
             self._run = begin(mode="offline")
         id_file.write_text(self._run.id + "\n")
 
-    def on_step(self, record: StepRecord, progress: Progress) -> None:
-        """Logs loss, lr, wd, Gtokens, kt/s (RWKV-LM's keys) and grad_norm."""
-        self._run.log(
-            {
-                "loss": record.loss,
-                "lr": record.lr,
-                "wd": record.weight_decay,
-                "Gtokens": record.tokens / 1e9,
-                "kt/s": record.tokens_per_second / 1000,
-                "grad_norm": record.grad_norm,
-            },
-            step=record.step + 1,
-        )
-
-    def on_bad_step(self, record: BadStepRecord) -> None:
-        """Logs skipped: 1 at a step that was skipped."""
-        # wandb wants rising steps: this one's number has no other record.
-        self._run.log({"skipped": 1}, step=record.step + 1)
-
-    def on_empty_step(self, record: EmptyStepRecord) -> None:
-        """Logs empty: 1 at a step without anything to learn."""
-        self._run.log({"empty": 1}, step=record.step + 1)
-
-    def on_rollback(self, record: RollbackRecord) -> None:
-        """Logs rollback: 1 at the step after which the run rolled back."""
-        self._run.log({"rollback": 1}, step=record.step + 1)
-
-    def on_validation(self, record: ValidationRecord) -> None:
-        """Logs val_loss and its like at the step they were measured after, a curve per position."""
-        curves: dict[str, object] = {}
-        for name, value in record.values().items():
-            if isinstance(value, dict):
-                curves |= {f"{name}/{part}": loss for part, loss in value.items()}
-            elif name.startswith("val_") and name != "val_tokens":
-                curves[name] = value
-        self._run.log(curves, step=record.step + 1)
-
-    def on_tasks(self, record: TaskRecord) -> None:
-        """Logs eval/TASK/METRIC, a curve each."""
-        curves = {
-            f"eval/{name}/{metric}": value
-            for name, figures in record.tasks.items()
-            for metric, value in figures.items()
+    def draw(self, step: int, points: Mapping[str, float]) -> None:
+        """Logs the points of a step, and RWKV-LM's names of some beside ours."""
+        theirs = {
+            name: points[key] * unit for name, (key, unit) in RWKV_LM_KEYS.items() if key in points
         }
-        self._run.log(curves, step=record.step + 1)
+        self._run.log({**points, **theirs}, step=step)
 
     def on_samples(self, record: SampleRecord) -> None:
-        """Logs a table of prompts and texts, and how far the two kinds of logits are apart."""
+        """Logs a table of prompts and texts too."""
         import wandb
 
+        super().on_samples(record)
         rows = [[sample.prompt, sample.text] for sample in record.samples]
         table = wandb.Table(columns=["prompt", "text"], data=rows)
-        found = {"samples": table, "logit_difference": record.logit_difference}
-        self._run.log(found, step=record.step + 1)
+        self._run.log({"samples": table}, step=record.step + 1)
 
     def close(self) -> None:
         """Uploads the rest."""

@@ -1,0 +1,116 @@
+"""Measures around the steps: pace, where the time goes, arithmetic used, memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware
+from rwkv_train.config.run_length import RunLength
+from rwkv_train.training.run_clock import RunClock
+from rwkv_train.training.utilization import Utilization
+
+# Linux's figures of this process, in pages; the second one is what it holds in memory.
+STATM = Path("/proc/self/statm")
+
+
+class StepMeter:
+    """Takes the time of steps, from the first micro batch to the record.
+
+    clock: counts what the time between goes into. run_began: when the program began, by
+    `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        length: RunLength,
+        clock: RunClock,
+        utilization: Utilization,
+        run_began: float,
+    ) -> None:
+        hardware = config.hardware
+        self._tokens = length.tokens_per_step
+        self.clock = clock
+        self._utilization = utilization
+        self._on_gpu = hardware.accelerator == "gpu"
+        self._sees_communication = _sees_communication(hardware)
+        self._run_began = run_began
+        self._began: float | None = None
+        self.seconds = 0.0
+
+    def start(self) -> float:
+        """Starts the clock; returns the seconds that the program took until here."""
+        self.clock.start()
+        return time.perf_counter() - self._run_began
+
+    def begin(self) -> None:
+        """Begins the first step."""
+        if self._began is None:
+            self._began = time.perf_counter()
+
+    def restart(self) -> None:
+        """Begins the next step here: what was before is no step."""
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """Ends a step, of `seconds` since it began, and begins the next."""
+        now = time.perf_counter()
+        self.seconds = now - (now if self._began is None else self._began)
+        self._began = now
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the fields of `StepRecord` that are measured here, after `end`."""
+        pace = self._tokens / max(self.seconds, 1e-9)
+        mfu, mfu_card = self._utilization.at(pace)
+        spent = self.clock.take()
+        return {
+            "tokens_per_second": pace,
+            "seconds": spent.seconds,
+            "data_share": spent.share("data"),
+            "communication_share": (
+                spent.share("communication") if self._sees_communication else None
+            ),
+            "save_share": spent.share("save"),
+            "validation_share": spent.share("validation"),
+            "mfu": mfu,
+            "mfu_card": mfu_card,
+            "memory": self._memory(),
+        }
+
+    def _memory(self) -> int | None:
+        if self._on_gpu:
+            return int(torch.cuda.max_memory_allocated())
+        return resident_bytes(STATM)
+
+
+def figures_left_out(hardware: ResolvedHardware) -> list[str]:
+    """Returns which figures of a step this run does not have, a line each."""
+    found = []
+    if not _sees_communication(hardware):
+        found.append(
+            "communication_share is not measured: cards reduce beside the host, which would have "
+            "to wait for them; --profile shows it"
+        )
+    if hardware.strategy.startswith("deepspeed"):
+        found.append("no grad_norms by kind: every rank has its part of the gradients alone")
+    return found
+
+
+def _sees_communication(hardware: ResolvedHardware) -> bool:
+    """Tells whether waits for ranks are the host's; of NCCL it sees the launches alone."""
+    several = hardware.devices * hardware.num_nodes > 1
+    return not (several and hardware.accelerator == "gpu")
+
+
+def resident_bytes(statm: Path) -> int | None:
+    """Returns what this process holds in memory; None where the system does not tell."""
+    try:
+        pages = statm.read_text().split()
+    except OSError:
+        return None
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
