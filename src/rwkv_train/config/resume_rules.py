@@ -221,6 +221,7 @@ RULES: Mapping[str, ResumeRule] = {
     "wandb_mode": _NOTHING,
     "enable_progress_bar": _NOTHING,
     "plot": _NOTHING,
+    "report": _NOTHING,
     "eval_tasks": _NOTHING,
     "eval_include": _NOTHING,
     "eval_limit": _NOTHING,

@@ -18,6 +18,7 @@ from rwkv_train.report.run_records import METRICS_FILE, STARTS_FILE
 from rwkv_train.training.reporting.console import Console
 from rwkv_train.training.reporting.metrics_file import MetricsFile
 from rwkv_train.training.reporting.plot import LossPlot
+from rwkv_train.training.reporting.report_file import ReportFile
 from rwkv_train.training.reporting.reporter import Reporter, warn_lost
 from rwkv_train.training.reporting.train_log import TRAIN_LOG, TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
@@ -79,6 +80,8 @@ def _open_logs(
             f"{ctx_len}, vocabulary {model.vocab_size}"
         )
         reporters.append(LossPlot(folder, title, ctx_len))
+    if config.log.report:
+        reporters.append(ReportFile(folder))
     return reporters
 
 

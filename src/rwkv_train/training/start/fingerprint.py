@@ -38,6 +38,7 @@ _OF_A_MACHINE = {
     "wandb_mode": "rank zero logs",
     "enable_progress_bar": "rank zero prints",
     "plot": "rank zero draws",
+    "report": "rank zero writes",
     "eval_include": "rank zero evaluates",
     "sample_prompts": "rank zero writes",
 }
