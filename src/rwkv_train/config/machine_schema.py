@@ -87,7 +87,7 @@ class LogConfig:
     plot: bool = True
     """redraw proj_dir/loss.png at every mini-epoch"""
     report: bool = True
-    """renew proj_dir/report.html, a page about the run that needs no network, at every mini-epoch"""
+    """renew proj_dir/report.html, a page of all that is known of the run, at every mini-epoch"""
     eval_tasks: str | None = None
     """tasks of lm-eval, by comma, at every mini-epoch that is saved and at the end; None: none"""
     eval_include: str | None = None

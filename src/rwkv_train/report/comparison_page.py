@@ -11,16 +11,16 @@ from rwkv_train.report.folder_facts import RunFacts, differing_settings, flat_ma
 from rwkv_train.report.life_times import goodput, life_seconds, tells_pauses
 from rwkv_train.report.loss_section import loss_series
 from rwkv_train.report.page_blocks import (
-    Block,
+    PagePart,
     axis,
     chart,
     numbers,
+    page_table,
     section,
     series,
     shown_count,
     shown_seconds,
     shown_value,
-    table,
     tile,
 )
 from rwkv_train.report.reference_band import compare_with_reference, reference_curves
@@ -30,7 +30,6 @@ from rwkv_train.report.step_bins import MOST_BINS
 
 # Points of all curves of a kind together.
 _MOST_POINTS = 8000
-MOST_RUNS = 16
 _COMPARED = (
     ("Learning rate", "rate", "lr"),
     ("Norm of the gradient, before clipping", "L2 norm", "grad_norm"),
@@ -40,7 +39,7 @@ _COMPARED = (
 )
 
 
-def comparison_document(folders: Sequence[Path]) -> Block:
+def comparison_document(folders: Sequence[Path]) -> PagePart:
     """Returns the contents of a page of several runs."""
     facts = [read_facts(folder) for folder in folders]
     names = distinct_names(folders)
@@ -48,7 +47,7 @@ def comparison_document(folders: Sequence[Path]) -> Block:
     histories = [RunHistory(folder, most) for folder in folders]
     for history in histories:
         history.update()
-    axes: dict[str, Block] = {}
+    axes: dict[str, PagePart] = {}
     for i, history in enumerate(histories):
         bins = history.bins
         axes[f"steps{i}"] = axis(bins.highs("step"), bins.highs("tokens"))
@@ -82,14 +81,14 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _tile(name: str, history: RunHistory) -> Block:
+def _tile(name: str, history: RunHistory) -> PagePart:
     loss = recent_loss(history)
     if loss is None:
         return tile(name, "no steps", "")
     return tile(name, f"{loss:.4f}", f"training loss after {history.steps:,} steps")
 
 
-def _loss_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list[Block]:
+def _loss_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list[PagePart]:
     lines = []
     for i, (name, history) in enumerate(zip(names, histories)):
         line = loss_series(history, name, f"steps{i}", i)
@@ -110,7 +109,7 @@ def _loss_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list[
     return [*charts, *([found] if found["series"] else [])]
 
 
-def _other_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list[Block]:
+def _other_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list[PagePart]:
     charts = []
     for title, unit, key in _COMPARED:
         lines = [
@@ -132,13 +131,13 @@ def _other_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list
 
 def _figures(
     names: Sequence[str], facts: Sequence[RunFacts], histories: Sequence[RunHistory]
-) -> Block:
+) -> PagePart:
     rows = [_row(*run) for run in zip(names, facts, histories)]
     columns = [
         *("run", "model", "steps", "tokens", "training loss", "validation loss", "best"),
         *("tokens per second", "training time", "goodput", "bad steps", "known-good runs"),
     ]
-    return table("Figures of the runs", columns, rows)
+    return page_table("Figures of the runs", columns, rows)
 
 
 def _row(name: str, facts: RunFacts, history: RunHistory) -> list[str]:
@@ -164,7 +163,7 @@ def _row(name: str, facts: RunFacts, history: RunHistory) -> list[str]:
     ]
 
 
-def _differences(names: Sequence[str], facts: Sequence[RunFacts]) -> Block:
+def _differences(names: Sequence[str], facts: Sequence[RunFacts]) -> PagePart:
     """Returns the settings, and the machines' values, that not all runs have alike."""
     rows = [[name, *map(shown_value, values)] for name, values in differing_settings([*facts])]
     words = [f"{name}: {f.fault}." for name, f in zip(names, facts) if f.fault]
@@ -180,8 +179,8 @@ def _differences(names: Sequence[str], facts: Sequence[RunFacts]) -> Block:
         "differences",
         "What differs",
         [
-            *([table("Settings that differ", ["setting", *names], rows)] if rows else []),
-            *([table("Machines that differ", ["what", *names], others)] if others else []),
+            *([page_table("Settings that differ", ["setting", *names], rows)] if rows else []),
+            *([page_table("Machines that differ", ["what", *names], others)] if others else []),
         ],
         same,
         *words,

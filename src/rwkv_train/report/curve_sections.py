@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_train.report.page_blocks import Block, chart, known_number, numbers, section, series
+from rwkv_train.report.page_blocks import PagePart, chart, known_number, numbers, section, series
 from rwkv_train.report.run_history import PAUSES, RunHistory
 from rwkv_train.report.step_bins import Matrix
 
 _GROUP_COLOURS = 8
 
 
-def rate_section(history: RunHistory) -> Block:
+def rate_section(history: RunHistory) -> PagePart:
     """Returns learning rate and weight decay, and the norms of the gradient before clipping."""
     bins = history.bins
     rates = series("learning rate", "steps", numbers(bins.means("lr")), shape="line", colour=2)
@@ -25,10 +25,10 @@ def rate_section(history: RunHistory) -> Block:
     return section("rates", "Rates and gradients", [*charts, *_gradient_charts(history)])
 
 
-def _gradient_charts(history: RunHistory) -> list[Block]:
+def _gradient_charts(history: RunHistory) -> list[PagePart]:
     """Returns the norm of the whole gradient, and those of its groups if they are there."""
     bins = history.bins
-    more: Block = {}
+    more: PagePart = {}
     if bins.size > 1:
         more = {"low": numbers(bins.lows("grad_norm")), "high": numbers(bins.highs("grad_norm"))}
     values = numbers(bins.means("grad_norm"))
@@ -56,7 +56,7 @@ def _gradient_charts(history: RunHistory) -> list[Block]:
     return charts
 
 
-def speed_section(history: RunHistory, plan: Block) -> Block:
+def speed_section(history: RunHistory, plan: PagePart) -> PagePart:
     """Returns tokens per second, their share of the machine's arithmetic, memory, and the plan.
 
     plan: the table of `plan_table`.
@@ -79,7 +79,7 @@ def speed_section(history: RunHistory, plan: Block) -> Block:
     return section("speed", "Speed and memory", [*charts, *_memory_chart(history), plan])
 
 
-def time_section(history: RunHistory, life: Block) -> Block:
+def time_section(history: RunHistory, life: PagePart) -> PagePart:
     """Returns what steps wait for, and where the time of the run's life went.
 
     life: the table of `life_table`.
@@ -124,7 +124,7 @@ def _percent(part: Matrix, whole: Matrix) -> list[float | None]:
         return numbers(np.where(whole > 0, 100 * part / whole, np.nan))
 
 
-def _memory_chart(history: RunHistory) -> list[Block]:
+def _memory_chart(history: RunHistory) -> list[PagePart]:
     if not history.bins.knows("memory"):
         return []
     values = numbers(history.bins.highs("memory") / 2**30)
@@ -133,7 +133,7 @@ def _memory_chart(history: RunHistory) -> list[Block]:
     return [chart("memory", "Memory", "GiB", [line], note=note, from_zero=True)]
 
 
-def task_section(history: RunHistory) -> Block | None:
+def task_section(history: RunHistory) -> PagePart | None:
     """Returns the figures of tasks, a chart a metric; None without any."""
     records = history.events["eval"].records
     metrics: dict[str, dict[str, None]] = {}
@@ -149,10 +149,10 @@ def task_section(history: RunHistory) -> Block | None:
     return section("tasks", "Tasks", blocks) if blocks else None
 
 
-def _task_series(records: list[dict[str, Any]], task: str, metric: str, colour: int) -> Block:
+def _task_series(records: list[dict[str, Any]], task: str, metric: str, colour: int) -> PagePart:
     found = [_figures(r).get(task, {}) for r in records]
     values = [known_number(f.get(metric)) for f in found]
-    more: Block = {}
+    more: PagePart = {}
     errors = [known_number(f.get(f"{metric}_stderr")) for f in found]
     if any(e is not None for e in errors):
         spread = [(v, e or 0.0) for v, e in zip(values, errors)]

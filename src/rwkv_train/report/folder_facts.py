@@ -21,7 +21,7 @@ _PLACES = frozenset({"proj_dir", "enable_progress_bar", "plot"})
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What stands still while a run goes on.
+    """The files of a run that do not grow with its steps.
 
     settings: leaf name -> value, {} where config.yaml cannot be read; fault: why; plan: of
     plan.json, {} without one.

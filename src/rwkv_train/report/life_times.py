@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from rwkv_train.report.page_blocks import Block, shown_seconds, table
+from rwkv_train.report.page_blocks import PagePart, page_table, shown_seconds
 from rwkv_train.report.run_history import RunHistory
 
 
@@ -44,7 +44,7 @@ def tells_pauses(history: RunHistory) -> bool:
     return history.bins.knows("seconds")
 
 
-def life_table(history: RunHistory, starts: list[dict[str, Any]], ended: float | None) -> Block:
+def life_table(history: RunHistory, starts: list[dict[str, Any]], ended: float | None) -> PagePart:
     """Returns the table of a run's time.
 
     ended: seconds since the epoch at which its last record was written.
@@ -70,7 +70,7 @@ def life_table(history: RunHistory, starts: list[dict[str, Any]], ended: float |
     if began is not None and ended is not None and ended > began:
         count = f"{len(starts)} start{'s' if len(starts) > 1 else ''}"
         rows.append([f"by the calendar, {count}", shown_seconds(ended - began), ""])
-    return table("Where the time went", ["what", "time", "share"], rows, note=words)
+    return page_table("Where the time went", ["what", "time", "share"], rows, note=words)
 
 
 def _seconds_of(starts: list[dict[str, Any]]) -> float | None:

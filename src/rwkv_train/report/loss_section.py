@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rwkv_train.report.page_blocks import Block, axis, chart, known_number, numbers, section, series
+from rwkv_train.report.page_blocks import (
+    PagePart,
+    axis,
+    chart,
+    known_number,
+    numbers,
+    section,
+    series,
+)
 from rwkv_train.report.run_history import RunHistory
 from rwkv_train.report.step_bins import thinned
 
@@ -14,7 +22,7 @@ MOST_POSITION_LINES = 6
 MOST_SOURCES = 8
 
 
-def page_axes(history: RunHistory) -> dict[str, Block]:
+def page_axes(history: RunHistory) -> dict[str, PagePart]:
     """Returns the axes that charts of a run name: its steps, and each kind of event."""
     bins = history.bins
     found = {"steps": axis(bins.highs("step"), bins.highs("tokens"))}
@@ -24,7 +32,7 @@ def page_axes(history: RunHistory) -> dict[str, Block]:
     return found
 
 
-def page_marks(history: RunHistory, starts: list[dict[str, Any]]) -> list[Block]:
+def page_marks(history: RunHistory, starts: list[dict[str, Any]]) -> list[PagePart]:
     """Returns what is marked on the curves: skipped steps, rollbacks, starts."""
     marks = []
     for record in history.events["skipped"].spread(MOST_MARKS):
@@ -44,11 +52,11 @@ def _is_place(record: dict[str, Any]) -> bool:
     return type(record.get("step")) is int and type(record.get("tokens")) is int
 
 
-def _mark(record: dict[str, Any], kind: str, text: str) -> Block:
+def _mark(record: dict[str, Any], kind: str, text: str) -> PagePart:
     return {"step": record["step"] + 1, "tokens": record["tokens"], "kind": kind, "text": text}
 
 
-def loss_section(history: RunHistory, band: Block | None, words: str) -> Block:
+def loss_section(history: RunHistory, band: PagePart | None, words: str) -> PagePart:
     """Returns training and validation loss, with a band of known runs where there is one."""
     lines = [loss_series(history, "training", "steps", 0)]
     validations = history.events["val_loss"].records
@@ -65,10 +73,10 @@ def loss_section(history: RunHistory, band: Block | None, words: str) -> Block:
     return section("losses", "Losses", blocks, words)
 
 
-def loss_series(history: RunHistory, name: str, axis_name: str, colour: int) -> Block:
+def loss_series(history: RunHistory, name: str, axis_name: str, colour: int) -> PagePart:
     """Returns the training loss of a run, with the lowest and highest step of every point."""
     bins = history.bins
-    more: Block = {}
+    more: PagePart = {}
     if bins.size > 1:
         more = {"low": numbers(bins.lows("loss")), "high": numbers(bins.highs("loss"))}
     values = numbers(bins.means("loss"))
@@ -88,7 +96,7 @@ def _thinning(history: RunHistory) -> str:
     )
 
 
-def _validation_charts(history: RunHistory) -> list[Block]:
+def _validation_charts(history: RunHistory) -> list[PagePart]:
     records = history.events["val_loss"].records
     blocks = []
     if any("val_bits_per_byte" in r for r in records):
@@ -112,7 +120,7 @@ def _validation_charts(history: RunHistory) -> list[Block]:
     return [*blocks, *_position_chart(history)]
 
 
-def _position_chart(history: RunHistory) -> list[Block]:
+def _position_chart(history: RunHistory) -> list[PagePart]:
     kept = history.events["val_loss"]
     records = [r for r in kept.records if _positions(r)]
     if not records:

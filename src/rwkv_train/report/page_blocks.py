@@ -13,7 +13,7 @@ import numpy as np
 
 from rwkv_train.report.step_bins import Matrix
 
-Block = dict[str, Any]
+PagePart = dict[str, Any]
 # Of numbers that are drawn: more cannot be told apart on any screen.
 _DIGITS = 5
 
@@ -28,12 +28,12 @@ def numbers(values: Matrix | Sequence[float | None], digits: int = _DIGITS) -> l
     return [None if v != v else int(v) if v == int(v) else v for v in found.tolist()]
 
 
-def axis(steps: Iterable[float], tokens: Iterable[float]) -> Block:
+def axis(steps: Iterable[float], tokens: Iterable[float]) -> PagePart:
     """Returns the places of values: steps, counted from 1 for people, and tokens."""
     return {"step": [int(s) + 1 for s in steps], "tokens": [int(t) for t in tokens]}
 
 
-def series(name: str, axis_name: str, values: Sequence[float | None], **more: Any) -> Block:
+def series(name: str, axis_name: str, values: Sequence[float | None], **more: Any) -> PagePart:
     """Returns a line of a chart.
 
     more: shape (line, points, step, band), low and high, colour (a number), smooth, dashed.
@@ -41,7 +41,7 @@ def series(name: str, axis_name: str, values: Sequence[float | None], **more: An
     return {"name": name, "axis": axis_name, "values": values, **more}
 
 
-def chart(name: str, title: str, unit: str, lines: Sequence[Block], **more: Any) -> Block:
+def chart(name: str, title: str, unit: str, lines: Sequence[PagePart], **more: Any) -> PagePart:
     """Returns a chart.
 
     more: log (drawn so at first), from_zero, marks (events are shown), stacked, wide, categories
@@ -57,7 +57,9 @@ def chart(name: str, title: str, unit: str, lines: Sequence[Block], **more: Any)
     }
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], **more: Any) -> Block:
+def page_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], **more: Any
+) -> PagePart:
     """Returns a table, whose first column names its rows.
 
     more: closed (only its title is shown until it is opened).
@@ -65,12 +67,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], **m
     return {"kind": "table", "title": title, "columns": columns, "rows": rows, **more}
 
 
-def section(name: str, title: str, blocks: Iterable[Block], *words: str) -> Block:
+def section(name: str, title: str, blocks: Iterable[PagePart], *words: str) -> PagePart:
     """Returns a section; words: paragraphs before its blocks."""
     return {"name": name, "title": title, "words": [w for w in words if w], "blocks": [*blocks]}
 
 
-def tile(label: str, value: str, note: str = "") -> Block:
+def tile(label: str, value: str, note: str = "") -> PagePart:
     """Returns a figure at the top of the page."""
     return {"label": label, "value": value, "note": note}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_train.report.page_blocks import Block, axis, series
+from rwkv_train.report.page_blocks import PagePart, axis, series
 from rwkv_train.report.run_history import RunHistory
 from rwkv_train.report.step_bins import Matrix
 
@@ -27,7 +27,7 @@ _NEWEST = 5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison has found.
+    """The result of a comparison.
 
     kind: in, above, below, early (too few steps) or none (no reference); words: for people; band:
     the series to draw and the axis it names, None without one.
@@ -35,7 +35,7 @@ class Verdict:
 
     kind: str
     words: str
-    band: tuple[Block, Block] | None = None
+    band: tuple[PagePart, PagePart] | None = None
 
 
 @cache
@@ -74,7 +74,10 @@ def compare_with_reference(
 
 
 def _verdict(
-    means: Matrix, known: Sequence[int] | Any, found: Mapping[str, Any], band: tuple[Block, Block]
+    means: Matrix,
+    known: Sequence[int] | Any,
+    found: Mapping[str, Any],
+    band: tuple[PagePart, PagePart],
 ) -> Verdict:
     newest = known[-_NEWEST:]
     low, high = np.array(found["low"]), np.array(found["high"])
@@ -132,7 +135,7 @@ def _first_other(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> str 
     return None
 
 
-def _drawn(found: Mapping[str, Any]) -> Block:
+def _drawn(found: Mapping[str, Any]) -> PagePart:
     return series(
         "known-good runs",
         "reference",

@@ -12,7 +12,7 @@ from rwkv_train.report.curve_sections import rate_section, speed_section, task_s
 from rwkv_train.report.folder_facts import RunFacts, read_facts
 from rwkv_train.report.life_times import goodput, life_seconds, life_table, tells_pauses
 from rwkv_train.report.loss_section import loss_section, page_axes, page_marks
-from rwkv_train.report.page_blocks import Block, shown_count, shown_seconds, tile
+from rwkv_train.report.page_blocks import PagePart, shown_count, shown_seconds, tile
 from rwkv_train.report.page_file import REPORT_FILE, write_page
 from rwkv_train.report.reference_band import Verdict, compare_with_reference, reference_curves
 from rwkv_train.report.run_history import RunHistory
@@ -51,7 +51,7 @@ class RunPage:
         write_page(self._folder / REPORT_FILE, document)
         return verdict
 
-    def document(self) -> tuple[Block, Verdict]:
+    def document(self) -> tuple[PagePart, Verdict]:
         """Returns the page's contents, and how the run compares with known ones."""
         self._history.update()
         return run_document(self.facts(), self._history)
@@ -71,7 +71,7 @@ def _written(path: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-def run_document(facts: RunFacts, history: RunHistory) -> tuple[Block, Verdict]:
+def run_document(facts: RunFacts, history: RunHistory) -> tuple[PagePart, Verdict]:
     """Returns the contents of a run's page, and how the run compares with known ones."""
     verdict = compare_with_reference(facts.settings, history, reference_curves())
     metrics = facts.folder / METRICS_FILE
@@ -116,7 +116,7 @@ def recent_loss(history: RunHistory) -> float | None:
     return float(np.nanmean(found)) if np.isfinite(found).any() else None
 
 
-def run_tiles(settings: Any, history: RunHistory, verdict: Verdict) -> list[Block]:
+def run_tiles(settings: Any, history: RunHistory, verdict: Verdict) -> list[PagePart]:
     """Returns the figures at the top of a run's page."""
     loss, last = recent_loss(history), history.last
     if loss is None or last is None:
@@ -145,7 +145,7 @@ def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and value > 0
 
 
-def _validation_tile(history: RunHistory) -> list[Block]:
+def _validation_tile(history: RunHistory) -> list[PagePart]:
     records = history.events["val_loss"].records
     if not records:
         return []
@@ -156,7 +156,7 @@ def _validation_tile(history: RunHistory) -> list[Block]:
     return [tile("validation loss", f"{newest['val_loss']:.4f}", known + words)]
 
 
-def _speed_tiles(history: RunHistory) -> list[Block]:
+def _speed_tiles(history: RunHistory) -> list[PagePart]:
     bins = history.bins
     speeds = bins.means("tokens_per_second")
     tiles = []

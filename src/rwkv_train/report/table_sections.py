@@ -12,25 +12,25 @@ from rwkv_train.report.folder_facts import (
     section_of_settings,
 )
 from rwkv_train.report.page_blocks import (
-    Block,
+    PagePart,
     known_number,
+    page_table,
     section,
     shown_bytes,
     shown_count,
     shown_value,
-    table,
 )
 from rwkv_train.report.run_history import RunHistory
 from rwkv_train.report.step_bins import thinned
 
-MOST_ROWS = 200
+_MOST_ROWS = 200
 MOST_SAMPLES = 24
 MOST_TEXTS = 8
 # Characters of a text; a page has to stay small.
 MOST_CHARACTERS = 3000
 
 
-def mishap_section(history: RunHistory) -> Block:
+def mishap_section(history: RunHistory) -> PagePart:
     """Returns skipped steps with their samples and reasons, and returns to earlier states."""
     skipped, empty = history.events["skipped"], history.events["empty"]
     back = history.events["rollback"]
@@ -43,17 +43,19 @@ def mishap_section(history: RunHistory) -> Block:
                 _range(r.get("samples")),
                 shown_value(r.get("suspects") or []) or "the whole batch",
             ]
-            for r in skipped.spread(MOST_ROWS)
+            for r in skipped.spread(_MOST_ROWS)
         ]
         columns = ["step", "reason", "samples", "suspects"]
-        blocks.append(table("Skipped steps", columns, rows, note=_left_out(skipped.count, rows)))
+        blocks.append(
+            page_table("Skipped steps", columns, rows, note=_left_out(skipped.count, rows))
+        )
     if back.count:
         rows = [
             [r["step"] + 1, str(r["rollback"]), _range(r.get("left_out"))]
-            for r in back.spread(MOST_ROWS)
+            for r in back.spread(_MOST_ROWS)
         ]
         columns = ["after step", "back to", "samples left out"]
-        blocks.append(table("Returns to an earlier state", columns, rows))
+        blocks.append(page_table("Returns to an earlier state", columns, rows))
     words = [] if skipped.count or back.count else ["No step was skipped as bad."]
     if empty.count:
         words.append(
@@ -74,9 +76,9 @@ def _left_out(count: int, rows: Sequence[Any]) -> str:
     return f"{len(rows)} of {count:,} are listed, evenly spread; metrics.jsonl has all."
 
 
-def sample_section(history: RunHistory) -> Block | None:
+def sample_section(history: RunHistory) -> PagePart | None:
     """Returns texts that the model has written, the newest first; None without any."""
-    blocks: list[Block] = []
+    blocks: list[PagePart] = []
     for record in reversed(history.events["samples"].spread(MOST_SAMPLES)):
         texts = record["samples"] if isinstance(record["samples"], list) else []
         items = [
@@ -94,7 +96,7 @@ def _cut(text: Any) -> str:
     return words if len(words) <= MOST_CHARACTERS else words[:MOST_CHARACTERS] + " …"
 
 
-def settings_section(facts: RunFacts) -> Block:
+def settings_section(facts: RunFacts) -> PagePart:
     """Returns the configuration, with what is not a default marked."""
     if not facts.settings:
         return section("settings", "Configuration", [], f"Not told: {facts.fault}.")
@@ -111,16 +113,16 @@ def settings_section(facts: RunFacts) -> Block:
         "settings",
         "Configuration",
         [
-            table("Settings that differ from their defaults", columns[:3], chosen),
-            table("All settings", columns, rows, closed=True),
+            page_table("Settings that differ from their defaults", columns[:3], chosen),
+            page_table("All settings", columns, rows, closed=True),
         ],
     )
 
 
-def start_section(facts: RunFacts) -> Block:
+def start_section(facts: RunFacts) -> PagePart:
     """Returns every start, what it had changed, and the machine that it ran on."""
     starts = facts.starts
-    shown = [starts[i] for i in thinned(len(starts), MOST_ROWS)]
+    shown = [starts[i] for i in thinned(len(starts), _MOST_ROWS)]
     rows = [
         [
             str(r.get("time", "–")).replace("+00:00", " UTC").replace("T", " "),
@@ -132,13 +134,13 @@ def start_section(facts: RunFacts) -> Block:
         for r in shown
     ]
     columns = ["start", "after step", "from", "code", "changed since the start before"]
-    blocks = [table("Starts", columns, rows, note=_left_out(len(starts), rows))]
+    blocks = [page_table("Starts", columns, rows, note=_left_out(len(starts), rows))]
     machines = [flat_machine(r["machine"]) for r in starts if isinstance(r.get("machine"), dict)]
     if machines:
         names = dict.fromkeys(name for machine in machines for name in machine)
         rows = [[name, machines[-1].get(name, "–"), _earlier(name, machines)] for name in names]
         columns = ["what", "last start", "earlier starts, if other"]
-        blocks.append(table("Environment", columns, rows))
+        blocks.append(page_table("Environment", columns, rows))
     words = "" if starts else "Not told: starts.jsonl is missing."
     return section("starts", "Starts and environment", blocks if starts else [], words)
 
@@ -150,12 +152,12 @@ def _earlier(name: str, machines: Sequence[Mapping[str, str]]) -> str:
     )
 
 
-def plan_table(plan: Mapping[str, Any], history: RunHistory) -> Block:
+def plan_table(plan: Mapping[str, Any], history: RunHistory) -> PagePart:
     """Returns planned against measured: memory by component, arithmetic, parameters."""
     columns = ["what", "planned", "measured"]
     title = "Plan against measurement"
     if not plan:
-        return table(
+        return page_table(
             title, columns, [], note="This run has no plan.json, so that nothing is compared."
         )
     memory = plan.get("memory")
@@ -178,7 +180,7 @@ def plan_table(plan: Mapping[str, Any], history: RunHistory) -> Block:
     if work:
         measured = "–" if speed is None else f"{shown_count(work * speed)}FLOP a second"
         rows.append(["arithmetic of a token", f"{shown_count(work)}FLOP", measured])
-    return table(title, columns, rows)
+    return page_table(title, columns, rows)
 
 
 def _peak(history: RunHistory) -> float | None:
