@@ -31,7 +31,7 @@ from rwkv_train.report.step_bins import MOST_BINS
 # Points of all curves of a kind together.
 _MOST_POINTS = 8000
 _COMPARED = (
-    ("Learning rate", "rate", "lr"),
+    ("Learning rate", "", "lr"),
     ("Norm of the gradient, before clipping", "L2 norm", "grad_norm"),
     ("Throughput", "tokens per second", "tokens_per_second"),
     ("Model's arithmetic (MFU)", "share", "mfu"),

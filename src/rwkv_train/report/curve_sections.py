@@ -17,11 +17,11 @@ def rate_section(history: RunHistory) -> PagePart:
     """Returns learning rate and weight decay, and the norms of the gradient before clipping."""
     bins = history.bins
     rates = series("learning rate", "steps", numbers(bins.means("lr")), shape="line", colour=2)
-    charts = [chart("rate", "Learning rate", "rate", [rates], marks=True)]
+    charts = [chart("rate", "Learning rate", "", [rates], marks=True)]
     decays = bins.means("weight_decay")
     if len(decays) and np.nanmin(decays) != np.nanmax(decays):
         line = series("weight decay", "steps", numbers(decays), shape="line", colour=3)
-        charts.append(chart("decay", "Weight decay", "rate", [line]))
+        charts.append(chart("decay", "Weight decay", "", [line]))
     return section("rates", "Rates and gradients", [*charts, *_gradient_charts(history)])
 
 
@@ -65,7 +65,17 @@ def speed_section(history: RunHistory, plan: PagePart) -> PagePart:
     values = numbers(bins.means("tokens_per_second"))
     line = series("tokens per second", "steps", values, shape="line", colour=0, smooth=True)
     note = "Of the steps alone: without saving and validation."
-    charts = [chart("speed", "Throughput", "tokens per second", [line], marks=True, note=note)]
+    charts = [
+        chart(
+            "speed",
+            "Throughput",
+            "tokens per second",
+            [line],
+            marks=True,
+            note=note,
+            from_zero=True,
+        )
+    ]
     shares = [
         series(name, "steps", numbers(bins.means(key) * 100), shape="line", colour=i, smooth=True)
         for i, (name, key) in enumerate(
@@ -140,12 +150,12 @@ def task_section(history: RunHistory) -> PagePart | None:
     for record in records:
         for task, figures in _figures(record).items():
             for metric in figures:
-                if not metric.endswith("_stderr"):
+                if not metric.endswith("_stderr") and known_number(figures[metric]) is not None:
                     metrics.setdefault(metric, {})[task] = None
     blocks = []
     for number, (metric, tasks) in enumerate(list(metrics.items())[:_GROUP_COLOURS]):
         lines = [_task_series(records, task, metric, i) for i, task in enumerate([*tasks][:16])]
-        blocks.append(chart(f"task{number}", metric, metric, lines))
+        blocks.append(chart(f"task{number}", metric, "", lines))
     return section("tasks", "Tasks", blocks) if blocks else None
 
 
