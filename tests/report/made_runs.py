@@ -42,7 +42,7 @@ def timed(step: int, **more: Any) -> dict[str, Any]:
     saves = step % 100 == 99
     seconds = TOKENS / 5000 * (2 if saves else 1)
     kinds = ("embedding", "head", "time mix", "channel mix", "vectors")
-    return step_record(
+    found = step_record(
         step,
         seconds=seconds,
         data_share=0.02,
@@ -52,13 +52,10 @@ def timed(step: int, **more: Any) -> dict[str, Any]:
         mfu=0.41,
         mfu_card=None,
         memory=900_000_000 + step * 1000,
-        **(
-            {"grad_norms": {k: 0.1 * (i + 1) for i, k in enumerate(kinds)}}
-            if step % 20 == 0
-            else {}
-        ),
-        **more,
     )
+    if step % 20 == 0:
+        found["grad_norms"] = {kind: 0.1 * (i + 1) for i, kind in enumerate(kinds)}
+    return found | more
 
 
 def everything(steps: int = 400) -> Iterable[dict[str, Any]]:

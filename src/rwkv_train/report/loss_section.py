@@ -53,7 +53,9 @@ def _is_place(record: dict[str, Any]) -> bool:
 
 
 def _mark(record: dict[str, Any], kind: str, text: str) -> PagePart:
-    return {"step": record["step"] + 1, "tokens": record["tokens"], "kind": kind, "text": text}
+    # A mark's words are read on a line.
+    words = text if len(text) <= 200 else text[:200] + " …"
+    return {"step": record["step"] + 1, "tokens": record["tokens"], "kind": kind, "text": words}
 
 
 def loss_section(history: RunHistory, band: PagePart | None, words: str) -> PagePart:

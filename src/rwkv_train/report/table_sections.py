@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,11 +24,13 @@ from rwkv_train.report.page_blocks import (
 from rwkv_train.report.run_history import RunHistory
 from rwkv_train.report.step_bins import thinned
 
-_MOST_ROWS = 200
+_MOST_ROWS = 100
 MOST_SAMPLES = 24
 MOST_TEXTS = 8
-# Characters of a text; a page has to stay small.
+# A page has to stay small: characters of a text, and of a cell; bytes of all texts together.
 MOST_CHARACTERS = 3000
+MOST_IN_CELL = 300
+TEXT_BYTES = 200_000
 
 
 def mishap_section(history: RunHistory) -> PagePart:
@@ -39,9 +42,9 @@ def mishap_section(history: RunHistory) -> PagePart:
         rows = [
             [
                 r["step"] + 1,
-                str(r["skipped"]),
+                cut(r["skipped"], MOST_IN_CELL),
                 _range(r.get("samples")),
-                shown_value(r.get("suspects") or []) or "the whole batch",
+                cut(shown_value(r.get("suspects") or []), MOST_IN_CELL) or "the whole batch",
             ]
             for r in skipped.spread(_MOST_ROWS)
         ]
@@ -78,22 +81,31 @@ def _left_out(count: int, rows: Sequence[Any]) -> str:
 
 def sample_section(history: RunHistory) -> PagePart | None:
     """Returns texts that the model has written, the newest first; None without any."""
+    kept, left = history.events["samples"], TEXT_BYTES
     blocks: list[PagePart] = []
-    for record in reversed(history.events["samples"].spread(MOST_SAMPLES)):
+    for record in reversed(kept.spread(MOST_SAMPLES)):
         texts = record["samples"] if isinstance(record["samples"], list) else []
         items = [
-            {"prompt": _cut(item.get("prompt")), "text": _cut(item.get("text"))}
+            {"prompt": cut(item.get("prompt")), "text": cut(item.get("text"))}
             for item in texts[:MOST_TEXTS]
             if isinstance(item, dict)
         ]
+        # As a page holds them: a sign of Chinese is six.
+        left -= len(json.dumps(items))
+        if left < 0 and blocks:
+            break
         title = f"After step {record['step'] + 1}"
         blocks.append({"kind": "texts", "title": title, "items": items, "closed": bool(blocks)})
-    return section("samples", "Text samples", blocks) if blocks else None
+    words = ""
+    if len(blocks) < kept.count:
+        words = f"{len(blocks)} of {kept.count:,} samples are shown; metrics.jsonl has all."
+    return section("samples", "Text samples", blocks, words) if blocks else None
 
 
-def _cut(text: Any) -> str:
+def cut(text: Any, most: int = MOST_CHARACTERS) -> str:
+    """Returns the beginning of a text that may be long."""
     words = str(text or "")
-    return words if len(words) <= MOST_CHARACTERS else words[:MOST_CHARACTERS] + " …"
+    return words if len(words) <= most else words[:most] + " …"
 
 
 def settings_section(facts: RunFacts) -> PagePart:
@@ -106,7 +118,8 @@ def settings_section(facts: RunFacts) -> PagePart:
         default = defaults.get(name)
         given = "" if name in defaults and value == default else "•"
         worked_out = "worked out" if default is None else shown_value(default)
-        rows.append([name, shown_value(value), worked_out, given, sections.get(name, "")])
+        shown = cut(shown_value(value), MOST_IN_CELL)
+        rows.append([name, shown, worked_out, given, sections.get(name, "")])
     columns = ["setting", "value", "default", "differs", "section"]
     chosen = [row[:3] for row in rows if row[3] and row[2] != "worked out"]
     return section(
@@ -129,7 +142,7 @@ def start_section(facts: RunFacts) -> PagePart:
             shown_value(r.get("step")),
             str(r.get("from") or "new weights"),
             str(r.get("code_version", "–")),
-            "; ".join(map(str, r.get("changes") or [])) or "nothing",
+            cut("; ".join(map(str, r.get("changes") or [])), MOST_CHARACTERS // 2) or "nothing",
         ]
         for r in shown
     ]
