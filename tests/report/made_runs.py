@@ -12,8 +12,8 @@ TOKENS = 2048
 SETTINGS = """\
 model: {rwkv_version: '6', n_layer: 4, n_embd: 192, vocab_size: 257}
 data: {data_file: data/python-bytes, ctx_len: 256}
-optim: {lr_init: 0.003, lr_final: 0.0003, warmup_steps: 10}
-train: {proj_dir: out, micro_bsz: 8, exit_tokens: 2048000}
+optim: {lr_init: 0.003, lr_final: 0.0003, warmup_steps: 10, optimizer: adamw}
+train: {proj_dir: out, micro_bsz: 8, exit_tokens: 2048000, train_type: all}
 hardware: {precision: fp32, devices: 1, num_nodes: 1}
 """
 # Ends the element of the data, begins a comment in it, ends a line of JavaScript, is no character.

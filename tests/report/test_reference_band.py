@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.reference_curves import DEMO_FLAGS, DEMO_STEPS
+from benchmarks.reference_curves import DEMO_FLAGS, DEMO_STEPS, band_of
 from rwkv_train.report.reference_band import compare_with_reference, reference_curves, window_means
 from rwkv_train.report.run_history import RunHistory
 from tests.checkout import ROOT
@@ -114,7 +114,17 @@ def test_the_flags_of_the_program_are_those_of_the_demo():
         assert f"--{name} {DEMO_FLAGS[name]}" in script, name
 
 
-def test_a_run_of_the_demo_is_recognised():
+def test_a_run_of_the_demo_is_recognised(tmp_path: Path):
     settings = {k: v for part in yaml.safe_load(SETTINGS).values() for k, v in part.items()}
-    wanted = reference_curves()["applies_to"]
-    assert {k: v for k, v in settings.items() if k in wanted and v != wanted[k]} == {}
+    history = RunHistory(make_run(tmp_path, []))
+    assert compare_with_reference(settings, history, reference_curves()).kind == "early"
+
+
+def test_a_band_is_as_wide_as_runs_differ_and_goes_on_where_one_ends():
+    # 2 and 3 stand a fifth from their middle, so that the band is three fifths wide on each side.
+    found = band_of([[2.0, 2.0, 1.0], [3.0, 2.0]])
+    assert found["steps"] == [5, 10, 20] and found["tokens"] == [10240, 20480, 40960]
+    assert found["middle"] == [2.5, 2.0, 1.0]
+    # Equal runs have a least width; the last window has one run, and the width of the first.
+    assert found["low"] == pytest.approx([1.0, 1.88, 0.4])
+    assert found["high"] == pytest.approx([4.0, 2.12, 1.6])

@@ -42,9 +42,9 @@ def mishap_section(history: RunHistory) -> PagePart:
         rows = [
             [
                 r["step"] + 1,
-                cut(r["skipped"], MOST_IN_CELL),
+                shortened(r["skipped"], MOST_IN_CELL),
                 _range(r.get("samples")),
-                cut(shown_value(r.get("suspects") or []), MOST_IN_CELL) or "the whole batch",
+                shortened(shown_value(r.get("suspects") or []), MOST_IN_CELL) or "the whole batch",
             ]
             for r in skipped.spread(_MOST_ROWS)
         ]
@@ -86,7 +86,7 @@ def sample_section(history: RunHistory) -> PagePart | None:
     for record in reversed(kept.spread(MOST_SAMPLES)):
         texts = record["samples"] if isinstance(record["samples"], list) else []
         items = [
-            {"prompt": cut(item.get("prompt")), "text": cut(item.get("text"))}
+            {"prompt": shortened(item.get("prompt")), "text": shortened(item.get("text"))}
             for item in texts[:MOST_TEXTS]
             if isinstance(item, dict)
         ]
@@ -102,7 +102,7 @@ def sample_section(history: RunHistory) -> PagePart | None:
     return section("samples", "Text samples", blocks, words) if blocks else None
 
 
-def cut(text: Any, most: int = MOST_CHARACTERS) -> str:
+def shortened(text: Any, most: int = MOST_CHARACTERS) -> str:
     """Returns the beginning of a text that may be long."""
     words = str(text or "")
     return words if len(words) <= most else words[:most] + " …"
@@ -118,7 +118,7 @@ def settings_section(facts: RunFacts) -> PagePart:
         default = defaults.get(name)
         given = "" if name in defaults and value == default else "•"
         worked_out = "worked out" if default is None else shown_value(default)
-        shown = cut(shown_value(value), MOST_IN_CELL)
+        shown = shortened(shown_value(value), MOST_IN_CELL)
         rows.append([name, shown, worked_out, given, sections.get(name, "")])
     columns = ["setting", "value", "default", "differs", "section"]
     chosen = [row[:3] for row in rows if row[3] and row[2] != "worked out"]
@@ -142,7 +142,8 @@ def start_section(facts: RunFacts) -> PagePart:
             shown_value(r.get("step")),
             str(r.get("from") or "new weights"),
             str(r.get("code_version", "–")),
-            cut("; ".join(map(str, r.get("changes") or [])), MOST_CHARACTERS // 2) or "nothing",
+            shortened("; ".join(map(str, r.get("changes") or [])), MOST_CHARACTERS // 2)
+            or "nothing",
         ]
         for r in shown
     ]
