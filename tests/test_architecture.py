@@ -41,6 +41,7 @@ LAYERS: dict[str, set[str]] = {
     "checkpoint": {*BASE, "command_line"},
     "models": {"errors", "config.schema", "config.resolved", "config.versions", "ops"},
     "planning": {*BASE, "command_line", "config"},
+    "report": {*BASE, "command_line", "config"},
     "training": {
         *BASE,
         "command_line",
@@ -55,6 +56,7 @@ LAYERS: dict[str, set[str]] = {
         "checkpoint",
         "models",
         "planning",
+        "report",
         "inference",
         "evaluation",
     },

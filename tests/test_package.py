@@ -98,6 +98,8 @@ def test_the_wheel_installs_one_package_with_all_sources_in_it(wheel: Path):
     assert "rwkv_train/ops/backends/measurements.csv" in names
     assert "rwkv_train/data/tokenize/world_trie.cpp" in names
     assert "rwkv_train/serving/chat_page.html" in names
+    parts = ("report_page.html", "report_page.css", "report_page.js", "reference_curves.json")
+    assert {f"rwkv_train/report/{name}" for name in parts} <= names
     assert {
         f"rwkv_train/evaluation/tasks/{name}" for name in ("rwkv_kinds.yaml", "kinds.jsonl")
     } <= names
@@ -121,6 +123,7 @@ def test_the_console_commands_make_data_train_generate_and_evaluate(
     assert call(environment, elsewhere, "rwkv-generate", *load, "the").startswith("the")
     measured = call(environment, elsewhere, "rwkv-eval", *load[:2], "--text", "tiny.jsonl")
     assert "40 documents" in measured and "bits per byte" in measured
+    assert "wrote out/report.html" in call(environment, elsewhere, "rwkv-report", "out")
 
 
 def test_an_operator_is_called_from_a_script_elsewhere(environment: Path, elsewhere: Path):

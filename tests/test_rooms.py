@@ -132,6 +132,19 @@ planning.plan_text: amounts cost flops plan speed text_table
 planning.planned_run: family parameter_table
 planning.smaller_settings: memory
 planning.speed: cards flops parameter_table
+report.__main__: comparison_page page_file run_page
+report.comparison_page: folder_facts life_times loss_section page_blocks reference_band
+    run_history run_page step_bins
+report.curve_sections: page_blocks run_history step_bins
+report.folder_facts: run_records
+report.life_times: page_blocks run_history
+report.loss_section: page_blocks run_history step_bins
+report.page_blocks: step_bins
+report.reference_band: page_blocks run_history step_bins
+report.run_history: run_records step_bins
+report.run_page: curve_sections folder_facts life_times loss_section page_blocks page_file
+    reference_band run_history run_records table_sections
+report.table_sections: folder_facts page_blocks run_history step_bins
 serving.__main__: application opening_service server_process
 serving.application: batching http_guard openai_api served_model waiting
 serving.http_guard: openai_api served_model

@@ -33,6 +33,7 @@ COMMANDS = (
     "rwkv-eval",
     "rwkv-export",
     "rwkv-plan",
+    "rwkv-report",
 )
 
 

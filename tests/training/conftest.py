@@ -85,6 +85,7 @@ def flags(corpus: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "precision": "fp32",
             "num_workers": 0,
             "plot": 0,
+            "report": 0,
             "wkv_backend": "chunked",
         }
         values.update(changes)

@@ -99,6 +99,8 @@ class LogConfig:
     """show the progress bar"""
     plot: bool = True
     """redraw proj_dir/loss.png at every mini-epoch"""
+    report: bool = True
+    """renew proj_dir/report.html, a page of all that is known of the run, at every mini-epoch"""
     eval_tasks: str | None = None
     """tasks of lm-eval, by comma, at every mini-epoch that is saved and at the end; None: none"""
     eval_include: str | None = None

@@ -227,6 +227,7 @@ RULES: Mapping[str, ResumeRule] = {
     "measure_rate": _NOTHING,
     "enable_progress_bar": _NOTHING,
     "plot": _NOTHING,
+    "report": _NOTHING,
     "eval_tasks": _NOTHING,
     "eval_include": _NOTHING,
     "eval_limit": _NOTHING,

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.axes import Axes
 
 import train
-from rwkv_train.training.start.run_identity import append_start, change_marks, folder_run
+from rwkv_train.report.run_records import change_marks
+from rwkv_train.training.start.run_identity import append_start, folder_run
 from tests.training.start.paused_runs import Resume, line
 
 BASE = {"max_steps": 4, "exit_tokens": 12 * 128, "epoch_steps": 4}

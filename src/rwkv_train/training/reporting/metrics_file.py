@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.files import write_atomically
+from rwkv_train.report.run_records import METRICS_FILE, read_metrics
 from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
@@ -22,9 +23,6 @@ from rwkv_train.training.reporting.records import (
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
 
-METRICS_FILE = "metrics.jsonl"
-# What a reader adds and compares.
-NUMBERS = ("step", "tokens", "loss", "lr", "val_loss")
 # Seconds that add up to the life of a run.
 SPANS = ("start_up_seconds", "lost_seconds", "seconds", "ending_seconds")
 
@@ -84,35 +82,6 @@ class MetricsFile(Reporter):
         self._file.write(json.dumps(values) + "\n")
         # A reader, or a crash, sees every finished step.
         self._file.flush()
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Returns all complete records of a folder's metrics.jsonl, in order; [] without the file."""
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [record for record in map(_record, lines) if record is not None]
-
-
-def read_steps(folder: Path) -> list[dict[str, Any]]:
-    """Returns the records of the steps that were taken, in order; [] without the file."""
-    return [record for record in read_metrics(folder) if "loss" in record]
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    """Returns what a line holds; None for the torn line of a killed run, or for no record of ours.
-
-    Numbers stand where numbers belong in what it returns.
-    """
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict):
-        return None
-    found = [record[name] for name in NUMBERS if name in record]
-    return record if all(type(value) in (int, float) for value in found) else None
 
 
 def _drop_after(path: Path, tokens: int) -> float:

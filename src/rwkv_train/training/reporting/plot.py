@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.errors import missing_package
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.report.run_records import change_marks, read_metrics
 from rwkv_train.training.reporting.position_plot import draw_positions
 from rwkv_train.training.reporting.records import EpochRecord
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.validation_record import ValidationRecord
-from rwkv_train.training.start.run_identity import change_marks
 
 LOSS_PLOT = "loss.png"
 # Points drawn of a long run; more cost time and show nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rwkv_train.training.reporting.metrics_file import read_metrics
+from rwkv_train.report.run_records import read_metrics
 
 POSITION_PLOT = "loss_by_position.png"
 # Validations drawn, the first and the last of them always; more lines cannot be told apart.

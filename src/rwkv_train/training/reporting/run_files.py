@@ -14,16 +14,18 @@ from rwkv_train.config.run_length import RunLength
 from rwkv_train.data.tokenize.characters import VOCABULARY
 from rwkv_train.data.tokenize.tokenizer_files import write_record
 from rwkv_train.files import remove_partial_files, write_atomically
+from rwkv_train.report.run_records import METRICS_FILE, STARTS_FILE
 from rwkv_train.training.reporting.console import Console
-from rwkv_train.training.reporting.metrics_file import METRICS_FILE, MetricsFile
+from rwkv_train.training.reporting.metrics_file import MetricsFile
 from rwkv_train.training.reporting.plot import LossPlot
+from rwkv_train.training.reporting.report_file import ReportFile
 from rwkv_train.training.reporting.reporter import Reporter, warn_lost
 from rwkv_train.training.reporting.tensorboard_log import TensorboardLog
 from rwkv_train.training.reporting.train_log import TRAIN_LOG, TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
 from rwkv_train.training.start.plan_file import PLAN_FILE, plan_record
 from rwkv_train.training.start.prepare import Prepared
-from rwkv_train.training.start.run_identity import STARTS_FILE, append_start, start_record
+from rwkv_train.training.start.run_identity import append_start, start_record
 
 Opened = TypeVar("Opened")
 
@@ -86,6 +88,8 @@ def _open_logs(
             f"{ctx_len}, vocabulary {model.vocab_size}"
         )
         reporters.append(LossPlot(folder, title, ctx_len))
+    if config.log.report:
+        reporters.append(ReportFile(folder))
     return reporters
 
 

@@ -42,6 +42,7 @@ _OF_A_MACHINE = {
     "measure_rate": "rank zero measures",
     "enable_progress_bar": "rank zero prints",
     "plot": "rank zero draws",
+    "report": "rank zero writes",
     "eval_include": "rank zero evaluates",
     "sample_prompts": "rank zero writes",
 }

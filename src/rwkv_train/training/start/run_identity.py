@@ -13,28 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.machine_record import machine_record
+from rwkv_train.report.run_records import STARTS_FILE, read_starts
 from rwkv_train.training.start.resume_point import Fresh, FromState, FromWeights, ResumePoint
 from rwkv_train.version import code_version
-
-STARTS_FILE = "starts.jsonl"
-
-
-def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """Returns the records of a folder's starts.jsonl, in order; what cannot be read is left out."""
-    try:
-        text = (folder / STARTS_FILE).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    records = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            # The torn last line of a killed run.
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def folder_run(folder: Path) -> str | None:
@@ -73,17 +54,3 @@ def append_start(folder: Path, record: Mapping[str, Any]) -> None:
     """Appends a record to starts.jsonl. Raises OSError."""
     with (folder / STARTS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-
-
-def change_marks(folder: Path) -> list[tuple[int, str]]:
-    """Returns (tokens, label) of every start with changes, as far as the curve follows it."""
-    marks: list[tuple[int, str]] = []
-    for record in read_starts(folder):
-        tokens, labels = record.get("tokens"), record.get("labels")
-        if not isinstance(tokens, int) or not isinstance(labels, list):
-            continue
-        # What a start behind this place had changed was left when the run went back.
-        marks = [mark for mark in marks if mark[0] < tokens]
-        if labels:
-            marks.append((tokens, ", ".join(map(str, labels))))
-    return marks
