@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.peer_gpt import GPT
-from benchmarks.whole_step import Loss, StepShape
+from rwkv_train.training.whole_step import Loss, StepShape
 
 HEAD_SIZE = 64
 # Writes a peer's weights into an empty folder; returns what our loader takes.

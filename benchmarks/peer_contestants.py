@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.peer_adapters import Peer
-from benchmarks.whole_step import (
+from rwkv_train.training.whole_step import (
     StepShape,
     dtype_named,
     own_loss,

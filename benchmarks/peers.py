@@ -43,7 +43,9 @@ from benchmarks.peer_contestants import (
     peer_contestant,
 )
 from benchmarks.peers_plot import plot
-from benchmarks.whole_step import (
+from rwkv_train.inference.loading import load_model
+from rwkv_train.training.kept_heap import keep_heap
+from rwkv_train.training.whole_step import (
     StepShape,
     dtype_named,
     own_loss,
@@ -52,8 +54,6 @@ from benchmarks.whole_step import (
     random_batch,
     seconds_of,
 )
-from rwkv_train.inference.loading import load_model
-from rwkv_train.training.kept_heap import keep_heap
 
 # Losses of one function; bf16 keeps three digits of every number on the way.
 SAME_LOSS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

@@ -28,7 +28,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.step_operators import compare
-from benchmarks.whole_step import (
+from rwkv_train.config.resolved import ResolvedModel
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.ops.norm_shift import moved_shift, norm_shift
+from rwkv_train.ops.wkv4 import wkv4
+from rwkv_train.ops.wkv5 import wkv5
+from rwkv_train.ops.wkv6 import wkv6
+from rwkv_train.ops.wkv7 import wkv7
+from rwkv_train.training.kept_heap import huge_page_bytes, keep_heap
+from rwkv_train.training.whole_step import (
     StepShape,
     dtype_named,
     median_seconds,
@@ -42,14 +50,6 @@ from benchmarks.whole_step import (
     random_batch,
     training_step,
 )
-from rwkv_train.config.resolved import ResolvedModel
-from rwkv_train.models.backbone import RWKV
-from rwkv_train.ops.norm_shift import moved_shift, norm_shift
-from rwkv_train.ops.wkv4 import wkv4
-from rwkv_train.ops.wkv5 import wkv5
-from rwkv_train.ops.wkv6 import wkv6
-from rwkv_train.ops.wkv7 import wkv7
-from rwkv_train.training.kept_heap import huge_page_bytes, keep_heap
 
 # Parameters that mix a token with the one before it, by version: time mix, channel mix.
 MIXES = {

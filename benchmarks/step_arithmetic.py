@@ -18,10 +18,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.step_operators import PRODUCTS, WKV, TrafficMode
-from benchmarks.whole_step import StepShape, own_sizes
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.residual import Residual
+from rwkv_train.training.whole_step import StepShape, own_sizes
 
 README = Path(__file__).parents[1] / "cuda" / "README.md"
 BEGIN = "<!-- step: python -m benchmarks.step_arithmetic -->\n"

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.whole_step import StepShape
+from rwkv_train.training.whole_step import StepShape
 
 PRODUCTS, WKV, FUSED = "products", "WKV", "fused operators"
 OPTIMIZER, ELEMENTWISE = "optimizer", "elementwise and copies"

@@ -21,7 +21,7 @@ from benchmarks.step_arithmetic import (
     row,
     wkv_seconds,
 )
-from benchmarks.whole_step import StepShape
+from rwkv_train.training.whole_step import StepShape
 
 TEXT = README.read_text(encoding="utf-8")
 

@@ -23,7 +23,8 @@ from benchmarks.step_operators import (
     plain_operators,
     shares,
 )
-from benchmarks.whole_step import (
+from rwkv_train.ops import squared_relu
+from rwkv_train.training.whole_step import (
     StepShape,
     own_loss,
     own_model,
@@ -31,7 +32,6 @@ from benchmarks.whole_step import (
     random_batch,
     training_step,
 )
-from rwkv_train.ops import squared_relu
 
 SHAPE = StepShape(layers=2, width=64, vocab=50, ctx_len=16, batch=2)
 CPU = torch.device("cpu")

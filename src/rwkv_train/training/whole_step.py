@@ -1,4 +1,4 @@
-"""The whole training step that `benchmarks.step` and `benchmarks.peers` time: a model, its step.
+"""The whole training step that benchmarks and `rwkv_train.doctor` time: a model, its step.
 
 A step is forward, backward, AdamW and the release of the gradients, on random tokens.
 """
@@ -75,12 +75,12 @@ def own_loss(model: RWKV) -> Loss:
     return lambda tokens, targets: model.loss(tokens, Targets(targets))
 
 
-def own_optimizer(model: RWKV, *, masters: bool) -> torch.optim.Optimizer:
+def own_optimizer(model: RWKV, *, masters: bool, lr: float = 1e-5) -> torch.optim.Optimizer:
     """Returns the optimizer that training takes; masters: of weights that become bf16 here."""
     values = round_weights(model, sums_in_fp32=False) if masters else None
     groups = parameter_groups(model, weight_decay=0.001)
     described = [{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups]
-    return FusedAdamW(described, masters=values, lr=1e-5, fused=True)
+    return FusedAdamW(described, masters=values, lr=lr, fused=True)
 
 
 def plain_optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -111,7 +111,8 @@ def training_step(
     def step() -> None:
         with torch.autocast(device, autocast, enabled=autocast is not None):
             value = loss(*batch)
-        value.backward()
+        # torch leaves the function without types.
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
