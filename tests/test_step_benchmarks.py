@@ -25,15 +25,15 @@ from benchmarks.step_operators import (
 )
 from rwkv_train.ops import squared_relu
 from rwkv_train.training.whole_step import (
-    StepShape,
+    TimedShape,
+    initialized_model,
     own_loss,
-    own_model,
     own_optimizer,
     random_batch,
     training_step,
 )
 
-SHAPE = StepShape(layers=2, width=64, vocab=50, ctx_len=16, batch=2)
+SHAPE = TimedShape(layers=2, width=64, vocab=50, ctx_len=16, batch=2)
 CPU = torch.device("cpu")
 NANO = """
 import torch
@@ -91,7 +91,7 @@ def test_bytes_are_counted_once_each_and_views_are_free():
 
 def test_without_fused_operators_there_are_more_launches_and_the_same_products():
     def step():
-        model = own_model("7", SHAPE, CPU)
+        model = initialized_model("7", SHAPE, CPU)
         batch = random_batch(SHAPE, CPU)
         return training_step(own_loss(model), own_optimizer(model, masters=False), batch, None)
 
@@ -128,7 +128,7 @@ def test_every_round_begins_with_another():
 def test_a_peer_of_the_same_function_has_our_loss(
     factor: float, capsys: pytest.CaptureFixture[str]
 ):
-    model = own_model("4", SHAPE, CPU)
+    model = initialized_model("4", SHAPE, CPU)
 
     def write(folder: Path) -> Path:
         torch.save(model.state_dict(), folder / "model.pth")

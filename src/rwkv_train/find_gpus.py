@@ -85,7 +85,7 @@ def ask_driver() -> Driver:
         return Driver([])
     command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        status, answer = _answer(command)
+        status, answer = answer_of(command)
     except subprocess.TimeoutExpired:
         return _ask_kernel(f"nvidia-smi does not answer within {TIMEOUT_S:.0f} s")
     except OSError as error:
@@ -97,7 +97,7 @@ def ask_driver() -> Driver:
     return Driver([row[1].strip() for row in rows], rows[0][2])
 
 
-def _answer(command: list[str]) -> tuple[int, str]:
+def answer_of(command: list[str]) -> tuple[int, str]:
     """Returns exit status and output of a program; raises TimeoutExpired when it hangs.
 
     Into a file: where the driver hangs nothing ends the program, and a pipe is waited for until
