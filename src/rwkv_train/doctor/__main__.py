@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rwkv_train.command_line import (
@@ -26,6 +27,7 @@ from rwkv_train.doctor.doctor_report import (
     ProgressLine,
     Visit,
     count_of,
+    has_fault,
     heading,
     json_of,
     lines_of,
@@ -103,17 +105,27 @@ def _examine(a: argparse.Namespace, visits: list[Visit]) -> None:
         print(json_of(visits, seconds))
         return
     warnings = count_of(visits, "warn")
-    told = f"{len(checks)} checks in {seconds:.0f} s"
+    told = f"{len(checks)} check{'s' * (len(checks) != 1)} in {seconds:.0f} s"
     print(f"{told}, {warnings} warning{'s' * (warnings != 1)}\n{result_line(visits)}")
 
 
 def _visited(check: Check, folder: Path, visits: Sequence[Visit], progress: ProgressLine) -> Visit:
     began = time.monotonic()
-    lacking = [visit.name for visit in visits if visit.name in check.needs and visit.is_faulty()]
+    lacking = [visit.name for visit in visits if visit.name in check.needs and visit.is_faulty]
     if lacking:
-        return Visit(check.name, [skipped(f"not without {lacking[0]}, which has a fault")], 0.0)
+        # What needs this one cannot be made either.
+        because = [skipped(f"not without {lacking[0]}, which has a fault")]
+        return Visit(check.name, because, 0.0, is_faulty=True)
     found = make_check(check, folder, lambda doing: progress.show(f"{check.name}: {doing}"))
-    return Visit(check.name, found, time.monotonic() - began)
+    told = {finding.remedy for visit in visits for finding in visit.findings}
+    # What the same command remedies is one fault, however many checks meet it.
+    shown = [
+        replace(finding, level="skip", found=f"{finding.found} (as above)", remedy="")
+        if finding.level == "fault" and finding.remedy in told
+        else finding
+        for finding in found
+    ]
+    return Visit(check.name, shown, time.monotonic() - began, is_faulty=has_fault(found))
 
 
 def _chosen(a: argparse.Namespace) -> list[Check]:
@@ -125,6 +137,8 @@ def _chosen(a: argparse.Namespace) -> list[Check]:
             raise ConfigError(
                 f"--only {name}: there is no such check{perhaps(name, known)}; --list names them"
             )
+    if a.list and a.json:
+        raise ConfigError("--list prints lines, not the object of --json; give one of them")
     if wanted and a.quick:
         raise ConfigError("--only names the checks, and --quick leaves some out; give one of them")
     if a.only and not wanted:

@@ -52,13 +52,16 @@ def _findings(answers: Answers) -> list[Finding]:
 def broken_check(error: Exception) -> Finding:
     """Returns the fault that a check met and did not expect."""
     told = in_one_line(f"{type(error).__name__}: {error}")
-    return fault(f"the check could not be made: {told}", "report it, with the line above")
+    return fault(
+        f"the check could not be made: {told}",
+        "rwkv-doctor --only requirements,numpy,torch,lightning; report it if they are sound",
+    )
 
 
 def _make_in_child(check: Check, folder: Path, limit_s: float, watch: Telling) -> list[Finding]:
     words = [check.name, str(folder), str(os.getpid())]
     process = subprocess.Popen(
-        [sys.executable, "-m", "rwkv_train.doctor.check_runner", *words],
+        [sys.executable, *_own_options(), "-m", "rwkv_train.doctor.check_runner", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -98,6 +101,12 @@ def _make_in_child(check: Check, folder: Path, limit_s: float, watch: Telling) -
     if status != 0:
         found.append(_ended(status, limit_s, doing, errors))
     return found
+
+
+def _own_options() -> list[str]:
+    """Returns the options of this Python that decide which packages it finds."""
+    given = {"-S": sys.flags.no_site, "-s": sys.flags.no_user_site}
+    return [option for option, is_set in given.items() if is_set]
 
 
 def _ended(

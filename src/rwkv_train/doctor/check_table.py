@@ -145,7 +145,7 @@ CHECKS = (
         "steps of every version on every device",
         training_steps.check_training,
         120.0,
-        ("torch", "lightning"),
+        ("torch",),
         long=True,
     ),
 )

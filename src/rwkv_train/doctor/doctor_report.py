@@ -19,15 +19,15 @@ _NAME_WIDTH = max(len(check.name) for check in CHECKS)
 
 
 class Visit(NamedTuple):
-    """All findings of one check, and how long it took."""
+    """All findings of one check, and how long it took.
+
+    is_faulty: whether there was a fault, also one that another check has told before.
+    """
 
     name: str
     findings: list[Finding]
     seconds: float
-
-    def is_faulty(self) -> bool:
-        """Tells whether the check found a fault."""
-        return any(finding.level == "fault" for finding in self.findings)
+    is_faulty: bool = False
 
 
 def heading() -> str:
@@ -52,6 +52,11 @@ def result_line(visits: Sequence[Visit]) -> str:
     if faults == 0:
         return "RESULT: PASS"
     return f"RESULT: {faults} fault{'s' * (faults > 1)}"
+
+
+def has_fault(findings: Sequence[Finding]) -> bool:
+    """Tells whether one of the findings is a fault."""
+    return any(finding.level == "fault" for finding in findings)
 
 
 def count_of(visits: Sequence[Visit], level: str) -> int:

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
-from rwkv_train.doctor.findings import (
-    Answers,
-    Finding,
-    fault,
-    good,
-    in_one_line,
-    pip_install,
-    skipped,
-)
-from rwkv_train.doctor.python_packages import (
-    REASONS,
-    TORCH_TRIED,
-    installed_version,
-    requirement_lines,
-)
-from rwkv_train.requirement_lines import split_line
+from rwkv_train.doctor.findings import Answers, Finding, Said, fault, good, in_one_line, skipped
+from rwkv_train.doctor.python_packages import REASONS, installed_version, remedy_for
 from rwkv_train.version import DISTRIBUTION
 
 # Distribution -> what Python imports.
 _LIBRARIES = {
     "tyro": "tyro",
     "PyYAML": "yaml",
-    "safetensors": "safetensors.torch",
+    "safetensors": "safetensors",
     "tokenizers": "tokenizers",
     "pyrwkv-tokenizer": "pyrwkv_tokenizer",
     "orjson": "orjson",
@@ -44,9 +31,7 @@ def check_numpy(folder: Path) -> Answers:
 
 def check_torch(folder: Path) -> Answers:
     """Yields what importing torch says, and whether it shares arrays with numpy."""
-    found = list(import_answers("torch", "torch"))
-    if not any(isinstance(said, Finding) and said.level == "ok" for said in found):
-        yield from found
+    if not (yield from import_answers("torch", "torch")):
         return
     import numpy
     import torch
@@ -59,14 +44,13 @@ def check_torch(folder: Path) -> Answers:
         yield fault(
             f"torch {torch.__version__} and numpy {numpy.__version__} do not share arrays: "
             f"{in_one_line(str(error))}",
-            pip_install("numpy>=1.26,<3", force=True),
+            remedy_for("numpy", force=True),
         )
         return
-    kind = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
+    kind = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
+    vectors = torch.backends.cpu.get_cpu_capability()
     yield good(
-        f"{torch.__version__}, {kind}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-        machine=machine_record(),
+        f"{kind}, shares arrays with numpy, computes with {vectors}", machine=machine_record()
     )
 
 
@@ -74,27 +58,27 @@ def check_lightning(folder: Path) -> Answers:
     """Yields what importing Lightning says, and then all that a run imports."""
     from rwkv_train.training.environment import prepare_libraries
 
+    yield "import torchmetrics"
     try:
         prepare_libraries("cpu")
     except Exception as error:
-        yield _import_fault("torchmetrics", "torchmetrics", error)
+        yield _import_fault("torchmetrics", "pytorch-lightning", error)
         return
-    found = list(import_answers("pytorch_lightning", "pytorch-lightning"))
-    yield from found
-    if any(isinstance(said, Finding) and said.level == "ok" for said in found):
-        yield "import rwkv_train.training.run"
-        try:
-            importlib.import_module("rwkv_train.training.run")
-        except Exception as error:
-            yield _import_fault("rwkv_train.training.run", DISTRIBUTION, error)
+    if not (yield from import_answers("pytorch_lightning", "pytorch-lightning")):
+        return
+    yield "import rwkv_train.training.run"
+    try:
+        importlib.import_module("rwkv_train.training.run")
+    except Exception as error:
+        yield _import_fault("rwkv_train.training.run", DISTRIBUTION, error)
 
 
 def check_deepspeed(folder: Path) -> Answers:
     """Yields what importing DeepSpeed says, where it is installed."""
     if find_spec("deepspeed") is None:
-        (line,) = requirement_lines().get("deepspeed", ["deepspeed"])
         yield skipped(
-            "not installed; --strategy deepspeed_stage_1, _2, _3 need it", pip_install(line)
+            "not installed; --strategy deepspeed_stage_1, _2 and _3 need it",
+            remedy_for("deepspeed"),
         )
         return
     from rwkv_train.training.environment import prepare_libraries
@@ -105,54 +89,46 @@ def check_deepspeed(folder: Path) -> Answers:
 
 def check_libraries(folder: Path) -> Answers:
     """Yields a fault for every small library that cannot be imported."""
-    faults = 0
+    failed = []
     for package, module in _LIBRARIES.items():
-        if find_spec(module.partition(".")[0]) is None:
-            # The check of requirements has told.
-            faults += 1
-            continue
-        for said in import_answers(module, package):
+        answers = import_answers(module, package)
+        for said in answers:
+            # Eleven lines for what is as it should be would hide the others.
             if isinstance(said, str) or said.level != "ok":
-                faults += isinstance(said, Finding)
                 yield said
-    if faults == 0:
-        yield good(f"{', '.join(_LIBRARIES)} can be imported")
-    else:
-        yield skipped(f"{faults} of {len(_LIBRARIES)} cannot be imported")
+            if isinstance(said, Finding) and said.level != "ok":
+                failed.append(package)
+    if not failed:
+        yield good(f"{', '.join(_LIBRARIES)}: all are imported")
 
 
-def import_answers(module: str, package: str) -> Answers:
-    """Yields what importing a module says, its version and how long it took."""
+def import_answers(module: str, package: str) -> Generator[Said, None, bool]:
+    """Yields what importing a module says, its version and how long it took.
+
+    Returns whether it was imported.
+    """
     yield f"import {module}"
     began = time.perf_counter()
     try:
         found = importlib.import_module(module)
     except Exception as error:
         yield _import_fault(module, package, error)
-        return
+        return False
     seconds = time.perf_counter() - began
-    version = (
-        getattr(found, "__version__", None) or installed_version(package) or "of unknown version"
-    )
-    yield good(f"{version}, imported in {seconds:.1f} s", import_seconds=round(seconds, 2))
+    version = getattr(found, "__version__", None) or installed_version(package)
+    told = f"{version or 'of some version'}, imported in {seconds:.1f} s"
+    yield good(told, import_seconds=round(seconds, 2))
+    return True
 
 
 def _import_fault(module: str, package: str, error: Exception) -> Finding:
-    """Returns why a module cannot be imported, with the package that has to be installed."""
-    lines = {split_line(line)[0]: line for line in requirement_lines().get("", [])}
-    lines["torch"] = f"torch=={TORCH_TRIED}"
-    lines |= {"deepspeed": requirement_lines().get("deepspeed", ["deepspeed"])[0]}
-    told = in_one_line(f"{type(error).__name__}: {error}")
+    """Returns why a module cannot be imported, with the command that installs what is missing."""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    if missing == module.partition(".")[0]:
-        return fault(f"{module} is not installed", pip_install(lines.get(package, package)))
+    if missing == module:
+        return fault(f"{module} is not installed", remedy_for(package))
+    told = f"{module} cannot be imported: {in_one_line(f'{type(error).__name__}: {error}')}"
     if missing == "pkg_resources":
-        return fault(
-            f"{module} cannot be imported: {told} ({REASONS['setuptools']})",
-            pip_install(lines.get("setuptools", "setuptools<81")),
-        )
-    if missing is not None:
-        return fault(f"{module} cannot be imported: {told}", pip_install(missing.partition(".")[0]))
-    return fault(
-        f"{module} cannot be imported: {told}", pip_install(lines.get(package, package), force=True)
-    )
+        return fault(f"{told} ({REASONS['setuptools']})", remedy_for("setuptools"))
+    # What it lacks is one of its own requirements, which pip knows by another name perhaps.
+    is_own = missing is None or missing.partition(".")[0] == module.partition(".")[0]
+    return fault(told, remedy_for(package, force=is_own))

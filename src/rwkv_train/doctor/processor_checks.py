@@ -71,7 +71,7 @@ def check_load(folder: Path) -> Answers:
         yield warning(
             f"other programs keep {busy:.0%} of the processors busy, most of all {name} "
             f"(process {number})",
-            f"wait for its end, or: kill {number}",
+            f"ps -fp {number}, and wait for its end",
             busy_share=round(busy, 3),
         )
     else:

@@ -18,6 +18,8 @@ from rwkv_train.version import DISTRIBUTION, ROOT
 OLDEST_PYTHON = (3, 10)
 # The release that requirements.txt installs, with which all the rest was tried.
 TORCH_TRIED = "2.13.0"
+# More missing packages than these are installed together.
+FEW_MISSING = 2
 # Why a version is asked for, where that is not only that it was tried.
 REASONS = {
     "setuptools": "Lightning 1.9.5 imports pkg_resources, which setuptools dropped in 81",
@@ -76,6 +78,12 @@ def check_requirements(folder: Path) -> Answers:
     """Yields a fault for every package that is missing or of a wrong version."""
     lines = requirement_lines()
     needed = lines.pop("", [])
+    missing = missing_packages()
+    if len(missing) > FEW_MISSING:
+        yield fault(
+            f"{len(missing)} of {len(needed)} packages are not installed: {', '.join(missing)}",
+            remedy_for(missing[0]),
+        )
     faults = [found for line in needed if (found := _about(line, needed=True)) is not None]
     yield from faults
     for extra in _EXTRAS:
@@ -89,7 +97,7 @@ def check_requirements(folder: Path) -> Answers:
         if any(installed_version(split_line(line)[0]) is None for line in lines.get(extra, []))
     ]
     left = f"; extras not installed: {', '.join(absent)}" if absent else ""
-    if not faults:
+    if not faults and not missing:
         yield good(f"{len(needed)} packages are there as required{left}")
 
 
@@ -105,7 +113,8 @@ def requirement_lines() -> dict[str, list[str]]:
         text = text.partition("[project]")[2].partition("[project.scripts]")[0]
         for name, body in re.findall(r"^(\w+) = \[(.*?)\]$", text, re.M | re.S):
             key = "" if name == "dependencies" else name
-            found[key] = re.findall(r'"([^"\[\]]+)"', body)
+            # A line with a bracket repeats other extras.
+            found[key] = [line for line in re.findall(r'"([^"]+)"', body) if "[" not in line]
         return found
     try:
         required = metadata.requires(DISTRIBUTION) or []
@@ -117,6 +126,26 @@ def requirement_lines() -> dict[str, list[str]]:
         if "[" not in requirement:
             found.setdefault(extra[1] if extra else "", []).append(requirement.strip())
     return found
+
+
+def missing_packages() -> list[str]:
+    """Returns the packages that all runs need and that are not installed."""
+    names = [split_line(line)[0] for line in requirement_lines().get("", [])]
+    return [name for name in names if installed_version(name) is None]
+
+
+def remedy_for(package: str, *, force: bool = False) -> str:
+    """Returns the command that installs a package as needed, or all where more than a few lack.
+
+    force: over what is there, which is broken.
+    """
+    if len(missing_packages()) > FEW_MISSING:
+        listed = ROOT / "requirements.txt"
+        return pip_install(*(("-r", str(listed)) if listed.is_file() else (DISTRIBUTION,)))
+    every = [line for lines in requirement_lines().values() for line in lines]
+    lines = {split_line(line)[0]: line for line in reversed(every)}
+    wanted = f"torch=={TORCH_TRIED}" if package == "torch" else lines.get(package, package)
+    return pip_install(wanted, force=force)
 
 
 def check_pairs(folder: Path) -> Answers:
@@ -146,19 +175,19 @@ def check_pairs(folder: Path) -> Answers:
 
 
 def _about(line: str, *, needed: bool) -> Finding | None:
-    """Returns what is wrong with the installed package of a line; None: nothing, or an extra's
-    package that is absent."""
+    """Returns what is wrong with the installed package of a line, None: nothing that is told."""
     name, conditions = split_line(line)
     version = installed_version(name)
-    wanted = f"torch=={TORCH_TRIED}" if name == "torch" else line
     if version is None:
-        absent = fault(f"{name} is not installed, and {line} is needed", pip_install(wanted))
-        return absent if needed else None
+        if not needed or len(missing_packages()) > FEW_MISSING:
+            # An extra's, or told with the others.
+            return None
+        return fault(f"{name} is not installed, and {line} is needed", remedy_for(name))
     if satisfies(version, conditions):
         return None
     reason = f": {REASONS[name]}" if name in REASONS else ""
     report = fault if needed else warning
-    return report(f"{name} is {version}, and {line} is needed{reason}", pip_install(wanted))
+    return report(f"{name} is {version}, and {line} is needed{reason}", remedy_for(name))
 
 
 def installed_version(package: str) -> str | None:

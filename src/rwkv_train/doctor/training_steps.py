@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from rwkv_train.config.versions import VERSIONS
 from rwkv_train.doctor.findings import Answers, Finding, fault, good, in_one_line, warning
 from rwkv_train.processors import prepare_threads
-from rwkv_train.training.environment import prepare_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 # Steps of a version: as many as fit into the time, at least so many.
 SECONDS, FEWEST_STEPS = 2.0, 6
+# Layers, width, vocabulary, tokens of a sample, samples.
+CPU_SHAPE, CARD_SHAPE = (2, 256, 1024, 128, 4), (4, 1024, 8192, 512, 8)
 LEARNING_RATE = 1e-3
 # A sound machine reaches several times as much (benchmarks/RESULTS.md).
 LOW_SHARE = 0.05
@@ -44,7 +45,6 @@ class _Times(NamedTuple):
 def check_training(folder: Path) -> Answers:
     """Yields tokens per second of every version on every device, and whether it learns."""
     prepare_threads()
-    prepare_libraries("cpu")
     yield "import torch"
     import torch
 
@@ -53,9 +53,9 @@ def check_training(folder: Path) -> Answers:
     from rwkv_train.training.whole_step import TimedShape
 
     choose_fp32_products()
-    shapes = {"cpu": TimedShape(2, 256, 1024, 128, 4)}
+    shapes = {"cpu": TimedShape(*CPU_SHAPE)}
     if torch.cuda.is_available():
-        shapes["cuda"] = TimedShape(4, 1024, 8192, 512, 8)
+        shapes["cuda"] = TimedShape(*CARD_SHAPE)
     for name, shape in shapes.items():
         device = torch.device(name)
         dtype = torch.bfloat16 if name == "cuda" and _has_bf16() else torch.float32
