@@ -11,14 +11,16 @@ Every other line is given to pip even when it is satisfied, or pip might break o
 
 from __future__ import annotations
 
-import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-TORCH_AT_LEAST = (2, 11)
-LINE = re.compile(r"([A-Za-z0-9_.-]+)\s*(.*)")
-CONDITION = re.compile(r"\s*(==|>=|<)\s*([\w.]+)\s*")
+# Works in a bare checkout: this copy's package comes before an installed one.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from rwkv_train.requirement_lines import satisfies, split_line
+
+TORCH_AT_LEAST = [(">=", "2.11")]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -33,41 +35,14 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Returns the leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
-    leading = re.split(r"[^0-9.]", text, maxsplit=1)[0]
-    return tuple(int(n) for n in leading.split(".") if n)
-
-
-def split_line(line: str) -> tuple[str, list[tuple[str, str]]]:
-    """Returns the package of a requirement line and its conditions: [(">=", "1.26"), ...].
-
-    Raises ValueError for a line that says anything else, such as a marker.
-    """
-    parts = LINE.fullmatch(line)
-    found = [CONDITION.fullmatch(text) for text in parts.group(2).split(",")] if parts else []
-    conditions = [match.groups() for match in found if match is not None]
-    if parts is None or (parts.group(2) and len(conditions) < len(found)):
-        raise ValueError(f"'{line}' is not a package with versions, as in numpy>=1.26,<3")
-    return parts.group(1), [(operator, version) for operator, version in conditions]
-
-
 def is_satisfied(line: str) -> bool:
     """Tells whether the installed packages satisfy one requirement line."""
     name, conditions = split_line(line)
     try:
-        installed = numbers(version(name))
+        installed = version(name)
     except PackageNotFoundError:
         return False
-    if is_torch(line):
-        return installed >= TORCH_AT_LEAST
-    for operator, wanted in conditions:
-        limit = numbers(wanted)
-        width = max(len(limit), len(installed))
-        have, limit = (v + (0,) * (width - len(v)) for v in (installed, limit))
-        if not {"==": have == limit, ">=": have >= limit, "<": have < limit}[operator]:
-            return False
-    return True
+    return satisfies(installed, TORCH_AT_LEAST if is_torch(line) else conditions)
 
 
 def main(argv: list[str]) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.peer_gpt import GPT
-from benchmarks.whole_step import Loss, StepShape
+from rwkv_train.training.whole_step import Loss, TimedShape
 
 HEAD_SIZE = 64
 # Writes a peer's weights into an empty folder; returns what our loader takes.
@@ -48,14 +48,14 @@ class Peer(NamedTuple):
     dtype: torch.dtype | None = None
 
 
-def plain_gpt(shape: StepShape) -> Peer:
+def plain_gpt(shape: TimedShape) -> Peer:
     """Returns the GPT that all are measured against."""
     model = GPT(shape.layers, shape.width, shape.vocab, shape.ctx_len)
     lookups = ("embedding.weight", "positions.weight")
     return Peer("GPT", model, _loss_of_logits(model), lookups)
 
 
-def nano_rwkv(folder: Path, shape: StepShape, device: torch.device) -> Peer:
+def nano_rwkv(folder: Path, shape: TimedShape, device: torch.device) -> Peer:
     """Returns BlinkDL/nanoRWKV, an RWKV-5 with one decay a head, from its model.py."""
     module = _module_at(folder / "model.py", "nano_rwkv_model")
     sizes = {
@@ -70,7 +70,7 @@ def nano_rwkv(folder: Path, shape: StepShape, device: torch.device) -> Peer:
     return Peer("nanoRWKV", model, lambda x, y: model(x, y)[1], ("transformer.wpe.weight",))
 
 
-def transformers_rwkv(folder: Path, shape: StepShape, device: torch.device) -> Peer:
+def transformers_rwkv(folder: Path, shape: TimedShape, device: torch.device) -> Peer:
     """Returns RWKV-4 of Hugging Face's transformers, installed into the folder."""
     with _on_path(folder):
         module = _imported("transformers")
@@ -87,7 +87,7 @@ def transformers_rwkv(folder: Path, shape: StepShape, device: torch.device) -> P
     return Peer(name, model, loss, ("rwkv.embeddings.weight",), _saved_pretrained(model))
 
 
-def fla_rwkv(folder: Path, shape: StepShape, device: torch.device) -> Peer:
+def fla_rwkv(folder: Path, shape: TimedShape, device: torch.device) -> Peer:
     """Returns RWKV-7 of flash-linear-attention, on a GPU."""
     if device.type != "cuda":
         raise AbsentPeerError("its kernels need a GPU")
@@ -105,7 +105,7 @@ def fla_rwkv(folder: Path, shape: StepShape, device: torch.device) -> Peer:
     return Peer("fla RWKV-7", model, loss, ("model.embeddings.weight",), _saved_pretrained(model))
 
 
-def rwkv_lm(folder: Path, shape: StepShape, device: torch.device) -> Peer:
+def rwkv_lm(folder: Path, shape: TimedShape, device: torch.device) -> Peer:
     """Returns RWKV-7 of BlinkDL/RWKV-LM (folder RWKV-v7/train_temp), on a GPU, in bf16."""
     if device.type != "cuda":
         raise AbsentPeerError("its kernels need a GPU")
@@ -141,7 +141,7 @@ def rwkv_lm(folder: Path, shape: StepShape, device: torch.device) -> Peer:
 
 
 # flag -> adapter
-ADAPTERS: dict[str, Callable[[Path, StepShape, torch.device], Peer]] = {
+ADAPTERS: dict[str, Callable[[Path, TimedShape, torch.device], Peer]] = {
     "nano_rwkv": nano_rwkv,
     "transformers": transformers_rwkv,
     "fla": fla_rwkv,

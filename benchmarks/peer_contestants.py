@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from benchmarks.peer_adapters import Peer
-from benchmarks.whole_step import (
-    StepShape,
+from rwkv_train.training.whole_step import (
+    TimedShape,
     dtype_named,
+    initialized_model,
     own_loss,
-    own_model,
     own_optimizer,
     plain_optimizer,
     product_flops,
@@ -33,7 +33,7 @@ class Contestant(NamedTuple):
 
 
 def peer_contestant(
-    peer: Peer, shape: StepShape, device: torch.device, options: argparse.Namespace
+    peer: Peer, shape: TimedShape, device: torch.device, options: argparse.Namespace
 ) -> Contestant:
     """Returns a peer with torch's AdamW."""
     whole = peer.dtype or (torch.bfloat16 if options.weights == "bf16" else None)
@@ -49,10 +49,10 @@ def peer_contestant(
 
 
 def own_contestant(
-    version: str, shape: StepShape, device: torch.device, options: argparse.Namespace
+    version: str, shape: TimedShape, device: torch.device, options: argparse.Namespace
 ) -> Contestant:
     """Returns our model of a version as it is trained."""
-    model = own_model(version, shape, device)
+    model = initialized_model(version, shape, device)
     masters = options.weights == "bf16"
     optimizer = own_optimizer(model, masters=masters)
     autocast = None if masters else _autocast(options)
@@ -76,7 +76,7 @@ def _contestant(
     name: str,
     model: nn.Module,
     step: Callable[[], object],
-    shape: StepShape,
+    shape: TimedShape,
     lookups: tuple[str, ...],
 ) -> Contestant:
     count = sum(p.numel() for p in model.parameters())

@@ -43,8 +43,10 @@ from benchmarks.peer_contestants import (
     peer_contestant,
 )
 from benchmarks.peers_plot import plot
-from benchmarks.whole_step import (
-    StepShape,
+from rwkv_train.inference.loading import load_model
+from rwkv_train.training.kept_heap import keep_heap
+from rwkv_train.training.whole_step import (
+    TimedShape,
     dtype_named,
     own_loss,
     plain_product,
@@ -52,8 +54,6 @@ from benchmarks.whole_step import (
     random_batch,
     seconds_of,
 )
-from rwkv_train.inference.loading import load_model
-from rwkv_train.training.kept_heap import keep_heap
 
 # Losses of one function; bf16 keeps three digits of every number on the way.
 SAME_LOSS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -77,7 +77,7 @@ class Timing(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Runs what the module's docstring describes; returns the exit status."""
     options = _options(argv)
-    shape = StepShape(options.layers, options.width, options.vocab, options.ctx_len, options.batch)
+    shape = TimedShape(options.layers, options.width, options.vocab, options.ctx_len, options.batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     heap = keep_heap() if device.type == "cpu" and options.keep_heap else "as it is"
     dtype = dtype_named(options.precision)
@@ -119,7 +119,7 @@ def machine(device: torch.device) -> str:
 
 
 def present_peers(
-    options: argparse.Namespace, shape: StepShape, device: torch.device
+    options: argparse.Namespace, shape: TimedShape, device: torch.device
 ) -> list[Peer]:
     """Returns the GPT and the peers whose folders were given; tells who is absent."""
     found = [peer_adapters.plain_gpt(shape)]
@@ -134,7 +134,7 @@ def present_peers(
     return found
 
 
-def same_loss(peer: Peer, shape: StepShape, device: torch.device, dtype: torch.dtype) -> bool:
+def same_loss(peer: Peer, shape: TimedShape, device: torch.device, dtype: torch.dtype) -> bool:
     """Tells whether a peer's loss is ours with the same weights, where the function is the same."""
     peer.model.to(device)
     if peer.write is None:
@@ -191,7 +191,7 @@ def timing_of(
     index: int,
     contestants: list[Contestant],
     rounds: list[list[float]],
-    shape: StepShape,
+    shape: TimedShape,
     product_flops_each: float,
 ) -> Timing:
     """Returns the figures of one contestant; the last of every round is the plain product."""

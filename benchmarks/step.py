@@ -28,20 +28,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.step_operators import compare
-from benchmarks.whole_step import (
-    StepShape,
-    dtype_named,
-    median_seconds,
-    own_loss,
-    own_model,
-    own_optimizer,
-    own_sizes,
-    plain_product,
-    product_flops,
-    products_chosen,
-    random_batch,
-    training_step,
-)
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.ops.norm_shift import moved_shift, norm_shift
@@ -50,6 +36,20 @@ from rwkv_train.ops.wkv5 import wkv5
 from rwkv_train.ops.wkv6 import wkv6
 from rwkv_train.ops.wkv7 import wkv7
 from rwkv_train.training.kept_heap import huge_page_bytes, keep_heap
+from rwkv_train.training.whole_step import (
+    TimedShape,
+    dtype_named,
+    initialized_model,
+    median_seconds,
+    own_loss,
+    own_optimizer,
+    own_sizes,
+    plain_product,
+    product_flops,
+    products_chosen,
+    random_batch,
+    training_step,
+)
 
 # Parameters that mix a token with the one before it, by version: time mix, channel mix.
 MIXES = {
@@ -160,7 +160,7 @@ def prepared_step(
 ) -> tuple[RWKV, Callable[[], None]]:
     """Returns a new model of a version and its step."""
     shape = _shape(options)
-    model = own_model(version, shape, device, options.backend, options.grad_cp)
+    model = initialized_model(version, shape, device, options.backend, options.grad_cp)
     masters = options.weights == "bf16"
     dtype = dtype_named(options.precision)
     autocast = None if masters or dtype == torch.float32 else dtype
@@ -195,8 +195,8 @@ def measure(version: str, options: argparse.Namespace, device: torch.device) -> 
     }
 
 
-def _shape(options: argparse.Namespace) -> StepShape:
-    return StepShape(options.layers, options.width, options.vocab, options.ctx_len, options.batch)
+def _shape(options: argparse.Namespace) -> TimedShape:
+    return TimedShape(options.layers, options.width, options.vocab, options.ctx_len, options.batch)
 
 
 def main() -> None:

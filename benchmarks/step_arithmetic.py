@@ -18,11 +18,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.step_operators import TrafficMode
-from benchmarks.whole_step import StepShape, own_sizes
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.residual import Residual
 from rwkv_train.training.profiling.operator_words import PRODUCTS, WKV
+from rwkv_train.training.whole_step import TimedShape, own_sizes
 
 README = Path(__file__).parents[1] / "cuda" / "README.md"
 BEGIN = "<!-- step: python -m benchmarks.step_arithmetic -->\n"
@@ -51,7 +51,7 @@ class Size(NamedTuple):
     """A model, its batch on one card, and how it is trained."""
 
     name: str
-    shape: StepShape
+    shape: TimedShape
     cards: int = 1
     grad_cp: bool = False
 
@@ -62,11 +62,11 @@ class Size(NamedTuple):
         )
 
 
-SMALL = Size("L12-D768", StepShape(12, 768, 65536, 512, 16))
-MIDDLE = Size("1.5B (L24-D2048)", StepShape(24, 2048, 65536, 4096, 8))
+SMALL = Size("L12-D768", TimedShape(12, 768, 65536, 512, 16))
+MIDDLE = Size("1.5B (L24-D2048)", TimedShape(24, 2048, 65536, 4096, 8))
 _LARGE = "7B (L32-D4096)"
-LARGE = Size(_LARGE, StepShape(32, 4096, 65536, 4096, 1), cards=8)
-RECOMPUTED = Size(_LARGE, StepShape(32, 4096, 65536, 4096, 8), cards=8, grad_cp=True)
+LARGE = Size(_LARGE, TimedShape(32, 4096, 65536, 4096, 1), cards=8)
+RECOMPUTED = Size(_LARGE, TimedShape(32, 4096, 65536, 4096, 8), cards=8, grad_cp=True)
 SIZES = (SMALL, MIDDLE, LARGE, RECOMPUTED)
 
 # ms of a layer's WKV: forward, and both passes with the states formed again; the rows of the table
@@ -145,13 +145,13 @@ class WorkMode(TrafficMode):
         return Work(self.flops, self.product_seconds, rest, float(self.launches[PRODUCTS]))
 
 
-def layer_work(version: str, shape: StepShape) -> tuple[Work, Work]:
+def layer_work(version: str, shape: TimedShape) -> tuple[Work, Work]:
     """Returns what a layer's forward pass, and both its passes, ask for with bf16 weights."""
     three, two = (_blocks_work(version, shape._replace(layers=layers)) for layers in (3, 2))
     return three[0].minus(two[0]), three[1].minus(two[1])
 
 
-def _blocks_work(version: str, shape: StepShape) -> tuple[Work, Work]:
+def _blocks_work(version: str, shape: TimedShape) -> tuple[Work, Work]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -174,7 +174,7 @@ def _through_blocks(model: RWKV, x: Tensor) -> list[Tensor]:
     return [part for part in residual if part is not None]
 
 
-def wkv_seconds(version: str, shape: StepShape) -> tuple[float, float]:
+def wkv_seconds(version: str, shape: TimedShape) -> tuple[float, float]:
     """Returns seconds of a layer's WKV: forward, and both passes.
 
     A shape without a row takes as long for a token and channel as the slowest row; RWKV-5, whose

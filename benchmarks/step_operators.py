@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.whole_step import StepShape
 from rwkv_train.training.profiling.operator_words import KINDS, kind_of
+from rwkv_train.training.whole_step import TimedShape
 
 PROFILED_STEPS = 3
 
@@ -117,7 +117,7 @@ def plain_operators() -> Iterator[None]:
             module.BACKENDS = backends  # type: ignore[attr-defined]
 
 
-def compare(make_step: Callable[[], Callable[[], object]], shape: StepShape) -> list[str]:
+def compare(make_step: Callable[[], Callable[[], object]], shape: TimedShape) -> list[str]:
     """Returns a table: the kinds of a step with the fused operators, and without them.
 
     make_step: returns the step of a new model.

@@ -35,6 +35,7 @@ LAYERS: dict[str, set[str]] = {
     "processors": set(),
     "find_gpus": {"processors"},
     "machine_record": {"processors", "version"},
+    "requirement_lines": set(),
     "config": {*BASE, "command_line"},
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
@@ -64,6 +65,19 @@ LAYERS: dict[str, set[str]] = {
     "serving": {*INFERENCE, "inference"},
     "evaluation": {*INFERENCE, "inference", "version"},
     "export": {*INFERENCE, "inference"},
+    "doctor": {
+        *BASE,
+        "command_line",
+        "version",
+        "compiler",
+        "processors",
+        "find_gpus",
+        "machine_record",
+        "requirement_lines",
+        "config",
+        "ops",
+        "training",
+    },
 }
 # program at the top of the checkout -> what it may import of the package
 PROGRAMS: dict[str, set[str]] = {
@@ -71,7 +85,8 @@ PROGRAMS: dict[str, set[str]] = {
     "make_data.py": {"command_line", "data"},
     "generate.py": {"command_line", "inference"},
     "compute_magic_prime.py": {"command_line", "data", "errors"},
-    "check_requirements.py": set(),
+    "check_requirements.py": {"requirement_lines"},
+    "doctor.py": {"doctor"},
 }
 # library -> the only places that may import it
 ONLY_IN: dict[str, tuple[str, ...]] = {
@@ -94,6 +109,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "data/sampling/sampler.py",
         "find_gpus.py",
         "machine_record.py",
+        "doctor/",
     ),
     "tyro": ("config/",),
     # A chat template of the user's own is YAML too, and so are lm-eval's tasks.
@@ -120,7 +136,8 @@ def may_import(where: str, module: str) -> bool:
         return below[:1] == [layer] or bool(names & allowed)
     if top in ("tests", "benchmarks", "train", "make_data", "generate"):
         return False
-    if program or layer in (*BASE, "version", "compiler", "processors", "command_line", "planning"):
+    plain = (*BASE, "version", "compiler", "processors", "command_line", "planning")
+    if program or layer in (*plain, "requirement_lines"):
         return top in sys.stdlib_module_names
     return where.startswith(ONLY_IN.get(top, ""))
 

@@ -10,7 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from check_requirements import is_satisfied, read_lines, split_line
+from check_requirements import is_satisfied, read_lines
+from rwkv_train.requirement_lines import split_line
 from tests.checkout import ROOT
 
 # What run-tests.sh and a run may need; bitsandbytes, of `adam8bit`, is for GPUs.

@@ -51,6 +51,26 @@ data.samples: binidx sampling storage tokenize
 data.synthetic: binidx convert inspect text tokenize
 data.text: storage
 data.tokenize: binidx storage text
+doctor.__main__: check_runner check_table doctor_report findings
+doctor.build_tools: findings package_imports python_packages
+doctor.check_runner: check_table findings
+doctor.check_table: build_tools disk_speed findings graphics_cards kernel_checks
+    machine_state memory_checks network_checks package_imports process_limits
+    processor_checks python_packages rings run_folder training_steps
+doctor.disk_speed: findings run_folder
+doctor.doctor_report: check_table findings
+doctor.graphics_cards: findings python_packages
+doctor.kernel_checks: findings
+doctor.machine_state: findings
+doctor.memory_checks: findings
+doctor.network_checks: findings
+doctor.package_imports: findings python_packages
+doctor.process_limits: findings
+doctor.processor_checks: findings
+doctor.python_packages: findings
+doctor.rings: findings
+doctor.run_folder: findings
+doctor.training_steps: findings
 evaluation.__main__: evaluated evaluations harness perplexity report scoring
 evaluation.continuations: scoring
 evaluation.decoding: scoring
@@ -178,6 +198,7 @@ training.step_reports: bad_steps progress reporting step_meter
 training.trainer: distributed fp32_products
 training.utilization: start
 training.validation: checkpointing module progress reporting run_clock start
+training.whole_step: fp32_products optim
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or
 # GitHub look for.

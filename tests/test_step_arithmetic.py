@@ -21,14 +21,14 @@ from benchmarks.step_arithmetic import (
     row,
     wkv_seconds,
 )
-from benchmarks.whole_step import StepShape
+from rwkv_train.training.whole_step import TimedShape
 
 TEXT = README.read_text(encoding="utf-8")
 
 
 def test_the_products_of_a_layer_are_those_of_its_matrices():
     tokens, width, ffn = 2 * 32, 256, 4 * 256
-    forward, both = layer_work("4", StepShape(1, width, 257, 32, 2))
+    forward, both = layer_work("4", TimedShape(1, width, 257, 32, 2))
     # r, k, v and output of the time mix; key, value and receptance of the channel mix
     matrices = 4 * width * width + 2 * width * ffn + width * width
     assert forward.flops == 2 * tokens * matrices
@@ -73,7 +73,7 @@ def test_the_times_of_wkv_are_those_of_the_kernels_table(version):
 
 
 def test_a_shape_without_a_row_takes_as_long_as_the_slowest_one_by_its_size():
-    shape = StepShape(1, 768, 257, 512, 4)
+    shape = TimedShape(1, 768, 257, 512, 4)
     assert wkv_seconds("7", shape)[1] == pytest.approx(0.3e-3 / 4)
     assert wkv_seconds("5", SMALL.shape) == wkv_seconds("6", SMALL.shape)
 
@@ -86,5 +86,5 @@ def test_the_slower_of_card_and_host_makes_the_step():
 
 
 def test_a_size_names_how_it_is_trained():
-    size = Size("7B", StepShape(1, 1, 1, 4096, 8), cards=8, grad_cp=True)
+    size = Size("7B", TimedShape(1, 1, 1, 4096, 8), cards=8, grad_cp=True)
     assert str(size) == "7B, 8 x 4096, 8 cards, ZeRO-2, grad_cp"

@@ -12,14 +12,6 @@ from benchmarks.peer_adapters import AbsentPeerError, Peer, nano_rwkv
 from benchmarks.peer_contestants import Contestant, as_torch_multiplies
 from benchmarks.peers import same_loss, timed_rounds, timing_of
 from benchmarks.step_operators import TrafficMode, plain_operators, shares
-from benchmarks.whole_step import (
-    StepShape,
-    own_loss,
-    own_model,
-    own_optimizer,
-    random_batch,
-    training_step,
-)
 from rwkv_train.ops import squared_relu
 from rwkv_train.training.profiling.operator_words import (
     ELEMENTWISE,
@@ -30,8 +22,16 @@ from rwkv_train.training.profiling.operator_words import (
     WKV,
     kind_of,
 )
+from rwkv_train.training.whole_step import (
+    TimedShape,
+    initialized_model,
+    own_loss,
+    own_optimizer,
+    random_batch,
+    training_step,
+)
 
-SHAPE = StepShape(layers=2, width=64, vocab=50, ctx_len=16, batch=2)
+SHAPE = TimedShape(layers=2, width=64, vocab=50, ctx_len=16, batch=2)
 CPU = torch.device("cpu")
 NANO = """
 import torch
@@ -89,7 +89,7 @@ def test_bytes_are_counted_once_each_and_views_are_free():
 
 def test_without_fused_operators_there_are_more_launches_and_the_same_products():
     def step():
-        model = own_model("7", SHAPE, CPU)
+        model = initialized_model("7", SHAPE, CPU)
         batch = random_batch(SHAPE, CPU)
         return training_step(own_loss(model), own_optimizer(model, masters=False), batch, None)
 
@@ -126,7 +126,7 @@ def test_every_round_begins_with_another():
 def test_a_peer_of_the_same_function_has_our_loss(
     factor: float, capsys: pytest.CaptureFixture[str]
 ):
-    model = own_model("4", SHAPE, CPU)
+    model = initialized_model("4", SHAPE, CPU)
 
     def write(folder: Path) -> Path:
         torch.save(model.state_dict(), folder / "model.pth")

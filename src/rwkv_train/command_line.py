@@ -34,6 +34,7 @@ COMMANDS = (
     "rwkv-export",
     "rwkv-plan",
     "rwkv-report",
+    "rwkv-doctor",
 )
 
 

@@ -30,6 +30,15 @@ def find_cpp_path() -> str:
     return path
 
 
+def find_ninja() -> str:
+    """Returns the path of ninja: on the PATH, or next to this Python, where pip puts it."""
+    installed = Path(sys.executable).parent / "ninja"
+    path = shutil.which("ninja") or (str(installed) if installed.exists() else None)
+    if path is None:
+        raise BackendError("ninja, which runs the compiler, is missing; run `pip install ninja`")
+    return path
+
+
 def run_compiler(
     command: list[str], limit_s: float | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,8 @@
 """Tells which GPUs torch can use and, where a card is there and torch cannot, why and what to do.
 
 `python -m rwkv_train.find_gpus` prints what a script needs: "gpu bf16", "gpu fp16"
-or "cpu"; with a card that cannot be used one line on stderr and status 2.
+or "cpu"; with a card that cannot be used one line on stderr and status 2. torch is imported where
+it is asked: the driver answers also where it cannot be imported.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 from rwkv_train.processors import visible_gpus
 
@@ -58,6 +57,8 @@ class Driver(NamedTuple):
 
 def find_gpus() -> FoundGpus:
     """Returns the cards that torch can use; without one, what is known of the reason."""
+    import torch
+
     # What torch warns of is told in one line with the remedy, or is no fault.
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -84,7 +85,7 @@ def ask_driver() -> Driver:
         return Driver([])
     command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        status, answer = _answer(command)
+        status, answer = answer_of(command)
     except subprocess.TimeoutExpired:
         return _ask_kernel(f"nvidia-smi does not answer within {TIMEOUT_S:.0f} s")
     except OSError as error:
@@ -96,7 +97,7 @@ def ask_driver() -> Driver:
     return Driver([row[1].strip() for row in rows], rows[0][2])
 
 
-def _answer(command: list[str]) -> tuple[int, str]:
+def answer_of(command: list[str]) -> tuple[int, str]:
     """Returns exit status and output of a program; raises TimeoutExpired when it hangs.
 
     Into a file: where the driver hangs nothing ends the program, and a pipe is waited for until
@@ -134,6 +135,8 @@ def _ask_kernel(failure: str) -> Driver:
 
 def _fault(driver: Driver, warned: list[str]) -> str:
     """Returns why torch cannot use a card that is there, and what to do."""
+    import torch
+
     card = driver.cards[0]
     with_driver = f" (driver {driver.version})" if driver.version else ""
     needed = torch.version.cuda

@@ -55,6 +55,32 @@ def visible_gpus() -> list[str] | None:
     return named[: next((n for n, word in enumerate(named) if word in hidden), len(named))]
 
 
+def processor_quota() -> float | None:
+    """Returns how many processors' worth of time the quotas allow, None where there are none."""
+    return min(_quotas(), default=None)
+
+
+def group_folders(controller: str) -> Iterator[Path]:
+    """Yields the folders of this process's control groups for "cpu", "memory" or "pids".
+
+    Of both versions of groups, and of the groups above; a folder need not exist.
+    """
+    for line in _text(OWN_CGROUPS).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controllers if controllers else CGROUPS
+        group = root / path.strip("/")
+        # In a container the path may be the host's, which does not exist inside.
+        for folder in (group, *group.parents):
+            yield folder
+            if folder == root:
+                break
+        if controllers:
+            yield CGROUPS / controller
+
+
 def processor_name() -> str:
     """Returns the model of the processor as Linux names it; "" where it does not."""
     for line in _text(PROCESSORS).splitlines():
@@ -85,20 +111,8 @@ def _processors_allowed() -> int:
 
 def _quotas() -> Iterator[float]:
     """Yields the processors' worth of time that this process's groups and those above may use."""
-    for line in _text(OWN_CGROUPS).splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = CGROUPS / controllers if controllers else CGROUPS
-        group = root / path.strip("/")
-        # In a container the path may be the host's, which does not exist inside.
-        for folder in (group, *group.parents):
-            yield from _quota(folder)
-            if folder == root:
-                break
-        if controllers:
-            yield from _quota(CGROUPS / "cpu")
+    for folder in group_folders("cpu"):
+        yield from _quota(folder)
 
 
 def _quota(folder: Path) -> Iterator[float]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rwkv_train.compiler import find_ninja
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.keys import keys
 from rwkv_train.ops.native import build, toolchain
@@ -120,7 +121,7 @@ def require_fused(op: str) -> None:
     """Skips where there is no compiler; a kernel that does not compile is a failure."""
     try:
         toolchain.find_cpp()
-        toolchain.find_ninja()
+        find_ninja()
     except BackendError as error:
         pytest.skip(str(error))
     reason = build.load(op, "cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import make_data
-from rwkv_train.ops.native import build, custom_ops, toolchain
+from rwkv_train.ops.native import build, custom_ops
 from tests.training.damaged_runs import Place
 from tests.training.runs import start_cold
 
@@ -107,7 +107,7 @@ def test_kernels_asked_for_by_name_are_refused_where_there_is_no_compiler(
     monkeypatch.setattr(custom_ops, "_refusals", {})
     monkeypatch.setattr(build, "_outcomes", {})
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(toolchain, "find_ninja", lambda: "ninja")
+    monkeypatch.setattr(build, "find_ninja", lambda: "ninja")
     monkeypatch.setenv("PATH", str(tmp_path))
     line = refused(place.command("--proj_dir", place.paused, "--wkv_backend", "native"))
     assert "'native'" in line and "apt-get install g++" in line and "'auto'" in line

@@ -19,10 +19,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rwkv_train.compiler import find_ninja
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.backends import dispatch
 from rwkv_train.ops.backends.dispatch import Call, choose
-from rwkv_train.ops.native import build, cuda_toolkit, custom_ops, toolchain
+from rwkv_train.ops.native import build, cuda_toolkit, custom_ops
 from rwkv_train.ops.native.build import Target, built_library
 from rwkv_train.ops.wkv6 import BACKENDS, native
 from tests.checkout import ROOT
@@ -200,7 +201,7 @@ def test_every_operator_but_the_recurrences_and_that_of_decoding_is_in_one_famil
 
 def test_without_a_compiler_it_names_the_remedy(toy, tmp_path):
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "ninja").symlink_to(toolchain.find_ninja())
+    (tmp_path / "bin" / "ninja").symlink_to(find_ninja())
     out, _ = start_process(toy, path=str(tmp_path / "bin")).communicate(timeout=120)
     assert out.startswith("BackendError: no C++ compiler")
     assert "apt-get install g++" in out
@@ -217,7 +218,7 @@ def test_without_ninja_it_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(BackendError, match="pip install ninja"):
-        toolchain.find_ninja()
+        find_ninja()
 
 
 def test_libraries_for_other_cards_lie_apart(toy, monkeypatch):

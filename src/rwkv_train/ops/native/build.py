@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from rwkv_train.compiler import cache_folder, run_compiler
+from rwkv_train.compiler import cache_folder, find_ninja, run_compiler
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.native import toolchain
 from rwkv_train.ops.native.build_lock import WORK_PREFIX, held_lock, say
@@ -206,7 +206,7 @@ def _name(target: Target) -> str:
 
 
 def _make_plan(target: Target) -> BuildPlan:
-    ninja = toolchain.find_ninja()
+    ninja = find_ninja()
     if target.device == "cpu":
         return BuildPlan(ninja, toolchain.find_cpp())
     return BuildPlan(ninja, *toolchain.cuda_compilers(_capabilities()))

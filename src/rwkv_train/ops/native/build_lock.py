@@ -42,6 +42,25 @@ def held_lock(path: Path, title: str) -> Iterator[None]:
             file.truncate(0)
 
 
+def lock_holder(path: Path) -> tuple[str, bool] | None:
+    """Returns whom a lock file names and whether that process still holds it; None: nobody.
+
+    Raises OSError where the file cannot be read.
+    """
+    import fcntl
+
+    with path.open("r", encoding="utf-8", errors="replace") as file:
+        owner = _owner(file)
+        if not owner:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return owner, True
+        # Given back when the file is closed.
+        return owner, False
+
+
 def say(text: str) -> None:
     """Prints a line for the user while libraries are built."""
     print(text, file=sys.stderr, flush=True)

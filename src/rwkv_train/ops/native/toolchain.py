@@ -6,7 +6,6 @@ Whatever is missing is a BackendError whose text names the missing thing and the
 from __future__ import annotations
 
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,15 +29,6 @@ class Compiler(NamedTuple):
     version: str
     compile_flags: tuple[str, ...]
     link_flags: tuple[str, ...] = ()
-
-
-def find_ninja() -> str:
-    """Returns the path of ninja: on the PATH, or next to this Python, where pip puts it."""
-    installed = Path(sys.executable).parent / "ninja"
-    path = shutil.which("ninja") or (str(installed) if installed.exists() else None)
-    if path is None:
-        raise BackendError("ninja, which runs the compiler, is missing; run `pip install ninja`")
-    return path
 
 
 def find_cpp() -> Compiler:

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
+from rwkv_train.compiler import find_ninja
 from rwkv_train.config.resolved import ResolvedHardware
 from rwkv_train.errors import BackendError
-from rwkv_train.ops.native.toolchain import find_ninja
 from rwkv_train.training import environment
 
 PROCESSES = Path("/proc")

@@ -1,4 +1,4 @@
-"""The whole training step that `benchmarks.step` and `benchmarks.peers` time: a model, its step.
+"""The whole training step that benchmarks and `rwkv_train.doctor` time: a model, its step.
 
 A step is forward, backward, AdamW and the release of the gradients, on random tokens.
 """
@@ -29,7 +29,7 @@ from rwkv_train.training.optim.master_weights import round_weights
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class StepShape(NamedTuple):
+class TimedShape(NamedTuple):
     """Sizes of a model and of its batch."""
 
     layers: int
@@ -47,7 +47,7 @@ class StepShape(NamedTuple):
         return f"L{self.layers} D{self.width} V{self.vocab}, {self.batch} x {self.ctx_len}"
 
 
-def own_sizes(version: str, shape: StepShape) -> ResolvedModel:
+def own_sizes(version: str, shape: TimedShape) -> ResolvedModel:
     """Returns the sizes of our model of a version."""
     return complete_model(
         ModelConfig(
@@ -56,9 +56,9 @@ def own_sizes(version: str, shape: StepShape) -> ResolvedModel:
     )
 
 
-def own_model(
+def initialized_model(
     version: str,
-    shape: StepShape,
+    shape: TimedShape,
     device: torch.device,
     backend: str = "auto",
     grad_cp: bool = False,
@@ -75,12 +75,12 @@ def own_loss(model: RWKV) -> Loss:
     return lambda tokens, targets: model.loss(tokens, Targets(targets))
 
 
-def own_optimizer(model: RWKV, *, masters: bool) -> torch.optim.Optimizer:
+def own_optimizer(model: RWKV, *, masters: bool, lr: float = 1e-5) -> torch.optim.Optimizer:
     """Returns the optimizer that training takes; masters: of weights that become bf16 here."""
     values = round_weights(model, sums_in_fp32=False) if masters else None
     groups = parameter_groups(model, weight_decay=0.001)
     described = [{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups]
-    return FusedAdamW(described, masters=values, lr=1e-5, fused=True)
+    return FusedAdamW(described, masters=values, lr=lr, fused=True)
 
 
 def plain_optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -88,7 +88,7 @@ def plain_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.001, fused=True)
 
 
-def random_batch(shape: StepShape, device: torch.device) -> tuple[Tensor, Tensor]:
+def random_batch(shape: TimedShape, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns inputs and targets, the targets one token further on."""
     generator = torch.Generator().manual_seed(0)
     size = (shape.batch, shape.ctx_len + 1)
@@ -111,7 +111,8 @@ def training_step(
     def step() -> None:
         with torch.autocast(device, autocast, enabled=autocast is not None):
             value = loss(*batch)
-        value.backward()
+        # torch leaves the function without types.
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -142,7 +143,7 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
 
 
 def plain_product(
-    device: torch.device, dtype: torch.dtype, shape: StepShape
+    device: torch.device, dtype: torch.dtype, shape: TimedShape
 ) -> tuple[Callable[[], Tensor], float]:
     """Returns a product of [tokens, width] x [width, 4 width], and its FLOPs.
 
@@ -163,7 +164,7 @@ def products_chosen(device: torch.device, asked: str) -> str:
     return chosen or "as torch takes them"
 
 
-def product_flops(model: nn.Module, shape: StepShape, lookups: Iterable[str]) -> float:
+def product_flops(model: nn.Module, shape: TimedShape, lookups: Iterable[str]) -> float:
     """Returns the FLOPs of a step's products with weights.
 
     lookups: the parameters that are read and not multiplied.

@@ -1,0 +1,96 @@
+"""A check that crashes, hangs or raises is a finding, and ends nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rwkv_train.doctor import check_runner as module
+from rwkv_train.doctor.check_runner import make_check
+from rwkv_train.doctor.check_table import CHECKS, Check
+from rwkv_train.doctor.findings import good
+
+NINJA = next(check for check in CHECKS if check.name == "ninja")
+
+
+def child(monkeypatch: pytest.MonkeyPatch, folder: Path, words: str, limit_s: float = 20.0):
+    """Returns the findings of a check whose child is this script, and what it told it did."""
+    script = folder / "child.py"
+    script.write_text(f"import os, signal, sys, time\n{words}\n")
+    started = subprocess.Popen
+
+    def start(command, **options):
+        return started([sys.executable, "-S", str(script)], **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    told: list[str] = []
+    found = make_check(NINJA._replace(limit_s=limit_s), folder, told.append)
+    return found, told
+
+
+SAID = """print('"import torch"', flush=True)"""
+
+
+def test_a_crash_is_a_fault_that_tells_where(monkeypatch, tmp_path):
+    words = f"{SAID}\nprint('last words', file=sys.stderr)\nos.kill(os.getpid(), signal.SIGSEGV)"
+    (found,), told = child(monkeypatch, tmp_path, words)
+    assert found.level == "fault"
+    assert found.found == "killed by signal 11 (SIGSEGV) at: import torch: last words"
+    assert told == ["import torch"]
+
+
+def test_a_lack_of_memory_is_guessed_from_the_signal(monkeypatch, tmp_path):
+    (found,), _ = child(monkeypatch, tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert "often the machine was out of memory" in found.found and "dmesg" in found.remedy
+
+
+def test_what_hangs_is_ended_with_all_that_it_started(monkeypatch, tmp_path):
+    words = (
+        f"import subprocess\nother = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(tmp_path / 'other')!r}, 'w').write(str(other.pid))\n{SAID}\ntime.sleep(60)"
+    )
+    (found,), _ = child(monkeypatch, tmp_path, words, limit_s=1.5)
+    assert found.found == "did not end within 2 s at: import torch"
+    other = int((tmp_path / "other").read_text())
+    for _ in range(200):
+        if not is_running(other):
+            break
+        time.sleep(0.05)
+    assert not is_running(other)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process runs; one that nobody has collected does not."""
+    try:
+        os.kill(process, 0)
+        stat = Path(f"/proc/{process}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_findings_before_a_crash_are_kept(monkeypatch, tmp_path):
+    line = good("first", number=3).to_json()
+    found, _ = child(monkeypatch, tmp_path, f"import json\nprint(json.dumps({line}))\nsys.exit(3)")
+    assert found[0] == good("first", number=3)
+    assert found[1].found == "ended with status 3"
+
+
+def test_a_check_that_raises_in_this_process_is_a_fault(tmp_path):
+    def raises(folder: Path):
+        yield good("first")
+        raise KeyError("unexpected")
+
+    first, second = make_check(Check("toy", "nothing", raises), tmp_path, print)
+    assert first == good("first")
+    assert "could not be made: KeyError: 'unexpected'" in second.found
+
+
+def test_a_child_prints_lines_of_json_and_libraries_print_elsewhere(tmp_path):
+    (found,) = make_check(NINJA, tmp_path, lambda told: None)
+    assert found.level == "ok" and "ninja" in found.found
