@@ -50,12 +50,13 @@ class NotRun(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Everything that was found out about an item."""
+    """Everything that was found out about an item; tokens_per_second: of a run, else 0."""
 
     item: str
     findings: tuple[Finding, ...]
     not_run: tuple[NotRun, ...] = ()
     notes: tuple[str, ...] = ()
+    tokens_per_second: float = 0.0
 
 
 def faults_of(parts: Iterable[Part]) -> list[Finding]:

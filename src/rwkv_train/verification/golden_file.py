@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from torch import Tensor
 from rwkv_train.verification.draws import Draws
 
 FILE = Path(__file__).with_name("golden.json")
-# Digits that are kept: far below what any comparison allows.
-_DIGITS = 12
+# Digits that are kept: below what any comparison of operators allows, of parameters, of roundings.
+DIGITS, PARAMETER_DIGITS, ROUNDING_DIGITS = 12, 9, 2
 _SIGNS_SEED = 1
 
 
@@ -37,16 +37,35 @@ def golden_digest() -> str:
     return hashlib.sha256(FILE.read_bytes()).hexdigest()
 
 
+class StoredParameter(NamedTuple):
+    """A parameter of a run, a row of the file.
+
+    first, moved: see `projection`; of the initial value and of what was learnt.
+    rounding: how far fp32 errs in what was learnt.  rate: factor of the learning rate.
+    """
+
+    first: list[float]
+    moved: list[float]
+    rounding: float
+    rate: float
+    weight_decay: float
+
+
+def stored_parameters(run: Mapping[str, Any]) -> dict[str, StoredParameter]:
+    """Returns the parameters of a stored run by name."""
+    return {name: StoredParameter(*row) for name, row in run["parameters"].items()}
+
+
 def projection(x: Tensor) -> list[float]:
     """Returns the two numbers that stand for a tensor: sum with signs over sqrt(n), and RMS."""
     flat = x.detach().double().flatten()
     signed = (flat * _signs(flat.numel())).sum().item() / math.sqrt(flat.numel())
-    return [shortened(signed), shortened(flat.square().mean().sqrt().item())]
+    return [signed, flat.square().mean().sqrt().item()]
 
 
-def shortened(value: float) -> float:
+def shortened(value: float, digits: int = DIGITS) -> float:
     """Returns a number with the digits that the file keeps."""
-    return float(f"{value:.{_DIGITS}g}")
+    return float(f"{value:.{digits}g}")
 
 
 def projection_error(x: Tensor, stored: Sequence[float] | None) -> float:

@@ -54,7 +54,7 @@ _SETTINGS: dict[str, object] = {
     "warmup_steps": 3,
     "weight_decay": 0.1,
     "weight_decay_final": 0.01,
-    "grad_clip": 0.6,
+    "grad_clip": 7.0,
     "random_seed": 7,
     "devices": 1,
     "strategy": "auto",

@@ -9,7 +9,7 @@ from rwkv_train.verification.operators import layer_parts, model_ends, norms
 from rwkv_train.verification.operators.problem import Problem
 from rwkv_train.verification.operators.recurrences import wkv_problems
 
-# The name of every folder of rwkv_train.ops that has backends.
+# By the names of `item_names`.
 PROBLEMS: Mapping[str, Callable[[], list[Problem]]] = {
     **{op: partial(wkv_problems, op) for op in ("wkv4", "wkv5", "wkv6", "wkv7")},
     "keys": layer_parts.key_problems,
