@@ -32,8 +32,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -56,6 +56,8 @@ MATRIX_STATE_BACKENDS = (
 
 _log = logging.getLogger(__name__)
 _announced: set[tuple[str, str, str]] = set()
+# The innermost `auto_means` comes last.
+_meanings: list[str] = []
 # A list of one once it was looked for, None in it where it does not exist. Every name is a key from
 # the start: torch.compile reads this at the first operator of a model and would not see a module
 # that the second one imports; the lists are read when they are used.
@@ -158,12 +160,24 @@ def dispatch(
         return backend.run(*arguments, **options)
 
 
+@contextmanager
+def auto_means(name: str) -> Iterator[None]:
+    """Lets "auto" mean the backend `name` of every operator, for programs that compare backends."""
+    _meanings.append(name)
+    try:
+        yield
+    finally:
+        _meanings.pop()
+
+
 def choose(backends: Sequence[Backend], name: str, call: Call) -> int:
     """Returns the position in `backends` of the one that serves `call`.
 
     Raises BackendError when `name` is unknown, or names a backend that refuses the call, or when
     "auto" finds none.
     """
+    if name == AUTO and _meanings:
+        name = _meanings[-1]
     if name != AUTO:
         return _named(backends, name, call)
     refusals: list[tuple[Backend, Refusal]] = []

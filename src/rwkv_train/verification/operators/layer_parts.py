@@ -1,0 +1,124 @@
+"""Calls of the operators inside a layer, but for its norms: RWKV-7's keys and values, the gates."""
+
+from __future__ import annotations
+
+import torch
+
+from rwkv_train.ops.head_norm_gate import IDENTITY, SILU, head_norm_gate
+from rwkv_train.ops.keys import keys
+from rwkv_train.ops.sigmoid_gate import sigmoid_gate
+from rwkv_train.ops.squared_relu import squared_relu
+from rwkv_train.ops.value_residual import value_residual
+from rwkv_train.verification.draws import Draws
+from rwkv_train.verification.operators.problem import FP32, FP64, Problem, Tensors, exact_in_16_bits
+
+# Of the models' group norm, with a head_size_divisor of 8.
+_EPS = 6.4e-4
+# Batch, tokens, heads, channels of a head.
+_SHAPES = ((2, 65, 2, 64), (1, 130, 3, 32), (3, 1, 1, 5), (1, 500, 2, 64))
+
+
+def _case(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} tokens, {shape[2]} heads of {shape[3]}"
+
+
+def _spread(time: int, axes: int) -> torch.Tensor:
+    """Returns factors from 0.1 to 30 along the tokens, for gates from half open to shut."""
+    return torch.logspace(-1, 1.5, time, dtype=torch.float64).view(1, -1, *[1] * (axes - 2))
+
+
+def key_problems() -> list[Problem]:
+    """Returns the calls of `ops.keys`."""
+
+    def call(given: Tensors, backend: str) -> Tensors:
+        return dict(zip("kab", keys(*given.values(), backend=backend)))
+
+    problems = []
+    for number, shape in enumerate(_SHAPES):
+        draws, width = Draws(200 + number), shape[2] * shape[3]
+        inputs = {"key": draws.normal(*shape)}
+        inputs["logits"] = draws.normal(*shape) * _spread(shape[1], 4)
+        inputs |= {name: draws.normal(width) for name in ("base", "removal", "replacement")}
+        gradients = exact_in_16_bits({name: draws.normal(*shape) for name in "kab"})
+        wide = frozenset(("base", "removal", "replacement"))
+        problems.append(Problem(_case(shape), exact_in_16_bits(inputs), call, gradients, wide))
+    return problems
+
+
+def value_problems() -> list[Problem]:
+    """Returns the calls of `ops.value_residual`."""
+    names = ("v", "again", "carry")
+
+    def call(given: Tensors, backend: str) -> Tensors:
+        return dict(zip(names, value_residual(*given.values(), backend=backend)))
+
+    problems = []
+    for number, shape in enumerate(_SHAPES):
+        draws, flat = Draws(220 + number), (*shape[:2], shape[2] * shape[3])
+        inputs = {name: draws.normal(*flat) for name in ("value", "first", "logits")}
+        inputs["logits"] *= _spread(shape[1], 3)
+        inputs["base"] = draws.normal(flat[2])
+        gradients = exact_in_16_bits({name: draws.normal(*flat) for name in names})
+        given, base = exact_in_16_bits(inputs), frozenset(("base",))
+        # By torch's operators the two gradients of v are rounded before they are added.
+        exact = (FP64, FP32)
+        problems.append(Problem(_case(shape), given, call, gradients, base, by_reference=exact))
+    return problems
+
+
+def relu_problems() -> list[Problem]:
+    """Returns the calls of `ops.squared_relu`."""
+
+    def call(given: Tensors, backend: str) -> Tensors:
+        return {"z": squared_relu(given["p"], backend=backend)}
+
+    problems = []
+    for number, shape in enumerate(_SHAPES):
+        draws, flat = Draws(240 + number), (*shape[:2], shape[2] * shape[3])
+        inputs = exact_in_16_bits({"p": draws.normal(*flat) * 2})
+        gradients = exact_in_16_bits({"z": draws.normal(*flat)})
+        problems.append(Problem(_case(shape), inputs, call, gradients))
+    return problems
+
+
+def gate_problems() -> list[Problem]:
+    """Returns the calls of `ops.sigmoid_gate`."""
+
+    def call(given: Tensors, backend: str) -> Tensors:
+        return {"o": sigmoid_gate(given["r"], given["y"], backend=backend)}
+
+    problems = []
+    for number, shape in enumerate(_SHAPES):
+        draws, flat = Draws(260 + number), (*shape[:2], shape[2] * shape[3])
+        inputs = {"r": draws.normal(*flat) * 4, "y": draws.normal(*flat)}
+        gradients = exact_in_16_bits({"o": draws.normal(*flat)})
+        problems.append(Problem(_case(shape), exact_in_16_bits(inputs), call, gradients))
+    return problems
+
+
+def head_norm_problems() -> list[Problem]:
+    """Returns the calls of `ops.head_norm_gate`, RWKV-7's with a bonus and RWKV-6's with silu."""
+    problems = []
+    for number, shape in enumerate(_SHAPES):
+        for activation in (IDENTITY, SILU):
+            problems.append(_head_norm(shape, activation, Draws(280 + number)))
+    return problems
+
+
+def _head_norm(shape: tuple[int, int, int, int], activation: str, draws: Draws) -> Problem:
+    width = shape[2] * shape[3]
+    flat = (*shape[:2], width)
+    y = draws.normal(*shape) + 3 * draws.normal(*shape[:3], 1)
+    inputs = {"y": y, "g": 4 * draws.normal(*flat)}
+    inputs |= {"weight": draws.normal(width), "bias": draws.normal(width)}
+    if activation == IDENTITY:
+        inputs |= {"v": draws.normal(*shape), "s": draws.normal(*shape[:3])}
+
+    def call(given: Tensors, backend: str) -> Tensors:
+        o = head_norm_gate(**given, eps=_EPS, activation=activation, backend=backend)
+        return {"o": o}
+
+    wide = frozenset(("weight", "bias", "s"))
+    case = f"{_case(shape)}, {activation}"
+    gradients = exact_in_16_bits({"o": draws.normal(*flat)})
+    return Problem(case, exact_in_16_bits(inputs), call, gradients, wide)
