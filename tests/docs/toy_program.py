@@ -1,8 +1,6 @@
 """Becomes a program of ours, in another folder: what a warm process runs for a page's command.
 
-python -m tests.docs.toy_program FOLDER PIPE MODULE ARGUMENTS...
-
-PIPE stays open until the process ends, by which the one that started it sees the end.
+python -m tests.docs.toy_program FOLDER MODULE ARGUMENTS...
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from tests.checkout import ROOT
 from tests.docs.own_programs import SCRIPTS
 
 if __name__ == "__main__":
-    folder, pipe, module, *arguments = sys.argv[1:]
-    os.open(pipe, os.O_WRONLY)
+    folder, module, *arguments = sys.argv[1:]
     os.chdir(folder)
     by_script = {module: name for name, module in SCRIPTS.items()}
     if module in by_script:

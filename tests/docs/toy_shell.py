@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import socket
 import subprocess
@@ -158,27 +159,22 @@ class ToyShell:
         module, given = found
         arguments = small(self.page, module, given)
         self.ran.append([module, *arguments])
-        ends = [
-            self._fork([module, *arguments], {**variables, **more}, folder, streams)
-            for more in _ranks(words[0], arguments, variables)
-        ]
-        statuses = [self._wait(process, end) for process, end in ends]
+        call = [folder, module, *arguments]
+        processes = []
+        for more in _ranks(words[0], arguments, variables):
+            with self._lock:
+                own = {**variables, **more}
+                processes.append(server().start("tests.docs.toy_program", call, own, streams))
+        statuses = [self._wait(process) for process in processes]
         return next((status % 256 for status in statuses if status), 0)
 
-    def _fork(
-        self, words: list[str], variables: Mapping[str, str], folder: str, streams: Sequence[int]
-    ) -> tuple[int, str]:
-        """Starts a program; returns its process, and a pipe that is open as long as it lives."""
-        with self._lock:
-            end = f"{self._folder.name}/end{len(os.listdir(self._folder.name))}"
-            os.mkfifo(end)
-            at = [folder, end, *words]
-            return server().start("tests.docs.toy_program", at, variables, streams), end
-
-    def _wait(self, process: int, end: str) -> int:
+    def _wait(self, process: int) -> int:
         # Not by the server, which would do nothing else meanwhile.
-        with Path(end).open("rb") as pipe:
-            pipe.read()
+        ended = os.pidfd_open(process)
+        try:
+            select.select([ended], [], [])
+        finally:
+            os.close(ended)
         with self._lock:
             return server().wait(process)
 
