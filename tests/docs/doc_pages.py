@@ -75,11 +75,19 @@ def blocks(path: Path) -> list[Block]:
 def commands(text: str) -> list[Command]:
     """Returns the commands of a shell script as the shell would split them."""
     found: list[Command] = []
+    unfinished = ""
     for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
+        lexer = shlex.shlex(unfinished + line, posix=True, punctuation_chars="|&;<>()")
         lexer.whitespace_split = True
+        try:
+            words = list(lexer)
+        except ValueError:
+            # A text in quotes goes on in the next line.
+            unfinished += f"{line} "
+            continue
+        unfinished = ""
         part: list[str] = []
-        for word in [*lexer, ";"]:
+        for word in [*words, ";"]:
             if word not in SEPARATORS:
                 part.append(word)
                 continue
@@ -132,7 +140,7 @@ def unlike(shown: str, printed: str) -> str:
     return ""
 
 
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def _pattern(line: str) -> str:

@@ -15,6 +15,8 @@ from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.load import load_config
 from rwkv_train.config.rwkv_lm.flags import translate
 from rwkv_train.config.schema import RunConfig
+from rwkv_train.data.make_data_flags import HOW_MUCH, TOOLS, parse, parse_tool
+from rwkv_train.data.synthetic.command import is_synthetic, synthetic_parser
 from rwkv_train.errors import TrainerError
 from tests.checkout import ROOT
 from tests.docs.doc_pages import Command
@@ -102,9 +104,9 @@ def flags_of_all() -> frozenset[str]:
     modules = {*installed().values(), "rwkv_train.inference.recall", "rwkv_train.checkpoint.merge"}
     pages = [help_of(module) for module in modules]
     out = io.StringIO()
-    for tool in (["--inspect"], ["--merge"], ["--synthetic", "mqar"]):
+    for read in (parse_tool, synthetic_parser().parse_args):
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            _module("rwkv_train.data").main([*tool, "--help"])
+            read(["--help"])
     return frozenset(re.findall(r"--\w+", "\n".join([*pages, out.getvalue()])))
 
 
@@ -122,9 +124,6 @@ def _parser(module: str) -> Any:
 
 
 def _parse_data(arguments: Sequence[str]) -> None:
-    from rwkv_train.data.make_data_flags import HOW_MUCH, TOOLS, parse, parse_tool
-    from rwkv_train.data.synthetic.command import is_synthetic, synthetic_parser
-
     words = list(arguments)
     if words[0] == "--verify" and words[1] not in HOW_MUCH:
         words[0] = "--verify_pair"
@@ -134,11 +133,11 @@ def _parse_data(arguments: Sequence[str]) -> None:
         (parse_tool if any(word in TOOLS for word in words) else parse)(words)
 
 
-def _fault(parse: Callable[[], object]) -> str:
+def _fault(read: Callable[[], object]) -> str:
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
-            parse()
+            read()
     except TrainerError as error:
         return str(error)
     except SystemExit as leaving:

@@ -47,13 +47,13 @@ def _chats(path: Path) -> None:
     _rows(path, [first, second, *(row(text(n, 8), text(n + 1, 12)) for n in range(100))])
 
 
-def _model(path: Path, vocab_size: int) -> None:
-    torch.save(_weights(vocab_size), path)
+def _model(path: Path, vocab_size: int, width: int) -> None:
+    torch.save(_weights(vocab_size, width), path)
 
 
 @cache
-def _weights(vocab_size: int) -> dict[str, torch.Tensor]:
-    model = tiny_model("7", n_embd=64, head_size=64, vocab_size=vocab_size)
+def _weights(vocab_size: int, width: int) -> dict[str, torch.Tensor]:
+    model = tiny_model("7", n_embd=width, head_size=width, vocab_size=vocab_size)
     return {name: value.bfloat16() for name, value in model.state_dict().items()}
 
 
@@ -61,8 +61,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "my.jsonl": _texts,
     "chats.jsonl": _chats,
     "books.jsonl": _books,
-    WORLD_MODEL: lambda path: _model(path, 65536),
-    SMALL_MODEL: lambda path: _model(path, 257),
+    WORLD_MODEL: lambda path: _model(path, 65536, 32),
+    SMALL_MODEL: lambda path: _model(path, 257, 64),
 }
 
 

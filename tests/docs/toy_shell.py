@@ -25,7 +25,7 @@ from typing import NamedTuple
 from tests.docs.doc_pages import Block, Command
 from tests.docs.own_programs import called, installed
 from tests.docs.toy_sizes import small
-from tests.launch.launcher_variables import task, torchrun
+from tests.launch.launcher_variables import NODES, task, torchrun
 from tests.training.runs import ranks_environment, server
 
 STAND_IN = """#!{python} -IS
@@ -43,6 +43,7 @@ sys.exit(int(answer or 1))
 # What a batch system does with a script, in order and here.
 SBATCH = """#!/bin/bash
 echo "Submitted batch job 77"
+while [[ "${1:-}" == --* ]]; do shift; done
 SLURM_JOB_ID=77 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NODELIST=gpu07 bash "$@"
 """
 RANKS = 2
@@ -192,6 +193,8 @@ def _ranks(
         own = {**meeting, "TORCHELASTIC_USE_AGENT_STORE": "False"}
         return [torchrun(rank, RANKS, rank, RANKS, **own) for rank in range(RANKS)]
     if launcher == "srun":
+        if "--num_nodes=2" in arguments:
+            return [task(n, RANKS, 0, n, **NODES, **meeting) for n in range(RANKS)]
         return [task(rank, RANKS, rank, **meeting) for rank in range(RANKS)]
     if "NODE_RANK" in variables:
         return [{"MASTER_ADDR": "127.0.0.1"}]

@@ -1,6 +1,6 @@
 """Makes the command lines of the documents small: what is added or changed, and nothing else.
 
-train.py gets further flags at its end, which win over those before, also over a file's:
+train.py gets these in the place of its own, also where a file says them:
 
     n_layer, n_embd         the sizes of `LAYERS` and `WIDTHS`
     ctx_len, chunk_len, val_ctx_len   tokens of a sample or chunk: a 64th, 16 at least
@@ -8,6 +8,7 @@ train.py gets further flags at its end, which win over those before, also over a
     exit_tokens             `STEPS` steps, and max_steps one less at most
     *_every, *_every_steps, val_samples, eval_limit   those of `FEWER`
     accelerator, precision, num_workers, plot   a CPU in fp32, no processes for loading, no picture
+    magic_prime, vocab_size   0, which is read from the data
 
 make_data.py: the CTX_LEN behind REPEATS and --ctx_len, one process, and bytes where no tokenizer is
 given, since the World vocabulary makes a model 128 times larger; on `WORLD` pages it stays.
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rwkv_train.config.command_line.argv import read_arguments, write_arguments
 from rwkv_train.config.load import load_config
-from rwkv_train.config.rwkv_lm.flags import translate
+from rwkv_train.config.rwkv_lm.flags import FLAGS, Taken, translate
 
 LAYERS = {12: 2, 24: 3, 32: 3}
 WIDTHS = {768: 64, 1024: 128, 2048: 128, 2560: 128}
@@ -80,6 +82,8 @@ def small_run(arguments: Sequence[str]) -> list[str]:
         "num_workers": 0,
         "plot": 0,
     }
+    if hardware.num_nodes is not None:
+        sizes["num_nodes"] = machines
     if hardware.devices is not None:
         sizes["devices"] = devices
     if train.max_steps is not None:
@@ -96,7 +100,18 @@ def small_run(arguments: Sequence[str]) -> list[str]:
     for name, most in FEWER.items():
         if given_values[name] is not None and any(f"--{name}" in word for word in arguments):
             sizes[name] = most
-    return [*arguments, *(f"--{name}={value}" for name, value in sizes.items())]
+    # Those of the toy data are read from it.
+    for name, value in (("magic_prime", data.magic_prime), ("vocab_size", model.vocab_size)):
+        if value is not None:
+            sizes[name] = 0
+    # Taken out where they stand: RWKV-LM's name of a setting must not say something else.
+    kept = [flag for flag in read_arguments(arguments) if _field(flag.name) not in sizes]
+    return [*write_arguments(kept), *(f"--{name}={value}" for name, value in sizes.items())]
+
+
+def _field(name: str) -> str:
+    row = FLAGS.get(name)
+    return row.field if isinstance(row, Taken) else name
 
 
 def _small_data(page: str, arguments: Sequence[str]) -> list[str]:
