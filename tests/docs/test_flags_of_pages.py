@@ -14,7 +14,7 @@ from rwkv_train.config.resolve.resolve import resolve
 from rwkv_train.config.rwkv_lm.flags import FLAGS
 from tests.config.resolving import MINIPILE, SHAPE, but
 from tests.docs.doc_pages import Block, Command, blocks, commands, documents, spans, unlike
-from tests.docs.own_programs import LAUNCHERS, called, fault_of, flags_of_all, run_of
+from tests.docs.own_programs import called, fault_of, flags_of_all, run_of
 
 # Programs of others, which a page may call.
 FOREIGN = {
@@ -78,7 +78,7 @@ def test_every_command_calls_a_program_that_is_known_with_flags_that_it_takes():
         if fault and not ("..." in block.text and "is missing" in fault):
             faults.append(f"{block.page}:{block.line} {' '.join(command.words[:4])}: {fault}")
     assert not faults, "\n".join(faults)
-    assert counted > 100
+    assert counted > 80
 
 
 def test_every_flag_in_the_text_is_one_of_some_program():
@@ -106,9 +106,10 @@ def runs() -> list[tuple[Block, list[str]]]:
     for block, given in all_commands():
         command = without_variables(given, block)
         program = called(command)
-        if program and program[0] == "rwkv_train.training" and "--config" not in program[1]:
-            if "..." not in block.text and command.words[0] in ("python", *LAUNCHERS):
-                found.append((block, program[1]))
+        if program is None or "..." in block.text or command.words[0] == "rwkv-train":
+            continue
+        if program[0] == "rwkv_train.training" and "--config" not in program[1]:
+            found.append((block, program[1]))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,7 @@ pytestmark = pytest.mark.slow
 
 def shown_behind(page: list[Block]) -> dict[Block, str]:
     """Returns what the page shows as printed by each block of commands."""
-    pairs = zip(page, page[1:])
-    return {a: b.text for a, b in pairs if (a.language, b.language) == ("sh", "text")}
+    return {a: b.text for a, b in pairwise(page) if (a.language, b.language) == ("sh", "text")}
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)

@@ -12,7 +12,8 @@ import torch
 from tests.checkout import ROOT
 from tests.models.tiny import tiny_model
 
-WORDS = "the state of a network that reads one token after another keeps what it needs".split()
+SENTENCE = "the state of a network that reads one token after another keeps what it needs"
+WORDS = SENTENCE.split()
 # Published models by the names that their author gave them; toys of the same kind here.
 WORLD_MODEL = "RWKV-x070-World-0.4B-v2.9-20250107-ctx4096.pth"
 SMALL_MODEL = "base.pth"
