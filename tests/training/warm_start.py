@@ -127,8 +127,14 @@ def _become(
         runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
-# What Lightning, torch's optimizers and DeepSpeed import only when a run comes to it.
+# What Lightning, torch's optimizers and DeepSpeed import only when a run comes to it, and what the
+# commands of the tutorials need besides.
 LATE = (
+    "rwkv_train.evaluation.evaluations",
+    "rwkv_train.inference.chat.chat_program",
+    "rwkv_train.inference.chat.conversation",
+    "rwkv_train.inference.generating",
+    "rwkv_train.data.convert.pipeline",
     "torch._inductor.config",
     "torch.distributed.algorithms.ddp_comm_hooks",
     "torch.utils.cpp_extension",
