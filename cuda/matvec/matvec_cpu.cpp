@@ -15,7 +15,7 @@ RWKV_INLINE Vec<float> load_wide(const int8_t* from) {
   // Compilers take several instructions for what is one on AVX-512.
   __m128i bytes;
   std::memcpy(&bytes, from, sizeof(bytes));
-  const __m512 wide = _mm512_cvtepi32_ps(_mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+  const __m512 wide = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
   Vec<float> x;
   std::memcpy(&x, &wide, sizeof(x));
   return x;
