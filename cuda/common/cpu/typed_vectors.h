@@ -9,7 +9,7 @@
 #include "typed_rows.h"
 #include "vector.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -51,9 +51,21 @@ RWKV_INLINE Vec<float> load_wide(const BFloat16* from) {
 }
 
 RWKV_INLINE Vec<float> load_wide(const Half* from) {
-  float x[kLanes<float>];
+  Vec<float> x;
+#if defined(__AVX512F__)
+  __m256i halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  const __m512 wide = _mm512_maskz_cvtph_ps(0xffff, halves);
+  std::memcpy(&x, &wide, sizeof(x));
+#elif defined(__F16C__)
+  __m128i halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  const __m256 wide = _mm256_cvtph_ps(halves);
+  std::memcpy(&x, &wide, sizeof(x));
+#else
   for (int i = 0; i < kLanes<float>; ++i) x[i] = widen(from[i]);
-  return load<float>(x);
+#endif
+  return x;
 }
 
 RWKV_INLINE void store_narrow(float* to, Vec<float> x) { store<float>(to, x); }
@@ -77,9 +89,19 @@ RWKV_INLINE void store_narrow(BFloat16* to, Vec<float> x) {
 }
 
 RWKV_INLINE void store_narrow(Half* to, Vec<float> x) {
-  float wide[kLanes<float>];
-  store<float>(wide, x);
-  for (int i = 0; i < kLanes<float>; ++i) to[i] = narrow<Half>(wide[i]);
+#if defined(__AVX512F__)
+  __m512 wide;
+  std::memcpy(&wide, &x, sizeof(wide));
+  const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, wide, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(to, &halves, sizeof(halves));
+#elif defined(__F16C__)
+  __m256 wide;
+  std::memcpy(&wide, &x, sizeof(wide));
+  const __m128i halves = _mm256_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(to, &halves, sizeof(halves));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) to[i] = narrow<Half>(x[i]);
+#endif
 }
 
 // The first `count` elements if that is less than a vector, with zeros behind them.

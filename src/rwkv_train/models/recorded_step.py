@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.native_blocks import NativeBlocks
 from rwkv_train.models.recorded_operators import RecordedOperators
 from rwkv_train.models.residual import Residual
 from rwkv_train.models.state import LayerState, ModelState
@@ -33,6 +34,7 @@ class RecordedStep:
         self._model = model
         self._parts: dict[tuple[str, int], Callable[[Sequence[Tensor]], _Flat]] = {}
         self._recordings: dict[Any, RecordedOperators] = {}
+        self._blocks = NativeBlocks(model)
         # Weights in training change, and what follows from them was computed once.
         self._fixed = not any(p.requires_grad for p in model.parameters())
 
@@ -45,7 +47,12 @@ class RecordedStep:
         """Returns the head's input [B, 1, C] and the state after it; tokens: [B, 1]."""
         # Autograd's share of a call is larger than a small operator, also where it does nothing.
         with torch.inference_mode():
-            flat: _Flat = (self._model.embedded(tokens), None, None, None)
+            x = self._model.embedded(tokens)
+            if self._blocks.serve(x):
+                x, known = self._blocks(x, state)
+                (x,) = self._call("norm", self._model.ln_out, _norm_pass, (x, None, None))
+                return x, known
+            flat: _Flat = (x, None, None, None)
             after = []
             for layer, before in enumerate(state):
                 many = isinstance(before.wkv, tuple)
