@@ -218,15 +218,13 @@ def _whole_run(plan: Plan) -> list[str]:
 
 
 def _cost(cost: RunCost, name: str) -> list[str]:
-    parts = [
-        f"{duration(cost.seconds)} on {cost.devices} x {name}",
-        f"{rounded(cost.gpu_hours)} GPU-hours",
-    ]
+    times = f"{duration(cost.seconds)} on {cost.devices} x {name}"
+    sums = [f"{rounded(cost.gpu_hours)} GPU-hours"]
     if cost.energy is not None:
-        parts.append(f"{rounded(cost.energy)} kWh of the cards alone")
+        sums.append(f"{rounded(cost.energy)} kWh of the cards alone")
     if cost.money is not None:
-        parts.append(f"{cost.money:,.2f} at {cost.price:g} a card and hour")
+        sums.append(f"{cost.money:,.2f} at {cost.price:g} a card and hour")
     return [
-        f"{short_count(cost.tokens)} tokens, {cost.flops:.3g} FLOPs of the model:",
-        "  " + ", ".join(parts),
+        f"{short_count(cost.tokens)} tokens, {cost.flops:.3g} FLOPs of the model: {times}",
+        "  " + ", ".join(sums),
     ]
