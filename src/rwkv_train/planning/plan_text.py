@@ -16,7 +16,6 @@ _NAMES = {
     "master_weights": "fp32 masters",
     "head": "head and loss",
     "states": "states of chunks",
-    "buffers": "buffers of ZeRO, DDP",
     "slack": "libraries, allocator",
     "batch": "tokens of the batch",
 }
@@ -120,13 +119,14 @@ def _parameters(plan: Plan) -> list[str]:
 
 def _flops(plan: Plan) -> list[str]:
     flops = plan.flops
+    unit, name = (1e6, "MFLOPs") if flops.model_flops >= 1e7 else (1e3, "kFLOPs")
     parts = [*flops.parts.items(), ("all", (flops.forward, flops.backward, flops.recompute))]
     rows = [
-        (name, *(f"{count / 1e6:,.1f}" if count else "-" for count in passes))
-        for name, passes in parts
+        (part, *(f"{count / unit:,.1f}" if count else "-" for count in passes))
+        for part, passes in parts
         if any(passes)
     ]
-    heads = ("MFLOPs per token", "forward", "backward", "again")
+    heads = (f"{name} per token", "forward", "backward", "again")
     return [*text_table(heads, rows, "lrrr"), *_formula(plan)]
 
 
