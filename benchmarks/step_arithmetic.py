@@ -23,7 +23,7 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.residual import Residual
 from rwkv_train.planning.cards import CARDS
-from rwkv_train.planning.speed import (
+from rwkv_train.planning.step_time import (
     COPY_SHARE,
     GAP_SECONDS,
     HOST_SECONDS,

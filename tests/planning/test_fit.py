@@ -14,7 +14,7 @@ from rwkv_train.planning.fit import Fitting
 from rwkv_train.planning.memory import memory_plan
 from rwkv_train.planning.plan_flags import read_request
 from rwkv_train.planning.plan_program import settings_that_fit
-from rwkv_train.planning.speed import step_time
+from rwkv_train.planning.step_time import step_time
 from tests.planning.imagined import imagined
 
 

@@ -13,6 +13,7 @@ from rwkv_train.config.load import dump_config
 from rwkv_train.planning.__main__ import main
 from rwkv_train.planning.amounts import bytes_written, count_written, duration, gib, short_count
 from rwkv_train.planning.cards import GIB
+from tests.checkout import ROOT
 from tests.planning.imagined import imagined
 
 WRONG = [
@@ -181,3 +182,8 @@ def test_numbers_are_read_and_written_in_short():
     assert [duration(s) for s in (0.0241, 3.131, 200, 9000, 1e6)] == [
         *("24.1 ms", "3.13 s", "3.3 minutes", "2.5 hours", "11.6 days")
     ]
+
+
+def test_the_document_shows_the_table_of_cards_as_it_is(capsys):
+    text = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    assert printed("--cards", capsys) in text

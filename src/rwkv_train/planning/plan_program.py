@@ -1,4 +1,4 @@
-"""What rwkv-plan and `train.py --plan 1` print."""
+"""Prints the plans of rwkv-plan and of `train.py --plan 1`."""
 
 from __future__ import annotations
 

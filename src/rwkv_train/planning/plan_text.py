@@ -8,7 +8,7 @@ from rwkv_train.planning.amounts import decimal_bytes, duration, gib, rounded, s
 from rwkv_train.planning.cost import RunCost
 from rwkv_train.planning.flops import WKV, WKV_WORK
 from rwkv_train.planning.plan import UNCERTAIN, Device, Plan
-from rwkv_train.planning.speed import StepTime
+from rwkv_train.planning.step_time import StepTime
 from rwkv_train.planning.text_table import text_table
 
 # Components of the memory, where their names need words.

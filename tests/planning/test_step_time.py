@@ -8,7 +8,7 @@ from benchmarks.step_arithmetic import LARGE, MIDDLE, README
 from rwkv_train.planning.cards import Card, find_card
 from rwkv_train.planning.cost import RunCost, speed_at
 from rwkv_train.planning.flops import flops_per_token
-from rwkv_train.planning.speed import StepTime, step_time
+from rwkv_train.planning.step_time import StepTime, step_time
 from tests.planning.imagined import imagined
 
 MIDDLE_LINE = "--n_layer 24 --n_embd 2048 --ctx_len 4096 --micro_bsz 8 "
