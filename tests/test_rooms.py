@@ -105,8 +105,9 @@ models.compiled_blocks: backbone
 models.initial_state: backbone layers state
 models.int8: backbone layers
 models.layers: widening
+models.native_blocks: backbone int8 layers rwkv4 rwkv5 rwkv6 rwkv7 state
 models.parameters: adapters backbone registry table
-models.recorded_step: backbone recorded_operators residual state
+models.recorded_step: backbone native_blocks recorded_operators residual state
 models.registry: backbone sizes
 models.residual: layers widening
 models.row_chunks: state
@@ -119,6 +120,7 @@ models.transfer: backbone registry table
 models.two_products: layers
 ops.adamw: backends native precision
 ops.arguments: backends precision
+ops.block_step: matvec native
 ops.embedding_norm: arguments backends native precision
 ops.head_loss: arguments backends native precision
 ops.head_norm_gate: arguments backends native precision
@@ -136,22 +138,22 @@ ops.wkv7: arguments backends chunked native precision
 planning.__main__: plan_flags plan_program
 planning.choice_text: amounts cards fit parameter_table plan text_table
 planning.file_sizes: held_parameters kept_activations parameter_table
-planning.fit: cards memory plan smaller_settings speed
+planning.fit: cards memory plan smaller_settings step_time
 planning.flops: parameter_table
 planning.head_memory: kept_activations
 planning.held_parameters: kept_activations parameter_table
 planning.kept_activations: parameter_table
 planning.memory: head_memory held_parameters kept_activations pass_sizes
 planning.pass_sizes: parameter_table
-planning.plan: cards cost file_sizes flops memory parameter_table speed
+planning.plan: cards cost file_sizes flops memory parameter_table step_time
 planning.plan_flags: amounts cards plan
 planning.plan_program: cards choice_text fit plan plan_flags plan_record plan_text
     planned_run
 planning.plan_record: fit plan
-planning.plan_text: amounts cost flops plan speed text_table
+planning.plan_text: amounts cost flops plan step_time text_table
 planning.planned_run: family parameter_table
 planning.smaller_settings: memory
-planning.speed: cards flops parameter_table
+planning.step_time: cards flops parameter_table
 report.__main__: comparison_page page_file run_page
 report.comparison_page: folder_facts life_times loss_section page_blocks reference_band
     run_history run_page step_bins
@@ -199,6 +201,18 @@ training.trainer: distributed fp32_products
 training.utilization: start
 training.validation: checkpointing module progress reporting run_clock start
 training.whole_step: fp32_products optim
+verification.__main__: findings golden_file item_names outcome_table speeds
+    verification_file verifying
+verification.check_model: draws findings item_names tolerances
+verification.check_operators: findings golden_file operators tolerances
+verification.check_run: findings golden_file golden_run item_names speeds
+verification.golden_file: draws
+verification.golden_run: draws
+verification.operators: draws tolerances
+verification.outcome_table: findings
+verification.verification_file: findings golden_file outcome_table verifying
+verification.verifying: check_model check_operators check_run findings golden_file
+    item_names
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or
 # GitHub look for.

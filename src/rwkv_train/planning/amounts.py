@@ -49,8 +49,11 @@ def _read(text: str, units: dict[str, int] | dict[str, float]) -> float | None:
 
 
 def gib(size: float) -> str:
-    """Returns bytes of memory as 21.3 GiB, small ones as MiB."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:,.1f} MiB"
+    """Returns bytes of memory as 21.3 GiB, small ones as MiB or KiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if size >= unit / 10:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 2**10:,.1f} KiB"
 
 
 def decimal_bytes(size: float) -> str:

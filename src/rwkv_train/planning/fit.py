@@ -1,7 +1,7 @@
 """Settings with which a run fits into a memory, the best first.
 
 Better is what trains more (everything before adapters before states), and of that what is faster by
-`planning.speed`.  Batches stay what they were: a smaller micro batch is accumulated.  A setting
+`planning.step_time`.  Batches stay what they were: a smaller micro batch is accumulated.  A setting
 that was given stays as it is.
 """
 
@@ -21,7 +21,7 @@ from rwkv_train.planning.cards import Card
 from rwkv_train.planning.memory import MemoryPlan, memory_plan
 from rwkv_train.planning.plan import UNCERTAIN
 from rwkv_train.planning.smaller_settings import with_fields
-from rwkv_train.planning.speed import StepTime, step_time
+from rwkv_train.planning.step_time import StepTime, step_time
 
 _TYPES = ("all", "lora", "states")
 _ALONE: tuple[Strategy, ...] = ("auto", "deepspeed_stage_2_offload")

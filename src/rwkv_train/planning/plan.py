@@ -13,7 +13,7 @@ from rwkv_train.planning.file_sizes import DataSize, RunFiles, data_size, run_fi
 from rwkv_train.planning.flops import FlopsPerToken, flops_per_token
 from rwkv_train.planning.memory import MemoryPlan, memory_plan
 from rwkv_train.planning.parameter_table import ParameterTable, parameter_table
-from rwkv_train.planning.speed import StepTime, rate_of, step_time
+from rwkv_train.planning.step_time import StepTime, rate_of, step_time
 
 # The memory's prediction errs by less than a tenth: benchmarks/RESULTS.md.
 UNCERTAIN = 0.1
@@ -23,7 +23,7 @@ _DOCUMENT_TOKENS = 1000
 
 @dataclass(frozen=True)
 class Device:
-    """What a run is planned for, as far as it is known.
+    """The device that a run is planned for, as far as it is known.
 
     card: None: no speed is predicted.  memory: bytes of one device; None: nothing to compare with.
     is_assumed: bandwidth and link are not the card's own, which nobody has named.
@@ -40,7 +40,7 @@ class Device:
 
 
 class Wishes(NamedTuple):
-    """What the user wants to know besides, None where it was not asked.
+    """Numbers that the user gives for time and price, None where there are none.
 
     mfu: share of the card's rate that a run is taken to reach, in place of the predicted one.
     price: of a card and hour.  watts: of a card.
@@ -53,7 +53,7 @@ class Wishes(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """A run with everything that it takes.
 
     tokens: of the whole run, None without an end.  step: None where the speed is not known.
     tokens_per_second: predicted, or by the MFU that was given.
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def share(self) -> float | None:
-        """What of the device's memory is taken; None where that is not known."""
+        """The share of the device's memory that is taken; None where that is not known."""
         memory = self.device.memory
         return None if memory is None else self.memory.total / memory
 

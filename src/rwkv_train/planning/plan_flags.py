@@ -20,8 +20,8 @@ from rwkv_train.planning.plan import Device, Wishes
 _SWITCHES = ("json", "cards")
 # Given without a value it takes the memory of --card or --memory.
 _OPTIONAL = ("fit",)
-_ABOUT = """Says what a run takes before it is started: parameters, FLOPs, memory by component, files,
-time, energy and price. Opens nothing but --config and needs no GPU."""
+_ABOUT = """Says what a run takes before it is started: parameters, FLOPs, memory by component,
+files, time, energy and price. Opens nothing but --config and needs no GPU."""
 _ENDING = """All flags of train.py are understood, with the same defaults and RWKV-LM's names. Those
 that matter: --rwkv_version, --n_layer, --n_embd, --vocab_size, --ctx_len, --micro_bsz,
 --accumulate_grad_batches, --grad_cp, --chunk_len, --head_chunk, --train_type, --lora_r,

@@ -1,4 +1,4 @@
-"""What rwkv-plan and `train.py --plan 1` print."""
+"""Prints the plans of rwkv-plan and of `train.py --plan 1`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def print_request(request: PlanRequest) -> None:
     """Prints the plan that a command line of rwkv-plan asks for; raises ConfigError."""
     config, remarks = _imagined(request, request.given)
     plan = make_plan(config, _for(config, request.device), request.wishes)
-    found = _fitting(request, config) if request.fit else None
+    found = settings_that_fit(request) if request.fit else None
     if request.as_json:
         print(json.dumps(plan_record(plan, found, [*request.notices, *remarks]), indent=2))
         return
@@ -78,10 +78,11 @@ def _for(config: ResolvedConfig, device: Device) -> Device:
     )
 
 
-def _fitting(request: PlanRequest, config: ResolvedConfig) -> list[Fitting]:
-    """Returns what fits, of the runs that the command line leaves open."""
+def settings_that_fit(request: PlanRequest) -> list[Fitting]:
+    """Returns what fits of the runs that a command line leaves open, the best first."""
     given, memory = request.given, request.device.memory
     assert memory is not None, "asked for with the flag"
+    config, _ = _imagined(request, given)
     devices = config.hardware.devices * config.hardware.num_nodes
     runs: dict[str, ResolvedConfig] = {}
     for strategy in strategy_names(given, devices, config.hardware.accelerator):

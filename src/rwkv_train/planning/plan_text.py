@@ -8,7 +8,7 @@ from rwkv_train.planning.amounts import decimal_bytes, duration, gib, rounded, s
 from rwkv_train.planning.cost import RunCost
 from rwkv_train.planning.flops import WKV, WKV_WORK
 from rwkv_train.planning.plan import UNCERTAIN, Device, Plan
-from rwkv_train.planning.speed import StepTime
+from rwkv_train.planning.step_time import StepTime
 from rwkv_train.planning.text_table import text_table
 
 # Components of the memory, where their names need words.
@@ -16,7 +16,6 @@ _NAMES = {
     "master_weights": "fp32 masters",
     "head": "head and loss",
     "states": "states of chunks",
-    "buffers": "buffers of ZeRO, DDP",
     "slack": "libraries, allocator",
     "batch": "tokens of the batch",
 }
@@ -120,13 +119,14 @@ def _parameters(plan: Plan) -> list[str]:
 
 def _flops(plan: Plan) -> list[str]:
     flops = plan.flops
+    unit, name = (1e6, "MFLOPs") if flops.model_flops >= 1e7 else (1e3, "kFLOPs")
     parts = [*flops.parts.items(), ("all", (flops.forward, flops.backward, flops.recompute))]
     rows = [
-        (name, *(f"{count / 1e6:,.1f}" if count else "-" for count in passes))
-        for name, passes in parts
+        (part, *(f"{count / unit:,.1f}" if count else "-" for count in passes))
+        for part, passes in parts
         if any(passes)
     ]
-    heads = ("MFLOPs per token", "forward", "backward", "again")
+    heads = (f"{name} per token", "forward", "backward", "again")
     return [*text_table(heads, rows, "lrrr"), *_formula(plan)]
 
 
@@ -218,15 +218,13 @@ def _whole_run(plan: Plan) -> list[str]:
 
 
 def _cost(cost: RunCost, name: str) -> list[str]:
-    parts = [
-        f"{duration(cost.seconds)} on {cost.devices} x {name}",
-        f"{rounded(cost.gpu_hours)} GPU-hours",
-    ]
+    times = f"{duration(cost.seconds)} on {cost.devices} x {name}"
+    sums = [f"{rounded(cost.gpu_hours)} GPU-hours"]
     if cost.energy is not None:
-        parts.append(f"{rounded(cost.energy)} kWh of the cards alone")
+        sums.append(f"{rounded(cost.energy)} kWh of the cards alone")
     if cost.money is not None:
-        parts.append(f"{cost.money:,.2f} at {cost.price:g} a card and hour")
+        sums.append(f"{cost.money:,.2f} at {cost.price:g} a card and hour")
     return [
-        f"{short_count(cost.tokens)} tokens, {cost.flops:.3g} FLOPs of the model:",
-        "  " + ", ".join(parts),
+        f"{short_count(cost.tokens)} tokens, {cost.flops:.3g} FLOPs of the model: {times}",
+        "  " + ", ".join(sums),
     ]
