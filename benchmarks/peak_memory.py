@@ -91,7 +91,14 @@ def without(words: list[str], *names: str) -> list[str]:
 
 
 def _run(flags: Sequence[str], peaks: Path | None) -> None:
-    worker = [sys.executable, "-m", "benchmarks.peak_memory", "--worker", str(peaks or "none"), *flags]
+    worker = [
+        sys.executable,
+        "-m",
+        "benchmarks.peak_memory",
+        "--worker",
+        str(peaks or "none"),
+        *flags,
+    ]
     ended = subprocess.run(worker, capture_output=True, text=True, check=False)
     if ended.returncode != 0:
         raise SystemExit(f"{' '.join(flags)}\n{ended.stderr[-2000:]}")

@@ -15,21 +15,20 @@ import resource
 import sys
 from pathlib import Path
 
-import train
-
 # Imported before the limit is set, so that it is known what a run has to spare.
 import rwkv_train.training.run  # noqa: F401
+import train
 from rwkv_train.training.start import memory_limits
 
-LARGE = ("--head_chunk", "4096", "--max_steps", "2")
+LARGE = ("--head_chunk", "2048", "--max_steps", "2")
 
 
 def flags(folder: str) -> list[str]:
-    """The flags of a tiny model whose logits are large: 4096 tokens of 65536 fp32 numbers."""
+    """The flags of a tiny model whose logits are large: 2048 tokens of 65536 fp32 numbers."""
     return [
         *("--data_type", "dummy", "--accelerator", "cpu", "--num_workers", "0", "--plot", "0"),
         *("--rwkv_version", "4", "--n_layer", "1", "--n_embd", "32", "--vocab_size", "65536"),
-        *("--ctx_len", "4096", "--micro_bsz", "1", "--keep_heap", "0", "--proj_dir", folder),
+        *("--ctx_len", "2048", "--micro_bsz", "1", "--keep_heap", "0", "--proj_dir", folder),
         *("--epoch_save", "1", "--save_in_background", "0"),
     ]
 

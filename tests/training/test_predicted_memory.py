@@ -53,7 +53,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=lambda flags: " ".join(map(str, flags.values())),
 )
-def test_a_run_allocates_what_was_predicted(flags: dict[str, object], weights: Path, tmp_path: Path):
+def test_a_run_allocates_what_was_predicted(
+    flags: dict[str, object], weights: Path, tmp_path: Path
+):
     if "train_type" in flags:
         flags = flags | {"load_model": weights}
     with AllocatedPeak() as counted:

@@ -89,9 +89,9 @@ def with_fields(config: ResolvedConfig, fields: Mapping[str, Any]) -> ResolvedCo
 
 
 def _helps(config: ResolvedConfig, options: list[_Option]) -> bool:
-    before = memory_plan(config).total
+    before = memory_plan(config).allocated
     return any(
-        memory_plan(with_fields(config, option.fields)).total < _LEAST_SAVING * before
+        memory_plan(with_fields(config, option.fields)).allocated < _LEAST_SAVING * before
         for option in options
     )
 
