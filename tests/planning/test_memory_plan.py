@@ -98,9 +98,9 @@ def test_states_between_chunks_and_windows_are_counted():
     # two shifts of 64 and a state of 64 x 64 in fp32, in each of two layers
     state = 3 * 2 * 4 * (2 * 64 + 64 * 64)
     chunks = pass_sizes(config_of(line))
-    assert (chunks.states, chunks.tokens, chunks.passes) == (4 * state, 3 * 64, 4)
+    assert (chunks.states, chunks.tokens, chunks.chunks) == (4 * state, 3 * 64, 4)
     windows = pass_sizes(config_of(f"{line} --bptt_chunks 1 --accumulate_grad_batches 2"))
-    assert (windows.states, windows.passes) == (4 * state, 2)
+    assert (windows.states, windows.micro_batches) == (4 * state, 2)
 
 
 def test_every_way_to_save_memory_does():

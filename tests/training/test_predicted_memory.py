@@ -46,7 +46,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         {"rwkv_version": 4},
         {"rwkv_version": 5, "precision": "bf16", "autocast": 0},
-        {"rwkv_version": 6, "precision": "bf16", "chunk_len": 64, "head_chunk": 128},
+        {"rwkv_version": 6, "precision": "bf16", "chunk_len": 64, "micro_bsz": 16},
         {"rwkv_version": 7, "grad_cp": 1, "accumulate_grad_batches": 2},
         {"rwkv_version": 7, "train_type": "lora"},
         {"rwkv_version": 7, "train_type": "states", "precision": "bf16"},

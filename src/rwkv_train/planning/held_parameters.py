@@ -56,8 +56,8 @@ class HeldParameters:
     total: elements of the model.
     block_copies: of autocast, a block's.
     head_gradient, block_gradients, largest_gradient: that the backward pass makes, the largest with
-    what it is converted from; all_gradients: that are there at its end.
-    gradient_share: of the gradients, that this process keeps; None: room for all is there from the
+    what it is converted from, whole_gradients: all that it makes; all_gradients: that are there at
+    its end.  gradient_share: of them, that this process keeps; None: room for all is there from the
     start.  step_gradients: in the optimizer step.
     buckets: while gradients are reduced.  gathered: buffers and other processes' weights that are
     there for the whole step.  copied: of weights and moments, as the process that saves them has
@@ -72,6 +72,7 @@ class HeldParameters:
     head_gradient: int
     block_gradients: int
     largest_gradient: int
+    whole_gradients: int
     all_gradients: int
     gradient_share: float | None
     step_gradients: int
@@ -101,6 +102,7 @@ def held_parameters(config: ResolvedConfig) -> HeldParameters:
         head_gradient=sums * found.head,
         block_gradients=sums * found.block,
         largest_gradient=found.largest * (sums + (product if product != sums else 0)),
+        whole_gradients=width * found.learnt,
         all_gradients=sums * found.learnt,
         gradient_share=1.0,
         step_gradients=sums * found.learnt,

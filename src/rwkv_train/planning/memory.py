@@ -115,30 +115,35 @@ class _Step:
         """Yields the moments that may be the worst."""
         held, head = self._held, self._head
         # What earlier passes of the same step have added up.
-        again = self._sizes.passes > 1
-        sums = held.all_gradients if again else 0
-        before = held.so_far(sums)
+        sums = held.all_gradients if self._sizes.micro_batches > 1 else 0
+        # A parameter's gradients by the chunks of a sample meet before anybody takes them up.
+        pending = held.whole_gradients if self._sizes.chunks > 1 else 0
+        before = held.so_far(sums) + pending
         kept, copies = self._kept(self._layers), self._copies(self._layers)
         yield self._at(before, kept, copies, head=head.forward)
         yield self._at(before, kept, copies, head=head.backward, buffers=held.buckets)
         for layer in reversed(range(self._layers)):
-            block = self._blocks[layer]
-            behind = self._layers - 1 - layer
-            gradients = sums or held.head_gradient + behind * held.block_gradients
-            activations = self._kept(layer) + self._tokens(block.kept + block.working)
-            if self._grad_cp:
-                # Its inputs stay until it is done.
-                activations += self._tokens(block.inputs)
-            yield self._at(
-                # One pass after another: what is added is held besides the sum.
-                held.so_far(gradients) + held.largest_gradient + (head.gradient if again else 0),
-                activations,
-                self._copies(layer + 1),
-                buffers=held.buckets,
-            )
+            yield self._in_block(layer, sums, pending)
         yield self._at(held.all_gradients, 0, 0, buffers=held.buckets)
         yield self._at(held.step_gradients, 0, 0)
         yield self._at(0, 0, 0, buffers=self._copied - self._written)
+
+    def _in_block(self, layer: int, sums: int, pending: int) -> MemoryPlan:
+        """Returns the backward pass of a block; sums, pending: gradients of passes before."""
+        held, block = self._held, self._blocks[layer]
+        if sums or pending:
+            # What is added is there besides the sum.
+            gradients = held.so_far(sums) + pending + self._head.gradient
+        else:
+            behind = self._layers - 1 - layer
+            gradients = held.so_far(held.head_gradient + behind * held.block_gradients)
+        activations = self._kept(layer) + self._tokens(block.kept + block.working)
+        if self._grad_cp:
+            # Its inputs stay until it is done.
+            activations += self._tokens(block.inputs)
+        copies = self._copies(layer + 1)
+        gradients += held.largest_gradient
+        return self._at(gradients, activations, copies, buffers=held.buckets)
 
     def _at(
         self, gradients: float, activations: float, copies: int, head: float = 0, buffers: int = 0

@@ -16,12 +16,14 @@ _FP32 = 4
 class PassSizes:
     """A micro batch, or the chunk of it that is read at a time.
 
-    tokens: of a pass, over its samples.  passes: backward passes of a step and process.
+    tokens: of a pass, over its samples.  chunks: passes of a micro batch, all of which one backward
+    pass goes through.  micro_batches: of a step and process.
     states: bytes of the states between chunks and windows.  batch: of tokens and targets.
     """
 
     tokens: int
-    passes: int
+    chunks: int
+    micro_batches: int
     states: int
     batch: int
 
@@ -39,7 +41,8 @@ def pass_sizes(config: ResolvedConfig) -> PassSizes:
         kept += 2 * train.accumulate_grad_batches * state
     # Tokens with one more at the end, and the shifted copy that the targets are.
     batch = train.micro_bsz * 2 * _INT64 * config.data.ctx_len
-    return PassSizes(train.micro_bsz * piece, chunks * train.accumulate_grad_batches, kept, batch)
+    micro_batches = train.accumulate_grad_batches
+    return PassSizes(train.micro_bsz * piece, chunks, micro_batches, kept, batch)
 
 
 def state_bytes(config: ResolvedConfig) -> int:

@@ -16,6 +16,8 @@ from rwkv_train.planning.memory import MemoryPlan, memory_plan
 
 # What a setting has to save to be worth its flag: three hundredths.
 _LEAST_SAVING = 0.97
+# By which a micro batch is divided; and by itself.
+_TIMES_SMALLER = (2, 3, 4, 6, 8, 16, 32)
 # Settings that are changed at once, unless all are.
 _MOST_CHANGES = 3
 
@@ -87,9 +89,9 @@ def with_fields(config: ResolvedConfig, fields: Mapping[str, Any]) -> ResolvedCo
 
 
 def _helps(config: ResolvedConfig, options: list[_Option]) -> bool:
-    before = memory_plan(config).total
+    before = memory_plan(config).allocated
     return any(
-        memory_plan(with_fields(config, option.fields)).total < _LEAST_SAVING * before
+        memory_plan(with_fields(config, option.fields)).allocated < _LEAST_SAVING * before
         for option in options
     )
 
@@ -141,11 +143,10 @@ def _micro_batches(config: ResolvedConfig) -> list[_Option]:
     """Returns smaller micro batches, accumulated to the same batches."""
     train = config.train
     found = []
-    for size in range(train.micro_bsz - 1, 0, -1):
-        if train.micro_bsz % size == 0:
-            times = train.micro_bsz // size
+    for times in dict.fromkeys((*_TIMES_SMALLER, train.micro_bsz)):
+        if 1 < times <= train.micro_bsz and train.micro_bsz % times == 0:
             fields = {
-                "micro_bsz": size,
+                "micro_bsz": train.micro_bsz // times,
                 "accumulate_grad_batches": train.accumulate_grad_batches * times,
             }
             # A step of few samples uses the machine less well.

@@ -30,7 +30,10 @@ class EndedChild(NamedTuple):
             return f"ended with status {self.status} before the others"
         number = -self.status
         name = signal.Signals(number).name if number in list(signal.Signals) else "unknown"
-        often = "; often the machine was out of memory" if number == signal.SIGKILL else ""
+        often = ""
+        if number == signal.SIGKILL:
+            # It cannot say so itself.
+            often = "; often the machine was out of memory: docs/out_of_memory.md"
         return f"killed by signal {number} ({name}{often})"
 
 
