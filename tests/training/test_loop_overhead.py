@@ -79,7 +79,9 @@ def test_a_run_tells_the_share_of_a_step_that_is_not_the_model(
     assert run_training(max_steps=3, epoch_steps=100, **options) == 0
     shares = [record["loop_share"] for record in read_steps(tmp_path / "out")]
     assert shares == [pytest.approx(1 - work / 100)] * 3
-    (told,) = re.findall(r"mini-epoch 0: .* kt/s, MFU [0-9.]+%, loop (.*?)% of a step", capsys.readouterr().out)
+    (told,) = re.findall(
+        r"mini-epoch 0: .* kt/s, MFU [0-9.]+%, loop (.*?)% of a step", capsys.readouterr().out
+    )
     assert float(told) == pytest.approx(100 - work)
 
 

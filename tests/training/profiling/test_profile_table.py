@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rwkv_train.training.profiling.operator_words import OperatorWords
-from rwkv_train.training.profiling.profile_table import Item, Profiled, add_up, write_table
+from rwkv_train.training.profiling.profile_table import Profiled, ProfileItem, add_up, write_table
 from tests.config.resolving import resolved
 
 CHANNEL = [[2048, 64], [64, 256]]
@@ -64,14 +64,14 @@ def test_the_main_thread_s_time_is_shared_out_to_the_last(words: OperatorWords):
     assert (found.steps, found.microseconds) == (2, 1000)
     assert found.items == [
         # 1000 without all below
-        Item("Python and the loop", 438, 0),
-        Item("matrix products of the channel mix", 300, 2),
-        Item("waiting for data", 100, 1),
-        Item("waiting for other ranks", 60, 0),
-        Item("saving", 50, 1),
-        Item("wkv7 by chunks, forward", 30, 1),
-        Item("element by element: mul", 15, 1),
-        Item("autograd and small operators", 7, 0),
+        ProfileItem("Python and the loop", 438, 0),
+        ProfileItem("matrix products of the channel mix", 300, 2),
+        ProfileItem("waiting for data", 100, 1),
+        ProfileItem("waiting for other ranks", 60, 0),
+        ProfileItem("saving", 50, 1),
+        ProfileItem("wkv7 by chunks, forward", 30, 1),
+        ProfileItem("element by element: mul", 15, 1),
+        ProfileItem("autograd and small operators", 7, 0),
     ]
     assert sum(item.microseconds for item in found.items) == found.microseconds
 
@@ -79,17 +79,17 @@ def test_the_main_thread_s_time_is_shared_out_to_the_last(words: OperatorWords):
 def test_a_card_s_time_comes_with_the_host_s_pauses(words: OperatorWords):
     found = add_up(events(), words, on_gpu=True, waited_seconds=60e-6)
     assert found.items == [
-        Item("matrix products of the channel mix", 400, 2),
-        Item("wkv7 by chunks, forward", 200, 1),
-        Item("the card waits for the host", 200, 0),
-        Item("waiting for data", 100, 1),
-        Item("saving", 50, 1),
-        Item("element by element: mul", 50, 1),
+        ProfileItem("matrix products of the channel mix", 400, 2),
+        ProfileItem("wkv7 by chunks, forward", 200, 1),
+        ProfileItem("the card waits for the host", 200, 0),
+        ProfileItem("waiting for data", 100, 1),
+        ProfileItem("saving", 50, 1),
+        ProfileItem("element by element: mul", 50, 1),
     ]
 
 
 def test_the_ten_largest_are_shown_and_the_others_together():
-    items = [Item(f"item {n}", 1000.0 * (12 - n), 2 * n) for n in range(12)]
+    items = [ProfileItem(f"item {n}", 1000.0 * (12 - n), 2 * n) for n in range(12)]
     heading, columns, *lines = write_table(Profiled(2, 78_000.0, items), "of this").splitlines()
     assert (heading, columns.split()) == ("of this", ["ms", "a", "step", "share", "calls"])
     # 12 ms in two steps, of 78
