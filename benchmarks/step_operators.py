@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rwkv_train.training.profiling.operator_words import KINDS, kind_of
+from rwkv_train.training.profiling.operator_words import KINDS, operator_kind
 from rwkv_train.training.whole_step import TimedShape
 
 PROFILED_STEPS = 3
@@ -49,7 +49,7 @@ def shares(step: Callable[[], object]) -> dict[str, Share]:
         own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         # What is not an operator is the host's own work or a name that a range was given.
         if "::" in event.key:
-            microseconds[kind_of(event.key)] += own
+            microseconds[operator_kind(event.key)] += own
     return {
         kind: Share(
             microseconds[kind] / 1e6 / PROFILED_STEPS, traffic.bytes[kind], traffic.launches[kind]
@@ -78,7 +78,9 @@ class TrafficMode(TorchDispatchMode):
         # In place: what is written is among what was given, and is read too where it is summed.
         if new or func._schema.is_mutable:
             self.add(
-                kind_of(func._schema.name), sum(map(_moved, given)) + sum(map(_moved, new)), given
+                operator_kind(func._schema.name),
+                sum(map(_moved, given)) + sum(map(_moved, new)),
+                given,
             )
         return out
 

@@ -20,7 +20,7 @@ from rwkv_train.training.profiling.operator_words import (
     OPTIMIZER,
     PRODUCTS,
     WKV,
-    kind_of,
+    operator_kind,
 )
 from rwkv_train.training.whole_step import (
     TimedShape,
@@ -72,7 +72,7 @@ def test_operators_have_their_kind():
         "aten::mul": ELEMENTWISE,
         "aten::addcmul_": ELEMENTWISE,
     }
-    assert {name: kind_of(name) for name in kinds} == kinds
+    assert {name: operator_kind(name) for name in kinds} == kinds
 
 
 def test_bytes_are_counted_once_each_and_views_are_free():

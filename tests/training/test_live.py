@@ -156,8 +156,9 @@ def test_weights_and_biases_gets_curves_and_a_table(monkeypatch: pytest.MonkeyPa
     log._run = SimpleNamespace(log=lambda values, step: logged.append((values, step)))
     log.on_tasks(TaskRecord(4, {"rwkv_kinds": {"acc": 0.5}}))
     log.on_samples(SampleRecord(4, (WrittenSample("a", "b"),), 1e-7, 1e-4))
-    (curves, step), (table, _) = logged
+    (curves, step), (numbers, _), (table, _) = logged
     assert (curves, step) == ({"eval/rwkv_kinds/acc": 0.5}, 5)
+    assert numbers == {"logit_difference": 1e-7}
     assert isinstance(table["samples"], wandb.Table) and table["samples"].data == [["a", "b"]]
 
 

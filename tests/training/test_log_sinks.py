@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ EVENTS = ("on_step", "on_epoch", "on_save", "close")
 
 
 class FakeRun:
-    """Stands for a Weights & Biases run; fails from its second step on."""
+    """Stands for a Weights & Biases run; fails from the second point on."""
 
     id = "abc"
 
@@ -45,6 +46,8 @@ def test_a_run_that_cannot_reach_weights_and_biases_goes_on_offline(
 
     def init(**options: Any) -> FakeRun:
         asked.append(options["mode"])
+        # As RWKV-LM names a run, where no --run_name is given.
+        assert re.fullmatch(r"257 ctx32 L2 D32 \d{4}(-\d\d){5}", options["name"])
         if options["mode"] is None:
             raise wandb.errors.CommError("Run initialization has timed out. Try later")
         return made
@@ -54,9 +57,9 @@ def test_a_run_that_cannot_reach_weights_and_biases_goes_on_offline(
     err = capsys.readouterr().err
     assert asked == [None, "offline"]
     assert err.count("--wandb test is not reached (Run initialization has timed out)") == 1
-    # It dies in the second step: said once, and all steps are trained.
+    # It dies in the first step, behind the start: said once, and all steps are trained.
     assert err.count("WARNING: WandbLog cannot write") == 1
-    assert loss_steps(tmp_path / "out") == [0, 1, 2, 3] and made.steps == [1, 2, 3, 4]
+    assert loss_steps(tmp_path / "out") == [0, 1, 2, 3] and made.steps == [0, 1, 2, 3, 4, 4]
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])

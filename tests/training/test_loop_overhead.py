@@ -18,7 +18,8 @@ import torch
 from benchmarks.loop import PARTS, WARM_UP, StepClocks, install
 from rwkv_train.data.samples.batch import Batch
 from rwkv_train.report.run_records import read_steps
-from rwkv_train.training import step_meter, work_clock
+from rwkv_train.training import run, step_meter, work_clock
+from rwkv_train.training.run_clock import RunClock
 
 # Calls of Python and of C functions; some milliseconds, in a step of the demo less than 3 %.
 MOST_CALLS = 4_500
@@ -78,7 +79,9 @@ def test_a_run_tells_the_share_of_a_step_that_is_not_the_model(
     assert run_training(max_steps=3, epoch_steps=100, **options) == 0
     shares = [record["loop_share"] for record in read_steps(tmp_path / "out")]
     assert shares == [pytest.approx(1 - work / 100)] * 3
-    (told,) = re.findall(r"mini-epoch 0: .* kt/s, loop (.*)% of a step", capsys.readouterr().out)
+    (told,) = re.findall(
+        r"mini-epoch 0: .* kt/s, MFU [0-9.]+%, loop (.*?)% of a step", capsys.readouterr().out
+    )
     assert float(told) == pytest.approx(100 - work)
 
 
@@ -86,8 +89,23 @@ def test_deepspeed_computes_out_of_sight_and_no_share_is_told(
     run_training: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert run_training(max_steps=2, strategy="deepspeed_stage_1") == 0
-    assert [r["loop_share"] for r in read_steps(tmp_path / "out")] == [None, None]
-    assert "of a step" not in capsys.readouterr().out
+    records = read_steps(tmp_path / "out")
+    assert [r["loop_share"] for r in records] == [None, None]
+    # Its ranks have parts of the gradients, which is told once.
+    assert not any("grad_norms" in r for r in records)
+    out = capsys.readouterr().out
+    assert "of a step" not in out and out.count("no grad_norms by kind") == 1
+
+
+def test_the_seconds_of_a_record_are_shared_out_without_a_rest(
+    run_training: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    # Reads itself later by a second every time: into the wait for data and out of it, behind the
+    # backward pass, and for the record.
+    monkeypatch.setattr(run, "RunClock", lambda: RunClock(ticking(1).perf_counter))
+    assert run_training(max_steps=4, epoch_steps=100) == 0
+    found = [(r["seconds"], r["data_share"] * r["seconds"]) for r in read_steps(tmp_path / "out")]
+    assert found == [(4, 1)] * 4
 
 
 def test_a_batch_moves_with_its_tensors_and_keeps_the_rest():

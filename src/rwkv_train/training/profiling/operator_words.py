@@ -37,7 +37,7 @@ _GENERATED = re.compile(r"GeneratedBackwardFor_rwkv_(\w+?)_(forward|backward)_de
 _CHUNKED = re.compile(r"_ChunkedWkv(\d)(Backward)?")
 
 
-def kind_of(name: str) -> str:
+def operator_kind(name: str) -> str:
     """Returns the kind of an operator by its full name, as `aten::mm` or `rwkv::wkv7_forward`."""
     space, _, op = name.partition("::")
     if "adam" in op or op.startswith("_foreach"):
@@ -76,7 +76,7 @@ class OperatorWords:
             return "gradients kept or added up"
         if name.startswith("autograd::") or "::" not in name:
             return ""
-        kind, op = kind_of(name), name.partition("::")[2]
+        kind, op = operator_kind(name), name.partition("::")[2]
         if kind == PRODUCTS:
             return self._product(shapes)
         if kind == OPTIMIZER:

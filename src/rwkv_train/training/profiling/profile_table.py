@@ -23,8 +23,8 @@ _MADE_UP = ("wkv", "optimizer", "norm of the gradients")
 LARGEST = 10
 
 
-class Item(NamedTuple):
-    """What takes time: microseconds in all steps, and how often."""
+class ProfileItem(NamedTuple):
+    """A thing that takes time: microseconds in all steps, and how often it was called."""
 
     words: str
     microseconds: float
@@ -36,7 +36,7 @@ class Profiled(NamedTuple):
 
     steps: int
     microseconds: float
-    items: list[Item]
+    items: list[ProfileItem]
 
 
 def add_up(
@@ -73,7 +73,7 @@ def add_up(
     rest = whole - sum(times.values())
     if rest > 0:
         times[IDLE if on_gpu else LOOP] += rest
-    items = [Item(name, time, calls[name]) for name, time in times.items() if time > 0]
+    items = [ProfileItem(name, time, calls[name]) for name, time in times.items() if time > 0]
     return Profiled(len(steps), whole, sorted(items, key=lambda item: -item.microseconds))
 
 
@@ -84,7 +84,7 @@ def write_table(profiled: Profiled, heading: str) -> str:
     lines = [heading, f"{'ms a step':>12}{'share':>9}{'calls':>9}"]
     shown, others = profiled.items[:LARGEST], profiled.items[LARGEST:]
     if others:
-        rest = Item(
+        rest = ProfileItem(
             f"{len(others)} smaller items",
             sum(item.microseconds for item in others),
             sum(item.calls for item in others),
