@@ -18,7 +18,7 @@ from make_data import main as make_data
 from rwkv_train.checkpoint.weights import read_shapes
 from rwkv_train.data.inspect.statistics import unigram_entropy
 from rwkv_train.data.text.demo_corpus import main as make_corpus
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 CTX_LEN = 256
 BATCH = 8

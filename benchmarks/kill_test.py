@@ -34,8 +34,8 @@ import train
 from rwkv_train.checkpoint.names import is_state
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.checkpoint.weights import load_weights
-from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training import run
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 KINDS = ("kill at a step", "kill at a time", "kill in a save", "SIGTERM", "disk full", "file limit")
 # Longest that one attempt may take before the test itself is called broken.

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 import train
-from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training.checkpointing.saver import Saver
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 
 def pauses(background: bool, folder: Path, options: argparse.Namespace) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from socket import socket
 
 import torch
 
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.checkout import ROOT
 from tests.training.warm_start import Server
 

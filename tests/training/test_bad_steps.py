@@ -12,9 +12,9 @@ from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.data.samples.batch import Batch
 from rwkv_train.models.state import map_state
-from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.inject_nan import parse, poison
 from tests.training.runs import assert_same_weights, loss_steps, losses, start
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rwkv_train.data.samples.dataset import TokenDataset
-from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training.progress import Progress, StepSize
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 
 @pytest.fixture

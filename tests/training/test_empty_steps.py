@@ -13,7 +13,7 @@ import train
 from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training import runs
 from tests.training.masked_data import T, samples
 from tests.training.runs import losses

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
 # 16 steps in mini-epochs of 5

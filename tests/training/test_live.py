@@ -20,10 +20,10 @@ from rwkv_train.evaluation.questions import evaluate_choices, read_question
 from rwkv_train.evaluation.scoring import Scorer
 from rwkv_train.evaluation.task_folders import OWN_TASKS
 from rwkv_train.inference.loading import load_model
-from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training.live.live_records import SampleRecord, TaskRecord, WrittenSample
 from rwkv_train.training.live.rank_zero_work import on_rank_zero
 from rwkv_train.training.reporting.console import Console
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.reporting.wandb_log import WandbLog
 from tests.models.tiny import VERSIONS, random_tokens, tiny_model
 from tests.training.runs import assert_same_weights, start

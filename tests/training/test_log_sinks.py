@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rwkv_train.report.run_records import METRICS_FILE, read_metrics
 from rwkv_train.training.reporting import run_files
+from rwkv_train.training.reporting.metrics_file import METRICS_FILE, read_metrics
 from rwkv_train.training.reporting.plot import draw_loss
 from rwkv_train.training.reporting.reporter import Reporter
 from tests.training.runs import loss_steps, start

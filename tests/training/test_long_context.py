@@ -15,7 +15,7 @@ import torch
 
 from make_data import main as make_data
 from rwkv_train.checkpoint.resume import load_state, save_state
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
 # Rows of 32 tokens in 4 steps of two chunks each.

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.loop import PARTS, WARM_UP, StepClocks, install
 from rwkv_train.data.samples.batch import Batch
-from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training import step_callback, work_clock
+from rwkv_train.training.reporting.metrics_file import read_metrics
 
 # Calls of Python and of C functions; some milliseconds, in a step of the demo less than 3 %.
 MOST_CALLS = 4_500

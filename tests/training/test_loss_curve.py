@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.weights import load_weights
 from rwkv_train.inference.loading import load_model
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.helpers import load_json
 
 STEPS = 8

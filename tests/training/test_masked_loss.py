@@ -14,7 +14,7 @@ from torch.nn import functional
 import train
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.inference import loading
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training import runs
 from tests.training.masked_data import T, held_out_samples, samples
 from tests.training.runs import losses

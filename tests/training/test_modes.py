@@ -17,7 +17,7 @@ from torch import Tensor
 
 import train
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.checkout import ROOT
 from tests.training import modes
 from tests.training.mode_worker import Pair

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rwkv_train.checkpoint.resume import load_state
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.runs import assert_same_weights, loss_steps, losses, weights
 
 Run = Callable[..., int]

@@ -16,7 +16,7 @@ import torch
 import generate
 import train
 from rwkv_train.models.backbone import RWKV
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.models.tiny import tiny_model
 from tests.training.runs import loss_steps, losses, start, start_cold, weights
 from tests.training.rwkv_lm_lines import (

@@ -15,8 +15,8 @@ from rwkv_train.inference.generate import prefill
 from rwkv_train.inference.loading import load_model
 from rwkv_train.models.parameters import parameter_groups
 from rwkv_train.ops.head_loss import Targets
-from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training.optim.freeze import freeze_all_but
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.models.tiny import random_tokens, tiny_model
 from tests.training.runs import assert_same_weights, loss_steps, losses, weights
 from tests.training.rwkv_lm_lines import RUN, changed

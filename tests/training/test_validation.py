@@ -19,7 +19,7 @@ from rwkv_train.data.binidx.manifest import manifest_path
 from rwkv_train.data.samples.token_sources import open_source
 from rwkv_train.data.sampling.held_out import hold_out
 from rwkv_train.inference.loading import load_model
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.open_data import RunSamples, open_samples
 from rwkv_train.training.start.resume_point import Fresh

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_train.report.run_records import read_metrics
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.training.runs import start, start_cold
 
 # 1000 tokens at 4 x 32 a step: 8 steps, mini-epochs after steps 4 and 8

@@ -13,9 +13,9 @@ from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.checkpoint.weights import load_weights
 from rwkv_train.config.resolved import ResolvedHardware, ResolvedOptim
 from rwkv_train.models.parameters import parameter_groups
-from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training.optim.muon import MuonWithAdamW
 from rwkv_train.training.optim.optimizer import build_optimizer, set_rates
+from rwkv_train.training.reporting.metrics_file import read_metrics
 from tests.models.tiny import VERSIONS, tiny_model
 from tests.training.runs import assert_same_weights, losses
 from tests.training.test_loss_curve import BATCH, STEPS, Curve, T, expected_run
