@@ -95,7 +95,8 @@ def time_section(history: RunHistory, life: PagePart) -> PagePart:
     life: the table of `life_table`.
     """
     bins, charts = history.bins, []
-    known = [name for name in PAUSES if bins.knows(f"{name}_share")]
+    # One process waits for no other.
+    known = [name for name in PAUSES if bins.total(f"{name}_seconds") > 0]
     if known:
         whole = bins.means("whole_seconds")
         lines = []
@@ -107,7 +108,9 @@ def time_section(history: RunHistory, life: PagePart) -> PagePart:
         }
         for i, name in enumerate(known):
             share = _percent(bins.means(f"{name}_seconds"), whole)
-            lines.append(series(names[name], "steps", share, shape="line", colour=i + 1))
+            lines.append(
+                series(names[name], "steps", share, shape="line", colour=i + 1, smooth=True)
+            )
         note = "Of the time from step to step; what is left of 100 % is training."
         charts.append(
             chart("shares", "Time that is not training", "percent", lines, stacked=True, note=note)
