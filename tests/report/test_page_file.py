@@ -194,6 +194,8 @@ assert.deepEqual(S.extent([], false), [0, 1]);
 assert.deepEqual(S.smooth([0, 2, 4, 6, 8, 10, 12, 14, 16, 18], 0.6).slice(0, 4), [0, 2, 4, 6]);
 assert.equal(S.smooth([0, 3, null, 9], 1)[1], 1.5);
 assert.deepEqual(S.smooth([1, 5], 0), [1, 5]);
+const smoothed = S.smoothLogs([1, 100, 1, 0], 1);
+assert.deepEqual(smoothed.map((v) => v && v.toFixed(3)), ["1.000", "4.642", "4.642", null]);
 assert.deepEqual([4, 5.1, 9, -3].map((x) => S.nearest([0, 5, 10], x)), [1, 1, 2, 0]);
 assert.deepEqual(S.spread(101, 3), [0, 50, 100]);
 assert.deepEqual([12345, 1.23456789, 0.00001].map(S.words), ["12,345", "1.2346", "1e-5"]);

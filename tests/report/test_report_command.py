@@ -20,6 +20,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_run(folder / "two", [step_record(n) for n in range(9)])
     (folder / "empty").mkdir()
     (folder / "file.txt").write_text("mine")
+    (folder / "mine.html").write_text("<p>mine</p>")
     return folder
 
 
@@ -67,11 +68,12 @@ def test_a_page_that_cannot_be_written_is_a_fault_in_one_line(runs: Path, monkey
 
 def test_it_says_how_the_run_compares_and_where_the_page_is(runs: Path, tmp_path: Path, capsys):
     output = tmp_path / "page.html"
-    output.write_text("an older page")
-    assert main([str(runs / "two"), "--output", str(output)]) == 0
+    for run in ("one", "two"):
+        capsys.readouterr()
+        assert main([str(runs / run), "--output", str(output)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == f"wrote {output}: open it in a browser" and len(said) == 2
-    assert output.read_text().startswith("<!doctype html>")
+    assert "<title>two: RWKV-6" in output.read_text()
     assert not (runs / "two" / "report.html").exists()
 
 

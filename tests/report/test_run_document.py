@@ -42,6 +42,12 @@ def test_mishaps_and_starts_are_marked_where_they_happened(found: dict[str, Any]
     assert found["marks"][-1]["text"] == "lr_init 0.002"
 
 
+def test_a_start_that_the_run_went_back_behind_is_not_marked(tmp_path: Path):
+    starts = [start(), start(8), start(12), start(6)]
+    page = RunPage(make_run(tmp_path, map(step_record, range(20)), starts)).document()[0]
+    assert [mark["step"] for mark in page["marks"]] == [6]
+
+
 def test_every_table_has_its_rows(found: dict[str, Any]):
     tables = blocks(found)
     assert tables["Skipped steps"]["rows"][0] == [121, "loss is NaN", "961 to 968", "963"]
@@ -66,7 +72,7 @@ def test_older_records_leave_out_what_they_do_not_tell(tmp_path: Path):
     page = RunPage(make_run(tmp_path, records, [start()], settings=None)).document()[0]
     titles = blocks(page).keys()
     assert "Model's arithmetic (MFU)" not in titles and "Memory" not in titles
-    assert "Time that is not training" not in titles and "Throughput" in titles
+    assert "Waiting and pauses" not in titles and "Throughput" in titles
     assert "goodput" not in [tile["label"] for tile in page["tiles"]]
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import train
+from rwkv_train.report.run_records import METRICS_FILE, MetricsFile, read_metrics
 from rwkv_train.training.reporting.curve_log import curves
-from rwkv_train.training.reporting.metrics_file import METRICS_FILE, MetricsFile, read_metrics
 from rwkv_train.training.reporting.records import StartRecord
 from rwkv_train.training.reporting.wandb_log import RWKV_LM_KEYS
 from tests.training.runs import assert_same_weights, losses

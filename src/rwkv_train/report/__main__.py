@@ -18,6 +18,8 @@ from rwkv_train.command_line import (
 )
 from rwkv_train.errors import ConfigError, DataError, short_reason
 
+# Tells its pages from others, which are not written over.
+_MARK = b'name="generator" content="rwkv-report"'
 # More curves in one chart cannot be told apart.
 MOST_RUNS = 16
 _ENDING = """The page is one file that needs no network: losses, gradients, speed, where the time
@@ -44,7 +46,7 @@ def report_parser() -> argparse.ArgumentParser:
         "--output",
         metavar="FILE",
         type=path_argument,
-        help="page to write, replaced if it is one; none: report.html in the run's folder",
+        help="page to write, a new name or an earlier page; none: report.html in the run's folder",
     )
     return p
 
@@ -88,8 +90,8 @@ def _run_folder(name: str) -> Path:
     expected = "give the folder that --proj_dir of train.py named"
     if path.is_file():
         raise DataError(f"{name} is a file; {expected}")
-    if not path.is_dir():
-        raise DataError(f"{name} does not exist; {expected}")
+    if not name or not path.is_dir():
+        raise DataError(f"{name or 'an empty name'} does not exist; {expected}")
     if not (path / "metrics.jsonl").is_file():
         raise DataError(f"{name} holds no run: it has no metrics.jsonl; {expected}")
     return path
@@ -113,6 +115,10 @@ def _check(folders: Sequence[Path], output: Path | None) -> None:
         raise ConfigError(f"--output {output}: there is no folder {output.parent}; make it first")
     if output.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output {output} would be a page of HTML; give a name ending in .html")
+    if output.exists() and _MARK not in output.read_bytes()[:1000]:
+        raise ConfigError(
+            f"--output {output} exists and is no page of rwkv-report; give a new name"
+        )
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ const Drawing = (() => {
   /** Returns what is drawn: places, values as shown, ends; state: what the reader has chosen. */
   function prepare(chart, axes, state) {
     const shown = chart.series.filter((line) => !state.hidden.has(line.name));
-    const stacks = chart.stacked ? Scales.stack(shown.map((line) => line.values)) : null;
+    const smooth = state.logY ? Scales.smoothLogs : Scales.smooth;
+    const curves = shown.map((line) => smooth(line.values, line.smooth ? state.smoothing : 0));
+    const stacks = chart.stacked ? Scales.stack(curves) : null;
     const lines = shown.map((line, i) => ({
       ...line,
       places: chart.categories ? chart.categories.map((_, n) => n) : axes[line.axis][state.x],
-      values: stacks
-        ? stacks[i].map(([, high]) => high)
-        : Scales.smooth(line.values, line.smooth ? state.smoothing : 0),
+      values: stacks ? stacks[i].map(([, high]) => high) : curves[i],
       raw: line.values,
       low: stacks ? stacks[i].map(([low]) => low) : line.low,
       high: stacks ? stacks[i].map(([, high]) => high) : line.high,
@@ -162,11 +162,13 @@ const Drawing = (() => {
     const upper = known.map((i) => point(i, line.high[i]));
     const lower = known.map((i) => point(i, line.low[i])).reverse();
     const d = known.length ? `M${[...upper, ...lower].join("L")}Z` : "";
-    return shape("path", { d, class: `area ${colourOf(line)} of-${line.shape}` });
+    const kind = view.chart.stacked ? "stacked" : `of-${line.shape}`;
+    return shape("path", { d, class: `area ${colourOf(line)} ${kind}` });
   }
 
   function curve(line, view, scales) {
-    const classes = `curve ${colourOf(line)} of-${line.shape}`;
+    const kind = view.chart.stacked ? "stacked" : `of-${line.shape}`;
+    const classes = `curve ${colourOf(line)} ${kind}`;
     const style = line.fade ? `opacity:${0.25 + 0.75 * line.fade}` : null;
     const parts = [];
     if (line.values !== line.raw && !view.chart.stacked) {

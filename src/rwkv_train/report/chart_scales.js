@@ -67,8 +67,8 @@ const Scales = (() => {
 
   /** Returns the mean over a part of the curve around each value; the first is left as it is. */
   function smooth(values, part) {
-    if (!part) return values;
-    const most = Math.max(1, Math.round((values.length * part) / 2));
+    const most = Math.round((values.length * part) / 2);
+    if (most < 1) return values;
     const [sums, counts] = [[0], [0]];
     values.forEach((v, i) => {
       sums.push(sums[i] + (v ?? 0));
@@ -81,6 +81,13 @@ const Scales = (() => {
       const [low, high] = [i - reach, Math.min(i + reach + 1, values.length)];
       return (sums[high] - sums[low]) / (counts[high] - counts[low]);
     });
+  }
+
+  /** Returns the smoothed logarithms' values: few large ones do not hide the many. */
+  function smoothLogs(values, part) {
+    const logs = values.map((v) => (v !== null && v > 0 ? Math.log10(v) : null));
+    const found = smooth(logs, part);
+    return found === logs ? values : found.map((v) => (v === null ? null : 10 ** v));
   }
 
   /** Returns the index of the place next to x; places: ascending. */
@@ -133,7 +140,7 @@ const Scales = (() => {
     );
   }
 
-  return { place, value, ticks, extent, smooth, nearest, spread, words, short, stack };
+  return { place, value, ticks, extent, smooth, smoothLogs, nearest, spread, words, short, stack };
 })();
 
 if (typeof module !== "undefined") module.exports = Scales;

@@ -30,12 +30,13 @@ from rwkv_train.report.step_bins import MOST_BINS
 
 # Points of all curves of a kind together.
 _MOST_POINTS = 8000
-_COMPARED = (
-    ("Learning rate", "", "lr"),
-    ("Norm of the gradient, before clipping", "L2 norm", "grad_norm"),
-    ("Throughput", "tokens per second", "tokens_per_second"),
-    ("Model's arithmetic (MFU)", "share", "mfu"),
-    ("Memory", "bytes", "memory"),
+# Title, unit, column, what it is divided by, and how it is drawn.
+_COMPARED: tuple[tuple[str, str, str, float, dict[str, bool]], ...] = (
+    ("Learning rate", "", "lr", 1, {}),
+    ("Norm of the gradient, before clipping", "L2 norm", "grad_norm", 1, {"log": True}),
+    ("Throughput", "tokens per second", "tokens_per_second", 1, {"from_zero": True}),
+    ("Model's arithmetic (MFU)", "percent", "mfu", 0.01, {"from_zero": True}),
+    ("Memory", "GiB", "memory", 2**30, {"from_zero": True}),
 )
 
 
@@ -82,10 +83,10 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _tile(name: str, history: RunHistory) -> PagePart:
-    loss = recent_loss(history)
-    if loss is None:
+    loss, last = recent_loss(history), history.last
+    if loss is None or last is None:
         return tile(name, "no steps", "")
-    return tile(name, f"{loss:.4f}", f"training loss after {history.steps:,} steps")
+    return tile(name, f"{loss:.4f}", f"training loss after {last['step'] + 1:,} steps")
 
 
 def _loss_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list[PagePart]:
@@ -111,19 +112,19 @@ def _loss_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list[
 
 def _other_charts(names: Sequence[str], histories: Sequence[RunHistory]) -> list[PagePart]:
     charts = []
-    for title, unit, key in _COMPARED:
+    for title, unit, key, divisor, more in _COMPARED:
         lines = [
             series(
                 name,
                 f"steps{i}",
-                numbers(history.bins.means(key)),
+                numbers(history.bins.means(key) / divisor),
                 shape="line",
                 colour=i,
                 smooth=key != "lr",
             )
             for i, (name, history) in enumerate(zip(names, histories))
         ]
-        found = chart(key, title, unit, lines, log=key == "grad_norm")
+        found = chart(key, title, unit, lines, **more)
         if found["series"]:
             charts.append(found)
     return charts

@@ -65,17 +65,8 @@ def speed_section(history: RunHistory, plan: PagePart) -> PagePart:
     values = numbers(bins.means("tokens_per_second"))
     line = series("tokens per second", "steps", values, shape="line", colour=0, smooth=True)
     note = "Of the steps alone: without saving and validation."
-    charts = [
-        chart(
-            "speed",
-            "Throughput",
-            "tokens per second",
-            [line],
-            marks=True,
-            note=note,
-            from_zero=True,
-        )
-    ]
+    more = {"marks": True, "note": note, "from_zero": True}
+    charts = [chart("speed", "Throughput", "tokens per second", [line], **more)]
     shares = [
         series(name, "steps", numbers(bins.means(key) * 100), shape="line", colour=i, smooth=True)
         for i, (name, key) in enumerate(
@@ -94,39 +85,35 @@ def time_section(history: RunHistory, life: PagePart) -> PagePart:
 
     life: the table of `life_table`.
     """
-    bins, charts = history.bins, []
-    known = [name for name in PAUSES if bins.knows(f"{name}_share")]
-    if known:
-        whole = bins.means("whole_seconds")
-        lines = []
-        names = {
-            "data": "waiting for data",
-            "communication": "waiting for other ranks",
-            "save": "saving",
-            "validation": "validation",
-        }
-        for i, name in enumerate(known):
-            share = _percent(bins.means(f"{name}_seconds"), whole)
-            lines.append(series(names[name], "steps", share, shape="line", colour=i + 1))
-        note = "Of the time from step to step; what is left of 100 % is training."
-        charts.append(
-            chart("shares", "Time that is not training", "percent", lines, stacked=True, note=note)
-        )
-    if bins.knows("loop_share"):
-        values = numbers(bins.means("loop_share") * 100)
+    charts = _pause_chart(history)
+    if history.bins.knows("loop_share"):
+        values = numbers(history.bins.means("loop_share") * 100)
         line = series("loop", "steps", values, shape="line", colour=5, smooth=True)
         note = "Of a step's time: what is neither forward, backward, norm nor update."
-        charts.append(
-            chart(
-                "loop",
-                "Time of the loop around the model",
-                "percent",
-                [line],
-                note=note,
-                from_zero=True,
-            )
-        )
+        title = "Time of the loop around the model"
+        charts.append(chart("loop", title, "percent", [line], note=note, from_zero=True))
     return section("time", "Time", [life, *charts])
+
+
+def _pause_chart(history: RunHistory) -> list[PagePart]:
+    bins = history.bins
+    whole = bins.means("whole_seconds")
+    lines = [
+        series(
+            words,
+            "steps",
+            _percent(bins.means(f"{name}_seconds"), whole),
+            shape="line",
+            colour=i + 1,
+            smooth=True,
+        )
+        for i, (name, words) in enumerate(PAUSES.items())
+        # One process waits for no other.
+        if bins.total(f"{name}_seconds") > 0
+    ]
+    note = "Of the time from step to step; what is left of 100 % is the model's."
+    found = chart("shares", "Waiting and pauses", "percent", lines, stacked=True, note=note)
+    return [found] if lines else []
 
 
 def _percent(part: Matrix, whole: Matrix) -> list[float | None]:

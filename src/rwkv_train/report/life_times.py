@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from rwkv_train.report.page_blocks import PagePart, page_table, shown_seconds
-from rwkv_train.report.run_history import RunHistory
+from rwkv_train.report.run_history import RunHistory, number_in
 
 
 def life_seconds(history: RunHistory) -> dict[str, float]:
@@ -69,7 +69,10 @@ def life_table(history: RunHistory, starts: list[dict[str, Any]], ended: float |
     began = _seconds_of(starts)
     if began is not None and ended is not None and ended > began:
         count = f"{len(starts)} start{'s' if len(starts) > 1 else ''}"
-        rows.append([f"by the calendar, {count}", shown_seconds(ended - began), ""])
+        # A start is written down when it is ready.
+        first = history.events["start_up_seconds"].records[:1]
+        passed = ended - began + sum(number_in(r, "start_up_seconds") for r in first)
+        rows.append([f"by the calendar, {count}", shown_seconds(passed), ""])
     return page_table("Where the time went", ["what", "time", "share"], rows, note=words)
 
 

@@ -39,7 +39,11 @@ def page_marks(history: RunHistory, starts: list[dict[str, Any]]) -> list[PagePa
         marks.append(_mark(record, "skipped", f"skipped: {record['skipped']}"))
     for record in history.events["rollback"].spread(MOST_MARKS):
         marks.append(_mark(record, "rollback", f"went back to {record['rollback']}"))
-    restarts = [r for r in starts if _is_place(r) and r["step"] > 0]
+    restarts: list[dict[str, Any]] = []
+    for record in filter(_is_place, starts):
+        # A start behind this place was left when the run went back.
+        restarts = [r for r in restarts if r["tokens"] < record["tokens"]]
+        restarts += [record] if record["step"] > 0 else []
     for i in thinned(len(restarts), MOST_MARKS):
         record = restarts[i]
         labels = ", ".join(map(str, record.get("labels") or [])) or "resumed"
@@ -66,13 +70,9 @@ def loss_section(history: RunHistory, band: PagePart | None, words: str) -> Page
     lines.append(series("validation", "val_loss", losses, shape="points", colour=1))
     if band is not None:
         lines.append(band)
-    blocks = [
-        chart(
-            "loss", "Loss", "nats per token", lines, marks=True, wide=True, note=_thinning(history)
-        ),
-        *_validation_charts(history),
-    ]
-    return section("losses", "Losses", blocks, words)
+    more = {"marks": True, "wide": True, "note": _thinning(history)}
+    losses_chart = chart("loss", "Loss", "nats per token", lines, **more)
+    return section("losses", "Losses", [losses_chart, *_validation_charts(history)], words)
 
 
 def loss_series(history: RunHistory, name: str, axis_name: str, colour: int) -> PagePart:

@@ -62,7 +62,7 @@ def compare_with_reference(
     found = curves["bands"].get(str(settings.get("rwkv_version")))
     if found is None:
         return Verdict("none", "There is no reference for this version of RWKV.")
-    band = (_drawn(found), axis([s - 1 for s in found["steps"]], found["tokens"]))
+    band = (_drawn(found), _middles(found["steps"], found["tokens"][-1] / found["steps"][-1]))
     means = window_means(history.bins.means("step") + 1, history.bins.means("loss"), found["steps"])
     known = np.flatnonzero(np.isfinite(means))
     if not len(known):
@@ -85,8 +85,8 @@ def _verdict(
     below = int((means[newest] < low[newest]).sum())
     last = int(known[-1])
     place = (
-        f"around step {found['steps'][last]} it is {means[last]:.3f}, where {found['runs']} "
-        f"known-good runs of this configuration leave {low[last]:.3f} to {high[last]:.3f}"
+        f"up to step {found['steps'][last]} it is {means[last]:.3f}, where known-good runs of this "
+        f"configuration lie between {low[last]:.3f} and {high[last]:.3f}"
     )
     end = f"The band ends at step {found['steps'][-1]}." if last == len(low) - 1 else ""
     if 2 * above > len(newest):
@@ -133,6 +133,12 @@ def _first_other(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> str 
             shown = "nothing" if values.get(name) is None else values[name]
             return f"{name} is {shown}, not {'nothing' if value is None else value}"
     return None
+
+
+def _middles(ends: Sequence[int], step_tokens: float) -> PagePart:
+    """Returns where windows are drawn: a mean stands in the middle of its steps."""
+    steps = [(begin + end - 1) // 2 for begin, end in zip([0, *ends], ends)]
+    return axis(steps, [(step + 1) * step_tokens for step in steps])
 
 
 def _drawn(found: Mapping[str, Any]) -> PagePart:

@@ -19,7 +19,13 @@ STEP_KEYS = (
     *("loop_share", "seconds", "data_share", "communication_share", "save_share"),
     *("validation_share", "mfu", "mfu_card", "memory"),
 )
-PAUSES = ("data", "communication", "save", "validation")
+# Parts of a step's seconds: their name in a record, and in words.
+PAUSES = {
+    "data": "waiting for data",
+    "communication": "waiting for other ranks",
+    "save": "saving",
+    "validation": "validation",
+}
 # Seconds of each step, in all and of each pause: means of shares would weigh every step alike.
 COLUMNS = (*STEP_KEYS, "whole_seconds", *(f"{name}_seconds" for name in PAUSES))
 # What a step's record has, and no other.

@@ -32,7 +32,6 @@ _VERDICTS = {
     "above": "above the band",
     "below": "below the band",
     "early": "too early",
-    "none": "no reference",
 }
 
 
@@ -136,14 +135,10 @@ def run_tiles(settings: Any, history: RunHistory, verdict: Verdict) -> list[Page
         whole = shown_seconds(sum(seconds.values()))
         tiles.append(tile("goodput", f"{share:.1%}", f"of {whole} were training that counts"))
     skipped, back = history.events["skipped"].count, history.events["rollback"].count
-    tiles.append(
-        tile(
-            "bad steps",
-            f"{skipped:,}",
-            f"{back} return{'' if back == 1 else 's'} to an earlier state",
-        )
-    )
-    tiles.append(tile("known-good runs", _VERDICTS[verdict.kind], ""))
+    words = f"{back} return{'' if back == 1 else 's'} to an earlier state" if back else ""
+    tiles.append(tile("bad steps", f"{skipped:,}", words))
+    if verdict.kind in _VERDICTS:
+        tiles.append(tile("known-good runs", _VERDICTS[verdict.kind], ""))
     return tiles
 
 

@@ -23,10 +23,10 @@ from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.load import load_config
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.data.binidx.writer import BinidxWriter
+from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.launchers.launch import Launch
-from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.start.prepare import prepare_run
 from rwkv_train.training.start.run_lock import RunLock
 from rwkv_train.verification.draws import Draws

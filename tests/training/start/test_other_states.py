@@ -9,7 +9,7 @@ import pytest
 
 import train
 from rwkv_train.checkpoint.resume import load_state, save_state
-from rwkv_train.report.run_records import read_starts
+from rwkv_train.training.start.run_identity import read_starts
 from tests.training.start.paused_runs import Resume, line
 
 
