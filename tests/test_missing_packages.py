@@ -88,6 +88,17 @@ def test_a_python_without_the_packages_ends_every_program_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_package_that_is_broken_is_told_in_one_line_with_who_names_the_remedy(capsys):
+    with pytest.raises(SystemExit) as left, packages_named():
+        raise ImportError("libcudart.so.13: cannot open\nshared object", name="torch._C")
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'torch' cannot be imported: libcudart.so.13: cannot open shared object" in line
+    assert "doctor.py" in line
+    with pytest.raises(ImportError), packages_named():
+        from rwkv_train.files import no_such_name  # noqa: F401
+
+
 def test_a_module_of_our_own_that_is_missing_is_a_fault_of_ours():
     with pytest.raises(ModuleNotFoundError), packages_named():
         import rwkv_train.no_such_module  # noqa: F401

@@ -65,7 +65,7 @@ doctor.machine_state: findings
 doctor.memory_checks: findings
 doctor.network_checks: findings
 doctor.package_imports: findings python_packages
-doctor.process_limits: findings
+doctor.process_limits: findings python_packages
 doctor.processor_checks: findings
 doctor.python_packages: findings
 doctor.rings: findings

@@ -79,18 +79,27 @@ class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 @contextmanager
 def packages_named() -> Iterator[None]:
-    """Leaves the program with status 2, and a line on how to get it, where a package is missing."""
+    """Leaves the program with status 2 and a line on what to do where a package fails to import."""
     try:
         yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "rwkv_train"):
             raise
+        if not isinstance(error, ModuleNotFoundError):
+            reason = " ".join(str(error).split())
+            print(
+                f"error: the package '{package}' cannot be imported: {reason}; python doctor.py "
+                "(rwkv-doctor) names the remedy",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
         made = Path(__file__).parents[2] / ".venv/bin/python"
         other = f"use {made}" if made.exists() else "let ./demo-training-run.sh set up .venv"
         print(
             f"error: {sys.executable} lacks the package '{package}'; {other}, or run: "
-            f"{sys.executable} -m pip install -r requirements.txt",
+            f"{sys.executable} -m pip install -r requirements.txt; python doctor.py names all that "
+            "is wrong",
             file=sys.stderr,
         )
         raise SystemExit(2) from None

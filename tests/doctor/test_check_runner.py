@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from rwkv_train.doctor import check_runner as module
 from rwkv_train.doctor.check_runner import make_check
 from rwkv_train.doctor.check_table import CHECKS, Check
 from rwkv_train.doctor.findings import good
+from tests.checkout import ROOT
+from tests.doctor.planted import plant_program
 
 NINJA = next(check for check in CHECKS if check.name == "ninja")
 
@@ -94,3 +97,29 @@ def test_a_check_that_raises_in_this_process_is_a_fault(tmp_path):
 def test_a_child_prints_lines_of_json_and_libraries_print_elsewhere(tmp_path):
     (found,) = make_check(NINJA, tmp_path, lambda told: None)
     assert found.level == "ok" and "ninja" in found.found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_doctor_that_is_ended_ends_its_child_and_what_that_started(tmp_path, number):
+    # A C++ compiler that does not come to its end.
+    words = f"echo $$ > {tmp_path / 'pid'}; exec sleep 60"
+    plant_program(tmp_path, "c++", words)
+    doctor = subprocess.Popen(
+        [sys.executable, "-S", str(ROOT / "doctor.py"), "--only", "compiler"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    for _ in range(400):
+        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip():
+            break
+        time.sleep(0.05)
+    compiler = int((tmp_path / "pid").read_text())
+    doctor.send_signal(number)
+    _, errors = doctor.communicate(timeout=60)
+    assert doctor.returncode == 128 + number and errors == b""
+    for _ in range(200):
+        if not is_running(compiler):
+            break
+        time.sleep(0.05)
+    assert not is_running(compiler)

@@ -42,7 +42,7 @@ def test_a_limit_of_a_files_size_is_a_fault(tmp_path):
         found = fault_of(check_disk_speed, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "the limit of a file's size" in found.found
+    assert "File too large" in found.found
     assert found.remedy == "ulimit -f unlimited"
     assert list(tmp_path.iterdir()) == []
 

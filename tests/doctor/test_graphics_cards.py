@@ -51,7 +51,7 @@ def test_an_nvidia_smi_that_hangs_is_a_fault(machine, monkeypatch, words):
     monkeypatch.setattr(find_gpus, "TIMEOUT_S", 0.2)
     machine(words)
     found = fault_of(check_driver)
-    assert "nvidia-smi does not answer" in found.found and "restart" in found.remedy
+    assert "nvidia-smi does not answer" in found.found and "reboot" in found.remedy
 
 
 def test_a_driver_and_a_module_of_different_versions_are_a_fault(machine):

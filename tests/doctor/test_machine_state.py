@@ -45,7 +45,7 @@ def test_a_port_that_is_none_is_a_fault(given):
 def test_a_complete_set_says_whom_a_run_would_wait_for(given):
     given(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
     found = fault_of(check_variables, level="warn")
-    assert "says that this is process 1 of 2: a run waits for the others" in found.found
+    assert "this is process 1 of 2: a run waits for the others" in found.found
     assert found.remedy.startswith("unset RANK WORLD_SIZE LOCAL_RANK, unless")
 
 

@@ -35,10 +35,12 @@ def test_a_machine_that_knows_itself_is_sound():
     assert only(check_network).found == "here is 10.0.0.7; 127.0.0.1 connects"
 
 
-def test_a_name_that_does_not_resolve_is_a_fault(monkeypatch):
+def test_a_name_that_does_not_resolve_is_a_fault_with_several_machines(monkeypatch):
     monkeypatch.setattr(module.socket, "gethostname", lambda: "no-such-host")
-    found = fault_of(check_network)
+    found = fault_of(check_network, level="warn")
     assert "the host's name no-such-host does not resolve" in found.found
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    found = fault_of(check_network)
     assert found.remedy == "echo '127.0.1.1 no-such-host' | sudo tee -a /etc/hosts"
 
 

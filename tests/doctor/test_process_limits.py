@@ -11,6 +11,7 @@ import pytest
 from rwkv_train import processors
 from rwkv_train.doctor import process_limits as module
 from rwkv_train.doctor.process_limits import check_process_limits
+from rwkv_train.doctor.python_packages import TorchBuild
 from tests.doctor.planted import fault_of, only
 
 resource = pytest.importorskip("resource", reason="needs a system with limits of a process")
@@ -53,11 +54,13 @@ def test_a_low_limit_is_named(name, soft, level, told, remedy):
     assert told in found.found and remedy in found.remedy
 
 
-def test_few_addresses_are_a_fault(monkeypatch):
+@pytest.mark.parametrize(("cuda", "level"), [("13.0", "fault"), (None, "warn")])
+def test_few_addresses_are_a_fault_beside_cuda(monkeypatch, cuda, level):
     # Not set for this process, which has taken more already.
     limits = {"RLIMIT_AS": float(4 << 30)}
     monkeypatch.setattr(module, "soft_limit", lambda name: limits.get(name, float("inf")))
-    assert "4.0 GiB of addresses" in fault_of(check_process_limits).found
+    monkeypatch.setattr(module, "torch_build", lambda: TorchBuild("2.13.0", cuda))
+    assert "4.0 GiB of addresses" in fault_of(check_process_limits, level=level).found
 
 
 def test_locked_memory_counts_beside_infiniband_only(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from rwkv_train.doctor.run_folder import (
     check_files,
     check_folder,
     check_shm,
+    check_temporary,
     existing_parent,
     file_system,
 )
@@ -106,6 +107,15 @@ def test_a_folder_without_locks_is_named(tmp_path, monkeypatch):
 def test_a_clock_that_differs_from_the_file_servers_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CLOCK_DIFFERENCE_S", -1.0)
     assert "differs by 0 s" in fault_of(check_files, tmp_path, "warn").found
+
+
+def test_no_folder_for_temporary_files_is_a_fault(tmp_path, monkeypatch):
+    assert only(check_temporary).level == "ok"
+    monkeypatch.setattr(module.shutil, "disk_usage", room(1 << 20))
+    assert "1.0 MiB free at" in fault_of(check_temporary).found
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path / "none"))
+    found = fault_of(check_temporary)
+    assert "No such file or directory" in found.found and found.remedy.startswith("export TMPDIR=")
 
 
 @linux

@@ -7,9 +7,11 @@ the standard library and this package, and every library is imported inside its 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,8 +81,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = doctor_parser().parse_args(argv)
     visits: list[Visit] = []
-    status = status_of(lambda: _examine(arguments, visits), prints=True)
+    with _leaving_on_sigterm():
+        status = status_of(lambda: _examine(arguments, visits), prints=True)
     return status or int(count_of(visits, "fault") > 0)
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the block as an exception does, so that no child outlives it."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _examine(a: argparse.Namespace, visits: list[Visit]) -> None:

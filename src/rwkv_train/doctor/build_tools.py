@@ -51,7 +51,8 @@ def check_compiler(folder: Path) -> Answers:
         path = find_cpp_path()
         version = in_one_line(version_text(path).splitlines()[0])
     except BackendError as error:
-        yield fault(f"{error}; without kernels a run is several times slower", install_compiler())
+        told = str(error).partition("; install")[0]
+        yield fault(f"{told}; without kernels a run is several times slower", install_compiler())
         return
     except (OSError, IndexError) as error:
         yield fault(f"the C++ compiler does not start: {error}", install_compiler())

@@ -65,6 +65,7 @@ CHECKS = (
     ),
     Check("deepspeed", "import", package_imports.check_deepspeed, 90.0, ("torch",)),
     Check("libraries", "import of the small ones", package_imports.check_libraries, 60.0),
+    Check("temporary", "folder for temporary files", run_folder.check_temporary, 10.0),
     Check("driver", "NVIDIA's driver, and the torch for it", graphics_cards.check_driver, 45.0),
     Check(
         "cards",
@@ -80,7 +81,9 @@ CHECKS = (
         60.0,
         ("driver",),
     ),
-    Check("compiler", "a C++ compiler that works", build_tools.check_compiler, 60.0),
+    Check(
+        "compiler", "a C++ compiler that works", build_tools.check_compiler, 90.0, ("temporary",)
+    ),
     Check("ninja", "the program that runs the compiler", build_tools.check_ninja, 20.0),
     Check("nvcc", "a CUDA compiler that fits torch", build_tools.check_nvcc, 60.0, ("torch",)),
     Check("triton", "what --compile 1 needs on a GPU", build_tools.check_triton, 60.0, ("torch",)),
@@ -94,7 +97,8 @@ CHECKS = (
         "kernels",
         "building and loading the kernels",
         kernel_checks.check_kernels,
-        300.0,
+        # A minute or two; a machine that is busy with other programs takes many times as long.
+        1200.0,
         ("torch", "compiler", "ninja", "kernel-cache"),
     ),
     Check("shm", "shared memory", run_folder.check_shm, 10.0),

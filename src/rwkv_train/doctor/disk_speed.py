@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import secrets
-import shlex
 import statistics
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from rwkv_train.doctor.findings import Answers, bytes_text, fault, good, warning
-from rwkv_train.doctor.run_folder import existing_parent, own_folder
+from rwkv_train.doctor.run_folder import existing_parent, own_folder, writing_remedy
 from rwkv_train.files import sync_folder, write_atomically
 
 SLOW_DISK_BYTES_PER_S = 20e6
@@ -24,7 +22,6 @@ _SMALL_FILES = 12
 def check_disk_speed(folder: Path) -> Answers:
     """Yields how fast some MB are written and read, past the cache, and small files are saved."""
     place = existing_parent(folder)
-    quoted = shlex.quote(str(place))
     with own_folder(place) as own:
         yield f"write to {place}"
         # Not zeros, which some disks keep as a number.
@@ -33,10 +30,9 @@ def check_disk_speed(folder: Path) -> Answers:
             written, write_s = _write(own / "large", block)
             small_s = [_seconds_of_save(own / f"small-{n}") for n in range(_SMALL_FILES)]
         except OSError as error:
-            limit = " (the limit of a file's size)" if error.errno == errno.EFBIG else ""
             yield fault(
-                f"writing {bytes_text(_PROBE_BYTES)} at {place} failed: {error.strerror}{limit}",
-                "ulimit -f unlimited" if limit else f"df -h {quoted}, and free some room",
+                f"writing {bytes_text(_PROBE_BYTES)} at {place} failed: {error.strerror}",
+                writing_remedy(error, place),
             )
             return
         yield f"read from {place}"

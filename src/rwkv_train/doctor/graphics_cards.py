@@ -62,7 +62,7 @@ def check_driver(folder: Path) -> Answers:
 def _driver_fault(driver: Driver) -> Finding | None:
     """Returns why the driver does not answer although a card is there."""
     if driver.failure is not None and "does not answer" in driver.failure:
-        return fault(driver.failure, "restart the machine: a driver that hangs is not mended else")
+        return fault(driver.failure, "sudo reboot: nothing else ends a driver that hangs")
     if driver.failure is not None and driver.cards:
         return fault(
             f"{driver.cards[0]} cannot be used: {driver.failure}",

@@ -72,7 +72,7 @@ def _place_faults(cache: Path, quoted: str) -> Iterator[Finding]:
         yield warning(
             f"{usual} cannot be written, so that kernels lie in {cache} and are built anew when "
             "that is cleaned",
-            f"mkdir -p {shlex.quote(str(usual))}, as its owner",
+            f"mkdir -p {shlex.quote(str(usual))}; ls -ld {shlex.quote(str(usual.parent))}",
         )
     if os.statvfs(cache).f_flag & getattr(os, "ST_NOEXEC", 0):
         yield fault(
@@ -89,25 +89,19 @@ def _place_faults(cache: Path, quoted: str) -> Iterator[Finding]:
 
 def _locks(cache: Path) -> Iterator[Finding]:
     """Yields what builders have left behind that died, and those that build for too long."""
+    stale: dict[str, list[Path]] = {}
     for lock in sorted([cache / "lock", *cache.glob("*/lock")]):
         try:
             holder = lock_holder(lock) if lock.is_file() else None
             age = time.time() - lock.stat().st_mtime if holder else 0.0
         except OSError as error:
-            yield warning(
-                f"{lock} cannot be read: {error.strerror}", f"rm {shlex.quote(str(lock))}"
-            )
+            yield warning(f"{lock} cannot be read: {error.strerror}", f"rm {lock}")
             continue
         if holder is None:
             continue
         owner, held = holder
         if not held:
-            place = lock.parent
-            remains = " ".join(shlex.quote(str(left)) for left in place.glob(f"{WORK_PREFIX}*"))
-            yield warning(
-                f"stale lock {lock}: {owner} died while it built; the next build takes it over",
-                f"rm -r {shlex.quote(str(lock))} {remains}".rstrip(),
-            )
+            stale.setdefault(owner, []).append(lock)
         elif age > LONGEST_BUILD_S:
             yield fault(
                 f"{lock} is held by {owner} for {age / 60:.0f} minutes, and every run waits for it",
@@ -115,6 +109,13 @@ def _locks(cache: Path) -> Iterator[Finding]:
             )
         else:
             yield warning(f"{owner} builds kernels right now", "wait for it, then try again")
+    for owner, locks in stale.items():
+        count = "stale lock" if len(locks) == 1 else f"{len(locks)} stale locks, the first one"
+        remains = [left for lock in locks for left in lock.parent.glob(f"{WORK_PREFIX}*")]
+        yield warning(
+            f"{count} {locks[0]}: {owner} died while it built; the next build takes over",
+            f"rm -r {shlex.join(map(str, [*locks, *remains]))}",
+        )
 
 
 def check_kernels(folder: Path) -> Answers:

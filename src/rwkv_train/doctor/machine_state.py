@@ -91,8 +91,8 @@ def _launch_findings(given: Mapping[str, str]) -> list[Finding]:
     ]
     return [
         warning(
-            f"{launch.launcher} says that this is process {launch.rank} of {launch.world_size}: a "
-            "run waits for the others",
+            f"by {launch.launcher} this is process {launch.rank} of {launch.world_size}: a run "
+            "waits for the others",
             f"unset {' '.join(names)}, unless a launcher has started this"
             if names
             else f"start the run with {launch.launcher}, or leave its shell",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rwkv_train.doctor.findings import Answers, Finding, bytes_text, fault, good, skipped, warning
+from rwkv_train.doctor.python_packages import torch_build
 from rwkv_train.processors import group_folders
 
 INFINIBAND = Path("/sys/class/infiniband")
@@ -13,8 +14,8 @@ INFINIBAND = Path("/sys/class/infiniband")
 FEWEST_FILES, FEW_FILES = 256, 1024
 FEWEST_PROCESSES, FEW_PROCESSES = 64, 512
 SMALLEST_FILE_BYTES = 1 << 30
-# torch with CUDA reserves that many addresses before it computes anything.
-SMALLEST_ADDRESSES_BYTES = 16 << 30
+# CUDA reserves that many addresses before anything is computed; on a CPU a small run needs less.
+CUDA_ADDRESSES_BYTES, CPU_ADDRESSES_BYTES = 16 << 30, 2 << 30
 SMALLEST_LOCKED_BYTES = 64 << 20
 
 
@@ -97,7 +98,9 @@ def _sizes() -> list[Finding]:
         )
     addresses = soft_limit("RLIMIT_AS")
     if addresses < float("inf"):
-        report = fault if addresses < SMALLEST_ADDRESSES_BYTES else warning
+        build = torch_build()
+        needed = CUDA_ADDRESSES_BYTES if build and build.cuda else CPU_ADDRESSES_BYTES
+        report = fault if addresses < needed else warning
         found.append(
             report(
                 f"a process may use {bytes_text(addresses)} of addresses (ulimit -v), of which "

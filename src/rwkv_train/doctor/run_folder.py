@@ -6,6 +6,7 @@ removed at the end.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shlex
@@ -75,6 +76,24 @@ def check_shm(folder: Path) -> Answers:
         yield good(told, free_bytes=usage.free)
 
 
+def check_temporary(folder: Path) -> Answers:
+    """Yields whether there is a folder for temporary files, which compilers and others need."""
+    remedy = "export TMPDIR=FOLDER of a disk with some room"
+    try:
+        place = Path(tempfile.gettempdir())
+        with tempfile.NamedTemporaryFile(dir=place) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+    except OSError as error:
+        yield fault(f"no folder for temporary files can be written: {error.strerror}", remedy)
+        return
+    free = shutil.disk_usage(place).free
+    if free < SMALLEST_ROOM_BYTES:
+        yield fault(f"{bytes_text(free)} free at {place}, which compilers fill", remedy)
+    else:
+        yield good(f"{bytes_text(free)} free at {place}", free_bytes=free)
+
+
 def check_folder(folder: Path) -> Answers:
     """Yields room, inodes and rights where the run's folder is or will be."""
     place = existing_parent(folder)
@@ -87,10 +106,7 @@ def check_folder(folder: Path) -> Answers:
         with own_folder(place) as own:
             write_atomically(own / "probe", bytes(1 << 20))
     except OSError as error:
-        yield fault(
-            f"{place} cannot be written: {error.strerror}",
-            f"df -h {quoted}; ls -ld {quoted}; or choose another folder: --folder PATH",
-        )
+        yield fault(f"{place} cannot be written: {error.strerror}", writing_remedy(error, place))
         return
     usage, kind, found = shutil.disk_usage(place), file_system(place), []
     if usage.free < SMALL_ROOM_BYTES:
@@ -121,6 +137,16 @@ def check_folder(folder: Path) -> Answers:
             f"{bytes_text(usage.free)} free of {bytes_text(usage.total)} at {place} ({kind})",
             free_bytes=usage.free,
         )
+
+
+def writing_remedy(error: OSError, place: Path) -> str:
+    """Returns what to do where writing at a place has failed so."""
+    quoted = shlex.quote(str(place))
+    if error.errno == errno.EFBIG:
+        return "ulimit -f unlimited"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"df -h {quoted}; df -i {quoted}, and free some room"
+    return f"ls -ld {quoted}, and choose another folder: --folder PATH"
 
 
 def existing_parent(folder: Path) -> Path:
