@@ -35,6 +35,7 @@ COMMANDS = (
     "rwkv-plan",
     "rwkv-report",
     "rwkv-doctor",
+    "rwkv-verify",
 )
 
 
