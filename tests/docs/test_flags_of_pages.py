@@ -26,7 +26,7 @@ FOREIGN_FLAGS = {
     *("--upgrade", "--strict", "--gpu", "--flag", "--pty", "--no", "--local_rank", "--hostfile"),
     *("--nodes", "--ntasks", "--gpus", "--gpus-per-node", "--nproc_per_node", "--nnodes"),
     *("--node_rank", "--master_addr", "--rdzv_id", "--requeue", "--signal", "--dependency"),
-    *("--network", "--build", "--shm"),
+    *("--network", "--shm", "--stop", "--user"),
     # of benchmarks, where the text does not name the module
     *("--operators", "--widths"),
 }
