@@ -5,8 +5,8 @@
 #
 # Both start from plain Python. torch's own wheels bring CUDA along, and the compiler for it comes
 # from pip in exactly the release that fits: a CUDA image would hold both a second time.
-ARG PYTHON=3.12
-FROM python:${PYTHON}-slim-bookworm
+ARG PYTHON_RELEASE=3.12
+FROM python:${PYTHON_RELEASE}-slim-bookworm
 
 # A variant: cpu or cuda. CPU_WHEELS: where torch is without CUDA, several GB smaller.
 ARG VARIANT=cpu

@@ -46,7 +46,11 @@ def called(command: Command) -> tuple[str, list[str]] | None:
     What a launcher starts counts; tests and benchmarks are modules too.
     """
     words = list(command.words)
-    if words[0] in LAUNCHERS:
+    if words[:2] == ["docker", "run"]:
+        # What stands behind the image's name runs inside.
+        images = [at for at, word in enumerate(words) if re.fullmatch(r"rwkv-train(:\w+)?", word)]
+        words = words[images[0] + 1 :]
+    if words and words[0] in LAUNCHERS:
         places = [at for at, word in enumerate(words) if word in ("python", *SCRIPTS)]
         words = words[places[0] :] if places else []
         if words and words[0] in SCRIPTS:

@@ -5,6 +5,7 @@ python -m tests.docs.rwkv_lm_table     writes them anew
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 
 from rwkv_train.config.rwkv_lm.flags import FLAGS, Idle, Refused, Taken
@@ -48,7 +49,11 @@ def tables() -> str:
     same = sorted({flag for flag, _ in TABLE} - FLAGS.keys())
     return "\n\n".join(
         [
-            f"**The same here, word for word:** {', '.join(f'`--{flag}`' for flag in same)}.",
+            textwrap.fill(
+                f"**The same here, word for word:** {', '.join(f'`--{flag}`' for flag in same)}.",
+                150,
+                break_on_hyphens=False,
+            ),
             "**Taken over**, under another name or with special values:",
             _table(("RWKV-LM", "here", "values that change"), taken),
             "**Accepted without effect**, which is said once:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from rwkv_train.config.discovered import StartDiscovered
 from rwkv_train.config.resolve.resolve import resolve
 from rwkv_train.config.rwkv_lm.flags import FLAGS
+from tests.checkout import ROOT
 from tests.config.resolving import MINIPILE, SHAPE, but
 from tests.docs.doc_pages import Block, Command, blocks, commands, documents, spans, unlike
 from tests.docs.own_programs import called, fault_of, flags_of_all, run_of
@@ -26,7 +28,7 @@ FOREIGN_FLAGS = {
     *("--upgrade", "--strict", "--gpu", "--flag", "--pty", "--no", "--local_rank", "--hostfile"),
     *("--nodes", "--ntasks", "--gpus", "--gpus-per-node", "--nproc_per_node", "--nnodes"),
     *("--node_rank", "--master_addr", "--rdzv_id", "--requeue", "--signal", "--dependency"),
-    *("--network", "--build", "--shm"),
+    *("--network", "--shm", "--stop", "--user"),
     # of benchmarks, where the text does not name the module
     *("--operators", "--widths"),
 }
@@ -150,6 +152,33 @@ def test_scripts_for_slurm_ask_for_options_that_there_are():
     ]
     assert len(options) > 5
     assert set(options) <= BATCH_OPTIONS
+
+
+def own_texts() -> str:
+    """Returns all texts in the package's code, a line each; what is filled in divides them."""
+    found = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(" ".join(node.value.split()))
+    return "\n".join(found)
+
+
+# Names and numbers of examples, in the place of which a message has others.
+EXAMPLES = re.compile(r"…|\b[\w.-]+\.(?:jsonl|pth)\b|\bgpu\d+|\bHOST\b|\bNODE_RANK\b|\d+")
+
+
+def test_messages_that_tutorials_explain_are_those_of_the_programs():
+    texts, told = own_texts(), []
+    for path in (ROOT / "docs" / "tutorials").glob("*.md"):
+        table = path.read_text(encoding="utf-8").partition("| you see |")[2]
+        for message in re.findall(r"^\| `((?:error|WARNING|killed)[^`]*)`", table, re.M):
+            told.append(message)
+            body = re.sub(r"^(error|WARNING): ", "", message)
+            for part in EXAMPLES.split(body):
+                piece = part.strip(" :;=()")
+                assert len(piece) < 6 or piece in texts, f"{path.name}: {message}: {piece!r}"
+    assert len(told) >= 15
 
 
 def test_commands_are_split_as_the_shell_splits_them():

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.checkout import ROOT
-from tests.docs.doc_pages import Block, blocks, unlike
+from tests.docs.doc_pages import Block, blocks, commands, unlike
 from tests.docs.toy_files import prepare
 from tests.docs.toy_shell import ToyShell
 
-TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("[a-z]*.md"))
+
+# Nothing of ours is in such a block: see test_what_is_not_run_is_a_few_blocks_of_other_programs.
+NOT_RUN = ("the network", "Docker")
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +29,7 @@ def shown_behind(page: list[Block]) -> dict[Block, str]:
 def test_the_commands_of_a_tutorial_run_and_print_what_it_shows(path: Path, tmp_path: Path):
     page = blocks(path)
     prepare(tmp_path, path.read_text(encoding="utf-8"))
-    run = [b for b in page if b.language == "sh" and b.needs != "the network"]
+    run = [block for block in page if block.language == "sh" and block.needs not in NOT_RUN]
     with ToyShell(path.relative_to(ROOT).as_posix()) as shell:
         done = shell.run(run, tmp_path)
     last = list(done.blocks)[-1]
@@ -34,3 +37,23 @@ def test_the_commands_of_a_tutorial_run_and_print_what_it_shows(path: Path, tmp_
     for block, shown in shown_behind(page).items():
         wrong = unlike(shown, done.blocks.get(block, shown))
         assert not wrong, f"{block.page}:{block.line} prints no {wrong!r}:\n{done.blocks[block]}"
+
+
+def test_what_is_not_run_is_a_few_blocks_of_other_programs():
+    left = [
+        command.words[0]
+        for path in TUTORIALS
+        for block in blocks(path)
+        if block.needs in NOT_RUN
+        for command in commands(block.text)
+    ]
+    assert sorted(left) == ["hf", "pip", "wandb"]
+
+
+def test_every_tutorial_is_in_the_index_and_shows_what_is_printed():
+    index = (ROOT / "docs" / "tutorials" / "README.md").read_text(encoding="utf-8")
+    for path in TUTORIALS:
+        assert f"]({path.name})" in index
+        runs = [block for block in blocks(path) if block.language == "sh"]
+        shown = [block for block in blocks(path) if block.language == "text"]
+        assert len(runs) >= 2 and shown

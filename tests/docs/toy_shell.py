@@ -70,7 +70,8 @@ class ToyShell:
         self.bin = Path(self._folder.name) / "bin"
         self._listener = socket.socket(socket.AF_UNIX)
         self._lock = threading.Lock()
-        self.ran: list[list[str]] = []
+        # Where the machines of a page meet, whatever it says.
+        self._meeting = _meeting()
 
     def __enter__(self) -> ToyShell:
         address = f"{self._folder.name}/socket"
@@ -159,10 +160,9 @@ class ToyShell:
             raise ValueError(f"{shlex.join(words)} is no program of ours")
         module, given = found
         arguments = small(self.page, module, given)
-        self.ran.append([module, *arguments])
         call = [folder, module, *arguments]
         processes = []
-        for more in _ranks(words[0], arguments, variables):
+        for more in _ranks(words[0], arguments, variables, self._meeting):
             with self._lock:
                 own = {**variables, **more}
                 processes.append(server().start("tests.docs.toy_program", call, own, streams))
@@ -180,15 +180,24 @@ class ToyShell:
             return server().wait(process)
 
 
+def _meeting() -> dict[str, str]:
+    """Returns an address and a port that is free."""
+    place = ranks_environment(RANKS)[0]
+    return {name: place[name] for name in ("MASTER_ADDR", "MASTER_PORT")}
+
+
 def _ranks(
-    launcher: str, arguments: Sequence[str], variables: Mapping[str, str]
+    launcher: str,
+    arguments: Sequence[str],
+    variables: Mapping[str, str],
+    machines: Mapping[str, str],
 ) -> list[dict[str, str]]:
     """Returns the variables of every process that a command starts.
 
-    Several devices are processes that a test starts warm in the program's place.
+    Several devices are processes that a test starts warm in the program's place. machines: where
+    commands meet that are started on several machines.
     """
-    place = ranks_environment(RANKS)
-    meeting = {name: place[0][name] for name in ("MASTER_ADDR", "MASTER_PORT")}
+    meeting = _meeting()
     if launcher == "torchrun":
         own = {**meeting, "TORCHELASTIC_USE_AGENT_STORE": "False"}
         return [torchrun(rank, RANKS, rank, RANKS, **own) for rank in range(RANKS)]
@@ -197,8 +206,8 @@ def _ranks(
             return [task(n, RANKS, 0, n, **NODES, **meeting) for n in range(RANKS)]
         return [task(rank, RANKS, rank, **meeting) for rank in range(RANKS)]
     if "NODE_RANK" in variables:
-        return [{"MASTER_ADDR": "127.0.0.1"}]
-    return place if "--devices=2" in arguments else [{}]
+        return [dict(machines)]
+    return ranks_environment(RANKS) if "--devices=2" in arguments else [{}]
 
 
 def _side_by_side(text: str) -> str:

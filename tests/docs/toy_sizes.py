@@ -6,7 +6,8 @@ train.py gets these in the place of its own, also where a file says them:
     ctx_len, chunk_len, val_ctx_len   tokens of a sample or chunk: a 64th, 16 at least
     micro_bsz, accumulate_grad_batches, devices   2 at most; with several machines one device each
     exit_tokens             `STEPS` steps, and max_steps one less at most
-    *_every, *_every_steps, val_samples, eval_limit   those of `FEWER`
+    val_samples             2, of what is held out
+    *_every, *_every_steps, eval_limit   those of `FEWER`
     accelerator, precision, num_workers, plot   a CPU in fp32, no processes for loading, no picture
     magic_prime, vocab_size   0, which is read from the data
 
@@ -32,7 +33,6 @@ FEWER = {
     "save_every_steps": 2,
     "sample_every": 2,
     "epoch_steps": 2,
-    "val_samples": 2,
     "eval_limit": 2,
     "sample_tokens": 4,
     "head_chunk": 8,
@@ -82,6 +82,8 @@ def small_run(arguments: Sequence[str]) -> list[str]:
         "num_workers": 0,
         "plot": 0,
     }
+    if data.val_data_file or data.val_split:
+        sizes["val_samples"] = 2
     if hardware.num_nodes is not None:
         sizes["num_nodes"] = machines
     if hardware.devices is not None:
