@@ -7,8 +7,9 @@
 
 Beside the package `rwkv` and, for RWKV-4, transformers, where they are installed; all take turns,
 so that a disturbance meets all. The bandwidth is that of a sum over 400 MB of fp32, in the same
-turns. A token reads every weight but the embedding once: its bytes over its time is what is
-compared with it. Times are medians over rounds; with --clock cpu of processor time, for one thread
+turns and by as many threads: in pages as they come (4 KiB) and in those of 2 MiB, where our weights
+are. A token reads every weight but the embedding once: its bytes over its time is what is compared
+with both. Times are medians over rounds; with --clock cpu of processor time, for one thread
 on a machine that is shared. --prefill: tokens of a prompt, read by the engine and by the model's
 own forward pass without the head.
 """
@@ -16,6 +17,7 @@ own forward pass without the head.
 from __future__ import annotations
 
 import argparse
+import mmap
 import os
 import statistics
 import sys
@@ -32,6 +34,7 @@ from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.inference.engine.engine import Engine
 from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.huge_pages import move_together
 from rwkv_train.models.int8 import round_to_int8
 from rwkv_train.models.registry import build_model
 
@@ -156,27 +159,29 @@ def seconds_of(work: Callable[[], object], clock: Callable[[], float], calls: in
 
 def compare(version: str, a: argparse.Namespace, folder: Path) -> None:
     """Prints a row of the table for every decoder of a version."""
-    numbers = torch.ones(READ_BYTES // 4)
+    numbers, in_huge_pages = torch.ones(READ_BYTES // 4), torch.ones(READ_BYTES // 4)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        move_together([in_huge_pages])
     clock = CLOCKS[a.clock]
     decoders = decoders_of(version, a, folder)
-    reads: list[float] = []
+    reads: list[tuple[float, float]] = []
     seconds: dict[str, list[float]] = {decoder.name: [] for decoder in decoders}
     for attempt in range(a.rounds + 1):
-        read = seconds_of(numbers.sum, clock, 1)
+        read = seconds_of(numbers.sum, clock, 1), seconds_of(in_huge_pages.sum, clock, 1)
         taken = {d.name: seconds_of(d.write, clock, a.tokens) for d in decoders}
         # The first round records, allocates and warms up.
         if attempt:
             reads.append(read)
             for name, one in taken.items():
                 seconds[name].append(one)
-    bandwidth = READ_BYTES / statistics.median(reads)
+    usual, huge = (READ_BYTES / statistics.median(column) for column in zip(*reads))
     for decoder in decoders:
         middle = statistics.median(seconds[decoder.name])
         speed = decoder.weight_bytes / middle
         print(
             f"| {version} | {decoder.name} | {decoder.weight_bytes / 1e6:.0f} | "
-            f"{1e3 * middle:.1f} | {1 / middle:.1f} | {speed / 1e9:.1f} of {bandwidth / 1e9:.1f} | "
-            f"{100 * speed / bandwidth:.0f} % |",
+            f"{1e3 * middle:.1f} | {1 / middle:.1f} | {speed / 1e9:.1f} of {usual / 1e9:.1f}, "
+            f"{huge / 1e9:.1f} | {100 * speed / usual:.0f} % | {100 * speed / huge:.0f} % |",
             flush=True,
         )
 
@@ -215,8 +220,11 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     print(f"L{a.layers} D{a.width} V{a.vocab}, {a.threads} threads, position {a.position}")
-    print("| RWKV | program | weights, MB | ms a token | tokens/s | GB/s | share |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| RWKV | program | weights, MB | ms a token | tokens/s | GB/s of the sum's, 4 KiB and 2 MiB "
+        "pages | share, 4 KiB | share, 2 MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for version in a.versions:
             compare(version, a, Path(folder))

@@ -21,6 +21,14 @@ def frozen(version: str, dtype: torch.dtype = torch.float32, **options: int) -> 
     return tiny_model(version, **options).to(dtype).requires_grad_(False)
 
 
+def step_of(model: RWKV, *, native: bool = True) -> RecordedStep:
+    """A step by the native kernels of whole models, or by the list of operators."""
+    step = RecordedStep(model)
+    if not native:
+        step._native = None
+    return step
+
+
 def past(model: RWKV, batch: int) -> ModelState:
     with torch.no_grad():
         return model.features(random_tokens(batch, 6))[1]
@@ -36,7 +44,7 @@ def tensors(state: ModelState) -> list[Tensor]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_it_gives_the_features_logits_and_states_of_the_model(version: str, dtype: torch.dtype):
     model = frozen(version, dtype, n_layer=3)
-    step = RecordedStep(model)
+    step = step_of(model, native=False)
     expected = state = past(model, 2)
     # The second token runs what the first one recorded.
     for token in (7, 8):
@@ -53,12 +61,18 @@ def test_it_gives_the_features_logits_and_states_of_the_model(version: str, dtyp
             assert_close("state", found, wanted, LIMITS[dtype])
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_sequence_gives_the_same_bits_in_every_company(version: str):
+@pytest.mark.parametrize(
+    ("version", "native"), [*((version, True) for version in VERSIONS), ("7", False)]
+)
+def test_a_sequence_gives_the_same_bits_in_every_company(version: str, native: bool):
     model = frozen(version)
     if not matvec.is_served_natively(model.emb.weight[:1]):
         pytest.skip("without the native kernel a product's rounding depends on its rows")
-    step, state, tokens = RecordedStep(model), past(model, 3), torch.tensor([[3], [9], [4]])
+    step, state, tokens = (
+        step_of(model, native=native),
+        past(model, 3),
+        torch.tensor([[3], [9], [4]]),
+    )
     together, after = step.features(tokens, state)
     for row in range(3):
         own = slice(row, row + 1)
@@ -73,7 +87,7 @@ def test_a_sequence_gives_the_same_bits_in_every_company(version: str):
 
 def test_blocks_of_one_shape_share_a_recording_and_not_their_weights():
     model = frozen("7", n_layer=4)
-    step = RecordedStep(model)
+    step = step_of(model, native=False)
     step.features(torch.tensor([[3]]), past(model, 1))
     # The first block, the three others, and the last norm.
     assert len(step._recordings) == 3 and len(step._parts) == 5
@@ -82,7 +96,7 @@ def test_blocks_of_one_shape_share_a_recording_and_not_their_weights():
 def test_blocks_with_other_settings_are_recorded_apart():
     model = frozen("5", n_layer=3)
     model.blocks[2].ln1.eps = 0.5
-    step, state = RecordedStep(model), past(model, 1)
+    step, state = step_of(model, native=False), past(model, 1)
     found, _ = step.features(torch.tensor([[3]]), state)
     with torch.no_grad():
         expected, _ = model.features(torch.tensor([[3]]), state)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_train.models.backbone import RWKV
-from rwkv_train.models.native_blocks import NativeBlocks
+from rwkv_train.models.huge_pages import move_to_huge_pages
+from rwkv_train.models.native_step import NativeStep
 from rwkv_train.models.recorded_operators import RecordedOperators
 from rwkv_train.models.residual import Residual
 from rwkv_train.models.state import LayerState, ModelState
@@ -34,7 +35,8 @@ class RecordedStep:
         self._model = model
         self._parts: dict[tuple[str, int], Callable[[Sequence[Tensor]], _Flat]] = {}
         self._recordings: dict[Any, RecordedOperators] = {}
-        self._blocks = NativeBlocks(model)
+        self._native: NativeStep | None = NativeStep(model)
+        self._moved = False
         # Weights in training change, and what follows from them was computed once.
         self._fixed = not any(p.requires_grad for p in model.parameters())
 
@@ -47,12 +49,10 @@ class RecordedStep:
         """Returns the head's input [B, 1, C] and the state after it; tokens: [B, 1]."""
         # Autograd's share of a call is larger than a small operator, also where it does nothing.
         with torch.inference_mode():
-            x = self._model.embedded(tokens)
-            if self._blocks.serve(x):
-                x, known = self._blocks(x, state)
-                (x,) = self._call("norm", self._model.ln_out, _norm_pass, (x, None, None))
-                return x, known
-            flat: _Flat = (x, None, None, None)
+            self._prepare()
+            if self._native is not None and self._native.serves(len(tokens)):
+                return self._native.features(tokens, state)
+            flat: _Flat = (self._model.embedded(tokens), None, None, None)
             after = []
             for layer, before in enumerate(state):
                 many = isinstance(before.wkv, tuple)
@@ -70,10 +70,19 @@ class RecordedStep:
 
     def logits(self, features: Tensor) -> Tensor:
         """Returns the logits [B, V] of features [B, C]."""
+        self._prepare()
         with torch.no_grad():
             (found,) = self._call("head", self._model.head, _head_pass, (features,))
         assert found is not None, "a head has a result"
         return found
+
+    def _prepare(self) -> None:
+        """Moves the weights, before anything here has hold of them."""
+        if not self._moved:
+            self._moved = True
+            # Tensors that are made in inference mode stay in it.
+            with torch.inference_mode(False), torch.no_grad():
+                move_to_huge_pages(self._model)
 
     def _call(self, name: str, module: nn.Module, run_pass: _Pass, flat: _Flat) -> _Flat:
         key = name, flat[0].shape[0]  # type: ignore[union-attr]  # the first one is never missing

@@ -40,15 +40,15 @@ def _sources_folder() -> Path:
 
 SOURCES = _sources_folder()
 # Operators that are needed together, by the name of their library; "layer" has all that layers and
-# steps of training have besides the recurrence. Their sources with torch in them become one translation unit, so names in
-# these must be unique.
+# steps of training have besides the recurrence. Their sources with torch in them become one
+# translation unit, so names in these must be unique.
 FAMILIES = {
     "layer": (
         *("adamw", "embedding_norm", "head_loss", "head_norm_gate", "keys", "norm_shift"),
         *("sigmoid_gate", "squared_relu", "value_residual"),
     ),
     # What decoding alone calls; training does not wait for it.
-    "decoding": ("block_step", "matvec"),
+    "decoding": ("token_step", "matvec"),
 }
 # Long enough for every process of a run to meet the same failure, short enough for a user who has
 # repaired its cause.

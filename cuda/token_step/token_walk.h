@@ -1,5 +1,5 @@
-// One token of a few sequences on its way through a block: where the formulas of the versions get
-// their parameters, in the order in which they read them, and rows of working memory.
+// One token of a few sequences on its way through the blocks of a model: where the formulas of the
+// versions get their parameters, in the order in which they read them, and rows of working memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,33 +13,42 @@
 #include "../common/cpu/typed_rows.h"
 #include "../common/torch/check.h"
 #include "../matvec/matvec.h"
-#include "block_step.h"
+#include "token_step.h"
 
 namespace rwkv::step {
 
 using at::Tensor;
-// Of the two norms before the halves of a block, and of the norm of heads.
-using Eps = c10::ArrayRef<double>;
 
-// vectors: in fp32.  matrices: [N, K].  scales: of int8 matrices; of others without elements.
+// Of all blocks in a row.  vectors: in fp32.  matrices: [N, K].  scales: of int8 matrices; of others
+// without elements.  eps: of a block's norms before its halves, and of the norm of its heads.
 struct Parameters {
   at::TensorList vectors, matrices, scales;
+  c10::ArrayRef<double> eps;
 };
 
-class BoundBlock {
+class TokenWalk {
+  // Numbers in a line of the cache.
+  static constexpr int64_t kAligned = 16;
+
+  const Parameters& parameters_;
+  const Tensor memory_;
+  float* free_ = nullptr;
+  size_t vector_ = 0, matrix_ = 0, eps_ = 0;
+
  public:
   const int64_t batch, width;
-  // The residual stream, [B, C].
-  float* stream;
+  // The residual stream, [B, C], in fp32 from the first block to the last.
+  float* const stream;
+  // The first block's value, [B, 1, H, N], where a version hands it on.
+  Tensor first_value;
 
-  // x: [B, 1, C].
-  BoundBlock(const Parameters& parameters, const Tensor& x)
-      : batch(x.size(0)), width(x.size(2)), parameters_(parameters),
-        memory_(at::empty({batch * floats()}, x.options().dtype(at::kFloat))),
-        free_(memory_.mutable_data_ptr<float>()) {
-    stream = rows(width);
-    load_row<float>(x.const_data_ptr(), dtype_of(x, "x"), 0, batch * width, stream);
-  }
+  TokenWalk(const Parameters& parameters, int64_t blocks, int64_t batch, int64_t width)
+      : parameters_(parameters),
+        memory_(at::empty({batch * numbers(parameters, blocks, width)}, at::kFloat)), batch(batch),
+        width(width), stream(memory_.mutable_data_ptr<float>()) {}
+
+  // Forgets the rows of the block before.
+  void start_block() { free_ = stream + batch * (width + kAligned); }
 
   // [B, n]
   float* rows(int64_t n) {
@@ -49,6 +58,8 @@ class BoundBlock {
   }
 
   Tensor tensor(at::IntArrayRef sizes) const { return at::empty(sizes, memory_.options()); }
+
+  double eps() { return parameters_.eps[eps_++]; }
 
   const Tensor& vector_tensor() { return parameters_.vectors[vector_++]; }
   const float* vector() { return vector_tensor().const_data_ptr<float>(); }
@@ -71,9 +82,10 @@ class BoundBlock {
   }
 
   // Returns the norm of the stream, [B, C], with the next two vectors.
-  Tensor normal(double eps) {
+  Tensor normal() {
     const Tensor found = tensor({batch, width});
     const float *weight = vector(), *bias = vector();
+    const double eps = this->eps();
     float* const y = found.mutable_data_ptr<float>();
     for (int64_t b = 0; b < batch; ++b) {
       normalise(stream + b * width, weight, bias, eps, width, y + b * width);
@@ -94,9 +106,10 @@ class BoundBlock {
   }
 
   // Returns every head of y, [B, 1, H, N], with its norm, by the next two vectors: [B, H N].
-  float* head_normal(const Tensor& y, double eps) {
+  float* head_normal(const Tensor& y) {
     const int64_t N = y.size(3), heads = y.size(2);
     const float *weight = vector(), *bias = vector(), *from = y.const_data_ptr<float>();
+    const double eps = this->eps();
     float* const found = rows(heads * N);
     for (int64_t n = 0; n < batch * heads; ++n) {
       const int64_t channel = n % heads * N;
@@ -106,19 +119,12 @@ class BoundBlock {
   }
 
  private:
-  // Numbers in a line of the cache.
-  static constexpr int64_t kAligned = 16;
-
-  const Parameters& parameters_;
-  Tensor memory_;
-  float* free_;
-  int64_t vector_ = 0, matrix_ = 0;
-
-  // Numbers a sequence: the results of all products, and rows as wide as the stream.
-  int64_t floats() const {
-    int64_t sum = 16 * (width + kAligned);
-    for (const Tensor& matrix : parameters_.matrices) sum += matrix.size(0) + kAligned;
-    return sum;
+  // Of the stream and of one block, a sequence: the results of all its products, twice the blocks'
+  // mean since the first one may have fewer, and rows as wide as the stream.
+  static int64_t numbers(const Parameters& parameters, int64_t blocks, int64_t width) {
+    int64_t products = 0;
+    for (const Tensor& matrix : parameters.matrices) products += matrix.size(0) + kAligned;
+    return 16 * (width + kAligned) + 2 * products / blocks;
   }
 };
 

@@ -1,7 +1,7 @@
 // CPU code of what a block does to one token between its matrix products: some hundred nanoseconds
 // a row, where the same as an operator of torch takes microseconds. Nothing of it is shared among
 // threads.
-#include "block_step.h"
+#include "token_step.h"
 
 #include <cmath>
 

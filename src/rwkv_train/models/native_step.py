@@ -1,4 +1,4 @@
-"""The blocks of a model as `ops.block_step` takes them: their parameters in the formulas' order."""
+"""A model as `ops.token_step` takes it: its parameters in the order of the formulas."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from rwkv_train.models import rwkv4, rwkv5, rwkv6, rwkv7
 from rwkv_train.models.backbone import RWKV, Block
 from rwkv_train.models.int8 import Int8Linear
 from rwkv_train.models.layers import Linear, share_of_previous
-from rwkv_train.models.state import LayerState
-from rwkv_train.ops.block_step import BlockParameters, block_step, is_served
+from rwkv_train.models.state import ModelState, map_state
+from rwkv_train.ops.token_step import StepParameters, is_served, token_step
 
 _Vectors = Sequence[Tensor]
 # Layers, and the halves [K, N] of low-rank pairs.
 _Matrices = Sequence[nn.Module | Tensor]
 
 
-class NativeBlocks:
-    """The blocks of a model whose weights stay as they are, one token a call."""
+class NativeStep:
+    """One token of a few sequences through a model whose weights stay as they are."""
 
     def __init__(self, model: RWKV) -> None:
-        self._blocks: list[nn.Module] = list(model.blocks)
-        self._versions = {_VERSIONS.get(type(block.att)) for block in model.blocks}
-        self._are_plain = all(map(_is_plain, self._blocks))
-        self._parameters: list[BlockParameters] = []
+        self._model = model
+        first: Any = model.blocks[0]
+        version = _VERSIONS.get(type(first.att))
+        self._version = version if all(map(_is_plain, model.blocks)) else None
+        self._parameters: StepParameters | None = None
 
-    def serve(self, x: Tensor) -> bool:
-        """Tells whether the blocks may read such x, [B, 1, C]; if not, they go on as modules."""
-        (version,) = self._versions if len(self._versions) == 1 else (None,)
-        return self._are_plain and version is not None and is_served(version, x)
+    def serves(self, batch: int) -> bool:
+        """Tells whether it reads a token for each of `batch` sequences."""
+        if self._version is None:
+            return False
+        rows = self._model.emb.weight[:1].expand(batch, -1)
+        return is_served(self._version, rows)
 
-    def __call__(
-        self, x: Tensor, state: Sequence[LayerState]
-    ) -> tuple[Tensor, tuple[LayerState, ...]]:
-        """Returns the stream behind the last block, [B, 1, C], and the state after the token."""
-        if not self._parameters:
-            self._parameters = list(map(_parameters, self._blocks))
-        (version,) = self._versions
-        assert version is not None, "asked before whether it serves"
-        carry, after = None, []
-        for parameters, before in zip(self._parameters, state, strict=True):
-            many = isinstance(before.wkv, tuple)
-            wkv = before.wkv if isinstance(before.wkv, tuple) else (before.wkv,)
-            given = (before.att_shift, *wkv, before.ffn_shift)
-            x, att_shift, *found = block_step(version, x, carry, given, parameters)
-            *states, ffn_shift = found[: len(wkv) + 1]
-            carry = found[-1] if len(found) > len(wkv) + 1 else None
-            after.append(LayerState(att_shift, tuple(states) if many else states[0], ffn_shift))
-        return x, tuple(after)
+    def features(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """Returns the head's input [B, 1, C] and the state after it; tokens: [B, 1]."""
+        assert self._version is not None, "asked before whether it serves"
+        if self._parameters is None:
+            self._parameters = _parameters(self._model, self._version)
+        given = [
+            tensor.contiguous()
+            for shift, wkv, other in state
+            for tensor in (shift, *(wkv if isinstance(wkv, tuple) else (wkv,)), other)
+        ]
+        x, *found = token_step(
+            self._version, tokens, self._model.emb.weight, given, self._parameters
+        )
+        after = iter(found)
+        return x, map_state(lambda _: next(after), state)
 
 
 def _rwkv4(block: Any) -> tuple[_Vectors, _Matrices]:
@@ -122,15 +122,14 @@ _VERSIONS: dict[type[nn.Module], str] = {
 }
 
 
-def _is_plain(block: nn.Module) -> bool:
+def _is_plain(block: Any) -> bool:
     """Tells whether a block is no other than its version's: no adapter, no backend of choice."""
-    backend: str = block.att.backend  # type: ignore[union-attr, assignment]  # of a TimeMix
     matrices = [part for part in block.modules() if isinstance(part, (nn.Linear, Int8Linear))]
     return (
         type(block) is Block
-        and backend in ("auto", "native")
+        and block.att.backend in ("auto", "native")
         and all(type(matrix) in (Linear, Int8Linear) for matrix in matrices)
-        and not any(part.training for part in block.modules())
+        and not (block.drop.training and block.drop.p > 0)
     )
 
 
@@ -139,22 +138,26 @@ def _norm(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _parameters(block: nn.Module) -> BlockParameters:
-    vectors, layers = _ORDERS[_VERSIONS[type(block.att)]](block)
-    found, scales = [], []
-    for layer in layers:
-        matrix = layer.T if isinstance(layer, Tensor) else layer.weight
-        scale = layer.scale if isinstance(layer, Int8Linear) else torch.empty(0)
-        # A copy of a half of a low-rank pair; layers are contiguous.
-        found.append(matrix.contiguous())
-        scales.append(scale)
-    norms = (block.ln1, block.ln2, getattr(block.att, "ln_x", None))
-    return BlockParameters(
-        [vector.detach().float().contiguous().view(_shape(vector)) for vector in vectors],
-        found,
-        scales,
-        [getattr(norm, "eps", 0.0) for norm in norms],
-    )
+def _parameters(model: RWKV, version: str) -> StepParameters:
+    blocks: Any = model.blocks
+    vectors: list[Tensor] = [*_norm(blocks[0].ln0)]
+    layers: list[Any] = []
+    eps: list[float] = [blocks[0].ln0.eps]
+    for block in blocks:
+        own_vectors, own_layers = _ORDERS[version](block)
+        vectors += own_vectors
+        layers += own_layers
+        # In the order of the norms: RWKV-4 has none of heads.
+        norms = (block.ln1, getattr(block.att, "ln_x", None), block.ln2)
+        eps += [norm.eps for norm in norms if norm is not None]
+    vectors += _norm(model.ln_out)
+    # A copy of a half of a low-rank pair; layers are contiguous.
+    matrices = [
+        (part.T if isinstance(part, Tensor) else part.weight).contiguous() for part in layers
+    ]
+    scales = [part.scale if isinstance(part, Int8Linear) else torch.empty(0) for part in layers]
+    wide = [vector.detach().float().contiguous().view(_shape(vector)) for vector in vectors]
+    return StepParameters(wide, matrices, scales, [*eps, model.ln_out.eps])
 
 
 def _shape(vector: Tensor) -> tuple[int, ...]:
