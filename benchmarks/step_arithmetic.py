@@ -22,6 +22,8 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.residual import Residual
 from rwkv_train.planning.cards import CARDS
+from rwkv_train.planning.flops import last_product
+from rwkv_train.planning.parameter_table import tensor_shapes
 from rwkv_train.planning.step_time import (
     COPY_SHARE,
     GAP_SECONDS,
@@ -198,9 +200,11 @@ def estimate(version: str, size: Size) -> Estimate:
     shape = size.shape
     again, both = layer_work(version, shape)
     wkv_again, wkv = wkv_seconds(version, shape)
-    # grad_cp runs the forward pass a second time; its FLOPs are no use and do not count
+    # grad_cp runs the forward pass a second time, but for the product that ends a block; its FLOPs
+    # are no use and do not count
     times = 1.0 if size.grad_cp else 0.0
     layers, tokens = shape.layers, shape.tokens
+    last = 2.0 * tokens * _last_elements(version, shape) / PRODUCT_FLOPS
     head_flops = 6.0 * tokens * shape.width * shape.vocab
     matrices = layers * both.flops / (6.0 * tokens)
     parameters = matrices + 2.0 * shape.width * shape.vocab
@@ -208,7 +212,7 @@ def estimate(version: str, size: Size) -> Estimate:
     launches = layers * LAYER_TRAFFIC[version].launches * (1.0 + times / 2.0)
     links = 2.0 * parameters * (size.cards - 1) / size.cards / CARD.link
     return Estimate(
-        products=layers * (both.product_seconds + times * again.product_seconds),
+        products=layers * (both.product_seconds + times * (again.product_seconds - last)),
         elementwise=layers * (both.bytes + times * again.bytes) / COPY_BYTES,
         wkv=layers * (wkv + times * wkv_again),
         head=head_flops / PRODUCT_FLOPS + LOGIT_BYTES * tokens * shape.vocab / COPY_BYTES,
@@ -219,6 +223,11 @@ def estimate(version: str, size: Size) -> Estimate:
         host=launches * HOST_SECONDS,
         flops=layers * both.flops + head_flops,
     )
+
+
+def _last_elements(version: str, shape: StepShape) -> int:
+    last = last_product(version)
+    return next(t.elements for t in tensor_shapes(own_sizes(version, shape)) if t.name == last)
 
 
 HEAD = (

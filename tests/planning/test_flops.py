@@ -22,10 +22,10 @@ SMALL = "--n_layer 2 --n_embd 128 --vocab_size 300 --ctx_len 64 --micro_bsz 2 "
 LINES = [
     "--rwkv_version 4 --grad_cp 1",
     "--rwkv_version 4 --train_type lora --lora_r 4 --lora_targets att --grad_cp 1",
-    "--rwkv_version 5 --train_type states --grad_cp 1",
+    "--rwkv_version 5 --train_type states",
     "--rwkv_version 6 --train_type lora --lora_r 4 --lora_dora 1 --grad_cp 1",
     "--rwkv_version 7 --grad_cp 1",
-    "--rwkv_version 7 --train_type lora --lora_r 4 --lora_init pissa --grad_cp 1",
+    "--rwkv_version 5 --train_type lora --lora_r 4 --lora_init pissa --grad_cp 1",
     "--rwkv_version 7 --train_type lora --lora_r 4 --lora_train time",
 ]
 

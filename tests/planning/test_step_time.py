@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.step_arithmetic import LARGE, MIDDLE, README
+from benchmarks.step_arithmetic import LARGE, MIDDLE, README, RECOMPUTED
 from rwkv_train.planning.cards import Card, find_card
 from rwkv_train.planning.cost import RunCost, speed_at
 from rwkv_train.planning.flops import flops_per_token
@@ -34,7 +34,15 @@ def timed(line: str, name: str = "h100", model: str | None = None) -> StepTime:
 
 
 @pytest.mark.parametrize("version", ["4", "5", "6", "7"])
-@pytest.mark.parametrize(("size", "line"), [(MIDDLE, MIDDLE_LINE), (LARGE, LARGE_LINE)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "line"),
+    [
+        (MIDDLE, MIDDLE_LINE),
+        (LARGE, LARGE_LINE),
+        (RECOMPUTED, LARGE_LINE.replace("micro_bsz 1", "micro_bsz 8 --grad_cp 1")),
+    ],
+    ids=str,
+)
 def test_a_step_on_an_h100_takes_what_the_models_own_operators_add_up_to(version, size, line):
     # The table's rows: step | version | eight times in ms | card | host | MFU | ...
     rows = [row.split("|") for row in README.read_text(encoding="utf-8").splitlines()]

@@ -97,9 +97,6 @@ WKV_WORK: Mapping[str, WkvWork] = MappingProxyType(
     }
 )
 
-# The product that ends a block; recomputing stops where nothing behind it is wanted.
-_LAST = {"7": "ffn.value"}
-_LAST_GATED = "ffn.receptance"
 # RWKV-6's five mixes are cheaper formed again than kept.
 _FORMED_AGAIN = "att.time_maa_w2"
 # They read the block's input or what was made of it alone; so do all low ranks.
@@ -132,6 +129,14 @@ def flops_per_token(config: ResolvedConfig) -> FlopsPerToken:
         add(ParameterKind.HEAD.value, _copy_scores(config))
     add(WKV, _wkv(model, times[0]))
     return FlopsPerToken(MappingProxyType(parts))
+
+
+def last_product(version: str) -> str:
+    """Returns the matrix that ends a block: recomputing stops before it, nothing behind is wanted.
+
+    Unless an adapter's products follow it.
+    """
+    return "ffn.value" if version == "7" else "ffn.receptance"
 
 
 def trains_below(config: ResolvedConfig) -> bool:
@@ -181,8 +186,7 @@ def _is_adapted(config: ResolvedConfig, tensor: TensorShape) -> bool:
 
 def _ends_block(config: ResolvedConfig, tensor: TensorShape) -> bool:
     """Tells whether grad_cp recomputes nothing of a matrix: what is behind it is not wanted."""
-    last = _LAST.get(config.model.rwkv_version, _LAST_GATED)
-    return config.train.grad_cp and tensor.name == last
+    return config.train.grad_cp and tensor.name == last_product(config.model.rwkv_version)
 
 
 def _adapters(config: ResolvedConfig, tensor: TensorShape, times: int) -> Iterator[Passes]:

@@ -87,12 +87,15 @@ def planned_config(
         some = dataclasses.replace(given.data, data_file=_SOME_DATA)
         given = dataclasses.replace(given, data=some)
     # Adapters and states need weights to start from, which here need not be there.
+    remarks = []
     if start.path is None and given.train.train_type != "all":
         start = dataclasses.replace(start, path=given.train.load_model or _SOME_MODEL)
+        if given.train.load_model is None:
+            remarks.append(f"train_type {given.train.train_type} needs a model: --load_model FILE")
     check_fields(given)
     config, lines = resolve(given, Discovered(data, start, machine))
     _check_sizes(config)
-    return config, [line for line in lines if " not used" in line]
+    return config, [*remarks, *(line for line in lines if " not used" in line)]
 
 
 def _check_sizes(config: ResolvedConfig) -> None:

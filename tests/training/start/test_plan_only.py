@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import train
 from rwkv_train.config.load import load_config
 from rwkv_train.data.binidx.reader import Binidx
@@ -89,12 +87,11 @@ def test_a_card_that_is_there_is_planned_for(flags, tmp_path, capsys, monkeypatc
     assert "x 2 devices" in out and "of 80.0 GiB, H100 SXM." in out
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_files_of_a_run_are_as_large_as_planned(run_training, tmp_path, optimizer: str):
+def test_files_of_a_run_are_as_large_as_planned(run_training, tmp_path):
     sizes = {"n_embd": 128, "head_size": 64, "vocab_size": 300, "rwkv_version": 5}
-    assert run_training(max_steps=2, optimizer=optimizer, **sizes) == 0
+    assert run_training(max_steps=2, optimizer="muon", **sizes) == 0
     line = " ".join(f"--{name} {value}" for name, value in (sizes | {"n_layer": 2}).items())
-    given = load_config(f"{line} --precision fp32 --optimizer {optimizer}".split())
+    given = load_config(f"{line} --precision fp32 --optimizer muon".split())
     planned = run_files(imagined_run(given, model=None, tokens=None, has_bf16=True)[0])
     out = tmp_path / "out"
     (state,) = out.glob("*.state")
