@@ -75,9 +75,7 @@ def test_how_children_end_is_told_once():
         found += children.take_failed()
     assert sorted(found) == [(1, -signal.SIGKILL), (2, -signal.SIGKILL)]
     assert children.take_failed() == []
-    assert (
-        "killed by signal 9 (SIGKILL; often the machine was out of memory" in found[0].describe()
-    )
+    assert "killed by signal 9 (SIGKILL; often the machine was out of memory" in found[0].describe()
     assert EndedChild(1, 3).describe() == "ended with status 3 before the others"
     assert EndedChild(1, -11).describe() == "killed by signal 11 (SIGSEGV)"
 
