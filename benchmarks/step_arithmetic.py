@@ -22,28 +22,27 @@ from benchmarks.whole_step import StepShape, own_sizes
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.registry import build_model
 from rwkv_train.models.residual import Residual
+from rwkv_train.planning.cards import CARDS
+from rwkv_train.planning.step_time import (
+    COPY_SHARE,
+    GAP_SECONDS,
+    HOST_SECONDS,
+    LAYER_TRAFFIC,
+    LOGIT_BYTES,
+    OPTIMIZER_BYTES,
+    PRODUCT_SHARE,
+)
 
 README = Path(__file__).parents[1] / "cuda" / "README.md"
 BEGIN = "<!-- step: python -m benchmarks.step_arithmetic -->\n"
 END = "<!-- end of step -->\n"
 VERSIONS = ("4", "5", "6", "7")
+(CARD,) = (card for card in CARDS if card.name == "H100 SXM")
 
-# Published for the H100 SXM: bf16 without sparsity; NVLink in one direction.
-PEAK_FLOPS = 989e12
-LINK_BYTES = 450e9
-# Assumed, as for the kernels of WKV: what large products reach, and a copy.
-PRODUCT_FLOPS = 650e12
-COPY_BYTES = 2.8e12
-# Assumed: a stream's pause between two kernels, and the host's time for one of torch's operators.
-GAP_SECONDS = 1e-6
-HOST_SECONDS = 5e-6
-
-# A layer's, as tests/gpu_standin counts them under ZeRO-2 in bf16, its matrix products included.
-LAYER_LAUNCHES = {"4": 67, "5": 83, "6": 83, "7": 89}
-
-# Bytes: of a parameter in AdamW with masters; of a logit beside the head's products.
-OPTIMIZER_BYTES = 30
-LOGIT_BYTES = 10
+# The H100 SXM, of which large products and copies reach what rwkv-plan assumes of every card.
+PEAK_FLOPS = CARD.rate
+PRODUCT_FLOPS = PRODUCT_SHARE * CARD.rate
+COPY_BYTES = COPY_SHARE * CARD.bandwidth
 
 
 class Size(NamedTuple):
@@ -205,8 +204,8 @@ def estimate(version: str, size: Size) -> Estimate:
     matrices = layers * both.flops / (6.0 * tokens)
     parameters = matrices + 2.0 * shape.width * shape.vocab
     # the forward pass launches less than half of them
-    launches = layers * LAYER_LAUNCHES[version] * (1.0 + times / 2.0)
-    links = 2.0 * parameters * (size.cards - 1) / size.cards / LINK_BYTES
+    launches = layers * LAYER_TRAFFIC[version].launches * (1.0 + times / 2.0)
+    links = 2.0 * parameters * (size.cards - 1) / size.cards / CARD.link
     return Estimate(
         products=layers * (both.product_seconds + times * again.product_seconds),
         elementwise=layers * (both.bytes + times * again.bytes) / COPY_BYTES,

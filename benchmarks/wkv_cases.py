@@ -14,6 +14,7 @@ from rwkv_train.errors import BackendError
 from rwkv_train.ops import wkv4, wkv5, wkv6, wkv7
 from rwkv_train.ops.arguments import describe_call
 from rwkv_train.ops.backends.dispatch import Backend
+from rwkv_train.planning.flops import WKV_WORK
 
 # Largest relative RMS error against fp64 on the same rounded inputs: 1e-5, or the rounding of
 # results, and for others' operators of intermediate products, to half precision.
@@ -83,13 +84,17 @@ class Case(NamedTuple):
         return per_entry * shape.batch * shape.time * entries
 
 
-# Backward: 2 for each of the four gradients that are sums over the state, 3 for its gradient and 3
-# for computing it again; wkv7 has eight such sums, 5 + 2 for its gradient and 7 for the state.
+def _flops(version: str) -> tuple[int, int]:
+    """Returns the loop's FLOPs, forward and backward, with the states formed again."""
+    work = WKV_WORK[version]
+    return work.forward, work.backward + work.again
+
+
 CASES = {
-    "wkv4": Case(wkv4.wkv4, "wukv", 2, (14, 40)),
-    "wkv5": Case(wkv5.wkv5, "rkvwu", 3, (5, 14)),
-    "wkv6": Case(wkv6.wkv6, "rkvwu", 4, (5, 14)),
-    "wkv7": Case(wkv7.wkv7, "rwkvab", 6, (9, 28)),
+    "wkv4": Case(wkv4.wkv4, "wukv", 2, _flops("4")),
+    "wkv5": Case(wkv5.wkv5, "rkvwu", 3, _flops("5")),
+    "wkv6": Case(wkv6.wkv6, "rkvwu", 4, _flops("6")),
+    "wkv7": Case(wkv7.wkv7, "rwkvab", 6, _flops("7")),
 }
 _BACKENDS = {
     "wkv4": wkv4.BACKENDS,

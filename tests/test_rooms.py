@@ -113,13 +113,25 @@ ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
+planning.__main__: plan_flags plan_program
+planning.choice_text: amounts cards fit parameter_table plan text_table
+planning.file_sizes: held_parameters kept_activations parameter_table
+planning.fit: cards memory plan smaller_settings step_time
 planning.flops: parameter_table
 planning.head_memory: kept_activations
 planning.held_parameters: kept_activations parameter_table
 planning.kept_activations: parameter_table
 planning.memory: head_memory held_parameters kept_activations pass_sizes
 planning.pass_sizes: parameter_table
+planning.plan: cards cost file_sizes flops memory parameter_table step_time
+planning.plan_flags: amounts cards plan
+planning.plan_program: cards choice_text fit plan plan_flags plan_record plan_text
+    planned_run
+planning.plan_record: fit plan
+planning.plan_text: amounts cost flops plan step_time text_table
+planning.planned_run: family parameter_table
 planning.smaller_settings: memory
+planning.step_time: cards flops parameter_table
 serving.__main__: application opening_service server_process
 serving.application: batching http_guard openai_api served_model waiting
 serving.http_guard: openai_api served_model
@@ -143,7 +155,8 @@ training.reporting: live progress start
 training.run: bad_steps checkpointing distributed environment kept_heap launchers live
     loader module observing optim progress reporting signals start step_callback trainer
     validation
-training.start: carried_state checkpointing distributed environment live optim progress
+training.start: carried_state checkpointing distributed environment launchers live optim
+    progress
 training.step_callback: bad_steps checkpointing distributed module observing optim
     progress reporting signals
 training.trainer: distributed fp32_products

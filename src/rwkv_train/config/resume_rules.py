@@ -173,6 +173,7 @@ RULES: Mapping[str, ResumeRule] = {
     "random_seed": ResumeRule(
         Effect.REFUSED, "samples lie at other random positions", _samples_at_random
     ),
+    "plan": _NOTHING,
     "grad_cp": _SAME_MATHEMATICS,
     "chunk_len": _SAME_MATHEMATICS,
     "bptt_chunks": ResumeRule(Effect.COURSE, "gradients reach another distance from here on"),

@@ -182,6 +182,8 @@ class TrainConfig:
     accept_changes: str | None = None
     """settings, by comma, that a resumed run may have otherwise although another course of samples
     or another model follows: ctx_len, data_file, ... as the refusal names them; None: none"""
+    plan: bool = False
+    """print what the run takes (parameters, memory, files, time) and leave; nothing is written"""
     grad_cp: bool = False
     """activation checkpointing: recompute every block in the backward pass"""
     chunk_len: Annotated[int | None, AtLeast(1)] = None

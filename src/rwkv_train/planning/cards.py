@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from rwkv_train.command_line import perhaps
+
 GIB = 2**30
 
 
@@ -153,9 +155,9 @@ def find_card(name: str) -> Card | None:
     return _by_name().get(_plain(name))
 
 
-def card_names() -> list[str]:
-    """Returns the names of all rows in their order."""
-    return [card.name for card in CARDS]
+def similar_card(name: str) -> str:
+    """Returns advice for a name that is in no row: '; perhaps you meant h100', or nothing."""
+    return perhaps(_plain(name), _by_name())
 
 
 _MAKERS = re.compile(r"\b(nvidia|geforce|tesla|quadro|amd|instinct|rtx|gpu|generation)\b")

@@ -61,6 +61,8 @@ def _run_command(given: list[str]) -> int:
             arguments, notices = translate(words)
             config = load_config(arguments)
             check_fields(config)
+            if config.train.plan:
+                return _plan(config, notices)
             # Before torch's import, of which the number of devices is asked.
             prepare_threads()
             launch = _decide(config)
@@ -80,6 +82,18 @@ def _run_command(given: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130
+
+
+def _plan(config: RunConfig, notices: list[str]) -> int:
+    """Prints the plan, where several processes were started as the first of them."""
+    from rwkv_train.training.start.plan_only import gpu_models, print_plan
+
+    hardware = config.hardware
+    cards = max(1, len(gpu_models())) if hardware.accelerator != "cpu" else 1
+    launch = decide(variables(), hardware.devices, hardware.num_nodes, lambda: cards)
+    if launch.rank == 0:
+        print_plan(config, notices, launch)
+    return 0
 
 
 def _decide(config: RunConfig) -> Launch:
