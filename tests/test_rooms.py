@@ -102,12 +102,13 @@ inference.writing_together: engine writing
 models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone
+models.huge_pages: backbone
 models.initial_state: backbone layers state
 models.int8: backbone layers
 models.layers: widening
-models.native_blocks: backbone int8 layers rwkv4 rwkv5 rwkv6 rwkv7 state
+models.native_step: backbone int8 layers rwkv4 rwkv5 rwkv6 rwkv7 state
 models.parameters: adapters backbone registry table
-models.recorded_step: backbone native_blocks recorded_operators residual state
+models.recorded_step: backbone huge_pages native_step recorded_operators residual state
 models.registry: backbone sizes
 models.residual: layers widening
 models.row_chunks: state
@@ -120,7 +121,6 @@ models.transfer: backbone registry table
 models.two_products: layers
 ops.adamw: backends native precision
 ops.arguments: backends precision
-ops.block_step: matvec native
 ops.embedding_norm: arguments backends native precision
 ops.head_loss: arguments backends native precision
 ops.head_norm_gate: arguments backends native precision
@@ -130,6 +130,7 @@ ops.native: backends precision
 ops.norm_shift: arguments backends native precision
 ops.sigmoid_gate: arguments backends native precision
 ops.squared_relu: arguments backends native
+ops.token_step: matvec native
 ops.value_residual: arguments backends native precision
 ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6

@@ -86,11 +86,11 @@ def test_a_block_keeps_what_the_traffic_of_a_layer_shows(version):
 
 
 def test_constants_are_those_of_the_operators():
-    assert head_memory.SLICE_BYTES == SLICE_BYTES
-    assert head_memory.MOST_SLICE_BYTES["cpu"] == MOST_SLICE_BYTES["cpu"]
-    assert head_memory.MOST_SLICE_BYTES["gpu"] == MOST_SLICE_BYTES["cuda"]
-    assert kept_activations.STATE_EVERY == CHECKPOINT_INTERVAL
-    assert kept_activations.STATE_EVERY_OF_RWKV4 == WKV4_CHECKPOINT_INTERVAL
+    assert head_memory._LOGITS == SLICE_BYTES
+    assert head_memory._MOST_LOGITS["cpu"] == MOST_SLICE_BYTES["cpu"]
+    assert head_memory._MOST_LOGITS["gpu"] == MOST_SLICE_BYTES["cuda"]
+    assert kept_activations._STATE_EVERY == CHECKPOINT_INTERVAL
+    assert kept_activations._STATE_EVERY_OF_RWKV4 == WKV4_CHECKPOINT_INTERVAL
 
 
 def test_states_between_chunks_and_windows_are_counted():

@@ -9,6 +9,7 @@ import pytest
 
 import train
 from benchmarks.peak_memory import AllocatedPeak, peak_of
+from rwkv_train.models.backbone import RWKV
 
 SHAPE = {
     "data_type": "dummy",
@@ -70,3 +71,18 @@ def test_a_run_allocates_what_was_predicted(
 def test_a_block_that_another_thread_has_freed_counts_until_its_address_is_given_out_again():
     events = [(1, 100, 50), (2, 200, 30), (3, 100, 40), (4, 200, -30), (5, 300, 10)]
     assert peak_of(iter(events)) == 80
+
+
+def test_no_gradient_lives_on_into_the_next_forward_pass(tmp_path: Path, monkeypatch):
+    whole, held = RWKV.loss_and_state, []
+
+    def looks(model, *arguments, **named):
+        held.append(any(p.grad is not None for p in model.parameters()))
+        return whole(model, *arguments, **named)
+
+    monkeypatch.setattr(RWKV, "loss_and_state", looks)
+    small = {"n_embd": 32, "head_size": 32, "vocab_size": 64, "ctx_len": 16, "rwkv_version": 6}
+    batch = {"micro_bsz": 1, "accumulate_grad_batches": 2, "proj_dir": tmp_path}
+    assert train.main(words(**SHAPE | small | batch)) == 0
+    # Two micro batches a step: the second finds the sum of the first, the next step finds nothing.
+    assert held == [False, True, False, True]

@@ -11,9 +11,9 @@ from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.planning.kept_activations import Learning, widths_of
 
 _FP32 = 4
-# As ops/head_loss chooses: bytes of a slice of logits, and the most where the weight learns.
-SLICE_BYTES = 64 * 2**20
-MOST_SLICE_BYTES = {"cpu": 512 * 2**20, "gpu": 1024 * 2**20}
+# As ops/head_loss chooses: bytes of a slice, and the most of one where the weight learns.
+_LOGITS = 64 * 2**20
+_MOST_LOGITS = {"cpu": 512 * 2**20, "gpu": 1024 * 2**20}
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def slice_rows(config: ResolvedConfig, logit: int, learns: bool) -> int:
     if config.hardware.head_chunk is not None:
         return config.hardware.head_chunk
     row = logit * config.model.vocab_size
-    rows = max(1, SLICE_BYTES // row)
+    rows = max(1, _LOGITS // row)
     if learns:
-        most = MOST_SLICE_BYTES[config.hardware.accelerator]
+        most = _MOST_LOGITS[config.hardware.accelerator]
         rows = max(rows, min(4 * config.model.n_embd, most // row))
     return rows
 

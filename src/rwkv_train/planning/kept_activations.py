@@ -18,8 +18,8 @@ from rwkv_train.planning.parameter_table import TensorShape, tensor_shapes
 
 _FP32 = 4
 # Tokens between the states that the operators keep: ops/native and ops/wkv4.
-STATE_EVERY = 64
-STATE_EVERY_OF_RWKV4 = 16
+_STATE_EVERY = 64
+_STATE_EVERY_OF_RWKV4 = 16
 # Mean and inverse deviation of a token, for each of the two norms of a block.
 _STATISTICS = 2 * 2 * _FP32
 # Per version the products that read each mix of a token with the one before it.
@@ -164,9 +164,9 @@ def _time_mix(
     if learning.keeps_input("att.output"):
         kept += A * e
     if version == "4":
-        return kept + 3 * A * _FP32 / STATE_EVERY_OF_RWKV4
+        return kept + 3 * A * _FP32 / _STATE_EVERY_OF_RWKV4
     # A state [N, N] a head.
-    kept += A * model.head_size * _FP32 / STATE_EVERY
+    kept += A * model.head_size * _FP32 / _STATE_EVERY
     if version == "5":
         return kept
     # The decay is fp32 whatever the products are.

@@ -23,7 +23,7 @@ from rwkv_train.training.reporting.reporter import Reporter, warn_lost
 from rwkv_train.training.reporting.tensorboard_log import TensorboardLog
 from rwkv_train.training.reporting.train_log import TRAIN_LOG, TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
-from rwkv_train.training.start.plan_file import PLAN_FILE, plan_record
+from rwkv_train.training.start.plan_file import PLAN_FILE, forecast_record
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.run_identity import append_start, start_record
 
@@ -49,7 +49,7 @@ def begin_reporting(
         _attempt("tokenizer_record.json", lambda: write_record(folder, tokenizer))
     if characters is not None:
         _attempt(folder / VOCABULARY, lambda: _write_vocabulary(folder, characters))
-    plan = json.dumps(plan_record(config, prepared.memory), indent=1).encode()
+    plan = json.dumps(forecast_record(config, prepared.memory), indent=1).encode()
     _attempt(folder / PLAN_FILE, lambda: write_atomically(folder / PLAN_FILE, plan))
     record = start_record(
         prepared.lineage["run"], prepared.point, step, step * length.tokens_per_step

@@ -11,7 +11,7 @@ from rwkv_train.training.start.memory_forecast import MemoryForecast
 PLAN_FILE = "plan.json"
 
 
-def plan_record(config: ResolvedConfig, forecast: MemoryForecast) -> dict[str, Any]:
+def forecast_record(config: ResolvedConfig, forecast: MemoryForecast) -> dict[str, Any]:
     """Returns what the file holds, each None where it is not known.
 
     memory: bytes of one process at the worst moment of a step, by component; total: their sum;
