@@ -97,6 +97,12 @@ def test_two_processes_train_as_one(two: Ended, one: Ended):
     assert_same_run(two, one)
 
 
+def test_waits_for_the_other_process_are_a_share_of_every_step(two: Ended, one: Ended):
+    shares = two.values("communication_share").values()
+    assert len(shares) == STEPS and all(0 < share < 1 for share in shares)
+    assert set(one.values("communication_share").values()) == {0}
+
+
 def test_two_processes_end_with_the_weights_of_one(two: Ended, one: Ended):
     expected = dict(weights(one))
     found = dict(weights(two))

@@ -58,3 +58,24 @@ def test_a_run_on_one_cpu_process_is_not_told_the_obvious():
     _, lines = resolved("", MINIPILE)
     for obvious in ("devices 1", "precision fp32", "strategy single_device", "vocab_size"):
         assert not any(line.startswith(obvious) for line in lines), lines
+
+
+def test_a_mini_epoch_tells_where_its_time_went_and_doubts_what_cannot_be(
+    capsys: pytest.CaptureFixture[str],
+):
+    console = Console(0, 10, bar=False)
+    for mfu, seconds, saved in ((1.2, 3.0, 0.5), (1.4, 1.0, 0.0), (0.2, 1.0, 0.0)):
+        step = StepRecord(
+            *(2, 1.0, 1e-3, 0.0, 1.0, 96, 1.0, None),
+            seconds=seconds,
+            # 0.5 % of the time is no news; of ranks nothing is known
+            **{"data_share": 0.005, "communication_share": None, "save_share": saved},
+            mfu=mfu,
+        )
+        console.on_step(step, Progress())
+    for _ in range(2):
+        console.on_epoch(EpochRecord(0, 0, 1.0, step))
+    doubt, line, empty = capsys.readouterr().out.splitlines()
+    assert "--measure_rate 1" in doubt
+    # the middle MFU; 1.5 of 5 s
+    assert line.endswith("kt/s, MFU 120.0%, saving 30%") and empty.endswith("kt/s")

@@ -26,8 +26,14 @@ from rwkv_train.files import write_atomically
 from rwkv_train.processors import processor_name
 
 RATES_FOLDER = "product-rates"
-# FLOPs of a product at most: tenths of a second on a slow processor, enough to fill a card.
-_CPU_FLOPS, _GPU_FLOPS = 4e9, 4e12
+# FLOPs of a product at most: tenths of a second on a slow processor.
+_CPU_FLOPS = 4e9
+# Rows of a product at most; a card is full with them, and the run's memory is not.
+_MOST_ROWS = 16384
+# FLOPs that a card is given at a time: milliseconds, beside which launches do not count.
+_GPU_FLOPS = 2e12
+# Products at most for that: a small model's are bound by their launches, here as in training.
+_MOST_LAUNCHES = 200
 # Attempts, and the seconds after which no more are begun.
 _ATTEMPTS, _PATIENCE = 12, 1.0
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -76,6 +82,10 @@ def product_rate(
     if known is not None:
         return ProductRate(known, shape, False)
     found = (measure or measured_flops)(config, shape)
+    if config.hardware.accelerator == "gpu":
+        # The run's memory is its own.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if file is not None:
         _write(file, {**key, "flops": found})
     return ProductRate(found, shape, True)
@@ -85,8 +95,10 @@ def product_shape(config: ResolvedConfig) -> tuple[int, int, int]:
     """Returns rows, sums and columns: tokens of a micro batch, as many as are worth measuring."""
     width, hidden = config.model.n_embd, config.model.dim_ffn
     tokens = config.train.micro_bsz * (config.train.chunk_len or window_len(config))
-    most = _GPU_FLOPS if config.hardware.accelerator == "gpu" else _CPU_FLOPS
-    return min(tokens, max(1, int(most / (2 * width * hidden)))), width, hidden
+    rows = min(tokens, _MOST_ROWS)
+    if config.hardware.accelerator != "gpu":
+        rows = min(rows, max(1, int(_CPU_FLOPS / (2 * width * hidden))))
+    return rows, width, hidden
 
 
 def measured_flops(
@@ -104,29 +116,32 @@ def measured_flops(
     left = _numbers(rows, sums, device, dtype)
     right = _numbers(sums, columns, device, dtype)
     result = torch.empty(rows, columns, device=device, dtype=dtype)
-    _seconds(left, right, result, clock)
+    flops = 2.0 * rows * sums * columns
+    on_gpu = device.type == "cuda"
+    times = min(_MOST_LAUNCHES, math.ceil(_GPU_FLOPS / flops)) if on_gpu else 1
+
+    def seconds() -> float:
+        if on_gpu:
+            torch.cuda.synchronize()
+        began = clock()
+        for _ in range(times):
+            torch.mm(left, right, out=result)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return clock() - began
+
+    seconds()
     best, end = float("inf"), clock() + _PATIENCE
     for _ in range(_ATTEMPTS):
-        best = min(best, _seconds(left, right, result, clock))
+        best = min(best, seconds())
         if clock() > end:
             break
-    return 2.0 * rows * sums * columns / max(best, 1e-9)
+    return times * flops / max(best, 1e-9)
 
 
 def _numbers(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     steps = torch.arange(rows * columns, device=device, dtype=torch.float32)
     return torch.sin(steps.view(rows, columns)).to(dtype)
-
-
-def _seconds(left: Tensor, right: Tensor, result: Tensor, clock: Callable[[], float]) -> float:
-    on_gpu = left.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize()
-    began = clock()
-    torch.mm(left, right, out=result)
-    if on_gpu:
-        torch.cuda.synchronize()
-    return clock() - began
 
 
 def _key(config: ResolvedConfig, shape: tuple[int, int, int]) -> dict[str, Any]:
