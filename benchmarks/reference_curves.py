@@ -49,7 +49,7 @@ DEMO_FLAGS = {
 DEMO_STEPS = 1000
 # Last steps of the windows whose mean losses are compared: short ones where the loss falls fast.
 WINDOW_ENDS = (*(5, 10, 20, 30, 40, 60, 80, 100), *range(125, DEMO_STEPS + 1, 25))
-# Of the loss on each side. Two runs of RWKV-6 with other seeds and other files differ by up to
+# Of the loss on each side. Two runs of a version with other seeds and other files differ by up to
 # 3.3 % in a window; another release of Python has other files too.
 LEAST_WIDTH, LONE_WIDTH = 0.06, 0.08
 OUTPUT = Path(report.__file__).parent / "reference_curves.json"

@@ -55,7 +55,8 @@ def test_every_table_has_its_rows(found: dict[str, Any]):
         [123, "rwkv-step-100.state", "801 to 984"]
     ]
     first, second = tables["Starts"]["rows"]
-    assert first[-1] == "nothing" and second[1:] == [
+    assert first[0] == "2026-11-30 09:00:00 UTC" and first[-1] == "nothing"
+    assert second[1:] == [
         *("200", "rwkv-init.pth", "0.2.1", "lr_init 0.003 -> 0.002: another course")
     ]
     environment = {row[0]: row[1] for row in tables["Environment"]["rows"]}

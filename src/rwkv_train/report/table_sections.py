@@ -138,7 +138,7 @@ def start_section(facts: RunFacts) -> PagePart:
     shown = [starts[i] for i in thinned(len(starts), _MOST_ROWS)]
     rows = [
         [
-            str(r.get("time", "–")).replace("+00:00", " UTC").replace("T", " "),
+            str(r.get("time", "–")).replace("T", " ", 1).replace("+00:00", " UTC"),
             shown_value(r.get("step")),
             str(r.get("from") or "new weights"),
             str(r.get("code_version", "–")),
