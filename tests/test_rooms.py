@@ -53,7 +53,7 @@ data.text: storage
 data.tokenize: binidx storage text
 doctor.__main__: check_runner check_table doctor_report findings
 doctor.build_tools: findings package_imports python_packages
-doctor.check_runner: check_table findings
+doctor.check_runner: check_table child_command findings
 doctor.check_table: build_tools disk_speed findings graphics_cards kernel_checks
     machine_state memory_checks network_checks package_imports process_limits
     processor_checks python_packages rings run_folder training_steps
@@ -68,7 +68,7 @@ doctor.package_imports: findings python_packages
 doctor.process_limits: findings python_packages
 doctor.processor_checks: findings
 doctor.python_packages: findings
-doctor.rings: findings
+doctor.rings: child_command findings
 doctor.run_folder: findings
 doctor.training_steps: findings
 evaluation.__main__: evaluated evaluations harness perplexity report scoring

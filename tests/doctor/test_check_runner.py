@@ -77,6 +77,20 @@ def is_running(process: int) -> bool:
         return False
 
 
+def test_words_that_are_no_finding_are_no_crash(monkeypatch, tmp_path):
+    line = good("first").to_json()
+    words = f"import json\nprint('welcome')\nprint(json.dumps({line}))"
+    found, _ = child(monkeypatch, tmp_path, words)
+    assert found == [good("first")]
+
+
+def test_the_folder_in_which_the_user_is_hides_no_library(monkeypatch, tmp_path):
+    (tmp_path / "shlex.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    (found,) = make_check(NINJA, tmp_path, lambda told: None)
+    assert found.level == "ok", found
+
+
 def test_findings_before_a_crash_are_kept(monkeypatch, tmp_path):
     line = good("first", number=3).to_json()
     found, _ = child(monkeypatch, tmp_path, f"import json\nprint(json.dumps({line}))\nsys.exit(3)")

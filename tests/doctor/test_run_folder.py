@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,18 @@ def test_inodes_that_are_used_up_are_a_fault(tmp_path, monkeypatch):
 def test_a_file_in_the_folders_place_is_a_fault(tmp_path):
     (tmp_path / "out").write_text("")
     assert "is no folder" in fault_of(check_folder, tmp_path / "out" / "run").found
+
+
+def test_a_folder_that_may_not_be_looked_into_is_a_fault(tmp_path, monkeypatch):
+    # The tests' user may be root, whom no permission keeps out.
+    def refused(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    monkeypatch.setattr(Path, "is_dir", refused)
+    found = fault_of(check_folder, tmp_path / "secret")
+    assert found.found == f"{tmp_path / 'secret'} cannot be written: Permission denied"
+    assert "choose another folder" in found.remedy
 
 
 def test_a_folder_in_memory_is_named(tmp_path, monkeypatch):

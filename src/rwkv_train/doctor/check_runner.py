@@ -1,7 +1,6 @@
 """Makes one check, in this process or in a child that is ended when it takes too long.
 
-`python -m rwkv_train.doctor.check_runner NAME FOLDER PARENT` is that child: it prints a
-line of JSON for every answer. What libraries print themselves goes to stderr.
+The child prints a line of JSON for every answer. What libraries print themselves goes to stderr.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from rwkv_train.doctor.check_table import CHECKS, Check
+from rwkv_train.doctor.child_command import child_command
 from rwkv_train.doctor.findings import Answers, Finding, fault, in_one_line
 from rwkv_train.training.environment import child_variables
 from rwkv_train.training.launchers.children import EndedChild, die_with_parent
@@ -59,9 +58,8 @@ def broken_check(error: Exception) -> Finding:
 
 
 def _make_in_child(check: Check, folder: Path, limit_s: float, watch: Telling) -> list[Finding]:
-    words = [check.name, str(folder), str(os.getpid())]
     process = subprocess.Popen(
-        [sys.executable, *_own_options(), "-m", "rwkv_train.doctor.check_runner", *words],
+        child_command("rwkv_train.doctor.check_runner", check.name, folder, os.getpid()),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -75,7 +73,12 @@ def _make_in_child(check: Check, folder: Path, limit_s: float, watch: Telling) -
     errors: list[str] = []
 
     def take(line: str) -> None:
-        said = json.loads(line)
+        try:
+            said = json.loads(line)
+        except ValueError:
+            # Printed before the child sent such words elsewhere, by what Python starts with.
+            keep(line)
+            return
         if isinstance(said, str):
             doing.append(said)
             watch(said)
@@ -101,12 +104,6 @@ def _make_in_child(check: Check, folder: Path, limit_s: float, watch: Telling) -
     if status != 0:
         found.append(_ended(status, limit_s, doing, errors))
     return found
-
-
-def _own_options() -> list[str]:
-    """Returns the options of this Python that decide which packages it finds."""
-    given = {"-S": sys.flags.no_site, "-s": sys.flags.no_user_site}
-    return [option for option, is_set in given.items() if is_set]
 
 
 def _ended(
@@ -148,7 +145,10 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Makes a check as the child; returns the exit status."""
+    """Makes a check as the child; returns the exit status.
+
+    argv: name of the check, the run's folder, process number of the parent.
+    """
     name, folder, parent = argv
     check = next(check for check in CHECKS if check.name == name)
     die_with_parent(int(parent))
@@ -161,8 +161,3 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         print(json.dumps(broken_check(error).to_json()), file=results, flush=True)
     return 0
-
-
-if __name__ == "__main__":
-    # Libraries that hang or crash while they are taken down are no fault of a run.
-    os._exit(main(sys.argv[1:]))

@@ -1,12 +1,9 @@
-"""Checks that processes add up numbers together, as ranks do: gloo on CPUs, NCCL on cards.
-
-`python -m rwkv_train.doctor.rings BACKEND RANK SIZE PORT PARENT` is one of the other processes.
-"""
+"""Checks that processes add up numbers together, as ranks do: gloo on CPUs, NCCL on cards."""
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rwkv_train.doctor.child_command import child_command
 from rwkv_train.doctor.findings import (
     Answers,
     Finding,
@@ -100,12 +98,13 @@ def _judged(backend: str, size: int, seconds: float) -> Finding:
 @contextmanager
 def _others(backend: str, size: int, port: int) -> Iterator[None]:
     """Runs the processes other than the first for as long as the block; ends what is left."""
-    import os
-
-    words = [sys.executable, "-m", "rwkv_train.doctor.rings", backend]
-    told = [str(size), str(port), str(os.getpid())]
     processes = [
-        subprocess.Popen([*words, str(rank), *told], env=child_variables({}), stdout=2)
+        subprocess.Popen(
+            child_command("rwkv_train.doctor.rings", backend, rank, size, port, os.getpid()),
+            env=child_variables({}),
+            # Of the parent its lines of JSON.
+            stdout=2,
+        )
         for rank in range(1, size)
     ]
     try:
@@ -145,7 +144,10 @@ def summed_seconds(backend: str, rank: int, size: int, store: TCPStore) -> float
 
 
 def main(argv: Sequence[str]) -> int:
-    """Takes part in a ring as one of its other processes; returns the exit status."""
+    """Takes part in a ring as one of its other processes; returns the exit status.
+
+    argv: backend, rank, number of processes, port of the store, process number of the parent.
+    """
     backend, rank, size, port, parent = argv
     die_with_parent(int(parent))
     quiet_connections()
@@ -155,7 +157,3 @@ def main(argv: Sequence[str]) -> int:
     store = TCPStore(LOOPBACK, int(port), is_master=False, timeout=limit, wait_for_workers=False)
     summed_seconds(backend, int(rank), int(size), store)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -99,10 +99,11 @@ def check_folder(folder: Path) -> Answers:
     place = existing_parent(folder)
     quoted = shlex.quote(str(place))
     yield f"look at {place}"
-    if not place.is_dir():
-        yield fault(f"{place} is no folder", f"mv {quoted} {quoted}.old, or choose another folder")
-        return
     try:
+        if not place.is_dir():
+            remedy = f"mv {quoted} {quoted}.old, or choose another folder"
+            yield fault(f"{place} is no folder", remedy)
+            return
         with own_folder(place) as own:
             write_atomically(own / "probe", bytes(1 << 20))
     except OSError as error:
@@ -152,7 +153,15 @@ def writing_remedy(error: OSError, place: Path) -> str:
 def existing_parent(folder: Path) -> Path:
     """Returns the folder itself, or the nearest above it that exists."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in (folder, *folder.parents) if _may_exist(path))
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # In a folder that may not be looked into: who writes there is told so.
+        return True
 
 
 def file_system(place: Path) -> str:
