@@ -8,12 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rwkv_train.verification.tolerances import (
-    STORED_ONCE,
-    TOLERANCE,
-    allowed_error,
-    relative_rms,
-)
+from rwkv_train.verification.tolerances import STORED_ONCE, TOLERANCE, allowed_error, relative_rms
 
 __all__ = ["STORED_ONCE", "TOLERANCE", "allowed_error", "relative_rms"]
 

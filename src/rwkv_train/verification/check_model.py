@@ -88,8 +88,12 @@ def _comparisons(
                 yield f"token by token, token {t}", "logits", logits[:, 0], plain[:, t]
 
 
-def _loss_and_gradients(model: RWKV, tokens: Tensor, ids: Tensor, reset: Tensor) -> dict[str, Tensor]:
+def _loss_and_gradients(
+    model: RWKV, tokens: Tensor, ids: Tensor, reset: Tensor
+) -> dict[str, Tensor]:
     names = [name for name, _ in model.named_parameters()]
     loss = model.loss(tokens, Targets(ids), reset=reset)
-    gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        loss, list(model.parameters()), materialize_grads=True, allow_unused=True
+    )
     return {"loss": loss.detach(), **{f"gradient of {n}": g for n, g in zip(names, gradients)}}

@@ -119,9 +119,7 @@ def _who(backend: str, device: torch.device) -> str:
     return backend if device.type == "cpu" else f"{backend} on the card"
 
 
-def _repeated(
-    problem: Problem, backend: str, dtype: torch.dtype, device: torch.device
-) -> Tensors:
+def _repeated(problem: Problem, backend: str, dtype: torch.dtype, device: torch.device) -> Tensors:
     """Returns the results once more, by one thread; none where no backend promises equal bits."""
     if not backend.startswith("native") or dtype not in (FP32, BF16):
         return {}

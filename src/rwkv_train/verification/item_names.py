@@ -11,7 +11,4 @@ OPERATORS = (
     *("norm_shift", "embedding_norm", "head_loss", "adamw", "matvec"),
 )
 MODEL, RUN, BITS = "model-", "run-", "bits-"
-ITEMS = (
-    *OPERATORS,
-    *(f"{kind}{version}" for version in VERSIONS for kind in (MODEL, RUN, BITS)),
-)
+ITEMS = (*OPERATORS, *(f"{kind}{version}" for version in VERSIONS for kind in (MODEL, RUN, BITS)))

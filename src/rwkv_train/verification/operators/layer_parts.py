@@ -10,13 +10,7 @@ from rwkv_train.ops.sigmoid_gate import sigmoid_gate
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.value_residual import value_residual
 from rwkv_train.verification.draws import Draws
-from rwkv_train.verification.operators.problem import (
-    FP32,
-    FP64,
-    Problem,
-    Tensors,
-    exact_in_16_bits,
-)
+from rwkv_train.verification.operators.problem import FP32, FP64, Problem, Tensors, exact_in_16_bits
 
 # Of the models' group norm, with a head_size_divisor of 8.
 _EPS = 6.4e-4
@@ -68,9 +62,7 @@ def value_problems() -> list[Problem]:
         given, base = exact_in_16_bits(inputs), frozenset(("base",))
         # By torch's operators the two gradients of v are rounded before they are added.
         exact = (FP64, FP32)
-        problems.append(
-            Problem(_case(shape), given, call, gradients, base, by_reference=exact)
-        )
+        problems.append(Problem(_case(shape), given, call, gradients, base, by_reference=exact))
     return problems
 
 

@@ -7,13 +7,7 @@ from torch import Tensor
 from rwkv_train.ops.embedding_norm import embedding_norm
 from rwkv_train.ops.norm_shift import moved_shift, norm_shift
 from rwkv_train.verification.draws import Draws
-from rwkv_train.verification.operators.problem import (
-    FP32,
-    FP64,
-    Problem,
-    Tensors,
-    exact_in_16_bits,
-)
+from rwkv_train.verification.operators.problem import FP32, FP64, Problem, Tensors, exact_in_16_bits
 
 _MOVED = 5
 _WIDE = frozenset(("weight", "bias", "mixes", "last", "again"))
@@ -102,4 +96,3 @@ def embedding_problems() -> list[Problem]:
         given = exact_in_16_bits(inputs)
         problems.append(Problem(case, given, call, gradients, frozenset(("weight", "bias"))))
     return problems
-

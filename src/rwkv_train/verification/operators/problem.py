@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.precision import compute_dtype
-from rwkv_train.verification.tolerances import (
-    STORED_ONCE,
-    TOLERANCE,
-    allowed_error,
-    stored_error,
-)
+from rwkv_train.verification.tolerances import STORED_ONCE, TOLERANCE, allowed_error, stored_error
 
 FP64, FP32, BF16, FP16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPE_NAMES = {FP64: "fp64", FP32: "fp32", BF16: "bf16", FP16: "fp16"}
