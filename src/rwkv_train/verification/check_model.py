@@ -6,6 +6,7 @@ In fp64 and by this machine's backends, with weights none of which is trivial.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,18 +44,14 @@ def check_model(version: str, device: torch.device) -> Part:
 def _model(version: str) -> RWKV:
     heads = {} if version == "4" else {"head_size": 32}
     config = ModelConfig(
-        rwkv_version=version,  # type: ignore[arg-type]  # a name of the table
-        n_layer=2,
-        n_embd=64,
-        vocab_size=_VOCABULARY,
-        **heads,
+        rwkv_version=version, n_layer=2, n_embd=64, vocab_size=_VOCABULARY, **heads
     )
     model = build_model(complete_model(config)).double()
     initialize(model, seed=3, lr_init=1e-2)
     draws = Draws(501)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += draws.normal(*parameter.shape) / max(4, parameter.shape[-1]) ** 0.5
+            parameter.add_(draws.normal(*parameter.shape), alpha=parameter.shape[-1] ** -0.5)
     return model
 
 
@@ -77,7 +74,7 @@ def _comparisons(
         packed, _ = model(tokens, reset=reset)
         plain, _ = model(tokens)
         borders = (0, *_STARTS, _TIME)
-        for start, end in zip(borders, borders[1:]):
+        for start, end in pairwise(borders):
             alone, _ = model(tokens[:, start:end])
             case = f"documents packed, the one at {start}"
             yield case, "logits", packed[:, start:end], alone

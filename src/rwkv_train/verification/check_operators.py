@@ -81,8 +81,8 @@ def _check(
         kind = found[name].dtype if name not in raw else raw[name].dtype
         kind = FP32 if kind == FP64 and dtype != FP64 else kind
         bound, least = problem.allowed(dtype, kind, right)
-        error = relative_rms(found[name], right)
-        findings.append(Finding(*about, name, problem.case, error, bound, least))
+        off = relative_rms(found[name], right)
+        findings.append(Finding(*about, name, problem.case, off, bound, least))
     for name, value in again.items():
         differs = (value != raw[name]) & ~(value.isnan() & raw[name].isnan())
         share = differs.double().mean().item()

@@ -26,7 +26,8 @@ def measured_speeds(tokens_per_second: Mapping[str, float], device: str) -> dict
 
 def median_speed(steps: list[dict[str, Any]]) -> float:
     """Returns the tokens per second of a run's usual step."""
-    return round(statistics.median(step["tokens_per_second"] for step in steps), 1)
+    median: float = statistics.median(step["tokens_per_second"] for step in steps)
+    return round(median, 1)
 
 
 def _product_rate(dtype: torch.dtype, device: str) -> float:

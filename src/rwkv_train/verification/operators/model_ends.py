@@ -27,7 +27,7 @@ _LOSS_ROUNDINGS = 4
 
 
 def loss_problems() -> list[Problem]:
-    """Returns the calls of `ops.head_loss`: whole and in slices, with weights, with extra logits."""
+    """Returns the calls of `ops.head_loss`: whole and in slices, weighted, with extra logits."""
     return [
         _loss("130 tokens, 300 words, slices of 64", (2, 65, 64, 300), 64, Draws(400)),
         _loss("39 tokens, 1100 words, extra logits", (3, 13, 40, 1100), None, Draws(401), True),
@@ -88,10 +88,10 @@ def _adamw(case: str, limit: float, draws: Draws) -> Problem:
     def call(given: Tensors, backend: str) -> Tensors:
         numbers = range(len(_PARAMETERS))
         parameters = [given[f"parameter {i}"] for i in numbers]
-        moments = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+        first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
         weights = [torch.zeros_like(p, dtype=BF16) for p in parameters]
         tensors = AdamwTensors(
-            parameters, [], *moments, [torch.zeros(()) for _ in parameters], weights
+            parameters, [], first, second, [torch.zeros(()) for _ in parameters], weights
         )
         rates, decays = ([of[i % 2] for i in numbers] for of in (_RATES, _DECAYS))
         norms = []
@@ -105,8 +105,8 @@ def _adamw(case: str, limit: float, draws: Draws) -> Problem:
         results = {"norm": torch.stack(norms).to(parameters[0].dtype)}
         for i in numbers:
             results[f"parameter {i}"] = parameters[i]
-            results[f"first moment {i}"] = moments[0][i]
-            results[f"second moment {i}"] = moments[1][i]
+            results[f"first moment {i}"] = first[i]
+            results[f"second moment {i}"] = second[i]
         return results
 
     return Problem(case, exact_in_16_bits(inputs), call, wide=wide)

@@ -63,8 +63,13 @@ def _shift(
 
 
 def _shifted(given: Tensors, reset: Tensor, backend: str) -> Tensors:
-    first = {name: x for name, x in given.items() if name not in ("again", "moves")}
-    found = norm_shift(**first, reset=reset, backend=backend)
+    found = norm_shift(
+        *(given["x"], given["weight"], given["bias"], given.get("mixes"), given["last"]),
+        out=given["out"],
+        gate=given.get("gate"),
+        reset=reset,
+        backend=backend,
+    )
     results = {"stream": found.stream, "h_last": found.last}
     results |= {f"y{i}": part for i, part in enumerate(found.mixed)}
     if "moves" in given:
@@ -90,7 +95,8 @@ def embedding_problems() -> list[Problem]:
         gradients = exact_in_16_bits({"y": draws.normal(batch, time, width)})
 
         def call(given: Tensors, backend: str, ids: Tensor = ids) -> Tensors:
-            return {"y": embedding_norm(ids.to(given["table"].device), **given, backend=backend)}
+            table, weight, bias = (given[name] for name in ("table", "weight", "bias"))
+            return {"y": embedding_norm(ids.to(table.device), table, weight, bias, backend=backend)}
 
         case = f"{batch * time} places of {tokens} tokens, width {width}"
         given = exact_in_16_bits(inputs)

@@ -118,9 +118,8 @@ def _wkv5(size: _Size, draws: Draws) -> Problem:
     inputs["u"] = draws.normal(*row)
 
     def call(given: Tensors, backend: str) -> Tensors:
-        sequences = [given[name] for name in "rkvwu"]
-        reset = flags(given["r"])
-        y, state = wkv5(*sequences, given["state"], backend=backend, reset=reset)
+        r, k, v, w, u = (given[name] for name in "rkvwu")
+        y, state = wkv5(r, k, v, w, u, given["state"], backend=backend, reset=flags(r))
         assert state is not None, "it was asked for"
         return {"y": y, "final state": state}
 
@@ -135,9 +134,10 @@ def _wkv6(size: _Size, draws: Draws) -> Problem:
     inputs |= {"u": draws.normal(*row), "base": draws.normal(*row) / 8}
 
     def call(given: Tensors, backend: str) -> Tensors:
-        sequences = [given[name] for name in "rkvwu"]
-        options = {"base": given["base"], "reset": flags(given["r"])}
-        y, state = wkv6(*sequences, given["state"], backend=backend, **options)
+        r, k, v, w, u = (given[name] for name in "rkvwu")
+        y, state = wkv6(
+            r, k, v, w, u, given["state"], base=given["base"], backend=backend, reset=flags(r)
+        )
         assert state is not None, "it was asked for"
         return {"y": y, "final state": state}
 
@@ -155,11 +155,13 @@ def _wkv7(size: _Size, draws: Draws) -> Problem:
     gradients["s"] = draws.normal(*shape[:3])
 
     def call(given: Tensors, backend: str) -> Tensors:
-        sequences = [given[name] for name in ("r", "w", "k", "v", "a", "b", "bonus", "state")]
-        options = {"base": given["base"], "reset": flags(given["r"])}
-        y, s, state = wkv7_and_bonus(*sequences, backend=backend, **options)
-        assert state is not None, "it was asked for"
-        return {"y": y, "s": s, "final state": state}
+        names = ("r", "w", "k", "v", "a", "b", "bonus", "state")
+        r, w, k, v, a, b, bonus, state = (given[name] for name in names)
+        y, s, final_state = wkv7_and_bonus(
+            *(r, w, k, v, a, b, bonus, state), base=given["base"], backend=backend, reset=flags(r)
+        )
+        assert final_state is not None, "it was asked for"
+        return {"y": y, "s": s, "final state": final_state}
 
     inputs, gradients = exact_in_16_bits(inputs), exact_in_16_bits(gradients)
     return Problem(size.case, inputs, call, gradients, _WIDE)
