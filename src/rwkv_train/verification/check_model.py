@@ -88,9 +88,9 @@ def _comparisons(
 def _loss_and_gradients(
     model: RWKV, tokens: Tensor, ids: Tensor, reset: Tensor
 ) -> dict[str, Tensor]:
-    names = [name for name, _ in model.named_parameters()]
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     loss = model.loss(tokens, Targets(ids), reset=reset)
     gradients = torch.autograd.grad(
-        loss, list(model.parameters()), materialize_grads=True, allow_unused=True
+        loss, list(learning.values()), materialize_grads=True, allow_unused=True
     )
-    return {"loss": loss.detach(), **{f"gradient of {n}": g for n, g in zip(names, gradients)}}
+    return {"loss": loss.detach(), **{f"gradient of {n}": g for n, g in zip(learning, gradients)}}

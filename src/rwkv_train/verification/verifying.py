@@ -12,7 +12,7 @@ from rwkv_train.config.versions import VERSIONS
 from rwkv_train.verification.check_model import check_model
 from rwkv_train.verification.check_operators import check_operator
 from rwkv_train.verification.check_run import check_bits, check_run
-from rwkv_train.verification.findings import Part
+from rwkv_train.verification.findings import Finding, Part
 from rwkv_train.verification.golden_file import golden
 from rwkv_train.verification.item_names import BITS, MODEL, OPERATORS, RUN
 
@@ -53,9 +53,18 @@ def verified(steps: Sequence[Step]) -> Iterator[Part]:
     torch.set_num_threads(min(threads, _THREADS))
     try:
         for step in steps:
-            yield step.check()
+            yield _outcome(step)
     finally:
         torch.set_num_threads(threads)
+
+
+def _outcome(step: Step) -> Part:
+    """Returns what was found out about an item; an error is a fault of it, and ends no other."""
+    try:
+        return step.check()
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Part(step.item, (Finding(step.item, "–", "–", "the check itself", "", fault=fault),))
 
 
 def _on_device(plan: Plan, name: str) -> list[Step]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rwkv_train.ops.adamw import AdamwOptions, AdamwTensors, adamw_update, gradient_norm
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
+from rwkv_train.ops.head_loss.reference import head_loss_reference, head_token_losses_reference
 from rwkv_train.ops.matvec import matvec
 from rwkv_train.verification.draws import Draws
 from rwkv_train.verification.operators.problem import (
@@ -58,12 +59,20 @@ def _loss(
         each = head_token_losses(x, given["weight"], targets.ids, rows=rows, **options)  # type: ignore[arg-type]
         return {"loss": loss, "losses of tokens": each}
 
+    def truth(given: Tensors) -> Tensors:
+        x, weight, extra = given["x"], given["weight"], given.get("extra")
+        loss = head_loss_reference(x, weight, ids, mask=weights, extra_logits=extra)
+        each = head_token_losses_reference(x, weight, ids, extra_logits=extra)
+        return {"loss": loss, "losses of tokens": each}
+
     # As large as the number of tokens: fp16 keeps no gradient of a mean.
     gradients = {"loss": torch.tensor(float(weights.sum()), dtype=FP64)}
     # Of a handful of numbers the errors of four roundings are no mean over many.
     dtypes = Problem.dtypes if time > 1 else (FP64, FP32)
     inputs = exact_in_16_bits(inputs)
-    return Problem(case, inputs, call, gradients, dtypes=dtypes, roundings=_LOSS_ROUNDINGS)
+    return Problem(
+        case, inputs, call, gradients, dtypes=dtypes, roundings=_LOSS_ROUNDINGS, truth=truth
+    )
 
 
 _RATES, _DECAYS = (1e-3, 3e-3), (0.1, 0.0)

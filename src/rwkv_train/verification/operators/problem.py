@@ -27,6 +27,7 @@ class Problem:
     wide: inputs that stay in the computing type where the others are in 16 bits.
     by_reference: of these, those in which the reference rounds as often as a kernel does.
     roundings: how often a 16-bit number is rounded between the inputs and a result.
+    truth: what gives the exact results, where it is not the call by the reference.
     finished: results as they are to be compared, from the results and the inputs in fp64.
     """
 
@@ -38,34 +39,18 @@ class Problem:
     dtypes: tuple[torch.dtype, ...] = (FP64, FP32, BF16, FP16)
     by_reference: tuple[torch.dtype, ...] = (FP64, FP32, BF16, FP16)
     roundings: int = 1
+    truth: Callable[[Tensors], Tensors] | None = None
     finished: Callable[[Tensors, Tensors], Tensors] = lambda results, exact: results
 
     def results(self, backend: str, dtype: torch.dtype, device: torch.device) -> Tensors:
         """Returns every result and every gradient ("gk" that of k) by name, on the CPU."""
-        leaves = {
-            name: x.to(device, self.dtype_of(name, dtype)).clone()
-            for name, x in self.inputs.items()
-        }
-        if not self.gradients:
-            with torch.no_grad():
-                found = self.call(leaves, backend)
-        else:
-            for leaf in leaves.values():
-                leaf.requires_grad_()
-            found = self.call(leaves, backend)
-            given = {name: g.to(device, found[name].dtype) for name, g in self.gradients.items()}
-            gradients = torch.autograd.grad(
-                [found[name] for name in given],
-                list(leaves.values()),
-                list(given.values()),
-                materialize_grads=True,
-            )
-            found |= {f"g{name}": g for name, g in zip(leaves, gradients)}
-        return {name: x.detach().cpu() for name, x in found.items()}
+        return self._results(lambda leaves: self.call(leaves, backend), dtype, device)
 
     def exact(self) -> Tensors:
         """Returns what `results` gives by the reference in fp64."""
-        return self.results("reference", FP64, torch.device("cpu"))
+        if self.truth is None:
+            return self.results("reference", FP64, torch.device("cpu"))
+        return self._results(self.truth, FP64, torch.device("cpu"))
 
     def allowed(self, dtype: torch.dtype, kind: torch.dtype, exact: Tensor) -> tuple[float, float]:
         """Returns the largest error of a result, and the least that it can have.
@@ -83,6 +68,30 @@ class Problem:
     def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """Returns the dtype of an input of a call in `dtype`."""
         return compute_dtype(dtype) if name in self.wide else dtype
+
+    def _results(
+        self, call: Callable[[Tensors], Tensors], dtype: torch.dtype, device: torch.device
+    ) -> Tensors:
+        leaves = {
+            name: x.to(device, self.dtype_of(name, dtype)).clone()
+            for name, x in self.inputs.items()
+        }
+        if not self.gradients:
+            with torch.no_grad():
+                found = call(leaves)
+        else:
+            for leaf in leaves.values():
+                leaf.requires_grad_()
+            found = call(leaves)
+            given = {name: g.to(device, found[name].dtype) for name, g in self.gradients.items()}
+            gradients = torch.autograd.grad(
+                [found[name] for name in given],
+                list(leaves.values()),
+                list(given.values()),
+                materialize_grads=True,
+            )
+            found |= {f"g{name}": g for name, g in zip(leaves, gradients)}
+        return {name: x.detach().cpu() for name, x in found.items()}
 
 
 def exact_in_16_bits(numbers: Mapping[str, Tensor]) -> Tensors:
