@@ -24,6 +24,8 @@ from rwkv_train.verification.operators.problem import (
 from rwkv_train.verification.operators.problem_table import PROBLEMS
 from rwkv_train.verification.tolerances import TOLERANCE, relative_rms
 
+# Who gave the results that the golden file has, against which the reference itself is compared.
+STORED = "stored"
 QUICK_PROBLEMS, QUICK_DTYPES = 2, (FP32, BF16)
 
 
@@ -98,7 +100,7 @@ def _against_stored(
     return [
         Finding(
             op,
-            "reference, stored",
+            STORED,
             "fp64",
             name,
             problem.case,

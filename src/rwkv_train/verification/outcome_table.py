@@ -8,6 +8,8 @@ from typing import NamedTuple
 from rwkv_train.verification.findings import Finding, Part, faults_of, worst_of
 
 FAULTS_SHOWN = 30
+# Names of parameters are longer than anybody wants to read in a table.
+_RESULT_WIDTH = 32
 _TITLES = ("what", "backend", "types", "compared", "closest to its bound", "error", "bound", "used")
 
 
@@ -91,6 +93,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     worst = row.worst
     about = (row.item, row.backend, " ".join(row.dtypes), str(row.compared))
     result = worst.result if len(row.dtypes) == 1 else f"{worst.result} in {worst.dtype}"
+    if len(result) > _RESULT_WIDTH:
+        result = f"{result[: _RESULT_WIDTH - 3]}..."
     if worst.fault:
         return (*about, result, "", "", "FAULT")
     used = "FAULT" if row.faults else f"{worst.used:.0%} ok"

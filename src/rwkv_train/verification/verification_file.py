@@ -56,7 +56,10 @@ def verification_record(
             }
             for row in rows_of(parts)
         ],
-        "faults": [_values(finding) for finding in faults[:_FAULTS_KEPT]],
+        "faults": [
+            {"what": finding.item, "backend": finding.backend, **_values(finding)}
+            for finding in faults[:_FAULTS_KEPT]
+        ],
         "not_run": [missing._asdict() for part in parts for missing in part.not_run],
         "notes": [note for part in parts for note in part.notes],
     }
@@ -122,5 +125,4 @@ def _values(finding: Finding) -> dict[str, Any]:
         for name, value in numbers.items()
     }
     words = {"dtype": finding.dtype, "result": finding.result, "case": finding.case}
-    about = {"what": finding.item, "backend": finding.backend}
-    return {**about, **words, **written, **({"fault": finding.fault} if finding.fault else {})}
+    return {**words, **written, **({"fault": finding.fault} if finding.fault else {})}

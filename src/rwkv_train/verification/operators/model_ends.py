@@ -1,7 +1,7 @@
 """Calls of what stands at the end of a step: head and loss, the optimizer; and decoding's product.
 
 Logits are the sums of products, which a product of 16-bit operands rounds on a CPU; so do their
-gradients, and what they give: a 16-bit result of the loss is rounded up to four times on its way.
+gradients, and what they give: a 16-bit result of the loss is rounded several times on its way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from rwkv_train.verification.operators.problem import (
     exact_in_16_bits,
 )
 
-_LOSS_ROUNDINGS = 4
+# Twice what torch's own operators need at most in fp16; the project's kernels need two.
+_LOSS_ROUNDINGS = 6
 
 
 def loss_problems() -> list[Problem]:

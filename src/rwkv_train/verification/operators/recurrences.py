@@ -38,7 +38,7 @@ class _Size(NamedTuple):
 # of 16 and 32; sizes that CUDA kernels have, and one that fills no vector.
 _SIZES = (
     _Size("65 tokens, documents, heads of 64", 2, 65, 2, 64, reset=True),
-    _Size("70 tokens, extreme decays", 1, 70, 2, 32, reset=True, decays="extreme"),
+    _Size("70 tokens, extreme decays", 1, 70, 2, 32, decays="extreme"),
     _Size("129 tokens, nothing forgotten", 1, 129, 1, 64, decays="none"),
     _Size("17 tokens, heads of 5", 3, 17, 2, 5),
     _Size("1 token", 2, 1, 1, 32),
