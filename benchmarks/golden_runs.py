@@ -35,7 +35,7 @@ from rwkv_train.verification.check_run import (
 )
 from rwkv_train.verification.golden_file import (
     DIGITS,
-    FILE,
+    GOLDEN_FILE,
     PARAMETER_DIGITS,
     ROUNDING_DIGITS,
     StoredParameter,
@@ -55,7 +55,7 @@ def main() -> None:
     """Writes the file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.golden_runs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--output", type=Path, default=FILE)
+    parser.add_argument("--output", type=Path, default=GOLDEN_FILE)
     options = parser.parse_args()
     torch.set_num_threads(1)
     content = {

@@ -140,6 +140,18 @@ training.step_callback: bad_steps checkpointing distributed module observing opt
     progress reporting signals
 training.trainer: distributed fp32_products
 training.validation: checkpointing module progress reporting start
+verification.__main__: findings golden_file item_names outcome_table speeds
+    verification_file verifying
+verification.check_model: findings fixed_numbers item_names tolerances
+verification.check_operators: findings golden_file operators tolerances
+verification.check_run: findings golden_file golden_run item_names speeds
+verification.golden_file: fixed_numbers
+verification.golden_run: fixed_numbers
+verification.operators: fixed_numbers tolerances
+verification.outcome_table: findings
+verification.verification_file: findings golden_file outcome_table verifying
+verification.verifying: check_model check_operators check_run findings golden_file
+    item_names
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or
 # GitHub look for.

@@ -32,6 +32,7 @@ COMMANDS = (
     "rwkv-embed",
     "rwkv-eval",
     "rwkv-export",
+    "rwkv-verify",
 )
 
 

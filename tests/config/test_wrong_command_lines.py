@@ -173,6 +173,7 @@ def test_help_names_every_flag_and_imports_nothing_heavy():
         ("rwkv_train.evaluation", "rwkv-eval"),
         ("rwkv_train.inference.chat", "rwkv-chat"),
         ("rwkv_train.export", "rwkv-export"),
+        ("rwkv_train.verification", "rwkv-verify"),
     ],
 )
 def test_an_installed_command_names_itself(program, command, monkeypatch, capsys):

@@ -100,7 +100,9 @@ def test_sums_that_are_kept_in_16_bits(wrong, monkeypatch):
 def test_a_gradient_that_differs_from_call_to_call(wrong, monkeypatch):
     require_kernel("embedding_norm")
     table = 1
-    change_run(monkeypatch, embedding_native, with_input(table, gradient(every_other_time_larger())))
+    change_run(
+        monkeypatch, embedding_native, with_input(table, gradient(every_other_time_larger()))
+    )
     assert wrong("embedding_norm") == {"native": {"gtable, repeated"}}
 
 

@@ -17,8 +17,8 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
 from rwkv_train.ops.head_loss import Targets
-from rwkv_train.verification.draws import Draws
 from rwkv_train.verification.findings import Finding, Part
+from rwkv_train.verification.fixed_numbers import FixedNumbers
 from rwkv_train.verification.item_names import MODEL
 from rwkv_train.verification.tolerances import TOLERANCE, relative_rms
 
@@ -28,11 +28,11 @@ _STARTS = (5, 16, 31)
 _BOUND = TOLERANCE[torch.float64]
 
 
-def check_model(version: str, device: torch.device) -> Part:
+def check_model_ways(version: str, device: torch.device) -> Part:
     """Returns what was found out about a version's model."""
     item, who = f"{MODEL}{version}", "auto" if device.type == "cpu" else "auto on the card"
     model = _model(version).to(device)
-    draws = Draws(500)
+    draws = FixedNumbers(500)
     tokens, ids = (draws.integers(_VOCABULARY, 2, _TIME).to(device) for _ in range(2))
     findings = [
         Finding(item, who, "fp64", result, case, relative_rms(value, right), _BOUND)
@@ -48,7 +48,7 @@ def _model(version: str) -> RWKV:
     )
     model = build_model(complete_model(config)).double()
     initialize(model, seed=3, lr_init=1e-2)
-    draws = Draws(501)
+    draws = FixedNumbers(501)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(draws.normal(*parameter.shape), alpha=parameter.shape[-1] ** -0.5)

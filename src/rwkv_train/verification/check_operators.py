@@ -99,13 +99,7 @@ def _against_stored(
     bound = TOLERANCE[FP64]
     return [
         Finding(
-            op,
-            STORED,
-            "fp64",
-            name,
-            problem.case,
-            projection_error(value, stored.get(name)),
-            bound,
+            op, STORED, "fp64", name, problem.case, projection_error(value, stored.get(name)), bound
         )
         for name, value in problem.finished(exact, exact).items()
     ]

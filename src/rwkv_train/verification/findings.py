@@ -1,4 +1,4 @@
-"""What was compared, how far it was off, and how far it may be."""
+"""Findings: a comparison each, with its error and how large that may be."""
 
 from __future__ import annotations
 

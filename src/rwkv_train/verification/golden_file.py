@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkv_train.verification.draws import Draws
+from rwkv_train.verification.fixed_numbers import FixedNumbers
 
-FILE = Path(__file__).with_name("golden.json")
+GOLDEN_FILE = Path(__file__).with_name("golden.json")
 # Digits that are kept: below what any comparison of operators allows, of parameters, of roundings.
 DIGITS, PARAMETER_DIGITS, ROUNDING_DIGITS = 12, 9, 2
 _SIGNS_SEED = 1
@@ -28,13 +28,13 @@ _SIGNS_SEED = 1
 @cache
 def golden() -> dict[str, Any]:
     """Returns the contents of the file."""
-    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(GOLDEN_FILE.read_text(encoding="utf-8"))
     return content
 
 
 def golden_digest() -> str:
     """Returns the SHA-256 of the file."""
-    return hashlib.sha256(FILE.read_bytes()).hexdigest()
+    return hashlib.sha256(GOLDEN_FILE.read_bytes()).hexdigest()
 
 
 class StoredParameter(NamedTuple):
@@ -88,4 +88,4 @@ def number_error(found: Sequence[float], stored: Sequence[float], scale: float) 
 
 @cache
 def _signs(count: int) -> Tensor:
-    return torch.where(Draws(_SIGNS_SEED).uniform(count) < 0.5, -1.0, 1.0).double()
+    return torch.where(FixedNumbers(_SIGNS_SEED).uniform(count) < 0.5, -1.0, 1.0).double()

@@ -29,23 +29,23 @@ from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.reporting.metrics_file import read_metrics
 from rwkv_train.training.start.prepare import prepare_run
 from rwkv_train.training.start.run_lock import RunLock
-from rwkv_train.verification.draws import Draws
+from rwkv_train.verification.fixed_numbers import FixedNumbers
 
-STEPS = 8
-CTX_LEN = 32
-VOCABULARY = 64
+GOLDEN_STEPS = 8
+GOLDEN_CTX_LEN = 32
+GOLDEN_VOCABULARY = 64
 _ROWS_OF_A_STEP = 4
 _DOCUMENTS = 120
 _SETTINGS: dict[str, object] = {
     "n_layer": 2,
     "n_embd": 64,
-    "vocab_size": VOCABULARY,
-    "ctx_len": CTX_LEN,
+    "vocab_size": GOLDEN_VOCABULARY,
+    "ctx_len": GOLDEN_CTX_LEN,
     "chunk_len": 13,
     "micro_bsz": 2,
     "accumulate_grad_batches": 2,
     "reset_at_documents": 1,
-    "exit_tokens": STEPS * _ROWS_OF_A_STEP * CTX_LEN,
+    "exit_tokens": GOLDEN_STEPS * _ROWS_OF_A_STEP * GOLDEN_CTX_LEN,
     "epoch_steps": 100,
     "epoch_save": 0,
     "save_every_minutes": 0,
@@ -103,14 +103,14 @@ def run_golden(version: str, *, accelerator: str = "cpu", wkv_backend: str = "au
 
 def write_documents(prefix: Path) -> None:
     """Writes a pair of short documents in which a token tells much about the next one."""
-    draws = Draws(11)
+    draws = FixedNumbers(11)
     lengths = (7 + draws.integers(40, _DOCUMENTS)).tolist()
     with BinidxWriter(prefix, "uint16") as writer:
         for length in lengths:
             noise = draws.integers(5, length).tolist()
-            tokens = [int(draws.integers(VOCABULARY, 1))]
+            tokens = [int(draws.integers(GOLDEN_VOCABULARY, 1))]
             for step in noise[1:]:
-                tokens.append((5 * tokens[-1] + step + 1) % VOCABULARY)
+                tokens.append((5 * tokens[-1] + step + 1) % GOLDEN_VOCABULARY)
             writer.append(tokens)
 
 

@@ -1,4 +1,4 @@
-"""What people read at the end: a row for every item and backend, then every fault by its name."""
+"""The table that people read at the end: a row for every item and backend, then every fault by its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RESULT_WIDTH = 32
 _TITLES = ("what", "backend", "types", "compared", "closest to its bound", "error", "bound", "used")
 
 
-class Row(NamedTuple):
+class OutcomeRow(NamedTuple):
     """All comparisons of an item by one backend, and the one that is closest to its bound."""
 
     item: str
@@ -24,14 +24,14 @@ class Row(NamedTuple):
     faults: int
 
 
-def rows_of(parts: Iterable[Part]) -> list[Row]:
+def outcome_rows(parts: Iterable[Part]) -> list[OutcomeRow]:
     """Returns the rows in the order of the verification."""
     groups: dict[tuple[str, str], list[Finding]] = {}
     for part in parts:
         for finding in part.findings:
             groups.setdefault((finding.item, finding.backend), []).append(finding)
     return [
-        Row(
+        OutcomeRow(
             *key,
             tuple(dict.fromkeys(f.dtype for f in found)),
             len(found),
@@ -53,7 +53,7 @@ def named_faults(findings: Iterable[Finding]) -> list[Finding]:
 
 def table_lines(parts: Sequence[Part]) -> Iterator[str]:
     """Yields the table, what was not run, the faults by name, and the last line."""
-    cells = [_TITLES, *(_cells(row) for row in rows_of(parts))]
+    cells = [_TITLES, *(_cells(row) for row in outcome_rows(parts))]
     widths = [max(len(row[i]) for row in cells) for i in range(len(_TITLES))]
     for row in cells:
         yield "  ".join(
@@ -89,7 +89,7 @@ def fault_line(finding: Finding) -> str:
     return f"{where}{case}: error {finding.error:.2g}, at most {finding.bound:.2g}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: OutcomeRow) -> tuple[str, ...]:
     worst = row.worst
     about = (row.item, row.backend, " ".join(row.dtypes), str(row.compared))
     result = worst.result if len(row.dtypes) == 1 else f"{worst.result} in {worst.dtype}"

@@ -1,4 +1,4 @@
-"""How far a result may be from the exact one: the one table of tolerances, for tests and users."""
+"""The one table of tolerances, for tests and users: how far a result may be from the exact one."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from rwkv_train.machine_record import machine_record
 from rwkv_train.ops.native.build import SOURCES
 from rwkv_train.verification.findings import Finding, Part, faults_of
 from rwkv_train.verification.golden_file import golden_digest
-from rwkv_train.verification.outcome_table import named_faults, result_line, rows_of
+from rwkv_train.verification.outcome_table import named_faults, outcome_rows, result_line
 from rwkv_train.verification.verifying import Plan
 
-FORMAT = 1
+_FORMAT = 1
 _CHECKSUM = "sha256"
 _DIGITS = 3
 # Of a broken machine everything is wrong: as many as one reads.
@@ -37,7 +37,7 @@ def verification_record(
     faults = named_faults(faults_of(parts))
     content = {
         "program": "rwkv-verify",
-        "format": FORMAT,
+        "format": _FORMAT,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "result": result_line(parts).removeprefix("RESULT: "),
         "quick": plan.quick,
@@ -54,7 +54,7 @@ def verification_record(
                 "faults": row.faults,
                 "worst": _values(row.worst),
             }
-            for row in rows_of(parts)
+            for row in outcome_rows(parts)
         ],
         "faults": [
             {"what": finding.item, "backend": finding.backend, **_values(finding)}
@@ -63,7 +63,7 @@ def verification_record(
         "not_run": [missing._asdict() for part in parts for missing in part.not_run],
         "notes": [note for part in parts for note in part.notes],
     }
-    return content | {_CHECKSUM: checksum(content)}
+    return content | {_CHECKSUM: content_checksum(content)}
 
 
 def write_verification(path: Path, content: Mapping[str, Any]) -> None:
@@ -87,13 +87,13 @@ def read_verification(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("program") != "rwkv-verify":
         raise DataError(f"--check {path} is no report of rwkv-verify; give what --output wrote")
-    if content.get("format") != FORMAT:
+    if content.get("format") != _FORMAT:
         raise DataError(
-            f"--check {path} has format {content.get('format')}, expected {FORMAT}; check it with "
+            f"--check {path} has format {content.get('format')}, expected {_FORMAT}; check it with "
             "the version of the program that wrote it"
         )
     found = content.pop(_CHECKSUM, None)
-    if found != checksum(content):
+    if found != content_checksum(content):
         raise DataError(
             f"--check {path} was changed after it was written: its checksum does not match; ask "
             "for the file as rwkv-verify wrote it"
@@ -101,7 +101,7 @@ def read_verification(path: Path) -> dict[str, Any]:
     return content
 
 
-def checksum(content: Mapping[str, Any]) -> str:
+def content_checksum(content: Mapping[str, Any]) -> str:
     """Returns the SHA-256 of the contents, however they are indented and ordered."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

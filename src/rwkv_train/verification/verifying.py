@@ -1,4 +1,4 @@
-"""What is verified, item by item, in the order in which faults explain one another."""
+"""Verifies item by item, in the order in which faults explain one another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from rwkv_train.config.versions import VERSIONS
-from rwkv_train.verification.check_model import check_model
+from rwkv_train.verification.check_model import check_model_ways
 from rwkv_train.verification.check_operators import check_operator
 from rwkv_train.verification.check_run import check_bits, check_run
 from rwkv_train.verification.findings import Finding, Part
@@ -21,7 +21,7 @@ _THREADS = 2
 
 
 class Plan(NamedTuple):
-    """What is asked for.
+    """The items that are asked for, and where they are to run.
 
     only: names of items; empty: all.  quick: fewer calls, two float types, no run for its bits.
     devices: "cpu", "cuda" or both.
@@ -76,7 +76,7 @@ def _on_device(plan: Plan, name: str) -> list[Step]:
     ]
     for version in VERSIONS:
         run = stored["runs"].get(version, {})
-        steps.append(Step(f"{MODEL}{version}", partial(check_model, version, device)))
+        steps.append(Step(f"{MODEL}{version}", partial(check_model_ways, version, device)))
         steps.append(Step(f"{RUN}{version}", partial(check_run, version, run, accelerator)))
         # A card's bits are nobody's promise.
         if name == "cpu" and not plan.quick:

@@ -9,7 +9,7 @@ from rwkv_train.ops.keys import keys
 from rwkv_train.ops.sigmoid_gate import sigmoid_gate
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.value_residual import value_residual
-from rwkv_train.verification.draws import Draws
+from rwkv_train.verification.fixed_numbers import FixedNumbers
 from rwkv_train.verification.operators.problem import FP32, FP64, Problem, Tensors, exact_in_16_bits
 
 # Of the models' group norm, with a head_size_divisor of 8.
@@ -35,7 +35,7 @@ def key_problems() -> list[Problem]:
 
     problems = []
     for number, shape in enumerate(_SHAPES):
-        draws, width = Draws(200 + number), shape[2] * shape[3]
+        draws, width = FixedNumbers(200 + number), shape[2] * shape[3]
         inputs = {"key": draws.normal(*shape)}
         inputs["logits"] = draws.normal(*shape) * _spread(shape[1], 4)
         inputs |= {name: draws.normal(width) for name in ("base", "removal", "replacement")}
@@ -54,7 +54,7 @@ def value_problems() -> list[Problem]:
 
     problems = []
     for number, shape in enumerate(_SHAPES):
-        draws, flat = Draws(220 + number), (*shape[:2], shape[2] * shape[3])
+        draws, flat = FixedNumbers(220 + number), (*shape[:2], shape[2] * shape[3])
         inputs = {name: draws.normal(*flat) for name in ("value", "first", "logits")}
         inputs["logits"] *= _spread(shape[1], 3)
         inputs["base"] = draws.normal(flat[2])
@@ -74,7 +74,7 @@ def relu_problems() -> list[Problem]:
 
     problems = []
     for number, shape in enumerate(_SHAPES):
-        draws, flat = Draws(240 + number), (*shape[:2], shape[2] * shape[3])
+        draws, flat = FixedNumbers(240 + number), (*shape[:2], shape[2] * shape[3])
         inputs = exact_in_16_bits({"p": draws.normal(*flat) * 2})
         gradients = exact_in_16_bits({"z": draws.normal(*flat)})
         problems.append(Problem(_case(shape), inputs, call, gradients))
@@ -89,7 +89,7 @@ def gate_problems() -> list[Problem]:
 
     problems = []
     for number, shape in enumerate(_SHAPES):
-        draws, flat = Draws(260 + number), (*shape[:2], shape[2] * shape[3])
+        draws, flat = FixedNumbers(260 + number), (*shape[:2], shape[2] * shape[3])
         inputs = {"r": draws.normal(*flat) * 4, "y": draws.normal(*flat)}
         gradients = exact_in_16_bits({"o": draws.normal(*flat)})
         problems.append(Problem(_case(shape), exact_in_16_bits(inputs), call, gradients))
@@ -101,11 +101,11 @@ def head_norm_problems() -> list[Problem]:
     problems = []
     for number, shape in enumerate(_SHAPES):
         for activation in (IDENTITY, SILU):
-            problems.append(_head_norm(shape, activation, Draws(280 + number)))
+            problems.append(_head_norm(shape, activation, FixedNumbers(280 + number)))
     return problems
 
 
-def _head_norm(shape: tuple[int, int, int, int], activation: str, draws: Draws) -> Problem:
+def _head_norm(shape: tuple[int, int, int, int], activation: str, draws: FixedNumbers) -> Problem:
     width = shape[2] * shape[3]
     flat = (*shape[:2], width)
     y = draws.normal(*shape) + 3 * draws.normal(*shape[:3], 1)

@@ -13,7 +13,7 @@ from rwkv_train.ops.adamw import AdamwOptions, AdamwTensors, adamw_update, gradi
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
 from rwkv_train.ops.head_loss.reference import head_loss_reference, head_token_losses_reference
 from rwkv_train.ops.matvec import matvec
-from rwkv_train.verification.draws import Draws
+from rwkv_train.verification.fixed_numbers import FixedNumbers
 from rwkv_train.verification.operators.problem import (
     BF16,
     FP16,
@@ -31,9 +31,11 @@ _LOSS_ROUNDINGS = 6
 def loss_problems() -> list[Problem]:
     """Returns the calls of `ops.head_loss`: whole and in slices, weighted, with extra logits."""
     return [
-        _loss("130 tokens, 300 words, slices of 64", (2, 65, 64, 300), 64, Draws(400)),
-        _loss("39 tokens, 1100 words, extra logits", (3, 13, 40, 1100), None, Draws(401), True),
-        _loss("1 token, 5 words", (1, 1, 8, 5), None, Draws(402)),
+        _loss("130 tokens, 300 words, slices of 64", (2, 65, 64, 300), 64, FixedNumbers(400)),
+        _loss(
+            "39 tokens, 1100 words, extra logits", (3, 13, 40, 1100), None, FixedNumbers(401), True
+        ),
+        _loss("1 token, 5 words", (1, 1, 8, 5), None, FixedNumbers(402)),
     ]
 
 
@@ -41,7 +43,7 @@ def _loss(
     case: str,
     shape: tuple[int, int, int, int],
     rows: int | None,
-    draws: Draws,
+    draws: FixedNumbers,
     with_extra: bool = False,
 ) -> Problem:
     batch, time, width, words = shape
@@ -82,10 +84,13 @@ _PARAMETERS = ((), (7, 9), (1025,), (3, 5, 64))
 
 def adamw_problems() -> list[Problem]:
     """Returns calls of `ops.adamw`: three steps with gradients in every float type."""
-    return [_adamw("3 steps, clipped", 1.0, Draws(420)), _adamw("3 steps", 0.0, Draws(421))]
+    return [
+        _adamw("3 steps, clipped", 1.0, FixedNumbers(420)),
+        _adamw("3 steps", 0.0, FixedNumbers(421)),
+    ]
 
 
-def _adamw(case: str, limit: float, draws: Draws) -> Problem:
+def _adamw(case: str, limit: float, draws: FixedNumbers) -> Problem:
     """Returns a call whose results are parameters, moments and norms; limit: 0 clips nothing."""
     inputs = {f"parameter {i}": draws.normal(*shape) for i, shape in enumerate(_PARAMETERS)}
     inputs |= {
@@ -126,7 +131,7 @@ def matvec_problems() -> list[Problem]:
     """Returns calls of `ops.matvec` with matrices in every format, for up to 8 vectors."""
     problems = []
     for number, (batch, rows, columns) in enumerate(((3, 65, 130), (8, 37, 99), (1, 1, 1))):
-        draws = Draws(440 + number)
+        draws = FixedNumbers(440 + number)
         whole = draws.integers(255, rows, columns) - 127
         scale = exact_in_16_bits({"scale": draws.uniform(rows) / 64})["scale"]
         inputs = exact_in_16_bits(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rwkv_train.ops.embedding_norm import embedding_norm
 from rwkv_train.ops.norm_shift import moved_shift, norm_shift
-from rwkv_train.verification.draws import Draws
+from rwkv_train.verification.fixed_numbers import FixedNumbers
 from rwkv_train.verification.operators.problem import FP32, FP64, Problem, Tensors, exact_in_16_bits
 
 _MOVED = 5
@@ -16,16 +16,16 @@ _WIDE = frozenset(("weight", "bias", "mixes", "last", "again"))
 def norm_shift_problems() -> list[Problem]:
     """Returns the calls of `ops.norm_shift`: with and without a branch, a gate, documents."""
     return [
-        _shift("65 tokens, 6 mixes, documents", (2, 65, 64), 6, Draws(300)),
-        _shift("130 tokens, a gate, moved mixes", (1, 130, 40), 1, Draws(301), gated=True),
-        _shift("70 tokens, the norm alone", (2, 70, 17), 0, Draws(302)),
-        _shift("1 token", (3, 1, 64), 2, Draws(303)),
-        _shift("500 tokens, 2 mixes", (1, 500, 96), 2, Draws(304)),
+        _shift("65 tokens, 6 mixes, documents", (2, 65, 64), 6, FixedNumbers(300)),
+        _shift("130 tokens, a gate, moved mixes", (1, 130, 40), 1, FixedNumbers(301), gated=True),
+        _shift("70 tokens, the norm alone", (2, 70, 17), 0, FixedNumbers(302)),
+        _shift("1 token", (3, 1, 64), 2, FixedNumbers(303)),
+        _shift("500 tokens, 2 mixes", (1, 500, 96), 2, FixedNumbers(304)),
     ]
 
 
 def _shift(
-    case: str, shape: tuple[int, int, int], count: int, draws: Draws, *, gated: bool = False
+    case: str, shape: tuple[int, int, int], count: int, draws: FixedNumbers, *, gated: bool = False
 ) -> Problem:
     """Returns a call with `count` mixes; gated: with a gate, and the same tokens mixed again.
 
@@ -86,7 +86,7 @@ def embedding_problems() -> list[Problem]:
     for number, (batch, time, tokens, width) in enumerate(
         ((2, 65, 50, 64), (2, 449, 300, 40), (1, 1, 1, 8), (1, 200, 700, 33))
     ):
-        draws = Draws(320 + number)
+        draws = FixedNumbers(320 + number)
         ids = draws.integers(tokens, batch, time)
         if time > 400:
             ids[0, :300] = 1

@@ -13,7 +13,7 @@ from rwkv_train.ops.wkv4 import wkv4
 from rwkv_train.ops.wkv5 import wkv5
 from rwkv_train.ops.wkv6 import wkv6
 from rwkv_train.ops.wkv7 import wkv7_and_bonus
-from rwkv_train.verification.draws import Draws
+from rwkv_train.verification.fixed_numbers import FixedNumbers
 from rwkv_train.verification.operators.problem import Problem, Tensors, exact_in_16_bits
 
 _WIDE = frozenset(("w", "u", "base", "bonus", "state", "aa", "bb", "pp"))
@@ -49,21 +49,21 @@ _SIZES = (
 
 def wkv_problems(op: str) -> list[Problem]:
     """Returns the calls of "wkv4" to "wkv7"."""
-    return [_MAKERS[op](size, Draws(100 + number)) for number, size in enumerate(_SIZES)]
+    return [_MAKERS[op](size, FixedNumbers(100 + number)) for number, size in enumerate(_SIZES)]
 
 
-def _decays(size: _Size, usual: Tensor, draws: Draws) -> Tensor:
+def _decays(size: _Size, usual: Tensor, draws: FixedNumbers) -> Tensor:
     if size.decays == "extreme":
         picks = draws.integers(len(_EXTREMES), *usual.shape)
         return torch.tensor(_EXTREMES, dtype=torch.float64)[picks]
     return torch.full_like(usual, -40.0) if size.decays == "none" else usual
 
 
-def _starts(size: _Size, draws: Draws) -> Tensor | None:
+def _starts(size: _Size, draws: FixedNumbers) -> Tensor | None:
     return draws.uniform(size.batch, size.time) < 0.15 if size.reset else None
 
 
-def _wkv4(size: _Size, draws: Draws) -> Problem:
+def _wkv4(size: _Size, draws: FixedNumbers) -> Problem:
     width, reset = size.heads * size.size, _starts(size, draws)
     row, sequence = (size.batch, width), (size.batch, size.time, width)
     inputs = {
@@ -99,7 +99,7 @@ def _wkv4(size: _Size, draws: Draws) -> Problem:
 
 
 def _of_heads(
-    size: _Size, draws: Draws, names: str
+    size: _Size, draws: FixedNumbers, names: str
 ) -> tuple[Tensors, Tensors, Callable[[Tensor], Tensor | None]]:
     """Returns sequences and a state, what arrives for y and the state, and the reset flags."""
     sequence = (size.batch, size.time, size.heads, size.size)
@@ -111,7 +111,7 @@ def _of_heads(
     return inputs, gradients, lambda like: None if reset is None else reset.to(like.device)
 
 
-def _wkv5(size: _Size, draws: Draws) -> Problem:
+def _wkv5(size: _Size, draws: FixedNumbers) -> Problem:
     inputs, gradients, flags = _of_heads(size, draws, "rkv")
     row = (size.heads, size.size)
     inputs["w"] = _decays(size, draws.normal(*row) * 2 - 2, draws)
@@ -127,7 +127,7 @@ def _wkv5(size: _Size, draws: Draws) -> Problem:
     return Problem(size.case, inputs, call, gradients, _WIDE)
 
 
-def _wkv6(size: _Size, draws: Draws) -> Problem:
+def _wkv6(size: _Size, draws: FixedNumbers) -> Problem:
     inputs, gradients, flags = _of_heads(size, draws, "rkv")
     row = (size.heads, size.size)
     inputs["w"] = _decays(size, draws.normal(*inputs["r"].shape) * 2 - 2, draws)
@@ -145,7 +145,7 @@ def _wkv6(size: _Size, draws: Draws) -> Problem:
     return Problem(size.case, inputs, call, gradients, _WIDE)
 
 
-def _wkv7(size: _Size, draws: Draws) -> Problem:
+def _wkv7(size: _Size, draws: FixedNumbers) -> Problem:
     inputs, gradients, flags = _of_heads(size, draws, "rkva")
     shape, row = inputs["r"].shape, (size.heads, size.size)
     inputs["a"] = functional.normalize(inputs["a"], dim=-1)

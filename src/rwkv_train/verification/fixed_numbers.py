@@ -17,8 +17,8 @@ _ADDED = 12
 _BITS = 20
 
 
-class Draws:
-    """Draws tensors in fp64 (int64), a stream of numbers for every seed."""
+class FixedNumbers:
+    """FixedNumbers tensors in fp64 (int64), a stream of numbers for every seed."""
 
     def __init__(self, seed: int) -> None:
         self._bits = np.random.PCG64(seed)
