@@ -1,4 +1,4 @@
-"""The table that people read at the end: a row for every item and backend, then every fault by its name."""
+"""The table that people read at the end, a row per item and backend; then the faults by name."""
 
 from __future__ import annotations
 
