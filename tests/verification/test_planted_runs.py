@@ -22,7 +22,6 @@ from rwkv_train.verification.findings import Part, worst_of
 from rwkv_train.verification.golden_file import golden
 from rwkv_train.verification.golden_run import run_golden
 
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -122,13 +121,13 @@ def test_a_single_bit(monkeypatch):
 
 def test_without_a_fault_every_way_through_a_model_gives_the_same():
     for version in ("4", "5", "6", "7"):
-        part = check_model_ways(version, CPU)
+        part = check_model_ways(version)
         assert wrong(part) == [] and worst_of(part.findings).used <= 0.5
 
 
 def wrong_cases(version: str) -> set[str]:
     """The ways that give other numbers, without their places."""
-    part = check_model_ways(version, CPU)
+    part = check_model_ways(version)
     return {finding.case.partition(",")[0] for finding in part.findings if not finding.is_right}
 
 

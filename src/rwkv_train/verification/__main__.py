@@ -21,7 +21,7 @@ from rwkv_train.command_line import (
 )
 from rwkv_train.errors import ConfigError
 from rwkv_train.processors import prepare_threads
-from rwkv_train.verification.item_names import ITEMS
+from rwkv_train.verification.item_names import BITS, CPU_KINDS, ITEMS
 
 if TYPE_CHECKING:
     from rwkv_train.verification.findings import Part
@@ -102,11 +102,12 @@ def _require_flags(a: argparse.Namespace) -> None:
         if name not in ITEMS:
             known = f"; expected some of {', '.join(ITEMS)}"
             raise ConfigError(f"--only {name} is no item{perhaps(name, ITEMS) or known}")
-    bits = [name for name in a.only if name.startswith("bits-")]
+    bits = [name for name in a.only if name.startswith(BITS)]
     if bits and a.quick:
         raise ConfigError(f"--quick leaves {bits[0]} out; leave out one of the two")
-    if bits and a.device == "cuda":
-        raise ConfigError(f"--only {bits[0]} is of the CPU alone; leave --device cuda out")
+    of_cpu = [name for name in a.only if name.startswith(CPU_KINDS)]
+    if of_cpu and a.device == "cuda":
+        raise ConfigError(f"--only {of_cpu[0]} is of the CPU alone; leave --device cuda out")
     if a.output is None:
         return
     if Path(a.output).exists():

@@ -41,7 +41,8 @@ def check_operator(
     not_run: list[NotRun] = []
     with _poisoned_memory(device), _exact_products():
         exact = [problem.exact() for problem in problems]
-        findings += _against_stored(op, problems[0], exact[0], stored)
+        if device.type == "cpu":
+            findings += _against_stored(op, problems[0], exact[0], stored)
         for backend in _backends(op, device):
             reasons = set()
             for problem, right in zip(problems, exact):

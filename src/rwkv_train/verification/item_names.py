@@ -11,4 +11,5 @@ OPERATORS = (
     *("norm_shift", "embedding_norm", "head_loss", "adamw", "matvec"),
 )
 MODEL, RUN, BITS = "model-", "run-", "bits-"
+CPU_KINDS = (MODEL, BITS)
 ITEMS = (*OPERATORS, *(f"{kind}{version}" for version in VERSIONS for kind in (MODEL, RUN, BITS)))
