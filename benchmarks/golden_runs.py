@@ -81,7 +81,7 @@ def rows_of(content: dict, depth: int = 0) -> str:
 
 def stored_results(op: str) -> dict[str, list[float]]:
     """Returns every result of an operator's first call as two numbers."""
-    problem = PROBLEMS[op]()[0]
+    problem = next(PROBLEMS[op]())
     exact = problem.exact()
     return {name: numbers_of(x) for name, x in problem.finished(exact, exact).items()}
 

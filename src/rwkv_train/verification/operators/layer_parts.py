@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from rwkv_train.ops.head_norm_gate import IDENTITY, SILU, head_norm_gate
@@ -27,13 +29,12 @@ def _spread(time: int, axes: int) -> torch.Tensor:
     return torch.logspace(-1, 1.5, time, dtype=torch.float64).view(1, -1, *[1] * (axes - 2))
 
 
-def key_problems() -> list[Problem]:
-    """Returns the calls of `ops.keys`."""
+def key_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.keys`."""
 
     def call(given: Tensors, backend: str) -> Tensors:
         return dict(zip("kab", keys(*given.values(), backend=backend)))
 
-    problems = []
     for number, shape in enumerate(_SHAPES):
         draws, width = FixedNumbers(200 + number), shape[2] * shape[3]
         inputs = {"key": draws.normal(*shape)}
@@ -41,18 +42,16 @@ def key_problems() -> list[Problem]:
         inputs |= {name: draws.normal(width) for name in ("base", "removal", "replacement")}
         gradients = exact_in_16_bits({name: draws.normal(*shape) for name in "kab"})
         wide = frozenset(("base", "removal", "replacement"))
-        problems.append(Problem(_case(shape), exact_in_16_bits(inputs), call, gradients, wide))
-    return problems
+        yield Problem(_case(shape), exact_in_16_bits(inputs), call, gradients, wide)
 
 
-def value_problems() -> list[Problem]:
-    """Returns the calls of `ops.value_residual`."""
+def value_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.value_residual`."""
     names = ("v", "again", "carry")
 
     def call(given: Tensors, backend: str) -> Tensors:
         return dict(zip(names, value_residual(*given.values(), backend=backend)))
 
-    problems = []
     for number, shape in enumerate(_SHAPES):
         draws, flat = FixedNumbers(220 + number), (*shape[:2], shape[2] * shape[3])
         inputs = {name: draws.normal(*flat) for name in ("value", "first", "logits")}
@@ -62,47 +61,40 @@ def value_problems() -> list[Problem]:
         given, base = exact_in_16_bits(inputs), frozenset(("base",))
         # By torch's operators the two gradients of v are rounded before they are added.
         exact = (FP64, FP32)
-        problems.append(Problem(_case(shape), given, call, gradients, base, by_reference=exact))
-    return problems
+        yield Problem(_case(shape), given, call, gradients, base, by_reference=exact)
 
 
-def relu_problems() -> list[Problem]:
-    """Returns the calls of `ops.squared_relu`."""
+def relu_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.squared_relu`."""
 
     def call(given: Tensors, backend: str) -> Tensors:
         return {"z": squared_relu(given["p"], backend=backend)}
 
-    problems = []
     for number, shape in enumerate(_SHAPES):
         draws, flat = FixedNumbers(240 + number), (*shape[:2], shape[2] * shape[3])
         inputs = exact_in_16_bits({"p": draws.normal(*flat) * 2})
         gradients = exact_in_16_bits({"z": draws.normal(*flat)})
-        problems.append(Problem(_case(shape), inputs, call, gradients))
-    return problems
+        yield Problem(_case(shape), inputs, call, gradients)
 
 
-def gate_problems() -> list[Problem]:
-    """Returns the calls of `ops.sigmoid_gate`."""
+def gate_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.sigmoid_gate`."""
 
     def call(given: Tensors, backend: str) -> Tensors:
         return {"o": sigmoid_gate(given["r"], given["y"], backend=backend)}
 
-    problems = []
     for number, shape in enumerate(_SHAPES):
         draws, flat = FixedNumbers(260 + number), (*shape[:2], shape[2] * shape[3])
         inputs = {"r": draws.normal(*flat) * 4, "y": draws.normal(*flat)}
         gradients = exact_in_16_bits({"o": draws.normal(*flat)})
-        problems.append(Problem(_case(shape), exact_in_16_bits(inputs), call, gradients))
-    return problems
+        yield Problem(_case(shape), exact_in_16_bits(inputs), call, gradients)
 
 
-def head_norm_problems() -> list[Problem]:
-    """Returns the calls of `ops.head_norm_gate`, RWKV-7's with a bonus and RWKV-6's with silu."""
-    problems = []
+def head_norm_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.head_norm_gate`, RWKV-7's with a bonus and RWKV-6's with silu."""
     for number, shape in enumerate(_SHAPES):
         for activation in (IDENTITY, SILU):
-            problems.append(_head_norm(shape, activation, FixedNumbers(280 + number)))
-    return problems
+            yield _head_norm(shape, activation, FixedNumbers(280 + number))
 
 
 def _head_norm(shape: tuple[int, int, int, int], activation: str, draws: FixedNumbers) -> Problem:

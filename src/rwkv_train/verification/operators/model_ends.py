@@ -6,6 +6,8 @@ gradients, and what they give: a 16-bit result of the loss is rounded several ti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -28,15 +30,12 @@ from rwkv_train.verification.operators.problem import (
 _LOSS_ROUNDINGS = 6
 
 
-def loss_problems() -> list[Problem]:
-    """Returns the calls of `ops.head_loss`: whole and in slices, weighted, with extra logits."""
-    return [
-        _loss("130 tokens, 300 words, slices of 64", (2, 65, 64, 300), 64, FixedNumbers(400)),
-        _loss(
-            "39 tokens, 1100 words, extra logits", (3, 13, 40, 1100), None, FixedNumbers(401), True
-        ),
-        _loss("1 token, 5 words", (1, 1, 8, 5), None, FixedNumbers(402)),
-    ]
+def loss_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.head_loss`: whole and in slices, weighted, with extra logits."""
+    yield _loss("130 tokens, 300 words, slices of 64", (2, 65, 64, 300), 64, FixedNumbers(400))
+    whole = (3, 13, 40, 1100)
+    yield _loss("39 tokens, 1100 words, extra logits", whole, None, FixedNumbers(401), True)
+    yield _loss("1 token, 5 words", (1, 1, 8, 5), None, FixedNumbers(402))
 
 
 def _loss(
@@ -82,12 +81,10 @@ _RATES, _DECAYS = (1e-3, 3e-3), (0.1, 0.0)
 _PARAMETERS = ((), (7, 9), (1025,), (3, 5, 64))
 
 
-def adamw_problems() -> list[Problem]:
-    """Returns calls of `ops.adamw`: three steps with gradients in every float type."""
-    return [
-        _adamw("3 steps, clipped", 1.0, FixedNumbers(420)),
-        _adamw("3 steps", 0.0, FixedNumbers(421)),
-    ]
+def adamw_problems() -> Iterator[Problem]:
+    """Yields calls of `ops.adamw`: three steps with gradients in every float type."""
+    yield _adamw("3 steps, clipped", 1.0, FixedNumbers(420))
+    yield _adamw("3 steps", 0.0, FixedNumbers(421))
 
 
 def _adamw(case: str, limit: float, draws: FixedNumbers) -> Problem:
@@ -127,9 +124,8 @@ def _adamw(case: str, limit: float, draws: FixedNumbers) -> Problem:
     return Problem(case, exact_in_16_bits(inputs), call, wide=wide)
 
 
-def matvec_problems() -> list[Problem]:
-    """Returns calls of `ops.matvec` with matrices in every format, for up to 8 vectors."""
-    problems = []
+def matvec_problems() -> Iterator[Problem]:
+    """Yields calls of `ops.matvec` with matrices in every format, for up to 8 vectors."""
     for number, (batch, rows, columns) in enumerate(((3, 65, 130), (8, 37, 99), (1, 1, 1))):
         draws = FixedNumbers(440 + number)
         whole = draws.integers(255, rows, columns) - 127
@@ -151,5 +147,4 @@ def matvec_problems() -> list[Problem]:
             return found
 
         case = f"{batch} vectors, {rows} by {columns}"
-        problems.append(Problem(case, inputs, call))
-    return problems
+        yield Problem(case, inputs, call)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from rwkv_train.ops.embedding_norm import embedding_norm
@@ -13,15 +15,13 @@ _MOVED = 5
 _WIDE = frozenset(("weight", "bias", "mixes", "last", "again"))
 
 
-def norm_shift_problems() -> list[Problem]:
-    """Returns the calls of `ops.norm_shift`: with and without a branch, a gate, documents."""
-    return [
-        _shift("65 tokens, 6 mixes, documents", (2, 65, 64), 6, FixedNumbers(300)),
-        _shift("130 tokens, a gate, moved mixes", (1, 130, 40), 1, FixedNumbers(301), gated=True),
-        _shift("70 tokens, the norm alone", (2, 70, 17), 0, FixedNumbers(302)),
-        _shift("1 token", (3, 1, 64), 2, FixedNumbers(303)),
-        _shift("500 tokens, 2 mixes", (1, 500, 96), 2, FixedNumbers(304)),
-    ]
+def norm_shift_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.norm_shift`: with and without a branch, a gate, documents."""
+    yield _shift("65 tokens, 6 mixes, documents", (2, 65, 64), 6, FixedNumbers(300))
+    yield _shift("130 tokens, a gate, moved mixes", (1, 130, 40), 1, FixedNumbers(301), gated=True)
+    yield _shift("70 tokens, the norm alone", (2, 70, 17), 0, FixedNumbers(302))
+    yield _shift("1 token", (3, 1, 64), 2, FixedNumbers(303))
+    yield _shift("500 tokens, 2 mixes", (1, 500, 96), 2, FixedNumbers(304))
 
 
 def _shift(
@@ -80,9 +80,8 @@ def _shifted(given: Tensors, reset: Tensor, backend: str) -> Tensors:
     return results
 
 
-def embedding_problems() -> list[Problem]:
-    """Returns the calls of `ops.embedding_norm`; in one a token stands at most places."""
-    problems = []
+def embedding_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.embedding_norm`; in one a token stands at most places."""
     for number, (batch, time, tokens, width) in enumerate(
         ((2, 65, 50, 64), (2, 449, 300, 40), (1, 1, 1, 8), (1, 200, 700, 33))
     ):
@@ -100,5 +99,4 @@ def embedding_problems() -> list[Problem]:
 
         case = f"{batch * time} places of {tokens} tokens, width {width}"
         given = exact_in_16_bits(inputs)
-        problems.append(Problem(case, given, call, gradients, frozenset(("weight", "bias"))))
-    return problems
+        yield Problem(case, given, call, gradients, frozenset(("weight", "bias")))

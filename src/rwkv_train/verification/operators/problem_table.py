@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from rwkv_train.verification.operators import layer_parts, model_ends, norms
@@ -10,7 +10,7 @@ from rwkv_train.verification.operators.problem import Problem
 from rwkv_train.verification.operators.recurrences import wkv_problems
 
 # By the names of `item_names`.
-PROBLEMS: Mapping[str, Callable[[], list[Problem]]] = {
+PROBLEMS: Mapping[str, Callable[[], Iterator[Problem]]] = {
     **{op: partial(wkv_problems, op) for op in ("wkv4", "wkv5", "wkv6", "wkv7")},
     "keys": layer_parts.key_problems,
     "value_residual": layer_parts.value_problems,

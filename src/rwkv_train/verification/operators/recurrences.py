@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -47,9 +47,10 @@ _SIZES = (
 )
 
 
-def wkv_problems(op: str) -> list[Problem]:
-    """Returns the calls of "wkv4" to "wkv7"."""
-    return [_MAKERS[op](size, FixedNumbers(100 + number)) for number, size in enumerate(_SIZES)]
+def wkv_problems(op: str) -> Iterator[Problem]:
+    """Yields the calls of "wkv4" to "wkv7"."""
+    for number, size in enumerate(_SIZES):
+        yield _MAKERS[op](size, FixedNumbers(100 + number))
 
 
 def _decays(size: _Size, usual: Tensor, draws: FixedNumbers) -> Tensor:
