@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from rwkv_train.models import parameters, rwkv7
 from rwkv_train.models.backbone import RWKV
