@@ -113,6 +113,17 @@ def test_a_named_backend_serves_or_fails_with_its_reason():
         choose(backends, "odd", a_call())
 
 
+def test_auto_may_mean_one_backend_for_a_while_and_named_ones_stay():
+    backends = (backend("fast"), backend("slow", "no"), backend("exact"))
+    with dispatch.auto_means("exact"):
+        assert choose(backends, "auto", a_call()) == 2
+        assert choose(backends, "fast", a_call()) == 0
+        with dispatch.auto_means("slow"), pytest.raises(BackendError, match="'slow' was asked for"):
+            choose(backends, "auto", a_call())
+        assert choose(backends, "auto", a_call()) == 2
+    assert choose(backends, "auto", a_call()) == 0
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones():
     backends = (backend("fast"), backend("slow"))
     with pytest.raises(BackendError, match=r"unknown backend 'fats'.*'auto'.*'fast', 'slow'"):
