@@ -21,6 +21,7 @@ from tests.docs.own_programs import called, fault_of, flags_of_all, run_of
 # Programs of others, which a page may call.
 FOREIGN = {
     *("pip", "hf", "wandb", "docker", "uv", "pre-commit", "ollama", "llama-server", "sbatch"),
+    *("tensorboard", "nvidia-smi", "ulimit", "df", "unset", "sort", "ssh", "scp", "rsync"),
     *("head", "tail", "ls", "find", "printf", "export", "cat", "cp", "cd", "git"),
 }
 # Flags of others' programs, and words that stand for any flag.
