@@ -73,7 +73,8 @@ def goes_in(path: str) -> bool:
         parts = path.split("/")
         above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
         names = parts if line.startswith("**/") else above
-        if any(fnmatch(name, pattern) for name in names):
+        # An asterisk stands for no slash.
+        if any(fnmatch(n, pattern) and n.count("/") == pattern.count("/") for n in names):
             found = line.startswith("!")
     return found
 
