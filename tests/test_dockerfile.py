@@ -35,8 +35,6 @@ case "$name $*" in
     python*"-m pip install"*)
         printf '%s ' "$@" >> "$TOLD"; echo >> "$TOLD"
         for word in "$@"; do [ -f "$word" ] && sed 's/^/    /' "$word" >> "$TOLD"; done; true ;;
-    python*check_requirements.py*--to-install*) cat requirements.txt ;;
-    python*check_requirements.py*) exit 1 ;;
     python*) exec {python} "$@" ;;
     *) printf '%s ' "$name" "$@" >> "$TOLD"; echo >> "$TOLD" ;;
 esac
@@ -75,7 +73,8 @@ def goes_in(path: str) -> bool:
         parts = path.split("/")
         above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
         names = parts if line.startswith("**/") else above
-        if any(fnmatch(name, pattern) for name in names):
+        # An asterisk stands for no slash.
+        if any(fnmatch(n, pattern) and n.count("/") == pattern.count("/") for n in names):
             found = line.startswith("!")
     return found
 
@@ -124,7 +123,7 @@ def test_no_secret_is_built_in_and_none_is_asked_for():
 def test_every_copied_file_exists_and_reaches_the_builder():
     for rest in of("COPY"):
         *sources, target = [word for word in rest.split() if not word.startswith("--")]
-        assert target in (".", "./")
+        assert target == "." or target.startswith("./")
         for source in sources:
             assert (ROOT / source).exists(), source
             assert source == "." or goes_in(source), source
@@ -161,13 +160,15 @@ def build(folder: Path, **arguments: str) -> tuple[int, str, str]:
     place.mkdir()
     told = folder / "told"
     environment = {**os.environ, **given, "PATH": f"{programs}:{os.environ['PATH']}"}
-    environment |= {"TOLD": str(told), "PYTHON": "python"}
+    # Nothing of this checkout is found but what was copied.
+    environment |= {"TOLD": str(told), "PYTHON": "python", "PYTHONPATH": ""}
     for step in steps():
         if step.name == "COPY":
-            *sources, _ = [word for word in step.rest.split() if not word.startswith("--")]
+            *sources, target = [word for word in step.rest.split() if not word.startswith("--")]
             for source in sources:
                 if source != ".":
-                    shutil.copy(ROOT / source, place)
+                    (place / target).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / source, place / target)
         if step.name == "RUN":
             words = ["bash", "-euo", "pipefail", "-c", step.rest]
             done = subprocess.run(

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from rwkv_train.command_line import COMMANDS
@@ -21,12 +22,15 @@ from rwkv_train.errors import TrainerError
 from tests.checkout import ROOT
 from tests.docs.doc_pages import Command
 
-SCRIPTS = {
-    "train.py": "rwkv_train.training",
-    "make_data.py": "rwkv_train.data",
-    "generate.py": "rwkv_train.inference",
-    "compute_magic_prime.py": "compute_magic_prime",
-}
+
+def _called_by(script: Path) -> str:
+    """Returns the module whose `main` a script of the checkout calls, or its own name."""
+    found = re.search(r"from (rwkv_train[\w.]*) import main\b", script.read_text(encoding="utf-8"))
+    return found[1].removesuffix(".__main__") if found else script.stem
+
+
+# train.py, make_data.py and the like.
+SCRIPTS = {script.name: _called_by(script) for script in ROOT.glob("*.py")}
 LAUNCHERS = ("torchrun", "srun", "mpirun", "mpiexec", "deepspeed")
 
 

