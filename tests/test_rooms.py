@@ -82,11 +82,13 @@ inference.writing_together: engine writing
 models.adapters: backbone layers table
 models.backbone: layers residual row_chunks state
 models.compiled_blocks: backbone
+models.huge_pages: backbone
 models.initial_state: backbone layers state
 models.int8: backbone layers
 models.layers: widening
+models.native_step: backbone int8 layers rwkv4 rwkv5 rwkv6 rwkv7 state
 models.parameters: adapters backbone registry table
-models.recorded_step: backbone recorded_operators residual state
+models.recorded_step: backbone huge_pages native_step recorded_operators residual state
 models.registry: backbone sizes
 models.residual: layers widening
 models.row_chunks: state
@@ -108,6 +110,7 @@ ops.native: backends precision
 ops.norm_shift: arguments backends native precision
 ops.sigmoid_gate: arguments backends native precision
 ops.squared_relu: arguments backends native
+ops.token_step: matvec native
 ops.value_residual: arguments backends native precision
 ops.wkv4: arguments backends native precision
 ops.wkv5: arguments backends native precision wkv6
