@@ -42,9 +42,9 @@ inline std::vector<Tensor> rwkv7_block(TokenWalk& walk, at::TensorList state) {
   const Tensor w = sequence(decay), k = sequence(xk), v = sequence(xv);
   if (walk.first_value.defined()) {
     const float* const logits = walk.product(lowered(xv).first);
-    const float* const base = walk.vector();
+    const float *base = walk.vector(), *first = walk.first_value.const_data_ptr<float>();
     for (int64_t at = 0; at < B * D; at += D) {
-      mix_values(walk.first_value.const_data_ptr<float>() + at, base, logits + at, D, numbers(v) + at);
+      mix_values(first + at, base, logits + at, D, numbers(v) + at);
     }
   } else {
     walk.first_value = v;
@@ -70,7 +70,8 @@ inline std::vector<Tensor> rwkv7_block(TokenWalk& walk, at::TensorList state) {
       const int64_t at = n * N, channel = n % H * N, matrix = n * N * N;
       s[n] = wkv7_head(numbers(r) + at, numbers(w) + at, w0 + channel, numbers(k) + at,
                        numbers(v) + at, numbers(a) + at, numbers(b) + at, bonus + channel,
-                       before + matrix, N, forgotten + at, numbers(after) + matrix, numbers(y) + at);
+                       before + matrix, N, forgotten + at, numbers(after) + matrix,
+                       numbers(y) + at);
     }
   });
   float* const out = walk.head_normal(y);
