@@ -221,8 +221,8 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     print(f"L{a.layers} D{a.width} V{a.vocab}, {a.threads} threads, position {a.position}")
     print(
-        "| RWKV | program | weights, MB | ms a token | tokens/s | GB/s of the sum's, 4 KiB and 2 MiB "
-        "pages | share, 4 KiB | share, 2 MiB |"
+        "| RWKV | program | weights, MB | ms a token | tokens/s | GB/s of the sum's, 4 KiB and "
+        "2 MiB pages | share, 4 KiB | share, 2 MiB |"
     )
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,8 @@
 
 namespace rwkv::step {
 
-// vectors: ln2, k, r.  matrices: key, receptance, value.  Returns the new shift; also RWKV-5's, 6's.
+// vectors: ln2, k, r.  matrices: key, receptance, value.  Returns the new shift. RWKV-5 and 6 have
+// the same.
 inline Tensor gated_channel_mix(TokenWalk& walk, const Tensor& shift) {
   const Tensor x = walk.normal();
   const float *xk = walk.mixed(x, shift), *xr = walk.mixed(x, shift);

@@ -5,11 +5,6 @@
 
 namespace rwkv::step {
 
-using Wkv7 = std::tuple<Tensor, Tensor, Tensor, Tensor>(
-    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-    const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
-    const std::optional<Tensor>&, const std::optional<Tensor>&, bool, int64_t, int64_t);
-
 // vectors: ln2, k.  matrices: key, value.  Returns the new shift.
 inline Tensor plain_channel_mix(TokenWalk& walk, const Tensor& shift) {
   const Tensor x = walk.normal();
@@ -25,7 +20,6 @@ inline Tensor plain_channel_mix(TokenWalk& walk, const Tensor& shift) {
 // In brackets: but in the first block.
 // matrices: receptance, w1, w2, key, value, [v1, v2,] a1, a2, g1, g2, output.
 inline std::vector<Tensor> rwkv7_block(TokenWalk& walk, at::TensorList state) {
-  static const auto wkv7 = recurrence<Wkv7>("rwkv::wkv7_forward");
   const Tensor x = walk.normal();
   const int64_t B = walk.batch, H = state[1].size(1), N = state[1].size(2), D = H * N;
   const auto mixed = [&] { return walk.mixed(x, state[0]); };
@@ -48,9 +42,9 @@ inline std::vector<Tensor> rwkv7_block(TokenWalk& walk, at::TensorList state) {
   const Tensor w = sequence(decay), k = sequence(xk), v = sequence(xv);
   if (walk.first_value.defined()) {
     const float* const logits = walk.product(lowered(xv).first);
-    const float* const base = walk.vector();
+    const float *base = walk.vector(), *first = walk.first_value.const_data_ptr<float>();
     for (int64_t at = 0; at < B * D; at += D) {
-      mix_values(walk.first_value.const_data_ptr<float>() + at, base, logits + at, D, numbers(v) + at);
+      mix_values(first + at, base, logits + at, D, numbers(v) + at);
     }
   } else {
     walk.first_value = v;
@@ -67,11 +61,21 @@ inline std::vector<Tensor> rwkv7_block(TokenWalk& walk, at::TensorList state) {
     make_keys(rate + at, base + channel, removal + channel, replacement + channel, N,
               numbers(k) + at, numbers(a) + at, numbers(b) + at);
   }
-  const Tensor &w0 = walk.vector_tensor(), &bonus = walk.vector_tensor();
-  const auto [y, after, kept, s] = wkv7.call(r, w, k, v, a, b, w0, bonus, std::nullopt, state[1],
-                                             std::nullopt, true, 0, 0);
+  const float *w0 = walk.vector(), *bonus = walk.vector();
+  const float* const before = state[1].const_data_ptr<float>();
+  const Tensor y = sequence(nullptr), after = walk.tensor({B, H, N, N});
+  float *const s = walk.rows(H), *const forgotten = walk.rows(D);
+  share_tasks(B * H, 8 * N * N, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t at = n * N, channel = n % H * N, matrix = n * N * N;
+      s[n] = wkv7_head(numbers(r) + at, numbers(w) + at, w0 + channel, numbers(k) + at,
+                       numbers(v) + at, numbers(a) + at, numbers(b) + at, bonus + channel,
+                       before + matrix, N, forgotten + at, numbers(after) + matrix,
+                       numbers(y) + at);
+    }
+  });
   float* const out = walk.head_normal(y);
-  add_bonus(numbers(v), numbers(s), gate, B * H, N, out);
+  add_bonus(numbers(v), s, gate, B * H, N, out);
   add(walk.product(out), B * walk.width, walk.stream);
   const Tensor shift = plain_channel_mix(walk, state[2]);
   return {x, after, shift};

@@ -38,4 +38,11 @@ void make_keys(const float* logits, const float* base, const float* removal,
 void add_bonus(const float* v, const float* s, const float* gate, int64_t heads, int64_t n,
                float* out);
 
+// One token of RWKV-7's recurrence (src/rwkv_train/ops/wkv7) for one head of n channels. w: before
+// the sigmoid, with its base.  forgotten: n numbers of working memory.  before, after: [N_value,
+// N_key].  Returns s, the sum of r k bonus.
+float wkv7_head(const float* r, const float* w, const float* base, const float* k, const float* v,
+                const float* a, const float* b, const float* bonus, const float* before, int64_t n,
+                float* forgotten, float* after, float* y);
+
 }  // namespace rwkv::step

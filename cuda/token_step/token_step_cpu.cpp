@@ -138,4 +138,34 @@ void add_bonus(const float* v, const float* s, const float* gate, int64_t heads,
   }
 }
 
+float wkv7_head(const float* r, const float* w, const float* base, const float* k, const float* v,
+                const float* a, const float* b, const float* bonus, const float* before, int64_t n,
+                float* forgotten, float* after, float* y) {
+  // 1 - exp(-x) by its series, since x, below exp(-1/2), may be so small that the exponential has
+  // no digits of it left.
+  constexpr float kLargest = 0.60653066f;
+  constexpr int kTerms = 11;
+  each_vector(n, [&](int64_t i, int64_t count) {
+    const V x = kLargest * sigmoid_of(load_part(w + i, count) + load_part(base + i, count));
+    V sum = broadcast<float>(1);
+    for (int t = kTerms; t > 1; --t) sum = 1 - sum * x * (1.0f / t);
+    store_part(forgotten + i, count, x * sum);
+  });
+  for (int64_t j = 0; j < n; ++j, before += n, after += n) {
+    const float along = sum_of(n, [&](int64_t i, int64_t count) {
+      return load_part(before + i, count) * load_part(a + i, count);
+    });
+    y[j] = sum_of(n, [&](int64_t i, int64_t count) {
+      const V old = load_part(before + i, count);
+      V state = old - old * load_part(forgotten + i, count);
+      state += along * load_part(b + i, count) + v[j] * load_part(k + i, count);
+      store_part(after + i, count, state);
+      return state * load_part(r + i, count);
+    });
+  }
+  return sum_of(n, [&](int64_t i, int64_t count) {
+    return load_part(r + i, count) * load_part(k + i, count) * load_part(bonus + i, count);
+  });
+}
+
 }  // namespace rwkv::step

@@ -1,9 +1,9 @@
-// Schema of the steps of models (the contract with src/rwkv_train/ops/token_step): one token of each
-// of a few sequences through all blocks of RWKV-4, 5, 6 or 7, on the CPU.
+// Schema of the steps of models (the contract with src/rwkv_train/ops/token_step): one token of
+// each of a few sequences through all blocks of RWKV-4, 5, 6 or 7, on the CPU.
 //
-// tokens: [B, 1] in int64.  embedding: [V, C].  state: all tensors of the model's, in fp32, block by
-// block.  vectors, matrices, scales, eps: see Parameters; the vectors begin with the norm behind the
-// embedding, and end with the last one. Returns the head's input, [B, 1, C] in the embedding's
+// tokens: [B, 1] in int64.  embedding: [V, C].  state: all tensors of the model's, in fp32, block
+// by block.  vectors, matrices, scales, eps: see Parameters; the vectors begin with the norm behind
+// the embedding, and end with the last one. Returns the head's input, [B, 1, C] in the embedding's
 // dtype, and the tensors of the state after the token.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/stack.h>
@@ -38,7 +38,8 @@ std::vector<Tensor> step(const Tensor& tokens, const Tensor& embedding, at::Tens
   TORCH_CHECK(tokens.dim() == 2 && tokens.size(1) == 1 && B > 0 && B <= kMostMatvecRows,
               "tokens must be [B, 1] with B from 1 to ", kMostMatvecRows, ", got ", tokens.sizes());
   CHECK_DTYPE(tokens, at::kLong);
-  TORCH_CHECK(blocks > 0 && matrices.size() == scales.size(), "no block, or a matrix without scale");
+  TORCH_CHECK(blocks > 0 && matrices.size() == scales.size(),
+              "no block, or a matrix without a scale");
   // What follows has no derivative, and need not look for it at every operator.
   const at::AutoDispatchBelowADInplaceOrView no_gradients;
   const Parameters parameters{vectors, matrices, scales, eps};
