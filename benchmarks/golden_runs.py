@@ -40,7 +40,7 @@ from rwkv_train.verification.golden_file import (
     ROUNDING_DIGITS,
     StoredParameter,
     projection,
-    shortened,
+    with_digits,
 )
 from rwkv_train.verification.golden_run import GoldenRun, run_golden
 from rwkv_train.verification.operators.problem_table import PROBLEMS
@@ -88,7 +88,7 @@ def stored_results(op: str) -> dict[str, list[float]]:
 
 def numbers_of(x: Tensor, digits: int = DIGITS) -> list[float]:
     """Returns what the file holds of a tensor."""
-    return [shortened(value, digits) for value in projection(x)]
+    return [with_digits(value, digits) for value in projection(x)]
 
 
 def stored_run(version: str) -> dict:
@@ -104,7 +104,7 @@ def stored_run(version: str) -> dict:
     # Rates are pure arithmetic: every digit of them counts.
     curves = {name: [s[name] for s in exact.steps] for name in ("lr", "weight_decay")}
     for name in ("loss", "grad_norm"):
-        curves[name] = [shortened(step[name]) for step in exact.steps]
+        curves[name] = [with_digits(step[name]) for step in exact.steps]
     rounding = {name: error_of_curves(name, rounded, exact) for name in ("loss", "grad_norm")}
     print(f"RWKV-{version}: fp32 errs by", rounding)
     groups = group_table(exact.config)
@@ -121,7 +121,7 @@ def stored_run(version: str) -> dict:
 
 def error_of_curves(name: str, rounded: list[GoldenRun], exact: GoldenRun) -> float:
     """Returns the largest relative error of a step's number in any of the runs in fp32."""
-    return shortened(
+    return with_digits(
         max(
             abs(step[name] - right[name]) / abs(right[name])
             for run in rounded
@@ -139,7 +139,7 @@ def parameter_row(
     return StoredParameter(
         numbers_of(exact.first[name], PARAMETER_DIGITS),
         numbers_of(moved(exact, name), PARAMETER_DIGITS),
-        shortened(error, ROUNDING_DIGITS),
+        with_digits(error, ROUNDING_DIGITS),
         *groups.get(name, DOES_NOT_LEARN),
     )
 

@@ -225,7 +225,7 @@ def estimate(version: str, size: Size) -> Estimate:
     )
 
 
-def _last_elements(version: str, shape: StepShape) -> int:
+def _last_elements(version: str, shape: TimedShape) -> int:
     last = last_product(version)
     return next(t.elements for t in tensor_shapes(own_sizes(version, shape)) if t.name == last)
 

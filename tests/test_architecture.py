@@ -72,6 +72,7 @@ LAYERS: dict[str, set[str]] = {
         "data",
         "checkpoint",
         "models",
+        "report",
         "training",
     },
     "inference": INFERENCE,

@@ -10,10 +10,10 @@ import torch
 
 from rwkv_train import ops
 from rwkv_train.verification.check_operators import STORED, check_operator
-from rwkv_train.verification.findings import worst_of
 from rwkv_train.verification.golden_file import golden
 from rwkv_train.verification.item_names import OPERATORS
 from rwkv_train.verification.operators.problem_table import PROBLEMS
+from rwkv_train.verification.outcomes import worst_of
 
 ROOM = Path(ops.__file__).parent
 QUICK = {"fp32", "bf16"}

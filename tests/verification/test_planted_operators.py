@@ -20,7 +20,7 @@ from rwkv_train.ops.wkv7 import chunked as wkv7_chunked
 from rwkv_train.verification.check_operators import STORED, check_operator
 from rwkv_train.verification.golden_file import golden
 from tests.ops.native_cases import require_kernel
-from tests.verification.planted import (
+from tests.verification.planted_faults import (
     change_run,
     every_other_time_larger,
     gradient,

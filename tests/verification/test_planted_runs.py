@@ -17,9 +17,9 @@ from rwkv_train.training.optim import optimizer, schedule
 from rwkv_train.verification import check_run as module
 from rwkv_train.verification.check_model import check_model_ways
 from rwkv_train.verification.check_run import check_bits, check_run, platform_key
-from rwkv_train.verification.findings import Part, worst_of
 from rwkv_train.verification.golden_file import golden
 from rwkv_train.verification.golden_run import GoldenRun, run_golden
+from rwkv_train.verification.outcomes import Part, worst_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,8 +12,8 @@ import torch
 from rwkv_train.ops.squared_relu import reference as relu_reference
 from rwkv_train.verification import verifying
 from rwkv_train.verification.__main__ import main
-from rwkv_train.verification.findings import Finding, NotRun, Part, worst_of
 from rwkv_train.verification.outcome_table import FAULTS_SHOWN, table_lines
+from rwkv_train.verification.outcomes import NotRun, Outcome, Part, worst_of
 from rwkv_train.verification.verification_file import content_checksum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,16 +111,16 @@ def test_a_report_that_was_changed_or_cut_off_is_told(tmp_path: Path, capsys):
 
 
 def test_a_number_that_is_none_is_a_fault():
-    found = Finding("wkv7", "native", "fp32", "gk", "", math.nan, 1e-5)
+    found = Outcome("wkv7", "native", "fp32", "gk", "", math.nan, 1e-5)
     assert not found.is_right and worst_of([found]) is found
-    assert Finding("wkv7", "native", "fp32", "gk", "", 1e-6, 1e-5).used == pytest.approx(0.1)
+    assert Outcome("wkv7", "native", "fp32", "gk", "", 1e-6, 1e-5).used == pytest.approx(0.1)
     # of a type that cannot be exact, what it cannot avoid does not count
-    assert Finding("a", "b", "bf16", "c", "", 1.5, 2.0, 1.0).used == pytest.approx(0.5)
+    assert Outcome("a", "b", "bf16", "c", "", 1.5, 2.0, 1.0).used == pytest.approx(0.5)
 
 
 def test_the_table_shows_what_was_not_run_and_no_more_faults_than_one_reads():
-    many = tuple(Finding("keys", "native", "fp32", f"r{i}", "", 1.0, 0.1) for i in range(40))
-    right = Finding("matvec", "native", "fp32", "y", "", 1e-8, 1e-5)
+    many = tuple(Outcome("keys", "native", "fp32", f"r{i}", "", 1.0, 0.1) for i in range(40))
+    right = Outcome("matvec", "native", "fp32", "y", "", 1e-8, 1e-5)
     lines = list(
         table_lines(
             [

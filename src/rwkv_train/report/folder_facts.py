@@ -11,10 +11,9 @@ from typing import Any
 from rwkv_train.config.load import saved_values
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.config.sections import sections_of
-from rwkv_train.report.run_records import read_starts
+from rwkv_train.report.run_records import PLAN_FILE, read_starts
 
 CONFIG_FILE = "config.yaml"
-PLAN_FILE = "plan.json"
 # They differ between any two runs and say nothing about either.
 _PLACES = frozenset({"proj_dir", "enable_progress_bar", "plot"})
 

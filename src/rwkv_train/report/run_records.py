@@ -8,6 +8,8 @@ from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 STARTS_FILE = "starts.jsonl"
+# What a run was predicted to take.
+PLAN_FILE = "plan.json"
 # What a reader adds and compares.
 NUMBERS = ("step", "tokens", "loss", "lr", "val_loss")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +10,8 @@ import torch
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware
 from rwkv_train.config.run_length import RunLength
 from rwkv_train.training.run_clock import RunClock
+from rwkv_train.training.start.memory_limits import resident_bytes
 from rwkv_train.training.utilization import Utilization
-
-# Linux's figures of this process, in pages; the second one is what it holds in memory.
-STATM = Path("/proc/self/statm")
 
 
 class StepMeter:
@@ -85,7 +81,8 @@ class StepMeter:
     def _memory(self) -> int | None:
         if self._on_gpu:
             return int(torch.cuda.max_memory_allocated())
-        return resident_bytes(STATM)
+        # 0 where the system does not tell.
+        return resident_bytes() or None
 
 
 def figures_left_out(hardware: ResolvedHardware) -> list[str]:
@@ -105,12 +102,3 @@ def _sees_communication(hardware: ResolvedHardware) -> bool:
     """Tells whether waits for ranks are the host's; of NCCL it sees the launches alone."""
     several = hardware.devices * hardware.num_nodes > 1
     return not (several and hardware.accelerator == "gpu")
-
-
-def resident_bytes(statm: Path) -> int | None:
-    """Returns what this process holds in memory; None where the system does not tell."""
-    try:
-        pages = statm.read_text().split()
-    except OSError:
-        return None
-    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")

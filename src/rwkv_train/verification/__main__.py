@@ -24,8 +24,8 @@ from rwkv_train.processors import prepare_threads
 from rwkv_train.verification.item_names import BITS, CPU_KINDS, ITEMS
 
 if TYPE_CHECKING:
-    from rwkv_train.verification.findings import Part
-    from rwkv_train.verification.verifying import Plan
+    from rwkv_train.verification.outcomes import Part
+    from rwkv_train.verification.verifying import ChosenItems
 
 _DEVICES = ("all", "cpu", "cuda")
 _ENDING = """items: every operator by its name (wkv4, keys, adamw, ...), and for every version
@@ -117,10 +117,10 @@ def _require_flags(a: argparse.Namespace) -> None:
 
 
 def _verify(a: argparse.Namespace) -> int:
-    from rwkv_train.verification.outcome_table import result_line, table_lines
-    from rwkv_train.verification.verifying import Plan
+    from rwkv_train.verification.outcome_table import table_lines, verdict_line
+    from rwkv_train.verification.verifying import ChosenItems
 
-    plan = Plan(tuple(a.only), a.quick, _devices(a.device))
+    plan = ChosenItems(tuple(a.only), a.quick, _devices(a.device))
     print(_about_machine(plan), flush=True)
     parts = _parts(plan)
     print()
@@ -130,7 +130,7 @@ def _verify(a: argparse.Namespace) -> int:
     if a.output is not None:
         _write(Path(a.output), parts, plan)
     print(last)
-    return int(result_line(parts) != "RESULT: PASS")
+    return int(verdict_line(parts) != "RESULT: PASS")
 
 
 def _devices(asked: str) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def _devices(asked: str) -> tuple[str, ...]:
     return {"all": ("cpu", *["cuda"] * has_card)}.get(asked, (asked,))
 
 
-def _about_machine(plan: Plan) -> str:
+def _about_machine(plan: ChosenItems) -> str:
     """Returns the first line: who computes."""
     from rwkv_train.machine_record import machine_record
 
@@ -157,9 +157,9 @@ def _about_machine(plan: Plan) -> str:
     )
 
 
-def _parts(plan: Plan) -> list[Part]:
+def _parts(plan: ChosenItems) -> list[Part]:
     """Returns what was found out, having told of every item as it was done."""
-    from rwkv_train.verification.findings import faults_of
+    from rwkv_train.verification.outcomes import faults_of
     from rwkv_train.verification.verifying import steps_of, verified
 
     steps, parts = steps_of(plan), []
@@ -174,7 +174,7 @@ def _parts(plan: Plan) -> list[Part]:
     return parts
 
 
-def _write(path: Path, parts: list[Part], plan: Plan) -> None:
+def _write(path: Path, parts: list[Part], plan: ChosenItems) -> None:
     from rwkv_train.verification.speeds import measured_speeds
     from rwkv_train.verification.verification_file import verification_record, write_verification
 

@@ -17,9 +17,9 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
 from rwkv_train.ops.head_loss import Targets
-from rwkv_train.verification.findings import Finding, Part
 from rwkv_train.verification.fixed_numbers import FixedNumbers
 from rwkv_train.verification.item_names import MODEL
+from rwkv_train.verification.outcomes import Outcome, Part
 from rwkv_train.verification.tolerances import TOLERANCE, relative_rms
 
 _TIME, _CHUNK, _VOCABULARY = 37, 16, 50
@@ -33,7 +33,7 @@ def check_model_ways(version: str) -> Part:
     item, model, numbers = f"{MODEL}{version}", _model(version), FixedNumbers(500)
     tokens, ids = (numbers.integers(_VOCABULARY, 2, _TIME) for _ in range(2))
     findings = [
-        Finding(item, "auto", "fp64", result, case, relative_rms(value, right), _BOUND)
+        Outcome(item, "auto", "fp64", result, case, relative_rms(value, right), _BOUND)
         for case, result, value, right in _comparisons(model, tokens, ids)
     ]
     return Part(item, tuple(findings))

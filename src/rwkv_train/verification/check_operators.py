@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from rwkv_train.errors import BackendError
-from rwkv_train.verification.findings import Finding, NotRun, Part
 from rwkv_train.verification.golden_file import projection_error
 from rwkv_train.verification.operators.problem import (
     BF16,
@@ -23,6 +22,7 @@ from rwkv_train.verification.operators.problem import (
     Tensors,
 )
 from rwkv_train.verification.operators.problem_table import PROBLEMS
+from rwkv_train.verification.outcomes import NotRun, Outcome, Part
 from rwkv_train.verification.tolerances import TOLERANCE, relative_rms
 
 # Who gave the results that the golden file has, against which the reference itself is compared.
@@ -38,7 +38,7 @@ def check_operator(
     stored: results of the reference in fp64 that the golden file has.
     """
     problems = list(islice(PROBLEMS[op](), QUICK_PROBLEMS if quick else None))
-    findings: list[Finding] = []
+    findings: list[Outcome] = []
     not_run: list[NotRun] = []
     with _poisoned_memory(device), _exact_products():
         exact = [problem.exact() for problem in problems]
@@ -67,7 +67,7 @@ def _check(
     backend: str,
     dtype: torch.dtype,
     device: torch.device,
-) -> list[Finding]:
+) -> list[Outcome]:
     """Raises BackendError where the backend does not serve the call."""
     about = (op, _who(backend, device), DTYPE_NAMES[dtype])
     try:
@@ -77,7 +77,7 @@ def _check(
         raise
     except Exception as error:
         fault = f"{type(error).__name__}: {error}".splitlines()[0]
-        return [Finding(*about, "the call", problem.case, fault=fault)]
+        return [Outcome(*about, "the call", problem.case, fault=fault)]
     # In the types that the results have, before `finished` widens some of them.
     found = problem.finished(raw, exact)
     findings = []
@@ -86,21 +86,21 @@ def _check(
         kind = FP32 if kind == FP64 and dtype != FP64 else kind
         bound, least = problem.allowed(dtype, kind, right)
         off = relative_rms(found[name], right)
-        findings.append(Finding(*about, name, problem.case, off, bound, least))
+        findings.append(Outcome(*about, name, problem.case, off, bound, least))
     for name, value in again.items():
         differs = (value != raw[name]) & ~(value.isnan() & raw[name].isnan())
         share = differs.double().mean().item()
-        findings.append(Finding(*about, f"{name}, repeated", problem.case, share, 0.0))
+        findings.append(Outcome(*about, f"{name}, repeated", problem.case, share, 0.0))
     return findings
 
 
 def _against_stored(
     op: str, problem: Problem, exact: Tensors, stored: Mapping[str, Any]
-) -> list[Finding]:
+) -> list[Outcome]:
     """Compares the reference itself with what it gave where the golden file was made."""
     bound = TOLERANCE[FP64]
     return [
-        Finding(
+        Outcome(
             op, STORED, "fp64", name, problem.case, projection_error(value, stored.get(name)), bound
         )
         for name, value in problem.finished(exact, exact).items()

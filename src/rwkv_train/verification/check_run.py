@@ -20,7 +20,6 @@ from rwkv_train.models.registry import build_model
 from rwkv_train.ops.backends.dispatch import auto_means
 from rwkv_train.processors import processor_name
 from rwkv_train.training.optim.optimizer import build_optimizer
-from rwkv_train.verification.findings import Finding, Part
 from rwkv_train.verification.golden_file import (
     number_error,
     projection,
@@ -29,6 +28,7 @@ from rwkv_train.verification.golden_file import (
 )
 from rwkv_train.verification.golden_run import GoldenRun, run_golden
 from rwkv_train.verification.item_names import BITS, RUN
+from rwkv_train.verification.outcomes import Outcome, Part
 from rwkv_train.verification.speeds import median_speed
 
 # A result may be off by so many times what fp32 was off where the file was made, at its worst of
@@ -67,7 +67,7 @@ def check_bits(version: str, stored: Mapping[str, Any]) -> Part:
     finally:
         torch.set_num_threads(threads)
     fault = "" if found == expected else f"{found[:12]} in place of {expected[:12]}"
-    return Part(item, (Finding(item, "reference", "fp32", "losses and weights", "", fault=fault),))
+    return Part(item, (Outcome(item, "reference", "fp32", "losses and weights", "", fault=fault),))
 
 
 def platform_key() -> str:
@@ -110,31 +110,31 @@ def optimizer_numbers(config: ResolvedConfig) -> dict[str, float]:
     return {"beta1": beta1, "beta2": beta2, "eps": defaults["eps"], "clip": clip}
 
 
-def _beginning(item: str, run: GoldenRun, stored: Mapping[str, Any]) -> list[Finding]:
+def _beginning(item: str, run: GoldenRun, stored: Mapping[str, Any]) -> list[Outcome]:
     """Compares what a run starts with, none of which needs a step."""
     findings, expected = [], stored_parameters(stored)
     missing = {*run.first} ^ {*expected}
     fault = f"different: {_in_short(missing)}" if missing else ""
-    findings.append(Finding(item, "trainer", "fp32", "names of parameters", "", fault=fault))
+    findings.append(Outcome(item, "trainer", "fp32", "names of parameters", "", fault=fault))
     for name, row in expected.items():
         if name in run.first:
             error = projection_error(run.first[name], row.first)
             result = f"initial value of {name}"
-            findings.append(Finding(item, "trainer", "fp32", result, "", error, FIRST_BOUND))
+            findings.append(Outcome(item, "trainer", "fp32", result, "", error, FIRST_BOUND))
     groups, numbers = group_table(run.config), optimizer_numbers(run.config)
     right = {name: [row.rate, row.weight_decay] for name, row in expected.items()}
     for number, what in enumerate(("rate factor", "weight decay")):
         wrong = [n for n in right if groups.get(n, DOES_NOT_LEARN)[number] != right[n][number]]
         fault = "" if not wrong else f"wrong of {_in_short(wrong)}"
-        findings.append(Finding(item, "trainer", "fp32", f"groups: {what}", "", fault=fault))
+        findings.append(Outcome(item, "trainer", "fp32", f"groups: {what}", "", fault=fault))
     for name, number in stored["optimizer"].items():
         error = number_error([numbers[name]], [number], abs(number))
-        found = Finding(item, "trainer", "fp32", f"optimizer: {name}", "", error, RATE_BOUND)
+        found = Outcome(item, "trainer", "fp32", f"optimizer: {name}", "", error, RATE_BOUND)
         findings.append(found)
     return findings
 
 
-def _curve(item: str, who: str, run: GoldenRun, stored: Mapping[str, Any]) -> list[Finding]:
+def _curve(item: str, who: str, run: GoldenRun, stored: Mapping[str, Any]) -> list[Outcome]:
     """Compares the steps, and then what every tensor has learnt."""
     findings = []
     bounds = {"lr": RATE_BOUND, "weight_decay": RATE_BOUND}
@@ -144,18 +144,18 @@ def _curve(item: str, who: str, run: GoldenRun, stored: Mapping[str, Any]) -> li
         found = [step[name] for step in run.steps]
         if len(found) != len(stored[name]):
             fault = f"{len(found)} steps, expected {len(stored[name])}"
-            findings.append(Finding(item, "trainer", "fp32", name, "", fault=fault))
+            findings.append(Outcome(item, "trainer", "fp32", name, "", fault=fault))
         for step, (value, expected) in enumerate(zip(found, stored[name])):
             error = number_error([value], [expected], abs(expected))
             about = (item, backends.get(name, who), "fp32", name, f"step {step}")
-            findings.append(Finding(*about, error, bounds[name]))
+            findings.append(Outcome(*about, error, bounds[name]))
     for name, row in stored_parameters(stored).items():
         if name not in run.first or name not in run.last:
             continue
         moved = run.last[name].double() - run.first[name].double()
         error = number_error(projection(moved), row.moved, row.moved[1])
         bound = max(TIMES_ROUNDING * row.rounding, FIRST_BOUND)
-        findings.append(Finding(item, who, "fp32", f"learnt: {name}", "", error, bound))
+        findings.append(Outcome(item, who, "fp32", f"learnt: {name}", "", error, bound))
     return findings
 
 

@@ -63,7 +63,7 @@ def projection(x: Tensor) -> list[float]:
     return [signed, flat.square().mean().sqrt().item()]
 
 
-def shortened(value: float, digits: int = DIGITS) -> float:
+def with_digits(value: float, digits: int = DIGITS) -> float:
     """Returns a number with the digits that the file keeps."""
     return float(f"{value:.{digits}g}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +129,7 @@ def _train(words: list[str]) -> ResolvedConfig:
             # Lightning reads when it is imported what `prepare_run` sets.
             from rwkv_train.training.run import run
 
-            return run(prepared, ranks, received)
+            return run(prepared, ranks, received, time.perf_counter())
 
     found: list[ResolvedConfig] = []
     status = ranks.run(body)

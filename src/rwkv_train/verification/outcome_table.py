@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from rwkv_train.verification.findings import Finding, Part, faults_of, worst_of
+from rwkv_train.verification.outcomes import Outcome, Part, faults_of, worst_of
 
 FAULTS_SHOWN = 30
 # Names of parameters are longer than anybody wants to read in a table.
@@ -20,13 +20,13 @@ class OutcomeRow(NamedTuple):
     backend: str
     dtypes: tuple[str, ...]
     compared: int
-    worst: Finding
+    worst: Outcome
     faults: int
 
 
 def outcome_rows(parts: Iterable[Part]) -> list[OutcomeRow]:
     """Returns the rows in the order of the verification."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
+    groups: dict[tuple[str, str], list[Outcome]] = {}
     for part in parts:
         for finding in part.findings:
             groups.setdefault((finding.item, finding.backend), []).append(finding)
@@ -42,9 +42,9 @@ def outcome_rows(parts: Iterable[Part]) -> list[OutcomeRow]:
     ]
 
 
-def named_faults(findings: Iterable[Finding]) -> list[Finding]:
+def named_faults(findings: Iterable[Outcome]) -> list[Outcome]:
     """Returns of all comparisons that went wrong the first of every backend's result."""
-    first: dict[tuple[str, str, str], Finding] = {}
+    first: dict[tuple[str, str, str], Outcome] = {}
     for finding in findings:
         if not finding.is_right:
             first.setdefault((finding.item, finding.backend, finding.result), finding)
@@ -71,16 +71,16 @@ def table_lines(parts: Sequence[Part]) -> Iterator[str]:
         yield from (f"  {fault_line(finding)}" for finding in faults[:FAULTS_SHOWN])
     if len(faults) > FAULTS_SHOWN:
         yield f"  and {len(faults) - FAULTS_SHOWN} more"
-    yield result_line(parts)
+    yield verdict_line(parts)
 
 
-def result_line(parts: Sequence[Part]) -> str:
+def verdict_line(parts: Sequence[Part]) -> str:
     """Returns the last line."""
     count = len(named_faults(faults_of(parts)))
     return "RESULT: PASS" if not count else f"RESULT: {count} fault{'s' * (count > 1)}"
 
 
-def fault_line(finding: Finding) -> str:
+def fault_line(finding: Outcome) -> str:
     """Returns a fault in words: where, of which result, by how much."""
     where = f"FAULT {finding.item}, {finding.backend}, {finding.dtype}: {finding.result}"
     case = f" ({finding.case})" if finding.case else ""

@@ -18,10 +18,10 @@ from rwkv_train.errors import ConfigError, DataError
 from rwkv_train.files import write_atomically
 from rwkv_train.machine_record import machine_record
 from rwkv_train.ops.native.build import SOURCES
-from rwkv_train.verification.findings import Finding, Part, faults_of
 from rwkv_train.verification.golden_file import golden_digest
-from rwkv_train.verification.outcome_table import named_faults, outcome_rows, result_line
-from rwkv_train.verification.verifying import Plan
+from rwkv_train.verification.outcome_table import named_faults, outcome_rows, verdict_line
+from rwkv_train.verification.outcomes import Outcome, Part, faults_of
+from rwkv_train.verification.verifying import ChosenItems
 
 _FORMAT = 1
 _CHECKSUM = "sha256"
@@ -31,7 +31,7 @@ _FAULTS_KEPT = 100
 
 
 def verification_record(
-    parts: Sequence[Part], plan: Plan, speed: Mapping[str, Any]
+    parts: Sequence[Part], plan: ChosenItems, speed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the contents of the file, with the checksum."""
     faults = named_faults(faults_of(parts))
@@ -39,7 +39,7 @@ def verification_record(
         "program": "rwkv-verify",
         "format": _FORMAT,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "result": result_line(parts).removeprefix("RESULT: "),
+        "result": verdict_line(parts).removeprefix("RESULT: "),
         "quick": plan.quick,
         "only": list(plan.only),
         "machine": machine_record(),
@@ -117,7 +117,7 @@ def kernels_digest() -> str:
     return digest.hexdigest()
 
 
-def _values(finding: Finding) -> dict[str, Any]:
+def _values(finding: Outcome) -> dict[str, Any]:
     """Returns a finding without numbers that JSON does not have: they become words."""
     numbers = {"error": finding.error, "bound": finding.bound, "used": finding.used}
     written = {

@@ -12,15 +12,15 @@ from rwkv_train.config.versions import VERSIONS
 from rwkv_train.verification.check_model import check_model_ways
 from rwkv_train.verification.check_operators import check_operator
 from rwkv_train.verification.check_run import check_bits, check_run
-from rwkv_train.verification.findings import Finding, Part
 from rwkv_train.verification.golden_file import golden
 from rwkv_train.verification.item_names import BITS, MODEL, OPERATORS, RUN
+from rwkv_train.verification.outcomes import Outcome, Part
 
 # Small tensors gain nothing from more, and a second one shows sums that depend on their number.
 _THREADS = 2
 
 
-class Plan(NamedTuple):
+class ChosenItems(NamedTuple):
     """The items that are asked for, and where they are to run.
 
     only: names of items; empty: all.  quick: fewer calls, two float types, no run for its bits.
@@ -39,7 +39,7 @@ class Step(NamedTuple):
     check: Callable[[], Part]
 
 
-def steps_of(plan: Plan) -> list[Step]:
+def steps_of(plan: ChosenItems) -> list[Step]:
     """Returns what a plan asks for, in order."""
     steps = []
     for device in plan.devices:
@@ -64,10 +64,10 @@ def _outcome(step: Step) -> Part:
         return step.check()
     except Exception as error:
         fault = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Part(step.item, (Finding(step.item, "–", "–", "the check itself", "", fault=fault),))
+        return Part(step.item, (Outcome(step.item, "–", "–", "the check itself", "", fault=fault),))
 
 
-def _on_device(plan: Plan, name: str) -> list[Step]:
+def _on_device(plan: ChosenItems, name: str) -> list[Step]:
     stored, device = golden(), torch.device(name)
     accelerator = "cpu" if name == "cpu" else "gpu"
     steps = [

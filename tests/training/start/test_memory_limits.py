@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
@@ -11,11 +12,13 @@ from rwkv_train.training.start.memory_limits import ADDRESSES_TO_COME, host_limi
 
 KB = 1024
 INFO = "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 400 kB\nSwapTotal: 24 kB\nSwapFree: 20 kB\n"
-STATUS = "Name:\tpython\nVmPeak:\t 900 kB\nVmSize:\t 800 kB\nVmData:\t 300 kB\nVmRSS:\t 50 kB\n"
+STATUS = "Name:\tpython\nVmPeak:\t 900 kB\nVmSize:\t 800 kB\nVmData:\t 300 kB\n"
 
 
 def limits(root, files, processes=1):
-    base = {"proc/meminfo": INFO, "proc/self/status": STATUS}
+    # 50 pages are held, of 1 kB in these tests.
+    held = {"proc/self/status": STATUS, "proc/self/statm": "800 50 20 1 0 300 0\n"}
+    base = {"proc/meminfo": INFO, **held}
     for name, content in {**base, **files}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
@@ -25,6 +28,7 @@ def limits(root, files, processes=1):
 @pytest.fixture(autouse=True)
 def unlimited(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda name: (resource.RLIM_INFINITY,) * 2)
+    monkeypatch.setattr(os, "sysconf", lambda name: KB)
 
 
 def test_what_others_use_is_off_and_what_the_run_holds_is_not(tmp_path):

@@ -13,7 +13,7 @@ from rwkv_train.training.profiling.operator_words import (
 )
 
 # Purposes of the run's clock -> the ranges of a profile.
-PAUSES = {"data": "waiting for data", "save": "saving", "validation": "validation and samples"}
+PAUSE_WORDS = {"data": "waiting for data", "save": "saving", "validation": "validation and samples"}
 LOOP, IDLE = "Python and the loop", "the card waits for the host"
 WAITING = "waiting for other ranks"
 AUTOGRAD = "autograd and small operators"
@@ -56,7 +56,7 @@ def add_up(
     for event in found:
         if _is_device(event) or event.name.startswith(STEP):
             continue
-        if event.name in PAUSES.values():
+        if event.name in PAUSE_WORDS.values():
             times[event.name] += event.cpu_time_total
             calls[event.name] += 1
             continue
@@ -119,7 +119,7 @@ def _shapes(event: Any) -> Sequence[Sequence[int]]:
 
 
 def _is_paused(event: Any) -> bool:
-    return any(caller.name in PAUSES.values() for caller in _callers(event))
+    return any(caller.name in PAUSE_WORDS.values() for caller in _callers(event))
 
 
 def _callers(event: Any) -> Iterator[Any]:

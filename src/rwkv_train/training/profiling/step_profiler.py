@@ -14,7 +14,7 @@ from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.files import replacing, write_atomically
 from rwkv_train.training.environment import quiet_profiler
 from rwkv_train.training.profiling.operator_words import OperatorWords
-from rwkv_train.training.profiling.profile_table import PAUSES, add_up, write_table
+from rwkv_train.training.profiling.profile_table import PAUSE_WORDS, add_up, write_table
 from rwkv_train.training.reporting.reporter import warn_lost
 from rwkv_train.training.run_clock import RunClock, no_label
 
@@ -93,7 +93,7 @@ class StepProfiler:
             schedule=schedule(wait=0, warmup=1, active=self._steps, repeat=1),
         )
         self._profile.start()
-        self._clock.label = lambda purpose: record_function(PAUSES[purpose])
+        self._clock.label = lambda purpose: record_function(PAUSE_WORDS[purpose])
 
     def _end(self, *, complete: bool) -> None:
         self._is_done = True

@@ -14,7 +14,7 @@ from rwkv_train.config.run_length import RunLength
 from rwkv_train.data.tokenize.characters import VOCABULARY
 from rwkv_train.data.tokenize.tokenizer_files import write_record
 from rwkv_train.files import remove_partial_files, write_atomically
-from rwkv_train.report.run_records import METRICS_FILE, STARTS_FILE
+from rwkv_train.report.run_records import METRICS_FILE, PLAN_FILE, STARTS_FILE
 from rwkv_train.training.reporting.console import Console
 from rwkv_train.training.reporting.metrics_file import MetricsFile
 from rwkv_train.training.reporting.plot import LossPlot
@@ -23,7 +23,7 @@ from rwkv_train.training.reporting.reporter import Reporter, warn_lost
 from rwkv_train.training.reporting.tensorboard_log import TensorboardLog
 from rwkv_train.training.reporting.train_log import TRAIN_LOG, TrainLog
 from rwkv_train.training.reporting.wandb_log import WandbLog
-from rwkv_train.training.start.plan_file import PLAN_FILE, forecast_record
+from rwkv_train.training.start.plan_file import forecast_record
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.run_identity import append_start, start_record
 

@@ -44,7 +44,11 @@ def host_limits(processes: int, root: Path = _ROOT) -> list[MemoryLimit]:
 
 def resident_bytes(root: Path = _ROOT) -> int:
     """Returns the bytes of memory that this process holds; 0 where that is not told."""
-    return _kilobytes(root / "proc/self/status").get("VmRSS", 0)
+    try:
+        pages = (root / "proc/self/statm").read_text().split()
+    except OSError:
+        return 0
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_resident_bytes(root: Path = _ROOT) -> int:

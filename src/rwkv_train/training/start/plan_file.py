@@ -8,8 +8,6 @@ from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.planning.flops import flops_per_token
 from rwkv_train.training.start.memory_forecast import MemoryForecast
 
-PLAN_FILE = "plan.json"
-
 
 def forecast_record(config: ResolvedConfig, forecast: MemoryForecast) -> dict[str, Any]:
     """Returns what the file holds, each None where it is not known.

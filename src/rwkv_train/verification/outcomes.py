@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
-class Finding(NamedTuple):
+class Outcome(NamedTuple):
     """One comparison.
 
     item: what was verified: an operator, or a part of a version's run.  backend, dtype: by what.
@@ -53,17 +53,17 @@ class Part(NamedTuple):
     """Everything that was found out about an item; tokens_per_second: of a run, else 0."""
 
     item: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Outcome, ...]
     not_run: tuple[NotRun, ...] = ()
     notes: tuple[str, ...] = ()
     tokens_per_second: float = 0.0
 
 
-def faults_of(parts: Iterable[Part]) -> list[Finding]:
+def faults_of(parts: Iterable[Part]) -> list[Outcome]:
     """Returns the comparisons that went wrong, in the order of the verification."""
     return [finding for part in parts for finding in part.findings if not finding.is_right]
 
 
-def worst_of(findings: Iterable[Finding]) -> Finding:
+def worst_of(findings: Iterable[Outcome]) -> Outcome:
     """Returns the comparison that uses most of what is allowed."""
     return max(findings, key=lambda finding: finding.used)
