@@ -196,24 +196,24 @@ training.start: carried_state checkpointing distributed environment launchers li
     progress
 training.step_callback: bad_steps checkpointing distributed module observing optim
     profiling progress signals step_reports
-training.step_meter: run_clock utilization
+training.step_meter: run_clock start utilization
 training.step_reports: bad_steps progress reporting step_meter
 training.trainer: distributed fp32_products
 training.utilization: start
 training.validation: checkpointing module progress reporting run_clock start
 training.whole_step: fp32_products optim
-verification.__main__: findings golden_file item_names outcome_table speeds
+verification.__main__: golden_file item_names outcome_table outcomes speeds
     verification_file verifying
-verification.check_model: findings fixed_numbers item_names tolerances
-verification.check_operators: findings golden_file operators tolerances
-verification.check_run: findings golden_file golden_run item_names speeds
+verification.check_model: fixed_numbers item_names outcomes tolerances
+verification.check_operators: golden_file operators outcomes tolerances
+verification.check_run: golden_file golden_run item_names outcomes speeds
 verification.golden_file: fixed_numbers
 verification.golden_run: fixed_numbers
 verification.operators: fixed_numbers tolerances
-verification.outcome_table: findings
-verification.verification_file: findings golden_file outcome_table verifying
-verification.verifying: check_model check_operators check_run findings golden_file
-    item_names
+verification.outcome_table: outcomes
+verification.verification_file: golden_file outcome_table outcomes verifying
+verification.verifying: check_model check_operators check_run golden_file item_names
+    outcomes
 """
 # Stems that two files have on purpose: the backends of every operator, and names that Python or
 # GitHub look for.
