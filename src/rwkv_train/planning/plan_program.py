@@ -14,7 +14,7 @@ from rwkv_train.planning.choice_text import card_lines, fit_lines
 from rwkv_train.planning.fit import Fitting, fitting_runs, strategy_names
 from rwkv_train.planning.plan import Device, Wishes, make_plan
 from rwkv_train.planning.plan_flags import PlanRequest
-from rwkv_train.planning.plan_record import plan_record
+from rwkv_train.planning.plan_record import plan_values
 from rwkv_train.planning.plan_text import hint_lines, plan_lines
 from rwkv_train.planning.planned_run import imagined_run, planned_config
 
@@ -32,7 +32,7 @@ def print_request(request: PlanRequest) -> None:
     plan = make_plan(config, _for(config, request.device), request.wishes)
     found = settings_that_fit(request) if request.fit else None
     if request.as_json:
-        print(json.dumps(plan_record(plan, found, [*request.notices, *remarks]), indent=2))
+        print(json.dumps(plan_values(plan, found, [*request.notices, *remarks]), indent=2))
         return
     sections = [[*request.notices, *remarks], plan_lines(plan)]
     if found is not None:

@@ -11,7 +11,7 @@ from rwkv_train.planning.fit import Fitting
 from rwkv_train.planning.plan import UNCERTAIN, Plan
 
 
-def plan_record(
+def plan_values(
     plan: Plan, found: Sequence[Fitting] | None, remarks: Sequence[str]
 ) -> dict[str, Any]:
     """Returns the plan in plain values: bytes, FLOPs, seconds; what is not known is None.
