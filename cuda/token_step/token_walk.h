@@ -20,7 +20,7 @@ namespace rwkv::step {
 using at::Tensor;
 
 // Of all blocks in a row.  vectors: in fp32.  matrices: [N, K].  scales: of int8 matrices; of
-// others without elements.  eps: of a block's norms before its halves, and of the norm of its heads.
+// others without elements.  eps: of all norms, as they follow one another.
 struct Parameters {
   at::TensorList vectors, matrices, scales;
   c10::ArrayRef<double> eps;

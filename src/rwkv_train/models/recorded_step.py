@@ -1,6 +1,7 @@
-"""One token for each of a few sequences, on a CPU: a model's parts as recorded operators.
+"""One token for each of a few sequences, on a CPU: a native step, or parts as recorded operators.
 
-The same numbers as `RWKV.features` and the head, up to the rounding of matrix products.
+The native step serves models that are no more than their version's formula. Both give the numbers
+of `RWKV.features` and the head, up to rounding.
 """
 
 from __future__ import annotations
