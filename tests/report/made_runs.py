@@ -144,7 +144,12 @@ def make_run(
 ) -> Path:
     """Writes the files of a run; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    files: dict[str, str] = {"metrics.jsonl": "", "times.jsonl": ""}
+    for record in records:
+        is_time = record.keys() & {"start_up_seconds", "ending_seconds"}
+        files["times.jsonl" if is_time else "metrics.jsonl"] += json.dumps(record) + "\n"
+    for name, text in files.items():
+        (folder / name).write_text(text)
     (folder / "starts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in starts))
     if settings is not None:
         (folder / "config.yaml").write_text(settings)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import train
-from rwkv_train.report.run_records import METRICS_FILE, MetricsFile, read_metrics
+from rwkv_train.report.run_records import METRICS_FILE, TIMES_FILE, read_metrics, read_times
 from rwkv_train.training.reporting.curve_log import curves
+from rwkv_train.training.reporting.metrics_file import MetricsFile
 from rwkv_train.training.reporting.records import StartRecord
 from rwkv_train.training.reporting.wandb_log import RWKV_LM_KEYS
 from tests.training.runs import assert_same_weights, losses
@@ -105,7 +106,7 @@ def test_watching_changes_neither_losses_nor_weights(watched: Watched):
 
 def test_all_logs_have_the_same_figures_under_the_same_keys(watched: Watched):
     expected: Points = defaultdict(dict)
-    for record in read_metrics(watched.folder):
+    for record in [*read_metrics(watched.folder), *read_times(watched.folder)]:
         # Steps count from 1 in curves; a start stands at the steps before it.
         step = record["step"] + ("start_up_seconds" not in record)
         expected[step].update(curves(record))
@@ -133,8 +134,8 @@ def test_shares_of_time_stand_behind_what_took_it(watched: Watched):
         assert record["communication_share"] == 0 and record["memory"] > 10**7
         assert record["mfu"] > 0 and record["mfu_card"] is None
         assert record["seconds"] > 0
-    starts = [r for r in read_metrics(watched.folder) if "start_up_seconds" in r]
-    ends = [r for r in read_metrics(watched.folder) if "ending_seconds" in r]
+    starts = [r for r in read_times(watched.folder) if "start_up_seconds" in r]
+    ends = [r for r in read_times(watched.folder) if "ending_seconds" in r]
     assert [(r["step"], r["tokens"]) for r in starts] == [(0, 0), (PAUSE, PAUSE * 128)]
     assert [(r["step"], r["tokens"]) for r in ends] == [(PAUSE - 1, PAUSE * 128), (11, 12 * 128)]
     assert all(r["start_up_seconds"] > 0 and r["lost_seconds"] == 0 for r in starts)
@@ -178,13 +179,15 @@ def test_what_a_resumed_run_does_again_is_counted_as_lost(tmp_path: Path):
         {"step": 2, "tokens": 256, "start_up_seconds": 11.0, "lost_seconds": 13.0},
         {"step": 2, "tokens": 384, "loss": 1.0, "seconds": 17.0},
     ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / METRICS_FILE).write_text(text)
+    times = [line for line in lines if "loss" not in line and "val_loss" not in line]
+    for name, part in ((METRICS_FILE, [r for r in lines if r not in times]), (TIMES_FILE, times)):
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in part))
     log = MetricsFile(tmp_path, 128)
     log.on_start(StartRecord(1, 128, 19.0))
     log.close()
-    *kept, start = read_metrics(tmp_path)
-    assert kept == lines[:2]
+    assert read_metrics(tmp_path) == lines[1:2]
+    *kept, start = read_times(tmp_path)
+    assert kept == lines[:1]
     # 3 + 7 + 11 + 13 + 17: also what had been lost by the start that is lost now
     expected = {"step": 1, "tokens": 128, "start_up_seconds": 19.0, "lost_seconds": 51.0}
     assert start == expected

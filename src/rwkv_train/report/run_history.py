@@ -1,4 +1,7 @@
-"""Reads metrics.jsonl while it grows, and keeps a bounded picture of it, however long it is."""
+"""Reads metrics.jsonl while it grows, and keeps a bounded picture of it, however long it is.
+
+Besides times.jsonl, which is short.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from rwkv_train.report.run_records import METRICS_FILE, has_numbers, metrics_record
+from rwkv_train.report.run_records import METRICS_FILE, has_numbers, metrics_record, read_times
 from rwkv_train.report.step_bins import MOST_BINS, Matrix, StepBins, thinned
 
 Record = dict[str, Any]
@@ -80,9 +83,12 @@ class RunHistory:
             "samples": KeptRecords(40),
             "eval": KeptRecords(200),
             "grad_norms": KeptRecords(300),
-            "start_up_seconds": KeptRecords(200),
-            "ending_seconds": KeptRecords(200),
         }
+        self._forget_times()
+
+    def _forget_times(self) -> None:
+        self.events["start_up_seconds"] = KeptRecords(200)
+        self.events["ending_seconds"] = KeptRecords(200)
         # Sums over all starts and endings, of which not all need be kept.
         self.start_up_seconds = self.lost_seconds = 0.0
         self.ending = dict.fromkeys(("whole", "save", "validation"), 0.0)
@@ -94,6 +100,12 @@ class RunHistory:
 
     def update(self) -> None:
         """Reads what was appended since the last call; all of it where the file was rewritten."""
+        self._read_steps()
+        self._forget_times()
+        for record in read_times(self.folder):
+            self._take_time(record)
+
+    def _read_steps(self) -> None:
         path = self.folder / METRICS_FILE
         if not path.is_file():
             return
@@ -155,6 +167,10 @@ class RunHistory:
                 is_empty = kind == "skipped" and "suspects" not in record
                 self._keep("empty" if is_empty else kind, record)
                 return
+
+    def _take_time(self, record: Record) -> None:
+        if type(record.get("step")) is not int:
+            return
         self.start_up_seconds += number_in(record, "start_up_seconds")
         self.lost_seconds += number_in(record, "lost_seconds")
         ending = number_in(record, "ending_seconds")

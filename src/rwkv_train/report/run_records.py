@@ -1,4 +1,4 @@
-"""Reads the files of records that a run keeps: metrics.jsonl and starts.jsonl of its folder."""
+"""Reads the files of records that a run keeps in its folder, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 STARTS_FILE = "starts.jsonl"
+# How long starting and ending took. Not in metrics.jsonl, whose lines people read as steps.
+TIMES_FILE = "times.jsonl"
 # What a run was predicted to take.
 PLAN_FILE = "plan.json"
 # What a reader adds and compares.
@@ -48,8 +50,17 @@ def has_numbers(record: dict[str, Any]) -> bool:
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Returns the records of a folder's starts.jsonl, in order; what cannot be read is left out."""
+    return _objects(folder / STARTS_FILE)
+
+
+def read_times(folder: Path) -> list[dict[str, Any]]:
+    """Returns the records of a folder's times.jsonl, in order; what cannot be read is left out."""
+    return [record for record in _objects(folder / TIMES_FILE) if has_numbers(record)]
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
     try:
-        text = (folder / STARTS_FILE).read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     records = []

@@ -1,4 +1,7 @@
-"""proj_dir/metrics.jsonl: one JSON object per optimizer step, validation and mishap."""
+"""proj_dir/metrics.jsonl: one JSON object per optimizer step, validation and mishap.
+
+proj_dir/times.jsonl: one per start and end, how long they took.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.files import write_atomically
-from rwkv_train.report.run_records import METRICS_FILE, read_metrics
+from rwkv_train.report.run_records import METRICS_FILE, TIMES_FILE, read_metrics, read_times
 from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
@@ -28,19 +31,21 @@ SPANS = ("start_up_seconds", "lost_seconds", "seconds", "ending_seconds")
 
 
 class MetricsFile(Reporter):
-    """Appends to metrics.jsonl; a resumed run neither repeats nor skips a step.
+    """Appends to metrics.jsonl and times.jsonl; a resumed run neither repeats nor skips a step.
 
     tokens: seen before the first step of this start.
     """
 
     def __init__(self, folder: Path, tokens: int) -> None:
-        self._path = folder / METRICS_FILE
-        self._lost_seconds = _drop_after(self._path, tokens)
-        self._file = self._path.open("a", encoding="utf-8")
+        steps = _drop_after(folder / METRICS_FILE, read_metrics(folder), tokens)
+        spans = _drop_after(folder / TIMES_FILE, read_times(folder), tokens)
+        self._lost_seconds = steps + spans
+        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._times = folder / TIMES_FILE
 
     def on_start(self, record: StartRecord) -> None:
         """Writes how long the start took, and what of the run before is done again."""
-        self._write(asdict(replace(record, lost_seconds=self._lost_seconds)))
+        self._write_time(asdict(replace(record, lost_seconds=self._lost_seconds)))
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
         """Writes the step's record."""
@@ -72,7 +77,7 @@ class MetricsFile(Reporter):
 
     def on_end(self, record: EndRecord) -> None:
         """Writes how long the run took behind its last step."""
-        self._write(asdict(record))
+        self._write_time(asdict(record))
 
     def close(self) -> None:
         """Closes the file."""
@@ -83,14 +88,18 @@ class MetricsFile(Reporter):
         # A reader, or a crash, sees every finished step.
         self._file.flush()
 
+    def _write_time(self, values: dict[str, Any]) -> None:
+        # Twice a start: not worth an open file.
+        with self._times.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
 
-def _drop_after(path: Path, tokens: int) -> float:
-    """Removes the records of steps that a resumed run is going to do again.
 
-    Returns the seconds that they took. Tokens tell them also when the batch has changed, and with
-    it what a step is.
+def _drop_after(path: Path, records: list[dict[str, Any]], tokens: int) -> float:
+    """Removes of a file's records those of what a resumed run is going to do again.
+
+    Returns the seconds that it took. Tokens tell it also when the batch has changed, and with it
+    what a step is.
     """
-    records = read_metrics(path.parent)
     kept = list(takewhile(lambda r: r.get("tokens", 0) <= tokens, records))
     if path.is_file():
         # Rewritten as a whole: a crash in between leaves the old file or the new one.
