@@ -197,7 +197,7 @@ def test_a_toy_version_trains_with_a_model_file_an_operator_folder_and_a_row(tmp
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("RWKV-99 ")
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
+    losses = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
     assert len(losses) == 3 and all(map(math.isfinite, losses))
     assert losses[2] < losses[0]
     assert (tmp_path / "out" / "rwkv-final.pth").is_file()
