@@ -106,7 +106,7 @@ models.huge_pages: backbone
 models.initial_state: backbone layers state
 models.int8: backbone layers
 models.layers: widening
-models.native_step: backbone int8 layers rwkv4 rwkv5 rwkv6 rwkv7 state
+models.native_step: backbone int8 layers residual rwkv4 rwkv5 rwkv6 rwkv7 state
 models.parameters: adapters backbone registry table
 models.recorded_step: backbone huge_pages native_step recorded_operators residual state
 models.registry: backbone sizes

@@ -12,6 +12,7 @@ from rwkv_train.models import rwkv4, rwkv5, rwkv6, rwkv7
 from rwkv_train.models.backbone import RWKV, Block
 from rwkv_train.models.int8 import Int8Linear
 from rwkv_train.models.layers import Linear, share_of_previous
+from rwkv_train.models.residual import ShiftedNorm
 from rwkv_train.models.state import ModelState, map_state
 from rwkv_train.ops.token_step import StepParameters, is_served, token_step
 
@@ -27,7 +28,8 @@ class NativeStep:
         self._model = model
         first: Any = model.blocks[0]
         version = _VERSIONS.get(type(first.att))
-        self._version = version if all(map(_is_plain, model.blocks)) else None
+        is_plain = type(model.ln_out) is ShiftedNorm and all(map(_is_plain, model.blocks))
+        self._version = version if is_plain else None
         self._parameters: StepParameters | None = None
 
     def serves(self, batch: int) -> bool:
@@ -127,6 +129,7 @@ def _is_plain(block: Any) -> bool:
     matrices = [part for part in block.modules() if isinstance(part, (nn.Linear, Int8Linear))]
     return (
         type(block) is Block
+        and type(block.ln1) is type(block.ln2) is ShiftedNorm
         and block.att.backend in ("auto", "native")
         and all(type(matrix) in (Linear, Int8Linear) for matrix in matrices)
         and not (block.drop.training and block.drop.p > 0)
