@@ -31,6 +31,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 # torch that it finds, and leaves the mark by which ./demo-training-run.sh knows the environment.
 COPY --chown=rwkv:rwkv requirements.txt requirements-dev.txt requirements-cuda.txt requirements.lock ./
 COPY --chown=rwkv:rwkv check_requirements.py set-up-environment.sh ./
+COPY --chown=rwkv:rwkv src/rwkv_train/requirement_lines.py ./src/rwkv_train/
 RUN case "$VARIANT" in cpu | cuda) ;; *) echo "VARIANT is $VARIANT; give cpu or cuda" >&2; exit 2 ;; esac; \
     python -m venv .venv; \
     if [ "$VARIANT" = cpu ]; then \
