@@ -9,6 +9,7 @@ import torch
 
 from rwkv_train.models import parameters, rwkv7
 from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.recorded_step import RecordedStep
 from rwkv_train.models.table import Rate, constant
 from rwkv_train.ops.head_loss import native as loss_native
 from rwkv_train.ops.head_loss import reference as loss_reference
@@ -168,4 +169,16 @@ def test_a_token_shift_that_takes_another_token_across_a_border(monkeypatch):
         return x, after
 
     monkeypatch.setattr(RWKV, "_read", forgets)
-    assert wrong_cases("6") == {"rows read in chunks of 16", "token by token"}
+    # The state that decoding begins with is the model's.
+    assert wrong_cases("6") == {"rows read in chunks of 16", "token by token", "decoded"}
+
+
+def test_a_decoding_step_that_forgets_the_last_token(monkeypatch):
+    features = RecordedStep.features
+
+    def forgets(self, tokens, state):
+        x, after = features(self, tokens, state)
+        return x, tuple(a._replace(att_shift=b.att_shift) for a, b in zip(after, state))
+
+    monkeypatch.setattr(RecordedStep, "features", forgets)
+    assert wrong_cases("7") == {"decoded"}

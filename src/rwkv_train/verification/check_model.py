@@ -1,11 +1,13 @@
 """Compares ways in which a model gives the same numbers: at once, in chunks, token by token.
 
-In fp64 and by this machine's backends, with weights none of which is trivial.
+In fp64 and by this machine's backends, with weights none of which is trivial; besides in fp32 by
+the step that programs decode with on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import pairwise
 
 import torch
@@ -15,6 +17,7 @@ from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.config.schema import ModelConfig
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
+from rwkv_train.models.recorded_step import RecordedStep
 from rwkv_train.models.registry import build_model
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.verification.fixed_numbers import FixedNumbers
@@ -26,6 +29,7 @@ _TIME, _CHUNK, _VOCABULARY = 37, 16, 50
 # Where documents start: beside, at and across the borders of chunks.
 _STARTS = (5, 16, 31)
 _BOUND = TOLERANCE[torch.float64]
+_WATCHED_TOKENS = (0, 1, 15, 16, _TIME - 1)
 
 
 def check_model_ways(version: str) -> Part:
@@ -35,6 +39,11 @@ def check_model_ways(version: str) -> Part:
     findings = [
         Outcome(item, "auto", "fp64", result, case, relative_rms(value, right), _BOUND)
         for case, result, value, right in _comparisons(model, tokens, ids)
+    ]
+    bound = TOLERANCE[torch.float32]
+    findings += [
+        Outcome(item, "auto", "fp32", "logits", case, relative_rms(value, right), bound)
+        for case, value, right in _decoded(model, tokens)
     ]
     return Part(item, tuple(findings))
 
@@ -79,8 +88,20 @@ def _comparisons(
         state = None
         for t in range(_TIME):
             logits, state = model(tokens[:, t : t + 1], state)
-            if t in (0, 1, 15, 16, _TIME - 1):
+            if t in _WATCHED_TOKENS:
                 yield f"token by token, token {t}", "logits", logits[:, 0], plain[:, t]
+
+
+def _decoded(model: RWKV, tokens: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yields the case, the logits of the step that decodes, in fp32, and the right ones."""
+    plain, _ = model(tokens)
+    frozen = deepcopy(model).float().requires_grad_(False)
+    step = RecordedStep(frozen)
+    _, state = frozen(tokens[:, :1])
+    for t in range(1, _TIME):
+        features, state = step.features(tokens[:, t : t + 1], state)
+        if t in _WATCHED_TOKENS:
+            yield f"decoded, token {t}", step.logits(features[:, 0]), plain[:, t].detach()
 
 
 def _loss_and_gradients(
