@@ -6,14 +6,18 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from rwkv_train.doctor import rings as module
+from rwkv_train.doctor.check_runner import make_check
+from rwkv_train.doctor.check_table import CHECKS
 from rwkv_train.doctor.rings import check_gloo, check_nccl
 from tests.doctor.planted import fault_of, only
 
 
-def test_two_processes_add_up_numbers(monkeypatch):
-    monkeypatch.setattr(module, "SLOW_SUM_BYTES_PER_S", {"gloo": 0.0})
-    found = only(check_gloo)
-    assert found.level == "ok", found
+def test_two_processes_add_up_numbers(tmp_path: Path):
+    (check,) = [check for check in CHECKS if check.name == "gloo"]
+    # In a child, as the doctor makes it: this process may have a group from an earlier test.
+    (found,) = make_check(check, tmp_path, lambda step: None)
+    # It may be slow here, beside other tests.
+    assert found.level in ("ok", "warn"), found
     assert found.measured["processes"] == 2 and found.measured["bytes_per_s"] > 0
 
 

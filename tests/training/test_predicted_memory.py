@@ -25,6 +25,8 @@ SHAPE = {
     "epoch_save": 0,
     "save_every_minutes": 0,
     "keep_heap": 0,
+    # What another thread gives back is not seen to be free.
+    "save_in_background": 0,
 }
 
 
