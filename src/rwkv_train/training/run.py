@@ -26,7 +26,11 @@ from rwkv_train.training.checkpointing.state_writer import StateWriter
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group, end_group
 from rwkv_train.training.distributed.ranks import Ranks
-from rwkv_train.training.distributed.strategy import build_strategy, deepspeed_config
+from rwkv_train.training.distributed.strategy import (
+    build_strategy,
+    deepspeed_config,
+    release_engine,
+)
 from rwkv_train.training.environment import is_rank_zero
 from rwkv_train.training.kept_heap import keep_heap
 from rwkv_train.training.launchers.launch import Launch
@@ -127,6 +131,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     if trainer.interrupted:
         # Lightning swallows a Ctrl-C that comes before the first step.
         raise KeyboardInterrupt
+    release_engine(trainer.strategy)
     end_group(config.hardware)
     # A signal in the last step asks for what has happened anyway.
     return 0 if progress.step == length.total_steps else callback.stop.exit_status

@@ -189,3 +189,14 @@ def deepspeed_config(strategy: Strategy | None) -> dict[str, Any] | None:
 def zero_engine(strategy: Strategy) -> Any | None:
     """Returns the DeepSpeed engine behind a strategy that is set up, None without DeepSpeed."""
     return strategy.model if isinstance(strategy, ZeroStrategy) else None
+
+
+def release_engine(strategy: Strategy) -> None:
+    """Lets go of what DeepSpeed has made for a run that is over; nothing without DeepSpeed.
+
+    Its hooks on the gradients, which the garbage collector does not see through, would otherwise
+    keep model, optimizer and process groups with their threads for as long as the process lives.
+    """
+    engine = zero_engine(strategy)
+    if engine is not None:
+        engine.destroy()
