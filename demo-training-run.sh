@@ -175,7 +175,7 @@ echo
 # Quoted where need be, so that they can be typed.
 PROJ_DIR=$(printf %q "$(shown "$PROJ_DIR")")
 case $PYTHON in */*) PYTHON=$(printf %q "$(shown "$PYTHON")") ;; esac
-echo "Loss curve: $PROJ_DIR/loss.png   Log: $PROJ_DIR/train_log.txt   Weights: $PROJ_DIR/rwkv-final.pth"
+echo "Report: $PROJ_DIR/report.html (open it in a browser)   Weights: $PROJ_DIR/rwkv-final.pth"
 echo "Try next:   VERSION=7 $0      another architecture"
 [ -n "$GIVEN" ] || echo "            $0 my.jsonl       your own text"
 echo "            $PYTHON $(printf %q "${HERE}generate.py") --load_model $PROJ_DIR/rwkv-final.pth 'The '"

@@ -92,7 +92,7 @@ def test_one_document_is_trained_from_any_folder(copy):
     assert "<--val_split> <0.05>" in trained
     assert "<--data_file> <data/my__novel-bytes>" in trained, "a comma would make it a mixture"
     assert (copy.checkout / "data" / "my__novel-bytes.idx").exists()
-    assert f"Loss curve: {str(copy.checkout).replace(' ', chr(92) + ' ')}/out/" in done.stdout
+    assert f"Report: {str(copy.checkout).replace(' ', chr(92) + ' ')}/out/" in done.stdout
 
 
 def test_several_documents_with_windows_line_ends_are_held_out_by_document(copy):
