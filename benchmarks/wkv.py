@@ -41,6 +41,7 @@ from benchmarks.wkv_plot import plot
 from benchmarks.wkv_timing import alternate, copy_rate, product_rate
 from rwkv_train.ops import wkv7
 from rwkv_train.ops.backends.measurements import BOTH, FORWARD, Measurement, card_of, record
+from rwkv_train.processors import processor_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The token loop is a thousand times slower; beyond so many tokens it is left out unless asked for.
@@ -293,10 +294,7 @@ def device_name(device: torch.device) -> str:
     """Returns the name of the device, for the head of the report."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return str(device)
+    return processor_name() or str(device)
 
 
 if __name__ == "__main__":

@@ -83,23 +83,28 @@ def group_folders(controller: str) -> Iterator[Path]:
 
 def processor_name() -> str:
     """Returns the model of the processor as Linux names it; "" where it does not."""
-    for line in _text(PROCESSORS).splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return ""
+    return _processor_facts().get("model name", "")
 
 
 def vendor_and_family() -> tuple[str, int]:
     """Returns a processor's maker and family as Linux names them; "" and 0 where it does not."""
-    found = {"vendor_id": "", "cpu family": "0"}
-    # One after the other; machines have one kind.
-    for line in _text(PROCESSORS).partition("\n\n")[0].splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in found:
-            found[name.strip()] = value.strip()
-    family = found["cpu family"]
-    return found["vendor_id"], int(family) if family.isdigit() else 0
+    facts = _processor_facts()
+    family = facts.get("cpu family", "")
+    return facts.get("vendor_id", ""), int(family) if family.isdigit() else 0
+
+
+def processor_features() -> set[str]:
+    """Returns what the processor can do, in Linux's short names; none where it does not tell."""
+    facts = _processor_facts()
+    # Of x86, or of ARM.
+    return set((facts.get("flags") or facts.get("Features", "")).split())
+
+
+def _processor_facts() -> dict[str, str]:
+    """Returns what Linux tells of the first processor; machines have one kind."""
+    lines = _text(PROCESSORS).partition("\n\n")[0].splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _processors_allowed() -> int:

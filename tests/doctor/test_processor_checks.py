@@ -94,7 +94,7 @@ def test_an_idle_machine_is_sound(machine):
 
 
 def test_a_processor_without_avx2_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processors, "PROCESSORS", tmp_path / "cpuinfo")
     monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
     (tmp_path / "cpuinfo").write_text("model name : Some\nflags\t: fpu sse4_2 avx\n")
     assert "no AVX2" in fault_of(check_features, level="warn").found

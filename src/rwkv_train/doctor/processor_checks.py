@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rwkv_train.doctor.findings import Answers, fault, good, skipped, warning
-from rwkv_train.processors import processor_name, processor_quota, usable_processors
+from rwkv_train.processors import (
+    processor_features,
+    processor_name,
+    processor_quota,
+    usable_processors,
+)
 from rwkv_train.training.environment import variables
 
 PROC = Path("/proc")
-CPUINFO = Path("/proc/cpuinfo")
 # For how long others are watched, and the share of the processors that is worth a word.
 WATCHED_S = 0.5
 BUSY_SHARE, STOLEN_SHARE = 0.5, 0.1
@@ -80,11 +84,7 @@ def check_load(folder: Path) -> Answers:
 
 def check_features(folder: Path) -> Answers:
     """Yields the vector units that kernels use."""
-    flags: set[str] = set()
-    for line in _text(CPUINFO).splitlines():
-        if line.startswith(("flags", "Features")):
-            flags = set(line.partition(":")[2].split())
-            break
+    flags = processor_features()
     if not flags:
         yield skipped("this system does not tell them")
         return
