@@ -63,4 +63,5 @@ def _index(tokens: int, documents: int) -> bytes:
     pointers = (np.cumsum(sizes) - sizes) * _DTYPE.itemsize
     header: bytes = HEADER.pack(MAGIC, VERSION, dtype_code(_DTYPE), documents, documents + 1)
     bounds = np.arange(documents + 1, dtype="<i8")
-    return header + sizes.astype("<i4").tobytes() + pointers.tobytes() + bounds.tobytes()
+    lists = (sizes.astype("<i4"), pointers, bounds)
+    return b"".join([header, *(numbers.tobytes() for numbers in lists)])
