@@ -122,10 +122,9 @@ def test_missing_shards_are_counted_and_the_first_ones_named(damaged: Path) -> N
         damaged.with_name(f"data-{number:05d}.bin").unlink()
     damaged.with_name("data-00003.idx").unlink()
     told = refusal(damaged)
-    assert f"9 of the 20 shards that {damaged}.manifest.json lists are missing: " in told
+    assert f"9 of the 20 shards that {damaged}.manifest.json lists lack files: " in told
     assert (
-        "data-00003.bin, data-00003.idx, data-00004.bin, data-00005.bin and 6 more do not exist"
-        in told
+        "data-00003.bin, data-00003.idx, data-00004.bin, data-00005.bin and 6 more; a copy" in told
     )
     assert "copy the data" in told
 
@@ -134,7 +133,7 @@ def test_a_half_copied_shard_is_told_beside_the_missing_ones(damaged: Path) -> N
     damaged.with_name("data-00007.bin").unlink()
     os.truncate(damaged.with_name("data-00002.bin"), 64)
     told = refusal(damaged)
-    assert "1 of the 20 shards" in told and "data-00007.bin do not exist" in told
+    assert "1 of the 20 shards" in told and "data-00007.bin; a copy" in told
     assert "data-00002.bin has 64 bytes but its index needs 200" in told
 
 

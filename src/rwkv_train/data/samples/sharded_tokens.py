@@ -25,7 +25,6 @@ class ShardedTokens:
     def __init__(self, prefix: str, manifest: Manifest) -> None:
         self.prefix = prefix
         self.pairs = _open_shards(prefix, manifest)
-        self.dtype = np.dtype(manifest.dtype)
         self.ends = list(accumulate(pair.tokens for pair in self.pairs))
 
     @property
@@ -35,15 +34,19 @@ class ShardedTokens:
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
         """Returns tokens offset ... offset + length - 1 of all shards; DataError outside."""
         check_inside(self.prefix, self.tokens, offset, length)
-        stored, width = np.empty(length, self.dtype), self.dtype.itemsize
-        number, done = bisect_right(self.ends, offset), 0
-        while done < length:
+        number = bisect_right(self.ends, offset)
+        if length and offset + length <= self.ends[number]:
+            # As nearly always: a shard holds many samples.
             pair = self.pairs[number]
-            start = offset + done - (self.ends[number] - pair.tokens)
-            count = min(length - done, pair.tokens - start)
-            pair.file.read_into(stored[done : done + count], start * width)
-            number, done = number + 1, done + count
-        return stored.astype(np.int64)
+            return pair.get(offset - (self.ends[number] - pair.tokens), length)
+        parts = [np.zeros(0, np.int64)]
+        while length > 0:
+            pair = self.pairs[number]
+            start = offset - (self.ends[number] - pair.tokens)
+            count = min(length, pair.tokens - start)
+            parts.append(pair.get(start, count))
+            number, offset, length = number + 1, offset + count, length - count
+        return np.concatenate(parts)
 
 
 def open_listed(pair: str, prefix: str) -> Binidx:
@@ -105,9 +108,9 @@ def _told(
     told = []
     if absent:
         told.append(
-            f"{incomplete} of the {shards} shards that {manifest_path(prefix)} lists are missing: "
-            f"{first_few(absent)} do not exist; a copy or make_data.py was interrupted: copy the "
-            "data, or make it, again"
+            f"{incomplete} of the {shards} shards that {manifest_path(prefix)} lists lack files: "
+            f"{first_few(absent)}; a copy or make_data.py was interrupted: copy the data, or make "
+            "it, again"
         )
     if len(faults) == 1:
         told += faults

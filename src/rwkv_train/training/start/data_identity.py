@@ -90,12 +90,13 @@ class TrainingData:
             alike[before.tokens, before.sampled].append(j)
         taken: set[int] = set()
         for i, (files, own) in enumerate(zip(self.files, now)):
-            fits = [j for j in alike[own.tokens, own.sampled] if j not in taken]
-            fits = [j for j in fits if kinship(known[j], own, files) == "same"]
-            if fits:
-                # Its own place first: equal data sets may stand in several.
-                matched[i] = (i if i in fits else fits[0], "same")
-                taken.add(matched[i][0])
+            fits = alike[own.tokens, own.sampled]
+            # Its own place first: equal data sets may stand in several.
+            for j in ([i] if i in fits else []) + fits:
+                if j not in taken and kinship(known[j], own, files) == "same":
+                    matched[i] = (j, "same")
+                    taken.add(j)
+                    break
         for i, (files, own) in enumerate(zip(self.files, now)):
             if i in matched:
                 continue
