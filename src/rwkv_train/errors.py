@@ -5,6 +5,10 @@ leave with exit status 2 (bad input: nothing is written or overwritten on the wa
 TrainingError.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 def missing_package(user: str, package: str, extra: str) -> str:
     """Returns the message for a user, such as a flag or a file, that needs an uninstalled package.
@@ -56,3 +60,9 @@ def short_reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
+
+
+def first_few(items: Sequence[str], most: int = 4, separator: str = ", ") -> str:
+    """Returns a list as a message can hold it: the first `most` items and the number of others."""
+    shown = separator.join(items[:most])
+    return f"{shown} and {len(items) - most:,} more" if len(items) > most else shown

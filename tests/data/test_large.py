@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes
 from rwkv_train.data.binidx.layout import HEADER, MAGIC
 from rwkv_train.data.binidx.manifest import Manifest, Shard, joint_sha256, write_manifest
 from rwkv_train.data.binidx.reader import Binidx
@@ -63,10 +63,9 @@ def test_tokens_beyond_2_to_the_32_are_read_where_they_are(folder):
         assert pair.get(token - 1, 3).tolist() == [0, value, 0]
     sizes = document_sizes(pair)
     assert sizes.sum(dtype=np.int64) == tokens
-    with open_bin(pair) as file:
-        lengths, starts = np.array([3, 2], np.int32), np.array([far - 1, 2**36])
-        store = DocumentReader(pair.dtype, [file], [tokens], lengths, starts)
-        ((found, _),) = store.read(np.arange(2))
+    lengths, starts = np.array([3, 2], np.int32), np.array([far - 1, 2**36])
+    store = DocumentReader(pair.dtype, [pair.file], [tokens], lengths, starts)
+    ((found, _),) = store.read(np.arange(2))
     assert found.tolist() == [0, 43, 0, 42, 0]
 
 

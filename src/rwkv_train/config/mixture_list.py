@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from fractions import Fraction
-from math import lcm
-from pathlib import Path
 from typing import NamedTuple
 
-from rwkv_train.errors import ConfigError
+from rwkv_train.errors import ConfigError, first_few
 from rwkv_train.files import expand_home
 
-# The order of picks is a table of so many samples at most.
-LARGEST_PERIOD = 100_000
-
+# Parts of a list that a message names.
+_SHOWN_PARTS = 6
+# Of the files by which a data set is known.
+_ENDINGS = (".idx", ".manifest.json")
 _NUMBER = r"\d+(?:\.\d+)?"
 # Greedy up to the last colon, as a path may hold colons; and line breaks, hence DOTALL.
 _WEIGHTED = re.compile(rf"(.+):({_NUMBER})(?:\.\.({_NUMBER}))?", re.DOTALL)
@@ -37,17 +37,17 @@ def mixture_components(data_file: str | None) -> tuple[MixtureComponent, ...]:
     """
     if data_file is None or _is_data_set(data_file):
         return ()
-    items = data_file.split(",")
+    items, shown = data_file.split(","), shown_data_file(data_file)
     found = [_WEIGHTED.fullmatch(item.strip()) for item in items]
     # Without a single weight it is one path, which may hold commas.
     if not any(found):
         return ()
     matches = []
     for item, match in zip(items, found):
-        _require_prefix(data_file, item.strip(), match)
+        _require_prefix(shown, item.strip(), match)
         if match is None:
             raise ConfigError(
-                f"--data_file {data_file}: {item.strip()!r} has no weight; write every part as "
+                f"--data_file {shown}: {item.strip()!r} has no weight; write every part as "
                 "PREFIX:NUMBER, or PREFIX:BEGIN..END for a weight that changes over the run"
             )
         matches.append(match)
@@ -55,11 +55,11 @@ def mixture_components(data_file: str | None) -> tuple[MixtureComponent, ...]:
     repeated = [path for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise ConfigError(
-            f"--data_file {data_file}: {repeated[0]} is named twice; name it once, with the sum of"
+            f"--data_file {shown}: {repeated[0]} is named twice; name it once, with the sum of"
             " its weights"
         )
-    begin = _shares(data_file, [match[2] for match in matches])
-    end = _shares(data_file, [match[3] or match[2] for match in matches])
+    begin = _shares(shown, [match[2] for match in matches])
+    end = _shares(shown, [match[3] or match[2] for match in matches])
     return tuple(map(MixtureComponent, paths, begin, end))
 
 
@@ -75,31 +75,33 @@ def weights_change(components: tuple[MixtureComponent, ...]) -> bool:
     return any(component.begin != component.end for component in components)
 
 
+def shown_data_file(data_file: str | None) -> str:
+    """Returns data_file as a message can hold it: of a long list of parts the first few."""
+    items = str(data_file).split(",")
+    if len(items) <= _SHOWN_PARTS or not any(map(_WEIGHTED.fullmatch, map(str.strip, items))):
+        return str(data_file)
+    return first_few(items, _SHOWN_PARTS, ",")
+
+
 def _is_data_set(name: str) -> bool:
-    return any(Path(f"{name}{ending}").is_file() for ending in (".idx", ".manifest.json"))
+    # Path.is_file raises where a name is too long, as the list of many parts is.
+    return any(os.path.isfile(f"{name}{ending}") for ending in _ENDINGS)  # noqa: PTH113
 
 
-def _require_prefix(data_file: str, item: str, match: re.Match[str] | None) -> None:
+def _require_prefix(shown: str, item: str, match: re.Match[str] | None) -> None:
     """Raises ConfigError for a data set whose own name ends like a weight, and that has none."""
     if match is not None and _is_data_set(item) and not _is_data_set(match[1]):
         raise ConfigError(
-            f"--data_file {data_file}: {item} is the name of a data set, and in a list it needs a "
+            f"--data_file {shown}: {item} is the name of a data set, and in a list it needs a "
             f"weight behind it: {item}:1"
         )
 
 
-def _shares(data_file: str, weights: list[str]) -> list[Fraction]:
+def _shares(shown: str, weights: list[str]) -> list[Fraction]:
     """Returns the weights divided by their sum, exactly."""
     # From the decimal text: 0.1 as a float has the denominator 2^55, and the period with it.
     numbers = [Fraction(weight) for weight in weights]
     total = sum(numbers)
     if total == 0:
-        raise ConfigError(f"--data_file {data_file}: all weights are 0; one must be above")
-    shares = [number / total for number in numbers]
-    period = lcm(*(share.denominator for share in shares))
-    if period > LARGEST_PERIOD:
-        raise ConfigError(
-            f"--data_file {data_file}: the proportions come out even only after {period} samples, "
-            f"expected at most {LARGEST_PERIOD}; use weights with fewer digits"
-        )
-    return shares
+        raise ConfigError(f"--data_file {shown}: all weights are 0; one must be above")
+    return [number / total for number in numbers]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rwkv_train.config.load import dump_config, saved_values
+from rwkv_train.config.mixture_list import shown_data_file
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.resume_rules import RULES, Effect, ResumeRule
 from rwkv_train.config.schema import RunConfig, listed
@@ -93,4 +94,4 @@ def _shown(value: object) -> str:
         return str(int(value)) if value is not None else "none"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else shown_data_file(str(value))

@@ -13,7 +13,7 @@ from rwkv_train.config.check.live_settings import check_live
 from rwkv_train.config.check.validation_settings import check_validation
 from rwkv_train.config.check.window_settings import check_windows
 from rwkv_train.config.machine_schema import HardwareConfig, LogConfig, SafetyConfig
-from rwkv_train.config.mixture_list import mixture_components, weights_change
+from rwkv_train.config.mixture_list import mixture_components, shown_data_file, weights_change
 from rwkv_train.config.resume_rules import check_accepted
 from rwkv_train.config.schema import (
     AdapterConfig,
@@ -105,7 +105,8 @@ def _check_mixture(data: DataConfig) -> None:
     if data.mix_tokens is not None and not weights_change(parts):
         raise ConfigError(
             f"--mix_tokens {data.mix_tokens} says over how many tokens weights change, but those of"
-            f" --data_file {data.data_file} do not; write PREFIX:BEGIN..END, or leave it out"
+            f" --data_file {shown_data_file(data.data_file)} do not; write PREFIX:BEGIN..END, or"
+            " leave it out"
         )
     if not parts:
         return

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from rwkv_train.config.discovered import DataDiscovered, Discovered, StateDiscovered
-from rwkv_train.config.mixture_list import mixture_components, weights_change
+from rwkv_train.config.mixture_list import mixture_components, shown_data_file, weights_change
 from rwkv_train.config.resolved import ResolvedData, not_narrowed
 from rwkv_train.config.run_length import StepShape
 from rwkv_train.config.schema import DataConfig, RunConfig
@@ -60,8 +60,8 @@ def resolve_mixture(
         return dataclasses.replace(data, mix_tokens=saved)
     if total is None:
         raise ConfigError(
-            f"--data_file {data.data_file}: its weights change over the run, which has no end; give"
-            " --mix_tokens or --exit_tokens"
+            f"--data_file {shown_data_file(data.data_file)}: its weights change over the run, which"
+            " has no end; give --mix_tokens or --exit_tokens"
         )
     return dataclasses.replace(data, mix_tokens=total * step.tokens)
 
@@ -72,7 +72,8 @@ def _tokenizer(data: DataConfig, known: DataDiscovered) -> str | None:
     # Two paths may name the same file, moved; a built-in tokenizer is itself only.
     if given and found and given != found and {given, found} & {"world", "bytes"}:
         raise ConfigError(
-            f"--tokenizer {given}: {data.data_file} was written with {found}; leave the flag out"
+            f"--tokenizer {given}: {shown_data_file(data.data_file)} was written with {found};"
+            " leave the flag out"
         )
     return given or found
 
@@ -84,8 +85,9 @@ def _loss_mask(
     if not found.has_loss_mask:
         if data.loss_mask == "on":
             raise ConfigError(
-                f"--loss_mask on: there is no .mask next to {data.data_file}; make the data with"
-                " make_data.py --chat_template, or leave the flag out to train on all tokens"
+                f"--loss_mask on: there is no .mask next to {shown_data_file(data.data_file)};"
+                " make the data with make_data.py --chat_template, or leave the flag out to train"
+                " on all tokens"
             )
         return data.loss_mask
     if data.loss_mask == "off":

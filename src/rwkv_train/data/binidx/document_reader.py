@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.layout import bin_path, mask_path
+from rwkv_train.data.binidx.layout import mask_path
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.storage.open_files import StoredFile
 from rwkv_train.errors import DataError
 
 # Tokens read at a time (a longer document makes it more), and document numbers looked at.
 _BATCH_TOKENS = 1 << 21
 _BATCH_DOCUMENTS = 1 << 16
+
+
+class PositionedFile(Protocol):
+    """A file that is read by position (`StoredFile`)."""
+
+    def read_into(self, target: Any, offset: int) -> None:
+        """Fills a writable buffer with the bytes from `offset` on."""
 
 
 class DocumentReader:
@@ -34,7 +40,7 @@ class DocumentReader:
     def __init__(
         self,
         dtype: np.dtype[Any],
-        files: Sequence[BinaryIO | None],
+        files: Sequence[PositionedFile | None],
         file_tokens: Sequence[int],
         sizes: npt.NDArray[np.int32],
         starts: npt.NDArray[np.int64] | None = None,
@@ -80,25 +86,14 @@ class DocumentReader:
         # To the right: an empty file starts where the next one does, and holds no byte to read.
         number = bisect_right(self._file_starts, offset) - 1
         while len(target):
-            # preadv may return fewer bytes than asked for, and a stretch may cross into the next
-            # file.
+            # A stretch may cross into the next file.
             part = target[: self._file_starts[number + 1] - offset]
-            if len(part):
-                count = self._read(number, part, offset - self._file_starts[number])
-                target, offset = target[count:], offset + count
+            file = self._files[number]
+            if file is None:
+                part[:] = b"\1" * len(part)
             else:
-                number += 1
-
-    def _read(self, number: int, target: memoryview, offset: int) -> int:
-        """Reads from one file as much as comes at once; returns the number of bytes."""
-        file = self._files[number]
-        if file is None:
-            target[:] = b"\1" * len(target)
-            return len(target)
-        count = os.preadv(file.fileno(), [target], offset)
-        if not count:
-            raise DataError("tokens disappeared from disk while they were read")
-        return count
+                file.read_into(part, offset - self._file_starts[number])
+            target, offset, number = target[len(part) :], offset + len(part), number + 1
 
 
 class WeightedDocuments(NamedTuple):
@@ -155,20 +150,10 @@ def document_sizes(pair: Binidx) -> npt.NDArray[np.int32]:
     return sizes.astype(np.int32)
 
 
-def open_bin(pair: Binidx) -> BinaryIO:
-    """Opens the .bin for reading; a map of it would count as memory in use."""
-    return _open(bin_path(pair.prefix))
-
-
-def open_mask(pair: Binidx) -> BinaryIO | None:
-    """Opens the .mask in the same way; None when the pair has none: every token counts once."""
+def open_mask(pair: Binidx) -> StoredFile | None:
+    """Opens the .mask of a pair; None when it has none: every token counts once."""
     path = mask_path(pair.prefix)
-    return _open(path) if path.exists() else None
-
-
-def _open(path: Path) -> BinaryIO:
     try:
-        # preadv reads by the descriptor, past any buffer of Python's.
-        return path.open("rb", buffering=0)
+        return StoredFile(path) if path.exists() else None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error

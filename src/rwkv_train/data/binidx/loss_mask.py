@@ -16,45 +16,40 @@ import numpy.typing as npt
 from rwkv_train.data.binidx.layout import mask_path
 from rwkv_train.data.binidx.manifest import Manifest, manifest_path
 from rwkv_train.data.binidx.reader import Binidx
-from rwkv_train.data.storage.mapped_file import MappedFile
-from rwkv_train.errors import DataError
+from rwkv_train.data.storage.open_files import StoredFile
+from rwkv_train.errors import DataError, first_few
 
 
 class LossMask:
     """The sidecars of one pair or of shards as one array of weights; O(1) memory per pair.
 
     pairs: prefix and number of tokens of each.  Raises DataError when a sidecar is missing or is
-    not as long as its pair. Pickling carries the names only.
+    not as long as its pair.
     """
 
     def __init__(self, pairs: list[tuple[str, int]]) -> None:
-        self._pairs = pairs
         self._ends = list(accumulate(tokens for _, tokens in pairs))
-        self._parts = [_map_mask(prefix, tokens) for prefix, tokens in pairs]
+        self._files = [_open_mask(prefix, tokens) for prefix, tokens in pairs]
 
     @property
     def tokens(self) -> int:
         return self._ends[-1]
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
-        """Returns the weights of tokens offset ... offset + length - 1; the caller must not write.
+        """Returns the weights of tokens offset ... offset + length - 1.
 
         They must be inside the data, which whoever reads the tokens checks.
         """
         assert min(offset, length) >= 0 and offset + length <= self.tokens, (offset, length)
-        parts, number = [], bisect_right(self._ends, offset)
-        while length > 0:
-            part = self._parts[number]
-            start = offset - (self._ends[number] - part.size)
-            count = min(length, part.size - start)
-            part.require_whole()
-            parts.append(part.content[start : start + count])
-            number, offset, length = number + 1, offset + count, length - count
-        # The empty array stands for a length of 0, for which there are no parts.
-        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
-
-    def __reduce__(self) -> tuple[type[LossMask], tuple[list[tuple[str, int]]]]:
-        return LossMask, (self._pairs,)
+        weights, done = np.empty(length, np.uint8), 0
+        number = bisect_right(self._ends, offset)
+        while done < length:
+            file = self._files[number]
+            start = offset + done - (self._ends[number] - file.size)
+            count = min(length - done, file.size - start)
+            file.read_into(weights[done : done + count], start)
+            number, done = number + 1, done + count
+        return weights
 
 
 def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> LossMask | None:
@@ -71,27 +66,33 @@ def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> Lo
     # A mask that only the files show, without a manifest, comes from another tool and counts too.
     if not there and not promised:
         return None
-    for pair in pairs:
-        if pair.prefix not in there:
-            teller = manifest_path(prefix) if promised else mask_path(there[0])
-            raise DataError(
-                f"{mask_path(pair.prefix)} is missing, but {teller} says that this data has a loss "
-                "mask; copy it too, make the data again, or train on all tokens with "
-                "--loss_mask off"
-            )
+    absent = [str(mask_path(prefix)) for prefix in _without(pairs, there)]
+    if absent:
+        teller = manifest_path(prefix) if promised else mask_path(there[0])
+        are = "is missing" if len(absent) == 1 else f"are missing, {len(absent)} in all"
+        raise DataError(
+            f"{first_few(absent)} {are}, but {teller} says that this data has a loss mask; copy it "
+            "too, make the data again, or train on all tokens with --loss_mask off"
+        )
     return LossMask([(pair.prefix, pair.tokens) for pair in pairs])
 
 
-def _map_mask(prefix: str, tokens: int) -> MappedFile:
+def _without(pairs: list[Binidx], there: list[str]) -> list[str]:
+    """Returns the prefixes of pairs that are not among `there`."""
+    known = set(there)
+    return [pair.prefix for pair in pairs if pair.prefix not in known]
+
+
+def _open_mask(prefix: str, tokens: int) -> StoredFile:
     path = mask_path(prefix)
     try:
-        mapped = MappedFile(path)
+        file = StoredFile(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if mapped.size != tokens:
+    if file.size != tokens:
         raise DataError(
-            f"{path} has {mapped.size} bytes, but {prefix}.bin holds {tokens} tokens and a mask "
+            f"{path} has {file.size} bytes, but {prefix}.bin holds {tokens} tokens and a mask "
             "has one byte per token; they do not belong together: make the data again, or train "
             "on all tokens with --loss_mask off"
         )
-    return mapped
+    return file

@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.layout import DTYPE_OF_CODE, HEADER, MAGIC, VERSION, bin_path, idx_path
-from rwkv_train.data.storage.mapped_file import MappedFile
+from rwkv_train.data.binidx.index_file import IndexArrays, IndexFile
+from rwkv_train.data.binidx.layout import bin_path, idx_path
+from rwkv_train.data.storage.open_files import StoredFile
 from rwkv_train.errors import DataError
+
+_File = TypeVar("_File", StoredFile, IndexFile)
 
 
 class Binidx:
-    """A checked, memory-mapped binidx pair; opening and reading take O(1) memory.
+    """A checked binidx pair; opening and reading take O(1) memory and a few reads.
 
     prefix      as given
     tokens      tokens in .bin
     dtype       NumPy type of the stored tokens
     item_count  number of items
-    sizes       [item_count] int32, tokens per item
-    pointers    [item_count] int64, byte offset of each item
-    doc_idx     int64, item with which each document starts, the item count last
 
     Raises DataError when the files are missing, damaged, do not belong together or hold numbers
-    that cannot be token ids. Pickling carries the prefix only; the copy maps the files again.
+    that cannot be token ids. There may be any number of pairs: each opens its files again when it
+    needs them. So does a copy by pickling; a file that was replaced meanwhile is refused.
     """
+
+    __slots__ = ("_index", "dtype", "file", "item_count", "prefix", "tokens")
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        self._index = _open(idx_path(prefix), self.prefix)
-        index = self._index.content
-        self.dtype, self.item_count, documents = _check_header(index.data, idx_path(prefix))
-        n = self.item_count
-        start = HEADER.size
-        self.sizes = np.frombuffer(index, "<i4", n, start)
-        self.pointers = np.frombuffer(index, "<i8", n, start + 4 * n)
-        self.doc_idx = np.frombuffer(index, "<i8", documents, start + 12 * n)
-        # A map costs no memory until it is read, and the pages are shared by all workers.
-        self._file = _open(bin_path(prefix), self.prefix)
-        _check_data(self, self._file.size)
-        self.tokens = self._file.size // self.dtype.itemsize
-        self._data = self._file.content.view(self.dtype)
+        self._index = _opened(IndexFile, idx_path(prefix), self.prefix)
+        self.dtype, self.item_count = self._index.dtype, self._index.item_count
+        self.file = _opened(StoredFile, bin_path(prefix), self.prefix)
+        _check_data(self.prefix, self.file.size, self._index.claimed_bytes)
+        self.tokens = self.file.size // self.dtype.itemsize
+
+    @property
+    def says_documents(self) -> bool:
+        """True where the ends of `doc_idx` are right, all that can be told without a scan."""
+        return self._index.says_documents
+
+    @property
+    def boundary_count(self) -> int:
+        """Length of `doc_idx`."""
+        return self._index.boundary_count
+
+    @property
+    def index(self) -> IndexArrays:
+        """The lists of the index, mapped: several at once, for who needs them often."""
+        return self._index.arrays()
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int32]:
+        """Tokens per item, [item_count]."""
+        return self.index.sizes
+
+    @property
+    def pointers(self) -> npt.NDArray[np.int64]:
+        """Byte offset of each item, [item_count]."""
+        return self.index.pointers
+
+    @property
+    def doc_idx(self) -> npt.NDArray[np.int64]:
+        """The item with which each document starts, and the item count last."""
+        return self.index.doc_idx
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
         """Returns tokens offset ... offset + length - 1 of the file as int64; DataError outside."""
@@ -51,27 +77,27 @@ class Binidx:
                 f"{bin_path(self.prefix)} holds {self.tokens} tokens; tokens {offset} to "
                 f"{offset + length - 1} were asked for"
             )
-        self._file.require_whole()
-        return self._data[offset : offset + length].astype(np.int64)
+        stored = np.empty(length, self.dtype)
+        self.file.read_into(stored, offset * self.dtype.itemsize)
+        return stored.astype(np.int64)
 
     def item(self, number: int) -> npt.NDArray[np.int64]:
         """Returns the tokens of one item as int64."""
-        self.require_index()
-        return self.get(int(self.pointers[number]) // self.dtype.itemsize, int(self.sizes[number]))
+        index = self.index
+        index.file.require_whole()
+        return self.get(
+            int(index.pointers[number]) // self.dtype.itemsize, int(index.sizes[number])
+        )
 
     def require_index(self) -> None:
         """Raises DataError when the index was cut off: before `sizes` and its like are read."""
-        self._index.require_whole()
-
-    def __reduce__(self) -> tuple[type[Binidx], tuple[str]]:
-        # A map cannot be pickled: RWKV-LM's v4neo and v5 fail here with spawned workers.
-        return Binidx, (self.prefix,)
+        self.index.file.require_whole()
 
 
-def _open(path: Path, prefix: str) -> MappedFile:
-    """Maps a whole file for reading."""
+def _opened(kind: Callable[[Path], _File], path: Path, prefix: str) -> _File:
+    """Opens one file of a pair."""
     try:
-        return MappedFile(path)
+        return kind(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; {_prefix_advice(prefix)}") from error
     except OSError as error:
@@ -99,40 +125,9 @@ def _prefix_advice(prefix: str) -> str:
     return f"{prefix} must be the common prefix of a .bin and an .idx file (see make_data.py)"
 
 
-def _check_header(index: memoryview, path: Path) -> tuple[np.dtype[Any], int, int]:
-    """Returns data type, item count and number of document boundaries of a sound index."""
-    # Cheapest first: what is no index at all must not be called a damaged one.
-    if bytes(index[: len(MAGIC)]) != MAGIC:
-        raise DataError(f"{path} is not a binidx index: it does not begin with MMIDIDX")
-    if len(index) < HEADER.size:
-        raise DataError(f"{path} is cut off within its header; copy or make the pair again")
-    _, version, code, items, documents = HEADER.unpack_from(index)
-    if version != VERSION:
-        raise DataError(f"{path} has index version {version}; only version {VERSION} can be read")
-    if code not in DTYPE_OF_CODE:
-        raise DataError(f"{path} has the unknown data type code {code}; known are 1 to 8")
-    if DTYPE_OF_CODE[code].kind == "f":
-        raise DataError(
-            f"{path} holds {DTYPE_OF_CODE[code].name} values (code {code}); token ids must be "
-            "integers, because a float cannot number a row of the embedding: make the pair again"
-        )
-    expected = HEADER.size + 12 * items + 8 * documents
-    if len(index) != expected:
-        raise DataError(
-            f"{path} has {len(index)} bytes but its header ({items} items, {documents} document "
-            f"boundaries) needs {expected}; it is cut off or damaged: copy or make the pair again"
-        )
-    if items == 0:
-        raise DataError(f"{path} lists no items; there is nothing to train on")
-    return DTYPE_OF_CODE[code], items, documents
-
-
-def _check_data(pair: Binidx, actual: int) -> None:
-    """Compares the size of .bin with the end of the last item, which takes O(1) memory."""
-    path, last = bin_path(pair.prefix), int(pair.sizes[-1])
-    claimed = int(pair.pointers[-1]) + last * pair.dtype.itemsize
-    if pair.pointers[0] != 0 or last < 0 or claimed % pair.dtype.itemsize:
-        raise DataError(f"{idx_path(pair.prefix)} is damaged; copy or make the pair again")
+def _check_data(prefix: str, actual: int, claimed: int) -> None:
+    """Compares the size of .bin with the end of the last item, in bytes."""
+    path = bin_path(prefix)
     if actual < claimed:
         raise DataError(
             f"{path} has {actual} bytes but its index needs {claimed}; a copy or a write was "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes
 from rwkv_train.data.binidx.layout import bin_path
 from rwkv_train.data.binidx.manifest import Manifest
 from rwkv_train.data.binidx.reader import Binidx
@@ -26,11 +26,10 @@ def foreign_manifest(prefix: str, tokenizer: str) -> tuple[Manifest, int]:
     pair = Binidx(prefix)
     sizes = document_sizes(pair)
     unclosed = 0
-    with open_bin(pair) as file:
-        store = DocumentReader(pair.dtype, [file], [pair.tokens], sizes)
-        for tokens, lengths in store.read(np.arange(len(sizes))):
-            _check_ids(tokens, known.vocab_size, prefix, known.name)
-            unclosed += _unclosed(tokens, lengths)
+    store = DocumentReader(pair.dtype, [pair.file], [pair.tokens], sizes)
+    for tokens, lengths in store.read(np.arange(len(sizes))):
+        _check_ids(tokens, known.vocab_size, prefix, known.name)
+        unclosed += _unclosed(tokens, lengths)
     manifest = Manifest(
         tokenizer=known.name,
         vocab_size=known.vocab_size,

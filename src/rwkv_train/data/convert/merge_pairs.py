@@ -10,19 +10,13 @@ have made.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import (
-    DocumentReader,
-    document_sizes,
-    open_bin,
-    open_mask,
-)
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_mask
 from rwkv_train.data.binidx.layout import mask_path
 from rwkv_train.data.binidx.loss_mask import find_mask
 from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, pair_digests, read_manifest
@@ -107,13 +101,12 @@ def merge_pairs(
         return writer.manifest(like.tokenizer, like.vocab_size, origin, _bytes_per_token(inputs))
 
     try:
-        with ExitStack() as files:
-            pairs = [pair for given in inputs for pair in given.pairs]
-            store = _store(pairs, files)
-            weights = _weights(inputs, pairs, store, files)
-            # Hashed here: equal documents may lie in different parts, and parts store no digests.
-            digests = _digests(store) if wanted.dedup else None
-            made, _ = arrange(store, weights, digests, wanted, prefixes, shard_tokens, describe)
+        pairs = [pair for given in inputs for pair in given.pairs]
+        store = _store(pairs)
+        weights = _weights(inputs, pairs, store)
+        # Hashed here: equal documents may lie in different parts, and parts store no digests.
+        digests = _digests(store) if wanted.dedup else None
+        made, _ = arrange(store, weights, digests, wanted, prefixes, shard_tokens, describe)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror}") from error
     return Merged(made, reused=False, notes=notes)
@@ -211,25 +204,24 @@ def _bytes_per_token(inputs: Sequence[_Input]) -> float | None:
     return sum((m.bytes_per_token or 0) * m.tokens for m in manifests) / tokens
 
 
-def _store(pairs: Sequence[Binidx], files: ExitStack) -> DocumentReader:
+def _store(pairs: Sequence[Binidx]) -> DocumentReader:
     if not pairs:
         raise DataError("there are no documents in any of the parts")
     sizes = [document_sizes(pair) for pair in pairs]
-    opened = [files.enter_context(open_bin(pair)) for pair in pairs]
-    tokens = [pair.tokens for pair in pairs]
-    return DocumentReader(pairs[0].dtype, opened, tokens, np.concatenate(sizes))
+    files, tokens = [pair.file for pair in pairs], [pair.tokens for pair in pairs]
+    return DocumentReader(pairs[0].dtype, files, tokens, np.concatenate(sizes))
 
 
 def _weights(
-    inputs: Sequence[_Input], pairs: Sequence[Binidx], store: DocumentReader, files: ExitStack
+    inputs: Sequence[_Input], pairs: Sequence[Binidx], store: DocumentReader
 ) -> DocumentReader | None:
     """Returns the weights of the documents' tokens, None when no input has a loss mask."""
     masks = [find_mask(given.prefix, given.pairs, given.manifest) for given in inputs]
     # Where one input has a mask, tokens of those without get weight 1 (`open_mask`).
     if not any(masks):
         return None
-    opened = [files.enter_context(open_mask(pair) or nullcontext()) for pair in pairs]
-    return DocumentReader(np.dtype(np.uint8), opened, [pair.tokens for pair in pairs], store.sizes)
+    files, tokens = [open_mask(pair) for pair in pairs], [pair.tokens for pair in pairs]
+    return DocumentReader(np.dtype(np.uint8), files, tokens, store.sizes)
 
 
 def _digests(store: DocumentReader) -> npt.NDArray[np.void]:

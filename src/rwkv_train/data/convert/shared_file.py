@@ -46,6 +46,14 @@ class SharedFile:
         assert len(content) == length, "reading what was never written"
         return content
 
+    def read_into(self, target: memoryview, offset: int) -> None:
+        """Fills `target` with the bytes from `offset` on, all of which were written before."""
+        while len(target):
+            # One call may read less than it was asked for: Linux stops at 2 GiB.
+            count = os.preadv(self.file.fileno(), [target], offset)
+            assert count, "reading what was never written"
+            target, offset = target[count:], offset + count
+
     def close(self) -> None:
         """Frees the disk space once no other process has it open."""
         self.file.close()

@@ -72,4 +72,4 @@ class Spool:
 
     def _stored(self, dtype: np.dtype[Any], shared: SharedFile) -> DocumentReader:
         (sizes,), (starts,) = self._sizes, self._starts
-        return DocumentReader(dtype, [shared.file], [self._end.value], sizes, starts)
+        return DocumentReader(dtype, [shared], [self._end.value], sizes, starts)

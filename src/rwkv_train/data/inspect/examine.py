@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes, open_bin
+from rwkv_train.data.binidx.document_reader import DocumentReader, document_sizes
 from rwkv_train.data.binidx.layout import bin_path, dtype_code, mask_path
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
 from rwkv_train.data.binidx.manifest import (
@@ -29,6 +28,8 @@ from rwkv_train.data.tokenize.block_encoder import Verify, check_every
 from rwkv_train.data.tokenize.tokenizer import END_OF_DOCUMENT, Tokenizer, load_tokenizer
 from rwkv_train.errors import DataError
 
+_SHARDS_SHOWN = 8
+
 
 def inspect(name: str) -> str:
     """Describes a pair or shards: header, counts, lengths, first and last document, manifest.
@@ -41,7 +42,10 @@ def inspect(name: str) -> str:
     tokens = open_source(prefix, "binidx").tokens
     pairs = _pairs(prefix, manifest)
     sizes = all_document_sizes(name)
-    lines = [_header(pair) for pair in pairs]
+    # Thousands of lines of shards that are alike would hide the others.
+    lines = [_header(pair) for pair in pairs[:_SHARDS_SHOWN]]
+    if len(pairs) > _SHARDS_SHOWN:
+        lines.append(f"... and {len(pairs) - _SHARDS_SHOWN:,} more shards")
     lines.append(f"{prefix}: {len(sizes)} documents, {tokens} tokens")
     lines.append(describe_lengths(sizes))
     if manifest is None:
@@ -143,7 +147,7 @@ def _pairs(prefix: str, manifest: Manifest | None) -> list[Binidx]:
 def _header(pair: Binidx) -> str:
     return (
         f"{pair.prefix}.idx: version 1, type {pair.dtype.name} (code {dtype_code(pair.dtype)}), "
-        f"{pair.item_count} items, {len(pair.doc_idx)} document boundaries, {pair.tokens} tokens"
+        f"{pair.item_count} items, {pair.boundary_count} document boundaries, {pair.tokens} tokens"
     )
 
 
@@ -157,13 +161,11 @@ def _check_documents(prefix: str, manifest: Manifest, documents: int) -> None:
 
 def _batches(pair: Binidx) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int32]]]:
     """Yields batches of documents: number of the first one, tokens and sizes."""
-    with ExitStack() as files:
-        file = files.enter_context(open_bin(pair))
-        store = DocumentReader(pair.dtype, [file], [pair.tokens], document_sizes(pair))
-        first = 0
-        for tokens, sizes in store.read(np.arange(len(store.sizes))):
-            yield first, tokens, sizes
-            first += len(sizes)
+    store = DocumentReader(pair.dtype, [pair.file], [pair.tokens], document_sizes(pair))
+    first = 0
+    for tokens, sizes in store.read(np.arange(len(store.sizes))):
+        yield first, tokens, sizes
+        first += len(sizes)
 
 
 def _check_batch(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -29,18 +30,22 @@ class IndexedStarts:
         for pair in pairs:
             _check_index(pair)
         self._pairs = pairs
+        self._ends = list(accumulate(pair.tokens for pair in pairs))
 
     def among(self, offset: int, length: int) -> npt.NDArray[np.bool_]:
         """Returns [length] True where token offset + i of all pairs together starts a document."""
         starts = np.zeros(length, bool)
-        begin = 0
-        for pair in self._pairs:
+        number, end = bisect_right(self._ends, offset), offset + length
+        while number < len(self._pairs):
+            pair = self._pairs[number]
+            begin = self._ends[number] - pair.tokens
+            if begin >= end:
+                break
             # The stretch of the window that lies in this pair.
-            first, last = max(offset, begin), min(offset + length, begin + pair.tokens)
-            if first < last:
-                found = _starts_between(pair, first - begin, last - begin)
-                starts[found + (begin - offset)] = True
-            begin += pair.tokens
+            first, last = max(offset, begin), min(end, begin + pair.tokens)
+            found = _starts_between(pair, first - begin, last - begin)
+            starts[found + (begin - offset)] = True
+            number += 1
         return starts
 
 
@@ -70,12 +75,10 @@ def document_starts(source: Source) -> DocumentStarts:
 
 
 def _check_index(pair: Binidx) -> None:
-    """Checks the ends of the document index, all that can be checked without a scan."""
-    bounds = pair.doc_idx
-    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != pair.item_count:
+    if not pair.says_documents:
         raise DataError(
             f"--reset_at_documents: {idx_path(pair.prefix)} does not say where documents start "
-            f"({len(bounds)} boundaries for {pair.item_count} items); make the pair again"
+            f"({pair.boundary_count} boundaries for {pair.item_count} items); make the pair again"
         )
 
 
@@ -84,29 +87,29 @@ def _starts_between(pair: Binidx, first: int, last: int) -> npt.NDArray[np.int64
 
     bisect, not np.searchsorted: the arrays are mapped and not aligned, so NumPy would copy them.
     """
-    pair.require_index()
-    width = pair.dtype.itemsize
-    items = [bisect_left(pair.pointers, token * width) for token in (first, last)]
+    index, width = pair.index, pair.dtype.itemsize
+    index.file.require_whole()
+    items = [bisect_left(index.pointers, token * width) for token in (first, last)]
     # From one item earlier: the window may begin inside it.
-    _check_order(pair, max(items[0] - 1, 0), items[1], first * width, last * width)
-    documents = [bisect_left(pair.doc_idx, item) for item in items]
-    chosen = pair.doc_idx[slice(*documents)]
-    # The last boundary is the item count, where no document starts.
-    begins: npt.NDArray[np.int64] = pair.pointers[chosen[chosen < pair.item_count]]
-    return begins // width
-
-
-def _check_order(pair: Binidx, start: int, stop: int, first_byte: int, last_byte: int) -> None:
-    """Raises DataError unless items start ... stop - 1 adjoin and cover those bytes."""
-    begins = pair.pointers[start:stop]
-    ends = begins + pair.sizes[start:stop].astype(np.int64) * pair.dtype.itemsize
-    if (
-        start == stop
-        or begins[0] > first_byte
-        or ends[-1] < last_byte
-        or (begins[1:] != ends[:-1]).any()
-    ):
+    around = slice(max(items[0] - 1, 0), items[1])
+    begins = index.pointers[around]
+    ends = begins + index.sizes[around].astype(np.int64) * width
+    if not _cover(begins, ends, first * width, last * width):
         raise DataError(
             f"{idx_path(pair.prefix)} is damaged: its items do not lie one after another; copy or "
             "make the pair again"
         )
+    documents = [bisect_left(index.doc_idx, item) for item in items]
+    chosen = index.doc_idx[slice(*documents)]
+    # The last boundary is the item count, where no document starts.
+    starts: npt.NDArray[np.int64] = index.pointers[chosen[chosen < pair.item_count]]
+    return starts // width
+
+
+def _cover(
+    begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], first: int, last: int
+) -> bool:
+    """Tells whether items adjoin and cover the bytes [first, last)."""
+    if not len(begins) or begins[0] > first or ends[-1] < last:
+        return False
+    return not (begins[1:] != ends[:-1]).any()

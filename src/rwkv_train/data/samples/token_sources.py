@@ -6,24 +6,17 @@ formats also have `characters`, the vocabulary they derived from the text: id ->
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.layout import bin_path, idx_path
-from rwkv_train.data.binidx.manifest import (
-    Manifest,
-    manifest_path,
-    manifest_prefix,
-    read_manifest,
-    shard_prefix,
-)
+from rwkv_train.data.binidx.layout import idx_path
+from rwkv_train.data.binidx.manifest import manifest_path, manifest_prefix, read_manifest
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.data.samples.sharded_tokens import ShardedTokens, check_inside, open_listed
 from rwkv_train.data.storage.mapped_file import FileSize
 from rwkv_train.errors import DataError
 
@@ -40,42 +33,6 @@ class TokenSource(Protocol):
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
         """Returns tokens offset ... offset + length - 1."""
-
-
-class ShardedTokens:
-    """The shards of a manifest as one array of tokens, in `pairs`; O(1) memory per shard.
-
-    Raises DataError when a shard is missing, damaged or not the one the manifest describes.
-    """
-
-    def __init__(self, prefix: str, manifest: Manifest) -> None:
-        self.prefix = prefix
-        self.pairs = [_listed(shard_prefix(prefix, shard), prefix) for shard in manifest.shards]
-        for pair, shard in zip(self.pairs, manifest.shards):
-            if (pair.tokens, pair.dtype.name) != (shard.tokens, manifest.dtype):
-                raise DataError(
-                    f"{pair.prefix} holds {pair.tokens} tokens ({pair.dtype.name}) but "
-                    f"{manifest_path(prefix)} describes {shard.tokens} ({manifest.dtype}); they do "
-                    "not belong together: make the data again"
-                )
-        self._ends = list(accumulate(pair.tokens for pair in self.pairs))
-
-    @property
-    def tokens(self) -> int:
-        return self._ends[-1]
-
-    def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
-        """Returns tokens offset ... offset + length - 1 of all shards; DataError outside."""
-        _check_inside(self.prefix, self.tokens, offset, length)
-        parts, number = [], bisect_right(self._ends, offset)
-        while length > 0:
-            pair = self.pairs[number]
-            start = offset - (self._ends[number] - pair.tokens)
-            count = min(length, pair.tokens - start)
-            parts.append(pair.get(start, count))
-            number, offset, length = number + 1, offset + count, length - count
-        # The empty array stands for a length of 0, for which there are no parts.
-        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 class ArraySource:
@@ -95,7 +52,7 @@ class ArraySource:
 
     def get(self, offset: int, length: int) -> npt.NDArray[np.int64]:
         """Returns tokens offset ... offset + length - 1 as int64; DataError outside the array."""
-        _check_inside(self.name, self.tokens, offset, length)
+        check_inside(self.name, self.tokens, offset, length)
         if self._file_size is not None:
             self._file_size.require_whole()
         return self._array[offset : offset + length].astype(np.int64)
@@ -178,31 +135,13 @@ def _open_binidx(prefix: str) -> Binidx | ShardedTokens:
     manifest = read_manifest(prefix)
     if manifest is not None and manifest.shards:
         return ShardedTokens(prefix, manifest)
-    pair = Binidx(prefix) if manifest is None else _listed(prefix, prefix)
+    pair = Binidx(prefix) if manifest is None else open_listed(prefix, prefix)
     if manifest is not None and manifest.dtype != pair.dtype.name:
         raise DataError(
             f"{idx_path(prefix)} says {pair.dtype.name} but {manifest_path(prefix)} "
             f"{manifest.dtype}; one of them is damaged or of other data: make the data again"
         )
     return pair
-
-
-def _listed(pair: str, prefix: str) -> Binidx:
-    """Opens a pair that a manifest lists."""
-    for path in (bin_path(pair), idx_path(pair)):
-        if not path.exists():
-            raise DataError(
-                f"{path} does not exist although {manifest_path(prefix)} lists it; a copy or "
-                "make_data.py was interrupted: copy the data, or make it, again"
-            )
-    return Binidx(pair)
-
-
-def _check_inside(name: str, tokens: int, offset: int, length: int) -> None:
-    if offset < 0 or length < 0 or offset + length > tokens:
-        raise DataError(
-            f"{name} holds {tokens} tokens; tokens {offset} to {offset + length - 1} were asked for"
-        )
 
 
 def _load_numpy(name: str) -> npt.NDArray[Any]:

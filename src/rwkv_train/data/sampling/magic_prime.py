@@ -10,7 +10,7 @@ from __future__ import annotations
 from rwkv_train.errors import DataError
 
 # Bases that make the Miller-Rabin test exact for every n below 3.3e24 (Sorenson and Webster 2015).
-_WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+_WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
 
 
 def is_prime(n: int) -> bool:

@@ -2,6 +2,7 @@
 
 Python's own maps keep a descriptor, of which a process has some hundred and a corpus may have more
 shards. And reading a map beyond the end of a file that was truncated kills the process silently.
+Tokens are read otherwise (`open_files` says why); what is searched by bisection is mapped.
 """
 
 from __future__ import annotations

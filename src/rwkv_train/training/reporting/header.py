@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from rwkv_train.config.machine_schema import SafetyConfig
+from rwkv_train.config.mixture_list import shown_data_file
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedOptim
 from rwkv_train.config.run_length import RunLength, global_batch, window_len
 from rwkv_train.models.parameters import ParameterGroup
@@ -87,7 +88,8 @@ def _data(config: ResolvedConfig, tokens: int) -> str:
     else:
         order = f"magic prime {data.magic_prime}"
     return (
-        f"{data.data_file} ({data.data_type}), {tokens:,} tokens, context {data.ctx_len}, {order}"
+        f"{shown_data_file(data.data_file)} ({data.data_type}), {tokens:,} tokens, context "
+        f"{data.ctx_len}, {order}"
         + (", reset at document starts" if data.reset_at_documents else "")
     )
 

@@ -22,7 +22,13 @@ from rwkv_train.config.resume_rules import OTHER_RUN, Effect
 from rwkv_train.config.run_length import RunLength, run_length, total_steps
 from rwkv_train.config.schema import listed
 from rwkv_train.errors import ConfigError
-from rwkv_train.training.start.data_identity import DataIdentity, TrainingData, same_mask
+from rwkv_train.training.start.data_identity import (
+    DataIdentity,
+    TrainingData,
+    same_content,
+    same_documents,
+    same_mask,
+)
 from rwkv_train.training.start.pace_changes import Pace, batch_changes, epoch_changes, rate_changes
 from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import resume_progress
@@ -104,8 +110,8 @@ class _Comparison:
         changes = [*self._of_another_run(), *samples, *self._of_unknown_data(kept)]
         if kept and known is not None:
             changes += self._of_targets(known, data)
-            before = [DataIdentity.from_dict(part).content for part in kept["validation"]]
-            changes += _of_validation(before, [part.content for part in validation], self.before)
+            before = [*map(DataIdentity.from_dict, kept["validation"])]
+            changes += _of_validation(before, validation, self.before)
             found = [d for d in found if d.name != "val_data_file"]
         for compute in (batch_changes, rate_changes, epoch_changes):
             told, names = compute(self.pace, found)
@@ -132,13 +138,13 @@ class _Comparison:
     def _of_targets(self, known: Sequence[DataIdentity], data: TrainingData) -> Iterator[Change]:
         """Yields where the same tokens have another loss mask or other documents."""
         for i, (j, kind) in data.kin_of(known).items():
-            files, now, before = data.files[i], data.identities[i], known[j]
+            files, before = data.files[i], known[j]
             masked = self.before["loss_mask"] == self.now["loss_mask"] == "on"
             if masked and not same_mask(before, files):
                 text = f"the loss mask of {files.name} has other weights: other targets count"
                 yield Change(("loss_mask",), Effect.REFUSED, text, "loss mask")
             resets = self.before["reset_at_documents"] and self.now["reset_at_documents"]
-            if resets and kind == "same" and before.documents != now.documents:
+            if resets and kind == "same" and not same_documents(before, files):
                 text = f"documents of {files.name} start elsewhere: states are reset there"
                 yield Change(("reset_at_documents",), Effect.REFUSED, text, "documents")
 
@@ -169,7 +175,7 @@ def _of_validation(
     before: Sequence[DataIdentity], now: Sequence[DataIdentity], values: Mapping[str, Any]
 ) -> Iterator[Change]:
     """Yields that the losses from here on are of other text, or the first ones."""
-    if now and list(before) != list(now):
+    if now and not same_content(before, now):
         told = (
             "validated on other data: losses cannot be compared with earlier ones"
             if before or values["val_split"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rwkv_train.config.mixture_list import mixture_components
@@ -11,7 +12,7 @@ from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_mani
 from rwkv_train.data.samples.document_starts import DocumentStarts, document_starts
 from rwkv_train.data.samples.token_sources import Source, open_source, pairs_of
 from rwkv_train.data.sampling.held_out import HeldOut, hold_out
-from rwkv_train.errors import DataError
+from rwkv_train.errors import DataError, first_few
 
 
 class DataFiles(NamedTuple):
@@ -45,8 +46,7 @@ def open_data_files(data: DataConfig) -> OpenedData:
     """Opens the training data; DataError when it cannot be used."""
     components = mixture_components(data.data_file)
     if components:
-        parts = [open_files(part.path, "binidx", data) for part in components]
-        return OpenedData(tuple(parts), True, None)
+        return OpenedData(_open_parts([part.path for part in components], data), True, None)
     name = "dummy" if data.data_file is None else data.data_file
     files = open_files(name, data.data_type, data)
     return OpenedData((files,), False, _held_out_slots(data, files.source.tokens))
@@ -87,6 +87,24 @@ def require_whole_rows(files: DataFiles, ctx_len: int, flag: str) -> None:
             f"{files.name} is made of rows of {length} tokens, which samples of --{flag} "
             f"{ctx_len} would cut; use --{flag} {length}"
         )
+
+
+def _open_parts(paths: Sequence[str], data: DataConfig) -> tuple[DataFiles, ...]:
+    """Opens the parts of a mixture; DataError, which tells of all of them, when some fail."""
+    parts, faults = [], []
+    for path in paths:
+        try:
+            parts.append(open_files(path, "binidx", data))
+        except DataError as error:
+            faults.append(str(error))
+    if len(faults) > 1:
+        raise DataError(
+            f"{len(faults)} of the {len(paths)} parts of --data_file cannot be used: "
+            f"{first_few(faults, 3, '; ')}"
+        )
+    if faults:
+        raise DataError(faults[0])
+    return tuple(parts)
 
 
 def _held_out_slots(data: DataConfig, tokens: int) -> HeldOut | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from rwkv_train.config.discovered import DataDiscovered
+from rwkv_train.config.mixture_list import shown_data_file
 from rwkv_train.config.schema import DataConfig
 from rwkv_train.data.samples.token_sources import characters_of
 from rwkv_train.data.sampling.magic_prime import check_magic_prime, magic_prime
-from rwkv_train.errors import DataError
+from rwkv_train.errors import DataError, first_few
 from rwkv_train.training.start.data_files import OpenedData, open_data_files
 
 
@@ -40,19 +41,19 @@ def _mixture(data: DataConfig, opened: OpenedData) -> DataDiscovered:
 
     Raises DataError when they do not fit.
     """
-    known = {
-        files.name: (files.manifest.tokenizer, files.manifest.vocab_size)
-        for files in opened.parts
-        if files.manifest is not None
-    }
+    known: dict[tuple[str, int], list[str]] = {}
+    for files in opened.parts:
+        if files.manifest is not None:
+            made_with = files.manifest.tokenizer, files.manifest.vocab_size
+            known.setdefault(made_with, []).append(files.name)
     # The same id would mean other text in other samples.
-    if len(set(known.values())) > 1:
-        told = ", ".join(f"{path} {name} ({size})" for path, (name, size) in known.items())
+    if len(known) > 1:
+        told = [f"{name} ({size}) {first_few(paths)}" for (name, size), paths in known.items()]
         raise DataError(
-            f"--data_file {data.data_file}: the parts were made with different tokenizers: {told}; "
-            "make them with one"
+            f"--data_file {shown_data_file(data.data_file)}: the parts were made with different "
+            f"tokenizers: {first_few(told, separator='; ')}; make them with one"
         )
-    tokenizer, vocab_size = next(iter(known.values()), (None, None))
+    tokenizer, vocab_size = next(iter(known), (None, None))
     return DataDiscovered(
         token_count=sum(files.source.tokens for files in opened.parts),
         has_loss_mask=any(files.has_mask for files in opened.parts),

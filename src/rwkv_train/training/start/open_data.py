@@ -24,6 +24,7 @@ from rwkv_train.training.start.data_files import (
     row_tokens,
 )
 from rwkv_train.training.start.data_identity import DataIdentity, TrainingData, identify
+from rwkv_train.training.start.mixture_notes import PartRead, mixture_notes
 
 
 class HeldOutSource(NamedTuple):
@@ -143,13 +144,13 @@ def _mixed(config: ResolvedConfig, opened: tuple[DataFiles, ...], notes: list[st
     # For the note only: without an end nobody can say how often a part will have been read.
     steps = total_steps(config)
     samples = 0 if steps is None else -(-steps * tokens_per_step(config) // data.ctx_len)
-    for part, dataset, count in zip(parts, datasets, mixture.counts(samples)):
-        change = "" if part.begin == part.end else f" to {float(part.end):.4g}"
-        passes = f", {count / len(dataset):.3g} passes" if samples else ""
-        notes.append(
-            f"part {part.path}: share {float(part.begin):.4g}{change}, {dataset.source.tokens:,} "
-            f"tokens{passes}"
-        )
+    notes += mixture_notes(
+        [
+            PartRead(part, dataset.tokens, count / len(dataset))
+            for part, dataset, count in zip(parts, datasets, mixture.counts(samples))
+        ],
+        with_passes=samples > 0,
+    )
     return MixedDataset(datasets, [part.path for part in parts], mixture, _reading(config))
 
 

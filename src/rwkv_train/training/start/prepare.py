@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rwkv_train.training.start.changes import with_changes
 from rwkv_train.training.start.check_machine import check_backend, check_packages, make_folder
 from rwkv_train.training.start.check_memory import check_memory
 from rwkv_train.training.start.check_tokenizer import compare_tokenizers, tokenizer_of_data
+from rwkv_train.training.start.data_agreement import read_by_all, require_same_sizes
 from rwkv_train.training.start.discover import discover
 from rwkv_train.training.start.fingerprint import require_agreement, run_fingerprint
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
@@ -68,7 +70,8 @@ def prepare_run(
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
     point = find_shared_start(given.train, ranks, received)
-    discovered, opened = discover(given, point)
+    discovered, opened = read_by_all(ranks.store, "files", lambda: discover(given, point))
+    require_same_sizes(ranks.store, opened)
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
     derived += compare_tokenizers(given, point, config.model.vocab_size, tokenizer)
@@ -80,7 +83,7 @@ def prepare_run(
     if config.train.train_stage != 1:
         check_extensions(config.hardware)
         assert opened is not None, "check_fields refuses training without data"
-        samples = open_samples(config, opened)
+        samples = read_by_all(ranks.store, "samples", partial(open_samples, config, opened))
         point = with_changes(point, config, samples.data, samples.validation)
         derived += mask_notes(samples)
         live = LivePlan(config, tokenizer, samples.training)

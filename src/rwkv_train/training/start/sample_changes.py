@@ -18,6 +18,7 @@ from rwkv_train.data.sampling.held_out import HeldOut, hold_out
 from rwkv_train.data.sampling.magic_prime import magic_prime
 from rwkv_train.data.sampling.mixture import Mixture
 from rwkv_train.data.sampling.sample_order import Permutation, RandomStarts, SampleOrder
+from rwkv_train.errors import first_few
 from rwkv_train.training.start.data_identity import DataIdentity, Kinship, TrainingData
 from rwkv_train.training.start.sample_history import PartReading, Reading, tokens_read
 
@@ -96,7 +97,7 @@ def sample_changes(
     texts += [str(d) for d in differing if d.name != "data_file" or not texts]
     effect = "; ".join([*_held_out_effect(old, new, kin), _again(old, new, kin, place)])
     label = ", ".join(f"{d.name} {d.now}" for d in differing if d.name != "data_file") or "data"
-    text = f"{', '.join(texts)}: {effect}"
+    text = f"{first_few(texts, 6)}: {effect}"
     return [Change(tuple(causes), Effect.REFUSED, text, label)], names
 
 
