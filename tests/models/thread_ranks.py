@@ -9,6 +9,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -80,7 +81,9 @@ def in_threads(size: int, work: Callable[[ThreadRanks], T]) -> tuple[list[T], li
         thread.join()
     if faults:
         # Not the broken barrier of those who waited for it.
-        raise next((f for f in faults if not isinstance(f, threading.BrokenBarrierError)), faults[0])
+        raise next(
+            (f for f in faults if not isinstance(f, threading.BrokenBarrierError)), faults[0]
+        )
     return results, ranks
 
 
@@ -193,7 +196,7 @@ def learn_together(
 
 def pieces(*borders: int) -> list[Tensor]:
     """Places of the tokens from one border to the next."""
-    return [torch.arange(a, b) for a, b in zip(borders, borders[1:])]
+    return [torch.arange(a, b) for a, b in pairwise(borders)]
 
 
 def columns_of(length: int, ranks: int, chunk_len: int | None) -> list[Tensor]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol
 
 import torch
-from torch import Tensor
 
 from rwkv_train.models.token_ranks import TokenRanks
 from rwkv_train.ops.pieces.algebra import Piece, StateT, fold, from_adjoint, to_adjoint
@@ -145,11 +144,6 @@ def gradient_after(
     The rest as `WayBack.gradient`.
     """
     found = crossing.way_back.gradient(ranks, local, of_row, crossing.row)
-    gradient: StateT
     if found is not None:
-        gradient = from_adjoint(found, final)
-    elif isinstance(final, Tensor):
-        gradient = torch.zeros_like(final)
-    else:
-        gradient = tuple(torch.zeros_like(part) for part in final)
-    return gradient
+        return from_adjoint(found, final)
+    return unpack_state(torch.zeros_like(pack_state(final)), final)
