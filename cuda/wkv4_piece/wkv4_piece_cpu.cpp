@@ -1,9 +1,9 @@
-// CPU kernel of WKV-4's pieces. A lane is a channel, a task kWkv4Channels channels of one batch row.
+// CPU kernel of WKV-4's pieces. A lane is a channel, a task kWkv4Channels channels of a batch row.
 //
 // It goes from the last token to the first, where a token has the exponent k plus the decay's step
-// times the tokens behind it: a product, which no rounding of a running exponent spoils. The sums of
-// a few tokens are taken by themselves, relative to the largest exponent so far, so that there is
-// one exponential a token.
+// times the tokens behind it: a product, which no rounding of a running exponent spoils. The sums
+// of a few tokens are taken by themselves, relative to the largest exponent so far, so that there
+// is one exponential a token.
 #include "wkv4_piece.h"
 
 #include <algorithm>

@@ -6,8 +6,8 @@
 
 namespace rwkv {
 
-// Forwards the contribution, the sum over tokens of v k^T decayed by all later tokens; backwards the
-// gradient of the initial state, the sum of gy r^T decayed by all earlier ones.
+// Forwards the contribution, the sum over tokens of v k^T decayed by all later tokens; backwards
+// the gradient of the initial state, the sum of gy r^T decayed by all earlier ones.
 struct Wkv5_6Piece : HeadSizes {
   const void *keys, *values;  // [B, T, H, N]: k and v; backwards r and gy
   const void* w;              // [B, T, H, N] (RWKV-6) or [H, N] (RWKV-5)

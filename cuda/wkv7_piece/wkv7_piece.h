@@ -1,5 +1,5 @@
-// The kernels behind rwkv::wkv7_piece, what a piece of a sequence does to the state of RWKV-7; plain
-// C++, no torch. "T" is the computing type.
+// The kernels behind rwkv::wkv7_piece, what a piece of a sequence does to the state of RWKV-7;
+// plain C++, no torch. "T" is the computing type.
 #pragma once
 
 #include "../common/params/head_params.h"

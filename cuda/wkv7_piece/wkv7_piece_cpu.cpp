@@ -2,7 +2,8 @@
 //
 // The rows of a state never meet one another, and with v = 0 a token only multiplies them. So the
 // transition is what the tiles make of the identity without values, and the contribution what they
-// make of nothing. Backwards the gradient G of the state obeys the same recurrence in reversed time,
+// make of nothing. Backwards the gradient G of the state obeys the same recurrence in reversed
+// time,
 //
 //   G_{t-1} = G_t diag(d_t) + (G_t b_t) a_t^T + gy_{t-1} r_{t-1}^T          G_T = gy_T r_T^T
 //
