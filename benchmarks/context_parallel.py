@@ -60,7 +60,10 @@ class Shape(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A rank's step: bytes at the peak, processor seconds, bytes received in each direction."""
+    """A rank's step: bytes at the peak, processor seconds, bytes received in each direction.
+
+    seconds: 0 where none were asked for.  error: of the gradients, see `_error`.
+    """
 
     peak: int
     seconds: float
@@ -112,17 +115,18 @@ def _work(rank: int, shape: Shape, ranks: int, repeats: int, folder: str) -> Non
     model = _model(shape)
     error = _error(model, group, shape)
     step = _step(model, group, shape, shape.ctx_len)
+    group.received = 0
     with AllocatedPeak() as peak:
-        step()
-    began, group.received = time.process_time(), 0
+        loss = _loss(model, group, shape, shape.ctx_len)
+        forward = group.received
+        loss.backward()
+    backward = group.received - forward
+    # Kernels and allocator are warm now.
+    began = time.process_time()
     for _ in range(repeats):
         step()
-    seconds = (time.process_time() - began) / repeats
-    group.received = 0
-    loss = _loss(model, group, shape, shape.ctx_len)
-    forward = group.received
-    loss.backward()
-    found = Measured(peak.bytes, seconds, forward, group.received - forward, error)
+    seconds = (time.process_time() - began) / max(1, repeats)
+    found = Measured(peak.bytes, seconds, forward, backward, error)
     torch.save(found, Path(folder) / str(rank))
     distributed.barrier()
     distributed.destroy_process_group()
