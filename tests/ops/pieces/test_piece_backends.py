@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from rwkv_train.errors import BackendError
-from rwkv_train.ops.pieces import wkv4_piece, wkv4_state_gradient, wkv6_piece, wkv7_piece
+from rwkv_train.ops import pieces
+from rwkv_train.ops.pieces import (
+    operator_calls,
+    wkv4_piece,
+    wkv4_state_gradient,
+    wkv6_piece,
+    wkv7_piece,
+)
 from rwkv_train.ops.pieces.algebra import ScaledPiece
 from rwkv_train.verification.tolerances import relative_rms
 from tests.ops.native_cases import OPS, Case, make_case, require_kernel
@@ -78,6 +85,21 @@ def assert_agrees(case: Case, exact: dict[str, Tensor], backend: str, dtype: tor
 def test_it_agrees_on_every_shape(backend, op, shape, dtype, reset):
     for make in (make_case, slow_case):
         assert_agrees(*expected(make, op, shape, dtype, reset), backend, dtype)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@every_op
+@every_backend
+def test_calls_of_the_operators_give_the_same(monkeypatch, backend, op, reset):
+    require_kernel(op)
+    monkeypatch.setattr(
+        pieces, "dispatch", lambda _, name, call, arguments: operator_calls.run(name, *arguments)
+    )
+    for shape in ((2, 50, 2, 8), (1, 1, 1, 1)):
+        case = rounded(slow_case(op, *shape, seed=shape[1], reset=reset), torch.float32)
+        exact = results_of(case, torch.float64, "reference")
+        for dtype in (torch.float64, torch.float32):
+            assert_agrees(case, exact, backend, dtype)
 
 
 # From no decay at all to one that forgets at once; of RWKV-5 and 6 e^w per token are lost.

@@ -29,6 +29,11 @@ from torch import Tensor
 from rwkv_train.ops.backends.dispatch import serves_every_call
 from rwkv_train.ops.chunked.chunks import Group, chunk_length, cut, groups, pairs
 from rwkv_train.ops.pieces import operator_calls
+from rwkv_train.ops.pieces.document_marks import (
+    precedes_last_start,
+    without_overwritten,
+    without_unreading,
+)
 from rwkv_train.ops.pieces.full_products import full_products
 from rwkv_train.ops.pieces.reference import wkv5_6_log_decays
 from rwkv_train.ops.precision import compute_dtype, log_decay
@@ -50,7 +55,7 @@ def _wkv4_piece(w: Tensor, k: Tensor, v: Tensor, reset: Tensor | None) -> Sums:
     later = torch.arange(time - 1, -1, -1, dtype=w.dtype, device=w.device)  # tokens after t
     exponents = k + later[:, None] * log_decay(w, WKV4_LARGEST_LOG_RATE)  # [B, T, A]
     if reset is not None:
-        exponents = exponents.masked_fill(_precedes_last(reset).unsqueeze(-1), EMPTY)
+        exponents = exponents.masked_fill(precedes_last_start(reset).unsqueeze(-1), EMPTY)
     pp = exponents.amax(1)
     weights = torch.exp(exponents - pp.unsqueeze(1))
     return (weights * v).sum(1), weights.sum(1), pp
@@ -62,7 +67,7 @@ def _wkv5_6_piece(
     batch, _, heads, size = k.shape
     whole = w.new_empty(batch, heads, size)
     contribution = w.new_empty(batch, heads, size, size)
-    v = v if reset is None else v.masked_fill(_precedes_last(reset)[..., None, None], 0)
+    v = without_overwritten(v, reset)
     for group in groups(k):
         log_d = _log_decays(w, base, k, group)
         # with the zero of the last token in front, and the whole sum at the end
@@ -78,7 +83,7 @@ def _wkv5_6_state_gradient(
 ) -> Tensor:
     batch, _, heads, size = r.shape
     gradient = w.new_empty(batch, heads, size, size)
-    gy = gy if reset is None else gy.masked_fill(_follows_first(reset)[..., None, None], 0)
+    gy = without_unreading(gy, reset)
     for group in groups(r):
         before = torch.exp(_sums_from_zero(_log_decays(w, base, r, group))[:, :-1])
         read = _whole_rows(r, group, w.dtype) * before
@@ -93,7 +98,7 @@ def _wkv7_piece(
     rows = w.new_zeros(batch, heads, 2, size, size)  # Q, then P
     rows[:, :, 1].diagonal(0, 2, 3).fill_(1)
     w = w if base is None else w + base
-    v = v if reset is None else v.masked_fill(_precedes_last(reset)[..., None, None], 0)
+    v = without_overwritten(v, reset)
     for group in groups(k):
         wc, kc, vc, ac, bc = _chunks(group, w, k, v, a, b)
         log_d, total = _wkv7_log_decays(wc)
@@ -125,7 +130,7 @@ def _wkv7_state_gradient(
     batch, _, heads, size = r.shape
     gradient = w.new_zeros(batch, heads, size, size)
     w = w if base is None else w + base
-    gy = gy if reset is None else gy.masked_fill(_follows_first(reset)[..., None, None], 0)
+    gy = without_unreading(gy, reset)
     for group in groups(r):
         wc, rc, gyc, ac, bc = _chunks(group, w, r, gy, a, b)
         log_d, total = _wkv7_log_decays(wc)
@@ -182,16 +187,6 @@ def _sums_from_zero(x: Tensor) -> Tensor:
     """Returns the running sums of `x` [G, T, N] before every token and after the last one."""
     zero = x.new_zeros(x.shape[0], 1, x.shape[2])
     return torch.cat((zero, x.cumsum(1)), 1)
-
-
-def _precedes_last(reset: Tensor) -> Tensor:
-    """Returns bool [B, T], True for tokens before the last document start of their row."""
-    return reset.flip(1).cumsum(1).flip(1) - reset.long() > 0
-
-
-def _follows_first(reset: Tensor) -> Tensor:
-    """Returns bool [B, T], True for tokens at or after the first document start of their row."""
-    return reset.cumsum(1) > 0
 
 
 def _wkv4_state_gradient(*arguments: Any) -> Any:

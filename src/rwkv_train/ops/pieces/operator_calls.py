@@ -2,10 +2,12 @@
 
 Contribution: the final state from the empty one. Transition of WKV-7: with v = 0 the operator
 multiplies the state and adds nothing, so from the identity it ends in P itself; a batch of twice
-the rows gives both. Gradient of the initial state: the operator's own backward pass with nothing
-behind the final state, from zeros where the state's value does not matter because y is linear in
-it. Of WKV-4, which is not, this is how every backend does it: it is as exact as one process also
-for keys far beyond the range of exp, where other ways are not.
+the rows gives both. Gradient of the initial state: it obeys the recurrence in reversed time, with r
+and gy for k and v, and with a and b exchanged; so it is a final state too.
+
+WKV-4's y is not linear in the state, so there it is the operator's own backward pass, with nothing
+behind the final state. Every backend does it so: it is as exact as one process also for keys far
+beyond the range of exp, where other ways are not.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from rwkv_train.ops.pieces.document_marks import without_unreading
 from rwkv_train.ops.precision import compute_dtype, log_decay
 from rwkv_train.ops.wkv4 import wkv4
 from rwkv_train.ops.wkv4.reference import Sums
 from rwkv_train.ops.wkv5 import wkv5
 from rwkv_train.ops.wkv6 import wkv6
 from rwkv_train.ops.wkv7 import wkv7
+
+# exp(-exp(-1/2) sigmoid(w)) is 1 there in fp64 too, whatever base is added to w.
+NO_DECAY = -1000.0
 
 
 def run(backend: str, form: str, *arguments: Any) -> Any:
@@ -94,12 +101,9 @@ def _wkv4_state_gradient(
 def _wkv5_6_state_gradient(
     backend: str, gy: Tensor, r: Tensor, w: Tensor, base: Tensor | None, reset: Tensor | None
 ) -> Tensor:
-    options: dict[str, Any] = {"with_state": False, "backend": backend, "reset": reset}
-    bonus = w.new_zeros(r.shape[2:])
-    if w.dim() == 2:
-        return _through_y(gy, lambda state: wkv5(r, r, gy, w, bonus, state, **options)[0])
-    options["base"] = base
-    return _through_y(gy, lambda state: wkv6(r, r, gy, w, bonus, state, **options)[0])
+    gy, r = without_unreading(gy, reset).flip(1), r.flip(1)
+    w = w if w.dim() == 2 else w.flip(1)
+    return _wkv5_6_piece(backend, r, gy, w, base, None)[1]
 
 
 def _wkv7_state_gradient(
@@ -112,17 +116,17 @@ def _wkv7_state_gradient(
     base: Tensor | None,
     reset: Tensor | None,
 ) -> Tensor:
-    options: dict[str, Any] = {"with_state": False, "backend": backend, "reset": reset}
-    return _through_y(gy, lambda state: wkv7(r, w, r, gy, a, b, state, base=base, **options)[0])
+    # y reads the state after its token: r and gy come one token later, after a first one that
+    # neither decays nor removes.
+    r, gy = (_reversed(x, behind=1) for x in (r, without_unreading(gy, reset)))
+    a, b = _reversed(b, before=1), _reversed(a, before=1)
+    w = _reversed(w, before=1, value=NO_DECAY)
+    return _present(wkv7(r, w, r, gy, a, b, base=base, backend=backend)[1])
 
 
-def _through_y(gy: Tensor, y_of: Callable[[Tensor], Tensor]) -> Tensor:
-    batch, _, heads, size = gy.shape
-    with torch.enable_grad():
-        state = gy.new_zeros(batch, heads, size, size, dtype=compute_dtype(gy.dtype))
-        y = y_of(state.requires_grad_())
-    (gradient,) = torch.autograd.grad(y, state, gy)
-    return gradient
+def _reversed(x: Tensor, *, before: int = 0, behind: int = 0, value: float = 0.0) -> Tensor:
+    """Returns x [B, T, H, N] with the last token first, and so many tokens of `value` around it."""
+    return functional.pad(x.flip(1), (0, 0, 0, 0, before, behind), value=value)
 
 
 def _present(state: Tensor | None) -> Tensor:
