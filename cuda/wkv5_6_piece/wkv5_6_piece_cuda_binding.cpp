@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../common/torch/cuda_host.h"
+#include "../wkv5_6/wkv5_6_params.h"
 #include "wkv5_6_piece_cuda.h"
 #include "wkv5_6_piece_host.h"
 
@@ -15,10 +16,10 @@ using at::Tensor;
 
 // The tokens' decays multiplied, [B, H, N]; p: of the call that has just been prepared.
 Tensor decay_of_all(const Tensor& w, const std::optional<Tensor>& base, const Wkv5_6Piece& p) {
-  const Tensor based = base.has_value() ? w + *base : w;
-  const Tensor log_decay = -at::exp(at::clamp_max(based, kLargestLogRate<float>));
-  if (p.decay_per_token) return at::exp(log_decay.sum(1));
-  return at::exp(log_decay * p.time).expand({p.batch, p.heads, p.size}).contiguous();
+  const Tensor based = base.has_value() ? w.add(*base) : w;
+  const Tensor log_decay = based.clamp_max(kLargestLogRate<float>).exp().neg();
+  if (p.decay_per_token) return log_decay.sum(1).exp();
+  return log_decay.mul(p.time).exp().expand({p.batch, p.heads, p.size}).contiguous();
 }
 
 std::tuple<Tensor, Tensor> piece(const Tensor& keys, const Tensor& values, const Tensor& w,

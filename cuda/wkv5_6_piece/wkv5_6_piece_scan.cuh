@@ -34,12 +34,11 @@ template <class TileType> struct Wkv5_6PieceShared {
 };
 
 template <class TileType, bool kDecayPerToken> struct Wkv5_6PieceBlock
-    : PieceScanBlock<Wkv5_6Piece, TileType, Wkv5_6PieceShared<TileType>> {
-  using Base = PieceScanBlock<Wkv5_6Piece, TileType, Wkv5_6PieceShared<TileType>>;
+    : PieceScanBlock<Wkv5_6Piece, TileType, Wkv5_6PieceShared<TileType>, false> {
+  using Base = PieceScanBlock<Wkv5_6Piece, TileType, Wkv5_6PieceShared<TileType>, false>;
   using Base::Base, Base::p, Base::place, Base::shared, Base::tile;
   using Base::kC, Base::kN, Base::kR, Base::kRows, Base::kThreads;
   using typename Base::State;
-  static constexpr bool kHasTransition = false;
 
   __device__ void fetch(int64_t t, int tokens) const {
     place.fetch_keys(shared.raw_k, p.keys, p.dtype, t, tokens);
@@ -54,12 +53,11 @@ template <class TileType, bool kDecayPerToken> struct Wkv5_6PieceBlock
       const Vec8Place<kN> vec(n);
       const int64_t key = place.head * kN + vec.at;
       const bool starts = place.starts(p.reset, t + vec.token);
-      const Vec8 zero = Vec8::of(0.0f);
       const Vec8 w = kDecayPerToken ? based_w(p, shared.raw_w, at, key)
                                     : load_vec8(p.w, key, DType::kFloat);
-      store_floats(shared.d + at, starts ? zero : wkv5_6_decay(w).decay);
+      store_floats(shared.d + at, where(!starts, wkv5_6_decay(w).decay));
       const Vec8 k = load_vec8(shared.raw_k, at, p.dtype);
-      store_floats(shared.k + at, starts && p.backwards ? zero : k);
+      store_floats(shared.k + at, where(!starts || !p.backwards, k));
     }
     Base::widen_values(tokens);
   }

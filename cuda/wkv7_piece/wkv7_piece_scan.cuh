@@ -39,12 +39,11 @@ template <class TileType> struct Wkv7PieceShared {
 };
 
 template <class TileType, bool kBackwards> struct Wkv7PieceBlock
-    : PieceScanBlock<Wkv7Piece, TileType, Wkv7PieceShared<TileType>> {
-  using Base = PieceScanBlock<Wkv7Piece, TileType, Wkv7PieceShared<TileType>>;
+    : PieceScanBlock<Wkv7Piece, TileType, Wkv7PieceShared<TileType>, !kBackwards> {
+  using Base = PieceScanBlock<Wkv7Piece, TileType, Wkv7PieceShared<TileType>, !kBackwards>;
   using Base::Base, Base::p, Base::place, Base::shared, Base::tile;
   using Base::kC, Base::kN, Base::kR, Base::kRows, Base::kThreads;
   using typename Base::State;
-  static constexpr bool kHasTransition = !kBackwards;
 
   __device__ void fetch(int64_t t, int tokens) const {
     place.fetch_keys(shared.raw_k, p.keys, p.dtype, t, tokens);
@@ -60,10 +59,9 @@ template <class TileType, bool kBackwards> struct Wkv7PieceBlock
       const int at = n * kVec8;
       const Vec8Place<kN> vec(n);
       const bool starts = place.starts(p.reset, t + vec.token);
-      const Vec8 zero = Vec8::of(0.0f);
       const Vec8 w = based_w(p, shared.raw_w, at, place.head * kN + vec.at);
-      store_floats(shared.d + at, starts ? zero : wkv7_decay(w).decay);
-      store_floats(shared.a + at, starts ? zero : load_vec8(shared.raw_a, at, p.dtype));
+      store_floats(shared.d + at, where(!starts, wkv7_decay(w).decay));
+      store_floats(shared.a + at, where(!starts, load_vec8(shared.raw_a, at, p.dtype)));
       store_floats(shared.k + at, load_vec8(shared.raw_k, at, p.dtype));
       store_floats(shared.b + at, load_vec8(shared.raw_b, at, p.dtype));
     }

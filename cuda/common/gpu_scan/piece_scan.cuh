@@ -45,15 +45,24 @@ template <class TileType> struct PiecePlace : HeadPlace<TileType> {
   }
 };
 
-// What a thread block has; blocks from batch * heads * slices on form the transition, which is what
-// the tokens make of the identity while they write nothing.
-template <class ParamsType, class TileType, class SharedType> struct PieceScanBlock {
+// x where it counts, else zeros. Number by number: a choice between two vectors would go through
+// local memory.
+__device__ __forceinline__ Vec8 where(bool counts, Vec8 x) {
+#pragma unroll
+  for (int i = 0; i < kVec8; ++i) x.at[i] = counts ? x.at[i] : 0.0f;
+  return x;
+}
+
+// What a thread block has. kTransition: blocks from batch * heads * slices on form the transition,
+// which is what the tokens make of the identity while they write nothing.
+template <class ParamsType, class TileType, class SharedType, bool kTransition>
+struct PieceScanBlock {
   using Params = ParamsType;
   using Tile = TileType;
   using Shared = SharedType;
   static constexpr int kN = Tile::kN, kRows = Tile::kRows, kR = Tile::kR, kC = Tile::kC;
   static constexpr int kThreads = Tile::kThreads, kChunk = Tile::kChunk;
-  static constexpr bool kWithOutput = false;
+  static constexpr bool kWithOutput = false, kHasTransition = kTransition;
   using State = float[kR][kC];
 
   const Params& p;
@@ -63,7 +72,7 @@ template <class ParamsType, class TileType, class SharedType> struct PieceScanBl
   const Tile tile;
 
   __device__ PieceScanBlock(const Params& p, int64_t block, unsigned char* base)
-      : p(p), is_transition(block >= p.batch * p.heads * Tile::kSlices),
+      : p(p), is_transition(kTransition && block >= p.batch * p.heads * Tile::kSlices),
         place(p, p.backwards, block % (p.batch * p.heads * Tile::kSlices)), shared(base, p.dtype) {}
 
   __device__ void start(State& S) const {
@@ -83,8 +92,8 @@ template <class ParamsType, class TileType, class SharedType> struct PieceScanBl
   }
   __device__ void widen_values(int tokens) const {
     for (int n = static_cast<int>(threadIdx.x); n < tokens * kRows / kVec8; n += kThreads) {
-      const Vec8 v = is_transition ? Vec8::of(0.0f) : load_vec8(shared.raw_v, n * kVec8, p.dtype);
-      store_floats(shared.v + n * kVec8, v);
+      const Vec8 v = load_vec8(shared.raw_v, n * kVec8, p.dtype);
+      store_floats(shared.v + n * kVec8, where(!is_transition, v));
     }
   }
 };

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.library import opcheck
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops import pieces
@@ -136,6 +137,24 @@ def test_the_transition_of_a_closed_row_may_have_overflowed(backend):
     assert not piece.transition[0].any()
     assert relative_rms(piece.contribution[0], later.contribution[0]) < 1e-13
     assert piece.transition[1].any()
+
+
+@pytest.mark.parametrize("with_reset", [False, True])
+def test_its_native_ops_pass_opcheck(with_reset):
+    require_kernel("wkv7_piece")
+    x, w = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4)
+    row, reset = torch.randn(3, 4), torch.zeros(2, 5, dtype=torch.bool) if with_reset else None
+    # the first calls describe the ops to torch
+    wkv4_piece(row[0], x[:, :, 0], x[:, :, 1], backend="native")
+    wkv6_piece(x, x, w, backend="native")
+    wkv7_piece(w, x, x, x, x, backend="native")
+    ops, tests = torch.ops.rwkv, ("test_schema", "test_faketensor")
+    found = [opcheck(ops.wkv4_piece, (row[0], x[:, :, 0], x[:, :, 1], reset, 0), test_utils=tests)]
+    for backwards in (False, True):
+        more = (row, reset, backwards, 0)
+        found.append(opcheck(ops.wkv5_6_piece, (x, x, w, *more), test_utils=tests))
+        found.append(opcheck(ops.wkv7_piece, (w, x, x, x, x, *more), test_utils=tests))
+    assert {outcome for outcomes in found for outcome in outcomes.values()} == {"SUCCESS"}
 
 
 def test_arguments_that_do_not_fit_are_named():

@@ -1,4 +1,4 @@
-"""Which tokens of a piece do not count because a document starts in it."""
+"""Marks the tokens of a piece that do not count because a document starts in it."""
 
 from __future__ import annotations
 
