@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware, ResolvedTrain
 from rwkv_train.config.schema import RunConfig, TrainConfig
+from rwkv_train.config.token_columns import most_tokens
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,17 @@ class StepShape:
 
 def step_shape(train: TrainConfig, ctx_len: int, hardware: ResolvedHardware) -> StepShape:
     """Returns what a step reads; needs the hardware resolved, which says how many read."""
-    processes = hardware.num_nodes * hardware.devices
     # RWKV-LM leaves accumulation out here, whereby its rates, budget and resume advance too
     # slowly by that factor.
-    samples = processes * train.micro_bsz * train.accumulate_grad_batches
+    samples = readers(hardware) * train.micro_bsz * train.accumulate_grad_batches
     return StepShape(samples, ctx_len, ctx_len // _window_len(train, ctx_len))
+
+
+def readers(hardware: ResolvedHardware) -> int:
+    """Returns how many samples are read at once: processes, or groups that share a sample."""
+    processes = hardware.num_nodes * hardware.devices
+    # Stage 1 knows how many will share samples, but has one process.
+    return max(1, processes // hardware.context_parallel)
 
 
 def budget_steps(exit_tokens: int, step: StepShape) -> int:
@@ -125,6 +132,12 @@ def total_steps(config: ResolvedConfig) -> int | None:
 def window_len(config: RunConfig) -> int:
     """Returns the tokens of a row that one optimizer step reads."""
     return _window_len(config.train, config.data.ctx_len)
+
+
+def own_window_len(config: RunConfig) -> int:
+    """Returns the tokens of a window that a process holds, of those that share it the most."""
+    ranks = config.hardware.context_parallel
+    return most_tokens(window_len(config), ranks, config.train.chunk_len)
 
 
 def windows_per_row(config: RunConfig) -> int:

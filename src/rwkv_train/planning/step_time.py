@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.run_length import tokens_per_step, window_len
+from rwkv_train.config.run_length import own_window_len, tokens_per_step
 from rwkv_train.planning.cards import Card
 from rwkv_train.planning.flops import WKV, flops_per_token
 from rwkv_train.planning.parameter_table import ParameterKind, parameter_table, tensor_shapes
@@ -130,7 +130,7 @@ class _Step:
         self._config, self._card, self._rate = config, card, rate
         self._copy = card.bandwidth * COPY_SHARE
         self._cards = hardware.devices * hardware.num_nodes
-        self._pass_tokens = train.micro_bsz * window_len(config)
+        self._pass_tokens = train.micro_bsz * own_window_len(config)
         self._passes = train.accumulate_grad_batches
         self._tokens = self._pass_tokens * self._passes
         self._flops = flops_per_token(config)
@@ -139,7 +139,7 @@ class _Step:
         self._traffic = LAYER_TRAFFIC[config.model.rwkv_version]
         # How often the forward pass of the blocks runs again.
         self._again = int(train.grad_cp) + int(
-            train.chunk_len is not None and train.chunk_len < window_len(config)
+            train.chunk_len is not None and train.chunk_len < own_window_len(config)
         )
 
     def time(self) -> StepTime:

@@ -172,3 +172,19 @@ def test_what_starts_ranks_has_built_before(devices, built, tmp_path, monkeypatc
     # A process that is alone looks at its files first.
     ahead = [(operator, "cpu") for operator in operators_of("6")] if devices == "2" else []
     assert built == [*ahead, int(devices)]
+
+
+def test_processes_that_share_samples_find_the_kernels_for_it_built(monkeypatch):
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        build_kernels, "prebuild", lambda names, device, processors: asked.append(list(names))
+    )
+    alone = resolved(f"{CPU} --devices 2")[0]
+    shared = resolved(f"{CPU} --devices 2 --context_parallel 2")[0]
+    for config in (alone, shared):
+        # Who serves the operators is the same, and all the header tells.
+        assert [one.operator for one in build_for(config)] == OPERATORS
+    assert set(asked[1]) - set(asked[0]) == {"wkv4_piece"}
+    # Of a backend without kernels none are wanted.
+    build_for(resolved(f"{CPU} --devices 2 --context_parallel 2 --wkv_backend chunked")[0])
+    assert "wkv4_piece" not in asked[2]

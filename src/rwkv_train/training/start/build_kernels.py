@@ -15,6 +15,7 @@ import torch
 
 from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.weights import read_shapes
+from rwkv_train.config.machine_schema import HardwareConfig
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
 from rwkv_train.config.versions import DEFAULT_VERSION, VERSIONS
@@ -55,7 +56,7 @@ def build_ahead(config: RunConfig) -> None:
         return
     on_gpu = config.hardware.accelerator != "cpu" and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
-    for operator in _prebuild(_operators(version, config.hardware.wkv_backend), device):
+    for operator in _prebuild(_kernels(version, config.hardware), device):
         build.load(operator, device)
 
 
@@ -67,7 +68,7 @@ def build_for(config: ResolvedConfig) -> list[OperatorBackend]:
     """
     found = []
     names = _operators(config.model.rwkv_version, config.hardware.wkv_backend)
-    _prebuild(names, _device(config).type)
+    _prebuild(_kernels(config.model.rwkv_version, config.hardware), _device(config).type)
     for operator, name in names.items():
         served, call = choose_backend(operator, name, config)
         # A backend that was asked for by name is no news.
@@ -84,6 +85,18 @@ def _operators(version: str, wkv_backend: str) -> Mapping[str, str]:
         row.operator: wkv_backend,
         **dict.fromkeys((*row.layer_operators, *MODEL_OPERATORS), AUTO),
     }
+
+
+def _kernels(version: str, hardware: HardwareConfig) -> Mapping[str, str]:
+    """Returns `_operators`, and where processes share samples the forms that know the state alone.
+
+    These are served by what serves the operator, so that the header need not tell of them.
+    """
+    names = dict(_operators(version, hardware.wkv_backend))
+    if hardware.context_parallel > 1:
+        # With one of a family all of it is built.
+        names[build.FAMILIES["pieces"][0]] = hardware.wkv_backend
+    return names
 
 
 def _prebuild(names: Mapping[str, str], device: str) -> list[str]:
