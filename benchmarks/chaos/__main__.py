@@ -17,6 +17,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -26,7 +27,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.chaos.faults import KINDS
-from benchmarks.chaos.figures import faults_of_end, faults_of_time, figures, kinds_table, time_table
+from benchmarks.chaos.figures import (
+    faults_of_end,
+    faults_of_time,
+    kinds_table,
+    restart_figures,
+    run_figures,
+    time_table,
+)
 from benchmarks.chaos.injector import Injector, Outcome
 from benchmarks.chaos.job import Job, Shape
 from benchmarks.chaos.network import Network
@@ -107,6 +115,8 @@ def main(argv: Sequence[str]) -> int:
     if min(options.faults, options.hosts, options.workers) < 1 or options.steps < 4:
         parser.error("--faults, --hosts and --workers must be at least 1, --steps at least 4")
     torch.set_num_threads(1)
+    # So that what is made below is taken away then too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=options.folder))
     network = Network(options.hosts, namespaces=bool(options.namespaces))
     disk = Disk(folder / "disk")
@@ -193,14 +203,15 @@ def _judge(
     whole: Path,
 ) -> list[str]:
     """Prints the figures of a run that has ended; returns what was lost."""
-    found = figures(scene.run, outcomes, watched, SAVE_EVERY)
+    found = {**run_figures(scene.run, watched), **restart_figures(outcomes)}
     account = last_account(scene.run)
     print("\n".join([*kinds_table(outcomes), "", *time_table(found["seconds"])]))
     if account is not None:
         print(goodput_line(found["seconds"], account.lives, account.lost_steps))
     print(f"agents ended with status: {dict(scene.job.endings)}")
     if options.json:
-        options.json.write_text(json.dumps({"seed": options.seed, **found}, indent=1))
+        given = {"seed": options.seed, "save_every_steps": SAVE_EVERY}
+        options.json.write_text(json.dumps({**given, **found}, indent=1))
     faults = faults_of_end(scene.run, whole, options.steps, scene.untold, same=True)
     faults += faults_of_time(scene.run, watched)
     if not faults:

@@ -80,35 +80,43 @@ def faults_of_time(run: Path, watched_seconds: float) -> list[str]:
     return faults
 
 
-def figures(
-    run: Path, outcomes: Sequence[Outcome], watched_seconds: float, save_every: int
-) -> dict[str, Any]:
-    """Returns what a simulation of the run needs, and what it has to come to; seconds throughout.
+def run_figures(run: Path, watched_seconds: float) -> dict[str, Any]:
+    """Returns what a simulation of the run needs of its steps and saves, and has to come to.
 
-    step_seconds: of a step alone. save_pause_seconds: of one save. restart_seconds: median from a
-    fault that ends a life until the next trains on, detection and reading included.
+    Seconds throughout. step_seconds, data_seconds: means of a step, with and of its wait for data;
+    save_pause_seconds: of one save; reload_seconds: of one life. watched_seconds: of the run by the
+    injector's clock.
     """
     steps = [r for r in read_metrics(run) if "loss" in r]
-    restarts = [o for o in outcomes if o.resumed is not None]
-    seconds = run_seconds(run)
+    seconds, account = run_seconds(run), last_account(run)
     alone = [r["seconds"] * (1 - r["save_share"] - r["validation_share"]) for r in steps]
     pauses = [r["seconds"] * r["save_share"] for r in steps if r["save_share"] > 0]
+    started = [r["start_up_seconds"] for r in read_times(run) if "start_up_seconds" in r]
     return {
         "steps": len(steps),
-        "save_every_steps": save_every,
-        "step_seconds": statistics.fmean(alone) if alone else 0.0,
-        "save_pause_seconds": statistics.fmean(pauses) if pauses else 0.0,
-        "restart_seconds": statistics.median([o.seconds for o in restarts]) if restarts else 0.0,
-        "mean_restart_seconds": (
-            statistics.fmean([o.seconds for o in restarts]) if restarts else 0.0
-        ),
-        "first_start_seconds": _first_start(run),
-        "failure_times": [o.at for o in restarts],
-        "faults": [o._asdict() for o in outcomes],
-        "lost_steps": sum(o.lost for o in outcomes),
+        "step_seconds": _mean(alone),
+        "data_seconds": _mean([r["seconds"] * r["data_share"] for r in steps]),
+        "save_pause_seconds": _mean(pauses),
+        "first_start_seconds": started[0] if started else 0.0,
+        "reload_seconds": seconds["reload"] / max(1, account.lives - 1 if account else 0),
         "wall_seconds": watched_seconds,
         "seconds": seconds,
         "goodput": goodput(seconds),
+    }
+
+
+def restart_figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Returns what a simulation needs of the faults, and has to come to.
+
+    restart_seconds: mean from a fault that ended a life until the next one trained on, with
+    detection and reading; failure_times: of those faults, in seconds since the run began.
+    """
+    restarts = [o for o in outcomes if o.resumed is not None]
+    return {
+        "restart_seconds": _mean([o.seconds for o in restarts]),
+        "failure_times": [o.at for o in restarts],
+        "lost_steps": sum(o.lost for o in outcomes),
+        "faults": [o._asdict() for o in outcomes],
     }
 
 
@@ -131,5 +139,5 @@ def time_table(seconds: Mapping[str, float]) -> list[str]:
     return [f"{p:<15} {s:>9.1f} s {s / whole:>7.1%}" for p, s in parts.items() if s > 0]
 
 
-def _first_start(run: Path) -> float:
-    return next((r["start_up_seconds"] for r in read_times(run) if "start_up_seconds" in r), 0.0)
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import torch._inductor
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -31,7 +32,8 @@ _RESTARTS = 100_000
 _SHUTDOWN_SECONDS = 5
 _BACKOFF_SECONDS = 0.5
 _PORT = 29_400
-assert run, "imported here, so that the processes that are forked need not"
+# What Lightning imports when a Trainer is made takes longer than all the rest of a start.
+assert run and torch._inductor, "imported here, so that the processes that are forked need not"
 
 
 class Shape(NamedTuple):
@@ -120,6 +122,7 @@ class Job:
 
     def _run_agent(self, host: int) -> int:
         """Returns the exit status of an agent: that of torchrun in the recipe for hosts."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._network.enter(host)
         # Agents that share a store of theirs with their workers race for it when they restart.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
