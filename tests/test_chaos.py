@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.chaos.__main__ import chosen_rates, dealt
-from benchmarks.chaos.__main__ import main as chaos
-from benchmarks.chaos.faults import KINDS, corrupt_state, delete_state, truncate_state
-from benchmarks.chaos.figures import (
+from benchmarks.chaos import chosen_rates, dealt
+from benchmarks.chaos import main as chaos
+from benchmarks.disturbance.faults import KINDS, corrupt_state, delete_state, truncate_state
+from benchmarks.disturbance.figures import (
     faults_of_end,
     faults_of_time,
     kinds_table,
     restart_figures,
     time_table,
 )
-from benchmarks.chaos.injector import Outcome
-from benchmarks.chaos.scene import Scene
+from benchmarks.disturbance.injector import Outcome
+from benchmarks.disturbance.scene import Scene
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.errors import CheckpointError, ConfigError

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.chaos.faults import KINDS
-from benchmarks.chaos.figures import (
+from benchmarks.disturbance.faults import KINDS
+from benchmarks.disturbance.figures import (
     faults_of_end,
     faults_of_time,
     kinds_table,
@@ -35,10 +35,10 @@ from benchmarks.chaos.figures import (
     run_figures,
     time_table,
 )
-from benchmarks.chaos.injector import Injector, Outcome
-from benchmarks.chaos.job import Job, Shape
-from benchmarks.chaos.network import Network
-from benchmarks.chaos.scene import Scene
+from benchmarks.disturbance.injector import Injector, Outcome
+from benchmarks.disturbance.job import Job, Shape
+from benchmarks.disturbance.network import Network
+from benchmarks.disturbance.scene import Scene
 from benchmarks.kill_test import Disk, make_data
 from rwkv_train.errors import ConfigError
 from rwkv_train.goodput import goodput_line

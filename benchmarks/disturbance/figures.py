@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.chaos.injector import Outcome
+from benchmarks.disturbance.injector import Outcome
 from rwkv_train.checkpoint.weights import load_weights
 from rwkv_train.goodput import goodput, no_seconds
 from rwkv_train.report.life_times import life_seconds

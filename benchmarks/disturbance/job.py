@@ -21,7 +21,7 @@ import torch._inductor
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from benchmarks.chaos.network import Network
+from benchmarks.disturbance.network import Network
 from benchmarks.kill_test import fork
 from rwkv_train.training import run
 from rwkv_train.training.__main__ import main

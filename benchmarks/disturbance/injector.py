@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.chaos.faults import KINDS, Struck
-from benchmarks.chaos.scene import Scene
+from benchmarks.disturbance.faults import KINDS, Struck
+from benchmarks.disturbance.scene import Scene
 
 # The longest that a job may take to train on before it is said to need a person.
 PATIENCE_SECONDS = 300.0

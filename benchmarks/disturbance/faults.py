@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.chaos.scene import Scene
+from benchmarks.disturbance.scene import Scene
 from rwkv_train.report.run_lives import LIVES_FILE
 from rwkv_train.report.run_records import METRICS_FILE, TIMES_FILE
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.chaos.job import Job
-from benchmarks.chaos.network import Network
+from benchmarks.disturbance.job import Job
+from benchmarks.disturbance.network import Network
 from benchmarks.kill_test import Disk
 from rwkv_train.checkpoint.names import is_state
 from rwkv_train.checkpoint.resume import load_state
