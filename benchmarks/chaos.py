@@ -145,33 +145,34 @@ def _try(
     for name in [name for name in rates if lacking.get(KINDS[name].needs)]:
         print(f"not tried: {name}: {lacking[KINDS[name].needs]}")
         del rates[name]
-    print(
-        f"{options.hosts} x {options.workers} processes, {network}; undisturbed first", flush=True
-    )
-    whole = Job(network, shape, job_flags(data, folder / "whole", options.steps, ranks), folder)
-    wait_for_end(whole)
+    print(f"{options.hosts} x {options.workers} processes, {network}", flush=True)
     rng = random.Random(options.seed)
-    job = Job(network, shape, job_flags(data, run, options.steps, ranks), folder, port=29_401)
+    # Beside the other, whose faults must not meet it: on links of its own.
+    alone = Network(options.hosts, namespaces=False)
+    flags = job_flags(data, folder / "whole", options.steps, ranks)
+    whole = Job(alone, shape, flags, folder / "whole-logs", port=29_401)
+    job = Job(network, shape, job_flags(data, run, options.steps, ranks), folder)
     scene = Scene(job, network, disk, run, options.hosts, ranks * CTX_LEN, rng)
     began = time.monotonic()
     injector = Injector(scene)
     try:
+        whole.tend()
         outcomes = disturb(injector, dealt(rates, options.faults, rng), options.steps, rng)
         faults = [f"{o.kind}: {o.fault}" for o in outcomes if o.fault]
         faults += [ending] if not faults and (ending := injector.finish()) else []
+        watched = time.monotonic() - began
+        if not faults:
+            wait_for_end(whole)
     finally:
         job.close()
-    watched = time.monotonic() - began
+        whole.close()
     return faults or _judge(options, scene, outcomes, watched, folder / "whole")
 
 
 def wait_for_end(job: Job) -> None:
     """Tends a job that nobody disturbs until its end."""
-    try:
-        while not job.tend():
-            time.sleep(0.1)
-    finally:
-        job.close()
+    while not job.tend():
+        time.sleep(0.1)
 
 
 def disturb(

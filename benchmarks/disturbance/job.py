@@ -57,6 +57,7 @@ class Job:
         self._shape = shape
         self._flags = [*flags]
         self._folder = folder
+        folder.mkdir(exist_ok=True)
         self._port = port
         self._agents: dict[int, int] = {}
         self._waiting: dict[int, float] = {}
