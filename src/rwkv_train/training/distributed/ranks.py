@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from torch.distributed.distributed_c10d import Store
 
-from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.errors import TrainerError, TrainingError, exit_status
 from rwkv_train.training.distributed.rank_store import (
     ANNOUNCED_AFTER_SECONDS,
     RankFault,
@@ -44,6 +44,8 @@ INTERRUPTED = "interrupted; the same command resumes from the newest checkpoint"
 # Time to leave: for children, and for ranks elsewhere to learn why.
 _LEAVE_SECONDS = 30.0
 _LEAVE_AFTER_FAULT_SECONDS = 10.0
+# How much later than the first the last process of a launcher gets as far as to ask.
+_LATE_SECONDS = 20.0
 # What libraries say when a rank has gone, by which its own words are told from a fault of ours.
 _CONNECTION = re.compile(r"gloo|nccl|connection|peer|store|socket|broken pipe|time[d ]?.?out", re.I)
 
@@ -52,11 +54,19 @@ class Ranks:
     """One process of a run and its way to the others; alone, it has none and needs none.
 
     launch: the decision; argv: the arguments, for the processes that it starts; seconds: of
-    --dist_timeout, None for the defaults.
+    --dist_timeout, None for the defaults; refusal: why this rank leaves once it has met the others,
+    which counts as well when it does not meet them.
     """
 
-    def __init__(self, launch: Launch, argv: Sequence[str], seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        argv: Sequence[str],
+        seconds: float | None = None,
+        refusal: TrainerError | None = None,
+    ) -> None:
         self.launch = launch
+        self._refusal = refusal
         self.step_seconds = STEP_SECONDS if seconds is None else seconds
         self._start_seconds = START_SECONDS if seconds is None else seconds
         self._argv = argv
@@ -121,7 +131,11 @@ class Ranks:
         launch = self.launch
         if launch.starts_children:
             print(f"starting {launch.local_size} processes ...", file=sys.stderr, flush=True)
-        base, beginning = meet(launch, self._start_seconds)
+        try:
+            base, beginning = meet(launch, self._start_seconds)
+        except TrainingError as error:
+            # Who does not answer may have been refused likewise, and has left.
+            raise self._refusal or error from None
         self._store = lambda name: connection(base, beginning, name)
         if launch.main_port == 0:
             launch = self.launch = replace(launch, main_port=base.port)
@@ -208,12 +222,20 @@ class Ranks:
         if self._watch is not None:
             self._watch.stop()
         with suppress(RuntimeError):
-            seconds = _LEAVE_SECONDS if fault is None else _LEAVE_AFTER_FAULT_SECONDS
-            # The others need the store to learn why they leave.
-            self.store.leave(seconds if self.launch.rank == 0 else 0)
+            self._leave(_LEAVE_SECONDS if fault is None else _LEAVE_AFTER_FAULT_SECONDS, fault)
         if self._children is not None:
             self._children.wait(_LEAVE_SECONDS)
         return status
+
+    def _leave(self, seconds: float, fault: RankFault | None) -> None:
+        """Leaves the store, which rank zero keeps open for those who need it to learn why."""
+        if self.launch.rank != 0:
+            self.store.leave(0)
+            return
+        # A rank that is on its way would find nobody, and wait, and leave with another status.
+        on_the_way = fault is not None and not self.launch.agent_store
+        late = min(_LATE_SECONDS, self._start_seconds) if on_the_way else 0.0
+        self.store.leave(max(seconds, late), late_seconds=late)
 
     def _tell_if_first(self, fault: RankFault) -> None:
         if self.launch.rank == 0 or (fault.message == LOST_RANK_ZERO and self._speaks()):
@@ -233,7 +255,7 @@ class Ranks:
             call()
         self._tell_if_first(fault)
         with suppress(RuntimeError):
-            self.store.leave(_LEAVE_AFTER_FAULT_SECONDS if self.launch.rank == 0 else 0)
+            self._leave(_LEAVE_AFTER_FAULT_SECONDS, fault)
         if self._children is not None:
             self._children.wait(_LEAVE_AFTER_FAULT_SECONDS)
 
