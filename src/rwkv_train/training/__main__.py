@@ -74,7 +74,9 @@ def _run_command(given: list[str]) -> int:
             return _refuse_on_all_ranks(given, error)
         if launch.starts_children and launch.num_nodes == 1:
             _build_kernels(config)
-        return _start(launch, given, config.hardware.dist_timeout, _body(config, notices, began))
+        hardware = config.hardware
+        seconds = hardware.dist_timeout, hardware.hang_timeout
+        return _start(launch, given, seconds, _body(config, notices, began))
     except TrainerError as error:
         print(f"error: {error.in_one_line()}", file=sys.stderr)
         return exit_status(error)
@@ -133,11 +135,14 @@ def _build_kernels(config: RunConfig) -> None:
 def _start(
     launch: Launch,
     argv: list[str],
-    seconds: float | None,
+    seconds: tuple[float | None, float],
     body: Callable[[Ranks], int],
     refusal: TrainerError | None = None,
 ) -> int:
-    """Returns the exit status of a run as one of its processes."""
+    """Returns the exit status of a run as one of its processes.
+
+    seconds: of --dist_timeout and --hang_timeout; refusal: as of `Ranks`.
+    """
     if launch.parent:
         die_with_parent(launch.parent)
     remember_ranks(launch.rank, launch.local_rank)
@@ -145,7 +150,7 @@ def _start(
         quiet_connections()
     from rwkv_train.training.distributed.ranks import Ranks
 
-    return Ranks(launch, argv, seconds, refusal).run(body)
+    return Ranks(launch, argv, *seconds, refusal).run(body)
 
 
 def _refuse_on_all_ranks(argv: list[str], error: TrainerError) -> int:
@@ -164,7 +169,7 @@ def _refuse_on_all_ranks(argv: list[str], error: TrainerError) -> int:
         raise error
     alone = dataclasses.replace(launch, starts_children=False)
     seconds = given_number(argv, "dist_timeout") or _REFUSAL_SECONDS
-    return _start(alone, argv, seconds, refuse, error)
+    return _start(alone, argv, (seconds, 0.0), refuse, error)
 
 
 def _decide_in_spite_of(argv: list[str]) -> Launch | None:

@@ -148,6 +148,10 @@ class RankStore:
                 return
             time.sleep(0.05)
 
+    def has_left(self) -> bool:
+        """Tells whether any rank needs the others no more: the run ends."""
+        return self._store is not None and bool(self._present("left"))
+
     def _present(self, kind: str) -> set[int]:
         assert self._store is not None, "a rank alone leaves nobody"
         return {rank for rank in range(self.world_size) if self._store.check([f"{kind}/{rank}"])}

@@ -17,7 +17,7 @@ HUNG = 75
 
 
 class Advice(NamedTuple):
-    """What a status means and what follows from it; restarts: whether to start the run again."""
+    """The meaning of a status and what follows; restarts: whether to start the run again."""
 
     means: str
     restarts: bool

@@ -68,7 +68,7 @@ def prepare_run(
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
     point = find_shared_start(given.train, ranks, received)
-    discovered, opened = discover(given, point)
+    discovered, opened = discover(given, point, ranks.launch.may_change)
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
     derived += compare_tokenizers(given, point, config.model.vocab_size, tokenizer)
