@@ -24,6 +24,10 @@ FIRST = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "3", "L
         (2, {"LOCAL_RANK": "1"}, "torchrun train.py", False),
         (2, {}, "bash run.sh", False),
         (1, {}, "torchrun train.py", False),
+        (75, {}, "torchrun train.py", False),
+        # SIGUSR1 is a scheduler's; SIGTERM may be torchrun's own, to start all with others.
+        (138, {}, "torchrun train.py", True),
+        (143, {}, "torchrun train.py", False),
         (0, {}, "torchrun train.py", False),
     ],
 )

@@ -27,6 +27,7 @@ from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.state_writer import StateWriter
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group, end_group
+from rwkv_train.training.distributed.pulse import Pulse
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import (
     build_strategy,
@@ -118,13 +119,14 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     clock = RunClock()
+    clock.heard = ranks.pulse.move
     veto = StepVeto(detector, clock)
     saver = _saver(prepared, beginning, detector, base, model)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     recovery = Recovery(config, length, detector, ranks)
     meter = StepMeter(config, length, clock, utilization, began, prepared.reload_seconds)
     reports = StepReports(length, progress.step, meter, reporters, account)
-    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports)
+    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports, ranks.pulse)
     module = TrainingModule(
         model, groups, config.optim, config.hardware, carried, veto.allows, clock
     )
@@ -135,6 +137,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     steps = (length.total_steps or ENDLESS) - progress.step
     data = RunData(prepared.samples.training, config, progress.step, steps, clock)
     trainer.fit(module, datamodule=data)
+    ranks.pulse.move("end")
     if trainer.interrupted:
         # Lightning swallows a Ctrl-C that comes before the first step.
         raise KeyboardInterrupt
@@ -172,6 +175,7 @@ def _callback(
     saver: Saver,
     recovery: Recovery,
     reports: StepReports,
+    pulse: Pulse,
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
     conventions = VERSIONS[config.model.rwkv_version].conventions
@@ -192,6 +196,7 @@ def _callback(
         reports=reports,
         profiler=StepProfiler(config, clock) if config.log.profile and is_rank_zero() else None,
         stop=stop,
+        pulse=pulse,
     )
 
 

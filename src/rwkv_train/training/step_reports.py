@@ -18,6 +18,7 @@ from rwkv_train.training.reporting.records import (
     EpochRecord,
     LivesRecord,
     RollbackRecord,
+    SlowRanksRecord,
     StartRecord,
     StepRecord,
 )
@@ -96,6 +97,12 @@ class StepReports:
     def rollback(self, record: RollbackRecord) -> None:
         """Tells of a return to an earlier state."""
         notify(self.reporters, lambda reporter: reporter.on_rollback(record))
+
+    def slow_ranks(self, progress: Progress, lines: list[str] | None) -> None:
+        """Tells of slow machines, a line each; None: nothing has changed."""
+        if lines is not None:
+            record = SlowRanksRecord(progress.step - 1, lines, self._tokens(progress.step))
+            notify(self.reporters, lambda reporter: reporter.on_slow_ranks(record))
 
     def epoch(self, progress: Progress) -> None:
         """Tells of the mini-epoch that ends here, or that the run ends in, if it has a step."""

@@ -1,4 +1,4 @@
-"""Keeps launchers from starting again what can only be refused again."""
+"""Keeps launchers from starting again what is not to be started again."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from rwkv_train.errors import ConfigError
+from rwkv_train.errors import REFUSED, ConfigError
+from rwkv_train.training.launchers.exit_statuses import PREEMPTED
 from rwkv_train.training.launchers.launch import Variables
 
-REFUSED = 2
+# torchrun itself stops processes by SIGTERM, to start them with others: that is no end.
+_FINAL = (REFUSED, PREEMPTED)
 _AGENTS = ("torchrun", "torch.distributed.run", "torch/distributed/run.py", "accelerate")
 
 
 def forbid_restart(status: int, environment: Mapping[str, str]) -> None:
-    """Ends torchrun's agent, if it would start a refused run again on this machine.
+    """Ends torchrun's agent, if it would start again a run that was refused or preempted.
 
     torchrun knows no exit status that it does not answer with a restart; SIGTERM makes it leave,
     and tells the agents of other machines so. Called last: it ends this process too.
     """
-    if status != REFUSED or not _would_restart(Variables(environment)):
+    if status not in _FINAL or not _would_restart(Variables(environment)):
         return
     parent = os.getppid()
     if not any(name in _command(parent) for name in _AGENTS):

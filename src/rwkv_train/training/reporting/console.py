@@ -16,6 +16,7 @@ from rwkv_train.training.reporting.records import (
     EpochRecord,
     LivesRecord,
     RollbackRecord,
+    SlowRanksRecord,
     StepRecord,
 )
 from rwkv_train.training.reporting.reporter import Reporter
@@ -119,6 +120,13 @@ class Console(Reporter):
             f"WARNING: went back to {record.rollback} after step {record.step + 1}; resumes "
             f"behind samples {first} to {last}"
         )
+
+    def on_slow_ranks(self, record: SlowRanksRecord) -> None:
+        """Prints a line a machine, which stays."""
+        for line in record.slow:
+            self._say(f"WARNING: after step {record.step + 1}: {line}")
+        if not record.slow:
+            self._say(f"after step {record.step + 1} no machine is slow any more")
 
     def on_validation(self, record: ValidationRecord) -> None:
         """Prints the losses, by position and by source too, on lines that stay."""

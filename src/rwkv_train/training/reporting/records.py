@@ -139,6 +139,18 @@ class LivesRecord:
 
 
 @dataclass(frozen=True)
+class SlowRanksRecord:
+    """The machines whose processes the others wait for, a line each; also in metrics.jsonl.
+
+    slow: empty when none is slow any more.
+    """
+
+    step: int
+    slow: list[str]
+    tokens: int
+
+
+@dataclass(frozen=True)
 class EpochRecord:
     """The figures of a finished mini-epoch: its number, mean loss and last step."""
 

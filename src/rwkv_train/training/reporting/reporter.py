@@ -15,6 +15,7 @@ from rwkv_train.training.reporting.records import (
     EpochRecord,
     LivesRecord,
     RollbackRecord,
+    SlowRanksRecord,
     StartRecord,
     StepRecord,
 )
@@ -41,6 +42,9 @@ class Reporter:
 
     def on_rollback(self, record: RollbackRecord) -> None:
         """Receives every return to an earlier state."""
+
+    def on_slow_ranks(self, record: SlowRanksRecord) -> None:
+        """Receives the slow machines whenever they are others than before."""
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Receives every mini-epoch at its end, and the unfinished one a run ends in."""

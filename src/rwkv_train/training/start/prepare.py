@@ -73,7 +73,7 @@ def prepare_run(
     began = time.perf_counter()
     point = find_shared_start(given.train, ranks, received)
     reload_seconds = time.perf_counter() - began
-    discovered, opened = discover(given, point)
+    discovered, opened = discover(given, point, ranks.launch.may_change)
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
     derived += compare_tokenizers(given, point, config.model.vocab_size, tokenizer)
