@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch._inductor
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from benchmarks.disturbance.network import Network
@@ -125,6 +126,9 @@ class Job:
         """Returns the exit status of an agent: that of torchrun in the recipe for hosts."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._network.enter(host)
+        # It looks through all modules at every event, to name it for a log that goes nowhere; an
+        # agent of torchrun has few, these have the trainer's, and meet half a minute later.
+        dynamic_rendezvous.get_method_name = lambda depth=2: ""
         # Agents that share a store of theirs with their workers race for it when they restart.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         config = LaunchConfig(
