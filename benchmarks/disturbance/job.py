@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from socket import socket
 from typing import NamedTuple
 
 import torch._inductor
@@ -31,35 +32,38 @@ from rwkv_train.training.__main__ import main
 _RESTARTS = 100_000
 # A stopped worker does not answer SIGTERM: its agent waits so long before SIGKILL.
 _SHUTDOWN_SECONDS = 5
-_BACKOFF_SECONDS = 0.5
-_PORT = 29_400
+# What those who have come wait for others that are late, once they are enough.
+_LAST_CALL_SECONDS = 5
+_WORLDS = "worlds.txt"
 # What Lightning imports when a Trainer is made takes longer than all the rest of a start.
 assert run and torch._inductor, "imported here, so that the processes that are forked need not"
 
 
 class Shape(NamedTuple):
-    """How many hosts, workers on each, and hosts that the job may go on with."""
+    """How many hosts, workers on each, and hosts that the job may go on with.
+
+    away_seconds: that a host whose agent has ended is away before it comes back.
+    """
 
     hosts: int
     workers: int
     fewest_hosts: int
+    away_seconds: float = 0.5
 
 
 class Job:
     """The agents of a run until it has finished, its output in `folder`/host-N.log.
 
-    flags: of the trainer. port: of the agents' rendezvous, which the first host keeps.
+    flags: of the trainer. The first host keeps the store where the agents meet.
     """
 
-    def __init__(
-        self, network: Network, shape: Shape, flags: Sequence[str], folder: Path, port: int = _PORT
-    ) -> None:
+    def __init__(self, network: Network, shape: Shape, flags: Sequence[str], folder: Path) -> None:
         self._network = network
         self._shape = shape
         self._flags = [*flags]
         self._folder = folder
         folder.mkdir(exist_ok=True)
-        self._port = port
+        self._port = _free_port()
         self._agents: dict[int, int] = {}
         self._waiting: dict[int, float] = {}
         self.finished: set[int] = set()
@@ -75,6 +79,11 @@ class Job:
             elif time.monotonic() >= self._waiting.get(host, 0.0):
                 self._agents[host] = self._start(host)
         return len(self.finished) == self._shape.hosts
+
+    def worlds(self) -> Counter[int]:
+        """Returns how often it was started with each number of ranks."""
+        path = self._folder / _WORLDS
+        return Counter(int(line) for line in path.read_text().splitlines())
 
     def workers(self, host: int) -> list[int]:
         """Returns the processes of a host but for its agent, which may have none yet."""
@@ -117,7 +126,7 @@ class Job:
         if code == 0:
             self.finished.add(host)
         else:
-            self._waiting[host] = time.monotonic() + _BACKOFF_SECONDS
+            self._waiting[host] = time.monotonic() + self._shape.away_seconds
 
     def _start(self, host: int) -> int:
         return fork(lambda: self._run_agent(host), self._folder / f"host-{host}.log")
@@ -138,7 +147,11 @@ class Job:
             run_id="chaos",
             rdzv_backend="c10d",
             rdzv_endpoint=f"{self._network.address(0)}:{self._port}",
-            rdzv_configs={"is_host": host == 0, "timeout": 60},
+            rdzv_configs={
+                "is_host": host == 0,
+                "timeout": 60,
+                "last_call_timeout": _LAST_CALL_SECONDS,
+            },
             max_restarts=_RESTARTS,
             monitor_interval=0.1,
             start_method="fork",
@@ -147,7 +160,7 @@ class Job:
             logs_specs=DefaultLogsSpecs(),
         )
         try:
-            elastic_launch(config, _work)(self._flags)
+            elastic_launch(config, _work)(self._flags, self._folder / _WORLDS)
         # Whatever ends an agent is the supervisor's business, and its log tells it.
         except Exception as error:
             print(f"agent of host {host}: {type(error).__name__}: {error}", file=sys.stderr)
@@ -155,11 +168,20 @@ class Job:
         return 0
 
 
-def _work(flags: Sequence[str]) -> None:
-    """Runs one rank."""
+def _work(flags: Sequence[str], worlds: Path) -> None:
+    """Runs one rank, which leaves a line on how many there are."""
+    if os.environ["RANK"] == "0":
+        with worlds.open("a") as file:
+            file.write(os.environ["WORLD_SIZE"] + "\n")
     status = main([*flags])
     if status != 0:
         sys.exit(status)
+
+
+def _free_port() -> int:
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _group(leader: int) -> list[int]:
