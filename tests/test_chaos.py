@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.chaos import chosen_rates, dealt
 from benchmarks.chaos import main as chaos
+from benchmarks.disturbance import injector
 from benchmarks.disturbance.faults import KINDS, corrupt_state, delete_state, truncate_state
 from benchmarks.disturbance.figures import (
     faults_of_end,
@@ -167,6 +168,66 @@ def test_tables_and_figures_count_what_faults_have_cost():
         ["training", "3.0", "s", "75.0%"],
         ["down", "1.0", "s", "25.0%"],
     ]
+
+
+class PlayedJob:
+    """A job that makes a step at every look, and resumes at `resumes` when it is struck."""
+
+    def __init__(self, run: Path, resumes: int | None) -> None:
+        self._run, self._resumes = run, resumes
+        self._steps, self._life = 0, 0
+        self._begin(0)
+
+    def _begin(self, step: int) -> None:
+        self._steps, self._life = step, self._life + 1
+        account = LifeAccount(0.0, 0.0, lives=self._life)
+        with (self._run / LIVES_FILE).open("a") as file:
+            for event in ("start", "steps"):
+                file.write(json.dumps(account.line(event, step * TOKENS)) + "\n")
+
+    def workers(self, host: int) -> list[int]:
+        return [1]
+
+    def strike(self, processes: list[int], number: int) -> None:
+        if self._resumes is None:
+            self._steps = -(10**9)
+        else:
+            self._begin(self._resumes)
+
+    def tend(self) -> bool:
+        if self._steps >= 0:
+            with (self._run / METRICS_FILE).open("a") as file:
+                file.write(json.dumps(step_record(self._steps)) + "\n")
+            self._steps += 1
+        return False
+
+
+def struck(run: Path, resumes: int | None, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    """What the injector notes of a job with a good state of 10 steps, killed after 12."""
+    monkeypatch.setattr(injector, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(injector, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(Scene, "newest_good_state", lambda scene: 10)
+    scene = scene_of(run)
+    scene.job = PlayedJob(run, resumes)  # type: ignore[assignment]
+    return injector.Injector(scene).strike("kill_rank", 12)
+
+
+def test_a_job_that_resumes_at_its_newest_state_has_lost_the_steps_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    outcome = struck(tmp_path, 10, monkeypatch)
+    assert (outcome.fault, outcome.state, outcome.resumed, outcome.lost) == ("", 10, 10, 2)
+
+
+def test_a_job_that_resumes_behind_its_newest_state_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    outcome = struck(tmp_path, 5, monkeypatch)
+    assert outcome.fault == "resumed at step 5 although the state of 10 was good"
+
+
+def test_a_job_that_stands_still_needs_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert struck(tmp_path, None, monkeypatch).fault == "needs a person: no progress in 0.3 s"
 
 
 @pytest.mark.slow
