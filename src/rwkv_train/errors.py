@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# Exit statuses; those of a run are in training/launchers/exit_statuses.py.
+FAULT = 1
+REFUSED = 2
+
 
 def missing_package(user: str, package: str, extra: str) -> str:
     """Returns the message for a user, such as a flag or a file, that needs an uninstalled package.
@@ -52,7 +56,7 @@ class TrainingError(TrainerError):
 
 def exit_status(error: TrainerError) -> int:
     """Returns the exit status for a fault: 2 for bad input, 1 when training cannot continue."""
-    return 1 if isinstance(error, TrainingError) else 2
+    return FAULT if isinstance(error, TrainingError) else REFUSED
 
 
 def short_reason(error: Exception) -> str:

@@ -119,6 +119,24 @@ def test_a_flag_that_is_wrong_everywhere_is_told_once(flags: Callable[..., list[
     assert err == "error: unknown flag --n_layr; perhaps you meant --n_layer\n"
 
 
+def test_a_refusal_is_kept_for_a_rank_that_comes_late(flags: Callable[..., list[str]]):
+    calls = [
+        ([seconds, *flags(**TWO, n_layr=3)], each)
+        for seconds, each in zip(("0", "3"), ranks_environment(2))
+    ]
+    statuses, _, err = start_all("tests.launch.come_late", calls)
+    assert statuses == [2, 2], err
+    assert len(error_lines(err)) == 1
+
+
+def test_a_rank_that_is_refused_alone_leaves_with_its_own_reason(flags: Callable[..., list[str]]):
+    second = ranks_environment(2)[1]
+    calls = [(flags(**TWO, n_layr=3, dist_timeout=1), second)]
+    statuses, _, err = start_all("train.py", calls)
+    assert statuses == [2]
+    assert error_lines(err) == ["error: unknown flag --n_layr; perhaps you meant --n_layer"]
+
+
 def test_a_rank_that_nobody_starts_is_waited_for_aloud_and_not_for_long(
     flags: Callable[..., list[str]], tmp_path: Path
 ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -61,6 +61,20 @@ def test_leaving_waits_for_those_who_came_and_live():
     first.leave(0, rank=third.rank)
     # The fourth has never come; without an end this test would not end.
     first.leave(seconds=3600)
+
+
+def test_leaving_waits_for_those_who_come_late_as_long_as_it_is_told_to():
+    first, second = stores(2)
+    assert first.take_place()
+    with ThreadPoolExecutor(1) as pool:
+        # Rank zero that left at once would take the store, and the reason, with it.
+        leaving = pool.submit(first.leave, 3600, late_seconds=3600)
+        assert wait([leaving], timeout=0.3).not_done
+        assert second.take_place()
+        assert wait([leaving], timeout=0.3).not_done
+        second.leave(0)
+        leaving.result()
+    first.leave(3600, late_seconds=0.1)
 
 
 def test_a_rank_that_leaves_takes_along_those_who_wait_for_it():

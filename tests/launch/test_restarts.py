@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -24,6 +27,10 @@ FIRST = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "3", "L
         (2, {"LOCAL_RANK": "1"}, "torchrun train.py", False),
         (2, {}, "bash run.sh", False),
         (1, {}, "torchrun train.py", False),
+        (75, {}, "torchrun train.py", False),
+        # SIGUSR1 is a scheduler's; SIGTERM may be torchrun's own, to start all with others.
+        (138, {}, "torchrun train.py", True),
+        (143, {}, "torchrun train.py", False),
         (0, {}, "torchrun train.py", False),
     ],
 )
@@ -35,6 +42,16 @@ def test_the_first_of_a_machine_ends_the_agent_that_would_start_a_refusal_again(
     monkeypatch.setattr(restarts.os, "kill", lambda *words: sent.append(words))
     restarts.forbid_restart(status, {**FIRST, **told})
     assert [number for _, number in sent] == [signal.SIGTERM] * ended
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_agent_began_when_the_parent_of_a_process_did():
+    assert restarts.supervised_since({}) is None
+    found = restarts.supervised_since({"TORCHELASTIC_RUN_ID": "none"})
+    asked = ("ps", "-o", "etimes=", "-p", str(os.getppid()))
+    age = float(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+    # Both count whole seconds.
+    assert found is not None and abs(time.time() - age - found) < 3.0
 
 
 @pytest.mark.slow

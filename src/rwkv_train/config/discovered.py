@@ -39,11 +39,13 @@ class StateDiscovered:
     optimizer: whose moments the state holds.
     warmup_steps: as the state stores them, -1 for none; None: an old state does not tell.
     config: leaf name -> value of that run's configuration.
+    batch_samples: samples that a step of it read; None: an old state does not tell.
     """
 
     optimizer: OptimizerName = "adamw"
     warmup_steps: int | None = None
     config: Mapping[str, object] = field(default_factory=dict)
+    batch_samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,12 @@ class MachineDiscovered:
 
 @dataclass(frozen=True)
 class Discovered:
-    """Everything `resolve` may know besides the configuration; data: None at stage 1 without."""
+    """Everything `resolve` may know besides the configuration; data: None at stage 1 without.
+
+    keeps_batch: whether the launcher may start the run with other processes than before.
+    """
 
     data: DataDiscovered | None = None
     start: StartDiscovered = StartDiscovered()
     machine: MachineDiscovered = MachineDiscovered()
+    keeps_batch: bool = False

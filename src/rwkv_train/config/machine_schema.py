@@ -51,6 +51,9 @@ class HardwareConfig:
     GPUs, or one process on a CPU"""
     dist_timeout: Annotated[float | None, AtLeast(1)] = None
     """seconds to wait for other processes; None: 300 for their start, 1800 in every step"""
+    hang_timeout: Annotated[float, AtLeast(0)] = 600.0
+    """seconds after which a process that stands still while others wait ends the run, with its name
+    and its stack, for a restart; at least 5; 0: never"""
     num_nodes: Annotated[int | None, AtLeast(1)] = None
     """machines; None: those of the launcher that started the processes, else one"""
     context_parallel: Annotated[int, AtLeast(1)] = 1

@@ -156,6 +156,8 @@ RULES: Mapping[str, ResumeRule] = {
     "train_stage": _NOTHING,
     "micro_bsz": _BATCH,
     "accumulate_grad_batches": _BATCH,
+    # What follows from it is compared.
+    "global_batch_size": _NOTHING,
     "exit_tokens": _RATE,
     # They end a start, and the next one resumes there.
     "max_steps": _NOTHING,
@@ -206,6 +208,7 @@ RULES: Mapping[str, ResumeRule] = {
     "num_nodes": _BATCH,
     "context_parallel": _BATCH,
     "dist_timeout": _NOTHING,
+    "hang_timeout": _NOTHING,
     "precision": ResumeRule(
         Effect.COURSE, "steps are computed in it from here on; the state is fp32 in any case"
     ),

@@ -154,6 +154,10 @@ class TrainConfig:
     """samples per process and forward pass"""
     accumulate_grad_batches: Annotated[int, AtLeast(1)] = 1
     """forward passes per optimizer step"""
+    global_batch_size: Annotated[int | None, AtLeast(1)] = None
+    """samples per optimizer step over all processes, whose number may then change: micro_bsz is the
+    most of a forward pass; None: processes x micro_bsz x accumulate_grad_batches, under torchrun
+    that of the state"""
     exit_tokens: int | None = None
     """token budget of the cosine schedule and of the run; None: one pass over the data;
     0: step-based schedule only; negative: the mean of cosine and step-based rates"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.load import load_config
 from rwkv_train.config.rwkv_lm.flags import translate
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.errors import REFUSED, TrainerError, exit_status
 from rwkv_train.processors import prepare_threads
 from rwkv_train.training.environment import (
     is_rank_zero,
@@ -26,6 +27,7 @@ from rwkv_train.training.environment import (
 )
 from rwkv_train.training.launchers.children import die_with_parent
 from rwkv_train.training.launchers.decide import decide
+from rwkv_train.training.launchers.exit_statuses import stopped_by
 from rwkv_train.training.launchers.given_flags import given_number, without_local_rank
 from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.launchers.restarts import forbid_restart
@@ -72,7 +74,9 @@ def _run_command(given: list[str]) -> int:
             return _refuse_on_all_ranks(given, error)
         if launch.starts_children and launch.num_nodes == 1:
             _build_kernels(config)
-        return _start(launch, given, config.hardware.dist_timeout, _body(config, notices, began))
+        hardware = config.hardware
+        seconds = hardware.dist_timeout, hardware.hang_timeout
+        return _start(launch, given, seconds, _body(config, notices, began))
     except TrainerError as error:
         print(f"error: {error.in_one_line()}", file=sys.stderr)
         return exit_status(error)
@@ -80,10 +84,10 @@ def _run_command(given: list[str]) -> int:
         if error.errno != errno.ENAMETOOLONG:
             raise
         print(f"error: the name {str(error.filename)[:60]}... is too long", file=sys.stderr)
-        return 2
+        return REFUSED
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
-        return 130
+        return stopped_by(signal.SIGINT)
 
 
 def _plan(config: RunConfig, notices: list[str]) -> int:
@@ -129,9 +133,16 @@ def _build_kernels(config: RunConfig) -> None:
 
 
 def _start(
-    launch: Launch, argv: list[str], seconds: float | None, body: Callable[[Ranks], int]
+    launch: Launch,
+    argv: list[str],
+    seconds: tuple[float | None, float],
+    body: Callable[[Ranks], int],
+    refusal: TrainerError | None = None,
 ) -> int:
-    """Returns the exit status of a run as one of its processes."""
+    """Returns the exit status of a run as one of its processes.
+
+    seconds: of --dist_timeout and --hang_timeout; refusal: as of `Ranks`.
+    """
     if launch.parent:
         die_with_parent(launch.parent)
     remember_ranks(launch.rank, launch.local_rank)
@@ -139,7 +150,7 @@ def _start(
         quiet_connections()
     from rwkv_train.training.distributed.ranks import Ranks
 
-    return Ranks(launch, argv, seconds).run(body)
+    return Ranks(launch, argv, *seconds, refusal).run(body)
 
 
 def _refuse_on_all_ranks(argv: list[str], error: TrainerError) -> int:
@@ -157,7 +168,8 @@ def _refuse_on_all_ranks(argv: list[str], error: TrainerError) -> int:
         # Nobody else has been started.
         raise error
     alone = dataclasses.replace(launch, starts_children=False)
-    return _start(alone, argv, _REFUSAL_SECONDS, refuse)
+    seconds = given_number(argv, "dist_timeout") or _REFUSAL_SECONDS
+    return _start(alone, argv, (seconds, 0.0), refuse, error)
 
 
 def _decide_in_spite_of(argv: list[str]) -> Launch | None:

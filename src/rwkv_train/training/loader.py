@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,6 +21,7 @@ from rwkv_train.data.samples.sample_source import SampleSource
 from rwkv_train.data.sampling.sampler import SampleNumbers
 from rwkv_train.errors import DataError
 from rwkv_train.training.kept_heap import give_back_heap
+from rwkv_train.training.launchers.children import die_with_parent
 from rwkv_train.training.run_clock import RunClock
 from rwkv_train.training.signals import ignore_stop_signals
 
@@ -117,7 +120,7 @@ class RunData(pl.LightningDataModule):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=partial(_begin_worker, os.getpid()),
             pin_memory=self._config.hardware.accelerator == "gpu",
             # Never a short micro batch: losses of steps would have different meanings.
             drop_last=True,
@@ -137,8 +140,10 @@ class RunData(pl.LightningDataModule):
         return ColumnDataset(self._windows, columns)
 
 
-def _begin_worker(worker: int) -> None:
-    """Sets up a loader worker, `worker` being its number."""
+def _begin_worker(parent: int, worker: int) -> None:
+    """Sets up a loader worker, `worker` being its number, of the process `parent`."""
+    # One that hangs itself would not notice that its process has been made to leave.
+    die_with_parent(parent)
     ignore_stop_signals(worker)
     # It reads samples and has no steps, for which memory would be kept.
     give_back_heap()

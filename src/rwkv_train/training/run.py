@@ -7,6 +7,7 @@ it sets for them when they are imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from rwkv_train.config.versions import VERSIONS
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.compiled_blocks import compile_blocks
 from rwkv_train.models.parameters import ParameterGroup, parameter_groups
+from rwkv_train.report.run_lives import LifeAccount
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import StepVeto
@@ -26,6 +28,7 @@ from rwkv_train.training.checkpointing.state_writer import StateWriter
 from rwkv_train.training.distributed.context_group import begin_context_group
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group, end_group
+from rwkv_train.training.distributed.pulse import Pulse
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import (
     build_strategy,
@@ -44,6 +47,7 @@ from rwkv_train.training.optim.schedule import make_schedule
 from rwkv_train.training.profiling.step_profiler import StepProfiler
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
+from rwkv_train.training.reporting.lives_file import open_account
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
 from rwkv_train.training.run_clock import RunClock
@@ -52,6 +56,7 @@ from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.final_weights import publish_final
 from rwkv_train.training.start.initial_weights import make_model
+from rwkv_train.training.start.life_facts import life_facts
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import restore_carried, resume_progress
@@ -102,23 +107,27 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
         config.hardware, micro_bsz=config.train.micro_bsz, grad_clip=config.optim.grad_clip
     )
     reporters: list[Reporter] = []
+    account = LifeAccount(0.0, 0.0)
     utilization = Utilization()
     if is_rank_zero():
         utilization, lines = find_utilization(config)
         machine += lines
         _print_header(prepared, beginning, ranks.launch, model, groups, machine)
         settings = deepspeed_config(strategy)
-        reporters = begin_reporting(prepared, length, progress.step, settings)
+        facts = life_facts(prepared.lock, progress.step * length.tokens_per_step, began)
+        account = open_account(Path(config.train.proj_dir), facts)
+        reporters = begin_reporting(prepared, length, progress.step, settings, account)
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     clock = RunClock()
+    clock.heard = ranks.pulse.move
     veto = StepVeto(detector, clock)
     saver = _saver(prepared, beginning, detector, base, model)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     recovery = Recovery(config, length, detector, ranks)
-    meter = StepMeter(config, length, clock, utilization, began)
-    reports = StepReports(length, progress.step, meter, reporters)
-    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports)
+    meter = StepMeter(config, length, clock, utilization, began, prepared.reload_seconds)
+    reports = StepReports(length, progress.step, meter, reporters, account)
+    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports, ranks.pulse)
     begin_group(ranks, config.hardware)
     module = TrainingModule(
         model,
@@ -137,6 +146,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     steps = (length.total_steps or ENDLESS) - progress.step
     data = RunData(prepared.samples.training, config, progress.step, steps, clock)
     trainer.fit(module, datamodule=data)
+    ranks.pulse.move("end")
     if trainer.interrupted:
         # Lightning swallows a Ctrl-C that comes before the first step.
         raise KeyboardInterrupt
@@ -174,6 +184,7 @@ def _callback(
     saver: Saver,
     recovery: Recovery,
     reports: StepReports,
+    pulse: Pulse,
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
     conventions = VERSIONS[config.model.rwkv_version].conventions
@@ -194,6 +205,7 @@ def _callback(
         reports=reports,
         profiler=StepProfiler(config, clock) if config.log.profile and is_rank_zero() else None,
         stop=stop,
+        pulse=pulse,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
-Purpose = Literal["training", "data", "communication", "save", "validation"]
+Purpose = Literal["training", "data", "communication", "save", "validation", "reload"]
 
 
 class Spent(NamedTuple):
@@ -29,14 +29,17 @@ class RunClock:
     """Adds up what the main thread's time goes into; reads a clock and nothing else.
 
     data: the loop waits for the loader. communication: it waits for other ranks within a step.
-    save: training pauses for a save. validation: for held-out text, samples and tasks.
-    now: seconds. label: opens a range of a profiler around a purpose, none by default.
+    save: training pauses for a save. validation: for held-out text, samples and tasks. reload: the
+    state is read, before the first step.
+    now: seconds. label: opens a range of a profiler around a purpose, none by default; heard: is
+    told every purpose that begins.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
         self._purpose: Purpose = "training"
         self.label: Callable[[str], AbstractContextManager[object]] = no_label
+        self.heard: Callable[[Purpose], None] = _unheard
         self.start()
 
     def start(self) -> None:
@@ -50,6 +53,7 @@ class RunClock:
         now, before = self._now(), self._purpose
         self._spent[before] = self._spent.get(before, 0.0) + now - self._since
         self._since, self._purpose = now, purpose
+        self.heard(purpose)
         return before
 
     def wait_for_ranks(self) -> Purpose:
@@ -82,6 +86,10 @@ class RunClock:
         """Returns the seconds that a purpose has taken since `start`, until it was last left."""
         return self._before.get(purpose, 0.0) + self._spent.get(purpose, 0.0)
 
+    def work(self) -> float:
+        """Returns the seconds of this rank's own steps since `start`: training and data."""
+        return self.total("training") + self.total("data")
+
     def take(self) -> Spent:
         """Returns the interval since `start` or the last `take`, and begins the next."""
         self.switch(self._purpose)
@@ -90,6 +98,10 @@ class RunClock:
         self._before = {name: self.total(name) for name in self._before | self._spent}
         self._spent, self._began = {}, self._since
         return found
+
+
+def _unheard(purpose: Purpose) -> None:
+    """Tells nobody."""
 
 
 def no_label(purpose: str) -> AbstractContextManager[None]:

@@ -8,6 +8,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from rwkv_train.training.launchers.exit_statuses import DONE, stopped_by
+
 # SIGUSR1 is what job schedulers send some minutes before the end.
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -35,7 +37,7 @@ class StopRequest:
     @property
     def exit_status(self) -> int:
         """The status that a shell expects of a process ended by a signal; 0 without a signal."""
-        return 0 if self.received is None else 128 + self.received
+        return DONE if self.received is None else stopped_by(self.received)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:

@@ -20,6 +20,7 @@ from rwkv_train.training.bad_steps.step_veto import RankFlags, StepOutcome, Step
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.training_state import restore_state
 from rwkv_train.training.distributed.collectives import gather_objects, raise_on_all_ranks
+from rwkv_train.training.distributed.pulse import Pulse
 from rwkv_train.training.distributed.rank_waits import count_collectives
 from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.module import TrainingModule
@@ -57,6 +58,7 @@ class StepCallback(pl.Callback):
         reports: StepReports,
         profiler: StepProfiler | None,
         stop: StopRequest,
+        pulse: Pulse,
     ) -> None:
         self._config = config
         self._length = length
@@ -76,6 +78,7 @@ class StepCallback(pl.Callback):
         self._state_owed = self._said_postponed = False
         self._epoch_owed: int | None = None
         self.stop = stop
+        self._pulse = pulse
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Seeds dropout, then restores the training state: strategy and optimizer exist now."""
@@ -83,7 +86,8 @@ class StepCallback(pl.Callback):
         # which has a random state for each of the ranks that saved it.
         torch.manual_seed(self._config.train.random_seed + 1 + trainer.global_rank)
         if self._state is not None:
-            restore_state(trainer, pl_module, self._state)
+            with self._clock.spending("reload"):
+                restore_state(trainer, pl_module, self._state)
             self._detector.load_state_dict(self._state.get("guard", {}))
             # Emptied and not only forgotten, since others have the dictionary: three times the
             # model's size would stay mapped, and its file on the disk, for the whole run.
@@ -127,6 +131,8 @@ class StepCallback(pl.Callback):
             self._pass_over()
         else:
             self._count(pl_module, outcome)
+        self._pulse.end_step(self._progress.step, self._clock.work())
+        self._reports.slow_ranks(self._progress, self._pulse.take_slow())
         self._report_saves()
         if self._progress.step % self._length.epoch_steps == 0:
             self._end_epoch()

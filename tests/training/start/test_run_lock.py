@@ -91,6 +91,16 @@ def test_a_lock_whose_writer_was_killed_is_taken_over(tmp_path: Path, content: s
         assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
 
 
+def test_the_last_sign_of_life_of_the_run_before_is_kept(tmp_path: Path, capsys):
+    with RunLock(tmp_path) as lock:
+        assert lock.left_at is None
+    leave_lock(tmp_path, dead_process(), socket.gethostname())
+    os.utime(tmp_path / LOCK_FILE, (1_000_000.0, 1_000_000.0))
+    with RunLock(tmp_path) as lock:
+        assert lock.left_at == 1_000_000.0
+    assert "taking over" in capsys.readouterr().out
+
+
 def test_other_ranks_take_no_lock(tmp_path: Path):
     with RunLock(tmp_path, enabled=False) as lock:
         lock.acquire()

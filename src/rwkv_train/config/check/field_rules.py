@@ -28,6 +28,7 @@ from rwkv_train.config.sections import Section, sections_of
 from rwkv_train.errors import ConfigError
 
 # What --lora_train may name; `models.adapters` says which tensors each one stands for.
+_SHORTEST_HANG_SECONDS = 5
 _TRAINED_FULLY = ("time", "ln", "emb", "head")
 
 
@@ -271,6 +272,11 @@ def _check_hardware(hardware: HardwareConfig) -> None:
             f"--compile 1 does not go with --strategy {hardware.strategy}, which gathers the"
             " weights of a block by hooks inside it; use --strategy deepspeed_stage_2, or leave"
             " --compile out"
+        )
+    if 0 < hardware.hang_timeout < _SHORTEST_HANG_SECONDS:
+        raise ConfigError(
+            f"--hang_timeout {hardware.hang_timeout:g}: signs of life come every second, on a busy"
+            f" machine later; give {_SHORTEST_HANG_SECONDS} or more, or 0 for no limit"
         )
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.discovered import Discovered, StartDiscovered
 from rwkv_train.config.machine_schema import HardwareConfig
+from rwkv_train.config.resolve.batch_split import resolve_batch
 from rwkv_train.config.resolve.data_reading import resolve_data, resolve_mixture
 from rwkv_train.config.resolve.hardware import resolve_hardware
 from rwkv_train.config.resolve.length import resolve_length
@@ -36,6 +37,8 @@ def resolve(config: RunConfig, discovered: Discovered) -> tuple[ResolvedConfig, 
     hardware = resolve_hardware(config, discovered, lines)
     data = resolve_data(config, discovered, lines)
     check_held_out(data, model, discovered, lines)
+    split = resolve_batch(config.train, data.ctx_len, hardware, discovered, lines)
+    config = dataclasses.replace(config, train=split)
     step = step_shape(config.train, data.ctx_len, hardware)
     train = resolve_length(config, discovered, data, step, lines)
     total = schedule_steps(train, step)
@@ -67,6 +70,11 @@ def for_saving(resolved: ResolvedConfig, given: RunConfig) -> RunConfig:
     train = dataclasses.replace(
         saved.train, epoch_begin=given.train.epoch_begin, accept_changes=None
     )
+    if train.global_batch_size is not None:
+        # The split is that of these processes; others are to find their own.
+        train = dataclasses.replace(
+            train, micro_bsz=given.train.micro_bsz, accumulate_grad_batches=1
+        )
     return dataclasses.replace(saved, train=train)
 
 

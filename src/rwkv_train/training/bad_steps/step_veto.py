@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,13 +117,15 @@ class StepVeto:
         for i, flag in enumerate(flags):
             if flag:
                 vector[1 + i].fill_(1)
-        if attached.strategy.world_size > 1:
-            with self._clock.waiting_for_ranks():
+        several = attached.strategy.world_size > 1
+        # With cards the host waits for the others where it waits for its own.
+        with self._clock.waiting_for_ranks() if several else nullcontext():
+            if several:
                 vector = mean_over_ranks(attached.strategy, vector)
-        # ZeRO 2 with moments on the CPU measures there.
-        there = scaled_norm.double().to(vector.device, non_blocking=True)
-        # The step's only wait for the device.
-        loss, *means, norm = torch.cat([vector.double(), there[None]]).tolist()
+            # ZeRO 2 with moments on the CPU measures there.
+            there = scaled_norm.double().to(vector.device, non_blocking=True)
+            # The step's only wait for the device.
+            loss, *means, norm = torch.cat([vector.double(), there[None]]).tolist()
         # Above 0 means that one rank at least says so.
         outcome = self._judge(loss, norm / scale, RankFlags(*(mean > 0 for mean in means)))
         self._outcome = outcome

@@ -130,21 +130,27 @@ class RankStore:
         if fault is not None:
             raise RemoteRankError(fault)
 
-    def leave(self, seconds: float, rank: int | None = None) -> None:
+    def leave(self, seconds: float, rank: int | None = None, late_seconds: float = 0.0) -> None:
         """Says that a rank needs the others no more, and waits a while for the same of all.
 
         rank: a child that can say it no more, None for this one. Rank zero holds the store, and
-        the others learn from it why they have to leave.
+        the others learn from it why they have to leave. late_seconds: for how long of it ranks are
+        waited for that have not even come.
         """
         if self._store is None:
             return
         self._store.set(f"left/{self.rank if rank is None else rank}", "1")
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            come = self._present("come")
-            if self._present("left") >= come:
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < seconds:
+            is_late = waited < late_seconds
+            needed = set(range(self.world_size)) if is_late else self._present("come")
+            if self._present("left") >= needed:
                 return
             time.sleep(0.05)
+
+    def has_left(self) -> bool:
+        """Tells whether any rank needs the others no more: the run ends."""
+        return self._store is not None and bool(self._present("left"))
 
     def _present(self, kind: str) -> set[int]:
         assert self._store is not None, "a rank alone leaves nobody"

@@ -11,13 +11,16 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from torch.distributed.distributed_c10d import Store
 
-from rwkv_train.errors import TrainerError, exit_status
+from rwkv_train.errors import TrainerError, TrainingError, exit_status
+from rwkv_train.training.distributed.judge import LOST_RANK_ZERO, Limits
+from rwkv_train.training.distributed.lone_watch import LoneWatch
+from rwkv_train.training.distributed.pulse import Pulse
 from rwkv_train.training.distributed.rank_store import (
     ANNOUNCED_AFTER_SECONDS,
     RankFault,
@@ -31,7 +34,7 @@ from rwkv_train.training.distributed.rendezvous import (
     connection,
     meet,
 )
-from rwkv_train.training.distributed.watch import LOST_RANK_ZERO, Watch
+from rwkv_train.training.distributed.watch import Watch
 from rwkv_train.training.environment import child_variables, forget, libraries_told
 from rwkv_train.training.launchers.children import Children, own_command
 from rwkv_train.training.launchers.decide import CHILD_VARIABLE
@@ -44,6 +47,8 @@ INTERRUPTED = "interrupted; the same command resumes from the newest checkpoint"
 # Time to leave: for children, and for ranks elsewhere to learn why.
 _LEAVE_SECONDS = 30.0
 _LEAVE_AFTER_FAULT_SECONDS = 10.0
+# How much later than the first the last process of a launcher gets as far as to ask.
+_LATE_SECONDS = 20.0
 # What libraries say when a rank has gone, by which its own words are told from a fault of ours.
 _CONNECTION = re.compile(r"gloo|nccl|connection|peer|store|socket|broken pipe|time[d ]?.?out", re.I)
 
@@ -51,12 +56,23 @@ _CONNECTION = re.compile(r"gloo|nccl|connection|peer|store|socket|broken pipe|ti
 class Ranks:
     """One process of a run and its way to the others; alone, it has none and needs none.
 
-    launch: the decision; argv: the arguments, for the processes that it starts; seconds: of
-    --dist_timeout, None for the defaults.
+    launch: the decision; argv: the arguments, for the processes that it starts; seconds,
+    hang_seconds: of --dist_timeout, None for the defaults, and of --hang_timeout; refusal: why this
+    rank leaves once it has met the others, which counts as well when it does not meet them.
     """
 
-    def __init__(self, launch: Launch, argv: Sequence[str], seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        argv: Sequence[str],
+        seconds: float | None = None,
+        hang_seconds: float = 0.0,
+        refusal: TrainerError | None = None,
+    ) -> None:
         self.launch = launch
+        self.pulse = Pulse()
+        self._hang_seconds = hang_seconds
+        self._refusal = refusal
         self.step_seconds = STEP_SECONDS if seconds is None else seconds
         self._start_seconds = START_SECONDS if seconds is None else seconds
         self._argv = argv
@@ -75,7 +91,7 @@ class Ranks:
         """
         if self.launch.world_size == 1:
             # DeepSpeed asks for its rank although there is one process only.
-            with libraries_told(self.launch.variables()):
+            with libraries_told(self.launch.variables()), self._watched_alone():
                 return body(self)
         fault: RankFault | None = None
         status = 0
@@ -116,12 +132,34 @@ class Ranks:
         """Keeps a call for the case that this process must leave while its main thread waits."""
         self._at_leave.append(call)
 
+    @contextmanager
+    def _watched_alone(self) -> Iterator[None]:
+        limits = Limits.of(self.step_seconds, self._hang_seconds)
+        if not limits.hang_seconds:
+            yield
+            return
+        watch = LoneWatch(
+            self.pulse, limits.hang_seconds, limits.cold_seconds, self._finish_what_cannot_wait
+        )
+        try:
+            yield
+        finally:
+            watch.stop()
+
+    def _finish_what_cannot_wait(self) -> None:
+        for call in self._at_leave:
+            call()
+
     def _start(self) -> None:
         """Meets the others, starting those of this machine; raises TrainerError."""
         launch = self.launch
         if launch.starts_children:
             print(f"starting {launch.local_size} processes ...", file=sys.stderr, flush=True)
-        base, beginning = meet(launch, self._start_seconds)
+        try:
+            base, beginning = meet(launch, self._start_seconds)
+        except TrainingError as error:
+            # Who does not answer may have been refused likewise, and has left.
+            raise self._refusal or error from None
         self._store = lambda name: connection(base, beginning, name)
         if launch.main_port == 0:
             launch = self.launch = replace(launch, main_port=base.port)
@@ -141,9 +179,10 @@ class Ranks:
         self._watch = Watch(
             self._rank_store(),
             self.connection("watch"),
+            self.pulse,
             self._children,
             self._forced,
-            self.step_seconds,
+            Limits.of(self.step_seconds, self._hang_seconds),
         )
 
     def _rank_store(self) -> RankStore:
@@ -208,15 +247,23 @@ class Ranks:
         if self._watch is not None:
             self._watch.stop()
         with suppress(RuntimeError):
-            seconds = _LEAVE_SECONDS if fault is None else _LEAVE_AFTER_FAULT_SECONDS
-            # The others need the store to learn why they leave.
-            self.store.leave(seconds if self.launch.rank == 0 else 0)
+            self._leave(_LEAVE_SECONDS if fault is None else _LEAVE_AFTER_FAULT_SECONDS, fault)
         if self._children is not None:
             self._children.wait(_LEAVE_SECONDS)
         return status
 
+    def _leave(self, seconds: float, fault: RankFault | None) -> None:
+        """Leaves the store, which rank zero keeps open for those who need it to learn why."""
+        if self.launch.rank != 0:
+            self.store.leave(0)
+            return
+        # A rank that is on its way would find nobody, and wait, and leave with another status.
+        on_the_way = fault is not None and not self.launch.agent_store
+        late = min(_LATE_SECONDS, self._start_seconds) if on_the_way else 0.0
+        self.store.leave(max(seconds, late), late_seconds=late)
+
     def _tell_if_first(self, fault: RankFault) -> None:
-        if self.launch.rank == 0 or (fault.message == LOST_RANK_ZERO and self._speaks()):
+        if self.launch.rank == 0 or (fault.message.startswith(LOST_RANK_ZERO) and self._speaks()):
             self._tell(fault)
 
     def _tell(self, fault: RankFault) -> None:
@@ -229,11 +276,10 @@ class Ranks:
 
     def _forced(self, fault: RankFault) -> None:
         """Does what cannot wait for the main thread: finishes a save, tells the fault."""
-        for call in self._at_leave:
-            call()
+        self._finish_what_cannot_wait()
         self._tell_if_first(fault)
         with suppress(RuntimeError):
-            self.store.leave(_LEAVE_AFTER_FAULT_SECONDS if self.launch.rank == 0 else 0)
+            self._leave(_LEAVE_AFTER_FAULT_SECONDS, fault)
         if self._children is not None:
             self._children.wait(_LEAVE_AFTER_FAULT_SECONDS)
 

@@ -154,6 +154,7 @@ def _from_claim(claim: Claim, devices: int | None, num_nodes: int | None) -> Lau
         main_port=claim.port or DEFAULT_PORT,
         attempt=claim.attempt,
         agent_store=claim.agent_store,
+        may_change=claim.may_change,
         notes=claim.notes,
     )
 

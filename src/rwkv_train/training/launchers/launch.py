@@ -20,8 +20,9 @@ class Launch:
 
     launcher: who started the processes; local_size: processes of this machine; main_port: 0 for a
     free one; attempt: how often the launcher has started all of them anew; agent_store: the
-    launcher holds a store at the main address itself; parent: the process of this program that has
-    started this one; notes: what was ignored, a line each.
+    launcher holds a store at the main address itself; may_change: it may start them anew in another
+    number; parent: the process of this program that has started this one; notes: what was ignored,
+    a line each.
     """
 
     launcher: str
@@ -36,6 +37,7 @@ class Launch:
     starts_children: bool = False
     attempt: int = 0
     agent_store: bool = False
+    may_change: bool = False
     parent: int = 0
     notes: tuple[str, ...] = ()
 
@@ -90,7 +92,7 @@ class Claim:
 
     local_size, num_nodes: None where the launcher does not tell; advice: how to start another
     number of processes with it; per_machine: it may have started one process a machine, each of
-    which is to start its others.
+    which is to start its others; may_change: as of `Launch`.
     """
 
     launcher: str
@@ -106,6 +108,7 @@ class Claim:
     per_machine: bool = False
     attempt: int = 0
     agent_store: bool = False
+    may_change: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -36,6 +36,7 @@ def torchrun(variables: Variables) -> Claim | None:
         # Machines count differently: only where a worker failed. A new store needs no count.
         attempt=restarts if agent_store else 0,
         agent_store=agent_store,
+        may_change=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""Keeps launchers from starting again what can only be refused again."""
+"""Keeps launchers from starting again what is not to be started again."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from rwkv_train.errors import ConfigError
+from rwkv_train.errors import REFUSED, ConfigError
+from rwkv_train.training.launchers.exit_statuses import PREEMPTED
 from rwkv_train.training.launchers.launch import Variables
 
-REFUSED = 2
+# torchrun itself stops processes by SIGTERM, to start them with others: that is no end.
+_FINAL = (REFUSED, PREEMPTED)
 _AGENTS = ("torchrun", "torch.distributed.run", "torch/distributed/run.py", "accelerate")
 
 
 def forbid_restart(status: int, environment: Mapping[str, str]) -> None:
-    """Ends torchrun's agent, if it would start a refused run again on this machine.
+    """Ends torchrun's agent, if it would start again a run that was refused or preempted.
 
     torchrun knows no exit status that it does not answer with a restart; SIGTERM makes it leave,
     and tells the agents of other machines so. Called last: it ends this process too.
     """
-    if status != REFUSED or not _would_restart(Variables(environment)):
+    if status not in _FINAL or not _would_restart(Variables(environment)):
         return
     parent = os.getppid()
     if not any(name in _command(parent) for name in _AGENTS):
@@ -31,6 +33,22 @@ def forbid_restart(status: int, environment: Mapping[str, str]) -> None:
     sys.stderr.flush()
     with suppress(OSError):
         os.kill(parent, signal.SIGTERM)
+
+
+def supervised_since(environment: Mapping[str, str]) -> float | None:
+    """Returns when the agent of torchrun began that has started this process.
+
+    In seconds since the epoch. None: there is none, or the system does not tell (Linux does).
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return None
+    try:
+        # Behind the name, which may hold anything: the twentieth field, in ticks since the boot.
+        fields = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/stat").read_text().partition("\nbtime ")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+    return int(boot) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _would_restart(variables: Variables) -> bool:

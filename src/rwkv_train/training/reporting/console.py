@@ -7,13 +7,16 @@ import sys
 
 from tqdm import tqdm
 
+from rwkv_train.goodput import goodput_line
 from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
     EmptyStepRecord,
     EpochRecord,
+    LivesRecord,
     RollbackRecord,
+    SlowRanksRecord,
     StepRecord,
 )
 from rwkv_train.training.reporting.reporter import Reporter
@@ -118,6 +121,13 @@ class Console(Reporter):
             f"behind samples {first} to {last}"
         )
 
+    def on_slow_ranks(self, record: SlowRanksRecord) -> None:
+        """Prints a line a machine, which stays."""
+        for line in record.slow:
+            self._say(f"WARNING: after step {record.step + 1}: {line}")
+        if not record.slow:
+            self._say(f"after step {record.step + 1} no machine is slow any more")
+
     def on_validation(self, record: ValidationRecord) -> None:
         """Prints the losses, by position and by source too, on lines that stay."""
         bits = record.bits_per_byte
@@ -171,6 +181,10 @@ class Console(Reporter):
     def on_save(self, path: str) -> None:
         """Prints a line that stays."""
         self._say(f"saved {path}")
+
+    def on_lives(self, record: LivesRecord) -> None:
+        """Prints goodput, and where the rest of the time went, on a line that stays."""
+        self._say(goodput_line(record.seconds, record.lives, record.lost_steps))
 
     def close(self) -> None:
         """Ends the bar; says how many empty steps there were when not all were named."""

@@ -20,6 +20,7 @@ from rwkv_train.training.reporting.records import (
     EmptyStepRecord,
     EndRecord,
     RollbackRecord,
+    SlowRanksRecord,
     StartRecord,
     StepRecord,
 )
@@ -61,6 +62,10 @@ class MetricsFile(Reporter):
 
     def on_rollback(self, record: RollbackRecord) -> None:
         """Writes to which state the run rolled back."""
+        self._write(asdict(record))
+
+    def on_slow_ranks(self, record: SlowRanksRecord) -> None:
+        """Writes which machines are slow from here on."""
         self._write(asdict(record))
 
     def on_validation(self, record: ValidationRecord) -> None:

@@ -13,7 +13,9 @@ from rwkv_train.training.reporting.records import (
     EmptyStepRecord,
     EndRecord,
     EpochRecord,
+    LivesRecord,
     RollbackRecord,
+    SlowRanksRecord,
     StartRecord,
     StepRecord,
 )
@@ -41,6 +43,9 @@ class Reporter:
     def on_rollback(self, record: RollbackRecord) -> None:
         """Receives every return to an earlier state."""
 
+    def on_slow_ranks(self, record: SlowRanksRecord) -> None:
+        """Receives the slow machines whenever they are others than before."""
+
     def on_epoch(self, record: EpochRecord) -> None:
         """Receives every mini-epoch at its end, and the unfinished one a run ends in."""
 
@@ -61,6 +66,9 @@ class Reporter:
 
     def on_end(self, record: EndRecord) -> None:
         """Receives what came behind the last step of a run that ends by itself."""
+
+    def on_lives(self, record: LivesRecord) -> None:
+        """Receives the run's time so far, when a start resumes it and when one ends by itself."""
 
     def close(self) -> None:
         """Ends the reports; called after an error too."""

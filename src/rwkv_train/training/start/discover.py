@@ -22,18 +22,20 @@ from rwkv_train.training.start.discover_data import discover_data
 from rwkv_train.training.start.resume_point import Fresh, FromState, ResumePoint
 
 
-def discover(config: RunConfig, point: ResumePoint) -> tuple[Discovered, OpenedData | None]:
+def discover(
+    config: RunConfig, point: ResumePoint, keeps_batch: bool = False
+) -> tuple[Discovered, OpenedData | None]:
     """Returns what `resolve` needs to know, and the data that was opened to know it.
 
-    No data: None, which is possible at stage 1 only. Raises DataError or CheckpointError when
-    files cannot be used.
+    keeps_batch: as of `Discovered`. No data: None, which is possible at stage 1 only. Raises
+    DataError or CheckpointError when files cannot be used.
     """
     data = config.data
     if data.data_file is None and data.data_type != "dummy":
         assert config.train.train_stage == 1, "check_fields refuses training without data"
-        return Discovered(None, _start(point), _machine()), None
+        return Discovered(None, _start(point), _machine(), keeps_batch), None
     found, opened = discover_data(data)
-    return Discovered(found, _start(point), _machine()), opened
+    return Discovered(found, _start(point), _machine(), keeps_batch), opened
 
 
 def _start(point: ResumePoint) -> StartDiscovered:
@@ -51,10 +53,16 @@ def _start(point: ResumePoint) -> StartDiscovered:
 
 def _state(state: Mapping[str, Any]) -> StateDiscovered:
     """Returns what is known of the run that wrote a training state."""
+    config = saved_values(state.get("config", "{}"))
+    tokens, ctx_len = state.get("tokens_per_step"), config.get("ctx_len")
+    samples = None
+    if tokens and ctx_len:
+        samples = tokens * state.get("windows", 1) // ctx_len
     return StateDiscovered(
         optimizer=state["optimizer"],
         warmup_steps=state.get("warmup_steps"),
-        config=saved_values(state.get("config", "{}")),
+        config=config,
+        batch_samples=samples,
     )
 
 
