@@ -36,13 +36,14 @@ LAYERS: dict[str, set[str]] = {
     "find_gpus": {"processors"},
     "machine_record": {"processors", "version"},
     "requirement_lines": set(),
+    "goodput": set(),
     "config": {*BASE, "command_line"},
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
     "checkpoint": {*BASE, "command_line"},
     "models": {"errors", "config.schema", "config.resolved", "config.versions", "ops"},
-    "planning": {*BASE, "command_line", "config"},
-    "report": {*BASE, "command_line", "config"},
+    "planning": {*BASE, "command_line", "config", "goodput"},
+    "report": {*BASE, "command_line", "config", "goodput"},
     "training": {
         *BASE,
         "command_line",
@@ -51,6 +52,7 @@ LAYERS: dict[str, set[str]] = {
         "processors",
         "find_gpus",
         "machine_record",
+        "goodput",
         "config",
         "ops",
         "data",
@@ -151,7 +153,7 @@ def may_import(where: str, module: str) -> bool:
         return below[:1] == [layer] or bool(names & allowed)
     if top in ("tests", "benchmarks", "train", "make_data", "generate"):
         return False
-    plain = (*BASE, "version", "compiler", "processors", "command_line", "planning")
+    plain = (*BASE, "version", "compiler", "processors", "command_line", "planning", "goodput")
     if program or layer in (*plain, "requirement_lines"):
         return top in sys.stdlib_module_names
     return where.startswith(ONLY_IN.get(top, ""))
