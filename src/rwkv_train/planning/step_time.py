@@ -18,6 +18,7 @@ from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import tokens_per_step, window_len
 from rwkv_train.planning.cards import Card
 from rwkv_train.planning.flops import WKV, flops_per_token
+from rwkv_train.planning.link_traffic import ADAPTER_BANDWIDTH, Network
 from rwkv_train.planning.parameter_table import ParameterKind, parameter_table, tensor_shapes
 
 # Assumed: shares of the published rate and bandwidth that large products and copies reach.
@@ -29,9 +30,11 @@ HOST_SECONDS = 5e-6
 # Bytes: of a parameter in AdamW with masters; of a logit beside the head's products.
 OPTIMIZER_BYTES = 30
 LOGIT_BYTES = 10
-# Assumed: bytes/s of a machine's memory, where an offloaded optimizer works, and of the link that
-# it is reached by; of the network between machines, for each card.
-_HOST_BANDWIDTH, _HOST_LINK, _NETWORK = 100e9, 25e9, 50e9
+# Assumed: bytes/s of a machine's memory, where an offloaded optimizer works, and of the link between
+# it and a card.
+_HOST_BANDWIDTH, HOST_LINK = 100e9, 25e9
+# Bytes of DDP's buckets of gradients; elements of those in which ZeRO 3 gathers weights.
+_DDP_BUCKET, _GATHERED = 25 * 2**20, 500_000_000
 
 
 class LayerTraffic(NamedTuple):
@@ -119,17 +122,23 @@ def step_time(config: ResolvedConfig, card: Card) -> StepTime | None:
     rate = rate_of(card, config.hardware.precision)
     if rate is None:
         return None
-    return _Step(config, card, rate).time()
+    return _Step(config, card, rate, network_of(config, card)).time()
+
+
+def network_of(config: ResolvedConfig, card: Card) -> Network:
+    """Returns the links between the cards of a run."""
+    hardware = config.hardware
+    node = card.adapters or ADAPTER_BANDWIDTH * hardware.devices
+    return Network(card.link, node, hardware.devices, hardware.num_nodes)
 
 
 class _Step:
     """One step's work on one card."""
 
-    def __init__(self, config: ResolvedConfig, card: Card, rate: float) -> None:
+    def __init__(self, config: ResolvedConfig, card: Card, rate: float, network: Network) -> None:
         hardware, train = config.hardware, config.train
-        self._config, self._card, self._rate = config, card, rate
+        self._config, self._rate, self._network = config, rate, network
         self._copy = card.bandwidth * COPY_SHARE
-        self._cards = hardware.devices * hardware.num_nodes
         self._pass_tokens = train.micro_bsz * window_len(config)
         self._passes = train.accumulate_grad_batches
         self._tokens = self._pass_tokens * self._passes
@@ -195,29 +204,31 @@ class _Step:
 
     def _optimizer(self) -> float:
         strategy = self._config.hardware.strategy
-        own = self._learnt() / (self._cards if strategy.startswith("deepspeed") else 1)
+        own = self._learnt() / (self._network.ranks if strategy.startswith("deepspeed") else 1)
         if not strategy.endswith("_offload"):
             return own * OPTIMIZER_BYTES / self._copy
         # Gradients go to the machine's memory, weights come back.
-        return own * (OPTIMIZER_BYTES / _HOST_BANDWIDTH + 4 / _HOST_LINK)
+        return own * (OPTIMIZER_BYTES / _HOST_BANDWIDTH + 4 / HOST_LINK)
 
     def _links(self, passes_seconds: float) -> float:
         """Returns the seconds that are waited for what travels between cards."""
-        if self._cards == 1:
+        if self._network.ranks == 1:
             return 0.0
-        strategy = self._config.hardware.strategy
-        slowest = self._card.link if self._config.hardware.num_nodes == 1 else _NETWORK
-        part = (self._cards - 1) / self._cards / min(self._card.link, slowest)
-        learnt, width = self._learnt() * part, self._bytes
+        strategy, network = self._config.hardware.strategy, self._network
+        learnt, width, passes = self._learnt(), self._bytes, self._passes
+        bucket = self._config.hardware.ds_bucket_mb * 1e6
         if strategy == "ddp":
-            # Under autocast gradients are fp32, and an all-reduce sends them twice.
-            hidden = passes_seconds * 2 / 3 / self._passes
-            return max(0.0, 2 * 4 * learnt - hidden)
+            # Under autocast gradients are fp32; they are added up over the micro batches first.
+            sent = network.all_reduce(4 * learnt, 4 * learnt / _DDP_BUCKET)
+            return max(0.0, sent - passes_seconds * 2 / 3 / passes)
         if not strategy.startswith("deepspeed_stage_3"):
             # Stage 1 adds micro batches up before it sends, stage 2 sends each.
-            times = 1 if strategy == "deepspeed_stage_1" else self._passes
-            sent = times * width * learnt
-            hidden = passes_seconds * 2 / 3 * times / self._passes
-            return max(0.0, sent - hidden) + width * learnt
-        gathered = self._passes * (2 + self._again) * width * self._table.total * part
-        return max(0.0, gathered + self._passes * width * learnt - passes_seconds)
+            times = 1 if strategy == "deepspeed_stage_1" else passes
+            sent = times * network.gather(width * learnt, learnt / bucket)
+            hidden = passes_seconds * 2 / 3 * times / passes
+            return max(0.0, sent - hidden) + network.gather(width * learnt, learnt / bucket)
+        total = self._table.total
+        times = 2 + self._again
+        gathered = times * network.gather(width * total, total / _GATHERED)
+        sent = network.gather(width * learnt, learnt / bucket)
+        return max(0.0, passes * (gathered + sent) - passes_seconds)
