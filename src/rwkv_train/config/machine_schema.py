@@ -53,6 +53,9 @@ class HardwareConfig:
     """seconds to wait for other processes; None: 300 for their start, 1800 in every step"""
     num_nodes: Annotated[int | None, AtLeast(1)] = None
     """machines; None: those of the launcher that started the processes, else one"""
+    context_parallel: Annotated[int, AtLeast(1)] = 1
+    """processes that share the tokens of every sample, each reading a piece, in the memory of one;
+    devices x num_nodes is a multiple of it; 1: each process reads samples of its own"""
     precision: Precision | None = None
     """fp32, tf32, bf16 or fp16; None: bf16 on a GPU (before Ampere fp16), fp32 on a CPU"""
     autocast: bool | None = None

@@ -204,6 +204,7 @@ RULES: Mapping[str, ResumeRule] = {
     "accelerator": _SAME_MATHEMATICS,
     "devices": _BATCH,
     "num_nodes": _BATCH,
+    "context_parallel": _BATCH,
     "dist_timeout": _NOTHING,
     "precision": ResumeRule(
         Effect.COURSE, "steps are computed in it from here on; the state is fp32 in any case"

@@ -31,11 +31,17 @@ class StepShape:
 
 def step_shape(train: TrainConfig, ctx_len: int, hardware: ResolvedHardware) -> StepShape:
     """Returns what a step reads; needs the hardware resolved, which says how many read."""
-    processes = hardware.num_nodes * hardware.devices
     # RWKV-LM leaves accumulation out here, whereby its rates, budget and resume advance too
     # slowly by that factor.
-    samples = processes * train.micro_bsz * train.accumulate_grad_batches
+    samples = readers(hardware) * train.micro_bsz * train.accumulate_grad_batches
     return StepShape(samples, ctx_len, ctx_len // _window_len(train, ctx_len))
+
+
+def readers(hardware: ResolvedHardware) -> int:
+    """Returns how many samples are read at once: processes, or groups that share a sample."""
+    processes = hardware.num_nodes * hardware.devices
+    # Stage 1 knows how many will share samples, but has one process.
+    return max(1, processes // hardware.context_parallel)
 
 
 def budget_steps(exit_tokens: int, step: StepShape) -> int:

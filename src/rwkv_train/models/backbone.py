@@ -1,15 +1,10 @@
-"""The network around the time mix and channel mix of a version: what all versions share.
-
-A block maps (residual, carry, state, reset) to (residual, carry, state), the last one if it is
-wanted. The residual is the stream with the last output that is still to be added to it. The carry
-is whatever a version hands from block to block within one token (RWKV-7: the first layer's value);
-None enters the first one.
-"""
+"""The network around the blocks: what all versions share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,55 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.errors import ConfigError
+from rwkv_train.models.block import Block, drops
 from rwkv_train.models.layers import Embedding, Head, LayerNorm, Linear
 from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.row_chunks import chunked_loss, read_in_chunks
-from rwkv_train.models.state import LayerState, ModelState
+from rwkv_train.models.state import ModelState
+from rwkv_train.models.token_ranks import TokenRanks, repeatable
 from rwkv_train.ops.head_loss import Targets
-
-
-class Block(nn.Module):
-    """Time mix and channel mix, each with the norm that reads the residual stream before it."""
-
-    def __init__(
-        self, version: ModuleType, config: ResolvedModel, layer: int, backend: str, time_state: bool
-    ) -> None:
-        super().__init__()
-        # In the order of RWKV-LM's state dict, where ln0 stands behind the other two.
-        self.ln1 = ShiftedNorm(config.n_embd)
-        self.ln2 = ShiftedNorm(config.n_embd)
-        self.ln0 = LayerNorm(config.n_embd) if layer == 0 else None
-        self.att = version.TimeMix(config, layer, backend, time_state)
-        self.ffn = version.ChannelMix(config, layer)
-        self.drop = nn.Dropout(config.dropout if version.RESIDUAL_DROPOUT else 0.0)
-
-    def forward(
-        self,
-        residual: Residual,
-        carry: Tensor | None,
-        state: LayerState | None,
-        reset: Tensor | None,
-        with_state: bool,
-    ) -> tuple[Residual, Tensor | None, LayerState | None]:
-        """Maps (residual, carry, state) to those after the block.
-
-        residual: what the block before hands on, or the embedding behind `ln0`.
-        state None: an empty past.
-        with_state: whether the state after the block is wanted; without it None is returned.
-        """
-        att_shift, wkv, ffn_shift = state if state is not None else (None, None, None)
-        residual, carry, att_shift, wkv = self.att(
-            self.ln1, residual, carry, att_shift, wkv, reset, with_state
-        )
-        residual, ffn_shift = self.ffn(self.ln2, self._dropped(residual), ffn_shift, reset)
-        state_after = LayerState(att_shift, wkv, ffn_shift) if with_state else None
-        return self._dropped(residual), carry, state_after
-
-    def _dropped(self, residual: Residual) -> Residual:
-        if not _drops(self.drop):
-            return residual
-        # On the whole residual stream and not on the branch alone, as in RWKV-LM.
-        return Residual(self.drop(residual.total()))
 
 
 class RWKV(nn.Module):
@@ -148,14 +101,20 @@ class RWKV(nn.Module):
         state: ModelState | None = None,
         reset: Tensor | None = None,
         with_state: bool = True,
+        ranks: TokenRanks | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """Returns `loss` and the state after the last token, through which gradients flow.
 
         with_state: whether the state is wanted; without, it may be None.
+        ranks: those that share the rows, of which tokens, targets and reset are this rank's columns
+            (`config.token_columns`); the loss is its part of the rows' and `targets.total` given.
+            The states are those of the rows, equal on all ranks. Collective then, as its backward.
         """
         if self.chunk_len is None or tokens.shape[1] <= self.chunk_len:
-            return self._loss_of_all(tokens, targets, state, reset, with_state=with_state)
-        return chunked_loss(self._loss_of_piece, self.chunk_len, tokens, targets, state, reset)
+            return self._loss_of_all(tokens, targets, state, reset, ranks, with_state=with_state)
+        return chunked_loss(
+            self._loss_of_piece, self.chunk_len, tokens, targets, state, reset, ranks
+        )
 
     def _loss_of_piece(
         self,
@@ -163,10 +122,13 @@ class RWKV(nn.Module):
         targets: Targets,
         state: ModelState | None,
         reset: Tensor | None,
+        ranks: TokenRanks | None,
         *,
         recomputed: bool = False,
     ) -> tuple[Tensor, ModelState]:
-        loss, new_state = self._loss_of_all(tokens, targets, state, reset, recomputed=recomputed)
+        loss, new_state = self._loss_of_all(
+            tokens, targets, state, reset, ranks, recomputed=recomputed
+        )
         assert new_state is not None, "the state was asked for"
         return loss, new_state
 
@@ -176,11 +138,12 @@ class RWKV(nn.Module):
         targets: Targets,
         state: ModelState | None,
         reset: Tensor | None,
+        ranks: TokenRanks | None,
         *,
         recomputed: bool = False,
         with_state: bool = True,
     ) -> tuple[Tensor, ModelState | None]:
-        x, new_state = self._read(tokens, state, reset, with_state)
+        x, new_state = self._read(tokens, state, reset, with_state, ranks)
         extra = self._copy_logits(x, tokens, state, reset)
         return self.head(x, targets, extra_logits=extra, recomputed=recomputed), new_state
 
@@ -221,7 +184,12 @@ class RWKV(nn.Module):
         return x, new_state
 
     def _read(
-        self, tokens: Tensor, state: ModelState | None, reset: Tensor | None, with_state: bool
+        self,
+        tokens: Tensor,
+        state: ModelState | None,
+        reset: Tensor | None,
+        with_state: bool,
+        ranks: TokenRanks | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """Returns what `features` does, without `with_state` None in place of the state."""
         if reset is not None and self.train_states:
@@ -239,9 +207,11 @@ class RWKV(nn.Module):
             if self.grad_cp and torch.is_grad_enabled():
                 # Not reentrant: that form wants a gradient for some input, and with frozen
                 # embeddings the first block has none.
-                residual, carry, layer_state = checkpoint(block, *arguments, use_reentrant=False)
+                residual, carry, layer_state = checkpoint(
+                    _repeated(block, ranks), *arguments, use_reentrant=False
+                )
             else:
-                residual, carry, layer_state = block(*arguments)
+                residual, carry, layer_state = block(*arguments, ranks)
             new_state.append(layer_state)
         return self.ln_out(residual).mixed[0], tuple(new_state) if with_state else None
 
@@ -249,8 +219,9 @@ class RWKV(nn.Module):
         """Returns what the first block reads, [B, T, C]: the embedding behind the first norm."""
         norm = cast(LayerNorm, self.blocks[0].ln0)
         # Dropped channels differ from place to place, and with them the norm of a token.
-        drops = _drops(self.drop)
-        x: Tensor = norm(self.drop(self.emb(tokens))) if drops else self.emb(tokens, norm)
+        x: Tensor = (
+            norm(self.drop(self.emb(tokens))) if drops(self.drop) else self.emb(tokens, norm)
+        )
         return x
 
     def _copy_logits(
@@ -282,6 +253,7 @@ class RWKV(nn.Module):
         return logits
 
 
-def _drops(dropout: nn.Dropout) -> bool:
-    """Tells whether a dropout changes anything now."""
-    return dropout.training and dropout.p > 0
+def _repeated(block: nn.Module, ranks: TokenRanks | None) -> Callable[..., Any]:
+    """Returns a call of `block` that may be made again, without a word to the other ranks."""
+    again = repeatable(ranks)
+    return lambda *arguments: block(*arguments, again())

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_train.models import rwkv4, rwkv5, rwkv6, rwkv7
-from rwkv_train.models.backbone import RWKV, Block
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.block import Block
 from rwkv_train.models.int8 import Int8Linear
 from rwkv_train.models.layers import Linear, share_of_previous
 from rwkv_train.models.residual import ShiftedNorm

@@ -33,6 +33,10 @@ class Residual(NamedTuple):
             return self.x
         return self.x + (self.out if self.gate is None else sigmoid_gate(self.gate, self.out))
 
+    def last_token(self) -> Residual:
+        """Returns the last token alone, each [B, 1, C]."""
+        return Residual(*(None if part is None else part[:, -1:] for part in self))  # type: ignore[arg-type]  # x is none
+
 
 class ShiftedNorm(LayerNorm):
     """Layer norm of the residual's sum, each token then mixed with the one before it.

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rwkv_train.models.state import ModelState, copy_state
+from rwkv_train.models.token_ranks import TokenRanks, repeatable
 from rwkv_train.ops.head_loss import Targets
 
 # (tokens of the chunk, state before them) -> (result, state after them)
@@ -35,6 +36,7 @@ class LossOfPiece(Protocol):
         targets: Targets,
         state: ModelState | None,
         reset: Tensor | None,
+        ranks: TokenRanks | None,
         *,
         recomputed: bool = False,
     ) -> tuple[Tensor, ModelState]: ...
@@ -65,6 +67,7 @@ def chunked_loss(
     targets: Targets,
     state: ModelState | None,
     reset: Tensor | None,
+    ranks: TokenRanks | None = None,
 ) -> tuple[Tensor, ModelState]:
     """Returns the loss of the whole row, read in chunks, and the state after it.
 
@@ -78,12 +81,12 @@ def chunked_loss(
         piece = tokens[:, part], targets.between(part)
         starts = None if reset is None else reset[:, part]
         if not torch.is_grad_enabled():
-            return loss_of_piece(*piece, state, starts)
-        calls = count()
+            return loss_of_piece(*piece, state, starts, ranks)
+        calls, again = count(), repeatable(ranks)
 
         def run() -> tuple[Tensor, ModelState]:
             # The first call is followed by another one, which the backward pass makes.
-            return loss_of_piece(*piece, state, starts, recomputed=next(calls) == 0)
+            return loss_of_piece(*piece, state, starts, again(), recomputed=next(calls) == 0)
 
         result: tuple[Tensor, ModelState] = checkpoint(run, use_reentrant=False)
         return result

@@ -35,6 +35,7 @@ from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.layers import Linear, full_precision, share_of_previous
 from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.sizes import Shapes
+from rwkv_train.models.spread_state import spread
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
@@ -46,6 +47,7 @@ from rwkv_train.models.table import (
     rising,
     zeros,
 )
+from rwkv_train.models.token_ranks import TokenRanks
 from rwkv_train.ops.sigmoid_gate import sigmoid_gate
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv4 import State, wkv4
@@ -82,16 +84,18 @@ class TimeMix(nn.Module):
         wkv: State | None,
         reset: Tensor | None,
         with_state: bool,
+        ranks: TokenRanks | None = None,
     ) -> tuple[Residual, Tensor | None, Tensor, State]:
         """Returns the residual, the carry as it came, new shift and operator state.
 
         with_state: whether the operator's state is wanted; without, it may be None.
+        ranks: those that share the rows; the operator's states are then those around all pieces.
         """
         mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
         shares = tuple(map(share_of_previous, mixes))
         x, last, (xk, xv, xr), _ = norm(residual, shift, reset, shares)
         k, v, r = self.key(xk), self.value(xv), self.receptance(xr)  # [B, T, A]
-        y, wkv = wkv4(
+        y, wkv = spread(wkv4, ranks, with_state)(
             self.time_decay,
             self.time_first,
             k,

@@ -38,6 +38,7 @@ from rwkv_train.models.layers import (
 )
 from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.sizes import Shapes, tensor_shape
+from rwkv_train.models.spread_state import spread
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
@@ -51,6 +52,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.models.token_ranks import TokenRanks
 from rwkv_train.ops.head_norm_gate import SILU
 from rwkv_train.ops.wkv5 import wkv5
 
@@ -94,17 +96,19 @@ class TimeMix(nn.Module):
         wkv: Tensor | None,
         reset: Tensor | None,
         with_state: bool,
+        ranks: TokenRanks | None = None,
     ) -> tuple[Residual, Tensor | None, Tensor, Tensor | None]:
         """Returns the residual, the carry as it came, new shift and operator state.
 
         with_state: whether the operator's state is wanted; without, it may be None.
+        ranks: those that share the rows; the operator's states are then those around all pieces.
         """
         mixes = (self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g)
         shares = tuple(map(share_of_previous, mixes))
         x, last, (xr, xk, xv, xg), _ = norm(residual, shift, reset, shares)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, A]
         r, k, v = (split_heads(z, self.head_size) for z in (r, k, v))  # [B, T, H, N]
-        y, wkv = wkv5(
+        y, wkv = spread(wkv5, ranks, with_state)(
             r,
             k,
             v,

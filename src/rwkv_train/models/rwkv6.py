@@ -34,6 +34,7 @@ from rwkv_train.errors import ConfigError
 from rwkv_train.models.layers import HeadNorm, Linear, decay_logits, split_heads, starting_state
 from rwkv_train.models.residual import Residual, ShiftedNorm, mix_again
 from rwkv_train.models.sizes import Shapes, matrix, tensor_shape
+from rwkv_train.models.spread_state import spread
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
@@ -48,6 +49,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.models.token_ranks import TokenRanks
 from rwkv_train.models.widening import widened
 from rwkv_train.ops.head_norm_gate import SILU
 from rwkv_train.ops.squared_relu import squared_relu
@@ -96,10 +98,12 @@ class TimeMix(nn.Module):
         wkv: Tensor | None,
         reset: Tensor | None,
         with_state: bool,
+        ranks: TokenRanks | None = None,
     ) -> tuple[Residual, Tensor | None, Tensor, Tensor | None]:
         """Returns the residual, the carry as it came, new shift and operator state.
 
         with_state: whether the operator's state is wanted; without, it may be None.
+        ranks: those that share the rows; the operator's states are then those around all pieces.
         """
         x, last, (xw, xk, xv, xr, xg) = self._mix(norm, residual, shift, reset)
         w, w_gradient = decay_logits(xw, self.time_decay_w1, self.time_decay_w2)
@@ -108,7 +112,7 @@ class TimeMix(nn.Module):
             for z in (self.receptance(xr), self.key(xk), self.value(xv), w)
         )  # [B, T, H, N]
         faaaa, base = widened(self.time_faaaa, self.time_decay)
-        y, wkv = wkv6(
+        y, wkv = spread(wkv6, ranks, with_state)(
             r,
             k,
             v,

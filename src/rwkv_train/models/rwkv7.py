@@ -39,6 +39,7 @@ from rwkv_train.config.resolved import ResolvedModel
 from rwkv_train.models.layers import HeadNorm, Linear, decay_logits, split_heads, starting_state
 from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.sizes import Shapes, matrix
+from rwkv_train.models.spread_state import spread
 from rwkv_train.models.table import (
     HEAD,
     NORMS,
@@ -53,6 +54,7 @@ from rwkv_train.models.table import (
     uniform,
     zeros,
 )
+from rwkv_train.models.token_ranks import TokenRanks
 from rwkv_train.models.two_products import two_products
 from rwkv_train.models.widening import widened
 from rwkv_train.ops.keys import keys
@@ -106,10 +108,12 @@ class TimeMix(nn.Module):
         wkv: Tensor | None,
         reset: Tensor | None,
         with_state: bool,
+        ranks: TokenRanks | None = None,
     ) -> tuple[Residual, Tensor, Tensor, Tensor | None]:
         """Returns the residual, the first layer's value, new shift and operator state.
 
         with_state: whether the operator's state is wanted; without, it may be None.
+        ranks: those that share the rows; the operator's states are then those around all pieces.
         """
         mixes = tuple(getattr(self, f"x_{name}") for name in "rwkvag")
         x, last, (xr, xw, xk, xv, xa, xg), _ = norm(residual, shift, reset, mixes)
@@ -128,7 +132,7 @@ class TimeMix(nn.Module):
             k, rate, a0.flatten(), k_k.flatten(), k_a.flatten()
         )
         # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
-        y, s, wkv = wkv7_and_bonus(
+        y, s, wkv = spread(wkv7_and_bonus, ranks, with_state)(
             r,
             w,
             k,

@@ -10,6 +10,7 @@ import dataclasses
 
 from rwkv_train.config.check.field_limits import check_limits, check_version, check_width
 from rwkv_train.config.check.live_settings import check_live
+from rwkv_train.config.check.shared_samples import check_shared_samples
 from rwkv_train.config.check.validation_settings import check_validation
 from rwkv_train.config.check.window_settings import check_windows
 from rwkv_train.config.machine_schema import HardwareConfig, LogConfig, SafetyConfig
@@ -49,6 +50,7 @@ def check_fields(config: RunConfig) -> None:
     _check_hardware(config.hardware)
     _check_log(config.log)
     check_windows(config)
+    check_shared_samples(config)
     check_live(config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rwkv_train.config.check.shared_samples import check_groups
 from rwkv_train.config.choices import Accelerator, Precision, ResolvedStrategy
 from rwkv_train.config.discovered import Discovered, MachineDiscovered
 from rwkv_train.config.machine_schema import HardwareConfig
@@ -31,6 +32,8 @@ def resolve_hardware(
     devices = _devices(given, accelerator, machine, lines)
     precision = _precision(given, accelerator, prepares, machine, lines)
     nodes = given.num_nodes or 1
+    if not prepares:
+        check_groups(devices * nodes, given.context_parallel)
     # Before the other settings of the optimizer, which depend on the strategy chosen by it.
     optimizer = chosen_optimizer(config.optim, discovered.start)
     strategy = _strategy(given, accelerator, devices * nodes, prepares, optimizer, lines)

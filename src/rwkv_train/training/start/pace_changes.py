@@ -17,7 +17,9 @@ from rwkv_train.config.versions import VERSIONS
 from rwkv_train.training.optim.schedule import Schedule, learning_rate, make_schedule
 from rwkv_train.training.progress import Progress
 
-_BATCH = ("micro_bsz", "accumulate_grad_batches", "devices", "num_nodes")
+# Their product, divided by `context_parallel`, are the samples of a step.
+_SIZES = ("micro_bsz", "accumulate_grad_batches", "devices", "num_nodes")
+_BATCH = (*_SIZES, "context_parallel")
 _RATE = ("lr_init", "lr_final", "warmup_steps", "exit_tokens", "epoch_count", "hold_epochs")
 
 
@@ -56,7 +58,8 @@ def batch_changes(pace: Pace, found: Sequence[Difference]) -> tuple[list[Change]
     differing = [difference for difference in found if difference.name in _BATCH]
     if not differing:
         return [], _BATCH
-    before, now = prod(pace.values[name] for name in _BATCH), global_batch(pace.config)
+    before = prod(pace.values[name] for name in _SIZES) // pace.values["context_parallel"]
+    now = global_batch(pace.config)
     drops = pace.config.model.dropout > 0 or pace.config.adapter.lora_dropout > 0
     effect = Effect.ROUNDING if before == now and not drops else Effect.COURSE
     if before == now:

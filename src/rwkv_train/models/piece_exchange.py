@@ -1,0 +1,155 @@
+"""The state before a rank's piece, and the gradient after it, from what all ranks tell.
+
+Few ranks gather all pieces and each folds those that it needs; many scan them in log n rounds. Both
+give the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol
+
+import torch
+from torch import Tensor
+
+from rwkv_train.models.token_ranks import TokenRanks
+from rwkv_train.ops.pieces.algebra import Piece, StateT, fold, from_adjoint, to_adjoint
+from rwkv_train.ops.pieces.message import pack_piece, pack_state, unpack_piece, unpack_state
+from rwkv_train.ops.pieces.scan import Scan, scan_distances
+
+# From here on a gather's bytes cost more than the rounds of a scan.
+SCANNED_FROM = 16
+
+
+class WayBack(Protocol[StateT]):
+    """What a rank keeps of the pieces for the backward pass."""
+
+    def gradient(
+        self, ranks: TokenRanks, local: StateT, of_row: StateT | None, row: StateT | None
+    ) -> StateT | None:
+        """Returns the adjoint of the state after this rank's piece; None: zero. Collective.
+
+        local: the adjoint of the state before this piece, through the piece's own outputs.
+        of_row: this rank's gradient of the state after all pieces, `row`; None: nobody has one.
+        """
+
+
+@dataclass(frozen=True)
+class Crossing(Generic[StateT]):
+    """States at the borders of a rank's piece.
+
+    entering: before it; None: the empty one.
+    row: after all pieces; None: not wanted.
+    """
+
+    entering: StateT | None
+    row: StateT | None
+    way_back: WayBack[StateT]
+
+
+@torch.no_grad()
+def cross(
+    ranks: TokenRanks, own: Piece[StateT], start: StateT | None, with_state: bool
+) -> Crossing[StateT]:
+    """Returns the states at this rank's borders, for all ranks at once. Collective.
+
+    own: this rank's piece.  start: the state before all pieces, equal on every rank; None: empty.
+    with_state: whether the state after all pieces is wanted.
+    """
+    if ranks.size < SCANNED_FROM:
+        return _gathered(ranks, own, start, with_state)
+    return _scanned(ranks, own, start, with_state)
+
+
+def _gathered(
+    ranks: TokenRanks, own: Piece[StateT], start: StateT | None, with_state: bool
+) -> Crossing[StateT]:
+    told = ranks.gather(pack_piece(own))
+    pieces = [own if q == ranks.rank else unpack_piece(m, own) for q, m in enumerate(told)]
+    entering = fold(pieces[: ranks.rank], start)
+    row = fold(pieces[ranks.rank :], entering) if with_state else None
+    # Copied, since each is a view of the message with all pieces in it.
+    later = [unpack_piece(pack_piece(piece), own) for piece in pieces[ranks.rank + 1 :]]
+    return Crossing(entering, row, _Gathered(later))
+
+
+@dataclass(frozen=True)
+class _Gathered(Generic[StateT]):
+    """later: the pieces behind the rank's own, in order."""
+
+    later: Sequence[Piece[StateT]]
+
+    def gradient(
+        self, ranks: TokenRanks, local: StateT, of_row: StateT | None, row: StateT | None
+    ) -> StateT | None:
+        message = pack_state(local)
+        if of_row is not None:
+            message = torch.cat((message, pack_state(of_row)))
+        told = [torch.tensor_split(m, 1 if of_row is None else 2) for m in ranks.gather(message)]
+        total: Any = None
+        if of_row is not None and row is not None:
+            # Every rank may have used its copy of the state.
+            total = to_adjoint(unpack_state(sum(m[1] for m in told), row), row)
+        behind = [
+            piece.adjoint(unpack_state(m[0], local))
+            for piece, m in zip(self.later, told[ranks.rank + 1 :])
+        ]
+        return fold(reversed(behind), total)
+
+
+def _scanned(
+    ranks: TokenRanks, own: Piece[StateT], start: StateT | None, with_state: bool
+) -> Crossing[StateT]:
+    before = _scan(ranks, own, 1)
+    entering = start if before is None else before.carry(start)
+    row = None
+    if with_state:
+        after = own.carry(entering)
+        row = unpack_state(ranks.of_last(pack_state(after)), after)
+    return Crossing(entering, row, _Scanned(own))
+
+
+@dataclass(frozen=True)
+class _Scanned(Generic[StateT]):
+    own: Piece[StateT]
+
+    def gradient(
+        self, ranks: TokenRanks, local: StateT, of_row: StateT | None, row: StateT | None
+    ) -> StateT | None:
+        total: Any = None
+        if of_row is not None and row is not None:
+            total = to_adjoint(unpack_state(ranks.sum(pack_state(of_row)), row), row)
+        behind = _scan(ranks, self.own.adjoint(local), -1)
+        return total if behind is None else behind.carry(total)
+
+
+def _scan(ranks: TokenRanks, own: Piece[StateT], direction: int) -> Piece[StateT] | None:
+    """Returns the pieces of the ranks before as one, with direction -1 of those behind."""
+    scan = Scan(own)
+    for distance in scan_distances(ranks.size):
+        received = ranks.pass_on(pack_piece(scan.message()), direction * distance)
+        scan = scan.joined(None if received is None else unpack_piece(received, own))
+    return scan.before
+
+
+def gradient_after(
+    ranks: TokenRanks,
+    crossing: Crossing[StateT],
+    local: StateT,
+    of_row: StateT | None,
+    final: StateT,
+) -> StateT:
+    """Returns the gradient of the operator's `final` state on this rank. Collective.
+
+    The rest as `WayBack.gradient`.
+    """
+    found: Any = crossing.way_back.gradient(ranks, local, of_row, crossing.row)
+    if found is not None:
+        return from_adjoint(found, final)
+    zeros: Any = (
+        torch.zeros_like(final)
+        if isinstance(final, Tensor)
+        else tuple(torch.zeros_like(part) for part in final)
+    )
+    return zeros
