@@ -62,7 +62,7 @@ class Network(NamedTuple):
     def gather(self, size: float, calls: float = 1) -> float:
         """Returns the seconds of all-gathers, or reduce-scatters, of `size` bytes in all.
 
-        size: of the gathered whole.  calls: into which it is divided.  NCCL has only rings for both.
+        size: of the gathered whole.  calls: into which it is divided.  Both are rings in NCCL.
         """
         if self.ranks == 1:
             return 0.0

@@ -15,6 +15,8 @@ from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import ConfigError
 from rwkv_train.planning.amounts import bytes_written, count_written
 from rwkv_train.planning.cards import Card, find_card, similar_card
+from rwkv_train.planning.cluster.cluster_flags import SYNONYMS, add_cluster_flags, cluster_wishes
+from rwkv_train.planning.cluster.cluster_plan import ClusterWishes
 from rwkv_train.planning.plan import Device, Wishes
 
 _SWITCHES = ("json", "cards")
@@ -37,7 +39,8 @@ class PlanRequest:
 
     given: train.py's flags; notices: lines about those of RWKV-LM.
     model: name of a published one.  fit: whether settings are searched.
-    lists_cards: whether the table of cards is all that is asked.
+    lists_cards: whether the table of cards is all that is asked.  cluster: what was said of
+    machines that fail; None: nothing.
     """
 
     given: RunConfig
@@ -49,6 +52,7 @@ class PlanRequest:
     fit: bool
     as_json: bool
     lists_cards: bool
+    cluster: ClusterWishes | None
 
 
 def plan_parser() -> OneLineParser:
@@ -79,6 +83,7 @@ def plan_parser() -> OneLineParser:
     add("--price", metavar="AMOUNT", help="of a card and hour, in any currency")
     add("--watts", metavar="WATTS", help="of one card (in place of its board power)")
     add("--json", action="store_true", help="print one JSON object, for programs")
+    add_cluster_flags(p)
     return p
 
 
@@ -94,7 +99,9 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
     own: list[Argument] = []
     others: list[Argument] = []
     for argument in read_arguments(argv):
-        if argument.name in own_names:
+        if argument.name in SYNONYMS:
+            others.append(_synonym(_checked(argument, own), others))
+        elif argument.name in own_names:
             own.append(_checked(argument, own))
         else:
             _require_known(argument, own_names)
@@ -115,7 +122,16 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
         fit=flags.fit is not None,
         as_json=flags.json,
         lists_cards=flags.cards,
+        cluster=cluster_wishes(flags),
     )
+
+
+def _synonym(argument: Argument, others: list[Argument]) -> Argument:
+    """Returns train.py's flag for a word of ours; raises ConfigError where that is given too."""
+    name = SYNONYMS[argument.name]
+    if any(other.name == name for other in others):
+        raise ConfigError(f"--{argument.name} and --{name} say the same; give one")
+    return argument._replace(name=name)
 
 
 def _checked(argument: Argument, before: list[Argument]) -> Argument:
@@ -153,11 +169,22 @@ def _device(flags: argparse.Namespace) -> Device:
         raise ConfigError(
             f"--memory {flags.memory} with --fit {flags.fit}: one says it; leave one out"
         )
-    if rate is None:
-        return Device(card, memory)
-    if card is not None:
-        return Device(card._replace(rate=rate), memory)
-    return Device(_like_a_4090(rate), memory, is_assumed=True)
+    is_assumed = card is None and rate is not None
+    if rate is not None:
+        card = _like_a_4090(rate) if card is None else card._replace(rate=rate)
+    return Device(_linked(flags, card), memory, is_assumed)
+
+
+def _linked(flags: argparse.Namespace, card: Card | None) -> Card | None:
+    """Returns the card with the bandwidths that were given."""
+    link, node = _count(flags, "link_bandwidth"), _count(flags, "node_bandwidth")
+    if card is None:
+        if link is not None or node is not None:
+            name = "node_bandwidth" if link is None else "link_bandwidth"
+            raise ConfigError(f"--{name} {getattr(flags, name)}: give --card, or --rate, too")
+        return None
+    card = card if link is None else card._replace(link=1e9 * link)
+    return card if node is None else card._replace(adapters=1e9 * node)
 
 
 def _like_a_4090(rate: float) -> Card:

@@ -16,10 +16,17 @@ from typing import NamedTuple
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import tokens_per_step, window_len
+from rwkv_train.config.token_columns import most_tokens
 from rwkv_train.planning.cards import Card
+from rwkv_train.planning.context_traffic import EXTRA_CALLS
 from rwkv_train.planning.flops import WKV, flops_per_token
-from rwkv_train.planning.link_traffic import ADAPTER_BANDWIDTH, Network
-from rwkv_train.planning.parameter_table import ParameterKind, parameter_table, tensor_shapes
+from rwkv_train.planning.parameter_table import ParameterKind, tensor_shapes
+from rwkv_train.planning.step_links import (
+    context_wait,
+    learnt_parameters,
+    network_of,
+    strategy_wait,
+)
 
 # Assumed: shares of the published rate and bandwidth that large products and copies reach.
 PRODUCT_SHARE = 650 / 989
@@ -30,11 +37,9 @@ HOST_SECONDS = 5e-6
 # Bytes: of a parameter in AdamW with masters; of a logit beside the head's products.
 OPTIMIZER_BYTES = 30
 LOGIT_BYTES = 10
-# Assumed: bytes/s of a machine's memory, where an offloaded optimizer works, and of the link between
-# it and a card.
+# Assumed: bytes/s of a machine's memory, where an offloaded optimizer works, and of the link that
+# joins it to a card.
 _HOST_BANDWIDTH, HOST_LINK = 100e9, 25e9
-# Bytes of DDP's buckets of gradients; elements of those in which ZeRO 3 gathers weights.
-_DDP_BUCKET, _GATHERED = 25 * 2**20, 500_000_000
 
 
 class LayerTraffic(NamedTuple):
@@ -67,7 +72,8 @@ LAYER_TRAFFIC: Mapping[str, LayerTraffic] = MappingProxyType(
 class StepTime:
     """Seconds of an optimizer step on every card, by what takes them.
 
-    links: what travels between cards and is waited for.  host: launching, beside the others.
+    links: gradients and weights that are waited for; context: states and border rows of samples
+    that several cards share.  host: launching, beside the others.
     tokens: read by the step on all cards.  model_flops: of one card's share of them.
     """
 
@@ -77,6 +83,7 @@ class StepTime:
     head: float
     optimizer: float
     links: float
+    context: float
     gaps: float
     host: float
     tokens: int
@@ -86,7 +93,7 @@ class StepTime:
     @property
     def seconds(self) -> float:
         """Seconds of the step: those of the card or of the host, whichever are more."""
-        return max(self._passes, self.host) + self.optimizer + self.links
+        return max(self._passes, self.host) + self.optimizer + self.links + self.context
 
     @property
     def waits_for_host(self) -> bool:
@@ -122,33 +129,26 @@ def step_time(config: ResolvedConfig, card: Card) -> StepTime | None:
     rate = rate_of(card, config.hardware.precision)
     if rate is None:
         return None
-    return _Step(config, card, rate, network_of(config, card)).time()
-
-
-def network_of(config: ResolvedConfig, card: Card) -> Network:
-    """Returns the links between the cards of a run."""
-    hardware = config.hardware
-    node = card.adapters or ADAPTER_BANDWIDTH * hardware.devices
-    return Network(card.link, node, hardware.devices, hardware.num_nodes)
+    return _Step(config, card, rate).time()
 
 
 class _Step:
     """One step's work on one card."""
 
-    def __init__(self, config: ResolvedConfig, card: Card, rate: float, network: Network) -> None:
+    def __init__(self, config: ResolvedConfig, card: Card, rate: float) -> None:
         hardware, train = config.hardware, config.train
-        self._config, self._rate, self._network = config, rate, network
+        self._config, self._rate = config, rate
+        self._network = network_of(config, card)
         self._copy = card.bandwidth * COPY_SHARE
-        self._pass_tokens = train.micro_bsz * window_len(config)
-        self._passes = train.accumulate_grad_batches
-        self._tokens = self._pass_tokens * self._passes
+        # Those of the card that has the most of every sample.
+        row = most_tokens(window_len(config), hardware.context_parallel, train.chunk_len)
+        self._tokens = train.micro_bsz * train.accumulate_grad_batches * row
         self._flops = flops_per_token(config)
-        self._table = parameter_table(config.model)
         self._bytes = 2 if hardware.precision in ("bf16", "fp16") else 4
         self._traffic = LAYER_TRAFFIC[config.model.rwkv_version]
         # How often the forward pass of the blocks runs again.
         self._again = int(train.grad_cp) + int(
-            train.chunk_len is not None and train.chunk_len < window_len(config)
+            train.chunk_len is not None and train.chunk_len < row
         )
 
     def time(self) -> StepTime:
@@ -157,8 +157,10 @@ class _Step:
         traffic, again = self._traffic, self._again
         elements = self._tokens * layers * width * self._bytes / 2
         elementwise = elements * (traffic.both + again * traffic.forward) / self._copy
-        wkv = elements * (traffic.wkv_both + again * traffic.wkv_forward) / self._copy
-        launches = self._passes * layers * traffic.launches * (1 + again / 2)
+        wkv = elements * (traffic.wkv_both + self._wkv_again() * traffic.wkv_forward) / self._copy
+        launches = (
+            self._config.train.accumulate_grad_batches * layers * traffic.launches * (1 + again / 2)
+        )
         head = self._head()
         return StepTime(
             products=products,
@@ -166,13 +168,21 @@ class _Step:
             wkv=wkv,
             head=head,
             optimizer=self._optimizer(),
-            links=self._links(products + elementwise + wkv + head),
+            links=strategy_wait(
+                self._config, self._network, products + elementwise + wkv + head, again
+            ),
+            context=context_wait(self._config, self._network, again),
             gaps=launches * GAP_SECONDS,
             host=launches * HOST_SECONDS,
             tokens=tokens_per_step(self._config),
             model_flops=float(self._tokens * self._flops.model_flops),
             rate=self._rate,
         )
+
+    def _wkv_again(self) -> int:
+        """Returns the forward calls of WKV beside the one of the forward pass."""
+        extra = EXTRA_CALLS[self._config.model.rwkv_version]
+        return self._again + (extra if self._config.hardware.context_parallel > 1 else 0)
 
     def _products(self) -> float:
         """Returns seconds per token of the products of blocks."""
@@ -198,37 +208,12 @@ class _Step:
         logits = self._tokens * self._config.model.vocab_size * LOGIT_BYTES
         return flops / (self._rate * PRODUCT_SHARE) + logits / self._copy
 
-    def _learnt(self) -> int:
-        """Returns the parameters that learn; the few of adapters and states count as none."""
-        return self._table.total if self._config.train.train_type == "all" else 0
-
     def _optimizer(self) -> float:
         strategy = self._config.hardware.strategy
-        own = self._learnt() / (self._network.ranks if strategy.startswith("deepspeed") else 1)
+        own = learnt_parameters(self._config) / (
+            self._network.ranks if strategy.startswith("deepspeed") else 1
+        )
         if not strategy.endswith("_offload"):
             return own * OPTIMIZER_BYTES / self._copy
         # Gradients go to the machine's memory, weights come back.
         return own * (OPTIMIZER_BYTES / _HOST_BANDWIDTH + 4 / HOST_LINK)
-
-    def _links(self, passes_seconds: float) -> float:
-        """Returns the seconds that are waited for what travels between cards."""
-        if self._network.ranks == 1:
-            return 0.0
-        strategy, network = self._config.hardware.strategy, self._network
-        learnt, width, passes = self._learnt(), self._bytes, self._passes
-        bucket = self._config.hardware.ds_bucket_mb * 1e6
-        if strategy == "ddp":
-            # Under autocast gradients are fp32; they are added up over the micro batches first.
-            sent = network.all_reduce(4 * learnt, 4 * learnt / _DDP_BUCKET)
-            return max(0.0, sent - passes_seconds * 2 / 3 / passes)
-        if not strategy.startswith("deepspeed_stage_3"):
-            # Stage 1 adds micro batches up before it sends, stage 2 sends each.
-            times = 1 if strategy == "deepspeed_stage_1" else passes
-            sent = times * network.gather(width * learnt, learnt / bucket)
-            hidden = passes_seconds * 2 / 3 * times / passes
-            return max(0.0, sent - hidden) + network.gather(width * learnt, learnt / bucket)
-        total = self._table.total
-        times = 2 + self._again
-        gathered = times * network.gather(width * total, total / _GATHERED)
-        sent = network.gather(width * learnt, learnt / bucket)
-        return max(0.0, passes * (gathered + sent) - passes_seconds)

@@ -37,7 +37,7 @@ class Simulated:
 
     spent: seconds of the wall time by part.  nanoseconds: the wall time on the simulation's own
     clock.  steps: that are kept.  failures: of machines while the run computed or started.
-    steps_lost: that were done again; restarts: starts after the first; finished: all steps are done.
+    steps_lost: that were done again; restarts: starts after the first.  finished: nothing is left.
     """
 
     spent: WallTime
@@ -49,8 +49,34 @@ class Simulated:
     finished: bool
 
 
-class _Interrupted(Exception):
+class _InterruptionError(Exception):
     """A machine has failed, or the simulation's time is over."""
+
+
+@dataclass(frozen=True)
+class Courses:
+    """Runs of one scenario whose machines failed at other times."""
+
+    runs: tuple[Simulated, ...]
+
+    @property
+    def spent(self) -> WallTime:
+        """Seconds by part of an average run."""
+        parts = [run.spent.parts() for run in self.runs]
+        return WallTime(**{name: self._mean([part[name] for part in parts]) for name in parts[0]})
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest goodput."""
+        found = [run.spent.goodput for run in self.runs]
+        return min(found), max(found)
+
+    def average(self, name: str) -> float:
+        """Returns the mean of a count, such as `failures` or `steps`."""
+        return self._mean([getattr(run, name) for run in self.runs])
+
+    def _mean(self, values: list[float]) -> float:
+        return sum(values) / len(self.runs)
 
 
 def simulate(scenario: Scenario, failures: Failures) -> Simulated:
@@ -90,7 +116,7 @@ class _Run:
                 while self._train():
                     # Machines are back: the run has saved and starts anew, with them.
                     self._start(detected)
-            except _Interrupted:
+            except _InterruptionError:
                 self._fall_back()
                 detected = False
         spent = WallTime(**{name: ns / _NS for name, ns in self._spent.items()})
@@ -108,13 +134,16 @@ class _Run:
         return self._failures.after(self._now, self._working)
 
     def _spend(self, part: str, ns: int) -> None:
-        """Lets time pass; raises _Interrupted when a machine fails, or time is over, before."""
-        ends = [time - self._now for time in (self._next_failure, self._most) if time is not None]
-        passed = min(ns, *ends) if ends else ns
+        """Lets time pass; raises _InterruptionError when it is cut short."""
+        passed = min([ns, *(end - self._now for end in self._ends())])
         self._spent[part] += passed
         self._now += passed
         if passed < ns:
-            raise _Interrupted
+            raise _InterruptionError
+
+    def _ends(self, *others: int | None) -> list[int]:
+        """Returns the times that cut short what is going on: a failure, the end, and others."""
+        return [end for end in (self._next_failure, self._most, *others) if end is not None]
 
     def _start(self, detected: bool) -> None:
         """Waits for enough machines and starts the run on them; the first start reads no state."""
@@ -139,13 +168,14 @@ class _Run:
     def _train(self) -> bool:
         """Trains to the end; returns whether it left before, to start anew with more machines."""
         pool, every = self._scenario.pool, self._scenario.save_every
-        whole, computed = self._step_ns()
+        whole, _ = self._step_ns()
         while self._step < self._scenario.steps:
+            self._skip(whole)
             left = min(every - self._step % every, self._scenario.steps - self._step)
             more = self._more_machines_at()
             if more is not None:
                 left = min(left, max(1, -(-(more - self._now) // whole)))
-            self._steps(left, whole, computed)
+            self._steps(left, whole)
             at_the_end = self._step == self._scenario.steps
             grows = (pool.working(self._still_broken()) or 0) > self._working
             if self._step % every == 0 or at_the_end or grows:
@@ -153,6 +183,30 @@ class _Run:
             if grows and not at_the_end:
                 return True
         return False
+
+    def _skip(self, whole: int) -> None:
+        """Lets the saves before the next event pass at once, as they would one by one."""
+        cycle, every = self._cycle, self._scenario.save_every
+        if self._writing is None or self._writing[0] != self._step:
+            return
+        work = every * whole
+        pause = cycle["save_pause"] + max(0, cycle["save_write"] - work)
+        most = [(end - self._now) // (work + pause) for end in self._ends(self._more_machines_at())]
+        count = min([(self._scenario.steps - self._step) // every, *most]) - 1
+        if count < 1:
+            return
+        self._add_work(count * every, whole)
+        self._spent["save"] += count * pause
+        self._now += count * (work + pause)
+        self._step += count * every
+        self._durable = self._step - every
+        self._writing = (self._step, self._now + cycle["save_write"])
+
+    def _add_work(self, steps: int, whole: int) -> None:
+        """Counts steps among the parts, without letting time pass."""
+        others = {part: steps * self._cycle[part] for part in ("data", "validation")}
+        for part, ns in {**others, "training": steps * whole - sum(others.values())}.items():
+            self._spent[part] += ns
 
     def _step_ns(self) -> tuple[int, int]:
         """Returns the ns of a step, whole and computed; fewer machines compute for longer."""
@@ -168,21 +222,22 @@ class _Run:
                 return when
         return None
 
-    def _steps(self, count: int, whole: int, computed: int) -> None:
+    def _steps(self, count: int, whole: int) -> None:
         """Makes steps; of those that a failure cuts off, the whole ones are made."""
         began = self._now
         try:
             self._spend("training", count * whole)
             made = count
-        except _Interrupted:
+        except _InterruptionError:
             made = (self._now - began) // whole
             # The part of a step that was cut off.
             self._move("training", "lost", self._now - began - made * whole)
             raise
         finally:
             self._step += made
-            for part in ("data", "validation"):
-                self._move("training", part, made * self._cycle[part])
+            # All of it was counted as training.
+            self._spent["training"] -= made * whole
+            self._add_work(made, whole)
 
     def _move(self, source: str, target: str, ns: int) -> None:
         self._spent[source] -= ns
