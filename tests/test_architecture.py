@@ -35,15 +35,15 @@ LAYERS: dict[str, set[str]] = {
     "processors": set(),
     "find_gpus": {"processors"},
     "machine_record": {"processors", "version"},
-    "requirement_lines": set(),
     "goodput": set(),
+    "requirement_lines": set(),
     "config": {*BASE, "command_line"},
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
     "checkpoint": {*BASE, "command_line"},
     "models": {"errors", "config.schema", "config.resolved", "config.versions", "ops"},
-    "planning": {*BASE, "command_line", "config", "goodput"},
-    "report": {*BASE, "command_line", "config", "goodput"},
+    "planning": {*BASE, "command_line", "goodput", "config"},
+    "report": {*BASE, "command_line", "goodput", "config"},
     "training": {
         *BASE,
         "command_line",
@@ -153,7 +153,7 @@ def may_import(where: str, module: str) -> bool:
         return below[:1] == [layer] or bool(names & allowed)
     if top in ("tests", "benchmarks", "train", "make_data", "generate"):
         return False
-    plain = (*BASE, "version", "compiler", "processors", "command_line", "planning", "goodput")
+    plain = (*BASE, "version", "compiler", "processors", "command_line", "planning")
     if program or layer in (*plain, "requirement_lines"):
         return top in sys.stdlib_module_names
     return where.startswith(ONLY_IN.get(top, ""))

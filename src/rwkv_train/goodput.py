@@ -1,49 +1,95 @@
-"""The wall time of a run by what it was spent on: one vocabulary for runs, plans and simulations.
+"""Shares out the wall time of a run's whole life: every second of all its starts, counted once.
 
-Every second of a run's life, over all its starts, belongs to exactly one part; so the parts add up
-to the wall time, and goodput is the share of it that moved the model forward.
+Arithmetic alone. Training, its report, the plan of a cluster and the fault injector have these
+names in common, so that what one foretells another can measure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from typing import Any
+
+# part -> words. Of a step: the first five. Between steps: the others.
+PARTS = {
+    "training": "training",
+    "communication": "waiting for other ranks",
+    "data": "waiting for data",
+    "save": "saving",
+    "validation": "validation",
+    "lost": "lost and done again",
+    "restart": "starting",
+    "reload": "reading the state",
+    "ending": "ending",
+    "down": "nobody ran",
+    "untold": "not told: its records are gone",
+}
+# What moves the model on: a step needs what other ranks have found as much as its own arithmetic.
+FORWARD = ("training", "communication")
+_PAUSES = ("communication", "data", "save", "validation")
+# A part below it is no news.
+_WORTH_TELLING = 0.001
 
 
-@dataclass(frozen=True)
-class WallTime:
-    """Seconds of a run's life, by part.
+def no_seconds() -> dict[str, float]:
+    """Returns 0 for every part."""
+    return dict.fromkeys(PARTS, 0.0)
 
-    training: steps that the run kept.  lost: steps that were done again, and parts of steps that a
-    failure cut off.  restart: from the end of a life to the first step of the next, without the
-    reload.  reload: reading the state.  save: pauses of training for a save.  data: waits for the
-    loader.  validation: loss on held-out data, and what else a run asks its model.
-    down: nobody ran it.
+
+def step_seconds(record: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what a step's seconds went into, by part, which add up to them.
+
+    record: of metrics.jsonl, with `seconds` and the shares of pauses in it; {} without the seconds.
     """
+    seconds = amount_in(record, "seconds")
+    if seconds <= 0:
+        return {}
+    found = {name: seconds * amount_in(record, f"{name}_share") for name in _PAUSES}
+    found["training"] = seconds - sum(found.values())
+    return found
 
-    training: float = 0.0
-    lost: float = 0.0
-    restart: float = 0.0
-    reload: float = 0.0
-    save: float = 0.0
-    data: float = 0.0
-    validation: float = 0.0
-    down: float = 0.0
 
-    @property
-    def total(self) -> float:
-        """Seconds of all parts together: the wall time."""
-        return sum(self.parts().values())
+def ending_seconds(record: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what the seconds behind a start's last step went into; `step_seconds`' rules hold."""
+    seconds = amount_in(record, "ending_seconds")
+    found = {name: seconds * amount_in(record, f"{name}_share") for name in ("save", "validation")}
+    return {**found, "ending": seconds - sum(found.values())}
 
-    @property
-    def goodput(self) -> float:
-        """The share of the wall time that moved the model forward; 0 where no time has passed."""
-        return self.training / self.total if self.total else 0.0
 
-    def parts(self) -> dict[str, float]:
-        """Returns the seconds of every part by name, in the order of the fields."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+def add_seconds(to: dict[str, float], more: Mapping[str, float]) -> None:
+    """Adds seconds by part to others, in place."""
+    for part, seconds in more.items():
+        to[part] += seconds
 
-    def shares(self) -> dict[str, float]:
-        """Returns the share of every part of the wall time; zeros where no time has passed."""
-        total = self.total or 1.0
-        return {name: seconds / total for name, seconds in self.parts().items()}
+
+def goodput(seconds: Mapping[str, float]) -> float | None:
+    """Returns the share of time that moved the model forward, 0 to 1; None without any time."""
+    whole = sum(seconds.values())
+    return sum(seconds.get(part, 0.0) for part in FORWARD) / whole if whole > 0 else None
+
+
+def goodput_line(seconds: Mapping[str, float], lives: int, lost_steps: int) -> str:
+    """Returns in one line what share of a run's time was good, and where the rest of it went.
+
+    lives: starts of the run; lost_steps: trained and done again.
+    """
+    whole = sum(seconds.values())
+    rest = sorted(
+        ((seconds.get(part, 0.0), words) for part, words in PARTS.items() if part not in FORWARD),
+        reverse=True,
+    )
+    least = _WORTH_TELLING * whole
+    told = [f"{words} {spent / whole:.1%}" for spent, words in rest if spent > least]
+    share = goodput(seconds)
+    return (
+        f"goodput {'–' if share is None else f'{share:.1%}'} over {lives} "
+        f"{'life' if lives == 1 else 'lives'} and {whole:,.1f} s"
+        + (f", {lost_steps} steps lost" if lost_steps else "")
+        + (f": {', '.join(told)}" if told else "")
+    )
+
+
+def amount_in(record: Mapping[str, Any], name: str) -> float:
+    """Returns a number of a record; 0 where it holds none, or one that is no amount."""
+    value = record.get(name)
+    # A comparison with NaN is false.
+    return float(value) if isinstance(value, int | float) and 0 <= value < float("inf") else 0.0

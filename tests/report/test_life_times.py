@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_train.report.life_times import goodput, life_seconds, life_table, tells_pauses
+from rwkv_train.goodput import goodput, no_seconds
+from rwkv_train.report.life_times import life_seconds, life_table, tells_pauses
 from rwkv_train.report.run_history import RunHistory
 from tests.report.made_runs import make_run, start, step_record
 
@@ -24,7 +25,11 @@ def test_training_is_what_no_pause_start_or_loss_has_taken(tmp_path: Path):
         {"step": 0, "tokens": 0, "start_up_seconds": 10.0, "lost_seconds": 0.0},
         step_record(0, seconds=20.0, data_share=0.25, save_share=0.0, validation_share=0.0),
         {"step": 1, "tokens": 2048, "start_up_seconds": 5.0, "lost_seconds": 15.0},
-        step_record(1, seconds=40.0, data_share=0.0, save_share=0.1, validation_share=0.15),
+        step_record(
+            1,
+            **{"seconds": 40.0, "data_share": 0.0, "communication_share": 0.1},
+            **{"save_share": 0.1, "validation_share": 0.15},
+        ),
         {
             **{"step": 1, "tokens": 4096, "ending_seconds": 10.0},
             **{"save_share": 0.6, "validation_share": 0.3},
@@ -33,18 +38,20 @@ def test_training_is_what_no_pause_start_or_loss_has_taken(tmp_path: Path):
     seconds = life_seconds(history)
     assert seconds == pytest.approx(
         {
-            "training": 15 + 30,
-            "waiting for data": 5,
-            "saving": 4 + 6,
+            **no_seconds(),
+            "training": 15 + 26,
+            "communication": 4,
+            "data": 5,
+            "save": 4 + 6,
             "validation": 6 + 3,
-            "starting": 15,
+            "restart": 15,
             "ending": 1,
-            "lost and done again": 15,
+            "lost": 15,
         }
     )
     assert goodput(seconds) == pytest.approx(45 / 100)
     table = life_table(history, [start(), start(1)], None)
-    assert table["rows"][0] == ["training", "45 s", "45.0%"]
+    assert table["rows"][:2] == [["goodput", "45 s", "45.0%"], ["training", "41 s", "41.0%"]]
     assert table["rows"][-1] == ["together", "1 min 40 s", "100.0%"]
 
 

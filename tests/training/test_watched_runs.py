@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import train
+from rwkv_train.report.life_times import life_seconds
+from rwkv_train.report.run_history import RunHistory
+from rwkv_train.report.run_lives import read_lives
 from rwkv_train.report.run_records import METRICS_FILE, TIMES_FILE, read_metrics, read_times
 from rwkv_train.training.reporting.curve_log import curves
 from rwkv_train.training.reporting.metrics_file import MetricsFile
@@ -140,6 +143,23 @@ def test_shares_of_time_stand_behind_what_took_it(watched: Watched):
     assert [(r["step"], r["tokens"]) for r in ends] == [(PAUSE - 1, PAUSE * 128), (11, 12 * 128)]
     assert all(r["start_up_seconds"] > 0 and r["lost_seconds"] == 0 for r in starts)
     assert all(0 < r["save_share"] < 1 and r["validation_share"] > 0 for r in ends)
+
+
+def test_the_time_of_both_lives_is_shared_out_and_told(watched: Watched):
+    lives = read_lives(watched.folder)
+    expected = [(n, event) for n in (1, 2) for event in ("start", "steps", "end")]
+    assert [(line["life"], line["event"]) for line in lives] == expected
+    history = RunHistory(watched.folder)
+    history.update()
+    seconds = life_seconds(history)
+    assert sum(seconds.values()) == pytest.approx(lives[-1]["until"] - lives[0]["began"])
+    assert seconds["reload"] > 0 and seconds["ending"] > 0 and seconds["lost"] == 0
+    last = [record for record in read_metrics(watched.folder) if "loss" in record][-1]
+    assert 0 < last["goodput"] < 1
+    told = [line for line in watched.printed.splitlines() if line.startswith("goodput ")]
+    # At the end of the first, when the second resumes, and at its end.
+    assert sum("over 2 lives" in line for line in told) == 2
+    assert "reading the state" in told[-1]
 
 
 def test_norms_by_kind_make_up_the_norm_of_all_gradients(watched: Watched):

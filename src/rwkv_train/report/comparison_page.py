@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rwkv_train.goodput import goodput
 from rwkv_train.report.folder_facts import RunFacts, differing_settings, flat_machine, read_facts
-from rwkv_train.report.life_times import goodput, life_seconds, tells_pauses
+from rwkv_train.report.life_times import life_seconds, tells_pauses
 from rwkv_train.report.loss_section import loss_series
 from rwkv_train.report.page_blocks import (
     PagePart,

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from rwkv_train.goodput import FORWARD, PARTS, add_seconds, goodput, no_seconds
 from rwkv_train.report.page_blocks import PagePart, page_table, shown_seconds
-from rwkv_train.report.run_history import RunHistory, number_in
+from rwkv_train.report.run_history import PAUSES, RunHistory, number_in
 
 
 def life_seconds(history: RunHistory) -> dict[str, float]:
-    """Returns seconds by kind; what the run's records do not tell is 0.
+    """Returns seconds by part, as `rwkv_train.goodput` names them; what nobody has told is 0.
 
-    training: of the steps that the weights have; the rest is waiting, saving, validating, starting,
-    ending, and steps that were lost with a process and done again.
+    Those of steps are of the steps that the weights have.
     """
-    bins = history.bins
+    bins, found = history.bins, no_seconds()
     # Of a file that was read in parts, the rest is like the part.
     whole = 1 / history.read_share if history.read_share else 1.0
-    found = {
-        "training": 0.0,
-        "waiting for data": bins.total("data_seconds") * whole,
-        "saving": bins.total("save_seconds") * whole + history.ending["save"],
-        "validation": bins.total("validation_seconds") * whole + history.ending["validation"],
-        "starting": history.start_up_seconds,
-        "ending": history.ending["whole"] - history.ending["save"] - history.ending["validation"],
-        "lost and done again": history.lost_seconds,
-    }
-    pauses = sum(bins.total(f"{name}_seconds") for name in ("data", "save", "validation"))
-    found["training"] = max(0.0, bins.total("whole_seconds") - pauses) * whole
+    for name in PAUSES:
+        found[name] = bins.total(f"{name}_seconds") * whole
+    pauses = sum(found.values())
+    found["training"] = max(0.0, bins.total("whole_seconds") * whole - pauses)
+    add_seconds(found, history.beside if history.account is None else history.account.beside)
     return found
-
-
-def goodput(seconds: Mapping[str, float]) -> float | None:
-    """Returns the share of training in the time of a run's life; None without any."""
-    whole = sum(seconds.values())
-    return seconds["training"] / whole if whole > 0 else None
 
 
 def tells_pauses(history: RunHistory) -> bool:
@@ -53,10 +40,14 @@ def life_table(history: RunHistory, starts: list[dict[str, Any]], ended: float |
     whole = sum(seconds.values())
     tells = tells_pauses(history)
     rows = [
-        [name, shown_seconds(value), f"{value / whole:.1%}" if whole else "–"]
-        for name, value in seconds.items()
-        if value > 0 or name == "training"
+        [PARTS[part], shown_seconds(value), f"{value / whole:.1%}" if whole else "–"]
+        for part, value in seconds.items()
+        if value > 0 or part == "training"
     ]
+    share = goodput(seconds)
+    if share is not None and tells:
+        good = sum(seconds[part] for part in FORWARD)
+        rows.insert(0, ["goodput", shown_seconds(good), f"{share:.1%}"])
     rows.append(["together", shown_seconds(whole), "100.0%" if whole else "–"])
     words = ""
     if not tells:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from rwkv_train.goodput import add_seconds, ending_seconds, no_seconds
+from rwkv_train.report.run_lives import LifeAccount, last_account
 from rwkv_train.report.run_records import METRICS_FILE, has_numbers, metrics_record, read_times
 from rwkv_train.report.step_bins import MOST_BINS, Matrix, StepBins, thinned
 
@@ -62,6 +64,7 @@ class RunHistory:
     """A run's curves and events, as far as `update` has read them.
 
     steps: taken; read_share: part of their records that was read. last: the newest step's record.
+    account: of the run's wall time; None: it has kept none, and `beside` is what its starts tell.
     Every event has step and tokens. most_bins: points of a curve.
     """
 
@@ -75,6 +78,7 @@ class RunHistory:
         self.steps = self._read = 0
         self.bins = StepBins(COLUMNS, self._most_bins)
         self.last: Record | None = None
+        self.account: LifeAccount | None = None
         self.events = {
             "skipped": KeptRecords(250),
             "empty": KeptRecords(250),
@@ -90,8 +94,7 @@ class RunHistory:
         self.events["start_up_seconds"] = KeptRecords(200)
         self.events["ending_seconds"] = KeptRecords(200)
         # Sums over all starts and endings, of which not all need be kept.
-        self.start_up_seconds = self.lost_seconds = 0.0
-        self.ending = dict.fromkeys(("whole", "save", "validation"), 0.0)
+        self.beside = no_seconds()
 
     @property
     def read_share(self) -> float:
@@ -104,6 +107,7 @@ class RunHistory:
         self._forget_times()
         for record in read_times(self.folder):
             self._take_time(record)
+        self.account = last_account(self.folder)
 
     def _read_steps(self) -> None:
         path = self.folder / METRICS_FILE
@@ -171,12 +175,9 @@ class RunHistory:
     def _take_time(self, record: Record) -> None:
         if type(record.get("step")) is not int:
             return
-        self.start_up_seconds += number_in(record, "start_up_seconds")
-        self.lost_seconds += number_in(record, "lost_seconds")
-        ending = number_in(record, "ending_seconds")
-        self.ending["whole"] += ending
-        for name in ("save", "validation"):
-            self.ending[name] += ending * number_in(record, f"{name}_share")
+        self.beside["restart"] += number_in(record, "start_up_seconds")
+        self.beside["lost"] += number_in(record, "lost_seconds")
+        add_seconds(self.beside, ending_seconds(record))
         for kind in ("start_up_seconds", "ending_seconds"):
             if kind in record:
                 self._keep(kind, record)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rwkv_train.goodput import goodput
 from rwkv_train.report.curve_sections import rate_section, speed_section, task_section, time_section
 from rwkv_train.report.folder_facts import RunFacts, read_facts
-from rwkv_train.report.life_times import goodput, life_seconds, life_table, tells_pauses
+from rwkv_train.report.life_times import life_seconds, life_table, tells_pauses
 from rwkv_train.report.loss_section import loss_section, page_axes, page_marks
 from rwkv_train.report.page_blocks import PagePart, shown_count, shown_seconds, tile
 from rwkv_train.report.page_file import REPORT_FILE, write_page

@@ -50,15 +50,16 @@ def has_numbers(record: dict[str, Any]) -> bool:
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Returns the records of a folder's starts.jsonl, in order; what cannot be read is left out."""
-    return _objects(folder / STARTS_FILE)
+    return objects_in(folder / STARTS_FILE)
 
 
 def read_times(folder: Path) -> list[dict[str, Any]]:
     """Returns the records of a folder's times.jsonl, in order; what cannot be read is left out."""
-    return [record for record in _objects(folder / TIMES_FILE) if has_numbers(record)]
+    return [record for record in objects_in(folder / TIMES_FILE) if has_numbers(record)]
 
 
-def _objects(path: Path) -> list[dict[str, Any]]:
+def objects_in(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a file, one a line; those that cannot be read are left out."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -7,6 +7,7 @@ it sets for them when they are imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from rwkv_train.config.versions import VERSIONS
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.compiled_blocks import compile_blocks
 from rwkv_train.models.parameters import ParameterGroup, parameter_groups
+from rwkv_train.report.run_lives import LifeAccount
 from rwkv_train.training.bad_steps.detector import SpikeDetector
 from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import StepVeto
@@ -43,6 +45,7 @@ from rwkv_train.training.optim.schedule import make_schedule
 from rwkv_train.training.profiling.step_profiler import StepProfiler
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.header import print_header
+from rwkv_train.training.reporting.lives_file import open_account
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
 from rwkv_train.training.run_clock import RunClock
@@ -51,6 +54,7 @@ from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.final_weights import publish_final
 from rwkv_train.training.start.initial_weights import make_model
+from rwkv_train.training.start.life_facts import life_facts
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import restore_carried, resume_progress
@@ -101,13 +105,16 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
         config.hardware, micro_bsz=config.train.micro_bsz, grad_clip=config.optim.grad_clip
     )
     reporters: list[Reporter] = []
+    account = LifeAccount(0.0, 0.0)
     utilization = Utilization()
     if is_rank_zero():
         utilization, lines = find_utilization(config)
         machine += lines
         _print_header(prepared, beginning, ranks.launch, model, groups, machine)
         settings = deepspeed_config(strategy)
-        reporters = begin_reporting(prepared, length, progress.step, settings)
+        facts = life_facts(prepared.lock, progress.step * length.tokens_per_step, began)
+        account = open_account(Path(config.train.proj_dir), facts)
+        reporters = begin_reporting(prepared, length, progress.step, settings, account)
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     clock = RunClock()
@@ -115,8 +122,8 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     saver = _saver(prepared, beginning, detector, base, model)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     recovery = Recovery(config, length, detector, ranks)
-    meter = StepMeter(config, length, clock, utilization, began)
-    reports = StepReports(length, progress.step, meter, reporters)
+    meter = StepMeter(config, length, clock, utilization, began, prepared.reload_seconds)
+    reports = StepReports(length, progress.step, meter, reporters, account)
     callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports)
     module = TrainingModule(
         model, groups, config.optim, config.hardware, carried, veto.allows, clock

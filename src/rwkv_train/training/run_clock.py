@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
-Purpose = Literal["training", "data", "communication", "save", "validation"]
+Purpose = Literal["training", "data", "communication", "save", "validation", "reload"]
 
 
 class Spent(NamedTuple):
@@ -29,7 +29,8 @@ class RunClock:
     """Adds up what the main thread's time goes into; reads a clock and nothing else.
 
     data: the loop waits for the loader. communication: it waits for other ranks within a step.
-    save: training pauses for a save. validation: for held-out text, samples and tasks.
+    save: training pauses for a save. validation: for held-out text, samples and tasks. reload: the
+    state is read, before the first step.
     now: seconds. label: opens a range of a profiler around a purpose, none by default.
     """
 

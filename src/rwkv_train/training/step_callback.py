@@ -83,7 +83,8 @@ class StepCallback(pl.Callback):
         # which has a random state for each of the ranks that saved it.
         torch.manual_seed(self._config.train.random_seed + 1 + trainer.global_rank)
         if self._state is not None:
-            restore_state(trainer, pl_module, self._state)
+            with self._clock.spending("reload"):
+                restore_state(trainer, pl_module, self._state)
             self._detector.load_state_dict(self._state.get("guard", {}))
             # Emptied and not only forgotten, since others have the dictionary: three times the
             # model's size would stay mapped, and its file on the disk, for the whole run.

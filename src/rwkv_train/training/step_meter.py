@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,11 +14,18 @@ from rwkv_train.training.start.memory_limits import resident_bytes
 from rwkv_train.training.utilization import Utilization
 
 
+class StartSeconds(NamedTuple):
+    """The seconds that a start took, until its first step; and reading the state, of it."""
+
+    seconds: float
+    reload: float
+
+
 class StepMeter:
     """Takes the time of steps, from the first micro batch to the record.
 
     clock: counts what the time between goes into. run_began: when the program began, by
-    `time.perf_counter`.
+    `time.perf_counter`. reload_seconds: of reading the state, before there was a clock.
     """
 
     def __init__(
@@ -28,6 +35,7 @@ class StepMeter:
         clock: RunClock,
         utilization: Utilization,
         run_began: float,
+        reload_seconds: float,
     ) -> None:
         hardware = config.hardware
         self._tokens = length.tokens_per_step
@@ -36,13 +44,15 @@ class StepMeter:
         self._on_gpu = hardware.accelerator == "gpu"
         self._sees_communication = _sees_communication(hardware)
         self._run_began = run_began
+        self._reload_seconds = reload_seconds
         self._began: float | None = None
         self.seconds = 0.0
 
-    def start(self) -> float:
+    def start(self) -> StartSeconds:
         """Starts the clock; returns the seconds that the program took until here."""
+        reload = self._reload_seconds + self.clock.total("reload")
         self.clock.start()
-        return time.perf_counter() - self._run_began
+        return StartSeconds(time.perf_counter() - self._run_began, reload)
 
     def begin(self) -> None:
         """Begins the first step."""

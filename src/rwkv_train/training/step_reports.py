@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rwkv_train.config.run_length import RunLength
+from rwkv_train.goodput import goodput
+from rwkv_train.report.run_lives import LifeAccount
 from rwkv_train.training.bad_steps.step_veto import StepOutcome
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
@@ -13,6 +16,7 @@ from rwkv_train.training.reporting.records import (
     EmptyStepRecord,
     EndRecord,
     EpochRecord,
+    LivesRecord,
     RollbackRecord,
     StartRecord,
     StepRecord,
@@ -24,23 +28,32 @@ from rwkv_train.training.step_meter import StepMeter
 class StepReports:
     """Makes the records of a start, which begins with `first_step` steps done.
 
-    meter: measures what the figures of a step need.
+    meter: measures what the figures of a step need. account: of the run's time until this start.
     """
 
     def __init__(
-        self, length: RunLength, first_step: int, meter: StepMeter, reporters: Sequence[Reporter]
+        self,
+        length: RunLength,
+        first_step: int,
+        meter: StepMeter,
+        reporters: Sequence[Reporter],
+        account: LifeAccount,
     ) -> None:
         self._length = length
         self._first_epoch = first_step // length.epoch_steps
         self.meter = meter
         self.reporters = reporters
+        self._account = account
         self._last: StepRecord | None = None
 
     def begin(self, progress: Progress) -> None:
         """Tells that steps begin; the run's clock starts here."""
-        seconds = self.meter.start()
-        record = StartRecord(progress.step, self._tokens(progress.step), seconds)
+        started = self.meter.start()
+        self._account.begin_steps(started.seconds, started.reload)
+        record = StartRecord(progress.step, self._tokens(progress.step), started.seconds)
         notify(self.reporters, lambda reporter: reporter.on_start(record))
+        if self._account.lives > 1:
+            self._tell_lives()
 
     def step(
         self,
@@ -52,6 +65,8 @@ class StepReports:
     ) -> None:
         """Tells of a step that was taken and counted; rates: learning rate and weight decay."""
         lr, weight_decay = rates
+        figures = self.meter.figures()
+        self._account.add_step(figures)
         record = StepRecord(
             step=progress.step - 1,
             loss=outcome.loss,
@@ -60,8 +75,9 @@ class StepReports:
             grad_norm=outcome.grad_norm,
             tokens=self._tokens(progress.step),
             loop_share=loop_share,
+            goodput=goodput(self._account.seconds),
             grad_norms=grad_norms,
-            **self.meter.figures(),
+            **figures,
         )
         self._last = record
         notify(self.reporters, lambda reporter: reporter.on_step(record, progress))
@@ -108,12 +124,19 @@ class StepReports:
             spent.share("save"),
             spent.share("validation"),
         )
+        self._account.end_steps(asdict(record))
         notify(self.reporters, lambda reporter: reporter.on_end(record))
+        self._tell_lives()
 
     def close(self) -> None:
         """Ends all reports, once."""
         notify(self.reporters, lambda reporter: reporter.close())
         self.reporters = ()
+
+    def _tell_lives(self) -> None:
+        account = self._account
+        record = LivesRecord(account.lives, account.lost_steps, account.seconds)
+        notify(self.reporters, lambda reporter: reporter.on_lives(record))
 
     def _saved(self, path: str) -> None:
         notify(self.reporters, lambda reporter: reporter.on_save(path))

@@ -47,7 +47,7 @@ class ClusterWishes:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class IntervalOutcome:
     """A run that saves at an interval: expected by the formula, and simulated.
 
     name: of the interval, for people.
@@ -82,9 +82,9 @@ class ClusterPlan:
     pool: NodePool
     cycle: LifeCycle
     save: SaveCost
-    own: Outcome | None
-    best: Outcome | None
-    near: tuple[Outcome, ...]
+    own: IntervalOutcome | None
+    best: IntervalOutcome | None
+    near: tuple[IntervalOutcome, ...]
     changed: tuple[Changed, ...]
     down: float
     fewer: int | None
@@ -94,15 +94,15 @@ class ClusterPlan:
         """Tells whether the formula's recovery is the run's: on all machines, after one wait."""
         return self.pool.repair == 0 or (self.pool.spares == 0 and self.pool.working(1) is None)
 
-    def pace(self, outcome: Outcome) -> float:
+    def pace(self, outcome: IntervalOutcome) -> float:
         """Returns the share of the undisturbed speed that a run has on average.
 
         It is the goodput, where all machines compute; with fewer of them steps take longer.
         """
         run = outcome.simulated
         if self.formula_holds or run is None:
-            return outcome.interval.shares.training
-        return run.average("steps") * self.cycle.step / run.spent.total
+            return outcome.interval.goodput
+        return run.average("steps") * self.cycle.step / run.average("seconds")
 
     @property
     def makes_progress(self) -> bool:
@@ -111,7 +111,7 @@ class ClusterPlan:
         needed = cycle.recovery + self.down + cycle.save_pause + cycle.save_write
         return needed < cycle.between_failures
 
-    def seconds(self, outcome: Outcome) -> float | None:
+    def seconds(self, outcome: IntervalOutcome) -> float | None:
         """Returns the wall time of the whole run; None without an end, or without progress."""
         cost, pace = self.plan.cost, self.pace(outcome)
         return None if cost is None or pace <= 0 else cost.seconds / pace
@@ -150,8 +150,8 @@ def make_cluster_plan(plan: Plan, wishes: ClusterWishes) -> ClusterPlan:
         pool=pool,
         cycle=cycle,
         save=save,
-        own=None if own is None else Outcome("as given", own, run.at(own)),
-        best=None if best is None else Outcome("the best", best, run.at(best)),
+        own=None if own is None else IntervalOutcome("as given", own, run.at(own)),
+        best=None if best is None else IntervalOutcome("the best", best, run.at(best)),
         near=() if best is None else tuple(_near(cycle, best, down)),
         changed=tuple(_changed(plan, wishes, cycle, own_steps, down)),
         down=down,
@@ -194,10 +194,10 @@ def _own_interval(config: ResolvedConfig, step: float) -> int | None:
     return min(found, default=None)
 
 
-def _near(cycle: LifeCycle, best: Interval, down: float) -> Iterator[Outcome]:
+def _near(cycle: LifeCycle, best: Interval, down: float) -> Iterator[IntervalOutcome]:
     if best.steps > 1:
-        yield Outcome("half of that", _interval(cycle, best.steps // 2, down))
-    yield Outcome("twice that", _interval(cycle, 2 * best.steps, down))
+        yield IntervalOutcome("half of that", _interval(cycle, best.steps // 2, down))
+    yield IntervalOutcome("twice that", _interval(cycle, 2 * best.steps, down))
 
 
 def _changed(
@@ -219,7 +219,7 @@ def _changed(
         best = best_interval(other)
         if best is not None:
             best = _interval(other, best.steps, down)
-            at_own = 0.0 if own is None else expected_shares(other, own, down).training
+            at_own = 0.0 if own is None else _interval(other, own, down).goodput
             yield Changed(name, best, at_own)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from rwkv_train.planning.cluster.cluster_plan import ClusterPlan, Outcome
+from rwkv_train.planning.cluster.cluster_plan import ClusterPlan, IntervalOutcome
 from rwkv_train.planning.cluster.failure_simulation import Courses
 
 
@@ -32,7 +32,7 @@ def cluster_values(found: ClusterPlan) -> dict[str, Any]:
             {
                 "name": changed.name,
                 "best_steps": changed.best.steps,
-                "best_goodput": changed.best.shares.training,
+                "best_goodput": changed.best.goodput,
                 "own_goodput": changed.own_goodput,
             }
             for changed in found.changed
@@ -40,14 +40,14 @@ def cluster_values(found: ClusterPlan) -> dict[str, Any]:
     }
 
 
-def _outcome(found: ClusterPlan, outcome: Outcome | None) -> dict[str, Any] | None:
+def _outcome(found: ClusterPlan, outcome: IntervalOutcome | None) -> dict[str, Any] | None:
     if outcome is None:
         return None
     steps = outcome.interval.steps
     return {
         "steps": steps,
         "seconds": steps * found.cycle.whole_step,
-        "shares": outcome.interval.shares.parts(),
+        "shares": dict(outcome.interval.shares),
         "pace": found.pace(outcome),
         "run_seconds": found.seconds(outcome),
         "simulated": None if outcome.simulated is None else _courses(outcome.simulated),
@@ -55,12 +55,12 @@ def _outcome(found: ClusterPlan, outcome: Outcome | None) -> dict[str, Any] | No
 
 
 def _courses(found: Courses) -> dict[str, Any]:
-    names = ("steps", "failures", "restarts", "steps_lost", "finished")
+    names = ("seconds", "steps", "failures", "restarts", "steps_lost", "finished")
     low, high = found.range
     return {
         "runs": len(found.runs),
-        "spent": found.spent.parts(),
-        "goodput": found.spent.goodput,
+        "spent": found.spent,
+        "goodput": found.goodput,
         "lowest": low,
         "highest": high,
         **{name: found.average(name) for name in names},

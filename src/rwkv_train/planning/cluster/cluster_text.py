@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from rwkv_train.goodput import WallTime
 from rwkv_train.planning.amounts import decimal_bytes, duration, rounded, short_count
-from rwkv_train.planning.cluster.cluster_plan import ClusterPlan, Outcome
+from rwkv_train.planning.cluster.cluster_plan import ClusterPlan, IntervalOutcome
 from rwkv_train.planning.cluster.failure_simulation import Courses
 from rwkv_train.planning.text_table import text_table
 
@@ -61,7 +60,7 @@ def _intervals(found: ClusterPlan) -> list[str]:
     rows = [
         (
             f"{_every(found, outcome)}, {outcome.name}",
-            *(_percent(share) for share in _shares(outcome.interval.shares)),
+            *(_percent(outcome.interval.shares[part]) for part in _PARTS),
         )
         for outcome in named
         if outcome is not None
@@ -80,23 +79,19 @@ def _intervals(found: ClusterPlan) -> list[str]:
 def _flatness(found: ClusterPlan) -> str:
     """Returns a line on how flat the goodput is around its best."""
     assert found.best is not None, "asked for only where there is one"
-    best = found.best.interval.shares.training
-    lost = [best - outcome.interval.shares.training for outcome in found.near]
+    best = found.best.interval.goodput
+    lost = [best - outcome.interval.goodput for outcome in found.near]
     return (
         f"Half of the best interval costs {100 * lost[0]:.2g} points of goodput, twice of it "
         f"{100 * lost[-1]:.2g}."
     )
 
 
-def _shares(shares: WallTime) -> list[float]:
-    return [shares.parts()[name] for name in _PARTS]
-
-
 def _percent(share: float) -> str:
     return f"{share:.1%}" if share else "-"
 
 
-def _every(found: ClusterPlan, outcome: Outcome) -> str:
+def _every(found: ClusterPlan, outcome: IntervalOutcome) -> str:
     steps = outcome.interval.steps
     return f"{_many(steps, 'step')}, {duration(steps * found.cycle.whole_step)}"
 
@@ -114,15 +109,15 @@ def _simulations(found: ClusterPlan) -> list[str]:
 
 
 def _courses(name: str, found: Courses) -> list[str]:
-    spent, (low, high) = found.spent, found.range
+    (low, high), seconds = found.range, found.average("seconds")
     runs = "" if len(found.runs) == 1 else f" ({low:.1%} to {high:.1%} in {len(found.runs)} runs)"
     end = "" if all(run.finished for run in found.runs) else ", given up"
     failures, restarts = found.average("failures"), found.average("restarts")
     done, again = found.average("steps"), found.average("steps_lost")
-    down = spent.shares()["down"]
+    down = found.spent["down"] / seconds
     waits = f", {down:.1%} of the time waiting for machines" if down else ""
     return [
-        f"Simulated, {name}: goodput {spent.goodput:.1%}{runs} over {duration(spent.total)}{end};",
+        f"Simulated, {name}: goodput {found.goodput:.1%}{runs} over {duration(seconds)}{end};",
         f"  {rounded(failures)} failures, {rounded(restarts)} restarts, {rounded(again)} of "
         f"{rounded(done)} steps done again{waits}",
     ]
@@ -133,7 +128,7 @@ def _changes(found: ClusterPlan) -> list[str]:
         (
             changed.name,
             duration(changed.best.steps * found.cycle.whole_step),
-            f"{changed.best.shares.training:.1%}",
+            f"{changed.best.goodput:.1%}",
             f"{changed.own_goodput:.1%}" if found.own else "-",
         )
         for changed in found.changed
@@ -156,13 +151,13 @@ def _verdict(found: ClusterPlan) -> list[str]:
             f"Of {nodes - 1:,} machines only {found.fewer:,} can keep the batch: it divides among "
             "no more."
         )
-    for outcome in dict.fromkeys((found.own, found.best)):
+    for outcome in (found.own, found.best):
         if outcome is not None:
             lines += _whole(found, outcome)
     return lines if len(lines) > 1 else []
 
 
-def _whole(found: ClusterPlan, outcome: Outcome) -> list[str]:
+def _whole(found: ClusterPlan, outcome: IntervalOutcome) -> list[str]:
     plan, pace = found.plan, found.pace(outcome)
     assert plan.tokens_per_second is not None, "a cluster is planned with a speed only"
     speed = f"{outcome.name}: {short_count(pace * plan.tokens_per_second)} tokens/s on average"

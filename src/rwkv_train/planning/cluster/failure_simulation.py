@@ -7,9 +7,10 @@ parts add up to the wall time exactly. Between saves steps are counted at once.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from rwkv_train.goodput import WallTime
+from rwkv_train.goodput import PARTS, goodput
 from rwkv_train.planning.cluster.life_cycle import LifeCycle
 from rwkv_train.planning.cluster.node_pool import Failures, NodePool
 
@@ -33,20 +34,25 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What came out.
+    """The course of a run.
 
-    spent: seconds of the wall time by part.  nanoseconds: the wall time on the simulation's own
-    clock.  steps: that are kept.  failures: of machines while the run computed or started.
-    steps_lost: that were done again; restarts: starts after the first.  finished: nothing is left.
+    spent: seconds of the wall time by part, as `rwkv_train.goodput` names them.  steps: kept.
+    failures: of machines while the run computed or started.  steps_lost: that were done again;
+    restarts: starts after the first.  finished: nothing is left.
     """
 
-    spent: WallTime
-    nanoseconds: int
+    spent: Mapping[str, float]
+    seconds: float
     steps: int
     failures: int
     steps_lost: int
     restarts: int
     finished: bool
+
+    @property
+    def goodput(self) -> float:
+        """The share of the wall time in which steps were made that the run kept."""
+        return goodput(self.spent) or 0.0
 
 
 class _InterruptionError(Exception):
@@ -60,15 +66,19 @@ class Courses:
     runs: tuple[Simulated, ...]
 
     @property
-    def spent(self) -> WallTime:
+    def spent(self) -> dict[str, float]:
         """Seconds by part of an average run."""
-        parts = [run.spent.parts() for run in self.runs]
-        return WallTime(**{name: self._mean([part[name] for part in parts]) for name in parts[0]})
+        return {part: self._mean([run.spent[part] for run in self.runs]) for part in PARTS}
+
+    @property
+    def goodput(self) -> float:
+        """The goodput of all runs together."""
+        return goodput(self.spent) or 0.0
 
     @property
     def range(self) -> tuple[float, float]:
         """The lowest and the highest goodput."""
-        found = [run.spent.goodput for run in self.runs]
+        found = [run.goodput for run in self.runs]
         return min(found), max(found)
 
     def average(self, name: str) -> float:
@@ -96,7 +106,7 @@ class _Run:
         }
         most = scenario.most_seconds
         self._most = None if most is None else round(_NS * most)
-        self._spent = {field.name: 0 for field in fields(WallTime)}
+        self._spent = dict.fromkeys(PARTS, 0)
         self._now = self._failed = self._lost = self._starts = 0
         # The step that training is at, the last one that is complete on disk, and the one that is
         # being written, with the time when it is complete.
@@ -119,11 +129,11 @@ class _Run:
             except _InterruptionError:
                 self._fall_back()
                 detected = False
-        spent = WallTime(**{name: ns / _NS for name, ns in self._spent.items()})
+        spent = {part: ns / _NS for part, ns in self._spent.items()}
         finished = self._durable >= self._scenario.steps
         assert sum(self._spent.values()) == self._now, "every ns belongs to a part"
         return Simulated(
-            *(spent, self._now, self._durable, self._failed, self._lost, self._starts - 1),
+            *(spent, self._now / _NS, self._durable, self._failed, self._lost, self._starts - 1),
             finished=finished,
         )
 

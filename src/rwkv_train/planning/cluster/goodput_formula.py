@@ -22,21 +22,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rwkv_train.goodput import WallTime
+from rwkv_train.goodput import no_seconds
 from rwkv_train.planning.cluster.life_cycle import LifeCycle
 
 
 class Interval(NamedTuple):
-    """Steps between saves, and the shares of the wall time that follow: their sum is 1."""
+    """Steps between saves, and the shares of the wall time that follow, by part: they add to 1."""
 
     steps: int
-    shares: WallTime
+    shares: Mapping[str, float]
+
+    @property
+    def goodput(self) -> float:
+        """The share in which steps are made that the run keeps."""
+        return self.shares["training"]
 
 
-def expected_shares(cycle: LifeCycle, steps: int, down: float = 0.0) -> WallTime:
+def expected_shares(cycle: LifeCycle, steps: int, down: float = 0.0) -> dict[str, float]:
     """Returns the shares of the wall time of a run that saves after every so many steps.
 
     down: seconds after every failure for which the run waits for a machine.
@@ -49,16 +54,17 @@ def expected_shares(cycle: LifeCycle, steps: int, down: float = 0.0) -> WallTime
     detect, waited, restart, reload = _phases(phases, rate)
     per_work = (up - up * paused) / cycle.whole_step
     training = up * kept * cycle.step / cycle.whole_step
-    return WallTime(
-        training=training,
-        lost=max(0.0, per_work * cycle.step - training),
-        restart=up * (detect + restart),
-        reload=up * reload,
-        save=up * paused,
-        data=per_work * cycle.data,
-        validation=per_work * cycle.validation,
-        down=up * waited,
-    )
+    return {
+        **no_seconds(),
+        "training": training,
+        "lost": max(0.0, per_work * cycle.step - training),
+        "restart": up * (detect + restart),
+        "reload": up * reload,
+        "save": up * paused,
+        "data": per_work * cycle.data,
+        "validation": per_work * cycle.validation,
+        "down": up * waited,
+    }
 
 
 def best_interval(cycle: LifeCycle) -> Interval | None:
@@ -69,7 +75,7 @@ def best_interval(cycle: LifeCycle) -> Interval | None:
     work = max(_best_work(cycle) / cycle.whole_step, least)
     tried = {max(1, round_(work)) for round_ in (math.floor, math.ceil)}
     found = [Interval(steps, expected_shares(cycle, steps)) for steps in sorted(tried)]
-    return max(found, key=lambda interval: interval.shares.training)
+    return max(found, key=lambda interval: interval.goodput)
 
 
 def young_interval(cycle: LifeCycle) -> float:

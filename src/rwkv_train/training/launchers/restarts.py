@@ -33,6 +33,22 @@ def forbid_restart(status: int, environment: Mapping[str, str]) -> None:
         os.kill(parent, signal.SIGTERM)
 
 
+def supervised_since(environment: Mapping[str, str]) -> float | None:
+    """Returns when the agent of torchrun began that has started this process.
+
+    In seconds since the epoch. None: there is none, or the system does not tell (Linux does).
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return None
+    try:
+        # Behind the name, which may hold anything: the twentieth field, in ticks since the boot.
+        fields = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/stat").read_text().partition("\nbtime ")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+    return int(boot) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
 def _would_restart(variables: Variables) -> bool:
     try:
         done = variables.number("TORCHELASTIC_RESTART_COUNT")

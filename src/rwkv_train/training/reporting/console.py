@@ -7,12 +7,14 @@ import sys
 
 from tqdm import tqdm
 
+from rwkv_train.goodput import goodput_line
 from rwkv_train.training.live.live_records import SampleRecord, TaskRecord
 from rwkv_train.training.progress import Progress
 from rwkv_train.training.reporting.records import (
     BadStepRecord,
     EmptyStepRecord,
     EpochRecord,
+    LivesRecord,
     RollbackRecord,
     StepRecord,
 )
@@ -171,6 +173,10 @@ class Console(Reporter):
     def on_save(self, path: str) -> None:
         """Prints a line that stays."""
         self._say(f"saved {path}")
+
+    def on_lives(self, record: LivesRecord) -> None:
+        """Prints goodput, and where the rest of the time went, on a line that stays."""
+        self._say(goodput_line(record.seconds, record.lives, record.lost_steps))
 
     def close(self) -> None:
         """Ends the bar; says how many empty steps there were when not all were named."""

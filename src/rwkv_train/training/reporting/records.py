@@ -45,7 +45,8 @@ class StepRecord:
     step counts from 0; loss is the mean over the step's global batch before the update; grad_norm
     is the global L2 norm before clipping; tokens were seen after the step; loop_share is the share
     of the step's time that was neither forward, backward, norm, update nor the gradients' release,
-    None where the host runs ahead of a card.
+    None where the host runs ahead of a card. goodput is the share of time that moved the model
+    forward, over the whole life of the run (`rwkv_train.goodput`), 0 to 1.
 
     seconds: since the step before, or since the start: with pauses, which tokens_per_second leaves
     out. The shares after it are parts of these seconds, and what is left of 1 is training:
@@ -65,6 +66,7 @@ class StepRecord:
     tokens: int
     tokens_per_second: float
     loop_share: float | None
+    goodput: float | None = None
     seconds: float = 0.0
     data_share: float = 0.0
     communication_share: float | None = None
@@ -122,6 +124,18 @@ class RollbackRecord:
     rollback: str
     left_out: list[int]
     tokens: int
+
+
+@dataclass(frozen=True)
+class LivesRecord:
+    """The time of a run by what it went into, over all of its lives until here.
+
+    lost_steps: trained and done again. seconds: by part, as `rwkv_train.goodput` names them.
+    """
+
+    lives: int
+    lost_steps: int
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)

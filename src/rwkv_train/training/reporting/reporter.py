@@ -13,6 +13,7 @@ from rwkv_train.training.reporting.records import (
     EmptyStepRecord,
     EndRecord,
     EpochRecord,
+    LivesRecord,
     RollbackRecord,
     StartRecord,
     StepRecord,
@@ -61,6 +62,9 @@ class Reporter:
 
     def on_end(self, record: EndRecord) -> None:
         """Receives what came behind the last step of a run that ends by itself."""
+
+    def on_lives(self, record: LivesRecord) -> None:
+        """Receives the run's time so far, when a start resumes it and when one ends by itself."""
 
     def close(self) -> None:
         """Ends the reports; called after an error too."""

@@ -14,8 +14,10 @@ from rwkv_train.config.run_length import RunLength
 from rwkv_train.data.tokenize.characters import VOCABULARY
 from rwkv_train.data.tokenize.tokenizer_files import write_record
 from rwkv_train.files import remove_partial_files, write_atomically
+from rwkv_train.report.run_lives import LIVES_FILE, LifeAccount
 from rwkv_train.report.run_records import METRICS_FILE, PLAN_FILE, STARTS_FILE
 from rwkv_train.training.reporting.console import Console
+from rwkv_train.training.reporting.lives_file import LivesFile
 from rwkv_train.training.reporting.metrics_file import MetricsFile
 from rwkv_train.training.reporting.plot import LossPlot
 from rwkv_train.training.reporting.report_file import ReportFile
@@ -31,12 +33,16 @@ Opened = TypeVar("Opened")
 
 
 def begin_reporting(
-    prepared: Prepared, length: RunLength, step: int, deepspeed: dict[str, Any] | None
+    prepared: Prepared,
+    length: RunLength,
+    step: int,
+    deepspeed: dict[str, Any] | None,
+    account: LifeAccount,
 ) -> list[Reporter]:
     """Clears up after a killed run, writes what describes this one, and returns its reporters.
 
-    step: at which the run starts. deepspeed: the engine's settings, for the log. What cannot be
-    written is named in a line each, and the run does without.
+    step: at which the run starts. deepspeed: the engine's settings, for the log. account: of the
+    run's time. What cannot be written is named in a line each, and the run does without.
     """
     config, samples = prepared.config, prepared.samples.training
     folder = Path(config.train.proj_dir)
@@ -55,7 +61,10 @@ def begin_reporting(
         prepared.lineage["run"], prepared.point, step, step * length.tokens_per_step
     )
     _attempt(folder / STARTS_FILE, lambda: append_start(folder, record))
-    return _open_logs(config, folder, length, step, deepspeed)
+    # Before the records of what is done again are dropped: their time is lost, and must be told.
+    lives = _attempt(folder / LIVES_FILE, lambda: LivesFile(folder, account))
+    logs = _open_logs(config, folder, length, step, deepspeed)
+    return [*([lives] if lives else []), *logs]
 
 
 def _open_logs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from rwkv_train.training.start.fingerprint import require_agreement, run_fingerp
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
 from rwkv_train.training.start.memory_forecast import MemoryForecast
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
-from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
+from rwkv_train.training.start.resume_point import Fresh, FromState, ResumePoint, find_resume_point
 from rwkv_train.training.start.run_identity import run_id
 from rwkv_train.training.start.run_lock import RunLock
 from rwkv_train.training.start.shared_start import find_shared_start
@@ -40,6 +41,7 @@ class Prepared:
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
     that serve. lineage: what states tell of run and data. tokenizer: of the data, None: not known.
     live: what the model is asked while it trains. memory: what the run is predicted to take.
+    reload_seconds: that finding and reading the state took.
     """
 
     config: ResolvedConfig
@@ -53,6 +55,7 @@ class Prepared:
     tokenizer: TokenizerRecord | None
     live: LivePlan
     memory: MemoryForecast
+    reload_seconds: float
 
 
 def prepare_run(
@@ -67,7 +70,9 @@ def prepare_run(
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
+    began = time.perf_counter()
     point = find_shared_start(given.train, ranks, received)
+    reload_seconds = time.perf_counter() - began
     discovered, opened = discover(given, point)
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
@@ -110,5 +115,16 @@ def prepare_run(
     prepare_extensions(config.hardware)
     saved = for_saving(config, given)
     return Prepared(
-        config, saved, point, samples, derived, lock, operators, lineage, tokenizer, live, memory
+        config,
+        saved,
+        point,
+        samples,
+        derived,
+        lock,
+        operators,
+        lineage,
+        tokenizer,
+        live,
+        memory,
+        reload_seconds if isinstance(point, FromState) else 0.0,
     )

@@ -58,6 +58,7 @@ class RunLock:
         self._descriptor: int | None = None
         self._first_sight: _Sight | None = None
         self._fault: TrainingError | None = None
+        self._left_at: float | None = None
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
 
@@ -132,6 +133,14 @@ class RunLock:
                 "file was removed; nothing more is written there"
             )
 
+    @property
+    def left_at(self) -> float | None:
+        """The last sign of life of a run that was taken over, in seconds since the epoch.
+
+        By the clock of whoever keeps the file; None: the run before gave the folder back.
+        """
+        return self._left_at
+
     def fault(self) -> TrainingError | None:
         """Tells why the run has to stop; None: at the last sign of life the folder was its own."""
         return self._fault
@@ -197,6 +206,7 @@ class RunLock:
             )
             # While the old file is locked, so that no other run of this machine does the same.
             partial.replace(self._path)
+            self._left_at = found.st_mtime
         finally:
             os.close(descriptor)
         if owner.boot != boot_id():

@@ -1,0 +1,64 @@
+"""proj_dir/lives.jsonl: where the wall time of a run goes, over all of its lives."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from rwkv_train.report.run_lives import LIVES_FILE, LifeAccount, StartFacts, begin_life
+from rwkv_train.training.progress import Progress
+from rwkv_train.training.reporting.records import EndRecord, StartRecord, StepRecord
+from rwkv_train.training.reporting.reporter import Reporter, warn_lost
+
+
+def open_account(folder: Path, facts: StartFacts) -> LifeAccount:
+    """Returns the account of a folder's run up to a start with these facts.
+
+    One that begins here, after a line on why, where the records before cannot be read.
+    """
+    try:
+        return begin_life(folder, facts)
+    # Goodput is no reason to refuse a run.
+    except OSError as error:
+        warn_lost(LIVES_FILE, error)
+        return LifeAccount(facts.began, facts.began, lives=1)
+
+
+class LivesFile(Reporter):
+    """Appends a line when a life begins, before its first step, and when it ends."""
+
+    def __init__(self, folder: Path, account: LifeAccount) -> None:
+        self._path = folder / LIVES_FILE
+        self._account = account
+        self._tokens = account.tokens
+        self._ended = False
+        self._write("start")
+
+    def on_start(self, record: StartRecord) -> None:
+        """Writes what the start took."""
+        self._write("steps")
+
+    def on_step(self, record: StepRecord, progress: Progress) -> None:
+        """Keeps how far its steps have come, whose records tell the rest."""
+        self._tokens = record.tokens
+
+    def on_end(self, record: EndRecord) -> None:
+        """Writes what came behind the last step."""
+        self._ended, self._tokens = True, record.tokens
+        self._write("end")
+
+    def close(self) -> None:
+        """Writes when a life ended that something has ended, if it did not end by itself."""
+        if self._ended:
+            return
+        part = "lost" if self._account.stepping else "restart"
+        self._account.spend(part, time.time() - self._account.until)
+        self._account.stepping = False
+        self._write("left")
+
+    def _write(self, event: str) -> None:
+        line = json.dumps(self._account.line(event, self._tokens)) + "\n"
+        # A few times a life: not worth an open file.
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
