@@ -30,7 +30,7 @@ _PATIENCE = 20
 
 @dataclass(frozen=True)
 class ClusterWishes:
-    """What the user says of the machines; times in seconds.
+    """The machines as the user describes them; times in seconds.
 
     mttf: of one machine; infinite: none fails.  repair: until a broken one is back; 0: at once.
     least: machines with which the run goes on; None: it waits for all.
@@ -60,7 +60,7 @@ class IntervalOutcome:
 
 @dataclass(frozen=True)
 class Changed:
-    """What another machine would give: its best interval, and the goodput at the run's own."""
+    """Other machines: the best interval on them, and the goodput at the run's own."""
 
     name: str
     best: Interval

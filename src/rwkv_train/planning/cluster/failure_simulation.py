@@ -133,7 +133,14 @@ class _Run:
         finished = self._durable >= self._scenario.steps
         assert sum(self._spent.values()) == self._now, "every ns belongs to a part"
         return Simulated(
-            *(spent, self._now / _NS, self._durable, self._failed, self._lost, self._starts - 1),
+            *(
+                spent,
+                self._now / _NS,
+                self._durable,
+                self._failed,
+                self._lost,
+                max(0, self._starts - 1),
+            ),
             finished=finished,
         )
 

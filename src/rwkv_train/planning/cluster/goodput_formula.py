@@ -88,9 +88,9 @@ def _best_work(cycle: LifeCycle) -> float:
     rate = 1 / cycle.between_failures
     paused = rate * cycle.save_pause
     low, high = 0.0, 1.0
-    for _ in range(100):
+    for _ in range(50):
         middle = (low + high) / 2
-        # In logarithms, so that no power overflows where a save takes longer than machines last.
+        # In logarithms, so that no power overflows; fifty halves leave 1 - t above 0.
         if middle + paused + math.log1p(-middle) > 0:
             low = middle
         else:

@@ -41,7 +41,7 @@ class LifeCycle:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where states are written.
+    """The disks that states are written to.
 
     disk: bytes/s of one node, to its disk or its way to the storage; shared: of what all nodes
     write to together; None: it keeps up with all of them.
@@ -58,7 +58,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class SaveCost:
-    """What a state takes that every rank writes its part of.
+    """The cost of saving and reading a state.
 
     size: bytes of all parts; shard: of one rank's.  pause: seconds of copying the shard out of the
     card; write: of writing it beside training; reload: of reading it, and copying it back.
