@@ -92,13 +92,22 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the step: those of the card or of the host, whichever are more."""
-        return max(self._passes, self.host) + self.optimizer + self.links + self.context
+        """Seconds of the step; its passes take those of the card or of the host, if more."""
+        return max(self._passes, self.host) + self._behind
+
+    @property
+    def device(self) -> float:
+        """Seconds on the card, kernels one after the other."""
+        return self._passes + self._behind
 
     @property
     def waits_for_host(self) -> bool:
         """Tells whether the host needs longer to launch the passes than the card to run them."""
         return self.host > self._passes
+
+    @property
+    def _behind(self) -> float:
+        return self.optimizer + self.links + self.context
 
     @property
     def _passes(self) -> float:

@@ -216,7 +216,6 @@ class _Run:
         self._spent["save"] += count * pause
         self._now += count * (work + pause)
         self._step += count * every
-        self._durable = self._step - every
         self._writing = (self._step, self._now + cycle["save_write"])
 
     def _add_work(self, steps: int, whole: int) -> None:
