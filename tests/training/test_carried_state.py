@@ -42,7 +42,7 @@ def values_of(state: ModelState | None) -> list[float]:
 
 
 def after_first_window(*micro_batches: tuple[int, ...], parts: int = 1) -> CarriedStates:
-    carried = CarriedStates(CTX_LEN)
+    carried = CarriedStates(CTX_LEN, WINDOW)
     carried.begin_step()
     for numbers in micro_batches:
         assert carried.load(batch(*numbers)) is None
@@ -57,7 +57,7 @@ def test_a_row_begins_without_a_state_and_goes_on_with_that_of_its_window_before
 
 
 def test_a_stored_state_is_a_copy_without_a_gradient():
-    carried, value = CarriedStates(CTX_LEN), torch.ones(1, 2, requires_grad=True)
+    carried, value = CarriedStates(CTX_LEN, WINDOW), torch.ones(1, 2, requires_grad=True)
     moving = value * 2
     carried.store(batch(1), (LayerState(moving, moving[..., None], moving),))
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_a_bad_step_leaves_no_trace_in_the_states():
     carried.begin_step()
     assert values_of(carried.load(batch(1, 2, position=8))) == [5, 6]
     # within rows it is the state that the bad window began with
-    rows = CarriedStates(4 * WINDOW)
+    rows = CarriedStates(4 * WINDOW, WINDOW)
     rows.store(batch(1), state_of(7))
     rows.begin_step()
     rows.load(batch(1, position=4))
@@ -99,7 +99,7 @@ def test_a_bad_step_leaves_no_trace_in_the_states():
 
 
 def test_a_bad_first_window_leaves_the_empty_state_of_rwkv4():
-    carried = CarriedStates(CTX_LEN)
+    carried = CarriedStates(CTX_LEN, WINDOW)
     carried.store(batch(1, 2), state_of(1.5, torch.nan, parts=3))
     carried.skip_step()
     for layer in carried.load(batch(1, 2, position=4)):
@@ -116,7 +116,7 @@ def test_a_bad_first_window_leaves_the_empty_state_of_rwkv4():
 def test_a_resumed_run_may_have_other_micro_batches(split, parts):
     saved = after_first_window((1, 2), (3, 4), parts=parts).capture(ALONE)
     assert saved["position"] == 4 and sorted(saved["states"]) == [1, 2, 3, 4]
-    resumed = CarriedStates(CTX_LEN)
+    resumed = CarriedStates(CTX_LEN, WINDOW)
     resumed.restore(saved, range(1, 5), 4)
     # a save before the first step hands on what was restored
     assert resumed.capture(ALONE) == {**saved, "states": dict(saved["states"])}
@@ -137,4 +137,4 @@ def test_saved_rows_do_not_share_memory():
 def test_a_state_of_another_place_is_refused(samples, position, lacks):
     saved = after_first_window((1, 2)).capture(ALONE)
     with pytest.raises(CheckpointError, match=f"lacks the carried state of {lacks}"):
-        CarriedStates(CTX_LEN).restore(saved, samples, position)
+        CarriedStates(CTX_LEN, WINDOW).restore(saved, samples, position)

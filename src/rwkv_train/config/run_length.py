@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedHardware, ResolvedTrain
 from rwkv_train.config.schema import RunConfig, TrainConfig
+from rwkv_train.config.token_columns import most_tokens
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,12 @@ def total_steps(config: ResolvedConfig) -> int | None:
 def window_len(config: RunConfig) -> int:
     """Returns the tokens of a row that one optimizer step reads."""
     return _window_len(config.train, config.data.ctx_len)
+
+
+def own_window_len(config: RunConfig) -> int:
+    """Returns the tokens of a window that a process holds, of those that share it the most."""
+    ranks = config.hardware.context_parallel
+    return most_tokens(window_len(config), ranks, config.train.chunk_len)
 
 
 def windows_per_row(config: RunConfig) -> int:

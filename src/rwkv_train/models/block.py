@@ -60,8 +60,9 @@ class Block(nn.Module):
         before, ffn_last = token_before(self.ln2, residual, ffn_shift, ranks, with_state)
         residual, ffn_shift = self.ffn(self.ln2, residual, before, reset)
         # Of several ranks the last one's token is the row's.
-        shifts = (att_shift, ffn_shift) if ranks is None else (att_last, ffn_last)
-        state_after = LayerState(shifts[0], wkv, shifts[1]) if with_state else None
+        att_shift = att_shift if att_last is None else att_last
+        ffn_shift = ffn_shift if ffn_last is None else ffn_last
+        state_after = LayerState(att_shift, wkv, ffn_shift) if with_state else None
         return self._dropped(residual), carry, state_after
 
     def _dropped(self, residual: Residual) -> Residual:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol
 
 import torch
-from torch import Tensor
 
 from rwkv_train.models.token_ranks import TokenRanks
 from rwkv_train.ops.pieces.algebra import Piece, StateT, fold, from_adjoint, to_adjoint
@@ -90,7 +89,7 @@ class _Gathered(Generic[StateT]):
         total: Any = None
         if of_row is not None and row is not None:
             # Every rank may have used its copy of the state.
-            total = to_adjoint(unpack_state(sum(m[1] for m in told), row), row)
+            total = to_adjoint(unpack_state(torch.stack([m[1] for m in told]).sum(0), row), row)
         behind = [
             piece.adjoint(unpack_state(m[0], local))
             for piece, m in zip(self.later, told[ranks.rank + 1 :])
@@ -144,12 +143,7 @@ def gradient_after(
 
     The rest as `WayBack.gradient`.
     """
-    found: Any = crossing.way_back.gradient(ranks, local, of_row, crossing.row)
+    found = crossing.way_back.gradient(ranks, local, of_row, crossing.row)
     if found is not None:
         return from_adjoint(found, final)
-    zeros: Any = (
-        torch.zeros_like(final)
-        if isinstance(final, Tensor)
-        else tuple(torch.zeros_like(part) for part in final)
-    )
-    return zeros
+    return unpack_state(torch.zeros_like(pack_state(final)), final)

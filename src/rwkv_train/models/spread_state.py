@@ -99,7 +99,7 @@ def spread(operator: Operator, ranks: TokenRanks | None, with_state: bool) -> Op
 def _over_ranks(
     operator: Operator,
     ranks: TokenRanks,
-    with_state: bool,
+    wants_row: bool,
     *positional: Any,
     backend: str,
     reset: Tensor | None = None,
@@ -115,7 +115,7 @@ def _over_ranks(
     def tell() -> Crossing[Any]:
         read = [given[name] for name in forms.piece_reads]
         own = forms.piece(*read, **based, backend=backend, reset=reset)
-        return cross(ranks, own, _mapped(torch.Tensor.detach, start), with_state)
+        return cross(ranks, own, _mapped(torch.Tensor.detach, start), wants_row)
 
     crossing = ranks.once(tell)
     entering = _entering(ranks, start, crossing.entering)
@@ -169,7 +169,9 @@ class _Attach(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gy: Tensor, *grow: Tensor) -> tuple[Any, ...]:
         local: _Local = ctx.local
-        saved, final = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        # Once: activation checkpointing lets nobody unpack them twice.
+        tensors = ctx.saved_tensors
+        saved, final = tensors[: ctx.count], tensors[ctx.count :]
         # RWKV-4's state is three tensors, that of the others one.
         state, of_row = (part[0] if len(part) == 1 else part or None for part in (final, grow))
         gradient = gradient_after(

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedModel
-from rwkv_train.config.run_length import window_len
+from rwkv_train.config.run_length import own_window_len
 from rwkv_train.config.schema import listed
 from rwkv_train.planning.parameter_table import ParameterKind, TensorShape, tensor_shapes
 
@@ -111,7 +111,7 @@ def flops_per_token(config: ResolvedConfig) -> FlopsPerToken:
     Raises ConfigError for a version whose tensors are not listed.
     """
     model = config.model
-    chunked = config.train.chunk_len is not None and config.train.chunk_len < window_len(config)
+    chunked = config.train.chunk_len is not None and config.train.chunk_len < own_window_len(config)
     times = (int(chunked) + int(config.train.grad_cp), int(chunked))
     parts: dict[str, Passes] = {}
 
@@ -196,7 +196,7 @@ def _adapters(config: ResolvedConfig, tensor: TensorShape, times: int) -> Iterat
     # PiSSA's start is subtracted by a second pair next to the first.
     rank = adapter.lora_r * (2 if adapter.lora_init == "pissa" else 1)
     # DoRA multiplies the pair once a pass, for the length of every row.
-    tokens = config.train.micro_bsz * window_len(config)
+    tokens = config.train.micro_bsz * own_window_len(config)
     lengths = 2 * rank * out * width // tokens if adapter.lora_dora else 0
     spares = _ends_block(config, tensor) and not adapter.lora_dora
     for count, first in ((tensor.copies - 1, False), (1, True)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.run_length import window_len
+from rwkv_train.config.run_length import own_window_len
 from rwkv_train.planning.parameter_table import layer_state
 
 _INT64 = 8
@@ -31,11 +31,15 @@ class PassSizes:
 def pass_sizes(config: ResolvedConfig) -> PassSizes:
     """Returns the sizes of a pass."""
     train = config.train
-    window = window_len(config)
+    window = own_window_len(config)
     piece = min(window, train.chunk_len or window)
     chunks = -(-window // piece)
     state = train.micro_bsz * state_bytes(config)
     kept = chunks * state if chunks > 1 else 0
+    sharing = config.hardware.context_parallel
+    if sharing > 1:
+        # The state before the own piece, and the pieces behind: contribution and transition.
+        kept += chunks * state * (2 * sharing - 1)
     if train.bptt_chunks is not None:
         # After the window and, until the step is known to be good, before it.
         kept += 2 * train.accumulate_grad_batches * state

@@ -52,6 +52,7 @@ def _run(plan: Plan) -> dict[str, Any]:
         "micro_bsz": train.micro_bsz,
         "accumulate_grad_batches": train.accumulate_grad_batches,
         "devices": plan.devices,
+        "context_parallel": hardware.context_parallel,
         "strategy": hardware.strategy,
         "precision": hardware.precision,
         "autocast": hardware.autocast,

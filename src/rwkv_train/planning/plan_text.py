@@ -82,6 +82,11 @@ def _run(plan: Plan) -> list[str]:
     passes = train.accumulate_grad_batches
     times = f" x {passes} passes" if passes > 1 else ""
     places = f" x {plan.devices} devices" if plan.devices > 1 else ""
+    if hardware.context_parallel > 1:
+        places = (
+            f" x {plan.devices // hardware.context_parallel} groups of"
+            f" {hardware.context_parallel} devices that share every sample"
+        )
     return [
         f"RWKV-{model.rwkv_version}, {model.n_layer} layers, width {model.n_embd}{heads}, channel "
         f"mix {model.dim_ffn}, vocabulary {model.vocab_size}{learns}",

@@ -15,8 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.run_length import tokens_per_step, window_len
-from rwkv_train.config.token_columns import most_tokens
+from rwkv_train.config.run_length import own_window_len, tokens_per_step
 from rwkv_train.planning.cards import Card
 from rwkv_train.planning.context_traffic import EXTRA_CALLS
 from rwkv_train.planning.flops import WKV, flops_per_token
@@ -150,7 +149,7 @@ class _Step:
         self._network = network_of(config, card)
         self._copy = card.bandwidth * COPY_SHARE
         # Those of the card that has the most of every sample.
-        row = most_tokens(window_len(config), hardware.context_parallel, train.chunk_len)
+        row = own_window_len(config)
         self._tokens = train.micro_bsz * train.accumulate_grad_batches * row
         self._flops = flops_per_token(config)
         self._bytes = 2 if hardware.precision in ("bf16", "fp16") else 4

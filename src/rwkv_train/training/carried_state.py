@@ -31,10 +31,14 @@ class CarriedStates:
     """States of this process's samples, each after the part of its row that was read.
 
     ctx_len: length of the rows; after the last window of a row nothing is carried.
+    window_len: tokens of a row in a step, of which this process may hold a part.
+    copies: processes, one behind the other, that share rows and have equal states.
     """
 
-    def __init__(self, ctx_len: int) -> None:
+    def __init__(self, ctx_len: int, window_len: int, copies: int = 1) -> None:
         self._ctx_len = ctx_len
+        self._window_len = window_len
+        self._copies = copies
         # by the sample numbers of a micro batch: tokens read of its rows, and the state after them
         self._states: dict[tuple[int, ...], tuple[int, ModelState]] = {}
         # what the current step began with, for `skip_step`
@@ -62,7 +66,7 @@ class CarriedStates:
 
     def continues_after(self, batch: Batch) -> bool:
         """Tells whether the rows of `batch` go on after it, so that its state is wanted."""
-        return _end(batch) < self._ctx_len
+        return self._end(batch) < self._ctx_len
 
     def store(self, batch: Batch, state: ModelState | None) -> None:
         """Keeps the state after `batch`, unless its rows end there."""
@@ -71,7 +75,7 @@ class CarriedStates:
             assert state is not None, "the state of rows that go on was asked for"
             # Detached: gradients end at the window, which is what truncates them. Copied: the
             # graph of this window would otherwise live on in what the state is a view of.
-            self._states[batch.numbers] = _end(batch), copy_state(detach_state(state))
+            self._states[batch.numbers] = self._end(batch), copy_state(detach_state(state))
 
     def begin_step(self) -> None:
         """Forgets what the last step began with: it was not skipped."""
@@ -102,6 +106,8 @@ class CarriedStates:
         for numbers, (end, state) in self._states.items():
             position = end
             own.update(zip(numbers, _split(state)))
+        if self._copies > 1 and strategy.global_rank % self._copies:
+            own = {}
         # Ranks have different samples, and only the one that writes needs them all.
         gathered = gather_to_rank_zero(strategy, own)
         return {
@@ -123,10 +129,9 @@ class CarriedStates:
             )
         self._restored = saved
 
-
-def _end(batch: Batch) -> int:
-    """Returns the number of its rows' tokens that are read with `batch` and before it."""
-    return batch.position + batch.tokens.shape[1]
+    def _end(self, batch: Batch) -> int:
+        """Returns the number of its rows' tokens that are read with `batch` and before it."""
+        return batch.position + self._window_len
 
 
 def _split(state: ModelState) -> list[SampleState]:

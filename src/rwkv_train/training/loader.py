@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import window_len, windows_per_row
+from rwkv_train.config.token_columns import token_columns
 from rwkv_train.data.samples.batch import Sample, collate, send_batches_by_value
 from rwkv_train.data.samples.bptt_windows import WindowDataset, WindowNumbers
+from rwkv_train.data.samples.column_dataset import ColumnDataset
 from rwkv_train.data.samples.sample_source import SampleSource
 from rwkv_train.data.sampling.sampler import SampleNumbers
 from rwkv_train.errors import DataError
@@ -81,7 +83,7 @@ class RunData(pl.LightningDataModule):
         super().__init__()
         self._clock = clock
         rows = FaultRecordingDataset(dataset, config.data.ctx_len)
-        self._dataset = WindowDataset(rows, window_len(config))
+        self._windows = WindowDataset(rows, window_len(config))
         self._config = config
         self._first_step = first_step
         self._steps = steps
@@ -94,19 +96,22 @@ class RunData(pl.LightningDataModule):
         """
         assert self.trainer is not None, "Lightning has attached it"
         train, workers = self._config.train, self._config.data.num_workers
+        # Processes that share samples read the same ones.
+        ranks = self._config.hardware.context_parallel
+        group, rank = divmod(self.trainer.global_rank, ranks)
         rows = SampleNumbers(
             0,
             0,
             train.micro_bsz,
             train.accumulate_grad_batches,
-            self.trainer.global_rank,
-            self.trainer.world_size,
+            group,
+            self.trainer.world_size // ranks,
         )
         windows = windows_per_row(self._config)
         # Before the workers are forked; spawned ones send as torch does, which is understood too.
         send_batches_by_value()
         loader = TimedLoader(
-            self._dataset,
+            self._samples(ranks, rank),
             batch_size=train.micro_bsz,
             sampler=WindowNumbers(rows, windows, self._first_step, self._steps),
             collate_fn=collate,
@@ -122,6 +127,14 @@ class RunData(pl.LightningDataModule):
         )
         loader.clock = self._clock
         return loader
+
+    def _samples(self, ranks: int, rank: int) -> Dataset[Sample]:
+        """Returns the windows, with several `ranks` the columns of `rank` in them."""
+        if ranks == 1:
+            return self._windows
+        length = window_len(self._config)
+        columns = token_columns(length, ranks, rank, self._config.train.chunk_len)
+        return ColumnDataset(self._windows, columns)
 
 
 def _begin_worker(worker: int) -> None:

@@ -16,6 +16,7 @@ from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import ParameterGroup
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.training.carried_state import CarriedStates
+from rwkv_train.training.distributed.context_group import ContextGroup
 from rwkv_train.training.distributed.rank_waits import count_wait_behind_backward
 from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.optim.gradient_kinds import GradientKinds
@@ -29,7 +30,8 @@ class TrainingModule(pl.LightningModule):
     """One micro batch forward to its loss; everything a run does around it is in callbacks.
 
     allows_step: receives the global gradient norm before clipping; False skips the step. clock: of
-    the run, which is told of waits for other ranks.
+    the run, which is told of waits for other ranks. window_len: tokens of a sample in a step, which
+    `ranks` share; None: they are all here.
     """
 
     def __init__(
@@ -41,8 +43,14 @@ class TrainingModule(pl.LightningModule):
         carried: CarriedStates,
         allows_step: Callable[[Tensor], bool],
         clock: RunClock,
+        window_len: int,
+        ranks: ContextGroup | None = None,
     ) -> None:
         super().__init__()
+        self._ranks = ranks
+        # By these all losses are divided, in pieces of any length: the mean over all processes is
+        # then that over all tokens.
+        self._positions = window_len if ranks is None else window_len / ranks.size
         self._clock = clock
         self.gradient_kinds = GradientKinds(groups, model.config)
         self._measures_kinds = False
@@ -72,10 +80,16 @@ class TrainingModule(pl.LightningModule):
         self._work.begin()
         loss, state = self.model.loss_and_state(
             batch.tokens,
-            Targets(batch.targets, batch.mask, batch.tokens.numel(), self._hardware.head_chunk),
+            Targets(
+                batch.targets,
+                batch.mask,
+                len(batch.numbers) * self._positions,
+                self._hardware.head_chunk,
+            ),
             state=self.carried.load(batch),
             reset=batch.reset,
             with_state=self.carried.continues_after(batch),
+            ranks=self._ranks,
         )
         self._work.end()
         self.carried.store(batch, state)
@@ -155,7 +169,7 @@ class TrainingModule(pl.LightningModule):
     def step_loss(self) -> Tensor:
         """Returns this rank's mean loss over the micro batches of the current step, on its device.
 
-        All micro batches have as many tokens, so that a mean of means is the step's.
+        All micro batches are divided by as many tokens, so that a mean of means is the step's.
         """
         return torch.stack([loss for loss, _ in self._micro_batches]).float().mean()
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.run_length import RunLength, run_length
+from rwkv_train.config.run_length import RunLength, run_length, window_len
 from rwkv_train.config.schema import listed
 from rwkv_train.config.versions import VERSIONS
 from rwkv_train.models.backbone import RWKV
@@ -25,6 +25,7 @@ from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.state_writer import StateWriter
+from rwkv_train.training.distributed.context_group import begin_context_group
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group, end_group
 from rwkv_train.training.distributed.ranks import Ranks
@@ -125,10 +126,18 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     meter = StepMeter(config, length, clock, utilization, began, prepared.reload_seconds)
     reports = StepReports(length, progress.step, meter, reporters, account)
     callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports)
-    module = TrainingModule(
-        model, groups, config.optim, config.hardware, carried, veto.allows, clock
-    )
     begin_group(ranks, config.hardware)
+    module = TrainingModule(
+        model,
+        groups,
+        config.optim,
+        config.hardware,
+        carried,
+        veto.allows,
+        clock,
+        window_len(config),
+        begin_context_group(config.hardware, ranks.step_seconds, clock),
+    )
     # All ranks have made their models.
     received.remove()
     trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.config.resolved import ResolvedConfig
+from rwkv_train.config.run_length import own_window_len
 from rwkv_train.data.samples.batch import Batch, Sample, collate
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.compiled_blocks import as_written
@@ -65,7 +66,8 @@ class Validator:
             self._sources,
             progress.step - 1,
             micro_bsz=config.train.micro_bsz,
-            chunk_len=config.train.chunk_len or config.data.ctx_len,
+            # Rows whole, one process each: not more at a time than it holds of them in training.
+            chunk_len=config.train.chunk_len or own_window_len(config),
             head_rows=config.hardware.head_chunk,
         )
         self._validated_step = progress.step

@@ -50,7 +50,8 @@ class Recovery:
         """
         assert outcome.fault is not None, "only a bad step is skipped"
         first, last = self._length.samples(step)
-        suspects = _suspects(gather_objects(trainer.strategy, module.micro_batches()))
+        found = gather_objects(trainer.strategy, module.micro_batches())
+        suspects = _suspects(found, self._config.hardware.context_parallel)
         if len(suspects) == last - first + 1:
             # The whole batch: `samples` says it already.
             suspects = []
@@ -156,12 +157,17 @@ class Recovery:
         return state
 
 
-def _suspects(ranks: list[list[tuple[float, tuple[int, ...]]]]) -> list[int]:
+def _suspects(ranks: list[list[tuple[float, tuple[int, ...]]]], sharing: int) -> list[int]:
     """Returns the samples of the micro batches whose loss is not finite.
 
     If all losses are finite, those of the largest: a spike, or gradients that overflowed.
+    sharing: ranks, one behind the other, that have parts of the same micro batches.
     """
-    micro_batches = [batch for rank in ranks for batch in rank]
+    micro_batches = [
+        (sum(loss for loss, _ in parts), parts[0][1])
+        for first in range(0, len(ranks), sharing)
+        for parts in zip(*ranks[first : first + sharing])
+    ]
     bad = [numbers for loss, numbers in micro_batches if not math.isfinite(loss)]
     if not bad:
         bad = [max(micro_batches, key=lambda batch: batch[0])[1]]

@@ -9,7 +9,13 @@ import torch
 
 from rwkv_train.config.machine_schema import SafetyConfig
 from rwkv_train.config.resolved import ResolvedConfig, ResolvedOptim
-from rwkv_train.config.run_length import RunLength, global_batch, window_len
+from rwkv_train.config.run_length import (
+    RunLength,
+    global_batch,
+    own_window_len,
+    readers,
+    window_len,
+)
 from rwkv_train.models.parameters import ParameterGroup
 
 
@@ -93,11 +99,11 @@ def _data(config: ResolvedConfig, tokens: int) -> str:
 
 
 def _batch(config: ResolvedConfig, length: RunLength) -> str:
-    hardware, train = config.hardware, config.train
+    train, sharing = config.train, config.hardware.context_parallel
     accumulated = train.accumulate_grad_batches
+    groups = f" groups of {sharing} processes" if sharing > 1 else ""
     return (
-        f"{global_batch(config)} samples ({hardware.num_nodes * hardware.devices} x "
-        f"{train.micro_bsz}"
+        f"{global_batch(config)} samples ({readers(config.hardware)}{groups} x {train.micro_bsz}"
         + (f" x {accumulated} accumulated" if accumulated > 1 else "")
         + f") = {length.tokens_per_step:,} tokens a step"
     )
@@ -137,15 +143,21 @@ def _group(group: ParameterGroup) -> str:
 def _chunks(config: ResolvedConfig) -> Iterator[str]:
     """Yields how rows are read piece by piece, and what that costs."""
     train, ctx_len = config.train, config.data.ctx_len
+    window, sharing = window_len(config), config.hardware.context_parallel
+    if sharing > 1:
+        yield (
+            f"context parallel: {window:,} tokens of a sample on {sharing} processes, "
+            f"{own_window_len(config):,} each, exact gradients"
+        )
     if train.chunk_len is None:
         return
-    window = window_len(config)
-    count = -(-window // train.chunk_len)
+    count = -(-own_window_len(config) // train.chunk_len)
     if count > 1:
         often, cost = ("three times", "5/3") if train.grad_cp else ("twice", "4/3")
+        size = train.chunk_len * sharing
         yield (
-            f"{window:,} tokens in {count} chunks of {train.chunk_len:,}, exact gradients; every "
-            f"chunk is computed forward {often}: about {cost} of the arithmetic"
+            f"{window:,} tokens in {count} chunks of {size:,}, exact gradients; every chunk is "
+            f"computed forward {often}: about {cost} of the arithmetic"
         )
     else:
         yield f"one of {window:,} tokens: nothing is recomputed"

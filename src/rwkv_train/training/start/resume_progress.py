@@ -40,7 +40,8 @@ def restore_carried(
 
     Raises CheckpointError when the training state lacks one that is needed.
     """
-    carried = CarriedStates(config.data.ctx_len)
+    copies = config.hardware.context_parallel
+    carried = CarriedStates(config.data.ctx_len, window_len(config), copies)
     if isinstance(point, FromState) and progress.step % length.windows:
         first, last = length.samples(progress.step)
         position = progress.step % length.windows * window_len(config)

@@ -1,0 +1,169 @@
+"""Ranks that share a row have, together, the loss and every gradient of one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rwkv_train.config.schema import AdapterConfig
+from rwkv_train.models.adapters import attach_adapters, learns
+from rwkv_train.models.backbone import RWKV
+from rwkv_train.models.state import detach_state
+from tests.models.thread_ranks import (
+    Learnt,
+    Row,
+    columns_of,
+    error,
+    learn_alone,
+    learn_together,
+    pieces,
+)
+from tests.models.tiny import VERSIONS, random_tokens, tiny_model
+
+T = 50
+EXACT = 1e-11
+every_version = pytest.mark.parametrize("version", VERSIONS)
+# Two, three and four ranks, pieces of one token among them.
+CUTS = {2: (0, 23, T), 3: (0, 5, 6, T), 4: (0, 13, 26, 39, T)}
+TRAINED = ("all", "lora", "states")
+
+
+def spread_model(version: str, trained: str = "all", **options) -> RWKV:
+    """Three layers of width 32 that remember: with fast decays no rank would miss another's state.
+
+    trained: as `--train_type`.
+    """
+    options = {"wkv_backend": "chunked", "train_states": trained == "states", **options}
+    heads = {} if version == "4" else {"head_size": 16}
+    model = tiny_model(version, options=options, n_layer=3, n_embd=32, **heads)
+    if trained == "lora":
+        attach_adapters(model, AdapterConfig(lora_r=4), ("att", "ffn"), seed=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("time_decay", "att.w0")):
+                parameter.sub_(5)
+            if name.endswith("lora_B"):
+                # At zero the other half would have no gradient.
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=_generator(4)))
+            parameter.requires_grad_(parameter.requires_grad and learns(name, trained))
+    return model.double()
+
+
+def rows(resets: bool = False, batch: int = 2) -> Row:
+    """Rows with weights; resets: at a border, two in a piece, and none in another row."""
+    tokens = random_tokens(batch, T + 1)
+    mask = torch.rand(batch, T, generator=_generator(5)).double()
+    # A whole piece that counts nothing is no reason to stay away from an exchange.
+    mask[:, 5:6] = 0
+    reset = None
+    if resets:
+        reset = torch.zeros(batch, T, dtype=torch.bool)
+        reset[0, [13, 23, 30, 33]] = True
+    return Row(tokens[:, :-1], tokens[:, 1:], mask, reset)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@every_version
+@pytest.mark.parametrize("trained", TRAINED)
+def test_ranks_learn_what_one_process_does(version: str, trained: str):
+    model = spread_model(version, trained)
+    # Resets and trained states exclude each other.
+    for resets in (False, True) if trained != "states" else (False,):
+        row = rows(resets)
+        expected = learn_alone(model, row)
+        assert all(gradient.abs().max() > 0 for gradient in expected.gradients.values())
+        for cuts in CUTS.values():
+            assert error(learn_together(model, row, pieces(*cuts)), expected) < EXACT
+
+
+@every_version
+def test_a_state_before_and_one_behind_all_pieces_are_every_ranks(version: str):
+    model, row = spread_model(version), rows(resets=True)
+    _, before = model.features(random_tokens(2, 9, seed=7))
+    row.state = detach_state(before)
+    expected = learn_alone(model, row, of_state=1.0)
+    for cuts in CUTS.values():
+        assert error(learn_together(model, row, pieces(*cuts), of_state=1.0), expected) < EXACT
+
+
+@every_version
+@pytest.mark.parametrize("trained", ["all", "states"])
+def test_superchunks_are_read_one_after_another(version: str, trained: str):
+    model = spread_model(version, trained)
+    row = rows(resets=trained == "all")
+    expected = learn_alone(model, row, of_state=1.0)
+    # The last superchunks have 2 and 5 tokens: pieces of 1 and 1, of 1, 2 and 2.
+    for ranks, chunk_len in ((2, 8), (3, 5)):
+        model.chunk_len = chunk_len
+        columns = columns_of(T, ranks, chunk_len)
+        found = learn_together(model, row, columns, of_state=1.0)
+        model.chunk_len = None
+        assert error(found, expected) < EXACT
+
+
+@every_version
+def test_blocks_that_are_recomputed_say_nothing_twice(version: str):
+    model, row = spread_model(version), rows(resets=True)
+    plain = learn_together(model, row, pieces(*CUTS[3]))
+    model.grad_cp = True
+    again = learn_together(model, row, pieces(*CUTS[3]))
+    assert again.calls == plain.calls
+    assert error(again, plain) < 1e-14
+
+
+@every_version
+def test_recomputed_blocks_within_superchunks_say_nothing_twice(version: str):
+    model, row = spread_model(version), rows(resets=True)
+    expected = learn_alone(model, row)
+    model.chunk_len = 8
+    columns = columns_of(T, 2, 8)
+    plain = learn_together(model, row, columns)
+    model.grad_cp = True
+    again = learn_together(model, row, columns)
+    # Three layers forward and backward with 3 exchanges each, of four superchunks; with a state
+    # that goes on there are the row's last tokens too, twice a layer and direction.
+    assert [len(calls) for calls in again.calls] == [4 * 3 * (5 + 5)] * 2
+    assert again.calls == plain.calls
+    assert error(again, expected) < EXACT
+
+
+@every_version
+def test_sixteen_ranks_scan(version: str):
+    model, row = spread_model(version), rows(resets=True)
+    _, before = model.features(random_tokens(2, 9, seed=7))
+    row.state = detach_state(before)
+    expected = learn_alone(model, row, of_state=1.0)
+    found = learn_together(model, row, columns_of(T, 16, None), of_state=1.0)
+    distances = [name for name, _ in found.calls[0] if name.startswith("pass on")]
+    # Borders go one rank on, pieces in the four rounds of a scan.
+    assert distances[:5] == ["pass on 1", "pass on 1", "pass on 2", "pass on 4", "pass on 8"]
+    assert error(found, expected) < EXACT
+
+
+@every_version
+def test_single_precision_is_as_good_as_one_process(version: str):
+    model = spread_model(version)
+    row = rows(resets=True)
+    exact = learn_alone(model, row)
+    single = model.float()
+    row.mask = row.mask.float()
+
+    def errors(found: Learnt) -> torch.Tensor:
+        """Of every parameter's gradient, relative to its norm."""
+        pairs = [(found.gradients[name], wanted) for name, wanted in exact.gradients.items()]
+        return torch.stack([(a.double() - b).norm() / b.norm() for a, b in pairs])
+
+    own = errors(learn_alone(single, row))
+    for cuts in CUTS.values():
+        found = errors(learn_together(single, row, pieces(*cuts)))
+        assert found.max() < 2 * own.max() + 3e-7
+        assert found.mean() < 2 * own.mean()
+
+
+@every_version
+def test_one_rank_alone_is_one_process(version: str):
+    model, row = spread_model(version), rows(resets=True)
+    assert error(learn_together(model, row, pieces(0, T)), learn_alone(model, row)) < 1e-13
