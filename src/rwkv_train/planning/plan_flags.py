@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rwkv_train.command_line import OneLineParser, invoked_name, perhaps
 from rwkv_train.config.command_line.argv import Argument, read_arguments, write_arguments
@@ -98,10 +98,8 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
     own_names = [action.dest for action in parser._actions if action.dest != "help"]
     own: list[Argument] = []
     others: list[Argument] = []
-    for argument in read_arguments(argv):
-        if argument.name in SYNONYMS:
-            others.append(_synonym(_checked(argument, own), others))
-        elif argument.name in own_names:
+    for argument in _one_name_each(read_arguments(argv)):
+        if argument.name in own_names:
             own.append(_checked(argument, own))
         else:
             _require_known(argument, own_names)
@@ -126,12 +124,22 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
     )
 
 
-def _synonym(argument: Argument, others: list[Argument]) -> Argument:
-    """Returns train.py's flag for a word of ours; raises ConfigError where that is given too."""
-    name = SYNONYMS[argument.name]
-    if any(other.name == name for other in others):
-        raise ConfigError(f"--{argument.name} and --{name} say the same; give one")
-    return argument._replace(name=name)
+def _one_name_each(arguments: Sequence[Argument]) -> Iterator[Argument]:
+    """Yields the arguments with train.py's names for our words of a cluster.
+
+    Raises ConfigError where one is given with the other, or without its value.
+    """
+    given = [argument.name for argument in arguments]
+    for argument in arguments:
+        name = SYNONYMS.get(argument.name)
+        if name is None:
+            yield argument
+            continue
+        if name in given:
+            raise ConfigError(f"--{argument.name} and --{name} say the same; give one")
+        if given.count(argument.name) > 1:
+            raise ConfigError(f"--{argument.name} is given twice; give it once")
+        yield _checked(argument, [])._replace(name=name)
 
 
 def _checked(argument: Argument, before: list[Argument]) -> Argument:

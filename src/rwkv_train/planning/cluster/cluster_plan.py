@@ -22,7 +22,7 @@ from rwkv_train.planning.cluster.node_pool import NodePool, RandomFailures, usab
 from rwkv_train.planning.plan import Plan
 
 # Failures that are simulated in all, by runs of which each lasts as long as it would, but not
-# longer than those failures take, or so many seconds.
+# longer than those failures take; where there are none, so many seconds.
 _SIMULATED_FAILURES, _SIMULATED_SECONDS, _MOST_RUNS = 1000, 30 * 86400.0, 100
 # Times the undisturbed length after which a simulated run is given up.
 _PATIENCE = 20
@@ -251,7 +251,7 @@ class _Simulation:
 
     def _simulated_steps(self) -> int:
         cycle = self._cycle
-        seconds = _SIMULATED_SECONDS
-        if not math.isinf(cycle.between_failures):
-            seconds = max(seconds, _SIMULATED_FAILURES * cycle.between_failures)
+        seconds = _SIMULATED_FAILURES * cycle.between_failures
+        if math.isinf(seconds):
+            seconds = _SIMULATED_SECONDS
         return max(1, math.ceil(min(self._steps, seconds / cycle.step)))

@@ -48,7 +48,7 @@ def _without_one(found: ClusterPlan) -> list[str]:
     if not pool.repair:
         return ["  a broken machine is replaced at once: --repair_minutes, --spare_nodes say else"]
     back = f"  a broken machine is back after {duration(pool.repair)}"
-    back += f"; {pool.spares} spare, and without those" if pool.spares else "; without it"
+    back += f"; {pool.spares} spare, then" if pool.spares else "; until then"
     on = pool.working(pool.spares + 1)
     if on is None:
         return [f"{back} the run waits (--spare_nodes, --min_nodes)"]
@@ -88,7 +88,8 @@ def _flatness(found: ClusterPlan) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.1%}" if share else "-"
+    # Less is the rounding of what is nothing.
+    return f"{share:.1%}" if share > 1e-12 else "-"
 
 
 def _every(found: ClusterPlan, outcome: IntervalOutcome) -> str:
@@ -115,7 +116,7 @@ def _courses(name: str, found: Courses) -> list[str]:
     failures, restarts = found.average("failures"), found.average("restarts")
     done, again = found.average("steps"), found.average("steps_lost")
     down = found.spent["down"] / seconds
-    waits = f", {down:.1%} of the time waiting for machines" if down else ""
+    waits = f", {down:.1%} waiting for machines" if down else ""
     return [
         f"Simulated, {name}: goodput {found.goodput:.1%}{runs} over {duration(seconds)}{end};",
         f"  {rounded(failures)} failures, {rounded(restarts)} restarts, {rounded(again)} of "
@@ -170,4 +171,4 @@ def _whole(found: ClusterPlan, outcome: IntervalOutcome) -> list[str]:
     hours = cost.devices * seconds / 3600
     money = "" if cost.price is None else f", {hours * cost.price:,.2f} at {cost.price:g} an hour"
     tokens = f"{short_count(cost.tokens)} tokens in {duration(seconds)}"
-    return [f"{speed}; {tokens}, {rounded(hours)} GPU-hours{money}"]
+    return [speed, f"  {tokens}, {rounded(hours)} GPU-hours{money}"]
