@@ -79,6 +79,16 @@ def test_the_best_interval_is_youngs_where_failures_are_rare_and_no_less_than_th
     assert written is not None and written.steps == 2000
 
 
+@pytest.mark.parametrize(("mean", "minutes"), [(24 * 60, 117), (6 * 60, 57), (15, 9.1)])
+def test_the_best_interval_is_the_one_that_daly_published(mean: float, minutes: float):
+    # A higher order estimate of the optimum checkpoint interval for restart dumps, figures 3 to 5:
+    # restart 10 minutes, dump 5; by a series that is cut off. Steps of a second.
+    cycle = LifeCycle(1.0, 300.0, 0.0, 0.0, 600.0, 0.0, 60.0 * mean)
+    best = best_interval(cycle)
+    assert best is not None
+    assert best.steps / 60 == pytest.approx(minutes, rel=0.01)
+
+
 def test_a_save_that_is_due_before_the_last_one_is_complete_waits_for_it():
     # 40 s of work, 5 s of pause, 400 s of writing: one save every 405 s.
     found = expected_shares(replace(CYCLE, save_write=400.0, between_failures=math.inf), 10)
