@@ -33,15 +33,25 @@ class LivesFile(Reporter):
         self._account = account
         self._tokens = account.tokens
         self._ended = False
-        self._write("start")
+        self._owed = ""
+        try:
+            self._write("start")
+        except OSError as error:
+            warn_lost(LIVES_FILE, error)
+            self.has_failed = True
 
     def on_start(self, record: StartRecord) -> None:
         """Writes what the start took."""
         self._write("steps")
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
-        """Keeps how far its steps have come, whose records tell the rest."""
+        """Keeps how far its steps have come, whose records tell the rest.
+
+        Writes what a full disk has not taken before.
+        """
         self._tokens = record.tokens
+        if self._owed:
+            self._write("steps")
 
     def on_end(self, record: EndRecord) -> None:
         """Writes what came behind the last step."""
@@ -58,7 +68,9 @@ class LivesFile(Reporter):
         self._write("left")
 
     def _write(self, event: str) -> None:
+        self._owed = event
         line = json.dumps(self._account.line(event, self._tokens)) + "\n"
         # A few times a life: not worth an open file.
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
+        self._owed = ""
