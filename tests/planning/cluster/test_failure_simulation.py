@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from rwkv_train.planning.cluster.failure_simulation import Courses, Scenario, Simulated, simulate
+from rwkv_train.planning.cluster.courses import Courses
+from rwkv_train.planning.cluster.failure_simulation import Scenario, Simulated, simulate
 from rwkv_train.planning.cluster.goodput_formula import expected_shares
 from rwkv_train.planning.cluster.life_cycle import LifeCycle
 from rwkv_train.planning.cluster.node_pool import (
@@ -125,6 +126,8 @@ def test_a_batch_keeps_its_size_on_counts_that_divide_it():
     # 1024 samples, eight cards a machine that each read samples of their own.
     assert usable_counts(1024, 128, 8) == (1, 2, 4, 8, 16, 32, 64, 128)
     assert usable_counts(96, 12, 4) == (1, 2, 3, 4, 6, 8, 12)
+    # Samples that sixteen cards share need two machines at a time.
+    assert usable_counts(6, 12, 8, 16) == (2, 4, 6, 12)
     pool = NodePool(12, least=3, usable=usable_counts(96, 12, 4))
     assert [pool.working(broken) for broken in (0, 1, 4, 5, 10)] == [12, 8, 8, 6, None]
     assert NodePool(12).working(1) is None and NodePool(12, spares=1).working(1) == 12

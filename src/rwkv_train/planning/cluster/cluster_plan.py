@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.config.run_length import global_batch, readers
+from rwkv_train.config.run_length import global_batch
 from rwkv_train.errors import ConfigError
-from rwkv_train.planning.cluster.failure_simulation import Courses, Scenario, simulate
+from rwkv_train.planning.cluster.courses import Courses, CourseSimulation
 from rwkv_train.planning.cluster.goodput_formula import Interval, best_interval, expected_shares
 from rwkv_train.planning.cluster.life_cycle import (
     LifeCycle,
@@ -18,14 +18,8 @@ from rwkv_train.planning.cluster.life_cycle import (
     gathered_save,
     sharded_save,
 )
-from rwkv_train.planning.cluster.node_pool import NodePool, RandomFailures, usable_counts
+from rwkv_train.planning.cluster.node_pool import NodePool, usable_counts
 from rwkv_train.planning.plan import Plan
-
-# Failures that are simulated in all, by runs of which each lasts as long as it would, but not
-# longer than those failures take; where there are none, so many seconds.
-_SIMULATED_FAILURES, _SIMULATED_SECONDS, _MOST_RUNS = 1000, 30 * 86400.0, 100
-# Times the undisturbed length after which a simulated run is given up.
-_PATIENCE = 20
 
 
 @dataclass(frozen=True)
@@ -135,15 +129,15 @@ def make_cluster_plan(plan: Plan, wishes: ClusterWishes) -> ClusterPlan:
     save = sharded_save(plan.files.state, nodes, hardware.devices, wishes.storage)
     step = plan.tokens_per_step / plan.tokens_per_second
     cycle = _cycle(step, save, wishes, nodes)
-    samples, groups = global_batch(config), max(1, readers(hardware) // nodes)
-    usable = usable_counts(samples, nodes, groups)
+    usable = usable_counts(global_batch(config), nodes, hardware.devices, hardware.context_parallel)
     pool = NodePool(nodes, wishes.spares, wishes.repair, wishes.least, usable)
     down = _wait(pool, cycle)
     own_steps = _own_interval(config, step)
     own = None if own_steps is None else _interval(cycle, own_steps, down)
     best = best_interval(cycle)
     best = None if best is None else _interval(cycle, best.steps, down)
-    run = _Simulation(plan, wishes, pool, cycle)
+    steps = None if plan.tokens is None else math.ceil(plan.tokens / plan.tokens_per_step)
+    run = CourseSimulation(cycle, pool, wishes.mttf, wishes.seed, steps)
     return ClusterPlan(
         plan=plan,
         wishes=wishes,
@@ -225,33 +219,3 @@ def _changed(
 
 def _with_save(cycle: LifeCycle, save: SaveCost) -> LifeCycle:
     return replace(cycle, save_pause=save.pause, save_write=save.write, reload=save.reload)
-
-
-class _Simulation:
-    """The run, simulated at one interval or another by the same failures."""
-
-    def __init__(self, plan: Plan, wishes: ClusterWishes, pool: NodePool, cycle: LifeCycle) -> None:
-        self._wishes, self._pool, self._cycle = wishes, pool, cycle
-        self._steps = math.inf
-        if plan.tokens is not None:
-            self._steps = math.ceil(plan.tokens / plan.tokens_per_step)
-
-    def at(self, interval: Interval) -> Courses:
-        """Returns how it goes: again and again, until many failures were seen."""
-        cycle, steps = self._cycle, self._simulated_steps()
-        most = _PATIENCE * steps * cycle.step
-        scenario = Scenario(cycle, self._pool, steps, interval.steps, most)
-        runs, failures = [], 0
-        for seed in range(self._wishes.seed, self._wishes.seed + _MOST_RUNS):
-            runs.append(simulate(scenario, RandomFailures(self._wishes.mttf, seed)))
-            failures += runs[-1].failures
-            if failures >= _SIMULATED_FAILURES or math.isinf(self._wishes.mttf):
-                break
-        return Courses(tuple(runs))
-
-    def _simulated_steps(self) -> int:
-        cycle = self._cycle
-        seconds = _SIMULATED_FAILURES * cycle.between_failures
-        if math.isinf(seconds):
-            seconds = _SIMULATED_SECONDS
-        return max(1, math.ceil(min(self._steps, seconds / cycle.step)))

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from rwkv_train.planning.cluster.cluster_plan import ClusterPlan, IntervalOutcome
-from rwkv_train.planning.cluster.failure_simulation import Courses
+from rwkv_train.planning.cluster.courses import Courses
 
 
 def cluster_values(found: ClusterPlan) -> dict[str, Any]:

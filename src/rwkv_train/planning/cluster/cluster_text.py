@@ -6,7 +6,7 @@ import math
 
 from rwkv_train.planning.amounts import decimal_bytes, duration, rounded, short_count
 from rwkv_train.planning.cluster.cluster_plan import ClusterPlan, IntervalOutcome
-from rwkv_train.planning.cluster.failure_simulation import Courses
+from rwkv_train.planning.cluster.courses import Courses
 from rwkv_train.planning.text_table import text_table
 
 _PARTS = ("training", "lost", "restart", "reload", "save", "down")

@@ -59,36 +59,6 @@ class _InterruptionError(Exception):
     """A machine has failed, or the simulation's time is over."""
 
 
-@dataclass(frozen=True)
-class Courses:
-    """Runs of one scenario whose machines failed at other times."""
-
-    runs: tuple[Simulated, ...]
-
-    @property
-    def spent(self) -> dict[str, float]:
-        """Seconds by part of an average run."""
-        return {part: self._mean([run.spent[part] for run in self.runs]) for part in PARTS}
-
-    @property
-    def goodput(self) -> float:
-        """The goodput of all runs together."""
-        return goodput(self.spent) or 0.0
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The lowest and the highest goodput."""
-        found = [run.goodput for run in self.runs]
-        return min(found), max(found)
-
-    def average(self, name: str) -> float:
-        """Returns the mean of a count, such as `failures` or `steps`."""
-        return self._mean([getattr(run, name) for run in self.runs])
-
-    def _mean(self, values: list[float]) -> float:
-        return sum(values) / len(self.runs)
-
-
 def simulate(scenario: Scenario, failures: Failures) -> Simulated:
     """Returns how a run goes whose machines fail at these times; the same for the same times."""
     return _Run(scenario, failures).to_the_end()

@@ -31,12 +31,16 @@ class NodePool:
         return counts[-1] if counts and counts[-1] >= least else None
 
 
-def usable_counts(samples: int, nodes: int, groups: int) -> tuple[int, ...]:
+def usable_counts(samples: int, nodes: int, cards: int, sharing: int = 1) -> tuple[int, ...]:
     """Returns the counts of machines, up to `nodes`, among which a global batch divides.
 
-    samples: of the batch.  groups: of a machine that read samples of their own.
+    samples: of the batch.  cards: of a machine; sharing: that read one sample together.
     """
-    return tuple(count for count in range(1, nodes + 1) if samples % (count * groups) == 0)
+    return tuple(
+        count
+        for count in range(1, nodes + 1)
+        if count * cards % sharing == 0 and samples % (count * cards // sharing) == 0
+    )
 
 
 class Failures(Protocol):
