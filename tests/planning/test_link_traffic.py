@@ -75,15 +75,15 @@ def test_messages_of_the_other_versions_are_as_large_as_was_derived():
 
 def test_a_layer_waits_for_an_exchange_and_two_borders_each_way():
     shape = ContextShape("7", 1, 768, 64)
-    # Eight ranks: 51.8 us and two borders of 12 us, twice; borders once more when repeated.
-    once = context_seconds(shape, NVLINK, 8, again=0)
-    assert once == pytest.approx(2 * (51.8 + 24) * US, rel=1e-3)
-    assert context_seconds(shape, NVLINK, 8, again=1) == pytest.approx(once + 24 * US)
-    # From sixteen on states are scanned: four rounds.
-    assert context_seconds(shape, NVLINK, 16, again=0) == pytest.approx(
-        2 * (4 * 23.97 + 24) * US, rel=1e-3
-    )
-    assert context_seconds(shape, NVLINK, 1, again=1) == 0
+    # Eight ranks: 51.8 us and two borders of 12 us, twice.
+    eight = context_seconds(shape, NVLINK, 8)
+    assert eight == pytest.approx(2 * (51.8 + 24) * US, rel=1e-3)
+    # Fifteen gather too, 14 steps of 3 + 1.97 us; sixteen scan in four rounds.
+    fifteen = context_seconds(shape, NVLINK, 15)
+    assert fifteen == pytest.approx(2 * (12 + 14 * 4.966 + 5 + 24) * US, rel=1e-3)
+    sixteen = context_seconds(shape, NVLINK, 16)
+    assert sixteen == pytest.approx(2 * (4 * 23.97 + 24) * US, rel=1e-3)
+    assert context_seconds(shape, NVLINK, 1) == 0
 
 
 def test_ranks_of_a_sample_use_the_links_of_a_node_until_they_leave_it():

@@ -23,6 +23,8 @@ from rwkv_train.planning.link_traffic import (
 _FP32 = 4
 # Assumed: seconds of a small kernel, which folds what was exchanged.
 _KERNEL = 5e-6
+# Ranks from which on the trainer scans states in rounds, instead of gathering them.
+_SCANNED_FROM = 16
 # Operator calls in which a layer forms P and Q, and the local gradient of its state, as forward
 # calls: of RWKV-7 two rows of a batch and one reversed; of RWKV-4 the last is a backward pass.
 EXTRA_CALLS = {"4": 3, "5": 2, "6": 2, "7": 3}
@@ -93,16 +95,15 @@ def exchange_seconds(shape: ContextShape, links: ContextLinks, ranks: int) -> di
     }
 
 
-def context_seconds(shape: ContextShape, links: ContextLinks, ranks: int, *, again: int) -> float:
+def context_seconds(shape: ContextShape, links: ContextLinks, ranks: int) -> float:
     """Returns what a layer waits for its neighbours in a forward and backward pass.
 
-    again: how often the forward pass is repeated; its exchange of states is kept, its border rows
-    are handed on anew.
+    A forward pass that is made again has kept what it was sent.
     """
     if ranks == 1:
         return 0.0
     hops = 2 * links.message
     exchange = exchange_seconds(shape, links, ranks)
     # The trainer folds gathered states of few ranks and scans those of many.
-    taken = exchange["gather"] if ranks <= 8 else exchange["scan"]
-    return 2 * (taken + hops) + again * hops
+    taken = exchange["gather" if ranks < _SCANNED_FROM else "scan"]
+    return 2 * (taken + hops)

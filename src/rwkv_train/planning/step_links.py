@@ -53,7 +53,7 @@ def strategy_wait(
     return max(0.0, passes * (gathered + sent) - passes_seconds)
 
 
-def context_wait(config: ResolvedConfig, network: Network, again: int) -> float:
+def context_wait(config: ResolvedConfig, network: Network) -> float:
     """Returns the seconds of a step in which ranks of a sample wait for one another's states."""
     ranks, train, model = config.hardware.context_parallel, config.train, config.model
     if ranks == 1:
@@ -61,5 +61,5 @@ def context_wait(config: ResolvedConfig, network: Network, again: int) -> float:
     window = window_len(config)
     pieces = 1 if train.chunk_len is None else -(-window // (ranks * train.chunk_len))
     shape = ContextShape(model.rwkv_version, train.micro_bsz, model.dim_att, model.head_size)
-    layer = context_seconds(shape, context_links(network, ranks), ranks, again=again)
+    layer = context_seconds(shape, context_links(network, ranks), ranks)
     return train.accumulate_grad_batches * model.n_layer * pieces * layer

@@ -179,7 +179,7 @@ class _Step:
             links=strategy_wait(
                 self._config, self._network, products + elementwise + wkv + head, again
             ),
-            context=context_wait(self._config, self._network, again),
+            context=context_wait(self._config, self._network),
             gaps=launches * GAP_SECONDS,
             host=launches * HOST_SECONDS,
             tokens=tokens_per_step(self._config),
