@@ -9,8 +9,8 @@ from rwkv_train.planning.context_traffic import ContextShape, context_links, con
 from rwkv_train.planning.link_traffic import ADAPTER_BANDWIDTH, Network
 from rwkv_train.planning.parameter_table import parameter_table
 
-# Bytes of DDP's buckets of gradients; elements of those in which ZeRO 3 gathers weights.
-_DDP_BUCKET, _GATHERED = 25 * 2**20, 500_000_000
+# Bytes of DDP's buckets of gradients; elements that ZeRO 3 gathers ahead at a time.
+_DDP_BUCKET, _GATHERED = 25 * 2**20, 50_000_000
 
 
 def network_of(config: ResolvedConfig, card: Card) -> Network:
