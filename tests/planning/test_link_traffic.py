@@ -102,6 +102,9 @@ def test_sharing_a_sample_divides_its_time_and_adds_the_exchange():
     message = 2 * 2048 * 64 * 4 / 450e9
     layer = 2 * (12 * US + 7 * (3 * US + message) + 5 * US + 24 * US)
     assert shared.context == pytest.approx(24 * layer) and apart.context == 0
+    # In two superchunks of 8 x 2048 tokens states are exchanged twice.
+    chunked = timed(line + "--context_parallel 8 --chunk_len 2048")
+    assert chunked.context == pytest.approx(2 * shared.context)
     # Three more forward calls of WKV.
     assert apart.wkv / 8 < shared.wkv < apart.wkv / 4
 

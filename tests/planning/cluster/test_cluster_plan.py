@@ -141,6 +141,9 @@ def test_the_links_that_are_given_are_those_that_gradients_wait_for(capsys):
         record(f"{line}--node_bandwidth {giga}", capsys)["step"]["links"] for giga in (400, 25)
     )
     assert slow > 5 * fast
+    # All weights come back after the step; of the gradients at most as much is waited for.
+    weights = 2 * 1527668736 * 31 / 32 / 25e9
+    assert weights < slow < 2.1 * weights
     # Without adapters between them, the link inside: 7 of 8 parts of 3.06 GB at 10 GB/s, ZeRO-2's
     # weights alone being waited for in full.
     alone = record(CLUSTER + "--link_bandwidth 10", capsys)["step"]["links"]
