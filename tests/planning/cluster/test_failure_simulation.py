@@ -72,6 +72,18 @@ def test_a_state_that_was_still_being_written_is_lost_too():
     assert "reload" not in spent(found)
 
 
+def test_a_failure_that_damages_the_newest_state_costs_the_one_before_it_too():
+    # Saved at 20 and 31, complete at 26 and 37; a failure at 39.5, three steps after the second.
+    assert run([39.5]).steps_lost == 3
+    damaged = simulate(Scenario(CYCLE, ONE, 20, 5), GivenFailures([39.5], damaging=[39.5]))
+    assert damaged.steps_lost == 3 + 5 and damaged.finished
+    # Goes on at 56.5 from the fifth step; at 60, a step later, that state is damaged too. Without
+    # any left there is nothing more to damage.
+    times = [39.5, 60.0, 70.0]
+    all_gone = simulate(Scenario(CYCLE, ONE, 20, 5), GivenFailures(times, damaging=times))
+    assert all_gone.steps_lost == 8 + (1 + 5) + 0 and all_gone.finished
+
+
 def test_a_failure_in_a_save_or_in_a_restart_begins_the_restart_anew():
     # In the pause at 20.5: five steps are lost, half a second of the pause is not.
     found = run([20.5])

@@ -78,9 +78,9 @@ class _Run:
         self._most = None if most is None else round(_NS * most)
         self._spent = dict.fromkeys(PARTS, 0)
         self._now = self._failed = self._lost = self._starts = 0
-        # The step that training is at, the last one that is complete on disk, and the one that is
-        # being written, with the time when it is complete.
-        self._step = self._durable = 0
+        # The step that training is at, those that are complete on disk, 0 for the beginning, and
+        # the one that is being written, with the time when it is complete.
+        self._step, self._states = 0, [0]
         self._writing: tuple[int, int] | None = None
         # When broken machines come back.
         self._broken: list[int] = []
@@ -113,6 +113,10 @@ class _Run:
             ),
             finished=finished,
         )
+
+    @property
+    def _durable(self) -> int:
+        return self._states[-1]
 
     def _is_over(self) -> bool:
         return self._most is not None and self._now >= self._most
@@ -243,12 +247,15 @@ class _Run:
     def _complete(self) -> None:
         """Counts what is being written as complete, if its time has come."""
         if self._writing is not None and self._writing[1] <= self._now:
-            self._durable, self._writing = self._writing[0], None
+            self._states.append(self._writing[0])
+            self._writing = None
 
     def _fall_back(self) -> None:
         """Gives up what was not complete, and the machine that has failed."""
         self._complete()
         self._writing = None
+        if self._failures.damages(self._now) and self._durable:
+            self._states.pop()
         lost = self._step - self._durable
         self._lost += lost
         self._move("training", "lost", lost * self._step_ns()[1])

@@ -50,6 +50,10 @@ class Failures(Protocol):
         """Returns the next failure of any of so many machines, in ns; None: no more."""
         ...
 
+    def damages(self, now: int) -> bool:
+        """Tells whether the failure at this time leaves the newest state unreadable."""
+        ...
+
 
 class RandomFailures:
     """Failures of machines that do not age: each after `mttf` seconds on average.
@@ -65,12 +69,17 @@ class RandomFailures:
         seconds = self._random.expovariate(1.0) * self._mttf / machines
         return None if seconds == float("inf") else now + round(1e9 * seconds)
 
+    def damages(self, now: int) -> bool:
+        """Tells that no state suffers: it is on disks of others."""
+        return False
+
 
 class GivenFailures:
-    """Failures at given seconds since the run's start."""
+    """Failures at given seconds since the run's start; damaging: those that cost a state too."""
 
-    def __init__(self, seconds: Sequence[float]) -> None:
-        self._times: Iterator[int] = iter(sorted(round(1e9 * second) for second in seconds))
+    def __init__(self, seconds: Sequence[float], damaging: Sequence[float] = ()) -> None:
+        self._times: Iterator[int] = iter(sorted(_nanoseconds(second) for second in seconds))
+        self._damaging = {_nanoseconds(second) for second in damaging}
         self._next = next(self._times, None)
 
     def after(self, now: int, machines: int) -> int | None:
@@ -78,3 +87,11 @@ class GivenFailures:
         while self._next is not None and self._next <= now:
             self._next = next(self._times, None)
         return self._next
+
+    def damages(self, now: int) -> bool:
+        """Tells whether the failure at this time is one of the damaging ones."""
+        return now in self._damaging
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(1e9 * seconds)
