@@ -67,7 +67,8 @@ def test_a_failure_costs_the_steps_since_the_last_state_that_was_complete():
 def test_a_state_that_was_still_being_written_is_lost_too():
     # Complete at 26, a failure at 25.5: two steps after the pause, and the five before it.
     found = run([25.5])
-    assert found.steps_lost == 7 and spent(found)["lost"] == 14 + 0.5
+    # With the pause of that save, which is made again.
+    assert found.steps_lost == 7 and spent(found)["lost"] == 14 + 0.5 + 1
     # The first start read nothing, and neither does the second: there is no state.
     assert "reload" not in spent(found)
 
@@ -84,10 +85,25 @@ def test_a_failure_that_damages_the_newest_state_costs_the_one_before_it_too():
     assert all_gone.steps_lost == 8 + (1 + 5) + 0 and all_gone.finished
 
 
+def test_what_is_damaged_long_after_the_start_costs_one_interval_more():
+    # A thousand steps, twenty between saves of 1 s: 41 s each from 10 on, complete 5 s later. At
+    # 10 + 30 x 41 + 3 the thirtieth is not complete, at + 7 it is; two steps and three more.
+    times = [10 + 30 * 41 + 7.0]
+    whole = simulate(Scenario(CYCLE, ONE, 1000, 20), GivenFailures(times))
+    damaged = simulate(Scenario(CYCLE, ONE, 1000, 20), GivenFailures(times, damaging=times))
+    assert (whole.steps_lost, damaged.steps_lost) == (3, 23)
+    early = [10 + 30 * 41 + 3.0]
+    whole = simulate(Scenario(CYCLE, ONE, 1000, 20), GivenFailures(early))
+    damaged = simulate(Scenario(CYCLE, ONE, 1000, 20), GivenFailures(early, damaging=early))
+    assert (whole.steps_lost, damaged.steps_lost) == (21, 41)
+    # The pauses of what is done again are lost with it.
+    assert spent(damaged)["lost"] == 41 * 2 + 1 + 2 * 1
+
+
 def test_a_failure_in_a_save_or_in_a_restart_begins_the_restart_anew():
-    # In the pause at 20.5: five steps are lost, half a second of the pause is not.
+    # In the pause at 20.5: five steps are lost, and half a second of the pause.
     found = run([20.5])
-    assert (found.steps_lost, spent(found)["save"]) == (5, 0.5 + 4 + 5)
+    assert (found.steps_lost, spent(found)["lost"], spent(found)["save"]) == (5, 10.5, 4 + 5)
     # At 15 the run starts (10 + 5 s of a restart that began at 13).
     twice = run([5.0, 15.0])
     assert spent(twice)["restart"] == 5 + (3 + 7) + (3 + 10)
@@ -149,6 +165,7 @@ def step_by_step(cycle: LifeCycle, steps: int, every: int, times: list[float]) -
     """Returns what the same run takes, told in another way: seconds, one step after the other."""
     found = dict.fromkeys(("training", "lost", "restart", "reload", "save"), 0.0)
     now, durable, pending, failures = 0.0, 0, None, list(times)
+    kept = dict(found)
     first = True
     while durable < steps:
         plan = [("restart", 0.0 if first else cycle.detect), ("restart", cycle.restart)]
@@ -158,7 +175,7 @@ def step_by_step(cycle: LifeCycle, steps: int, every: int, times: list[float]) -
         while alive and (plan or durable < steps):
             if not plan:
                 if pending is not None and pending[1] <= now + 1e-9:
-                    durable, pending = pending[0], None
+                    (durable, _, kept), pending = pending, None
                 due = step % every == 0 or step == steps
                 if due and made and made[-1] != "saved":
                     waits = max(0.0, pending[1] - now) if pending else 0.0
@@ -175,16 +192,17 @@ def step_by_step(cycle: LifeCycle, steps: int, every: int, times: list[float]) -
                 found[{"training": "lost", "saved": "save"}.get(part, part)] += cut - now
                 now, alive = cut, False
                 if pending is not None and pending[1] <= now:
-                    durable = pending[0]
+                    durable, _, kept = pending
                 pending = None
-                found["training"] -= (step - durable) * cycle.step
-                found["lost"] += (step - durable) * cycle.step
+                for lost in ("training", "save"):
+                    found["lost"] += found[lost] - kept[lost]
+                    found[lost] = kept[lost]
                 continue
             now += seconds
             if part == "saved":
                 found["save"] += seconds
-                durable = pending[0] if pending else durable
-                pending = (step, now + cycle.save_write)
+                durable, kept = (pending[0], pending[2]) if pending else (durable, kept)
+                pending = (step, now + cycle.save_write, dict(found))
                 made.append("saved")
             else:
                 found[part] += seconds

@@ -46,8 +46,7 @@ def test_the_shares_are_those_of_the_whole_wall_time(steps: int, write: float, d
     found = expected_shares(cycle, steps, down)
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) >= 0 and (found["down"] > 0) == (down > 0)
-    # A step waits for its data whether it is kept or not.
-    assert found["data"] / (found["training"] + found["lost"]) == pytest.approx(0.3 / 4)
+    assert found["data"] == pytest.approx(found["training"] * 0.3 / 4)
 
 
 def test_a_state_that_is_complete_later_loses_so_much_more_of_every_life():

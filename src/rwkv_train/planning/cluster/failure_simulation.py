@@ -9,12 +9,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from rwkv_train.goodput import PARTS, goodput
 from rwkv_train.planning.cluster.life_cycle import LifeCycle
 from rwkv_train.planning.cluster.node_pool import Failures, NodePool
 
 _NS = 1_000_000_000
+# Parts that steps, and what is between them, take; lost where they are done again.
+_STEPPING = ("training", "data", "validation", "save")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,13 @@ class Simulated:
         return goodput(self.spent) or 0.0
 
 
+class _State(NamedTuple):
+    """A state on disk: its step, and the ns that steps had taken by part when it was copied."""
+
+    step: int
+    spent: dict[str, int]
+
+
 class _InterruptionError(Exception):
     """A machine has failed, or the simulation's time is over."""
 
@@ -69,7 +79,7 @@ class _Run:
 
     def __init__(self, scenario: Scenario, failures: Failures) -> None:
         cycle, self._scenario, self._failures = scenario.cycle, scenario, failures
-        self._cycle = {
+        self._cycle: dict[str, int] = {
             field.name: round(_NS * getattr(cycle, field.name))
             for field in fields(cycle)
             if field.name != "between_failures"
@@ -78,10 +88,11 @@ class _Run:
         self._most = None if most is None else round(_NS * most)
         self._spent = dict.fromkeys(PARTS, 0)
         self._now = self._failed = self._lost = self._starts = 0
-        # The step that training is at, those that are complete on disk, 0 for the beginning, and
-        # the one that is being written, with the time when it is complete.
-        self._step, self._states = 0, [0]
-        self._writing: tuple[int, int] | None = None
+        self._step = 0
+        # Those that are complete, of which the first is the beginning; the one that is being
+        # written, with the time when it is complete.
+        self._states = [self._state()]
+        self._writing: tuple[_State, int] | None = None
         # When broken machines come back.
         self._broken: list[int] = []
         self._working = scenario.pool.count
@@ -116,7 +127,11 @@ class _Run:
 
     @property
     def _durable(self) -> int:
-        return self._states[-1]
+        """The step of the newest state that is complete."""
+        return self._states[-1].step
+
+    def _state(self) -> _State:
+        return _State(self._step, {part: self._spent[part] for part in _STEPPING})
 
     def _is_over(self) -> bool:
         return self._most is not None and self._now >= self._most
@@ -159,7 +174,7 @@ class _Run:
     def _train(self) -> bool:
         """Trains to the end; returns whether it left before, to start anew with more machines."""
         pool, every = self._scenario.pool, self._scenario.save_every
-        whole, _ = self._step_ns()
+        whole = self._step_ns()
         while self._step < self._scenario.steps:
             self._skip(whole)
             left = min(every - self._step % every, self._scenario.steps - self._step)
@@ -178,7 +193,7 @@ class _Run:
     def _skip(self, whole: int) -> None:
         """Lets the saves before the next event pass at once, as they would one by one."""
         cycle, every = self._cycle, self._scenario.save_every
-        if self._writing is None or self._writing[0] != self._step:
+        if self._writing is None or self._writing[0].step != self._step:
             return
         work = every * whole
         pause = cycle["save_pause"] + max(0, cycle["save_write"] - work)
@@ -186,11 +201,14 @@ class _Run:
         count = min([(self._scenario.steps - self._step) // every, *most]) - 1
         if count < 1:
             return
-        self._add_work(count * every, whole)
-        self._spent["save"] += count * pause
-        self._now += count * (work + pause)
-        self._step += count * every
-        self._writing = (self._step, self._now + cycle["save_write"])
+        for saves in (count - 1, 1):
+            self._add_work(saves * every, whole)
+            self._spent["save"] += saves * pause
+            self._now += saves * (work + pause)
+            self._step += saves * every
+            self._states.append(self._state())
+        # The one before it is complete, or this one would have waited; this one is being written.
+        self._writing = (self._states.pop(), self._now + cycle["save_write"])
 
     def _add_work(self, steps: int, whole: int) -> None:
         """Counts steps among the parts, without letting time pass."""
@@ -198,11 +216,11 @@ class _Run:
         for part, ns in {**others, "training": steps * whole - sum(others.values())}.items():
             self._spent[part] += ns
 
-    def _step_ns(self) -> tuple[int, int]:
-        """Returns the ns of a step, whole and computed; fewer machines compute for longer."""
+    def _step_ns(self) -> int:
+        """Returns the ns of a step; fewer machines compute for longer."""
         pool, cycle = self._scenario.pool, self._cycle
         computed = cycle["step"] * pool.count // self._working
-        return computed + cycle["data"] + cycle["validation"], computed
+        return computed + cycle["data"] + cycle["validation"]
 
     def _more_machines_at(self) -> int | None:
         """Returns when the next broken machine is back that the run would start anew for."""
@@ -239,10 +257,12 @@ class _Run:
             self._spend("save", max(0, self._writing[1] - self._now))
             self._complete()
         self._spend("save", self._cycle["save_pause"])
-        self._writing = (self._step, self._now + self._cycle["save_write"])
+        self._writing = (self._state(), self._now + self._cycle["save_write"])
         if waits:
             self._spend("save", self._cycle["save_write"])
             self._complete()
+            # The wait was for this state, and nothing is done again because of it.
+            self._states[-1] = self._state()
 
     def _complete(self) -> None:
         """Counts what is being written as complete, if its time has come."""
@@ -256,10 +276,11 @@ class _Run:
         self._writing = None
         if self._failures.damages(self._now) and self._durable:
             self._states.pop()
-        lost = self._step - self._durable
-        self._lost += lost
-        self._move("training", "lost", lost * self._step_ns()[1])
-        self._step = self._durable
+        newest = self._states[-1]
+        self._lost += self._step - newest.step
+        for part, ns in newest.spent.items():
+            self._move(part, "lost", self._spent[part] - ns)
+        self._step = newest.step
         if self._is_over():
             return
         self._failed += 1

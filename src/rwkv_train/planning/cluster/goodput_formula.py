@@ -47,22 +47,21 @@ def expected_shares(cycle: LifeCycle, steps: int, down: float = 0.0) -> dict[str
     down: seconds after every failure for which the run waits for a machine.
     """
     rate = 1 / cycle.between_failures
-    kept, paused = _kept_and_paused(cycle, steps * cycle.whole_step, rate)
+    work, paused = _kept(cycle, steps * cycle.whole_step, rate)
     # The share of the wall time in which steps are made, whether they are kept or not.
     phases = (cycle.detect, down, cycle.restart, cycle.reload)
     up = math.exp(-rate * sum(phases))
     detect, waited, restart, reload = _phases(phases, rate)
-    per_work = (up - up * paused) / cycle.whole_step
-    training = up * kept * cycle.step / cycle.whole_step
+    each = up * work / cycle.whole_step
     return {
         **no_seconds(),
-        "training": training,
-        "lost": max(0.0, per_work * cycle.step - training),
+        "training": each * cycle.step,
+        "data": each * cycle.data,
+        "validation": each * cycle.validation,
+        "save": up * paused,
+        "lost": max(0.0, up * (1 - work - paused)),
         "restart": up * (detect + restart),
         "reload": up * reload,
-        "save": up * paused,
-        "data": per_work * cycle.data,
-        "validation": per_work * cycle.validation,
         "down": up * waited,
     }
 
@@ -98,18 +97,18 @@ def _best_work(cycle: LifeCycle) -> float:
     return low / rate
 
 
-def _kept_and_paused(cycle: LifeCycle, work: float, rate: float) -> tuple[float, float]:
-    """Returns the shares of a life's seconds that are kept work, and that are pauses."""
+def _kept(cycle: LifeCycle, work: float, rate: float) -> tuple[float, float]:
+    """Returns the shares of a life's seconds that are work and pauses of states it completes."""
     first = work + cycle.save_pause
     span = cycle.save_pause + max(work, cycle.save_write)
     if rate == 0:
         return work / span, 1 - work / span
-    worked, saved = math.exp(-rate * work), math.exp(-rate * first)
-    # Of all spans behind the first: each of them is come to as often as the one before it ends.
-    repeated = saved / -math.expm1(-rate * span)
-    kept = rate * work * math.exp(-rate * cycle.save_write) * repeated
-    paused = worked - saved + repeated * (worked - math.exp(-rate * span))
-    return kept, paused
+    # States that a life completes on average: the first, and all; their pauses, of which the
+    # later ones may wait for the writing.
+    once = math.exp(-rate * (first + cycle.save_write))
+    saves = once / -math.expm1(-rate * span)
+    pauses = saves * (span - work) - once * (span - first)
+    return rate * saves * work, rate * pauses
 
 
 def _phases(phases: Sequence[float], rate: float) -> list[float]:
