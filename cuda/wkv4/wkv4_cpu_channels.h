@@ -45,10 +45,14 @@ template <typename T> struct ChannelState {
     for (T** row : {&u, &step}) scratch.want(*row, kStride);
   }
 
-  // step = -exp(w), the decay's exponent per token
   void read_parameters(const void* w, const void* given_u, const ChannelGroup& at) const {
-    load_row<T>(w, kDTypeOf<T>, at.first, at.count, step);
+    read_step(w, at);
     load_row<T>(given_u, kDTypeOf<T>, at.first, at.count, u);
+  }
+
+  // step = -exp(w), the decay's exponent per token
+  void read_step(const void* w, const ChannelGroup& at) const {
+    load_row<T>(w, kDTypeOf<T>, at.first, at.count, step);
     for (int64_t i = 0; i < kStride; i += kLanes<T>) {
       const Vec<T> limited = min<T>(T(kWkv4LargestLogRate), load<T>(step + i));
       store<T>(step + i, -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited)));

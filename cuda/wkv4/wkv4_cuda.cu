@@ -3,31 +3,10 @@
 
 #include "wkv4_backward.cuh"
 #include "wkv4_forward.cuh"
+#include "wkv4_segments.cuh"
 
 namespace rwkv {
 namespace {
-
-// Threads of a multiprocessor from which on a second reading of the tokens, which cutting them
-// takes, costs more than the waiting that it would fill.
-constexpr int64_t kThreadsEnough = 96;
-// Threads that it should have where they are cut, to hide the time that loads take.
-constexpr int64_t kThreadsWanted = 512;
-// Fewer tokens in a segment cost more than they gain.
-constexpr int64_t kShortestSegment = 64;
-
-Segments choose_segments(const Wkv4Sizes& p, const LaunchOptions& options) {
-  const bool wide = options.split == kSplitWide;
-  const bool enough = p.batch * p.width >= multiprocessors() * kThreadsEnough;
-  if (options.split == kSplitFull || (enough && !wide)) return {1, p.time};
-  const int64_t shortest = wide ? kWkv4Chunk : kShortestSegment;
-  int64_t count = ceil_div(p.time, shortest);
-  if (!wide) {
-    const int64_t wanted = ceil_div(multiprocessors() * kThreadsWanted, p.batch * p.width);
-    count = wanted < count ? wanted : count;
-  }
-  const int64_t tokens = ceil_div(ceil_div(p.time, count), kWkv4Chunk) * kWkv4Chunk;
-  return {ceil_div(p.time, tokens), tokens};
-}
 
 int64_t summary_floats(const Wkv4Sizes& p, const Segments& segments) {
   return segments.count == 1 ? 0 : segments.count * 4 * p.batch * p.width;
@@ -35,10 +14,6 @@ int64_t summary_floats(const Wkv4Sizes& p, const Segments& segments) {
 
 ChannelRows summaries_in(float* memory, const Wkv4Sizes& p, const Segments& segments) {
   return {segments.count == 1 ? nullptr : memory, segments.count, 4, p.width};
-}
-
-int64_t blocks_for(const Wkv4Sizes& p, int64_t segments) {
-  return p.batch * segments * ceil_div(p.width, kWkv4Threads);
 }
 
 template <DType kType>
@@ -85,16 +60,6 @@ int launch_backward(const Wkv4Backward& p, const Segments& segments, float* memo
   if (error != 0) return error;
   return launch(wkv4_totals_kernel, ceil_div(rows, kWkv4Threads), kWkv4Threads, 0, stream,
                 gw_parts, gu_parts, segments.count, rows, gw, gu);
-}
-
-// run.template operator()<kType>() for the element type of the call.
-template <typename Run> int with_type(DType dtype, Run run) {
-  switch (dtype) {
-    case DType::kFloat: return run.template operator()<DType::kFloat>();
-    case DType::kHalf: return run.template operator()<DType::kHalf>();
-    case DType::kBFloat16: return run.template operator()<DType::kBFloat16>();
-    default: return kUnsupported;
-  }
 }
 
 }  // namespace

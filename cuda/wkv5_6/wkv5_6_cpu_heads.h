@@ -9,21 +9,15 @@
 #include <cstring>
 
 #include "../common/cpu/decays.h"
-#include "../common/cpu/exp.h"
 #include "../common/cpu/head_rows.h"
 #include "../common/cpu/head_walk.h"
 #include "../common/cpu/row_math.h"
 #include "../common/cpu/scratch.h"
 #include "wkv5_6_cpu.h"
+#include "wkv5_6_cpu_decay.h"
 #include "wkv5_6_cpu_scan.h"
 
 namespace rwkv {
-
-// the logarithm of the decay exp(-exp(w)), which is also its own derivative by w
-template <typename T> RWKV_INLINE Vec<T> log_decay_of(const T* w) {
-  const Vec<T> limited = min<T>(kLargestLogRate<T>, load<T>(w));
-  return -exp_in_range<T>(max<T>(ExpConstants<T>::kSmallest, limited));
-}
 
 // decay and slope, its derivative by w, of token t; count: a multiple of kLanes
 template <typename T>

@@ -39,10 +39,11 @@ template <typename T> struct DeltaBlock {
 // Rows of a tile of the backward pass.
 template <typename T> constexpr int kDeltaRows = std::min(4, kLanes<T>);
 
-// What it computes: y, u and the state after the block, where kWithOutput is false without y.
+// What it computes: y, u and the state after the block, where kWithOutput is false without y; where
+// kWithValues is false as if v were zero.
 // What a call owns: kVectors vectors of values of `state` [key][value], all keys.
 // What it gave up: holding the state in registers; a row of keys is too long for them.
-template <typename T, int kVectors, bool kWithOutput>
+template <typename T, int kVectors, bool kWithOutput, bool kWithValues>
 void delta_forward_tile(const DeltaBlock<T> p, T* state, int64_t value) {
   constexpr int L = kLanes<T>;
   T* const column = state + value;
@@ -56,20 +57,22 @@ void delta_forward_tile(const DeltaBlock<T> p, T* state, int64_t value) {
     // Behind the last token there is no next one; its product is computed and dropped.
     const int64_t next_row = row + p.stride < p.tokens * p.stride ? row + p.stride : row;
     if (kWithOutput) p.prefetch->fetch();
-    Vec<T> v[kVectors], y[kVectors] = {}, next_u[kVectors] = {};
+    Vec<T> v[kVectors] = {}, y[kVectors] = {}, next_u[kVectors] = {};
 #pragma GCC unroll 4
     for (int c = 0; c < kVectors; ++c) {
-      v[c] = load<T>(p.v + row + value + c * L);
+      if (kWithValues) v[c] = load<T>(p.v + row + value + c * L);
       store<T>(p.u + row + value + c * L, u[c]);
     }
     for (int64_t i = 0; i < p.stride; ++i) {
       const Vec<T> d = broadcast<T>(p.d[row + i]), b = broadcast<T>(p.b[row + i]);
-      const Vec<T> k = broadcast<T>(p.k[row + i]), next_a = broadcast<T>(p.a[next_row + i]);
+      const Vec<T> k = broadcast<T>(kWithValues ? p.k[row + i] : T(0));
+      const Vec<T> next_a = broadcast<T>(p.a[next_row + i]);
       const Vec<T> r = broadcast<T>(kWithOutput ? p.r[row + i] : T(0));
       T* const at = column + i * p.stride;
 #pragma GCC unroll 4
       for (int c = 0; c < kVectors; ++c) {
-        const Vec<T> S = load<T>(at + c * L) * d + (u[c] * b + v[c] * k);
+        const Vec<T> added = kWithValues ? u[c] * b + v[c] * k : u[c] * b;
+        const Vec<T> S = load<T>(at + c * L) * d + added;
         if (kWithOutput) y[c] += S * r;
         next_u[c] += S * next_a;
         store<T>(at + c * L, S);
@@ -185,14 +188,15 @@ template <typename T> int64_t forward_tile_count(int64_t stride) {
   return vectors / kDeltaVectors<T> + vectors % kDeltaVectors<T>;
 }
 
-template <typename T, bool kWithOutput> void delta_forward(const DeltaBlock<T>& p, T* state) {
+template <typename T, bool kWithOutput, bool kWithValues = true>
+void delta_forward(const DeltaBlock<T>& p, T* state) {
   constexpr int kMost = kDeltaVectors<T>;
   int64_t value = 0;
   for (; value + kMost * kLanes<T> <= p.stride; value += kMost * kLanes<T>) {
-    delta_forward_tile<T, kMost, kWithOutput>(p, state, value);
+    delta_forward_tile<T, kMost, kWithOutput, kWithValues>(p, state, value);
   }
   for (; value < p.stride; value += kLanes<T>) {
-    delta_forward_tile<T, 1, kWithOutput>(p, state, value);
+    delta_forward_tile<T, 1, kWithOutput, kWithValues>(p, state, value);
   }
 }
 

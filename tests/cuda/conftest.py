@@ -15,6 +15,7 @@ from tests.cuda.head_loss_problems import INTERFACE as HEAD_LOSS_INTERFACE
 from tests.cuda.head_norm_problems import INTERFACE as HEAD_NORM_INTERFACE
 from tests.cuda.host_kernels import COMPILER, HostKernels
 from tests.cuda.norm_shift_problems import NORM_INTERFACE
+from tests.cuda.piece_problems import PIECE_INTERFACES
 from tests.cuda.pointwise_problems import POINTWISE_INTERFACES
 from tests.cuda.problems import INTERFACES
 
@@ -27,6 +28,7 @@ ALL_INTERFACES = {
     EMBEDDING_NORM_INTERFACE.op: EMBEDDING_NORM_INTERFACE,
     **POINTWISE_INTERFACES,
     **FUSED_INTERFACES,
+    **PIECE_INTERFACES,
 }
 
 

@@ -137,7 +137,7 @@ def test_sixteen_ranks_scan(version: str):
     row.state = detach_state(before)
     expected = learn_alone(model, row, of_state=1.0)
     found = learn_together(model, row, columns_of(T, 16, None), of_state=1.0)
-    distances = [name for name, _ in found.calls[0] if name.startswith("pass on")]
+    distances = [call.name for call in found.calls[0] if call.name.startswith("pass on")]
     # Borders go one rank on, pieces in the four rounds of a scan.
     assert distances[:5] == ["pass on 1", "pass on 1", "pass on 2", "pass on 4", "pass on 8"]
     assert error(found, expected) < EXACT

@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,13 +25,21 @@ T = TypeVar("T")
 SECONDS = 60
 
 
+class Exchange(NamedTuple):
+    """What a rank told in a collective call."""
+
+    name: str
+    numbers: int
+    dtype: torch.dtype
+
+
 class ThreadRanks:
-    """One of several ranks; `calls` are the names and shapes of what it exchanged."""
+    """One of several ranks, with what it has exchanged so far."""
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, desk: list[Any]) -> None:
         self.rank, self.size = rank, size
         self._barrier, self._desk = barrier, desk
-        self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.calls: list[Exchange] = []
 
     def gather(self, own: Tensor) -> list[Tensor]:
         return self._met("gather", own)
@@ -52,7 +60,7 @@ class ThreadRanks:
 
     def _met(self, name: str, own: Tensor) -> list[Tensor]:
         assert not own.requires_grad or not torch.is_grad_enabled(), "what is sent has no graph"
-        self.calls.append((name, tuple(own.shape)))
+        self.calls.append(Exchange(name, own.numel(), own.dtype))
         self._desk[self.rank] = own.detach().clone()
         self._barrier.wait(SECONDS)
         told = [tensor.clone() for tensor in self._desk]
@@ -89,18 +97,27 @@ def in_threads(size: int, work: Callable[[ThreadRanks], T]) -> tuple[list[T], li
 
 @dataclass
 class Row:
-    """Rows to learn from: tokens, targets [B, T]; mask, reset [B, T] or None; a state before."""
+    """Rows to learn from: tokens, targets [B, T]; mask, reset [B, T] or None; a state before.
+
+    autocast: whether products are rounded to bf16.
+    """
 
     tokens: Tensor
     targets: Tensor
     mask: Tensor | None = None
     reset: Tensor | None = None
     state: ModelState | None = None
+    autocast: bool = False
 
     def columns(self, columns: Tensor) -> Row:
         """The row's tokens at these places."""
-        fields = (self.tokens, self.targets, self.mask, self.reset)
-        return Row(*(None if f is None else f[:, columns] for f in fields), self.state)
+        return replace(
+            self,
+            tokens=self.tokens[:, columns],
+            targets=self.targets[:, columns],
+            mask=None if self.mask is None else self.mask[:, columns],
+            reset=None if self.reset is None else self.reset[:, columns],
+        )
 
     @property
     def total(self) -> float:
@@ -115,7 +132,7 @@ class Learnt:
     loss: Tensor
     gradients: dict[str, Tensor]
     state: ModelState | None = None
-    calls: list[list[tuple[str, tuple[int, ...]]]] = field(default_factory=list)
+    calls: list[list[Exchange]] = field(default_factory=list)
 
 
 def learn(
@@ -125,14 +142,15 @@ def learn(
 
     of_state: the weight of the final state's squares in what is learnt; None: it is not asked for.
     """
-    loss, state = model.loss_and_state(
-        row.tokens,
-        Targets(row.targets, row.mask, total),
-        state=row.state,
-        reset=row.reset,
-        with_state=of_state is not None,
-        ranks=ranks,
-    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=row.autocast):
+        loss, state = model.loss_and_state(
+            row.tokens,
+            Targets(row.targets, row.mask, total),
+            state=row.state,
+            reset=row.reset,
+            with_state=of_state is not None,
+            ranks=ranks,
+        )
     learnt = loss
     if of_state is not None:
         learnt = loss + of_state * squares(state)

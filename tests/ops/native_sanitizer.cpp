@@ -14,8 +14,11 @@
 #include "squared_relu/squared_relu.h"
 #include "value_residual/value_residual.h"
 #include "wkv4/wkv4.h"
+#include "wkv4_piece/wkv4_piece.h"
 #include "wkv5_6/wkv5_6_cpu.h"
+#include "wkv5_6_piece/wkv5_6_piece.h"
 #include "wkv7/wkv7.h"
+#include "wkv7_piece/wkv7_piece.h"
 
 using namespace rwkv;
 
@@ -96,6 +99,35 @@ template <typename T> void run_heads(int64_t time, int64_t size, bool with_optio
     wkv7_forward_cpu(f7, most, 0, tasks);
     wkv7_backward_cpu(g7, most, 0, tasks);
   }
+}
+
+template <typename T> void run_pieces(int64_t time, int64_t size, bool with_options) {
+  Tensors<T> x(time, size);
+  const HeadSizes sizes{x.B, time, x.H, size, time, 0, kDTypeOf<T>, kDTypeOf<T>, kDTypeOf<T>};
+  const bool* reset = with_options ? reinterpret_cast<const bool*>(x.reset.data()) : nullptr;
+  for (bool backwards : {false, true}) {
+    Wkv5_6Piece p{};
+    static_cast<HeadSizes&>(p) = sizes;
+    p.keys = x.k.data(), p.values = x.v.data(), p.w = x.w.data(), p.reset = reset;
+    p.base = with_options ? x.base.data() : nullptr;
+    p.decay_per_token = true, p.backwards = backwards;
+    p.decay = x.gu.data(), p.matrix = x.left.data();
+    wkv5_6_piece_cpu(p, 0, x.B * x.H);
+    p.decay_per_token = false, p.w = x.u.data(), p.base = nullptr;
+    wkv5_6_piece_cpu(p, 0, x.B * x.H);
+    Wkv7Piece p7{};
+    static_cast<HeadSizes&>(p7) = sizes;
+    p7.keys = x.k.data(), p7.values = x.v.data(), p7.w = x.w.data(), p7.reset = reset;
+    p7.a = x.a.data(), p7.b = x.b.data(), p7.base = with_options ? x.base.data() : nullptr;
+    p7.backwards = backwards, p7.transition = x.gstate.data(), p7.matrix = x.left.data();
+    wkv7_piece_cpu(p7, 0, x.B * x.H);
+  }
+  std::vector<T> sums(x.B * 3 * size);
+  Wkv4Piece p4{};
+  static_cast<Wkv4Sizes&>(p4) = {x.B, time, size, time, 0, kDTypeOf<T>};
+  p4.w = x.u.data(), p4.k = x.k.data(), p4.v = x.v.data(), p4.reset = reset;
+  p4.sums = sums.data();
+  wkv4_piece_cpu(p4, 0, x.B * ((size + kWkv4Channels - 1) / kWkv4Channels));
 }
 
 template <typename T> void run_channels(int64_t time, int64_t width, bool with_options) {
@@ -274,6 +306,7 @@ template <typename T> void run_all() {
       run_pointwise<T>(time * size);
       for (bool with_options : {false, true}) {
         run_heads<T>(time, size, with_options);
+        run_pieces<T>(time, size, with_options);
         run_head_norms<T>(time, size, with_options);
         run_channels<T>(time, size + 60, with_options);
         run_shifts<T>(time + 30, size + 230, with_options);

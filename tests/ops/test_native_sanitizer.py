@@ -18,7 +18,8 @@ def test_no_kernel_touches_memory_that_is_not_its_own(tmp_path):
     if platform.machine() != "x86_64":
         pytest.skip("the flags are those of x86-64")
     program = tmp_path / "sanitizer"
-    operators = (*build.FAMILIES["layer"], "wkv4", "wkv5", "wkv6", "wkv7")
+    operators = (*build.FAMILIES["layer"], *build.FAMILIES["pieces"])
+    operators += ("wkv4", "wkv5", "wkv6", "wkv7")
     sources = [build.SOURCES / op / f"{op}_cpu.cpp" for op in operators]
     built = subprocess.run(
         [

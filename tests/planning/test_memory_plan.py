@@ -103,6 +103,20 @@ def test_states_between_chunks_and_windows_are_counted():
     assert (windows.states, windows.micro_batches) == (4 * state, 2)
 
 
+def test_a_process_that_shares_its_samples_holds_its_part_of_them():
+    line = f"{SMALL} --ctx_len 256 --micro_bsz 3 --devices 4 --context_parallel 4"
+    state = 3 * 2 * 4 * (2 * 64 + 64 * 64)
+    shared = pass_sizes(config_of(line))
+    # The state before its own piece, and three pieces of two states' size behind it.
+    assert (shared.tokens, shared.chunks, shared.states) == (3 * 64, 1, 7 * state)
+    chunks = pass_sizes(config_of(f"{line} --chunk_len 32"))
+    assert (chunks.tokens, chunks.chunks, chunks.states) == (3 * 32, 2, 2 * (1 + 7) * state)
+    alone = config_of(f"{SMALL} --ctx_len 8192 --micro_bsz 1 --devices 4")
+    spread = config_of(f"{SMALL} --ctx_len 8192 --micro_bsz 4 --devices 4 --context_parallel 4")
+    # As many tokens each, at about the same price.
+    assert memory_plan(spread).activations == memory_plan(alone).activations
+
+
 def test_every_way_to_save_memory_does():
     config = config_of(f"{SMALL} --ctx_len 512 --micro_bsz 8 --vocab_size 65536 --devices 2")
     whole = memory_plan(config)

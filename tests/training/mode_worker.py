@@ -1,4 +1,4 @@
-"""One of a pair of processes that train together, run after run, without being started anew.
+"""One of some processes that train together, run after run, without being started anew.
 
     LOCAL_RANK=R python -m tests.training.mode_worker LOG
 
@@ -47,22 +47,26 @@ def serve(log: Path) -> None:
 
 
 class Worker(NamedTuple):
-    """One of the pair: its process, where its command lines go, and the lines it answers."""
+    """One of them: its process, where its command lines go, and the lines it answers."""
 
     process: int
     requests: TextIO
     answers: Queue[str]
 
 
-class Pair:
-    """Two workers; a run that fails or hangs ends them, and the next one starts others."""
+class Workers:
+    """Workers that train together, two by default.
 
-    def __init__(self, folder: Path) -> None:
+    A run that fails or hangs ends them, and the next one starts others.
+    """
+
+    def __init__(self, folder: Path, ranks: int = 2) -> None:
         self._folder = folder
+        self._ranks = ranks
         self._workers: list[Worker] = []
 
     def run(self, argv: list[str]) -> tuple[list[int | None], str]:
-        """The exit statuses of both processes, None for one that did not end, and their output."""
+        """The exit statuses of all processes, None for one that did not end, and their output."""
         if not self._workers:
             self._start()
         before = [log.stat().st_size if log.exists() else 0 for log in self._logs]
@@ -91,10 +95,10 @@ class Pair:
 
     @property
     def _logs(self) -> list[Path]:
-        return [self._folder / f"rank{rank}.log" for rank in (0, 1)]
+        return [self._folder / f"rank{rank}.log" for rank in range(self._ranks)]
 
     def _start(self) -> None:
-        for log, environment in zip(self._logs, ranks_environment(2)):
+        for log, environment in zip(self._logs, ranks_environment(self._ranks)):
             requests, our_requests = os.pipe()
             our_answers, answers = os.pipe()
             streams = [requests, answers, 2]

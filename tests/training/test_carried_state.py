@@ -138,3 +138,18 @@ def test_a_state_of_another_place_is_refused(samples, position, lacks):
     saved = after_first_window((1, 2)).capture(ALONE)
     with pytest.raises(CheckpointError, match=f"lacks the carried state of {lacks}"):
         CarriedStates(CTX_LEN, WINDOW).restore(saved, samples, position)
+
+
+def test_ranks_that_share_rows_keep_one_copy():
+    def kept_by(rank: int) -> list[int]:
+        carried = CarriedStates(CTX_LEN, WINDOW, copies=2)
+        # Half of a window's tokens, which is as long all the same.
+        half = batch(1, 2)._replace(tokens=torch.zeros(2, WINDOW // 2, dtype=torch.int64))
+        assert carried.continues_after(half) and carried.load(half) is None
+        carried.store(half, state_of(1, 2))
+        assert values_of(carried.load(half._replace(position=WINDOW))) == [1, 2]
+        carried.store(half, state_of(1, 2))
+        strategy = SimpleNamespace(world_size=1, global_rank=rank)
+        return sorted(carried.capture(strategy)["states"])
+
+    assert [kept_by(rank) for rank in range(4)] == [[1, 2], [], [1, 2], []]

@@ -1,4 +1,4 @@
-"""Which tokens of a sample each of the processes that share it holds; pure arithmetic.
+"""The tokens of a sample that each of the processes holds that share it; pure arithmetic.
 
 Without `chunk_len` a rank holds one piece. With it a row is read in superchunks of ranks times
 chunk_len tokens, of which every rank holds chunk_len in a row: all ranks work at once on a

@@ -22,7 +22,7 @@ SCANNED_FROM = 16
 
 
 class WayBack(Protocol[StateT]):
-    """What a rank keeps of the pieces for the backward pass."""
+    """The part of the pieces that a rank keeps for the backward pass."""
 
     def gradient(
         self, ranks: TokenRanks, local: StateT, of_row: StateT | None, row: StateT | None

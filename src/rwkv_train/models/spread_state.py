@@ -133,7 +133,7 @@ def _over_ranks(
 
 
 class _Local(NamedTuple):
-    """What the backward pass of one call needs besides tensors."""
+    """All that the backward pass of one call needs besides tensors."""
 
     forms: _StateOnly
     backend: str

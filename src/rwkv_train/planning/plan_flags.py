@@ -27,8 +27,8 @@ files, time, energy and price. Opens nothing but --config and needs no GPU."""
 _ENDING = """All flags of train.py are understood, with the same defaults and RWKV-LM's names. Those
 that matter: --rwkv_version, --n_layer, --n_embd, --vocab_size, --ctx_len, --micro_bsz,
 --accumulate_grad_batches, --grad_cp, --chunk_len, --head_chunk, --train_type, --lora_r,
---optimizer, --precision, --strategy, --devices, --num_nodes, --epoch_save, --keep_last, and
---config FILE.yaml.
+--optimizer, --precision, --strategy, --devices, --num_nodes, --context_parallel, --epoch_save,
+--keep_last, and --config FILE.yaml.
 train.py --plan 1 plans a command line of train.py and reads its data and model.
 example: rwkv-plan --model 1.5B --ctx_len 4096 --micro_bsz 8 --card 4090 --fit
 example: rwkv-plan --model 14B --nodes 128 --gpus_per_node 8 --card h100 --mttf 1000"""

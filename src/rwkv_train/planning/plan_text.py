@@ -82,11 +82,10 @@ def _run(plan: Plan) -> list[str]:
     passes = train.accumulate_grad_batches
     times = f" x {passes} passes" if passes > 1 else ""
     places = f" x {plan.devices} devices" if plan.devices > 1 else ""
-    if hardware.context_parallel > 1:
-        places = (
-            f" x {plan.devices // hardware.context_parallel} groups of"
-            f" {hardware.context_parallel} devices that share every sample"
-        )
+    sharing = hardware.context_parallel
+    if sharing > 1:
+        groups = "a group" if plan.devices == sharing else f"{plan.devices // sharing} groups"
+        places = f" x {groups} of {sharing} devices that share a sample"
     return [
         f"RWKV-{model.rwkv_version}, {model.n_layer} layers, width {model.n_embd}{heads}, channel "
         f"mix {model.dim_ffn}, vocabulary {model.vocab_size}{learns}",

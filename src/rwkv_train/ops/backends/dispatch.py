@@ -278,5 +278,6 @@ def _import_once(module: str) -> ModuleType | None:
     found = _modules.setdefault(module, [])
     if not found:
         exists = importlib.util.find_spec(module) is not None
-        found.append(importlib.import_module(module) if exists else None)
+        # In place of whatever is there: a second thread may have come as far meanwhile.
+        found[:] = [importlib.import_module(module) if exists else None]
     return found[0]

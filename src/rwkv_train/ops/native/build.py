@@ -49,6 +49,8 @@ FAMILIES = {
     ),
     # What decoding alone calls; training does not wait for it.
     "decoding": ("token_step", "matvec"),
+    # What context parallelism alone calls.
+    "pieces": ("wkv4_piece", "wkv5_6_piece", "wkv7_piece"),
 }
 # Long enough for every process of a run to meet the same failure, short enough for a user who has
 # repaired its cause.

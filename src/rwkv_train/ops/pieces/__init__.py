@@ -14,36 +14,46 @@ What pieces do, one after the other, is in `algebra.py`; `scan.py` has the same 
 `message.py` what goes over the wire. Arguments are those of the operators, without what the state
 does not depend on. All results are without a graph, in fp32 (fp64 for fp64 inputs).
 
-`backend` is that of the operators.
+| backend     | how                                                                             |
+|-------------|---------------------------------------------------------------------------------|
+| `native`    | C++ on the CPU, CUDA on the GPU; needs a compiler                               |
+| `chunked`   | any device: closed sums (RWKV-4 to 6), matrix products over chunks (RWKV-7)      |
+| `reference` | any device, a token loop                                                        |
 
-Source: the chain rule over the pieces of a linear recurrence; for RWKV-7 the scheme of the context
-parallelism in flash-linear-attention (fla/ops/cp).
+`backend` takes the operators' names, so that a model's choice serves both. The gradient of RWKV-4's
+state is the operator's own backward pass in each of them.
+
+Source: the chain rule over the pieces of a recurrence that is linear in its state; for RWKV-7 the
+scheme is that of the context parallelism in flash-linear-attention (fla/ops/cp).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.arguments import check_reset, check_sequences, prepare
-from rwkv_train.ops.backends.dispatch import AUTO
-from rwkv_train.ops.pieces import operator_calls
-from rwkv_train.ops.pieces.algebra import DecayPiece, MatrixPiece, ScaledPiece, Sums, to_adjoint
+from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call, prepare
+from rwkv_train.ops.backends.dispatch import AUTO, MATRIX_STATE_BACKENDS, backends_of, dispatch
+from rwkv_train.ops.pieces.algebra import DecayPiece, MatrixPiece, ScaledPiece, to_adjoint
 from rwkv_train.ops.precision import log_decay
-from rwkv_train.ops.wkv4.reference import WKV4_LARGEST_LOG_RATE, empty_state
+from rwkv_train.ops.wkv4 import BACKENDS as WKV4_BACKENDS
+from rwkv_train.ops.wkv4.reference import WKV4_LARGEST_LOG_RATE, Sums, empty_state
+
+BACKENDS = backends_of("pieces", *MATRIX_STATE_BACKENDS)
+_SUMS_BACKENDS = backends_of("pieces", *(backend.name for backend in WKV4_BACKENDS))
 
 
 def wkv4_piece(
     w: Tensor, k: Tensor, v: Tensor, *, backend: str = AUTO, reset: Tensor | None = None
 ) -> ScaledPiece:
     """Returns the piece of these tokens; arguments as those of `rwkv_train.ops.wkv4.wkv4`."""
-    w, k, v = w.detach(), k.detach(), v.detach()
-    like = check_sequences("wkv4_piece", {"k": k, "v": v}, "[B, T, A]")
-    check_reset("wkv4_piece", reset, like)
-    w = prepare("wkv4_piece", "w", w, (like.shape[2],), like)
-    sums = operator_calls.wkv4_sums(backend, w, k, v, reset)
+    k, v = k.detach(), v.detach()
+    like = _check("wkv4_piece", {"k": k, "v": v}, reset, "[B, T, A]")
+    w = _row("wkv4_piece", "w", w, like)
+    sums = _dispatch("wkv4_piece", backend, like, (w, k, v, reset))
     span = w.new_full((like.shape[0],), like.shape[1])
     if reset is not None:
         span.masked_fill_(reset.any(1), torch.inf)
@@ -54,9 +64,10 @@ def wkv5_piece(
     k: Tensor, v: Tensor, w: Tensor, *, backend: str = AUTO, reset: Tensor | None = None
 ) -> DecayPiece:
     """Returns the piece of these tokens; arguments as those of `rwkv_train.ops.wkv5.wkv5`."""
+    k, v = k.detach(), v.detach()
     like = _check("wkv5_piece", {"k": k, "v": v}, reset)
-    k, v, w = k.detach(), v.detach(), _row("wkv5_piece", "w", w, like)
-    decay, contribution = operator_calls.wkv5_piece(backend, k, v, w, reset)
+    w = _row("wkv5_piece", "w", w, like)
+    decay, contribution = _dispatch("wkv5_6_piece", backend, like, (k, v, w, None, reset))
     return DecayPiece(_unless_closed(decay, reset), contribution)
 
 
@@ -70,10 +81,10 @@ def wkv6_piece(
     reset: Tensor | None = None,
 ) -> DecayPiece:
     """Returns the piece of these tokens; arguments as those of `rwkv_train.ops.wkv6.wkv6`."""
+    k, v = k.detach(), v.detach()
     like = _check("wkv6_piece", {"k": k, "v": v}, reset)
-    k, v, w = k.detach(), v.detach(), _whole("wkv6_piece", w, like)
-    base = None if base is None else _row("wkv6_piece", "base", base, like)
-    decay, contribution = operator_calls.wkv6_piece(backend, k, v, w, base, reset)
+    w, base = _decay_logits("wkv6_piece", w, base, like)
+    decay, contribution = _dispatch("wkv5_6_piece", backend, like, (k, v, w, base, reset))
     return DecayPiece(_unless_closed(decay, reset), contribution)
 
 
@@ -89,11 +100,11 @@ def wkv7_piece(
     reset: Tensor | None = None,
 ) -> MatrixPiece:
     """Returns the piece of these tokens; arguments as those of `rwkv_train.ops.wkv7.wkv7`."""
+    k, v, a, b = (x.detach() for x in (k, v, a, b))
     like = _check("wkv7_piece", {"k": k, "v": v, "a": a, "b": b}, reset)
-    k, v, a, b = k.detach(), v.detach(), a.detach(), b.detach()
-    w = _whole("wkv7_piece", w, like)
-    base = None if base is None else _row("wkv7_piece", "base", base, like)
-    transition, contribution = operator_calls.wkv7_piece(backend, w, k, v, a, b, base, reset)
+    w, base = _decay_logits("wkv7_piece", w, base, like)
+    arguments = (w, k, v, a, b, base, reset)
+    transition, contribution = _dispatch("wkv7_piece", backend, like, arguments)
     return MatrixPiece(_unless_closed(transition, reset), contribution)
 
 
@@ -115,21 +126,16 @@ def wkv4_state_gradient(
     Other arguments as those of `rwkv_train.ops.wkv4.wkv4`.
     """
     op = "wkv4_state_gradient"
-    like = check_sequences(op, {"k": k.detach(), "v": v.detach()}, "[B, T, A]")
-    check_reset(op, reset, like)
-    batch, _, width = like.shape
-    w, u = (prepare(op, n, x.detach(), (width,), like) for n, x in (("w", w), ("u", u)))
-    if state is None:
-        state = empty_state(w, (batch, width))
+    gy, k, v = gy.detach().to(v.dtype), k.detach(), v.detach()
+    like = _check(op, {"k": k, "v": v, "gy": gy}, reset, "[B, T, A]")
+    w, u = _row(op, "w", w, like), _row(op, "u", u, like)
+    shape = (like.shape[0], like.shape[2])
     aa, bb, pp = (
-        prepare(op, f"state {name}", part.detach(), (batch, width), like)
-        for name, part in zip(("aa", "bb", "pp"), state)
+        prepare(op, f"state {name}", part.detach(), shape, like)
+        for name, part in zip(("aa", "bb", "pp"), state or empty_state(w, shape))
     )
-    gy = gy.detach().to(like.dtype)
-    found = operator_calls.wkv4_gradient(
-        backend, gy, w, u, k.detach(), v.detach(), (aa, bb, pp), reset
-    )
-    return to_adjoint((*found, pp), (aa, bb, pp))
+    gaa, gbb = _dispatch(op, backend, like, (gy, w, u, k, v, (aa, bb, pp), reset))
+    return to_adjoint((gaa, gbb, pp), (aa, bb, pp))
 
 
 def wkv5_state_gradient(
@@ -140,9 +146,12 @@ def wkv5_state_gradient(
     gy: the gradient of y, in any float dtype. It does not depend on the state, k, v and u.
     Other arguments as those of `rwkv_train.ops.wkv5.wkv5`.
     """
-    like = _check("wkv5_state_gradient", {"r": r, "gy": gy.to(r.dtype)}, reset)
-    w = _row("wkv5_state_gradient", "w", w, like)
-    return operator_calls.wkv5_gradient(backend, gy.detach().to(r.dtype), r.detach(), w, reset)
+    op = "wkv5_state_gradient"
+    gy, r = gy.detach().to(r.dtype), r.detach()
+    like = _check(op, {"r": r, "gy": gy}, reset)
+    arguments = (gy, r, _row(op, "w", w, like), None, reset)
+    gradient: Tensor = _dispatch("wkv5_6_state_gradient", backend, like, arguments)
+    return gradient
 
 
 def wkv6_state_gradient(
@@ -162,8 +171,9 @@ def wkv6_state_gradient(
     op = "wkv6_state_gradient"
     gy, r = gy.detach().to(r.dtype), r.detach()
     like = _check(op, {"r": r, "gy": gy}, reset)
-    w, base = _whole(op, w, like), None if base is None else _row(op, "base", base, like)
-    return operator_calls.wkv6_gradient(backend, gy, r, w, base, reset)
+    arguments = (gy, r, *_decay_logits(op, w, base, like), reset)
+    gradient: Tensor = _dispatch("wkv5_6_state_gradient", backend, like, arguments)
+    return gradient
 
 
 def wkv7_state_gradient(
@@ -185,12 +195,15 @@ def wkv7_state_gradient(
     op = "wkv7_state_gradient"
     gy, r, a, b = (x.detach() for x in (gy.to(r.dtype), r, a, b))
     like = _check(op, {"r": r, "gy": gy, "a": a, "b": b}, reset)
-    w, base = _whole(op, w, like), None if base is None else _row(op, "base", base, like)
-    return operator_calls.wkv7_gradient(backend, gy, r, w, a, b, base, reset)
+    w, base = _decay_logits(op, w, base, like)
+    gradient: Tensor = _dispatch(op, backend, like, (gy, r, w, a, b, base, reset))
+    return gradient
 
 
-def _check(op: str, sequences: Mapping[str, Tensor], reset: Tensor | None) -> Tensor:
-    like = check_sequences(op, sequences, "[B, T, H, N]")
+def _check(
+    op: str, sequences: Mapping[str, Tensor], reset: Tensor | None, layout: str = "[B, T, H, N]"
+) -> Tensor:
+    like = check_sequences(op, sequences, layout)
     check_reset(op, reset, like)
     return like
 
@@ -199,8 +212,20 @@ def _row(op: str, name: str, row: Tensor, like: Tensor) -> Tensor:
     return prepare(op, name, row.detach(), tuple(like.shape[2:]), like)
 
 
-def _whole(op: str, w: Tensor, like: Tensor) -> Tensor:
-    return prepare(op, "w", w.detach(), tuple(like.shape), like)
+def _decay_logits(
+    op: str, w: Tensor, base: Tensor | None, like: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    w = prepare(op, "w", w.detach(), tuple(like.shape), like)
+    return w, None if base is None else _row(op, "base", base, like)
+
+
+def _dispatch(form: str, backend: str, like: Tensor, arguments: tuple[Any, ...]) -> Any:
+    """Returns the results of a form of `reference.py`; the last argument is reset."""
+    has_reset = arguments[-1] is not None
+    library = form.replace("state_gradient", "piece")
+    call = describe_call(library, like, (), has_state=False, has_reset=has_reset)
+    backends = BACKENDS if like.dim() == 4 else _SUMS_BACKENDS
+    return dispatch(backends, backend, call, (form, *arguments))
 
 
 def _unless_closed(transition: Tensor, reset: Tensor | None) -> Tensor:

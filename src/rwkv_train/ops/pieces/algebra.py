@@ -1,4 +1,4 @@
-"""What a piece of a sequence does to the WKV state, and how pieces follow one another.
+"""Pieces of a sequence as maps of the WKV state, and how they follow one another.
 
 A piece X turns the state S before it into S P_X + Q_X: P is its transition, Q its contribution, the
 state after it from the empty one. Piece X and then piece Y are one piece,
@@ -36,9 +36,8 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.pieces.full_products import full_products
-from rwkv_train.ops.wkv4.reference import EMPTY
+from rwkv_train.ops.wkv4.reference import EMPTY, Sums
 
-Sums = tuple[Tensor, Tensor, Tensor]
 StateT = TypeVar("StateT", Tensor, Sums)
 PieceT = TypeVar("PieceT", bound="Piece")  # type: ignore[type-arg]  # of either kind of state
 

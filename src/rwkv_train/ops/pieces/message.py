@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rwkv_train.ops.pieces.algebra import PieceT, StateT, Sums
+from rwkv_train.ops.pieces.algebra import PieceT, StateT
+from rwkv_train.ops.wkv4.reference import Sums
 
 
 def pack_piece(piece: PieceT) -> Tensor:

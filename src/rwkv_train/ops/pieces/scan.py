@@ -22,7 +22,7 @@ def scan_distances(ranks: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Scan(Generic[PieceT]):
-    """What a rank has joined so far.
+    """The pieces that a rank has joined so far.
 
     own: the rank's own piece.
     before: the pieces before its own, as one; None: none yet.

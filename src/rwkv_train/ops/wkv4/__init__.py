@@ -28,11 +28,11 @@ from torch import Tensor
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.arguments import check_reset, check_sequences, describe_call, prepare
 from rwkv_train.ops.backends.dispatch import AUTO, backends_of, dispatch
-from rwkv_train.ops.wkv4.reference import EMPTY
+from rwkv_train.ops.wkv4.reference import EMPTY, Sums
 
 BACKENDS = backends_of("wkv4", "native", "chunked", "reference", "native:scan", "native:wide")
 
-State = tuple[Tensor, Tensor, Tensor]
+State = Sums
 
 
 def wkv4(

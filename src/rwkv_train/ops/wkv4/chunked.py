@@ -26,11 +26,9 @@ from torch.autograd.function import once_differentiable
 from rwkv_train.ops.backends.dispatch import serves_every_call, without_autocast
 from rwkv_train.ops.precision import log_decay
 from rwkv_train.ops.wkv4 import reference
-from rwkv_train.ops.wkv4.reference import EMPTY, WKV4_LARGEST_LOG_RATE, empty_state
+from rwkv_train.ops.wkv4.reference import EMPTY, WKV4_LARGEST_LOG_RATE, Sums, empty_state
 
 refuses = serves_every_call
-
-Sums = tuple[Tensor, Tensor, Tensor]
 
 
 def run(

@@ -17,20 +17,18 @@ EMPTY = -1e38
 # of an overflowing w is 0 and not 0 times infinity.
 WKV4_LARGEST_LOG_RATE = 20.0
 
+# (aa, bb, pp)
+Sums = tuple[Tensor, Tensor, Tensor]
 
-def empty_state(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+
+def empty_state(like: Tensor, shape: tuple[int, ...]) -> Sums:
     """Returns (aa, bb, pp) of no token at all, each of `shape`, with device and dtype of `like`."""
     return like.new_zeros(shape), like.new_zeros(shape), like.new_full(shape, EMPTY)
 
 
 def run(
-    w: Tensor,
-    u: Tensor,
-    k: Tensor,
-    v: Tensor,
-    state: tuple[Tensor, Tensor, Tensor] | None,
-    reset: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Sums | None, reset: Tensor | None
+) -> tuple[Tensor, Sums]:
     """Returns outputs [B, T, A] and final state (aa, bb, pp), each [B, A]; gradients by autograd.
 
     Shapes as in `rwkv_train.ops.wkv4.wkv4`; w, u and state in the compute dtype.

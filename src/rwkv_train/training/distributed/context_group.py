@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from rwkv_train.config.resolved import ResolvedHardware
+from rwkv_train.models.token_ranks import Told
 from rwkv_train.training.run_clock import RunClock
-
-Told = TypeVar("Told")
 
 
 class ContextGroup:

@@ -50,6 +50,8 @@ def print_header(
     _line("model", _model(config, parameters))
     _line("data", _data(config, data_tokens))
     _line("batch", _batch(config, length))
+    if config.hardware.context_parallel > 1:
+        _line("context", _sharing(config))
     for line in _chunks(config):
         _line("chunks", line)
     _line("length", _length(length))
@@ -140,15 +142,17 @@ def _group(group: ParameterGroup) -> str:
     return f"{group.lr_factor:g}x{decays}{muon}: {len(group.parameters)} tensors"
 
 
+def _sharing(config: ResolvedConfig) -> str:
+    return (
+        f"{window_len(config):,} tokens of a sample on {config.hardware.context_parallel} "
+        f"processes, {own_window_len(config):,} each, exact gradients"
+    )
+
+
 def _chunks(config: ResolvedConfig) -> Iterator[str]:
     """Yields how rows are read piece by piece, and what that costs."""
     train, ctx_len = config.train, config.data.ctx_len
     window, sharing = window_len(config), config.hardware.context_parallel
-    if sharing > 1:
-        yield (
-            f"context parallel: {window:,} tokens of a sample on {sharing} processes, "
-            f"{own_window_len(config):,} each, exact gradients"
-        )
     if train.chunk_len is None:
         return
     count = -(-own_window_len(config) // train.chunk_len)
