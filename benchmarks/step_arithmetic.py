@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from rwkv_train.planning.step_time import (
     LOGIT_BYTES,
     OPTIMIZER_BYTES,
     PRODUCT_SHARE,
+    StepTime,
 )
 from rwkv_train.training.profiling.operator_words import PRODUCTS, WKV
 from rwkv_train.training.whole_step import TimedShape, own_sizes
@@ -43,7 +45,6 @@ VERSIONS = ("4", "5", "6", "7")
 (CARD,) = (card for card in CARDS if card.name == "H100 SXM")
 
 # The H100 SXM, of which large products and copies reach what rwkv-plan assumes of every card.
-PEAK_FLOPS = CARD.rate
 PRODUCT_FLOPS = PRODUCT_SHARE * CARD.rate
 COPY_BYTES = COPY_SHARE * CARD.bandwidth
 
@@ -91,35 +92,6 @@ class Work(NamedTuple):
     def minus(self, other: Work) -> Work:
         """Returns the difference, number by number."""
         return Work(*(mine - others for mine, others in zip(self, other)))
-
-
-class Estimate(NamedTuple):
-    """Seconds of a step, by what takes them, and the share of the published rate it reaches."""
-
-    products: float
-    elementwise: float
-    wkv: float
-    head: float
-    optimizer: float
-    links: float
-    gaps: float
-    host: float
-    flops: float
-
-    @property
-    def device(self) -> float:
-        """Seconds on the card, kernels one after the other."""
-        return sum(self[:7])
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the step: those of the card or of the host, whichever are more."""
-        return max(self.device, self.host)
-
-    @property
-    def mfu(self) -> float:
-        """The share of the published rate: 6 FLOPs a token and element of a matrix."""
-        return self.flops / self.seconds / PEAK_FLOPS
 
 
 class WorkMode(TrafficMode):
@@ -195,7 +167,7 @@ def _count(sizes: tuple[int, int, int]) -> int:
     return sizes[0] * sizes[1] * sizes[2]
 
 
-def estimate(version: str, size: Size) -> Estimate:
+def estimate(version: str, size: Size) -> StepTime:
     """Returns what a step takes by the model that this file's constants make."""
     shape = size.shape
     again, both = layer_work(version, shape)
@@ -211,7 +183,7 @@ def estimate(version: str, size: Size) -> Estimate:
     # the forward pass launches less than half of them
     launches = layers * LAYER_TRAFFIC[version].launches * (1.0 + times / 2.0)
     links = 2.0 * parameters * (size.cards - 1) / size.cards / CARD.link
-    return Estimate(
+    return StepTime(
         products=layers * (both.product_seconds + times * (again.product_seconds - last)),
         elementwise=layers * (both.bytes + times * again.bytes) / COPY_BYTES,
         wkv=layers * (wkv + times * wkv_again),
@@ -219,9 +191,12 @@ def estimate(version: str, size: Size) -> Estimate:
         optimizer=OPTIMIZER_BYTES * parameters / size.cards / COPY_BYTES,
         # the weights come back behind the optimizer; gradients leave during the backward pass
         links=links,
+        context=0.0,
         gaps=launches * GAP_SECONDS,
         host=launches * HOST_SECONDS,
-        flops=layers * both.flops + head_flops,
+        tokens=size.cards * tokens,
+        model_flops=layers * both.flops + head_flops,
+        rate=CARD.rate,
     )
 
 
@@ -239,8 +214,19 @@ HEAD = (
 def row(version: str, size: Size) -> str:
     """Returns a row of the table, times in ms."""
     found = estimate(version, size)
-    parts = [*found[:7], found.device, found.host]
-    slower = found._replace(wkv=2 * found.wkv)
+    names = (
+        "products",
+        "elementwise",
+        "wkv",
+        "head",
+        "optimizer",
+        "links",
+        "gaps",
+        "device",
+        "host",
+    )
+    parts = [getattr(found, name) for name in names]
+    slower = replace(found, wkv=2 * found.wkv)
     times = [f"{1e3 * part:.1f}" for part in parts]
     shares = [f"{one.mfu:.0%}".replace("%", " %") for one in (found, slower)]
     return f"| {' | '.join([str(size), version, *times, *shares])} |"

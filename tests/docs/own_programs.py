@@ -154,7 +154,8 @@ def _fault(read: Callable[[], object]) -> str:
 
 
 def _source(module: str) -> str:
-    path = ROOT / f"{module.replace('.', '/')}.py"
+    place = ROOT / module.replace(".", "/")
+    path = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 

@@ -162,7 +162,7 @@ def test_help_says_which_flags_there_are(capsys):
 def test_it_answers_without_torch_and_numpy():
     code = (
         "import sys; from rwkv_train.planning.__main__ import main; "
-        "status = main('--model 7.2B --card h100 --devices 8 --fit'.split()); "
+        "status = main('--model 7.2B --card h100 --nodes 8 --fit --mttf 9'.split()); "
         "sys.exit(status or any(name in sys.modules for name in ('torch', 'numpy')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -27,6 +27,7 @@ class Card(NamedTuple):
     memory_gb: as on the box, of 2^30 bytes; has_ecc: of which ECC takes a sixteenth by default.
     rate: FLOP/s; bandwidth, link: bytes/s, the link's to the other cards in one direction, by its
     specification.  watts: of the board.  has_bf16: without it train.py takes fp16.
+    adapters: bytes/s of a machine's network adapters together, where they are known.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Card(NamedTuple):
     has_ecc: bool = False
     has_bf16: bool = True
     also: tuple[str, ...] = ()
+    adapters: float | None = None
 
     @property
     def memory(self) -> int:

@@ -55,7 +55,8 @@ class Wishes(NamedTuple):
 class Plan:
     """A run with everything that it takes.
 
-    tokens: of the whole run, None without an end.  step: None where the speed is not known.
+    tokens: of the whole run, None without an end; tokens_per_step: of all cards.
+    step: None where the speed is not known.
     tokens_per_second: predicted, or by the MFU that was given.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     memory: MemoryPlan
     files: RunFiles
     tokens: float | None
+    tokens_per_step: int
     data: DataSize | None
     step: StepTime | None
     tokens_per_second: float | None
@@ -107,6 +109,7 @@ def make_plan(config: ResolvedConfig, device: Device, wishes: Wishes) -> Plan:
         memory=memory_plan(config),
         files=run_files(config),
         tokens=tokens,
+        tokens_per_step=length.tokens_per_step,
         data=None if tokens is None else _data(tokens, config),
         step=step,
         tokens_per_second=speed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rwkv_train.command_line import OneLineParser, invoked_name, perhaps
 from rwkv_train.config.command_line.argv import Argument, read_arguments, write_arguments
@@ -15,6 +15,8 @@ from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import ConfigError
 from rwkv_train.planning.amounts import bytes_written, count_written
 from rwkv_train.planning.cards import Card, find_card, similar_card
+from rwkv_train.planning.cluster.cluster_flags import SYNONYMS, add_cluster_flags, cluster_wishes
+from rwkv_train.planning.cluster.cluster_plan import ClusterWishes
 from rwkv_train.planning.plan import Device, Wishes
 
 _SWITCHES = ("json", "cards")
@@ -28,7 +30,8 @@ that matter: --rwkv_version, --n_layer, --n_embd, --vocab_size, --ctx_len, --mic
 --optimizer, --precision, --strategy, --devices, --num_nodes, --context_parallel, --epoch_save,
 --keep_last, and --config FILE.yaml.
 train.py --plan 1 plans a command line of train.py and reads its data and model.
-example: rwkv-plan --model 1.5B --ctx_len 4096 --micro_bsz 8 --card 4090 --fit"""
+example: rwkv-plan --model 1.5B --ctx_len 4096 --micro_bsz 8 --card 4090 --fit
+example: rwkv-plan --model 14B --nodes 128 --gpus_per_node 8 --card h100 --mttf 1000"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,8 @@ class PlanRequest:
 
     given: train.py's flags; notices: lines about those of RWKV-LM.
     model: name of a published one.  fit: whether settings are searched.
-    lists_cards: whether the table of cards is all that is asked.
+    lists_cards: whether the table of cards is all that is asked.  cluster: what was said of
+    machines that fail; None: nothing.
     """
 
     given: RunConfig
@@ -49,6 +53,7 @@ class PlanRequest:
     fit: bool
     as_json: bool
     lists_cards: bool
+    cluster: ClusterWishes | None
 
 
 def plan_parser() -> OneLineParser:
@@ -79,6 +84,7 @@ def plan_parser() -> OneLineParser:
     add("--price", metavar="AMOUNT", help="of a card and hour, in any currency")
     add("--watts", metavar="WATTS", help="of one card (in place of its board power)")
     add("--json", action="store_true", help="print one JSON object, for programs")
+    add_cluster_flags(p)
     return p
 
 
@@ -93,7 +99,7 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
     own_names = [action.dest for action in parser._actions if action.dest != "help"]
     own: list[Argument] = []
     others: list[Argument] = []
-    for argument in read_arguments(argv):
+    for argument in _one_name_each(read_arguments(argv)):
         if argument.name in own_names:
             own.append(_checked(argument, own))
         else:
@@ -115,7 +121,26 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
         fit=flags.fit is not None,
         as_json=flags.json,
         lists_cards=flags.cards,
+        cluster=cluster_wishes(flags),
     )
+
+
+def _one_name_each(arguments: Sequence[Argument]) -> Iterator[Argument]:
+    """Yields the arguments with train.py's names for our words of a cluster.
+
+    Raises ConfigError where one is given with the other, or without its value.
+    """
+    given = [argument.name for argument in arguments]
+    for argument in arguments:
+        name = SYNONYMS.get(argument.name)
+        if name is None:
+            yield argument
+            continue
+        if name in given:
+            raise ConfigError(f"--{argument.name} and --{name} say the same; give one")
+        if given.count(argument.name) > 1:
+            raise ConfigError(f"--{argument.name} is given twice; give it once")
+        yield _checked(argument, [])._replace(name=name)
 
 
 def _checked(argument: Argument, before: list[Argument]) -> Argument:
@@ -153,11 +178,22 @@ def _device(flags: argparse.Namespace) -> Device:
         raise ConfigError(
             f"--memory {flags.memory} with --fit {flags.fit}: one says it; leave one out"
         )
-    if rate is None:
-        return Device(card, memory)
-    if card is not None:
-        return Device(card._replace(rate=rate), memory)
-    return Device(_like_a_4090(rate), memory, is_assumed=True)
+    is_assumed = card is None and rate is not None
+    if rate is not None:
+        card = _like_a_4090(rate) if card is None else card._replace(rate=rate)
+    return Device(_linked(flags, card), memory, is_assumed)
+
+
+def _linked(flags: argparse.Namespace, card: Card | None) -> Card | None:
+    """Returns the card with the bandwidths that were given."""
+    link, node = _count(flags, "link_bandwidth"), _count(flags, "node_bandwidth")
+    if card is None:
+        if link is not None or node is not None:
+            name = "node_bandwidth" if link is None else "link_bandwidth"
+            raise ConfigError(f"--{name} {getattr(flags, name)}: give --card, or --rate, too")
+        return None
+    card = card if link is None else card._replace(link=1e9 * link)
+    return card if node is None else card._replace(adapters=1e9 * node)
 
 
 def _like_a_4090(rate: float) -> Card:

@@ -11,6 +11,9 @@ from rwkv_train.config.schema import RunConfig
 from rwkv_train.errors import ConfigError
 from rwkv_train.planning.cards import Card, find_card
 from rwkv_train.planning.choice_text import card_lines, fit_lines
+from rwkv_train.planning.cluster.cluster_plan import make_cluster_plan
+from rwkv_train.planning.cluster.cluster_record import cluster_values
+from rwkv_train.planning.cluster.cluster_text import cluster_lines
 from rwkv_train.planning.fit import Fitting, fitting_runs, strategy_names
 from rwkv_train.planning.plan import Device, Wishes, make_plan
 from rwkv_train.planning.plan_flags import PlanRequest
@@ -31,12 +34,18 @@ def print_request(request: PlanRequest) -> None:
     config, remarks = _imagined(request, request.given)
     plan = make_plan(config, _for(config, request.device), request.wishes)
     found = settings_that_fit(request) if request.fit else None
+    cluster = None if request.cluster is None else make_cluster_plan(plan, request.cluster)
     if request.as_json:
-        print(json.dumps(plan_values(plan, found, [*request.notices, *remarks]), indent=2))
+        values = plan_values(plan, found, [*request.notices, *remarks])
+        if cluster is not None:
+            values["cluster"] = cluster_values(cluster)
+        print(json.dumps(values, indent=2))
         return
     sections = [[*request.notices, *remarks], plan_lines(plan)]
     if found is not None:
         sections.append(fit_lines(found, request.device, plan.devices))
+    if cluster is not None:
+        sections.append(cluster_lines(cluster))
     _print([*sections, hint_lines(plan, searched=request.fit)])
 
 

@@ -26,6 +26,7 @@ _PARTS = {
     "head": "head",
     "optimizer": "optimizer",
     "links": "waiting for links",
+    "context": "waiting for context",
     "gaps": "pauses",
 }
 # Files of weights of which a reader may want fewer.

@@ -17,8 +17,15 @@ from typing import NamedTuple
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import own_window_len, tokens_per_step
 from rwkv_train.planning.cards import Card
+from rwkv_train.planning.context_traffic import EXTRA_CALLS
 from rwkv_train.planning.flops import WKV, flops_per_token
-from rwkv_train.planning.parameter_table import ParameterKind, parameter_table, tensor_shapes
+from rwkv_train.planning.parameter_table import ParameterKind, tensor_shapes
+from rwkv_train.planning.step_links import (
+    context_wait,
+    learnt_parameters,
+    network_of,
+    strategy_wait,
+)
 
 # Assumed: shares of the published rate and bandwidth that large products and copies reach.
 PRODUCT_SHARE = 650 / 989
@@ -30,8 +37,8 @@ HOST_SECONDS = 5e-6
 OPTIMIZER_BYTES = 30
 LOGIT_BYTES = 10
 # Assumed: bytes/s of a machine's memory, where an offloaded optimizer works, and of the link that
-# it is reached by; of the network between machines, for each card.
-_HOST_BANDWIDTH, _HOST_LINK, _NETWORK = 100e9, 25e9, 50e9
+# joins it to a card.
+_HOST_BANDWIDTH, HOST_LINK = 100e9, 25e9
 
 
 class LayerTraffic(NamedTuple):
@@ -64,7 +71,8 @@ LAYER_TRAFFIC: Mapping[str, LayerTraffic] = MappingProxyType(
 class StepTime:
     """Seconds of an optimizer step on every card, by what takes them.
 
-    links: what travels between cards and is waited for.  host: launching, beside the others.
+    links: gradients and weights that are waited for; context: states and border rows of samples
+    that several cards share.  host: launching, beside the others.
     tokens: read by the step on all cards.  model_flops: of one card's share of them.
     """
 
@@ -74,6 +82,7 @@ class StepTime:
     head: float
     optimizer: float
     links: float
+    context: float
     gaps: float
     host: float
     tokens: int
@@ -82,13 +91,22 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the step: those of the card or of the host, whichever are more."""
-        return max(self._passes, self.host) + self.optimizer + self.links
+        """Seconds of the step; its passes take those of the card or of the host, if more."""
+        return max(self._passes, self.host) + self._behind
+
+    @property
+    def device(self) -> float:
+        """Seconds on the card, kernels one after the other."""
+        return self._passes + self._behind
 
     @property
     def waits_for_host(self) -> bool:
         """Tells whether the host needs longer to launch the passes than the card to run them."""
         return self.host > self._passes
+
+    @property
+    def _behind(self) -> float:
+        return self.optimizer + self.links + self.context
 
     @property
     def _passes(self) -> float:
@@ -127,19 +145,18 @@ class _Step:
 
     def __init__(self, config: ResolvedConfig, card: Card, rate: float) -> None:
         hardware, train = config.hardware, config.train
-        self._config, self._card, self._rate = config, card, rate
+        self._config, self._rate = config, rate
+        self._network = network_of(config, card)
         self._copy = card.bandwidth * COPY_SHARE
-        self._cards = hardware.devices * hardware.num_nodes
-        self._pass_tokens = train.micro_bsz * own_window_len(config)
-        self._passes = train.accumulate_grad_batches
-        self._tokens = self._pass_tokens * self._passes
+        # Those of the card that has the most of every sample.
+        row = own_window_len(config)
+        self._tokens = train.micro_bsz * train.accumulate_grad_batches * row
         self._flops = flops_per_token(config)
-        self._table = parameter_table(config.model)
         self._bytes = 2 if hardware.precision in ("bf16", "fp16") else 4
         self._traffic = LAYER_TRAFFIC[config.model.rwkv_version]
         # How often the forward pass of the blocks runs again.
         self._again = int(train.grad_cp) + int(
-            train.chunk_len is not None and train.chunk_len < own_window_len(config)
+            train.chunk_len is not None and train.chunk_len < row
         )
 
     def time(self) -> StepTime:
@@ -148,8 +165,10 @@ class _Step:
         traffic, again = self._traffic, self._again
         elements = self._tokens * layers * width * self._bytes / 2
         elementwise = elements * (traffic.both + again * traffic.forward) / self._copy
-        wkv = elements * (traffic.wkv_both + again * traffic.wkv_forward) / self._copy
-        launches = self._passes * layers * traffic.launches * (1 + again / 2)
+        wkv = elements * (traffic.wkv_both + self._wkv_again() * traffic.wkv_forward) / self._copy
+        launches = (
+            self._config.train.accumulate_grad_batches * layers * traffic.launches * (1 + again / 2)
+        )
         head = self._head()
         return StepTime(
             products=products,
@@ -157,13 +176,21 @@ class _Step:
             wkv=wkv,
             head=head,
             optimizer=self._optimizer(),
-            links=self._links(products + elementwise + wkv + head),
+            links=strategy_wait(
+                self._config, self._network, products + elementwise + wkv + head, again
+            ),
+            context=context_wait(self._config, self._network),
             gaps=launches * GAP_SECONDS,
             host=launches * HOST_SECONDS,
             tokens=tokens_per_step(self._config),
             model_flops=float(self._tokens * self._flops.model_flops),
             rate=self._rate,
         )
+
+    def _wkv_again(self) -> int:
+        """Returns the forward calls of WKV beside the one of the forward pass."""
+        extra = EXTRA_CALLS[self._config.model.rwkv_version]
+        return self._again + (extra if self._config.hardware.context_parallel > 1 else 0)
 
     def _products(self) -> float:
         """Returns seconds per token of the products of blocks."""
@@ -189,35 +216,12 @@ class _Step:
         logits = self._tokens * self._config.model.vocab_size * LOGIT_BYTES
         return flops / (self._rate * PRODUCT_SHARE) + logits / self._copy
 
-    def _learnt(self) -> int:
-        """Returns the parameters that learn; the few of adapters and states count as none."""
-        return self._table.total if self._config.train.train_type == "all" else 0
-
     def _optimizer(self) -> float:
         strategy = self._config.hardware.strategy
-        own = self._learnt() / (self._cards if strategy.startswith("deepspeed") else 1)
+        own = learnt_parameters(self._config) / (
+            self._network.ranks if strategy.startswith("deepspeed") else 1
+        )
         if not strategy.endswith("_offload"):
             return own * OPTIMIZER_BYTES / self._copy
         # Gradients go to the machine's memory, weights come back.
-        return own * (OPTIMIZER_BYTES / _HOST_BANDWIDTH + 4 / _HOST_LINK)
-
-    def _links(self, passes_seconds: float) -> float:
-        """Returns the seconds that are waited for what travels between cards."""
-        if self._cards == 1:
-            return 0.0
-        strategy = self._config.hardware.strategy
-        slowest = self._card.link if self._config.hardware.num_nodes == 1 else _NETWORK
-        part = (self._cards - 1) / self._cards / min(self._card.link, slowest)
-        learnt, width = self._learnt() * part, self._bytes
-        if strategy == "ddp":
-            # Under autocast gradients are fp32, and an all-reduce sends them twice.
-            hidden = passes_seconds * 2 / 3 / self._passes
-            return max(0.0, 2 * 4 * learnt - hidden)
-        if not strategy.startswith("deepspeed_stage_3"):
-            # Stage 1 adds micro batches up before it sends, stage 2 sends each.
-            times = 1 if strategy == "deepspeed_stage_1" else self._passes
-            sent = times * width * learnt
-            hidden = passes_seconds * 2 / 3 * times / self._passes
-            return max(0.0, sent - hidden) + width * learnt
-        gathered = self._passes * (2 + self._again) * width * self._table.total * part
-        return max(0.0, gathered + self._passes * width * learnt - passes_seconds)
+        return own * (OPTIMIZER_BYTES / _HOST_BANDWIDTH + 4 / HOST_LINK)

@@ -37,13 +37,14 @@ def check_memory(config: ResolvedConfig) -> MemoryForecast:
         raise ConfigError(
             f"{_sizes(config.model)}: no memory holds tensors of that size; take a smaller model"
         )
-    unlimited = MemoryForecast(config, memory_plan(config), None, parameters)
+    plan = memory_plan(config)
+    processes = MemoryForecast(config, plan, None, parameters).processes
     nearest = max(
-        _limits(config, unlimited.processes),
-        key=lambda limit: bytes_against(config, limit, unlimited.processes) / max(1, limit.free),
+        _limits(config, processes),
+        key=lambda limit: bytes_against(config, plan, limit, processes) / max(1, limit.free),
         default=None,
     )
-    forecast = MemoryForecast(config, unlimited.plan, nearest, parameters)
+    forecast = MemoryForecast(config, plan, nearest, parameters)
     if not (forecast.may_fit() or config.hardware.skip_memory_check):
         raise ConfigError(_refusal(forecast))
     return forecast

@@ -36,7 +36,9 @@ class MemoryForecast:
 
     def share(self) -> float:
         """Returns what of the memory there is the run takes; 0 where that is not known."""
-        return 0.0 if self.plan is None or self.limit is None else self._share(self.config)
+        if self.plan is None or self.limit is None:
+            return 0.0
+        return self._share(self.config, self.plan)
 
     def certain_share(self) -> float:
         """Returns `share` without copies that are written while training goes on.
@@ -45,7 +47,8 @@ class MemoryForecast:
         """
         if self.plan is None or self.limit is None:
             return 0.0
-        return self._share(without_copies(self.config))
+        config = without_copies(self.config)
+        return self._share(config, memory_plan(config))
 
     def may_fit(self) -> bool:
         """Tells whether the run fits, or may fit as far as the plan can tell."""
@@ -53,11 +56,11 @@ class MemoryForecast:
 
     def fits(self, config: ResolvedConfig, plan: MemoryPlan) -> bool:
         """Tells whether another configuration of this run fits for certain."""
-        return self.limit is None or self._share(config) <= 1 - ERROR
+        return self.limit is None or self._share(config, plan) <= 1 - ERROR
 
-    def _share(self, config: ResolvedConfig) -> float:
+    def _share(self, config: ResolvedConfig, plan: MemoryPlan) -> float:
         assert self.limit is not None, "asked for only where there is one"
-        needed = bytes_against(config, self.limit, self.processes)
+        needed = bytes_against(config, plan, self.limit, self.processes)
         return needed / max(1, self.limit.free)
 
     def line(self) -> str:
@@ -110,10 +113,11 @@ class MemoryForecast:
         return ", or ".join(f"{run.flags} ({size_words(size)})" for run, size in zip(runs, sizes))
 
 
-def bytes_against(config: ResolvedConfig, limit: MemoryLimit, processes: int) -> int:
-    """Returns the bytes of a run that count against a limit."""
-
-    first = _counted(memory_plan(config), limit).total
+def bytes_against(
+    config: ResolvedConfig, plan: MemoryPlan, limit: MemoryLimit, processes: int
+) -> int:
+    """Returns the bytes of a run that count against a limit; plan: of its first process."""
+    first = _counted(plan, limit).total
     if not limit.is_shared or processes == 1:
         return first
     # The first process alone writes.
