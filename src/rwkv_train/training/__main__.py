@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(given: list[str]) -> int:
     """Returns the exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training
-    itself cannot continue, 130 for Ctrl-C.
+    itself cannot continue, 75 when a process hangs, 128 + n for signal n (`exit_statuses`).
 
     A fault is one line on stderr.  torch and its companions are imported only once the flags are
     known to be right, so that --help and a typing error answer at once.
