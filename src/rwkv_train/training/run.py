@@ -6,7 +6,7 @@ it sets for them when they are imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.state_writer import StateWriter
+from rwkv_train.training.checkpointing.storage_choice import choose_storage, make_storage
 from rwkv_train.training.distributed.context_group import begin_context_group
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group, end_group
@@ -92,6 +93,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     beginning = Beginning(point, progress, length)
     if length.total_steps is not None and progress.step >= length.total_steps:
         return _finish_at_once(config, beginning)
+    choice = choose_storage(config, ranks)
     _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
@@ -112,7 +114,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     if is_rank_zero():
         utilization, lines = find_utilization(config)
         machine += lines
-        _print_header(prepared, beginning, ranks.launch, model, groups, machine)
+        _print_header(prepared, beginning, ranks.launch, model, groups, machine, choice.notes)
         settings = deepspeed_config(strategy)
         facts = life_facts(prepared.lock, progress.step * length.tokens_per_step, began)
         account = open_account(Path(config.train.proj_dir), facts)
@@ -122,7 +124,8 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     clock = RunClock()
     clock.heard = ranks.pulse.move
     veto = StepVeto(detector, clock)
-    saver = _saver(prepared, beginning, detector, base, model)
+    storage = make_storage(choice, ranks, *_writing(prepared, beginning, base, model))
+    saver = Saver(config, length, detector, storage, prepared.lock.fault)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     recovery = Recovery(config, length, detector, ranks)
     meter = StepMeter(config, length, clock, utilization, began, prepared.reload_seconds)
@@ -216,13 +219,10 @@ def _forget_state(found: ResumePoint, used: ResumePoint) -> None:
         states[0].clear()
 
 
-def _saver(
-    prepared: Prepared,
-    beginning: Beginning,
-    detector: SpikeDetector,
-    base: Mapping[str, Any] | None,
-    model: RWKV,
-) -> Saver:
+def _writing(
+    prepared: Prepared, beginning: Beginning, base: Mapping[str, Any] | None, model: RWKV
+) -> tuple[StateWriter | None, dict[str, torch.Tensor]]:
+    """Returns what writes states on the first rank, and the values that do not learn, by name."""
     point, _, length = beginning
     first, writer = is_rank_zero(), None
     if first:
@@ -241,7 +241,7 @@ def _saver(
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad
     }
-    return Saver(prepared.config, length, detector, writer, frozen, prepared.lock.fault)
+    return writer, frozen
 
 
 def _print_header(
@@ -251,6 +251,7 @@ def _print_header(
     model: RWKV,
     groups: list[ParameterGroup],
     machine: list[tuple[str, str]],
+    notes: Sequence[str],
 ) -> None:
     config, samples = prepared.config, prepared.samples
     point, progress, length = beginning
@@ -275,6 +276,7 @@ def _print_header(
             *samples.notes,
             *prepared.live.notes(),
             *point.notes,
+            *notes,
         ],
     )
 

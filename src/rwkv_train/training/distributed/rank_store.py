@@ -148,9 +148,11 @@ class RankStore:
                 return
             time.sleep(0.05)
 
-    def has_left(self) -> bool:
-        """Tells whether any rank needs the others no more: the run ends."""
-        return self._store is not None and bool(self._present("left"))
+    def has_left(self, rank: int | None = None) -> bool:
+        """Tells whether a rank, None: any, needs the others no more, or was lost."""
+        if self._store is None:
+            return False
+        return bool(self._present("left")) if rank is None else self._store.check([f"left/{rank}"])
 
     def _present(self, kind: str) -> set[int]:
         assert self._store is not None, "a rank alone leaves nobody"

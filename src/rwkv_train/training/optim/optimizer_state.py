@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwkv_train.checkpoint.part_tensors import element_run
 from rwkv_train.training.optim.fused_adamw import FusedAdamW
 from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.muon import MuonWithAdamW
@@ -40,18 +41,18 @@ def capture(
     Returns {"weights": {name: tensor}, "moments": {key: {name: tensor}}, "optimizer_steps": int}.
     """
     moments: dict[str, dict[str, Tensor]] = {}
-    steps = _steps(optimizer, engine)
+    steps = updates_made(optimizer, engine)
     # Gathering needs the links, and every rank must make the same calls in the same order: hence
     # the keys by group below rather than by what this rank happens to have.
     if engine is not None and steps > 0:
-        _link_moments(engine)
-    keys = {} if engine is None else _zero_moments(engine)
+        link_moments(engine)
+    keys = {} if engine is None else moments_by_parameter(engine)
     weights = full_weights(model, optimizer, engine, copies=copies, frozen=frozen)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or steps == 0:
             continue
         found = (
-            _own_moments(parameter, optimizer)
+            own_moments(parameter, optimizer)
             if engine is None
             else _gathered_moments(parameter, keys[id(parameter)])
         )
@@ -78,20 +79,20 @@ def restore(
         # A frozen base model comes from its own file.
         if name not in state["weights"]:
             continue
-        _set_weight(parameter, state["weights"][name], optimizer, engine)
-        found = {key: values[name] for key, values in state["moments"].items() if name in values}
+        _set_weight(parameter, state["weights"], name, optimizer, engine)
+        found = {key: values for key, values in state["moments"].items() if name in values}
         if steps == 0 or not found:
             continue
         if engine is None:
-            own = {key: value.to(parameter.device, copy=True) for key, value in found.items()}
+            own = {k: values[name].to(parameter.device, copy=True) for k, values in found.items()}
             optimizer.state[parameter] = own
             if "momentum_buffer" not in own:
                 own["step"] = _step_counter(
                     optimizer, steps, parameter.device if id(parameter) in fused else None
                 )
         else:
-            for key, value in found.items():
-                _set_zero_value(parameter, value, key)
+            for key, values in found.items():
+                _set_zero_value(parameter, values, name, key)
 
 
 def without_moments(state: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +134,8 @@ def _step_counter(
     return steps
 
 
-def _master_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+def master_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Returns the fp32 value of a parameter, which may be a bf16 copy of it."""
     return optimizer.master_of(parameter) if isinstance(optimizer, FusedAdamW) else parameter
 
 
@@ -141,7 +143,7 @@ def _full_weight(
     parameter: nn.Parameter, optimizer: torch.optim.Optimizer, engine: Any | None
 ) -> Tensor:
     if engine is None:
-        return _master_of(parameter, optimizer)
+        return master_of(parameter, optimizer)
     from deepspeed.utils import safe_get_full_fp32_param
 
     if parameter.requires_grad:
@@ -157,9 +159,10 @@ def _full_weight(
     return parameter
 
 
-def _own_moments(
+def own_moments(
     parameter: nn.Parameter, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, Tensor]]:
+    """Yields the moments of a parameter that is whole, and what each is called."""
     for key, value in optimizer.state.get(parameter, {}).items():
         if key != "step" and isinstance(value, Tensor):
             yield key, value
@@ -176,7 +179,7 @@ def _gathered_moments(
             yield key, value
 
 
-def _zero_moments(engine: Any) -> dict[int, tuple[str, ...]]:
+def moments_by_parameter(engine: Any) -> dict[int, tuple[str, ...]]:
     """Returns id of every trained parameter -> the moments it has; the same on every rank."""
     zero = engine.optimizer
     stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
@@ -205,7 +208,7 @@ def _inner_parameters(engine: Any) -> Iterator[tuple[Tensor, dict[str, Any]]]:
                 yield flat, group
 
 
-def _steps(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
+def updates_made(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
     """Returns the updates the optimizer has made; Muon's matrices have no counter of their own."""
     if engine is None:
         counted = [int(s["step"]) for s in optimizer.state.values() if "step" in s]
@@ -229,10 +232,10 @@ def _create_zero_moments(engine: Any, steps: int) -> None:
             inner.state[flat]["step"] = _step_counter(
                 inner, steps, flat.device if group.get("fused") else None
             )
-    _link_moments(engine)
+    link_moments(engine)
 
 
-def _link_moments(engine: Any) -> None:
+def link_moments(engine: Any) -> None:
     """Points every parameter at its slices of the moments (ZeRO 1 and 2).
 
     DeepSpeed 0.19 links after the first group's first step, when the other groups have no moments
@@ -246,36 +249,48 @@ def _link_moments(engine: Any) -> None:
 
 # Parameters are Any where DeepSpeed has hung attributes of its own on them.
 def _set_weight(
-    parameter: Any, value: Tensor, optimizer: torch.optim.Optimizer, engine: Any | None
+    parameter: Any,
+    values: Mapping[str, Tensor],
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    engine: Any | None,
 ) -> None:
     with torch.no_grad():
-        if engine is None:
+        if hasattr(parameter, "ds_id"):
+            parameter.ds_tensor.copy_(_own_partition(parameter, values, name))
+        else:
+            value = values[name]
             parameter.copy_(value)
-            master = _master_of(parameter, optimizer)
+            master = parameter if engine is not None else master_of(parameter, optimizer)
             if master is not parameter:
                 master.copy_(value)
-            return
-        if hasattr(parameter, "ds_id"):
-            parameter.ds_tensor.copy_(_own_partition(parameter, value))
-        else:
-            parameter.copy_(value)
-    if parameter.requires_grad:
-        _set_zero_value(parameter, value, None)
+    if engine is not None and parameter.requires_grad:
+        _set_zero_value(parameter, values, name, None)
 
 
-def _set_zero_value(parameter: Any, value: Tensor, key: str | None) -> None:
+def _set_zero_value(
+    parameter: Any, values: Mapping[str, Tensor], name: str, key: str | None
+) -> None:
     """Writes this rank's share of a full fp32 value into ZeRO's flat partition."""
     if hasattr(parameter, "ds_id"):
         zero = parameter._z3_optimizer
-        zero.set_local_hp_param(_own_partition(parameter, value), parameter, key)
+        zero.set_local_hp_param(_own_partition(parameter, values, name), parameter, key)
     elif parameter._hp_mapping is not None:
-        parameter.set_full_hp_param(value, key)
+        own = parameter._hp_mapping.lp_fragment_address
+        run = element_run(values, name, own.start, own.start + own.numel)
+        parameter._hp_mapping.get_hp_fragment(key).data.copy_(run)
 
 
-def _own_partition(parameter: Any, value: Tensor) -> Tensor:
-    """Returns this rank's ZeRO-3 slice of `value`, zero-padded as DeepSpeed pads the last one."""
+def _own_partition(parameter: Any, values: Mapping[str, Tensor], name: str) -> Tensor:
+    """Returns this rank's ZeRO-3 slice of a value, zero-padded as DeepSpeed pads the last one."""
+    first, last, size = zero3_run(parameter)
+    return nn.functional.pad(element_run(values, name, first, last), (0, size - (last - first)))
+
+
+def zero3_run(parameter: Any) -> tuple[int, int, int]:
+    """Returns the first and last + 1 element of this rank's ZeRO-3 slice, and its padded size."""
     size = parameter.ds_tensor.ds_numel if hasattr(parameter.ds_tensor, "ds_numel") else None
     size = size or parameter.ds_tensor.numel()
     rank = torch.distributed.get_rank()
-    flat = value.flatten()[rank * size : (rank + 1) * size]
-    return nn.functional.pad(flat, (0, size - flat.numel()))
+    first, last = (min(place * size, parameter.ds_numel) for place in (rank, rank + 1))
+    return first, last, size

@@ -1,0 +1,112 @@
+"""A training state in a folder: a part of every rank, `.metadata`, and a manifest, written last."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rwkv_train.checkpoint.finite import is_finite
+from rwkv_train.checkpoint.part_tensors import StateParts
+from rwkv_train.checkpoint.state_format import FORMAT, require_complete, require_format
+from rwkv_train.checkpoint.state_manifest import (
+    PartFile,
+    read_state_manifest,
+    require_parts,
+    write_state_manifest,
+)
+from rwkv_train.checkpoint.state_parts import METADATA, part_name, write_metadata
+from rwkv_train.errors import CheckpointError
+from rwkv_train.files import new_partial_folder, publish, remove, sync
+from rwkv_train.processors import usable_processors
+
+# Of the plain values of a state those that its manifest repeats: what lists of states tell.
+_TOLD = ("step", "tokens_per_step", "epoch", "run", "data", "code_version")
+# Of those that are known only when the parts are written: the digest of the weights beside them,
+# and the record of the run's files.
+_LATE = ("weights_digest", "written")
+
+
+def list_parts(folder: Path, ranks: int, order: Sequence[str]) -> None:
+    """Makes what the ranks have written into `folder` readable; nothing if it is. Raises OSError.
+
+    order: names of entries that come first.
+    """
+    if not (folder / METADATA).exists():
+        write_metadata(folder, ranks, order)
+
+
+def complete_folder(folder: Path, parts: Sequence[PartFile], state: Mapping[str, Any]) -> str:
+    """Writes the manifest of a folder whose parts are listed; returns its digest. Raises OSError.
+
+    parts: by rank; state: plain values, of which the manifest repeats some and has others alone.
+    """
+    files = {part_name(rank): part for rank, part in enumerate(parts)}
+    files[METADATA] = PartFile.of(folder / METADATA)
+    about = {key: state[key] for key in (*_TOLD, *_LATE) if key in state}
+    return write_state_manifest(folder, files, {"format": FORMAT, **about})
+
+
+def load_state_folder(path: Path) -> dict[str, Any]:
+    """Reads and verifies a state in a folder, tensors as `PartTensors`, read when used.
+
+    Raises CheckpointError when a single bit is not as it was written, and StateFormatError, before
+    the parts are looked at, for a state of another format.
+    """
+    manifest = read_state_manifest(path)
+    require_format(path, manifest.about)
+    require_parts(path, manifest)
+    state = read_parts(path)
+    state |= {key: manifest.about[key] for key in _LATE if key in manifest.about}
+    state["format"] = manifest.about["format"]
+    require_complete(path, state)
+    _require_finite(path, state["weights"])
+    return state
+
+
+def read_parts(folder: Path) -> dict[str, Any]:
+    """Reads what the parts in a folder hold, unverified. Raises CheckpointError."""
+    parts = StateParts(folder)
+    state: dict[str, Any] = {**parts.plain_values(), "weights": {}, "moments": {}}
+    for keys, tensors in parts.groups().items():
+        if keys == ("weights",):
+            state["weights"] = tensors
+        elif len(keys) == 2 and keys[0] == "moments":
+            state["moments"][keys[1]] = tensors
+        else:
+            raise CheckpointError(f"{folder} holds tensors behind {keys}, which no state has")
+    return state
+
+
+def copy_folder(source: Path, target: Path, changes: Mapping[str, Any]) -> str:
+    """Copies a verified state to another name, with `changes` in its manifest; returns its digest.
+
+    Raises CheckpointError; what was at `target` before is then unchanged.
+    """
+    manifest = read_state_manifest(source)
+    try:
+        partial = new_partial_folder(target)
+        try:
+            for name in manifest.parts:
+                shutil.copyfile(source / name, partial / name)
+                sync(partial / name)
+            digest = write_state_manifest(partial, manifest.parts, {**manifest.about, **changes})
+            publish(partial, target)
+        finally:
+            remove(partial)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
+    return digest
+
+
+def _require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    with ThreadPoolExecutor(min(usable_processors(), 16)) as pool:
+        for name, finite in zip(weights, pool.map(lambda n: is_finite(weights[n]), weights)):
+            if not finite:
+                raise CheckpointError(
+                    f"{path} comes from a run that diverged: {name} is not finite"
+                )
