@@ -183,6 +183,7 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
     from rwkv_train.training.distributed.file_transfer import ReceivedFiles
     from rwkv_train.training.start.prepare import prepare_run
     from rwkv_train.training.start.run_lock import RunLock
+    from rwkv_train.training.start.state_copies import StateCopies
 
     launch = ranks.launch
     if launch.world_size > 1:
@@ -191,11 +192,16 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
         )
         config = dataclasses.replace(config, hardware=hardware)
     # One lock for all ranks: the first holds it while the others work for it.
-    folder = Path(config.train.proj_dir)
-    with RunLock(folder, enabled=is_rank_zero()) as lock, ReceivedFiles() as received:
-        ranks.at_leave(received.remove)
-        ranks.at_leave(lock.release)
-        prepared = prepare_run(config, notices, lock, ranks, received)
+    first, folder = is_rank_zero(), Path(config.train.proj_dir)
+    with (
+        RunLock(folder, enabled=first) as lock,
+        # Inside: the last copy is of files in the folder.
+        StateCopies(config, enabled=first) as copies,
+        ReceivedFiles() as received,
+    ):
+        for call in (received.remove, copies.abandon, lock.release):
+            ranks.at_leave(call)
+        prepared = prepare_run(config, notices, lock, ranks, received, copies)
         if prepared is None:
             return 0
         # Not above: Lightning reads when it is imported what `prepare_run` sets, and a run that is

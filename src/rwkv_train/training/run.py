@@ -7,6 +7,7 @@ it sets for them when they are imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from rwkv_train.training.distributed.strategy import (
     release_engine,
 )
 from rwkv_train.training.environment import is_rank_zero
+from rwkv_train.training.finished import finish_at_once
 from rwkv_train.training.kept_heap import keep_heap
 from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.live.live_questions import LiveQuestions
@@ -49,7 +51,6 @@ from rwkv_train.training.run_clock import RunClock
 from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
-from rwkv_train.training.start.final_weights import publish_final
 from rwkv_train.training.start.initial_weights import make_model
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.resume_point import FromState, ResumePoint
@@ -85,7 +86,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     point, progress = resume_progress(prepared.point, config, length)
     beginning = Beginning(point, progress, length)
     if length.total_steps is not None and progress.step >= length.total_steps:
-        return _finish_at_once(config, beginning)
+        return finish_at_once(prepared, *beginning)
     _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
@@ -135,26 +136,6 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     end_group(config.hardware)
     # A signal in the last step asks for what has happened anyway.
     return 0 if progress.step == length.total_steps else callback.stop.exit_status
-
-
-def _finish_at_once(config: ResolvedConfig, beginning: Beginning) -> int:
-    """Returns the exit status of a run that has nothing left to do, which it says."""
-    if not is_rank_zero():
-        return 0
-    point, progress, length = beginning
-    # Such as what to remove for a new beginning, where weights are gone.
-    for note in point.notes:
-        print(f"note: {note}")
-    if length.completes:
-        publish_final(config, point, progress.step)
-    done = f"{progress.step} of {length.total_steps} steps"
-    if progress.step != length.total_steps:
-        done = f"it has {progress.step} steps, and {length.total_steps} were asked for"
-    print(
-        f"the run in {config.train.proj_dir} is finished: {done} ({length.reason}). To train "
-        "on, raise the limit; for another run choose another --proj_dir"
-    )
-    return 0
 
 
 def _callback(
@@ -214,13 +195,17 @@ def _saver(
             record=None if state is None else state.state.get("written"),
             lineage=prepared.lineage,
         )
+        resumed = None if state is None else state.path
+        folder = Path(prepared.config.train.proj_dir)
+        prepared.copies.begin(folder, prepared.lineage["run"], base, resumed)
     # Before a strategy rounds them to its precision; the other ranks need their names alone.
     frozen = {
         name: parameter.detach() if first else torch.empty(0)
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad
     }
-    return Saver(prepared.config, length, detector, writer, frozen, prepared.lock.fault)
+    copies, fault = prepared.copies, prepared.lock.fault
+    return Saver(prepared.config, length, detector, writer, frozen, fault, copies.offer)
 
 
 def _print_header(
@@ -253,6 +238,7 @@ def _print_header(
             *learns,
             *samples.notes,
             *prepared.live.notes(),
+            *prepared.copies.notes,
             *point.notes,
         ],
     )

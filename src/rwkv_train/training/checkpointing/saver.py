@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.names import BEST, FINAL, numbered, step_state
 from rwkv_train.checkpoint.provenance import read_about
+from rwkv_train.checkpoint.resume import state_path
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
 from rwkv_train.errors import TrainingError
@@ -42,6 +43,7 @@ class Saver:
     other ranks, which take part in gathering the state and keep nothing of it.
     frozen: values of the parameters that do not learn, by name, see `full_weights`.
     folder_fault: tells why nothing may be written into the project folder any more.
+    on_saved: called with every state once it is complete.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Saver:
         writer: StateWriter | None,
         frozen: Mapping[str, Tensor] | None = None,
         folder_fault: Callable[[], TrainingError | None] = lambda: None,
+        on_saved: Callable[[Path], None] = lambda state: None,
     ) -> None:
         self._config = config
+        self._on_saved = on_saved
         self._folder_fault = folder_fault
         self._length = length
         self._detector = detector
@@ -235,6 +239,8 @@ class Saver:
             return
         if self._job.fault is None:
             self._written.append(self._job.path)
+            if self._job.path.name != BEST:
+                self._on_saved(state_path(self._job.path))
             self._refused_in_a_row = 0
             self._job = None
         elif self._job.is_refused and self._refused_in_a_row < ATTEMPTS - 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rwkv_train.config.copy_places import copy_places
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
@@ -26,10 +27,12 @@ from rwkv_train.training.start.fingerprint import require_agreement, run_fingerp
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
 from rwkv_train.training.start.memory_forecast import MemoryForecast
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
+from rwkv_train.training.start.restored_files import restore_files
 from rwkv_train.training.start.resume_point import Fresh, ResumePoint, find_resume_point
 from rwkv_train.training.start.run_identity import run_id
 from rwkv_train.training.start.run_lock import RunLock
 from rwkv_train.training.start.shared_start import find_shared_start
+from rwkv_train.training.start.state_copies import StateCopies
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Prepared:
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
     that serve. lineage: what states tell of run and data. tokenizer: of the data, None: not known.
     live: what the model is asked while it trains. memory: what the run is predicted to take.
+    copies: of its states, in other places.
     """
 
     config: ResolvedConfig
@@ -53,21 +57,28 @@ class Prepared:
     tokenizer: TokenizerRecord | None
     live: LivePlan
     memory: MemoryForecast
+    copies: StateCopies
 
 
 def prepare_run(
-    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks, received: ReceivedFiles
+    given: RunConfig,
+    notices: list[str],
+    lock: RunLock,
+    ranks: Ranks,
+    received: ReceivedFiles,
+    copies: StateCopies,
 ) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
     notices: lines about translated flags, printed once; ranks: all of them get here, and agree,
-    before any of them writes; received: keeps what rank zero has sent. Every rank calls this with
-    the same configuration. Raises TrainerError before anything is written, but for a disk that
-    fails.
+    before any of them writes; received: keeps what rank zero has sent; copies: of states, in other
+    places. Every rank calls this with the same configuration. Raises TrainerError before anything
+    is written, but for a disk that fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
-    point = find_shared_start(given.train, ranks, received)
+    places = [place.folder for place in copy_places(given.safety.state_copies)]
+    point = find_shared_start(given.train, ranks, received, places)
     discovered, opened = discover(given, point)
     config, derived = resolve(given, discovered)
     tokenizer = tokenizer_of_data(config.data.tokenizer, opened)
@@ -87,6 +98,8 @@ def prepare_run(
         ranks.at_leave(live.close)
         if ranks.launch.world_size > 1:
             require_agreement(ranks.store, run_fingerprint(config, point, samples))
+    run = run_id(point, Path(config.train.proj_dir))
+    copies.refuse_other_runs(run)
     prepare_libraries(config.hardware.accelerator)
     ranks.all_there()
     make_folder(config.train.proj_dir)
@@ -98,17 +111,29 @@ def prepare_run(
             write_record(Path(config.train.proj_dir), tokenizer)
         return None
     if is_rank_zero():
+        point = restore_files(point, Path(config.train.proj_dir))
         for line in notices:
             print(line)
         if isinstance(point, Fresh) and config.train.train_stage is None:
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
-    lineage = {"run": run_id(point, Path(config.train.proj_dir)), "data": samples.identities()}
+    lineage = {"run": run, "data": samples.identities()}
     # The last thing before steps, and after all that can refuse the run: it takes minutes.
     operators = build_for(config)
     prepare_extensions(config.hardware)
     saved = for_saving(config, given)
     return Prepared(
-        config, saved, point, samples, derived, lock, operators, lineage, tokenizer, live, memory
+        config,
+        saved,
+        point,
+        samples,
+        derived,
+        lock,
+        operators,
+        lineage,
+        tokenizer,
+        live,
+        memory,
+        copies,
     )

@@ -28,16 +28,19 @@ from rwkv_train.training.start.resume_point import (
 )
 
 
-def find_shared_start(train: TrainConfig, ranks: Ranks, received: ReceivedFiles) -> ResumePoint:
+def find_shared_start(
+    train: TrainConfig, ranks: Ranks, received: ReceivedFiles, places: Sequence[Path] = ()
+) -> ResumePoint:
     """Returns where this rank begins, with files that rank zero has sent if need be. Collective.
 
-    received: keeps them, which are in use until the model is made. Raises as `find_resume_point`.
+    received: keeps them, which are in use until the model is made. places: folders of second
+    copies. Raises as `find_resume_point`.
     """
     if ranks.launch.world_size == 1 or train.train_stage == 1:
-        return find_resume_point(train)
+        return find_resume_point(train, places)
     point, fault = None, None
     try:
-        point = find_resume_point(train)
+        point = find_resume_point(train, places)
     except TrainerError as error:
         fault = error
         if ranks.launch.rank == 0:
