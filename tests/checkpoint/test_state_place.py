@@ -13,29 +13,8 @@ from rwkv_train.checkpoint.resume import StateFile, list_states, load_state, sav
 from rwkv_train.checkpoint.retention import KeepRule
 from rwkv_train.checkpoint.state_place import StatePlace, require_no_other_run
 from rwkv_train.errors import CheckpointError, ConfigError
+from tests.checkpoint.fake_lock import Lock
 from tests.checkpoint.small_states import small_state
-
-
-class Lock:
-    """A lock that can be lost."""
-
-    def __init__(self) -> None:
-        self.owned, self.taken = False, 0
-        self.refusal: ConfigError | None = None
-
-    def acquire(self) -> None:
-        """Takes the folder."""
-        if self.refusal is not None:
-            raise self.refusal
-        self.owned, self.taken = True, self.taken + 1
-
-    def is_owned(self) -> bool:
-        """Tells whether it is held."""
-        return self.owned
-
-    def release(self) -> None:
-        """Gives it back."""
-        self.owned = False
 
 
 def place_of(
