@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "config": {*BASE, "command_line"},
     "ops": {"errors", "compiler"},
     "data": {*BASE, "command_line", "compiler", "processors", "config.schema"},
-    "checkpoint": {*BASE, "command_line"},
+    "checkpoint": {*BASE, "command_line", "processors"},
     "models": {"errors", "config.schema", "config.resolved", "config.versions", "ops"},
     "planning": {*BASE, "command_line", "config"},
     "report": {*BASE, "command_line", "config"},

@@ -1,11 +1,12 @@
 """Kills a second copy before each of its file operations and says what was left; a program.
 
-    python -m tests.checkpoint.copy_kill_points FOLDER
+    python -m tests.checkpoint.copy_kill_points FOLDER KIND
 
-Over a place with two copies, of which the older is due to go, a third state and a log are copied.
-For every file operation of that, a child process does it and is killed right before the operation.
-Printed is JSON: for each point the states that verify and those that do not, and what the next
-start makes of the place. It is a program of its own, because it forks.
+KIND: whether states are files or folders. Over a place with two copies, of which the older is due
+to go, a third state and a log are copied. For every file operation of that, a child process does it
+and is killed right before the operation. Printed is JSON: for each point the states that verify
+and those that do not, and what the next start makes of the place. It is a program of its own,
+because it forks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rwkv_train.checkpoint.retention import KeepRule
 from rwkv_train.checkpoint.state_place import StatePlace
 from rwkv_train.errors import CheckpointError
 from tests.checkpoint.fake_lock import Lock
-from tests.checkpoint.small_states import small_state
+from tests.checkpoint.small_states import save_small_folder, small_state
 
 OPERATIONS = [
     (os, "fsync"),
@@ -31,6 +32,7 @@ OPERATIONS = [
     (Path, "rename"),
     (Path, "unlink"),
     (Path, "mkdir"),
+    (os, "rmdir"),
 ]
 
 
@@ -89,13 +91,14 @@ def verified(place: Path) -> dict[str, bool]:
     return found
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, kind: str) -> None:
     """See above."""
     os.fsync = lambda descriptor: None
     run, place, old = folder / "run", folder / "place", folder / "old"
     run.mkdir()
     for step in (1, 2, 3):
-        save_state(run / f"rwkv-step-{step}.state", small_state(step, run="one"))
+        save = save_state if kind == "files" else save_small_folder
+        save(run / f"rwkv-step-{step}.state", small_state(step, run="one"))
     third, second, first = list_states(run)
     (run / "metrics.jsonl").write_text("{}\n")
     copy(folder, first)
@@ -116,4 +119,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

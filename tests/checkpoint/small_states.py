@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import torch
+
+from rwkv_train.checkpoint.state_folder import complete_folder
+from rwkv_train.checkpoint.state_manifest import PartFile
+from rwkv_train.checkpoint.state_parts import Piece, write_part
+from rwkv_train.files import new_partial_folder, publish
 
 
 def small_state(step: int, **more: object) -> dict:
@@ -22,3 +31,31 @@ def small_state(step: int, **more: object) -> dict:
         "scaler": None,
         **more,
     }
+
+
+def save_small_folder(path: Path, state: dict[str, Any], ranks: int = 2) -> str:
+    """Writes a state as so many ranks do together, each its share of the elements; its digest."""
+    partial = new_partial_folder(path)
+    plain = {key: value for key, value in state.items() if key not in ("weights", "moments")}
+    plain["format"] = 3
+    parts = [
+        write_part(partial, rank, shares(state, rank, ranks), plain if rank == 0 else None)
+        for rank in range(ranks)
+    ]
+    digest = complete_folder(
+        partial, [PartFile.of(part) for part in parts], [part.name for part in parts], plain, []
+    )
+    publish(partial, path)
+    return digest
+
+
+def shares(state: dict[str, Any], rank: int, ranks: int) -> Iterator[Piece]:
+    """The elements of every tensor that are a rank's: as many for each of them."""
+    groups = {("weights",): state["weights"]}
+    groups |= {("moments", key): values for key, values in state["moments"].items()}
+    for keys, tensors in groups.items():
+        for name, value in tensors.items():
+            first, last = (value.numel() * r // ranks for r in (rank, rank + 1))
+            values = value.reshape(-1)[first:last].clone()
+            if first < last:
+                yield Piece((*keys, name), tuple(value.shape), first, values)

@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.checkout import ROOT
 
 
-def test_a_copy_that_is_killed_anywhere_leaves_whole_states_and_is_made_again(tmp_path: Path):
-    command = [sys.executable, "-m", "tests.checkpoint.copy_kill_points", str(tmp_path)]
+@pytest.mark.parametrize("kind", ["files", "folders"])
+def test_a_copy_that_is_killed_anywhere_leaves_whole_states_and_is_made_again(
+    tmp_path: Path, kind: str
+):
+    command = [sys.executable, "-m", "tests.checkpoint.copy_kill_points", str(tmp_path), kind]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     points = json.loads(ended.stdout)

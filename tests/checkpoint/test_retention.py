@@ -14,7 +14,7 @@ from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.resume import load_state, save_state
 from rwkv_train.checkpoint.retention import KeepRule, Retention
 from rwkv_train.checkpoint.weights import save_weights
-from tests.checkpoint.small_states import small_state
+from tests.checkpoint.small_states import save_small_folder, small_state
 
 
 def write_state(files: Retention, path: Path, step: int) -> Path:
@@ -199,3 +199,51 @@ def test_the_model_with_its_states_goes_with_them(tmp_path: Path):
         "rwkv-1.state",
         "rwkv-5.merged.pth",
     }
+
+
+def write_folder(files: Retention, path: Path, step: int) -> Path:
+    """A state in a folder."""
+    digest = save_small_folder(path, small_state(step, written=files.record()))
+    files.add(path, digest, step * 10, step)
+    return path
+
+
+def test_folders_are_kept_and_deleted_as_files_are(tmp_path: Path):
+    files = Retention(tmp_path, KeepRule(last=2))
+    write_state(files, tmp_path / "rwkv-step-1.state", 1)
+    for step in range(2, 6):
+        path = write_folder(files, tmp_path / f"rwkv-step-{step}.state", step)
+        files.apply(path)
+    assert names(tmp_path) == {"rwkv-step-4.state", "rwkv-step-5.state"}
+    files = resumed(tmp_path, KeepRule(last=1), "rwkv-step-5.state")
+    files.apply(write_state(files, tmp_path / "rwkv-step-6.state", 6))
+    assert names(tmp_path) == {"rwkv-step-6.state"}
+
+
+# What somebody does to the folder of a state, after which it is no longer the run's to delete.
+TOUCHED: dict[str, Callable[[Path], object]] = {
+    "a file put in": lambda path: (path / "notes.txt").write_text("mine"),
+    "a part lost": lambda path: (path / "__1_0.distcp").unlink(),
+    "a bit of a part": lambda path: flip(path / "__1_0.distcp"),
+    "protected": lambda path: path.chmod(0o555),
+    "a part protected": lambda path: (path / "__1_0.distcp").chmod(0o444),
+    "moved and linked": lambda path: path.symlink_to(path.rename(path.with_name("moved"))),
+    "another state": lambda path: (
+        shutil.rmtree(path),
+        save_small_folder(path, small_state(1, x=1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOUCHED)
+def test_a_folder_that_somebody_has_touched_stays(tmp_path: Path, name: str):
+    files = Retention(tmp_path, KeepRule(last=1))
+    path = write_folder(files, tmp_path / "rwkv-step-1.state", 1)
+    TOUCHED[name](path)
+    files = resumed(
+        tmp_path, KeepRule(last=1), write_folder(files, tmp_path / "rwkv-0.state", 2).name
+    )
+    # unlike a file's, a folder's size and time do not show a changed bit
+    files.apply(write_folder(files, tmp_path / "rwkv-step-3.state", 3))
+    assert path.exists()
+    path.chmod(0o755)

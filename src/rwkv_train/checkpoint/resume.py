@@ -2,15 +2,17 @@
 
 `rwkv-N.pth` holds the weights for the world; `rwkv-N.state` next to it holds what only the trainer
 needs: fp32 weights, the optimizer's moments, the step, random states, loss averages and the
-configuration. It is one file of full tensors by parameter name, so it fits any number of processes
-and any strategy. The name does not end in .pth, so no other program takes it for a checkpoint.
-Between mini-epochs a state is saved alone (`names.step_state`).
+configuration. It is one file of full tensors by parameter name, or a folder of every rank's part of
+them (`state_folder`); either fits any number of processes and any strategy. The name does not end
+in .pth, so no other program takes it for a checkpoint. Between mini-epochs a state is saved alone
+(`names.step_state`).
 """
 
 from __future__ import annotations
 
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +22,22 @@ import torch
 from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, is_state
 from rwkv_train.checkpoint.space import require_space
+from rwkv_train.checkpoint.state_folder import copy_folder, load_state_folder
+from rwkv_train.checkpoint.state_format import (
+    FORMAT,
+    StateFormatError,
+    other_format,
+    require_complete,
+    require_format,
+)
+from rwkv_train.checkpoint.state_manifest import read_state_manifest
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import replacing
-
-# 2 had no digest, 1 only the moments of Adam.
-FORMAT = 3
-# Every reader relies on these; the rest may be absent.
-REQUIRED = ("format", "step", "weights", "optimizer", "moments", "optimizer_steps")
-
-
-class StateFormatError(CheckpointError):
-    """Raised for an intact state of another format, which is work that nobody may pass over."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file a run could resume from: a training state, or bare weights when it has no state."""
+    """A beginning for a run: a training state, or bare weights when it has no state."""
 
     epoch: int
     weights: Path | None
@@ -78,7 +80,7 @@ def save_state(path: Path, state: dict[str, Any]) -> str:
     content["digest"] = digest
     try:
         # A handle, because given a path torch writes its name into the file.
-        with replacing(path) as partial, partial.open("wb") as file:
+        with replacing(path, over_folder=True) as partial, partial.open("wb") as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
@@ -89,18 +91,17 @@ def save_state(path: Path, state: dict[str, Any]) -> str:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Reads and verifies what `save_state` wrote; tensors stay on disk until used.
+    """Reads and verifies a state, a file or a folder; tensors stay on disk until used.
 
     Raises CheckpointError when a single bit is not as it was written, and StateFormatError, before
     the digest is looked at, for a state of another format.
     """
+    if path.is_dir():
+        return load_state_folder(path)
     state = _read(path, verify=True)
     # First: what other formats hold, and whether they have a digest, nobody knows.
-    if state.get("format") != FORMAT:
-        raise StateFormatError(_other_format(path, state))
-    missing = [key for key in REQUIRED if key not in state]
-    if missing:
-        raise CheckpointError(f"{path} is no training state: it lacks {', '.join(missing)}")
+    require_format(path, state)
+    require_complete(path, state)
     digest = state.pop("digest", None)
     try:
         intact = digest == content_digest(state)
@@ -117,7 +118,22 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def state_digest(path: Path) -> str:
     """Returns the digest that a state names, unverified. Raises CheckpointError."""
+    if path.is_dir():
+        return read_state_manifest(path).digest
     return str(_read(path, verify=False).get("digest"))
+
+
+def copy_saved_state(
+    state: Mapping[str, Any], source: Path, target: Path, changes: Mapping[str, Any]
+) -> None:
+    """Writes a verified state to another name, as the file or folder that it is at `source`.
+
+    changes: of its values, of a folder those in the manifest. Raises as `save_state`.
+    """
+    if source.is_dir():
+        copy_folder(source, target, changes)
+    else:
+        save_state(target, {**state, **changes})
 
 
 def _read(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -136,19 +152,8 @@ def _read(path: Path, *, verify: bool) -> dict[str, Any]:
         # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error ...
         raise CheckpointError(f"{path} is truncated or damaged: {short_reason(error)}") from error
     if not isinstance(state, dict):
-        raise StateFormatError(_other_format(path, {"format": f"of a {type(state).__name__}"}))
+        raise other_format(path, {"format": f"of a {type(state).__name__}"})
     return state
-
-
-def _other_format(path: Path, state: dict[str, Any]) -> str:
-    """Returns the refusal of a state that this version cannot read."""
-    found = f"format {state['format']}" if "format" in state else "no format"
-    writer = f", written by {state['code_version']}" if "code_version" in state else ""
-    return (
-        f"{path} has {found}, this version reads format {FORMAT}{writer}; resume with the version "
-        "that wrote it, or move the file to another folder to resume from an earlier one. Nothing "
-        "was deleted"
-    )
 
 
 def _damaged_part(archive: zipfile.ZipFile) -> str | None:
@@ -165,17 +170,16 @@ def _damaged_part(archive: zipfile.ZipFile) -> str | None:
 def list_states(folder: Path) -> list[StateFile]:
     """Lists the training states in `folder`, the furthest in the data first, unreadable ones last.
 
-    Reads only what describes them. Of two at the same place the one that ends a run comes first,
-    then the one that ends a mini-epoch.
+    A folder of parts without a manifest is an unreadable one. Reads only what describes them. Of
+    two at the same place the one that ends a run comes first, then the one that ends a mini-epoch.
     """
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not is_state(path.name) or not path.is_file():
+        if not is_state(path.name) or not path.exists():
             continue
         try:
-            content = _read(path, verify=False)
-            if content.get("format") != FORMAT:
-                raise StateFormatError(_other_format(path, content))
+            content = _outline(path)
+            require_format(path, content)
             step = int(content["step"])
             # In tokens, since runs of another batch size may have left states here.
             position = step * int(content.get("tokens_per_step", 1))
@@ -190,6 +194,14 @@ def list_states(folder: Path) -> list[StateFile]:
     return sorted(found, key=freshness, reverse=True)
 
 
+def _outline(path: Path) -> Mapping[str, Any]:
+    """Returns what tells a state's place: all of a file, or a folder's manifest, unverified."""
+    if path.is_dir():
+        manifest = read_state_manifest(path)
+        return {**manifest.about, "digest": manifest.digest}
+    return _read(path, verify=False)
+
+
 def freshness(state: StateFile) -> tuple[int, int, str]:
     """Returns what is the larger the further a state is, as `list_states` orders them."""
     name = state.path.name
@@ -202,9 +214,10 @@ def resume_candidates(folder: Path) -> list[Candidate]:
     epochs: dict[int, dict[str, Path]] = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         epoch = epoch_of(path.with_suffix(".pth").name)
-        if path.suffix not in (".pth", STATE_SUFFIX) or not path.is_file():
+        # RWKV-LM's ZeRO-3 runs leave folders of the weights' names.
+        if not (path.is_file() or (path.is_dir() and path.suffix == STATE_SUFFIX)):
             continue
-        if epoch is not None and epoch >= 0:
+        if epoch is not None and epoch >= 0 and path.suffix in (".pth", STATE_SUFFIX):
             epochs.setdefault(epoch, {})[path.suffix] = path
     return [
         Candidate(epoch, epochs[epoch].get(".pth"), epochs[epoch].get(STATE_SUFFIX))

@@ -12,12 +12,17 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.names import FINAL, epoch_of, is_state, merged_path
 from rwkv_train.checkpoint.resume import list_states, load_state, state_path
+from rwkv_train.checkpoint.state_manifest import MANIFEST, read_state_manifest
 from rwkv_train.errors import CheckpointError
+from rwkv_train.files import remove
+
+# Size, time and number of a file, or of a folder and the files in it.
+Signature: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class KeepRule:
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file of this run.
+    """A file of this run, or a state in a folder.
 
     digest: of a state its own, of weights that of the file; tokens: trained on before it was
     written, by which files have their order; step: the same in the steps of that time.
@@ -72,7 +77,7 @@ class Retention:
         self._protected = {path.resolve() for path in protected}
         # Size, time and number of files whose content was written or read by this process: read
         # again at every save, the kept ones would cost as much as the save itself.
-        self._intact: dict[str, tuple[int, int, int]] = {}
+        self._intact: dict[str, Signature] = {}
         # A state cannot hold its own digest in its record.
         for file in [] if resumed is None else list_states(folder):
             if file.path == resumed and file.position is not None:
@@ -88,7 +93,7 @@ class Retention:
         return {
             name: asdict(file)
             for name, file in self._written.items()
-            if (self._folder / name).is_file()
+            if (self._folder / name).exists()
         }
 
     def apply(self, newest: Path) -> list[Path]:
@@ -101,7 +106,7 @@ class Retention:
         # A file too many is no reason to call a good save failed.
         with suppress(OSError):
             for path in self._states_to_go(newest) + self._weights_to_go():
-                path.unlink()
+                remove(path)
                 del self._written[path.name]
                 deleted.append(path)
         return deleted
@@ -151,7 +156,7 @@ class Retention:
     def _may_go(self, path: Path) -> bool:
         """Tells whether nobody has protected a file of ours."""
         # Files are written with permission to write them again; somebody has taken it away.
-        is_writable = bool(path.stat().st_mode & stat.S_IWUSR)
+        is_writable = all(file.stat().st_mode & stat.S_IWUSR for file in _described(path))
         step = self._written[path.name].step
         return (
             is_writable
@@ -162,8 +167,8 @@ class Retention:
     def is_own(self, path: Path) -> bool:
         """Tells whether `path` still holds, bit for bit, what this run wrote there."""
         file = self._written.get(path.name)
-        # Ours are files; whoever made a link of one has moved it to another disk.
-        if file is None or path.is_symlink() or not path.is_file():
+        # Whoever made a link of what is ours has moved it to another disk.
+        if file is None or path.is_symlink() or not _is_there(path):
             return False
         signature = _signature(path)
         if self._intact.get(path.name) == signature:
@@ -179,6 +184,22 @@ class Retention:
         return True
 
 
-def _signature(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+def _is_there(path: Path) -> bool:
+    """Tells whether a file, or a state's folder without files of others, is at `path`."""
+    if path.is_file() or not is_state(path.name):
+        return path.is_file()
+    try:
+        ours = {MANIFEST, *read_state_manifest(path).parts}
+    except CheckpointError:
+        return False
+    return {file.name for file in path.iterdir()} == ours
+
+
+def _described(path: Path) -> list[Path]:
+    """Returns a file itself; a folder, and the files in it."""
+    return [path, *sorted(path.iterdir())] if path.is_dir() else [path]
+
+
+def _signature(path: Path) -> Signature:
+    found = [file.stat() for file in _described(path)]
+    return tuple((file.st_size, file.st_mtime_ns, file.st_ino) for file in found)

@@ -18,7 +18,7 @@ from rwkv_train.checkpoint.names import COPIES_FILE, kept_path
 from rwkv_train.checkpoint.resume import StateFile, list_states
 from rwkv_train.checkpoint.retention import KeepRule, Retention, WrittenFile
 from rwkv_train.errors import CheckpointError, ConfigError, short_reason
-from rwkv_train.files import remove_partial_files, write_atomically
+from rwkv_train.files import remove_partial_files, restore_replaced, write_atomically
 
 # More than files of records grow while they are copied.
 _SPARE_BYTES = 1 << 20
@@ -85,6 +85,7 @@ class StatePlace:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             require_no_other_run(folder, self._run)
+            restore_replaced(folder)
             remove_partial_files(folder)
             written = self._known()
             retention = Retention(folder, self._rule, record=written)
@@ -169,7 +170,7 @@ class StatePlace:
         return self._beside.get(path.name) != signature or not copy.is_file()
 
     def _require_room(self, paths: Sequence[Path]) -> None:
-        needed = _SPARE_BYTES + sum(path.stat().st_size for path in paths)
+        needed = _SPARE_BYTES + sum(map(_size_of, paths))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(
@@ -190,6 +191,11 @@ class StatePlace:
 def _is_in(written: dict[str, Any], state: StateFile) -> bool:
     known = written.get(state.path.name)
     return state.position is not None and known is not None and known["digest"] == state.digest
+
+
+def _size_of(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def _signature_of(path: Path) -> tuple[int, int]:

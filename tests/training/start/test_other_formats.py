@@ -8,14 +8,9 @@ import pytest
 import torch
 
 import train
-from rwkv_train.checkpoint.resume import (
-    FORMAT,
-    StateFormatError,
-    list_states,
-    load_state,
-    save_state,
-)
+from rwkv_train.checkpoint.resume import list_states, load_state, save_state
 from rwkv_train.checkpoint.retention import KeepRule, Retention
+from rwkv_train.checkpoint.state_format import FORMAT, StateFormatError
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.training.start.resume_point import FromState, find_resume_point
 

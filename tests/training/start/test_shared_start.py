@@ -22,6 +22,7 @@ from rwkv_train.training.distributed.rank_store import RankStore, RemoteRankErro
 from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.start.resume_point import ResumePoint
 from rwkv_train.training.start.shared_start import find_shared_start, find_shared_state
+from tests.checkpoint.small_states import save_small_folder, small_state
 
 WEIGHT = "blocks.0.att.key.weight"
 
@@ -199,6 +200,22 @@ def test_each_machine_receives_once_and_in_chunks(tmp_path, monkeypatch, capsys)
     assert found[:2] == [path, path]
     assert found[2] == found[3] != found[4] == found[5]
     assert capsys.readouterr().out.count("machine ") == 2
+
+
+def test_a_state_in_a_folder_is_sent_with_all_its_parts(tmp_path, capsys):
+    path = tmp_path / "first" / "rwkv-step-16.state"
+    path.parent.mkdir()
+    save_small_folder(path, small_state(16), 3)
+
+    def call(ranks: Any) -> int:
+        own = path if ranks.launch.rank == 0 else tmp_path / "rwkv-step-16.state"
+        with ReceivedFiles() as received:
+            found = load_state(find_shared_state(own, ranks, received))
+            ranks.store.gather("loaded", None)
+            return found["weights"]["a"].tolist()
+
+    assert both(call) == [small_state(16)["weights"]["a"].tolist()] * 2
+    assert "receives rwkv-step-16.state" in capsys.readouterr().out
 
 
 def test_a_file_that_arrives_damaged_is_refused(tmp_path, monkeypatch):

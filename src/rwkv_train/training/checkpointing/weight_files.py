@@ -34,7 +34,7 @@ def stored_dtype(config: ResolvedConfig) -> torch.dtype:
 
 def write_weight_files(
     path: Path,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     config: ResolvedConfig,
     dtype: torch.dtype,
     base: Mapping[str, Any] | None,
@@ -104,6 +104,6 @@ def require_same_kind(state: dict[str, Any], path: Path, config: ResolvedConfig)
             )
 
 
-def _trained(weights: dict[str, Tensor], config: ResolvedConfig) -> dict[str, Tensor]:
+def _trained(weights: Mapping[str, Tensor], config: ResolvedConfig) -> dict[str, Tensor]:
     kind, fully = config.train.train_type, listed(config.adapter.lora_train)
     return {name: value for name, value in weights.items() if learns(name, kind, fully)}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwkv_train.checkpoint.part_tensors import element_run
 from rwkv_train.training.optim.fused_adamw import FusedAdamW
 from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.muon import MuonWithAdamW
@@ -78,20 +79,20 @@ def restore(
         # A frozen base model comes from its own file.
         if name not in state["weights"]:
             continue
-        _set_weight(parameter, state["weights"][name], optimizer, engine)
-        found = {key: values[name] for key, values in state["moments"].items() if name in values}
+        _set_weight(parameter, state["weights"], name, optimizer, engine)
+        found = {key: values for key, values in state["moments"].items() if name in values}
         if steps == 0 or not found:
             continue
         if engine is None:
-            own = {key: value.to(parameter.device, copy=True) for key, value in found.items()}
+            own = {k: values[name].to(parameter.device, copy=True) for k, values in found.items()}
             optimizer.state[parameter] = own
             if "momentum_buffer" not in own:
                 own["step"] = _step_counter(
                     optimizer, steps, parameter.device if id(parameter) in fused else None
                 )
         else:
-            for key, value in found.items():
-                _set_zero_value(parameter, value, key)
+            for key, values in found.items():
+                _set_zero_value(parameter, values, name, key)
 
 
 def without_moments(state: dict[str, Any]) -> dict[str, Any]:
@@ -246,36 +247,48 @@ def _link_moments(engine: Any) -> None:
 
 # Parameters are Any where DeepSpeed has hung attributes of its own on them.
 def _set_weight(
-    parameter: Any, value: Tensor, optimizer: torch.optim.Optimizer, engine: Any | None
+    parameter: Any,
+    values: Mapping[str, Tensor],
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    engine: Any | None,
 ) -> None:
     with torch.no_grad():
-        if engine is None:
+        if hasattr(parameter, "ds_id"):
+            parameter.ds_tensor.copy_(_own_partition(parameter, values, name))
+        else:
+            value = values[name]
             parameter.copy_(value)
-            master = _master_of(parameter, optimizer)
+            master = parameter if engine is not None else _master_of(parameter, optimizer)
             if master is not parameter:
                 master.copy_(value)
-            return
-        if hasattr(parameter, "ds_id"):
-            parameter.ds_tensor.copy_(_own_partition(parameter, value))
-        else:
-            parameter.copy_(value)
-    if parameter.requires_grad:
-        _set_zero_value(parameter, value, None)
+    if engine is not None and parameter.requires_grad:
+        _set_zero_value(parameter, values, name, None)
 
 
-def _set_zero_value(parameter: Any, value: Tensor, key: str | None) -> None:
+def _set_zero_value(
+    parameter: Any, values: Mapping[str, Tensor], name: str, key: str | None
+) -> None:
     """Writes this rank's share of a full fp32 value into ZeRO's flat partition."""
     if hasattr(parameter, "ds_id"):
         zero = parameter._z3_optimizer
-        zero.set_local_hp_param(_own_partition(parameter, value), parameter, key)
+        zero.set_local_hp_param(_own_partition(parameter, values, name), parameter, key)
     elif parameter._hp_mapping is not None:
-        parameter.set_full_hp_param(value, key)
+        own = parameter._hp_mapping.lp_fragment_address
+        run = element_run(values, name, own.start, own.start + own.numel)
+        parameter._hp_mapping.get_hp_fragment(key).data.copy_(run)
 
 
-def _own_partition(parameter: Any, value: Tensor) -> Tensor:
-    """Returns this rank's ZeRO-3 slice of `value`, zero-padded as DeepSpeed pads the last one."""
+def _own_partition(parameter: Any, values: Mapping[str, Tensor], name: str) -> Tensor:
+    """Returns this rank's ZeRO-3 slice of a value, zero-padded as DeepSpeed pads the last one."""
+    first, last, size = zero3_run(parameter)
+    return nn.functional.pad(element_run(values, name, first, last), (0, size - (last - first)))
+
+
+def zero3_run(parameter: Any) -> tuple[int, int, int]:
+    """Returns the first and last + 1 element of this rank's ZeRO-3 slice, and its padded size."""
     size = parameter.ds_tensor.ds_numel if hasattr(parameter.ds_tensor, "ds_numel") else None
     size = size or parameter.ds_tensor.numel()
     rank = torch.distributed.get_rank()
-    flat = value.flatten()[rank * size : (rank + 1) * size]
-    return nn.functional.pad(flat, (0, size - flat.numel()))
+    first, last = (min(place * size, parameter.ds_numel) for place in (rank, rank + 1))
+    return first, last, size

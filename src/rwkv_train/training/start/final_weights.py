@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.names import FINAL
-from rwkv_train.checkpoint.resume import save_state, state_path
+from rwkv_train.checkpoint.resume import copy_saved_state, state_path
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.training.checkpointing.weight_files import (
     require_same_kind,
@@ -35,5 +35,6 @@ def publish_final(config: ResolvedConfig, point: ResumePoint, step: int) -> None
     write_weight_files(final, start.tensors, config, stored_dtype(config), start.base)
     if isinstance(point, FromState):
         # To train on later from here, as after any other end.
-        save_state(state_path(final), {**point.state, "weights_digest": file_digest(final)})
+        changes = {"weights_digest": file_digest(final)}
+        copy_saved_state(point.state, point.path, state_path(final), changes)
     print(f"wrote {final} from {point.path}, which is at step {step}")

@@ -106,7 +106,7 @@ def _fit(model: RWKV, config: ResolvedConfig, point: FromWeights | FromState) ->
     return start
 
 
-def _attach(model: RWKV, config: ResolvedConfig, values: dict[str, Tensor] | None) -> None:
+def _attach(model: RWKV, config: ResolvedConfig, values: Mapping[str, Tensor] | None) -> None:
     attach_adapters(
         model,
         config.adapter,

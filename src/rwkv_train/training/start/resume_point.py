@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 
 from rwkv_train.checkpoint.names import FINAL, INIT, INIT_STATES, epoch_of
+from rwkv_train.checkpoint.part_tensors import shapes_of
 from rwkv_train.checkpoint.places import states_in_all
 from rwkv_train.checkpoint.provenance import tokens_before
-from rwkv_train.checkpoint.resume import (
-    Candidate,
-    StateFile,
-    StateFormatError,
-    load_state,
-    resume_candidates,
-)
+from rwkv_train.checkpoint.resume import Candidate, StateFile, load_state, resume_candidates
+from rwkv_train.checkpoint.state_format import StateFormatError
 from rwkv_train.checkpoint.weights import load_weights, read_shapes
 from rwkv_train.config.resume_differences import Change
 from rwkv_train.config.resume_rules import Effect
@@ -34,7 +30,7 @@ TensorShapes: TypeAlias = Mapping[str, tuple[int, ...]]
 class StartWeights(NamedTuple):
     """Tensors by checkpoint key, and what the run has to remember of a frozen base model."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     base: Mapping[str, Any] | None
 
 
@@ -113,13 +109,13 @@ class FromState:
 
         Raises CheckpointError when the base model is not the one of the state.
         """
-        own: dict[str, Tensor] = self.state["weights"]
+        own: Mapping[str, Tensor] = self.state["weights"]
         if self.base is None:
             return StartWeights(own, None)
         weights = load_weights(self.base, torch.float32)
         found = base_record(self.base, self.folder, weights)
         require_same_base(self.state["base"], found, self.base, self.path)
-        return StartWeights(weights | own, found)
+        return StartWeights({**weights, **own}, found)
 
     def describe(self, step: int) -> str:
         """Returns the header's line on where the run starts, which is after `step` steps."""
@@ -281,7 +277,7 @@ def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromSt
     except CheckpointError as error:
         notes.append(f"passed over: {error}")
         return None
-    shapes: TensorShapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+    shapes: TensorShapes = shapes_of(state["weights"])
     # Old states do not say their mini-epoch; those of one have its number in their name.
     in_name = epoch_of(path.with_suffix(".pth").name)
     epoch = -1 if path.stem == Path(FINAL).stem else state.get("epoch", in_name or 0)

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from rwkv_train.errors import ConfigError, TrainingError
-from rwkv_train.files import guard, partial_path, unguard
+from rwkv_train.files import guard, partial_path, restore_replaced, unguard
 from rwkv_train.training.start.lock_file import link_once, require_plain
 from rwkv_train.training.start.lock_owner import Owner, boot_id, is_alive, read_owner
 
@@ -108,6 +108,7 @@ class RunLock:
                 "folder of your own"
             ) from error
         self._descriptor = descriptor
+        restore_replaced(self._path.parent)
         guard(self._path.parent, self.require_owned)
         self._heart = threading.Thread(target=self._beat, name="run.lock", daemon=True)
         self._heart.start()

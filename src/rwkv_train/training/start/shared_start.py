@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.checkpoint.digest import sampled_file_digest
-from rwkv_train.checkpoint.names import FINAL
+from rwkv_train.checkpoint.names import FINAL, is_state
+from rwkv_train.checkpoint.part_tensors import shapes_of
 from rwkv_train.checkpoint.resume import list_states, load_state, resume_candidates, state_digest
 from rwkv_train.checkpoint.weight_folder import weight_files
 from rwkv_train.checkpoint.weights import read_shapes
@@ -69,12 +70,12 @@ def find_shared_state(path: Path, ranks: Ranks, received: ReceivedFiles) -> Path
     with suppress(CheckpointError):
         own = state_digest(path)
     first = ranks.launch.rank == 0
-    files = [SentFile(path.name, str(path.resolve()), path.stat().st_size)] if first else []
-    digest, sent = ranks.store.gather("state", [own, files])[0]
+    files = _sent(path, path.name) if first else []
+    digest, name, sent = ranks.store.gather("state", [own, path.name, files])[0]
     files = [SentFile(*file) for file in sent]
-    what = f"not the state that the run goes back to: receives {path.name}"
+    what = f"not the state that the run goes back to: receives {name}"
     folder = receive_missing(ranks, received, files, own != digest, what)
-    return path if folder is None else folder / files[0].name
+    return path if folder is None else folder / name
 
 
 def _what(offer: Mapping[str, Any]) -> str:
@@ -117,13 +118,21 @@ def weights_digest(path: Path) -> str:
 
 def _files(paths: Sequence[Path]) -> dict[str, Any]:
     """Returns the files of a state or of weights, which may be folders, and what each is called."""
-    files, roots = [], [f"{number}/{path.name}" for number, path in enumerate(paths)]
-    for root, path in zip(roots, paths):
-        parts = [*weight_files(path), *sorted(path.glob("*.json"))] if path.is_dir() else [path]
-        for part in parts:
-            name = f"{root}/{part.name}" if path.is_dir() else root
-            files.append(SentFile(name, str(part.resolve()), part.stat().st_size))
+    roots = [f"{number}/{path.name}" for number, path in enumerate(paths)]
+    files = [file for root, path in zip(roots, paths) for file in _sent(path, root)]
     return {"files": files, "roots": roots}
+
+
+def _sent(path: Path, root: str) -> list[SentFile]:
+    """Returns the file at `path`, or those in the folder there, as they are called on their way."""
+    if not path.is_dir():
+        parts = [path]
+    elif is_state(path.name):
+        parts = sorted(path.iterdir())
+    else:
+        parts = [*weight_files(path), *sorted(path.glob("*.json"))]
+    names = [f"{root}/{part.name}" if path.is_dir() else root for part in parts]
+    return [SentFile(n, str(p.resolve()), p.stat().st_size) for n, p in zip(names, parts)]
 
 
 def _lacks(offer: Mapping[str, Any], own: Mapping[str, Any] | None, train: TrainConfig) -> bool:
@@ -152,7 +161,7 @@ def _received_point(offer: Mapping[str, Any], sent: Path, folder: Path) -> Resum
     paths = [sent / name for name in offer["roots"]]
     if offer["kind"] == "state":
         state = load_state(paths[0])
-        shapes = {name: tuple(value.shape) for name, value in state["weights"].items()}
+        shapes = shapes_of(state["weights"])
         base = paths[1] if len(paths) > 1 else None
         if base is not None:
             shapes = {**read_shapes(base), **shapes}
