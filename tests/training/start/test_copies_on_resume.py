@@ -14,6 +14,7 @@ from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.training.start.base_model import base_record
 from rwkv_train.training.start.restored_files import restore_files
 from rwkv_train.training.start.resume_point import Fresh, FromState, find_resume_point
+from tests.checkpoint.small_states import save_small_folder, small_state
 
 WEIGHT = "emb.weight"
 
@@ -203,3 +204,28 @@ def test_a_file_that_cannot_be_put_back_is_named(folders, monkeypatch: pytest.Mo
     point = restore_files(find(folders), out)
     assert point.notes[1].startswith("not put back: cannot copy metrics.jsonl to ")
     assert list(out.iterdir()) == []
+
+
+def test_a_torn_swapped_or_lost_part_of_a_copy_is_named_and_the_older_state_taken(
+    folders, tmp_path: Path
+):
+    own = write_state(folders[0], 20)
+    copy = folders[1] / "rwkv-step-30.state"
+    folders[1].mkdir()
+    other = tmp_path / "rwkv-step-31.state"
+    save_small_folder(copy, small_state(300, epoch=1), 3)
+    save_small_folder(other, small_state(310, epoch=1), 3)
+    assert find(folders).path == copy
+    part = copy / "__1_0.distcp"
+    whole = part.read_bytes()
+    for content in (whole[:-1], (other / part.name).read_bytes(), None):
+        part.unlink()
+        if content is not None:
+            part.write_bytes(content)
+        else:
+            part.with_name("elsewhere").write_bytes(whole)
+        point = find(folders)
+        assert point.path == own
+        assert len(point.notes) == 1 and point.notes[0].startswith(f"passed over: {copy} is ")
+        assert part.name in point.notes[0]
+        part.write_bytes(b"")

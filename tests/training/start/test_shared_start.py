@@ -79,7 +79,7 @@ def begin(tmp_path: Path) -> Callable[..., list[Any]]:
             name = ("first", "second")[ranks.launch.rank]
             train = replace(TrainConfig(), proj_dir=str(tmp_path / name), **given)
             with ReceivedFiles() as received:
-                point = find_shared_start(train, ranks, received)
+                point = find_shared_start(train, ranks, received, [tmp_path / "place"])
                 if point.kind != "fresh":
                     # Mapped, and used after the file is gone.
                     point.load()
@@ -104,6 +104,34 @@ def test_an_empty_folder_is_sent_the_state(begin, tmp_path, capsys):
     assert "machine 1 has no state of this run: receives rwkv-step-16.state (" in (
         capsys.readouterr().out
     )
+
+
+def test_a_copy_in_a_place_that_all_see_is_where_all_begin(begin, tmp_path, capsys):
+    # Of a run on other machines, whose disks are not here.
+    write_state(tmp_path / "place", 16)
+    first, second = begin()
+    assert first.path == second.path == tmp_path / "place" / "rwkv-step-16.state"
+    assert "receives" not in capsys.readouterr().out
+    # One of them has an older state of its own, as after a copy that was made since.
+    for name in ("first", "second"):
+        write_state(tmp_path / name, 8)
+        first, second = begin()
+        assert places([first]) == places([second]) and first.path.parent.name == "place"
+
+
+def test_a_copy_gives_way_to_the_newer_state_of_rank_zero(begin, tmp_path, capsys):
+    write_state(tmp_path / "place", 16)
+    write_state(tmp_path / "first", 24)
+    first, second = begin()
+    assert places([first]) == places([second]) == [("rwkv-step-24.state", {WEIGHT: (3, 3)})]
+    assert "machine 1 has no state of this run: receives rwkv-step-24" in capsys.readouterr().out
+
+
+def test_a_newer_state_of_another_rank_is_not_passed_over_for_a_copy(begin, tmp_path):
+    write_state(tmp_path / "place", 16)
+    write_state(tmp_path / "second", 24)
+    points = begin()
+    assert [point.path.name for point in points] == ["rwkv-step-16.state", "rwkv-step-24.state"]
 
 
 def test_an_older_state_of_the_same_run_gives_way(begin, tmp_path):
