@@ -51,6 +51,14 @@ def require_no_other_run(folder: Path, run: str) -> None:
             )
 
 
+def run_of_copies(folder: Path) -> str | None:
+    """Returns the id of the run whose copies a place holds; None when it does not tell."""
+    try:
+        return str(json.loads((folder / COPIES_FILE).read_bytes())["run"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 class StatePlace:
     """A place of the run with the id `run`; nothing there is touched before `claim`.
 

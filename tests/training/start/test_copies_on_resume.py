@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from rwkv_train.checkpoint.names import COPIES_FILE
 from rwkv_train.checkpoint.resume import save_state
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import CheckpointError, ConfigError
@@ -44,6 +45,15 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
 def find(folders: tuple[Path, Path, Path], **settings: Any) -> FromState:
     point = find_resume_point(TrainConfig(proj_dir=str(folders[0]), **settings), folders[1:])
     assert isinstance(point, FromState) and point.folder == folders[0]
+    return point
+
+
+def put_back(folders: tuple[Path, Path, Path]) -> FromState:
+    """What is begun with once the files beside the copies of the run "one" are there again."""
+    if not (folders[1] / COPIES_FILE).exists():
+        (folders[1] / COPIES_FILE).write_text('{"run": "one"}')
+    point = restore_files(find(folders), folders[0], folders[1:], "one")
+    assert isinstance(point, FromState)
     return point
 
 
@@ -143,14 +153,14 @@ def test_a_new_beginning_does_not_write_over_copies(folders, stage: int):
 def test_what_lies_beside_a_copy_is_put_back_where_it_is_missing(folders):
     out, near, _ = folders
     copy = write_state(near, 20, epoch=0)
-    beside = {"metrics.jsonl": "old", "starts.jsonl": "1", "best.pth": "b", "copies.json": "{}"}
+    beside = {"metrics.jsonl": "old", "starts.jsonl": "1", "best.pth": "b"}
     # No other weights, nor what belongs beside them.
     others = {"rwkv-0.pth": "w", "rwkv-0.lora.json": "{}", "rwkv-final.pth": "w", "run.lock": ""}
     for name, content in {**beside, **others}.items():
         (near / name).write_text(content)
     out.mkdir()
     (out / "metrics.jsonl").write_text("newer")
-    point = restore_files(find(folders), out)
+    point = put_back(folders)
     assert {path.name: path.read_text() for path in out.iterdir()} == {
         "metrics.jsonl": "newer",
         "starts.jsonl": "1",
@@ -160,10 +170,22 @@ def test_what_lies_beside_a_copy_is_put_back_where_it_is_missing(folders):
     assert point.path == copy
 
 
+def test_files_of_another_run_are_not_put_back(folders):
+    out, near, far = folders
+    write_state(near, 20, epoch=0)
+    far.mkdir()
+    out.mkdir()
+    for folder, run in ((near, "another"), (far, "one")):
+        (folder / COPIES_FILE).write_text(f'{{"run": "{run}"}}')
+        (folder / "metrics.jsonl").write_text(run)
+    put_back(folders)
+    assert (out / "metrics.jsonl").read_text() == "one"
+
+
 def test_a_state_of_the_folder_puts_nothing_back(folders):
     write_state(folders[0], 20, epoch=0)
     point = find(folders)
-    assert restore_files(point, folders[0]) is point
+    assert restore_files(point, folders[0], folders[1:], "one") is point
 
 
 def test_the_end_of_a_run_comes_back_with_its_weights(folders):
@@ -172,7 +194,7 @@ def test_the_end_of_a_run_comes_back_with_its_weights(folders):
     for name in ("rwkv-final.pth", "rwkv-final.merged.pth"):
         (near / name).write_text(name)
     out.mkdir()
-    restore_files(find(folders), out)
+    put_back(folders)
     assert sorted(path.name for path in out.iterdir()) == [
         "rwkv-final.merged.pth",
         "rwkv-final.pth",
@@ -189,7 +211,7 @@ def test_a_frozen_base_model_is_found_beside_the_copy_and_put_back(folders):
     point = find(folders)
     assert point.base == near / "rwkv-init.pth"
     out.mkdir()
-    point = restore_files(point, out)
+    point = put_back(folders)
     assert point.base == out / "rwkv-init.pth"
     # What it remembers from here on does not lead to the place.
     assert point.load().base == record
@@ -201,7 +223,7 @@ def test_a_file_that_cannot_be_put_back_is_named(folders, monkeypatch: pytest.Mo
     (near / "metrics.jsonl").write_text("1")
     out.mkdir()
     monkeypatch.setattr(Path, "replace", lambda path, target: path.rename(out / "x" / "y"))
-    point = restore_files(find(folders), out)
+    point = put_back(folders)
     assert point.notes[1].startswith("not put back: cannot copy metrics.jsonl to ")
     assert list(out.iterdir()) == []
 

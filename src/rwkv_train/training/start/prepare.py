@@ -111,7 +111,7 @@ def prepare_run(
             write_record(Path(config.train.proj_dir), tokenizer)
         return None
     if is_rank_zero():
-        point = restore_files(point, Path(config.train.proj_dir))
+        point = restore_files(point, Path(config.train.proj_dir), places, run)
         for line in notices:
             print(line)
         if isinstance(point, Fresh) and config.train.train_stage is None:
