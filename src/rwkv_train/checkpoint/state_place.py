@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from rwkv_train.checkpoint.names import COPIES_FILE, kept_path
 from rwkv_train.checkpoint.resume import StateFile, list_states
 from rwkv_train.checkpoint.retention import KeepRule, Retention, WrittenFile
 from rwkv_train.errors import CheckpointError, ConfigError, short_reason
-from rwkv_train.files import remove_partial_files, restore_replaced, write_atomically
+from rwkv_train.files import remove, remove_partial_files, restore_replaced, write_atomically
 
 # More than files of records grow while they are copied.
 _SPARE_BYTES = 1 << 20
@@ -89,7 +90,7 @@ class StatePlace:
         if self._retention is not None:
             self._require_same_folder()
             return
-        try:
+        with self._disk_faults():
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             require_no_other_run(folder, self._run)
@@ -100,8 +101,6 @@ class StatePlace:
             ours = [state for state in list_states(folder) if _is_in(written, state)]
             self._write_record(written)
             self._device = folder.stat().st_dev
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be used: {short_reason(error)}") from error
         self._retention = retention
         self.newest = ours[0] if ours else None
 
@@ -109,32 +108,56 @@ class StatePlace:
         """Copies a state, after the files that belong beside it; deletes older copies then.
 
         go_on: as in `copy_file_verified`. Raises CheckpointError, ConfigError or
-        CopyAbandonedError; the
-        copies that were there before are then unchanged.
+        CopyAbandonedError; the copies that were there before are then unchanged.
         """
         self.claim()
-        retention, folder = self._retention, self.folder
-        assert retention is not None, "a place that is claimed has a record"
-        assert state.position is not None, "a state that was just written can be read"
-        try:
+        with self._disk_faults():
             changed = [path for path in beside if self._has_changed(path)]
-            self._require_room([state.path, *changed])
+            self._require_room(state.path, sum(map(_size_of, [state.path, *changed])))
             for path in changed:
                 signature = _signature_of(path)
-                copy_file_verified(path, folder / path.name, go_on)
+                copy_file_verified(path, self.folder / path.name, go_on)
                 self._beside[path.name] = signature
-            target = folder / state.path.name
+        self.take(
+            state, lambda target: copy_state_verified(state.path, target, state.digest, go_on)
+        )
+
+    def take(self, state: StateFile, write: Callable[[Path], None]) -> None:
+        """Has a state written under its name, verified; deletes older copies then.
+
+        write: writes it to a path, whole or not at all. Raises as `copy`, and what `write` raises.
+        """
+        self.claim()
+        retention = self._retention
+        assert retention is not None, "a place that is claimed has a record"
+        assert state.position is not None, "a state that was just written can be read"
+        target = self.folder / state.path.name
+        with self._disk_faults():
             self._keep_others(target)
             # Before: a run that is killed once the name is there still knows it as its own.
             entry = WrittenFile(state.digest, state.position, state.step)
             self._write_record({**retention.record(), target.name: asdict(entry)})
-            copy_state_verified(state.path, target, state.digest, go_on)
+            write(target)
             retention.add(target, state.digest, state.position, state.step)
             retention.apply(target)
             self._write_record(retention.record())
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be used: {short_reason(error)}") from error
         self.newest = state
+
+    def clear(self) -> None:
+        """Removes what this run has written, for a place in memory; raises OSError."""
+        written = self._known()
+        for state in list_states(self.folder):
+            if _is_in(written, state):
+                remove(state.path)
+        if written or run_of_copies(self.folder) == self._run:
+            (self.folder / COPIES_FILE).unlink(missing_ok=True)
+
+    @contextmanager
+    def _disk_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be used: {short_reason(error)}") from error
 
     def release(self) -> None:
         """Gives the folder back to other runs."""
@@ -143,10 +166,8 @@ class StatePlace:
     def _require_same_folder(self) -> None:
         """Raises CheckpointError when the folder went, ConfigError when another run took it."""
         folder = self.folder
-        try:
+        with self._disk_faults():
             device = folder.stat().st_dev
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be used: {short_reason(error)}") from error
         # Where a mount is gone its mount point is left, on a disk that is not meant.
         if device != self._device:
             raise CheckpointError(f"{folder} is on another disk than before; is it mounted?")
@@ -177,12 +198,11 @@ class StatePlace:
         copy = self.folder / path.name
         return self._beside.get(path.name) != signature or not copy.is_file()
 
-    def _require_room(self, paths: Sequence[Path]) -> None:
-        needed = _SPARE_BYTES + sum(map(_size_of, paths))
-        free = shutil.disk_usage(self.folder).free
+    def _require_room(self, path: Path, size: int) -> None:
+        needed, free = size + _SPARE_BYTES, shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(
-                f"{self.folder} is full: {paths[0].name} needs {needed / 1e6:,.1f} MB and "
+                f"{self.folder} is full: {path.name} needs {needed / 1e6:,.1f} MB and "
                 f"{free / 1e6:,.1f} MB are free"
             )
 
