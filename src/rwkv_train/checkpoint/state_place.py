@@ -96,7 +96,7 @@ class StatePlace:
             require_no_other_run(folder, self._run)
             restore_replaced(folder)
             remove_partial_files(folder)
-            written = self._known()
+            written = _written_by(folder, self._run)
             retention = Retention(folder, self._rule, record=written)
             ours = [state for state in list_states(folder) if _is_in(written, state)]
             self._write_record(written)
@@ -113,7 +113,7 @@ class StatePlace:
         self.claim()
         with self._disk_faults():
             changed = [path for path in beside if self._has_changed(path)]
-            self._require_room(state.path, sum(map(_size_of, [state.path, *changed])))
+            self.require_room(state.path, sum(map(size_of_state, [state.path, *changed])))
             for path in changed:
                 signature = _signature_of(path)
                 copy_file_verified(path, self.folder / path.name, go_on)
@@ -143,15 +143,6 @@ class StatePlace:
             self._write_record(retention.record())
         self.newest = state
 
-    def clear(self) -> None:
-        """Removes what this run has written, for a place in memory; raises OSError."""
-        written = self._known()
-        for state in list_states(self.folder):
-            if _is_in(written, state):
-                remove(state.path)
-        if written or run_of_copies(self.folder) == self._run:
-            (self.folder / COPIES_FILE).unlink(missing_ok=True)
-
     @contextmanager
     def _disk_faults(self) -> Iterator[None]:
         try:
@@ -175,16 +166,6 @@ class StatePlace:
             self._lock.release()
             self._lock.acquire()
 
-    def _known(self) -> dict[str, Any]:
-        """Returns the record of what this run has written here, {} when there is none."""
-        try:
-            content = json.loads((self.folder / COPIES_FILE).read_bytes())
-            written = content["written"] if content["run"] == self._run else {}
-            return {name: asdict(WrittenFile(**values)) for name, values in written.items()}
-        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
-            # Then nothing there is known to be ours, and all of it stays.
-            return {}
-
     def _write_record(self, written: dict[str, Any]) -> None:
         content = json.dumps({"run": self._run, "written": written}, indent=1) + "\n"
         write_atomically(self.folder / COPIES_FILE, content.encode())
@@ -198,7 +179,8 @@ class StatePlace:
         copy = self.folder / path.name
         return self._beside.get(path.name) != signature or not copy.is_file()
 
-    def _require_room(self, path: Path, size: int) -> None:
+    def require_room(self, path: Path, size: int) -> None:
+        """Raises CheckpointError when the place has no room for so many bytes. Raises OSError."""
         needed, free = size + _SPARE_BYTES, shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(
@@ -216,12 +198,33 @@ class StatePlace:
         target.rename(kept_path(target))
 
 
+def clear_copies(folder: Path) -> None:
+    """Removes the copies that a place's record names, and the record. Raises OSError."""
+    written = _written_by(folder, run_of_copies(folder))
+    for state in list_states(folder):
+        if _is_in(written, state):
+            remove(state.path)
+    (folder / COPIES_FILE).unlink(missing_ok=True)
+
+
+def _written_by(folder: Path, run: str | None) -> dict[str, Any]:
+    """Returns the record of what a run has written into a place, {} when there is none."""
+    try:
+        content = json.loads((folder / COPIES_FILE).read_bytes())
+        written = content["written"] if content["run"] == run else {}
+        return {name: asdict(WrittenFile(**values)) for name, values in written.items()}
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        # Then nothing there is known to be ours, and all of it stays.
+        return {}
+
+
 def _is_in(written: dict[str, Any], state: StateFile) -> bool:
     known = written.get(state.path.name)
     return state.position is not None and known is not None and known["digest"] == state.digest
 
 
-def _size_of(path: Path) -> int:
+def size_of_state(path: Path) -> int:
+    """Returns the bytes of a file, or of those in a folder. Raises OSError."""
     files = path.iterdir() if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
 

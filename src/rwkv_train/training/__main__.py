@@ -196,7 +196,7 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
     with (
         RunLock(folder, enabled=first) as lock,
         # Inside: the last copy is of files in the folder.
-        StateCopies(config, enabled=first) as copies,
+        StateCopies(config, ranks) as copies,
         ReceivedFiles() as received,
     ):
         for call in (received.remove, copies.abandon, lock.release):

@@ -195,9 +195,9 @@ def _saver(
             record=None if state is None else state.state.get("written"),
             lineage=prepared.lineage,
         )
-        resumed = None if state is None else state.path
-        folder = Path(prepared.config.train.proj_dir)
-        prepared.copies.begin(folder, prepared.lineage["run"], base, resumed)
+    resumed = point.path if isinstance(point, FromState) else None
+    folder = Path(prepared.config.train.proj_dir)
+    prepared.copies.begin(folder, prepared.lineage["run"], base, resumed)
     # Before a strategy rounds them to its precision; the other ranks need their names alone.
     frozen = {
         name: parameter.detach() if first else torch.empty(0)

@@ -125,7 +125,7 @@ def _train(words: list[str]) -> ResolvedConfig:
     def body(ranks: Ranks) -> int:
         with (
             RunLock(Path(given.train.proj_dir)) as lock,
-            StateCopies(given) as copies,
+            StateCopies(given, ranks) as copies,
             ReceivedFiles() as received,
         ):
             prepared = prepare_run(given, [], lock, ranks, received, copies)

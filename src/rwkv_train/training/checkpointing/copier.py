@@ -7,15 +7,35 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from rwkv_train.checkpoint.copy_files import CopyAbandonedError
 from rwkv_train.checkpoint.resume import StateFile, list_states
-from rwkv_train.checkpoint.state_place import StatePlace
 from rwkv_train.errors import TrainerError
 
 # A wait at the end that is longer than this is announced.
 _ANNOUNCED_AFTER_SECONDS = 2.0
 _ABANDON_SECONDS = 5.0
+
+
+class CopyTarget(Protocol):
+    """A place that states are copied to, see `StatePlace`."""
+
+    folder: Path
+    every_steps: int | None
+    newest: StateFile | None
+
+    def claim(self) -> None:
+        """Takes the place for this run. Raises TrainerError."""
+        ...
+
+    def copy(self, state: StateFile, beside: Sequence[Path], go_on: Callable[[], bool]) -> None:
+        """Copies a state. Raises TrainerError or CopyAbandonedError."""
+        ...
+
+    def release(self) -> None:
+        """Gives the place back."""
+        ...
 
 
 class Copier:
@@ -26,7 +46,7 @@ class Copier:
     """
 
     def __init__(
-        self, places: Sequence[StatePlace], beside: Callable[[Path], Sequence[Path]]
+        self, places: Sequence[CopyTarget], beside: Callable[[Path], Sequence[Path]]
     ) -> None:
         self._places = places
         self._beside = beside
@@ -111,7 +131,7 @@ class Copier:
             if is_last:
                 return
 
-    def _copy_newest_to(self, place: StatePlace, is_last: bool) -> None:
+    def _copy_newest_to(self, place: CopyTarget, is_last: bool) -> None:
         # By now perhaps a newer one than the place before got.
         path = self._newest
         state = None if path is None else _described(path)
@@ -124,7 +144,7 @@ class Copier:
         if is_copied and self._told.pop(place.folder, set()):
             _say(f"copies in {place.folder} work again", kind="note")
 
-    def _attempt(self, place: StatePlace, call: Callable[[], None]) -> bool:
+    def _attempt(self, place: CopyTarget, call: Callable[[], None]) -> bool:
         """Calls something of a place; a fault there is told once. Tells whether all went well."""
         folder = place.folder
         try:
@@ -153,7 +173,7 @@ def _described(path: Path) -> StateFile | None:
     return found[0] if found and found[0].position is not None else None
 
 
-def _is_due(place: StatePlace, state: StateFile, is_last: bool) -> bool:
+def _is_due(place: CopyTarget, state: StateFile, is_last: bool) -> bool:
     """Tells whether a place is to get a state: the last in any case, unless it has it."""
     newest, every = place.newest, place.every_steps
     if newest is not None and newest.digest == state.digest:

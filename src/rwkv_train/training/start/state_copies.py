@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,14 +11,29 @@ from types import TracebackType
 from typing import Any
 
 from rwkv_train.checkpoint.names import BEST, COPIES_FILE, FINAL, STATE_SUFFIX
+from rwkv_train.checkpoint.resume import list_states
 from rwkv_train.checkpoint.retention import KeepRule
-from rwkv_train.checkpoint.state_place import StatePlace, require_no_other_run
-from rwkv_train.config.copy_places import copy_places
+from rwkv_train.checkpoint.state_place import (
+    StatePlace,
+    clear_copies,
+    require_no_other_run,
+    run_of_copies,
+    size_of_state,
+)
+from rwkv_train.config.copy_places import PARTNER, copy_places
+from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
-from rwkv_train.errors import CheckpointError, TrainerError
-from rwkv_train.training.checkpointing.copier import Copier
+from rwkv_train.errors import CheckpointError, ConfigError, TrainerError
+from rwkv_train.planning.file_sizes import run_files
+from rwkv_train.training.checkpointing.copier import Copier, CopyTarget
+from rwkv_train.training.checkpointing.partner_copies import PartnerKeeper, PartnerPlace
+from rwkv_train.training.distributed.ranks import Ranks
+from rwkv_train.training.start.file_systems import IN_MEMORY, existing_parent, file_system
+from rwkv_train.training.start.memory_limits import host_limits
 from rwkv_train.training.start.run_lock import RunLock, UnwritableFolderError
 
+# By which the partner waits longer than rank zero.
+_MARGIN_SECONDS = 60.0
 # Logs and settings, without which a run goes on but has lost its past.
 _RECORDS = (".json", ".jsonl", ".txt", ".yaml")
 
@@ -63,26 +79,38 @@ class PlaceLock:
 class StateCopies:
     """Copies what a run saves to the places of --state_copies between `begin` and its `with` block.
 
-    enabled: False in the processes other than the run's first, for which it does nothing.
-    notes: places that cannot be used, for the header.
+    Rank zero copies; the first rank of the next machine, the partner, keeps what it is sent.
+    notes: the places, and which of them cannot be used, for the header.
     """
 
-    def __init__(self, given: RunConfig, *, enabled: bool = True) -> None:
-        places = copy_places(given.safety.state_copies) if enabled else ()
-        self._locks = [(place, PlaceLock(place.folder)) for place in places]
-        self._limit = min(given.safety.copies_wait_minutes * 60, threading.TIMEOUT_MAX)
+    def __init__(self, given: RunConfig, ranks: Ranks) -> None:
+        self._ranks, launch = ranks, ranks.launch
+        places = copy_places(given.safety.state_copies)
+        self._sends = launch.rank == 0
+        self._keeps = launch.node_rank == 1 and launch.local_rank == 0
+        self._partner = next((place for place in places if place.on_partner), None)
+        # Those whose folders this process writes to.
+        self._places = [p for p in places if (self._keeps if p.on_partner else self._sends)]
+        self._locks = {place.folder: PlaceLock(place.folder) for place in self._places}
+        self._limit = min(given.safety.copies_wait_minutes * 60, threading.TIMEOUT_MAX / 2)
         self._copier: Copier | None = None
+        self._keeper: PartnerKeeper | None = None
+        self._run: str | None = None
         self.notes = [f"second copies in {place}" for place in places]
+        if self._partner is not None and launch.num_nodes == 1:
+            self.notes.append(
+                f"no partner machine for {self._partner.folder}: there is one machine"
+            )
 
     def __enter__(self) -> StateCopies:
         # Before anything is read there: what another run is about to replace is no resume point.
         try:
-            for place, lock in self._locks:
+            for folder, lock in self._locks.items():
                 try:
-                    if place.folder.is_dir():
+                    if folder.is_dir():
                         lock.acquire()
                 except (CheckpointError, OSError) as error:
-                    self.notes.append(f"WARNING: no copies in {place.folder} as it is: {error}")
+                    self.notes.append(f"WARNING: no copies in {folder} as it is: {error}")
         except BaseException:
             self._release()
             raise
@@ -97,44 +125,72 @@ class StateCopies:
         try:
             if kind is None and self._copier is not None:
                 self._copier.close(self._limit)
+            if kind is None and self._keeper is not None:
+                # Until rank zero has ended its own wait.
+                self._keeper.close(self._limit + _MARGIN_SECONDS)
         finally:
             self.abandon()
+        if kind is None:
+            self._forget_memory()
 
     def abandon(self) -> None:
         """Ends at once, as after a fault: the start that follows copies what is missing."""
-        if self._copier is not None:
-            self._copier.abandon()
-            self._copier = None
-        else:
+        for worker in (self._copier, self._keeper):
+            if worker is not None:
+                worker.abandon()
+        if self._copier is None and self._keeper is None:
             self._release()
+        self._copier = self._keeper = None
+
+    def require_memory(self, config: ResolvedConfig) -> None:
+        """Raises ConfigError on the partner when its memory has no room for what it is to keep."""
+        if not self._keeps or self._partner is None or not _is_in_memory(self._partner.folder):
+            return
+        state, kept = run_files(config).state, self._partner.keep_last + 1
+        held = sum(map(size_of_state, (file.path for file in list_states(self._partner.folder))))
+        shared = [limit.free for limit in host_limits(1) if limit.is_shared]
+        room = shutil.disk_usage(existing_parent(self._partner.folder)).free
+        free = min([room, *shared]) + held
+        if kept * state > free:
+            raise ConfigError(
+                f"--state_copies {PARTNER}{self._partner.folder} is in the memory of this machine, "
+                f"of which {kept} states of {state / 1e9:.1f} GB (keep_last and the next one) take "
+                f"{kept * state / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower keep_last, "
+                "or name a folder on a disk"
+            )
 
     def refuse_other_runs(self, run: str) -> None:
         """Raises ConfigError when a place holds states of another run than `run`."""
-        for place, _ in self._locks:
+        for folder in self._locks:
             # What cannot be read is told when it is to be written.
             with suppress(OSError):
-                require_no_other_run(place.folder, run)
+                require_no_other_run(folder, run)
 
     def begin(
         self, folder: Path, run: str, base: Mapping[str, Any] | None, resumed: Path | None
     ) -> None:
         """Begins to copy what is offered, and the state that the run resumes where it lacks.
 
-        folder: of the project; base: what states remember of a frozen base model.
+        folder: of the project; base: what states remember of a frozen base model. Every rank calls
+        it.
         """
-        if not self._locks:
+        self._run = run
+        targets: list[CopyTarget] = []
+        for place in self._places:
+            rule = KeepRule(place.keep_last, place.keep_every)
+            lock = self._locks[place.folder]
+            target = StatePlace(place.folder, rule, place.every_steps, run, lock)
+            if place.on_partner:
+                self._keeper = PartnerKeeper(target, self._ranks.connection("partner"))
+            else:
+                targets.append(target)
+        if self._sends and self._partner is not None and self._ranks.launch.num_nodes > 1:
+            store = self._ranks.connection("partner")
+            # First: memory is fast.
+            targets.insert(0, PartnerPlace(self._partner.folder, self._partner.every_steps, store))
+        if not targets:
             return
-        places = [
-            StatePlace(
-                place.folder,
-                KeepRule(place.keep_last, place.keep_every),
-                place.every_steps,
-                run,
-                lock,
-            )
-            for place, lock in self._locks
-        ]
-        self._copier = Copier(places, lambda state: files_beside(folder, state.name, base))
+        self._copier = Copier(targets, lambda state: files_beside(folder, state.name, base))
         if resumed is not None:
             self._copier.offer(resumed)
 
@@ -143,9 +199,23 @@ class StateCopies:
         if self._copier is not None:
             self._copier.offer(state)
 
+    def _forget_memory(self) -> None:
+        """Gives back the memory that copies of this run take on this machine."""
+        folder = None if self._partner is None else self._partner.folder
+        first = self._ranks.launch.local_rank == 0
+        if folder is None or not first or not _is_in_memory(folder):
+            return
+        with suppress(OSError):
+            if self._run is not None and run_of_copies(folder) == self._run:
+                clear_copies(folder)
+
     def _release(self) -> None:
-        for _, lock in self._locks:
+        for lock in self._locks.values():
             lock.release()
+
+
+def _is_in_memory(folder: Path) -> bool:
+    return file_system(existing_parent(folder)) in IN_MEMORY
 
 
 def files_beside(folder: Path, state: str, base: Mapping[str, Any] | None) -> Sequence[Path]:
