@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rwkv_train.checkpoint.state_folder import complete_folder
+from rwkv_train.checkpoint.state_folder import complete_folder, list_parts
 from rwkv_train.checkpoint.state_manifest import PartFile
 from rwkv_train.checkpoint.state_parts import Piece, write_part
 from rwkv_train.files import new_partial_folder, publish
@@ -37,14 +37,12 @@ def save_small_folder(path: Path, state: dict[str, Any], ranks: int = 2) -> str:
     """Writes a state as so many ranks do together, each its share of the elements; its digest."""
     partial = new_partial_folder(path)
     plain = {key: value for key, value in state.items() if key not in ("weights", "moments")}
-    plain["format"] = 3
     parts = [
         write_part(partial, rank, shares(state, rank, ranks), plain if rank == 0 else None)
         for rank in range(ranks)
     ]
-    digest = complete_folder(
-        partial, [PartFile.of(part) for part in parts], [part.name for part in parts], plain, []
-    )
+    list_parts(partial, ranks, [])
+    digest = complete_folder(partial, [PartFile.of(part) for part in parts], plain)
     publish(partial, path)
     return digest
 

@@ -16,7 +16,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.checkpoint.element_boxes import boxes
-from rwkv_train.checkpoint.part_tensors import PartTensors, element_run, shapes_of
+from rwkv_train.checkpoint.lazy_tensors import shapes_of
+from rwkv_train.checkpoint.part_tensors import PartTensors, element_run
 from rwkv_train.checkpoint.resume import (
     copy_saved_state,
     list_states,

@@ -14,7 +14,7 @@ from rwkv_train.checkpoint.resume import load_state, save_state
 from rwkv_train.errors import CheckpointError
 from rwkv_train.training.checkpointing import saver as saving
 from rwkv_train.training.checkpointing import state_writer
-from rwkv_train.training.checkpointing.save_job import NotFiniteError, SaveJob
+from rwkv_train.training.checkpointing.save_job import NotFiniteError, SaveJob, SaveSteps
 from rwkv_train.training.progress import Progress
 from tests.training.runs import assert_same_weights, loss_steps
 
@@ -195,7 +195,7 @@ def test_a_save_in_the_background_is_waited_for_before_the_next_one():
         may_end.wait()
         order.append("written")
 
-    job = SaveJob(Path("a"), write, 0)
+    job = SaveJob(Path("a"), SaveSteps(write), 0)
     begun.wait()
     assert not job.is_finished
     may_end.set()
@@ -209,7 +209,7 @@ def test_skipping_the_backoff_ends_the_pause_between_attempts():
         raise CheckpointError("no room")
 
     # an hour each, if it were waited for
-    job = SaveJob(Path("a"), fail, 3600)
+    job = SaveJob(Path("a"), SaveSteps(fail), 3600)
     job.wait(skip_backoff=True)
     assert str(job.fault) == "no room" and not job.is_refused
 
@@ -221,14 +221,14 @@ def test_what_is_not_finite_is_not_tried_again(capsys: pytest.CaptureFixture[str
         attempts.append(1)
         raise NotFiniteError("a holds NaN")
 
-    job = SaveJob(Path("a"), refuse, 3600)
+    job = SaveJob(Path("a"), SaveSteps(refuse), 3600)
     job.wait()
     assert job.is_refused and attempts == [1]
     assert "WARNING: a holds NaN" in capsys.readouterr().err
 
 
 def test_an_unforeseen_error_is_a_failed_save_too():
-    job = SaveJob(Path("a"), lambda: 1 / 0, 0)
+    job = SaveJob(Path("a"), SaveSteps(lambda: 1 / 0), 0)
     job.wait()
     assert "ZeroDivisionError" in str(job.fault) and "a" in str(job.fault)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rwkv_train.checkpoint.lazy_tensors import LazyTensors, outlines_of, picked
 from rwkv_train.checkpoint.weights import load_tensors, save_weights
 from rwkv_train.errors import CheckpointError
 from rwkv_train.files import write_atomically
@@ -49,19 +50,19 @@ class Adapter:
 
 def split_adapter(
     weights: Mapping[str, Tensor], scale: float, whole: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], Adapter]:
+) -> tuple[Mapping[str, Tensor], Adapter]:
     """Returns the base model among the parameters of a model with adapters, and the change of it.
 
     weights: by parameter name; the base keeps their order.  whole: those trained fully.
     """
-    base = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _OWN}
+    base = picked(weights, [name for name in weights if name.rpartition(".")[2] not in _OWN])
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     lengths: dict[str, Tensor] = {}
-    for name, down in weights.items():
+    for name in weights:
         if not name.endswith(".lora_A"):
             continue
         path = name.removesuffix(".lora_A")
-        up = weights[f"{path}.lora_B"]
+        down, up = weights[name], weights[f"{path}.lora_B"]
         if f"{path}.lora_A0" in weights:
             # B A - B0 A0 as one product of twice the rank, which any reader of peft's can merge.
             down = torch.cat((down, weights[f"{path}.lora_A0"]))
@@ -79,32 +80,49 @@ def merge_adapter(base: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Ten
     Every matrix is computed in fp64 and rounded once: a PiSSA adapter at its start gives the base
     back bit for bit. Raises CheckpointError when the adapter does not fit the base.
     """
+    return dict(merged_tensors(base, adapter))
+
+
+def merged_tensors(base: Mapping[str, Tensor], adapter: Adapter) -> LazyTensors:
+    """Returns what `merge_adapter` does, each tensor computed when it is asked for."""
+    outlines = outlines_of(base)
     needed = [f"{path}.weight" for path in adapter.pairs] + list(adapter.whole)
-    missing = [name for name in needed if name not in base]
+    missing = [name for name in needed if name not in outlines]
     if missing:
         raise CheckpointError(
             f"the adapter changes {missing[0]}, which the base model does not have"
             f"{f' ({len(missing)} such tensors)' if len(missing) > 1 else ''}; give the base model "
             f"that it was trained on"
         )
-    merged = {name: value.float() for name, value in base.items()}
-    merged |= {name: _reshaped(name, value, base[name]) for name, value in adapter.whole.items()}
+    for name, value in adapter.whole.items():
+        _reshaped(name, value, outlines[name])
     for path, (down, up) in adapter.pairs.items():
-        name = f"{path}.weight"
-        matrix = base[name]
+        matrix = outlines[f"{path}.weight"]
         if (len(up), down.shape[1]) != tuple(matrix.shape):
             raise CheckpointError(
-                f"the adapter of {name} is for a matrix of {len(up)} x {down.shape[1]}, the base "
-                f"model has {' x '.join(map(str, matrix.shape))}; give the model it was trained on"
+                f"the adapter of {path}.weight is for a matrix of {len(up)} x {down.shape[1]}, the "
+                f"base model has {' x '.join(map(str, matrix.shape))}; give the model it was "
+                "trained on"
             )
+    floats = {name: outline.float() for name, outline in outlines.items()}
+    return LazyTensors(floats, lambda name: _merged(name, base, adapter))
+
+
+def _merged(name: str, base: Mapping[str, Tensor], adapter: Adapter) -> Tensor:
+    """Returns a tensor of the base model with the change in it."""
+    path = name.removesuffix(".weight")
+    if name != path and path in adapter.pairs:
+        down, up = adapter.pairs[path]
         # fp64: the subtraction of a PiSSA start cancels, and must leave the base's own bits.
-        changed = matrix.double() + adapter.scale * (up.double() @ down.double())
+        changed = base[name].double() + adapter.scale * (up.double() @ down.double())
         if path in adapter.lengths:
             # A row of zeros has no direction to stretch; the bound keeps it zero.
             length = changed.norm(dim=1).clamp_min(1e-12)
             changed *= (adapter.lengths[path].double() / length)[:, None]
-        merged[name] = changed.float()
-    return merged
+        return changed.float()
+    if name in adapter.whole:
+        return _reshaped(name, adapter.whole[name], base[name])
+    return base[name].float()
 
 
 def save_adapter(path: Path, adapter: Adapter, dtype: torch.dtype, base_name: str) -> None:

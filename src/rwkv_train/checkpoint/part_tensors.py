@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from rwkv_train.checkpoint.element_boxes import Box
+from rwkv_train.checkpoint.lazy_tensors import LazyTensors
 from rwkv_train.checkpoint.part_metadata import read_metadata
 from rwkv_train.checkpoint.state_parts import METADATA, entry_name
 from rwkv_train.errors import CheckpointError, short_reason
@@ -53,9 +53,10 @@ class StateParts:
         keys = dict.fromkeys(tuple(path[:-1]) for path in paths if len(path) > 1)
         return {found: self.tensors(*found) for found in keys}
 
-    def shape(self, path: tuple[str, ...]) -> tuple[int, ...]:
-        """Returns the shape of a tensor."""
-        return tuple(self._outline(path).size)
+    def outline(self, path: tuple[str, ...]) -> Tensor:
+        """Returns shape and number format of a tensor, on the meta device."""
+        found = self._outline(path)
+        return torch.empty(found.size, dtype=found.properties.dtype, device="meta")
 
     def run(self, path: tuple[str, ...], first: int, last: int) -> Tensor:
         """Returns the elements `first` to `last` - 1 of a tensor, [n] on the CPU."""
@@ -102,43 +103,21 @@ class StateParts:
             raise CheckpointError(f"{path} is damaged: {short_reason(error)}") from error
 
 
-class PartTensors(Mapping[str, Tensor]):
+class PartTensors(LazyTensors):
     """Tensors by name, each read from the disk whenever it is asked for."""
 
     def __init__(self, parts: StateParts, keys: tuple[str, ...], names: list[str]) -> None:
+        super().__init__({name: parts.outline((*keys, name)) for name in names}, self._whole)
         self._parts = parts
         self._keys = keys
-        self._names = dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        shape = self.shape(name)
-        return self.run(name, 0, math.prod(shape)).view(shape)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns a tensor's shape. Raises KeyError."""
-        if name not in self._names:
-            raise KeyError(name)
-        return self._parts.shape((*self._keys, name))
 
     def run(self, name: str, first: int, last: int) -> Tensor:
         """Returns the elements `first` to `last` - 1 of a tensor, [n]; reads no others."""
         return self._parts.run((*self._keys, name), first, last)
 
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of tensors by name, without reading them from a folder."""
-    if isinstance(tensors, PartTensors):
-        return {name: tensors.shape(name) for name in tensors}
-    return {name: tuple(value.shape) for name, value in tensors.items()}
+    def _whole(self, name: str) -> Tensor:
+        outline = self.outlines[name]
+        return self.run(name, 0, outline.numel()).view(outline.shape)
 
 
 def element_run(tensors: Mapping[str, Tensor], name: str, first: int, last: int) -> Tensor:

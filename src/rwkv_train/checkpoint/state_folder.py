@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rwkv_train.checkpoint.finite import is_finite
 from rwkv_train.checkpoint.part_tensors import StateParts
 from rwkv_train.checkpoint.state_format import FORMAT, require_complete, require_format
 from rwkv_train.checkpoint.state_manifest import (
@@ -18,40 +19,36 @@ from rwkv_train.checkpoint.state_manifest import (
     require_parts,
     write_state_manifest,
 )
-from rwkv_train.checkpoint.state_parts import METADATA, write_metadata
+from rwkv_train.checkpoint.state_parts import METADATA, part_name, write_metadata
 from rwkv_train.errors import CheckpointError
 from rwkv_train.files import new_partial_folder, publish, remove, sync
 from rwkv_train.processors import usable_processors
 
 # Of the plain values of a state those that its manifest repeats: what lists of states tell.
-_TOLD = ("format", "step", "tokens_per_step", "epoch", "run", "data", "code_version")
-_ELEMENTS = 1 << 20
+_TOLD = ("step", "tokens_per_step", "epoch", "run", "data", "code_version")
+# Of those that are known only when the parts are written: the digest of the weights beside them,
+# and the record of the run's files.
+_LATE = ("weights_digest", "written")
 
 
-def complete_folder(
-    folder: Path,
-    parts: Sequence[PartFile],
-    names: Sequence[str],
-    state: Mapping[str, Any],
-    order: Sequence[str],
-) -> str:
-    """Completes a folder in which all ranks have written their parts; returns its digest.
+def list_parts(folder: Path, ranks: int, order: Sequence[str]) -> None:
+    """Makes what the ranks have written into `folder` readable; nothing if it is. Raises OSError.
 
-    parts, names: of the files, by rank; state: plain values, of which the manifest repeats some;
-    order: names of the weights as files of them have it. Raises OSError.
+    order: names of entries that come first.
     """
-    files = dict(zip(names, parts))
-    metadata = folder / METADATA
-    if not metadata.exists():
-        write_metadata(folder, len(names), order)
-    files[metadata.name] = PartFile.of(metadata)
-    return write_state_manifest(folder, files, about_state(state))
+    if not (folder / METADATA).exists():
+        write_metadata(folder, ranks, order)
 
 
-def about_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a manifest tells of a state."""
-    keys = (*_TOLD, "weights_digest")
-    return {"format": FORMAT, **{key: state[key] for key in keys if key in state}}
+def complete_folder(folder: Path, parts: Sequence[PartFile], state: Mapping[str, Any]) -> str:
+    """Writes the manifest of a folder whose parts are listed; returns its digest. Raises OSError.
+
+    parts: by rank; state: plain values, of which the manifest repeats some and has others alone.
+    """
+    files = {part_name(rank): part for rank, part in enumerate(parts)}
+    files[METADATA] = PartFile.of(folder / METADATA)
+    about = {key: state[key] for key in (*_TOLD, *_LATE) if key in state}
+    return write_state_manifest(folder, files, {"format": FORMAT, **about})
 
 
 def load_state_folder(path: Path) -> dict[str, Any]:
@@ -63,9 +60,9 @@ def load_state_folder(path: Path) -> dict[str, Any]:
     manifest = read_state_manifest(path)
     require_format(path, manifest.about)
     require_parts(path, manifest)
-    state = read_parts(path) | {
-        key: value for key, value in manifest.about.items() if key == "weights_digest"
-    }
+    state = read_parts(path)
+    state |= {key: manifest.about[key] for key in _LATE if key in manifest.about}
+    state["format"] = manifest.about["format"]
     require_complete(path, state)
     _require_finite(path, state["weights"])
     return state
@@ -113,10 +110,3 @@ def _require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
                 raise CheckpointError(
                     f"{path} comes from a run that diverged: {name} is not finite"
                 )
-
-
-def is_finite(values: Tensor) -> bool:
-    """Tells whether no value is NaN or infinite, without a copy of large tensors."""
-    flat = values.detach().reshape(-1)
-    parts = (flat[first : first + _ELEMENTS] for first in range(0, len(flat), _ELEMENTS))
-    return all(bool(part.isfinite().all()) for part in parts)

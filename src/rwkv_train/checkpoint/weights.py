@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import pickle
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rwkv_train.checkpoint.checkpoint_kind import checkpoint_kind
+from rwkv_train.checkpoint.finite import is_finite
 from rwkv_train.checkpoint.fit_weights import FitReport, fit_weights
 from rwkv_train.checkpoint.hf_names import checkpoint_keys
+from rwkv_train.checkpoint.lazy_tensors import LazyTensors, outlines_of
 from rwkv_train.checkpoint.provenance import write_about
+from rwkv_train.checkpoint.pth_file import write_pth
 from rwkv_train.checkpoint.space import require_space
+from rwkv_train.checkpoint.tensor_files import (
+    FLOAT_FORMATS,
+    map_pth,
+    read_pth,
+    read_safetensors,
+    safetensors_outlines,
+    write_safetensors,
+)
 from rwkv_train.checkpoint.weight_folder import adapter_message, weight_files
 from rwkv_train.checkpoint.weight_keys import find_model, is_adapter_file, without_wrappers
 from rwkv_train.errors import CheckpointError, short_reason
@@ -33,20 +42,13 @@ __all__ = [
     "fit_weights",
     "load_tensors",
     "load_weights",
+    "open_weights",
     "read_shapes",
     "save_weights",
 ]
 
 # The parts of an RWKV model, in which all tensors are weights.
 _MODEL = {"emb", "blocks", "ln_out", "head", "head_q", "head_k"}
-# Formats of weights, by the names that safetensors gives them.
-_FORMATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-
 # web-rwkv's weights and states are safetensors by other names.
 _SAFETENSORS = (".safetensors", ".st", ".state")
 
@@ -59,7 +61,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     Reads names and sizes, not the data. Raises CheckpointError.
     """
     path = Path(path)
-    cleaned = _read(path, _safetensors_outlines, _map_pth)
+    cleaned = _read(path, safetensors_outlines, map_pth)
     _require_model(path, cleaned)
     return {key: tuple(tensor.shape) for key, tensor in cleaned.items()}
 
@@ -73,7 +75,7 @@ def load_weights(path: str | Path, dtype: torch.dtype | None = None) -> dict[str
     anything but the named tensors of a model in a float format.
     """
     path = Path(path)
-    tensors = _read(path, _read_safetensors, _read_pth)
+    tensors = _read(path, read_safetensors, read_pth)
     # First: of formats that are no weights, not all know whether they are finite.
     _require_model(path, tensors)
     _require_finite(tensors, f"{path} is damaged or comes from a run that diverged: it")
@@ -85,9 +87,22 @@ def load_weights(path: str | Path, dtype: torch.dtype | None = None) -> dict[str
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """Reads named tensors as `load_weights` does, of an adapter too. Raises CheckpointError."""
     path = Path(path)
-    tensors = _read(path, _read_safetensors, _read_pth)
+    tensors = _read(path, read_safetensors, read_pth)
     _require_finite(tensors, f"{path} is damaged or comes from a run that diverged: it")
     return tensors
+
+
+def open_weights(path: str | Path) -> LazyTensors:
+    """Returns a model's tensors as fp32, each converted when it is asked for.
+
+    Those of a .pth stay on the disk until then. Raises CheckpointError, as `load_weights`, but for
+    values that are not finite.
+    """
+    path = Path(path)
+    stored = _read(path, read_safetensors, map_pth)
+    _require_model(path, stored)
+    outlines = {key: value.to("meta", torch.float32) for key, value in stored.items()}
+    return LazyTensors(outlines, lambda key: stored[key].float())
 
 
 def save_weights(
@@ -98,23 +113,33 @@ def save_weights(
 ) -> None:
     """Writes `state_dict` to `path`, floats as `dtype`, keys in the given order.
 
+    Lazy tensors are made one at a time, but for a safetensors file.
+
     about: plain values that `read_about` gives back; other readers of a .pth do not see them.
     `path` either holds the complete new file afterwards or what it held before. A name ending in
     .safetensors, or as web-rwkv's files do, is written in that format. Raises CheckpointError when
     a value is not finite or the file cannot be written; nothing is left behind then.
     """
     path = Path(path)
-    # A clone owns exactly its own storage: torch.save would write all of a view's storage.
-    tensors = {
-        key: _as_dtype(tensor.detach(), dtype).cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in state_dict.items()
-    }
-    # After the conversion: a large fp32 value may become infinite as fp16.
-    _require_finite(tensors, f"{path} was not written: as {_short(dtype)} the model")
-    require_space(path, tensors)
+    outlines = {key: _as_dtype(value, dtype) for key, value in outlines_of(state_dict).items()}
+    require_space(path, outlines)
+
+    def converted(key: str) -> Tensor:
+        tensor = _as_dtype(state_dict[key].detach(), dtype)
+        # After the conversion: a large fp32 value may become infinite as fp16.
+        if not is_finite(tensor):
+            _require_finite(
+                {name: _as_dtype(value, dtype) for name, value in state_dict.items()},
+                f"{path} was not written: as {_short(dtype)} the model",
+            )
+        return tensor
+
     try:
         with replacing(path) as partial:
-            _write(partial, tensors, safetensors=path.suffix in _SAFETENSORS)
+            if path.suffix in _SAFETENSORS:
+                write_safetensors(partial, {key: converted(key) for key in state_dict})
+            else:
+                write_pth(partial, outlines, converted)
             if about is not None:
                 write_about(partial, about)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -158,43 +183,6 @@ def _guarded(path: Path, read: Callable[[Path], _Entry]) -> _Entry:
             f"{path} cannot be read: it is truncated, damaged or no checkpoint "
             f"({short_reason(error)}); copy it again or use another checkpoint"
         ) from error
-
-
-def _map_pth(path: Path) -> Any:
-    # Only zip files, which torch writes since 1.6, can be mapped; older ones are read whole. By
-    # this ending torch takes any file for safetensors, unless it is given a handle.
-    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    with path.open("rb") as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _read_pth(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        # torch does not compare the checksums that it writes.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"wrong checksum of its part {damaged}")
-    with path.open("rb") as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
-def _safetensors_outlines(path: Path) -> dict[str, Tensor]:
-    """Returns tensors of shape and number format alone."""
-    with safe_open(path, framework="pt") as file:
-        parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-        return {
-            key: torch.empty(
-                part.get_shape(), dtype=_FORMATS.get(part.get_dtype(), torch.uint8), device="meta"
-            )
-            for key, part in parts.items()
-        }
 
 
 def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
@@ -241,7 +229,7 @@ def _require_model(path: Path, tensors: Mapping[str, Tensor]) -> None:
     odd = [
         f"{key} ({_short(tensor.dtype)})"
         for key, tensor in tensors.items()
-        if key.split(".")[0] in _MODEL and tensor.dtype not in _FORMATS.values()
+        if key.split(".")[0] in _MODEL and tensor.dtype not in FLOAT_FORMATS.values()
     ]
     if odd:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
@@ -252,11 +240,7 @@ def _require_model(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _require_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
-    bad = [
-        key
-        for key, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
-    ]
+    bad = [key for key, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise CheckpointError(
@@ -267,20 +251,6 @@ def _require_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
 
 def _as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _write(path: Path, tensors: dict[str, Tensor], *, safetensors: bool) -> None:
-    if safetensors:
-        # safetensors makes files that only their owner can read.
-        path.touch()
-        mode = path.stat().st_mode
-        # transformers refuses a file that does not say so.
-        save_file(tensors, path, {"format": "pt"})
-        path.chmod(mode)
-        return
-    # A handle, because given a path torch writes its name into the file.
-    with path.open("wb") as file:
-        torch.save(tensors, file)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -22,6 +22,9 @@ class SafetyConfig:
     """save the training state when the last save is so many minutes old; 0: not by time"""
     save_in_background: bool = True
     """write while training continues; 0: training waits until the files are on disk"""
+    state_format: Literal["auto", "file", "folder"] = "auto"
+    """a training state is one file that the first process writes, or a folder into which each
+    writes its part; auto: a folder where several train a whole model"""
     save_retry_seconds: Annotated[float, AtLeast(0)] = 60.0
     """seconds between the attempts of a save that failed; the third failure stops the run"""
     keep_last: Annotated[int, AtLeast(1)] = 2

@@ -190,6 +190,7 @@ RULES: Mapping[str, ResumeRule] = {
     "save_every_steps": _NOTHING,
     "save_every_minutes": _NOTHING,
     "save_in_background": _NOTHING,
+    "state_format": _NOTHING,
     "save_retry_seconds": _NOTHING,
     "keep_last": _NOTHING,
     "keep_every": _NOTHING,

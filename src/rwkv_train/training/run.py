@@ -6,7 +6,7 @@ it sets for them when they are imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from rwkv_train.training.bad_steps.recovery import Recovery
 from rwkv_train.training.bad_steps.step_veto import StepVeto
 from rwkv_train.training.checkpointing.saver import Saver
 from rwkv_train.training.checkpointing.state_writer import StateWriter
+from rwkv_train.training.checkpointing.storage_choice import choose_storage, make_storage
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group, end_group
 from rwkv_train.training.distributed.ranks import Ranks
@@ -55,6 +56,7 @@ from rwkv_train.training.start.initial_weights import make_model
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import restore_carried, resume_progress
+from rwkv_train.training.start.state_copies import StateCopies
 from rwkv_train.training.step_callback import StepCallback
 from rwkv_train.training.step_meter import StepMeter, figures_left_out
 from rwkv_train.training.step_reports import StepReports
@@ -77,7 +79,7 @@ class Beginning(NamedTuple):
 def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float) -> int:
     """Trains from the resume point to the end of the run.
 
-    received: files of the resume point, which are in use until the ranks have made their models.
+    received: files of the resume point, which are in use until the state is restored.
     began: when the program began, by `time.perf_counter`.
     Returns the exit status: 0 at the end, 128 + n after signal n. Raises TrainerError, and
     RemoteRankError on the ranks that leave because of another's fault.
@@ -87,6 +89,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     beginning = Beginning(point, progress, length)
     if length.total_steps is not None and progress.step >= length.total_steps:
         return finish_at_once(prepared, *beginning)
+    choice = choose_storage(config, ranks)
     _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
     # Before the model: the number of threads is part of how its values are computed.
@@ -106,25 +109,25 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     if is_rank_zero():
         utilization, lines = find_utilization(config)
         machine += lines
-        _print_header(prepared, beginning, ranks.launch, model, groups, machine)
+        _print_header(prepared, beginning, ranks.launch, model, groups, machine, choice.notes)
         settings = deepspeed_config(strategy)
         reporters = begin_reporting(prepared, length, progress.step, settings)
     # One detector: the veto asks it, the callback tells it, the saver keeps what it knows.
     detector = SpikeDetector(config.safety)
     clock = RunClock()
     veto = StepVeto(detector, clock)
-    saver = _saver(prepared, beginning, detector, base, model)
+    storage = make_storage(choice, ranks, *_writing(prepared, beginning, base, model))
+    copies = _begin_copies(prepared, point, base)
+    saver = Saver(config, length, detector, storage, prepared.lock.fault, copies.offer)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     recovery = Recovery(config, length, detector, ranks)
     meter = StepMeter(config, length, clock, utilization, began)
     reports = StepReports(length, progress.step, meter, reporters)
-    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports)
+    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports, received)
     module = TrainingModule(
         model, groups, config.optim, config.hardware, carried, veto.allows, clock
     )
     begin_group(ranks, config.hardware)
-    # All ranks have made their models.
-    received.remove()
     trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
     steps = (length.total_steps or ENDLESS) - progress.step
     data = RunData(prepared.samples.training, config, progress.step, steps, clock)
@@ -146,6 +149,7 @@ def _callback(
     saver: Saver,
     recovery: Recovery,
     reports: StepReports,
+    received: ReceivedFiles,
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
     conventions = VERSIONS[config.model.rwkv_version].conventions
@@ -158,6 +162,7 @@ def _callback(
         make_schedule(config, conventions.warmup_floor),
         beginning.progress,
         state=point.state if isinstance(point, FromState) else None,
+        on_restored=received.remove,
         detector=detector,
         veto=veto,
         saver=saver,
@@ -176,13 +181,20 @@ def _forget_state(found: ResumePoint, used: ResumePoint) -> None:
         states[0].clear()
 
 
-def _saver(
-    prepared: Prepared,
-    beginning: Beginning,
-    detector: SpikeDetector,
-    base: Mapping[str, Any] | None,
-    model: RWKV,
-) -> Saver:
+def _begin_copies(
+    prepared: Prepared, point: ResumePoint, base: Mapping[str, Any] | None
+) -> StateCopies:
+    """Returns the copies of states, begun with the one that is resumed."""
+    resumed = point.path if isinstance(point, FromState) else None
+    folder = Path(prepared.config.train.proj_dir)
+    prepared.copies.begin(folder, prepared.lineage["run"], base, resumed)
+    return prepared.copies
+
+
+def _writing(
+    prepared: Prepared, beginning: Beginning, base: Mapping[str, Any] | None, model: RWKV
+) -> tuple[StateWriter | None, dict[str, torch.Tensor]]:
+    """Returns what writes states on the first rank, and the values that do not learn, by name."""
     point, _, length = beginning
     first, writer = is_rank_zero(), None
     if first:
@@ -195,17 +207,13 @@ def _saver(
             record=None if state is None else state.state.get("written"),
             lineage=prepared.lineage,
         )
-    resumed = point.path if isinstance(point, FromState) else None
-    folder = Path(prepared.config.train.proj_dir)
-    prepared.copies.begin(folder, prepared.lineage["run"], base, resumed)
     # Before a strategy rounds them to its precision; the other ranks need their names alone.
     frozen = {
         name: parameter.detach() if first else torch.empty(0)
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad
     }
-    copies, fault = prepared.copies, prepared.lock.fault
-    return Saver(prepared.config, length, detector, writer, frozen, fault, copies.offer)
+    return writer, frozen
 
 
 def _print_header(
@@ -215,6 +223,7 @@ def _print_header(
     model: RWKV,
     groups: list[ParameterGroup],
     machine: list[tuple[str, str]],
+    notes: Sequence[str],
 ) -> None:
     config, samples = prepared.config, prepared.samples
     point, progress, length = beginning
@@ -240,6 +249,7 @@ def _print_header(
             *prepared.live.notes(),
             *prepared.copies.notes,
             *point.notes,
+            *notes,
         ],
     )
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from rwkv_train.errors import CheckpointError, TrainerError, TrainingError
 
@@ -17,23 +18,30 @@ class NotFiniteError(CheckpointError):
     """Raised by a save instead of writing NaN or infinity."""
 
 
+class SaveSteps(NamedTuple):
+    """The calls of a save: `write` until it succeeds, `give_up` with the fault after the last."""
+
+    write: Callable[[], None]
+    give_up: Callable[[TrainerError], None] = lambda fault: None
+
+
 class SaveJob:
     """Calls `write` until it succeeds, at most three times.
 
-    path: what `write` writes, for messages. fault: why the last attempt failed, once there is no
+    path: what it writes, for messages. fault: why the last attempt failed, once there is no
     further one; is_refused: because there is nothing worth writing, which no pause changes.
     Failures are printed on stderr as they happen.
     """
 
-    def __init__(self, path: Path, write: Callable[[], None], retry_seconds: float) -> None:
+    def __init__(self, path: Path, steps: SaveSteps, retry_seconds: float) -> None:
         self.path = path
         self.fault: TrainerError | None = None
         self.is_refused = False
-        self._write = write
+        self._steps = steps
         self._retry_seconds = retry_seconds
         self._skip_backoff = threading.Event()
         # Not a daemon: a run that ends by an error waits until its last save is on disk.
-        self._thread = threading.Thread(target=self._attempt, name="save")
+        self._thread = threading.Thread(target=self._run, name="save")
         self._thread.start()
 
     @property
@@ -51,10 +59,15 @@ class SaveJob:
         self._thread.join(seconds)
         return self.is_finished
 
+    def _run(self) -> None:
+        self._attempt()
+        if self.fault is not None:
+            self._steps.give_up(self.fault)
+
     def _attempt(self) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self._write()
+                self._steps.write()
                 return
             except NotFiniteError as error:
                 self.fault, self.is_refused = error, True

@@ -1,7 +1,8 @@
 """Decides when and under which name the training state is saved, and has it written safely.
 
-What a save needs is copied from all ranks first; then the first rank writes it, in the background
-if that was asked for, one save at a time. Files appear under their names complete or not at all.
+What a save needs is copied first; then it is written, in the background if that was asked for, one
+save at a time: by the first rank, or every rank's share by itself. Files appear under their names
+complete or not at all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
 
 from rwkv_train.checkpoint.names import BEST, FINAL, numbered, step_state
 from rwkv_train.checkpoint.provenance import read_about
@@ -21,27 +21,23 @@ from rwkv_train.checkpoint.resume import state_path
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
 from rwkv_train.errors import TrainingError
-from rwkv_train.training.checkpointing.save_job import ATTEMPTS, SaveJob
-from rwkv_train.training.checkpointing.state_writer import StateWriter
-from rwkv_train.training.checkpointing.training_state import Stateful, capture_state
+from rwkv_train.training.checkpointing.save_job import ATTEMPTS, SaveJob, SaveSteps
+from rwkv_train.training.checkpointing.sharded_states import ShardedStates
+from rwkv_train.training.checkpointing.training_state import Stateful, capture_run
+from rwkv_train.training.checkpointing.whole_states import WholeStates
 from rwkv_train.training.distributed.collectives import (
     gather_objects,
     raise_on_all_ranks,
     wait_for_rank_zero,
 )
-from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.module import TrainingModule
-from rwkv_train.training.optim import optimizer_state
-from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.progress import Progress
 
 
 class Saver:
     """Writes rwkv-N.pth, rwkv-final.pth and training states into the project folder.
 
-    detector: what it has seen belongs into the state. writer: does it, on rank zero; None on the
-    other ranks, which take part in gathering the state and keep nothing of it.
-    frozen: values of the parameters that do not learn, by name, see `full_weights`.
+    detector: what it has seen belongs into the state. storage: copies and writes it.
     folder_fault: tells why nothing may be written into the project folder any more.
     on_saved: called with every state once it is complete.
     """
@@ -51,8 +47,7 @@ class Saver:
         config: ResolvedConfig,
         length: RunLength,
         detector: Stateful,
-        writer: StateWriter | None,
-        frozen: Mapping[str, Tensor] | None = None,
+        storage: WholeStates | ShardedStates,
         folder_fault: Callable[[], TrainingError | None] = lambda: None,
         on_saved: Callable[[Path], None] = lambda state: None,
     ) -> None:
@@ -61,9 +56,7 @@ class Saver:
         self._folder_fault = folder_fault
         self._length = length
         self._detector = detector
-        self._writer = writer
-        self._frozen = frozen or {}
-        self._copies = HostCopies(keeps=writer is not None)
+        self._storage = storage
         self._folder = Path(config.train.proj_dir)
         self._job: SaveJob | None = None
         self._written: list[Path] = []
@@ -133,6 +126,8 @@ class Saver:
             trainer.strategy,
             lambda seconds: job is None or job.wait(seconds, skip_backoff=skip_backoff),
         )
+        # Another rank's part is done, or has failed, before the first rank's save ends.
+        self.wait(skip_backoff=True)
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Waits for the save that is under way. Collective.
@@ -152,7 +147,7 @@ class Saver:
             trainer.strategy,
             lambda seconds: job is None or job.path.name != BEST or job.wait(seconds),
         )
-        about = None if self._writer is None else read_about(self._folder / BEST)
+        about = read_about(self._folder / BEST) if trainer.is_global_zero else None
         found: dict[str, Any] | None = gather_objects(trainer.strategy, about)[0]
         return found
 
@@ -165,15 +160,9 @@ class Saver:
         which remembers it too.
         """
         self._make_way(trainer, wait=False)
-        weights = optimizer_state.full_weights(
-            module.model,
-            trainer.optimizers[0],
-            zero_engine(trainer.strategy),
-            copies=self._copies,
-            frozen=self._frozen,
-        )
         path = self._folder / BEST
-        self._begin(path, lambda writer: writer.write_weights(path, weights, about))
+        captured = self._storage.capture(trainer, module, moments=False)
+        self._begin(path, self._storage.saving_weights(path, captured, about))
         self._end(trainer, wait=False)
 
     def _save(
@@ -187,9 +176,10 @@ class Saver:
         self._make_way(trainer, wait)
         # From the beginning of a save, not from its end: slow disks must not stretch the interval.
         self._begun_at = time.monotonic()
-        state = capture_state(trainer, module, progress, self._detector, self._copies, self._frozen)
+        state = self._storage.capture(trainer, module, moments=True)
+        state |= capture_run(trainer, module, progress, self._detector)
         state["epoch"] = (progress.step - 1) // self._length.epoch_steps
-        self._begin(path, lambda writer: writer.write(path, state))
+        self._begin(path, self._storage.saving(path, state))
         self._end(trainer, wait)
 
     def _make_way(self, trainer: pl.Trainer, wait: bool) -> None:
@@ -206,11 +196,18 @@ class Saver:
         # Rank zero alone knows; the others must not go on into the gathering of the next state.
         raise_on_all_ranks(trainer.strategy, self.fault())
 
-    def _begin(self, path: Path, write: Callable[[StateWriter], None]) -> None:
-        writer = self._writer
-        if writer is not None:
-            retry_seconds = self._config.safety.save_retry_seconds
-            self._job = SaveJob(path, lambda: write(writer), retry_seconds)
+    def _begin(self, path: Path, steps: SaveSteps | None) -> None:
+        if steps is None:
+            return
+
+        def write() -> None:
+            steps.write()
+            # From the save's own thread: the next look at it may be a long step away.
+            if path.name != BEST:
+                self._on_saved(state_path(path))
+
+        retry_seconds = self._config.safety.save_retry_seconds
+        self._job = SaveJob(path, steps._replace(write=write), retry_seconds)
 
     def _end(self, trainer: pl.Trainer, wait: bool) -> None:
         """Waits for the save that has begun, unless it may go on in the background. Collective."""
@@ -239,8 +236,6 @@ class Saver:
             return
         if self._job.fault is None:
             self._written.append(self._job.path)
-            if self._job.path.name != BEST:
-                self._on_saved(state_path(self._job.path))
             self._refused_in_a_row = 0
             self._job = None
         elif self._job.is_refused and self._refused_in_a_row < ATTEMPTS - 1:

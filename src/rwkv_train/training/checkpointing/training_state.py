@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from rwkv_train.training.distributed.collectives import gather_objects
 from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim import optimizer_state
-from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.loss_scale import capture_loss_scale, restore_loss_scale
 from rwkv_train.training.progress import Progress
 
@@ -26,27 +23,17 @@ class Stateful(Protocol):
         ...
 
 
-def capture_state(
-    trainer: pl.Trainer,
-    module: TrainingModule,
-    progress: Progress,
-    detector: Stateful,
-    copies: HostCopies,
-    frozen: Mapping[str, Tensor] | None = None,
+def capture_run(
+    trainer: pl.Trainer, module: TrainingModule, progress: Progress, detector: Stateful
 ) -> dict[str, Any]:
-    """Returns the full training state as CPU copies, complete on rank zero. Collective.
+    """Returns what a training state holds besides weights and moments. Collective.
 
-    Copies, because the next steps change the tensors while a thread writes these.
-    copies, frozen: as in `optimizer_state.capture`.
+    Carried states are complete on rank zero alone.
     """
-    engine = zero_engine(trainer.strategy)
-    state = optimizer_state.capture(
-        module.model, trainer.optimizers[0], engine, copies=copies, frozen=frozen
-    )
-    state.update(progress.to_dict())
+    state: dict[str, Any] = dict(progress.to_dict())
     state["carried"] = module.carried.capture(trainer.strategy)
     state["rng"] = gather_objects(trainer.strategy, _random_state(trainer))
-    scale = capture_loss_scale(_torch_scaler(trainer), engine)
+    scale = capture_loss_scale(_torch_scaler(trainer), zero_engine(trainer.strategy))
     if scale is not None:
         state["scaler"] = scale
     # The keys are a file format: the detector has been "guard" in every state so far.

@@ -10,14 +10,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rwkv_train.checkpoint.adapter_files import merge_adapter, save_adapter, split_adapter
+from rwkv_train.checkpoint.adapter_files import merged_tensors, save_adapter, split_adapter
+from rwkv_train.checkpoint.lazy_tensors import picked
 from rwkv_train.checkpoint.names import adapter_path, merged_path
 from rwkv_train.checkpoint.number_formats import DTYPES
 from rwkv_train.checkpoint.weights import save_weights
@@ -56,19 +57,17 @@ def write_weight_files(
         save_weights(path, trained, dtype, about)
         return
     assert base is not None, "adapters have a base model"
-    whole = {name: value for name, value in trained.items() if not is_adapter(name)}
+    whole = {name: trained[name] for name in trained if not is_adapter(name)}
     scale = config.adapter.lora_alpha / config.adapter.lora_r
     frozen, adapter = split_adapter(weights, scale, whole)
-    merged = merge_adapter(frozen, adapter)
+    merged = merged_tensors(frozen, adapter)
     # In fp32: small, and merging the file gives the merged checkpoint again.
     save_adapter(adapter_path(path), adapter, torch.float32, Path(base["path"]).name)
     save_weights(path, merged, dtype, about)
 
 
-def state_entries(
-    weights: dict[str, Tensor], config: ResolvedConfig, base: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Returns what the training state keeps of `weights`, and what `require_same_kind` compares.
+def state_entries(config: ResolvedConfig, base: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what `require_same_kind` compares, and which frozen base model a state belongs to.
 
     A frozen base model has its own file: the state only remembers which.
     """
@@ -76,12 +75,7 @@ def state_entries(
         "train_type": config.train.train_type,
         "adapter": dataclasses.asdict(config.adapter),
     }
-    if base is None:
-        return settings
-    # Adapters themselves are kept, although the checkpoint has them merged in: a merged matrix
-    # cannot be taken apart again to the same bits.
-    adapters = {name: value for name, value in weights.items() if is_adapter(name)}
-    return {**settings, "base": dict(base), "weights": adapters | _trained(weights, config)}
+    return settings if base is None else {**settings, "base": dict(base)}
 
 
 def require_same_kind(state: dict[str, Any], path: Path, config: ResolvedConfig) -> None:
@@ -104,6 +98,14 @@ def require_same_kind(state: dict[str, Any], path: Path, config: ResolvedConfig)
             )
 
 
-def _trained(weights: Mapping[str, Tensor], config: ResolvedConfig) -> dict[str, Tensor]:
+def kept_names(names: Iterable[str], config: ResolvedConfig) -> list[str]:
+    """Returns the weights that the training state of a run keeps next to a frozen base model."""
     kind, fully = config.train.train_type, listed(config.adapter.lora_train)
-    return {name: value for name, value in weights.items() if learns(name, kind, fully)}
+    # Adapters themselves are kept, although the checkpoint has them merged in: a merged matrix
+    # cannot be taken apart again to the same bits.
+    return [name for name in names if is_adapter(name) or learns(name, kind, fully)]
+
+
+def _trained(weights: Mapping[str, Tensor], config: ResolvedConfig) -> Mapping[str, Tensor]:
+    kind, fully = config.train.train_type, listed(config.adapter.lora_train)
+    return picked(weights, [name for name in weights if learns(name, kind, fully)])

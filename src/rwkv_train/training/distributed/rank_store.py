@@ -146,6 +146,10 @@ class RankStore:
                 return
             time.sleep(0.05)
 
+    def has_left(self, rank: int) -> bool:
+        """Tells whether a rank needs the others no more, or was lost."""
+        return self._store is not None and self._store.check([f"left/{rank}"])
+
     def _present(self, kind: str) -> set[int]:
         assert self._store is not None, "a rank alone leaves nobody"
         return {rank for rank in range(self.world_size) if self._store.check([f"{kind}/{rank}"])}

@@ -107,6 +107,10 @@ class Ranks:
         assert self._store is not None, "a rank alone has no store"
         return self._store(name)
 
+    def own_rank_store(self) -> RankStore:
+        """Returns access to the other ranks over a connection of its own, for another thread."""
+        return self._rank_store() if self.launch.world_size > 1 else RankStore()
+
     def all_there(self) -> None:
         """Returns once all ranks have come this far. Collective; raises as `check_all_there`."""
         if self.launch.world_size > 1:

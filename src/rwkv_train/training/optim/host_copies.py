@@ -24,16 +24,20 @@ class HostCopies:
 
     def keep(self, store: dict[str, Tensor], name: str, value: Tensor) -> None:
         """Puts a copy of `value` into `store`, floats as fp32; nothing where none is kept."""
-        if not self._keeps:
-            return
+        if self._keeps:
+            store[name] = self.copied(value)
+
+    def copied(self, value: Tensor) -> Tensor:
+        """Returns a copy of `value` on the CPU, a float as fp32."""
         # What is not a number format of weights, such as 8-bit codes, is kept as it is.
         dtype = torch.float32 if value.is_floating_point() else value.dtype
         value = value.detach()
         if value.is_cuda:
-            store[name] = self.through_staging(value, dtype)
+            copy = self.through_staging(value, dtype)
         else:
-            store[name] = value.to(device="cpu", dtype=dtype, copy=True)
-        self.kept_bytes += store[name].nbytes
+            copy = value.to(device="cpu", dtype=dtype, copy=True)
+        self.kept_bytes += copy.nbytes
+        return copy
 
     def through_staging(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns a CPU copy of `value` as `dtype`, made a part at a time.

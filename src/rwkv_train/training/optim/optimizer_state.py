@@ -41,18 +41,18 @@ def capture(
     Returns {"weights": {name: tensor}, "moments": {key: {name: tensor}}, "optimizer_steps": int}.
     """
     moments: dict[str, dict[str, Tensor]] = {}
-    steps = _steps(optimizer, engine)
+    steps = updates_made(optimizer, engine)
     # Gathering needs the links, and every rank must make the same calls in the same order: hence
     # the keys by group below rather than by what this rank happens to have.
     if engine is not None and steps > 0:
-        _link_moments(engine)
-    keys = {} if engine is None else _zero_moments(engine)
+        link_moments(engine)
+    keys = {} if engine is None else moments_by_parameter(engine)
     weights = full_weights(model, optimizer, engine, copies=copies, frozen=frozen)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or steps == 0:
             continue
         found = (
-            _own_moments(parameter, optimizer)
+            own_moments(parameter, optimizer)
             if engine is None
             else _gathered_moments(parameter, keys[id(parameter)])
         )
@@ -134,7 +134,8 @@ def _step_counter(
     return steps
 
 
-def _master_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+def master_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Returns the fp32 value of a parameter, which may be a bf16 copy of it."""
     return optimizer.master_of(parameter) if isinstance(optimizer, FusedAdamW) else parameter
 
 
@@ -142,7 +143,7 @@ def _full_weight(
     parameter: nn.Parameter, optimizer: torch.optim.Optimizer, engine: Any | None
 ) -> Tensor:
     if engine is None:
-        return _master_of(parameter, optimizer)
+        return master_of(parameter, optimizer)
     from deepspeed.utils import safe_get_full_fp32_param
 
     if parameter.requires_grad:
@@ -158,9 +159,10 @@ def _full_weight(
     return parameter
 
 
-def _own_moments(
+def own_moments(
     parameter: nn.Parameter, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, Tensor]]:
+    """Yields the moments of a parameter that is whole, and what each is called."""
     for key, value in optimizer.state.get(parameter, {}).items():
         if key != "step" and isinstance(value, Tensor):
             yield key, value
@@ -177,7 +179,7 @@ def _gathered_moments(
             yield key, value
 
 
-def _zero_moments(engine: Any) -> dict[int, tuple[str, ...]]:
+def moments_by_parameter(engine: Any) -> dict[int, tuple[str, ...]]:
     """Returns id of every trained parameter -> the moments it has; the same on every rank."""
     zero = engine.optimizer
     stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
@@ -206,7 +208,7 @@ def _inner_parameters(engine: Any) -> Iterator[tuple[Tensor, dict[str, Any]]]:
                 yield flat, group
 
 
-def _steps(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
+def updates_made(optimizer: torch.optim.Optimizer, engine: Any | None) -> int:
     """Returns the updates the optimizer has made; Muon's matrices have no counter of their own."""
     if engine is None:
         counted = [int(s["step"]) for s in optimizer.state.values() if "step" in s]
@@ -230,10 +232,10 @@ def _create_zero_moments(engine: Any, steps: int) -> None:
             inner.state[flat]["step"] = _step_counter(
                 inner, steps, flat.device if group.get("fused") else None
             )
-    _link_moments(engine)
+    link_moments(engine)
 
 
-def _link_moments(engine: Any) -> None:
+def link_moments(engine: Any) -> None:
     """Points every parameter at its slices of the moments (ZeRO 1 and 2).
 
     DeepSpeed 0.19 links after the first group's first step, when the other groups have no moments
@@ -259,7 +261,7 @@ def _set_weight(
         else:
             value = values[name]
             parameter.copy_(value)
-            master = parameter if engine is not None else _master_of(parameter, optimizer)
+            master = parameter if engine is not None else master_of(parameter, optimizer)
             if master is not parameter:
                 master.copy_(value)
     if engine is not None and parameter.requires_grad:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from rwkv_train.checkpoint.lazy_tensors import shapes_of
 from rwkv_train.checkpoint.names import FINAL, INIT, INIT_STATES, epoch_of
-from rwkv_train.checkpoint.part_tensors import shapes_of
 from rwkv_train.checkpoint.places import states_in_all
 from rwkv_train.checkpoint.provenance import tokens_before
 from rwkv_train.checkpoint.resume import Candidate, StateFile, load_state, resume_candidates

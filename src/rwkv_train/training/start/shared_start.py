@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.checkpoint.digest import sampled_file_digest
+from rwkv_train.checkpoint.lazy_tensors import shapes_of
 from rwkv_train.checkpoint.names import FINAL, is_state
-from rwkv_train.checkpoint.part_tensors import shapes_of
 from rwkv_train.checkpoint.resume import list_states, load_state, resume_candidates, state_digest
 from rwkv_train.checkpoint.weight_folder import weight_files
 from rwkv_train.checkpoint.weights import read_shapes
