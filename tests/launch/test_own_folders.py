@@ -58,8 +58,9 @@ def test_a_machine_without_the_state_is_sent_it_and_repeats_every_bit(
     assert whole.returncode == 0, whole.stderr
     folders = [tmp_path / "first", tmp_path / "second"]
     folders[holder].mkdir()
-    for name in ("rwkv-1.state", "rwkv-1.pth"):
-        shutil.copy(tmp_path / "out" / name, folders[holder])
+    # A folder, as the two have written it to the disk that they shared.
+    shutil.copytree(tmp_path / "out" / "rwkv-1.state", folders[holder] / "rwkv-1.state")
+    shutil.copy(tmp_path / "out" / "rwkv-1.pth", folders[holder])
     left = [path.name for path in folders[1].glob("*")]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
