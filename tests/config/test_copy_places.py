@@ -51,3 +51,13 @@ def test_what_cannot_be_a_place_is_refused(given: str, why: str):
         copy_places(given)
     assert why in str(caught.value) and "\n" not in str(caught.value)
     assert "expected FOLDER or FOLDER:keep_last=2" in str(caught.value)
+
+
+def test_a_place_may_be_on_the_partner_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    (place,) = copy_places("partner:/dev/shm/a:keep_last=1")
+    assert place == CopyPlace(Path("/dev/shm/a"), keep_last=1, on_partner=True)
+    assert str(place) == "/dev/shm/a of the partner machine (the last 1)"
+    assert expand_copy_homes("partner:~/a,~/b") == "partner:/home/x/a,/home/x/b"
+    # A folder of that name.
+    assert copy_places("./partner:a") == (CopyPlace(Path("partner:a")),)

@@ -123,7 +123,7 @@ class StatePlace:
         )
 
     def take(self, state: StateFile, write: Callable[[Path], None]) -> None:
-        """Has a state written under its name, verified; deletes older copies then.
+        """Lets a state be written under its name; deletes older copies then.
 
         write: writes it to a path, whole or not at all. Raises as `copy`, and what `write` raises.
         """

@@ -35,8 +35,9 @@ class SafetyConfig:
     """numbered rwkv-N.pth files to keep, newest first; None: all"""
     state_copies: str | None = None
     """folders for second copies of the states, by comma, each with its own rules:
-    FOLDER:keep_last=2:keep_every=1000:every_steps=100 (all but the folder may be left out); a run
-    resumes from the newest state of all places; None: no copies"""
+    FOLDER:keep_last=2:keep_every=1000:every_steps=100 (all but the folder may be left out);
+    partner:FOLDER is on the machine after the first, /dev/shm there its memory; a run resumes from
+    the newest state of all places; None: no copies"""
     copies_wait_minutes: Annotated[float, AtLeast(0)] = 10.0
     """minutes that the end of a run waits for the last copies"""
     on_bad_step: Literal["skip", "stop"] = "skip"

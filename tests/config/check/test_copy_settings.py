@@ -42,3 +42,10 @@ def test_copies_are_kept_at_multiples_where_states_are_saved():
 def test_a_limit_of_waiting_needs_something_to_wait_for():
     assert "needs --state_copies" in refusal("--copies_wait_minutes 3")
     check_fields(config_of("--copies_wait_minutes 3 --state_copies /a"))
+
+
+def test_there_is_one_partner_and_it_is_sent_whole_models():
+    assert "there is one partner machine" in refusal("--state_copies partner:/a,partner:/b")
+    line = "--state_copies partner:/a --train_type lora --load_model x"
+    assert "without its base model, which is not sent" in refusal(line)
+    check_fields(config_of("--state_copies partner:/a,/b"))

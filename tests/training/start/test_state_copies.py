@@ -6,14 +6,22 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import train
 from rwkv_train.checkpoint.resume import list_states, load_state
+from rwkv_train.config.machine_schema import SafetyConfig
+from rwkv_train.config.schema import RunConfig
+from rwkv_train.errors import ConfigError
+from rwkv_train.planning.file_sizes import run_files
+from rwkv_train.training.launchers.launch import Launch
+from rwkv_train.training.start import state_copies
 from rwkv_train.training.start.run_identity import read_starts
 from rwkv_train.training.start.run_lock import LOCK_FILE
-from rwkv_train.training.start.state_copies import PlaceLock
+from rwkv_train.training.start.state_copies import PlaceLock, StateCopies
+from tests.config.resolving import resolved
 from tests.training.runs import assert_same_weights, loss_steps
 from tests.training.start.paused_runs import Resume, line
 
@@ -144,3 +152,40 @@ def test_a_lock_whose_file_has_gone_is_not_owned(tmp_path: Path):
     assert lock.is_owned()
     lock.release()
     assert not (tmp_path / LOCK_FILE).exists()
+
+
+def copies_of(folder: Path, node: int, nodes: int = 2) -> StateCopies:
+    launch = Launch("test", world_size=nodes, rank=node, node_rank=node, num_nodes=nodes)
+    given = SafetyConfig(state_copies=f"partner:{folder}:keep_last=2")
+    return StateCopies(RunConfig(safety=given), SimpleNamespace(launch=launch))
+
+
+def test_a_partner_whose_memory_is_too_small_refuses_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, _ = resolved("--n_layer 2 --n_embd 64")
+    state = run_files(config).state
+    monkeypatch.setattr(state_copies, "file_system", lambda folder: "tmpfs")
+    usage = shutil.disk_usage(tmp_path)
+    folder = tmp_path / "memory" / "run"
+    for free, is_refused in ((3 * state, False), (3 * state - 1, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, f=free: usage._replace(free=f))
+        if is_refused:
+            with pytest.raises(ConfigError, match=r"of which 3 states of .* lower keep_last"):
+                copies_of(folder, 1).require_memory(config)
+            # What is there already is this run's, and gives way.
+            folder.mkdir(parents=True)
+            (folder / "rwkv-step-1.state").write_bytes(b"x")
+        copies_of(folder, 1).require_memory(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    # Not the memory of this machine; a disk tells when it is full.
+    copies_of(folder, 0).require_memory(config)
+    monkeypatch.setattr(state_copies, "file_system", lambda folder: "ext4")
+    copies_of(folder, 1).require_memory(config)
+
+
+def test_without_a_second_machine_a_note_says_that_there_is_no_partner(tmp_path: Path):
+    assert copies_of(tmp_path, 0, nodes=1).notes[1] == (
+        f"no partner machine for {tmp_path}: there is one machine"
+    )
+    assert len(copies_of(tmp_path, 0).notes) == 1

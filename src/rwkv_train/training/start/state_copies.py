@@ -208,6 +208,7 @@ class StateCopies:
         with suppress(OSError):
             if self._run is not None and run_of_copies(folder) == self._run:
                 clear_copies(folder)
+                folder.rmdir()
 
     def _release(self) -> None:
         for lock in self._locks.values():
