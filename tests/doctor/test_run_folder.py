@@ -19,6 +19,7 @@ from rwkv_train.doctor.run_folder import (
     existing_parent,
     file_system,
 )
+from rwkv_train.training.start import file_systems
 from rwkv_train.training.start.lock_owner import Owner
 from tests.doctor.planted import fault_of, only
 
@@ -49,7 +50,7 @@ def test_a_full_disk_is_a_fault(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("free", "level"), [(100 << 20, "fault"), (2 << 30, "warn")])
 def test_little_room_is_named(tmp_path, monkeypatch, free, level):
     monkeypatch.setattr(module.shutil, "disk_usage", room(free))
-    monkeypatch.setattr(module, "_IN_MEMORY", ())
+    monkeypatch.setattr(module, "IN_MEMORY", ())
     assert "free at" in fault_of(check_folder, tmp_path, level).found
 
 
@@ -80,7 +81,7 @@ def test_a_folder_that_may_not_be_looked_into_is_a_fault(tmp_path, monkeypatch):
 def test_a_folder_in_memory_is_named(tmp_path, monkeypatch):
     table = tmp_path / "mounts"
     table.write_text(f"/dev/sda / ext4 rw 0 0\nnone {tmp_path.resolve()} tmpfs rw 0 0\n")
-    monkeypatch.setattr(module, "MOUNT_TABLE", table)
+    monkeypatch.setattr(file_systems, "MOUNT_TABLE", table)
     assert file_system(tmp_path) == "tmpfs" and file_system(tmp_path.parent) == "ext4"
     assert "gone at a restart" in fault_of(check_folder, tmp_path, "warn").found
 

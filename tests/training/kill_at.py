@@ -3,9 +3,10 @@
     python -m tests.training.kill_at MOMENT SIGNAL FLAGS...
 
 MOMENT: step:N, after the loss of the N-th step is known; saving:N, the same while states take two
-seconds longer to be written, which is said if one is; rename:NAME, when NAME is written next to and
-about to be renamed. SIGNAL: KILL, TERM or INT for the process group, a second one after "x2";
-with "@R" only for the process of local rank R. RAISE instead of a signal raises an exception.
+seconds longer to be written, which is said if one is; copied:N:FOLDER, after the N-th step, once a
+state lies in FOLDER; rename:NAME, when NAME is written next to and about to be renamed. SIGNAL:
+KILL, TERM or INT for the process group, a second one after "x2"; with "@R" only for the process of
+local rank R. RAISE instead of a signal raises an exception.
 """
 
 from __future__ import annotations
@@ -71,6 +72,17 @@ def strike_while_saving(step: int, folder: Path, strike: Callable[[], None]) -> 
     strike_at_step(step, tell_and_strike)
 
 
+def strike_when_copied(step: int, folder: Path, strike: Callable[[], None]) -> None:
+    """Strikes after `step`, which follows one that is saved, once its copy is in `folder`."""
+
+    def wait_and_strike() -> None:
+        while not list(folder.glob("*.state")):
+            time.sleep(0.01)
+        strike()
+
+    strike_at_step(step, wait_and_strike)
+
+
 def strike_at_rename(name: str, strike: Callable[[], None]) -> None:
     """Strikes when a file is about to become `name`."""
     replace = Path.replace
@@ -91,6 +103,9 @@ def main(moment: str, what: str, argv: list[str]) -> int:
     elif kind == "saving":
         folder = Path(argv[argv.index("--proj_dir") + 1])
         strike_while_saving(int(detail), folder, striking(what))
+    elif kind == "copied":
+        number, _, place = detail.partition(":")
+        strike_when_copied(int(number), Path(place), striking(what))
     else:
         strike_at_rename(detail, striking(what))
     return train.main(argv)

@@ -23,6 +23,8 @@ INIT_STATES = "rwkv-init-state.pth"
 INIT_EPOCH = -1
 
 STATE_SUFFIX = ".state"
+# In a folder of second copies: the run that they are of, and those that it wrote there.
+COPIES_FILE = "copies.json"
 
 _STATE = re.compile(r"rwkv-(final|step-[0-9]+|[0-9]+)\.state")
 # No leading zeros: a mini-epoch has one name only.

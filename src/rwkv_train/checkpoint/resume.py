@@ -50,6 +50,7 @@ class StateFile:
 
     position: tokens trained on, None when that cannot be read; then `fault` says why.
     digest: the one it names, by which a copy is told from another state of the same step.
+    run: the id of the run that wrote it, "" when it does not tell.
     other_format: written by another version, as it seems; its position is not known then.
     """
 
@@ -58,6 +59,7 @@ class StateFile:
     step: int = 0
     fault: str = ""
     digest: str = ""
+    run: str = ""
     other_format: bool = False
 
 
@@ -182,13 +184,14 @@ def list_states(folder: Path) -> list[StateFile]:
             # In tokens, since runs of another batch size may have left states here.
             position = step * int(content.get("tokens_per_step", 1))
             digest = str(content.get("digest", ""))
-            found.append(StateFile(path, position, step, digest=digest))
+            run = str(content.get("run") or "")
+            found.append(StateFile(path, position, step, digest=digest, run=run))
         except CheckpointError as error:
             other = isinstance(error, StateFormatError)
             found.append(StateFile(path, None, fault=str(error), other_format=other))
         except (KeyError, TypeError, ValueError):
             found.append(StateFile(path, None, fault=f"{path} is no training state: no step"))
-    return sorted(found, key=_freshness, reverse=True)
+    return sorted(found, key=freshness, reverse=True)
 
 
 def _outline(path: Path) -> Mapping[str, Any]:
@@ -199,7 +202,8 @@ def _outline(path: Path) -> Mapping[str, Any]:
     return _read(path, verify=False)
 
 
-def _freshness(state: StateFile) -> tuple[int, int, str]:
+def freshness(state: StateFile) -> tuple[int, int, str]:
+    """Returns what is the larger the further a state is, as `list_states` orders them."""
     name = state.path.name
     kind = 2 if name.startswith("rwkv-final") else 0 if name.startswith("rwkv-step-") else 1
     return (-1 if state.position is None else state.position, kind, name)

@@ -29,6 +29,7 @@ from rwkv_train.config.command_line.argv import (
 )
 from rwkv_train.config.command_line.fields import fields, sections
 from rwkv_train.config.command_line.most_used import most_used
+from rwkv_train.config.copy_places import expand_copy_homes
 from rwkv_train.config.mixture_list import expand_homes
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.rwkv_lm.flags import FLAGS, similar_flag
@@ -44,9 +45,10 @@ _TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 PATHS = frozenset(
     {
         *("data_file", "val_data_file", "tokenizer", "proj_dir", "load_model"),
-        *("eval_include", "sample_prompts"),
+        *("eval_include", "sample_prompts", "state_copies"),
     }
 )
+_LISTS = {"data_file": expand_homes, "state_copies": expand_copy_homes}
 
 
 # For --help alone: reading a command line with the whole type is slow (`_fields_alone`).
@@ -84,7 +86,7 @@ def _written_out(name: str, value: Any) -> Any:
     if name not in PATHS or not isinstance(value, str):
         return value
     try:
-        return expand_homes(value) if name == "data_file" else expand_home(value)
+        return _LISTS.get(name, expand_home)(value)
     except ConfigError as error:
         raise ConfigError(f"--{name} {error}") from None
 

@@ -33,6 +33,13 @@ class SafetyConfig:
     """keep, whatever its age, what was saved at a multiple of so many steps; None: nothing"""
     keep_last_weights: Annotated[int | None, AtLeast(1)] = None
     """numbered rwkv-N.pth files to keep, newest first; None: all"""
+    state_copies: str | None = None
+    """folders for second copies of the states, by comma, each with its own rules:
+    FOLDER:keep_last=2:keep_every=1000:every_steps=100 (all but the folder may be left out);
+    partner:FOLDER is on the machine after the first, /dev/shm there its memory; a run resumes from
+    the newest state of all places; None: no copies"""
+    copies_wait_minutes: Annotated[float, AtLeast(0)] = 10.0
+    """minutes that the end of a run waits for the last copies"""
     on_bad_step: Literal["skip", "stop"] = "skip"
     """a step whose loss or gradient is not finite, or a spike: leave it out, or stop the run"""
     spike_sigma: Annotated[float, AtLeast(0)] = 0.0

@@ -197,6 +197,8 @@ RULES: Mapping[str, ResumeRule] = {
     "keep_last": _NOTHING,
     "keep_every": _NOTHING,
     "keep_last_weights": _NOTHING,
+    "state_copies": _NOTHING,
+    "copies_wait_minutes": _NOTHING,
     "on_bad_step": _MISHAPS,
     "spike_sigma": ResumeRule(
         Effect.COURSE, "other steps are spikes, which are skipped, from here on"

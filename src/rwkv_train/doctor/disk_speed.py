@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from rwkv_train.doctor.findings import Answers, bytes_text, fault, good, warning
-from rwkv_train.doctor.run_folder import existing_parent, own_folder, writing_remedy
+from rwkv_train.doctor.run_folder import own_folder, writing_remedy
 from rwkv_train.files import sync_folder, write_atomically
+from rwkv_train.training.start.file_systems import existing_parent
 
 SLOW_DISK_BYTES_PER_S = 20e6
 _PROBE_BYTES, _BLOCK_BYTES, _WRITE_LIMIT_S = 64 << 20, 4 << 20, 10.0

@@ -23,11 +23,11 @@ from rwkv_train.doctor.findings import Answers, Finding, bytes_text, fault, good
 from rwkv_train.errors import TrainerError
 from rwkv_train.files import write_atomically
 from rwkv_train.training.environment import child_variables
+from rwkv_train.training.start.file_systems import IN_MEMORY, existing_parent, file_system
 from rwkv_train.training.start.lock_owner import is_alive, read_owner
 from rwkv_train.training.start.run_lock import LOCK_FILE, STALE, RunLock
 
 SHARED_MEMORY = Path("/dev/shm")
-MOUNT_TABLE = Path("/proc/mounts")
 # Batches travel from the loader's workers, and ranks' sums between cards, through shared memory.
 SMALLEST_SHM_BYTES, SMALL_SHM_BYTES = 16 << 20, 1 << 30
 # A state is 12 bytes a parameter, weights 2 to 4, and two of them are kept.
@@ -37,8 +37,6 @@ FEWEST_INODES = 1000
 CLOCK_DIFFERENCE_S = 5.0
 _PREFIX = ".rwkv-doctor-"
 _LEFT_OVER_S = 3600.0
-# Gone when the machine, or the container, ends.
-_IN_MEMORY = ("tmpfs", "ramfs")
 _OTHER_LOCK = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as file:
@@ -127,7 +125,7 @@ def check_folder(folder: Path) -> Answers:
                 f"df -i {quoted}, and remove files",
             )
         )
-    if kind in _IN_MEMORY:
+    if kind in IN_MEMORY:
         found.append(
             warning(f"{place} is in memory ({kind}) and gone at a restart", "choose another folder")
         )
@@ -148,32 +146,6 @@ def writing_remedy(error: OSError, place: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"df -h {quoted}; df -i {quoted}, and free some room"
     return f"ls -ld {quoted}, and choose another folder: --folder PATH"
-
-
-def existing_parent(folder: Path) -> Path:
-    """Returns the folder itself, or the nearest above it that exists."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if _may_exist(path))
-
-
-def _may_exist(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        # In a folder that may not be looked into: who writes there is told so.
-        return True
-
-
-def file_system(place: Path) -> str:
-    """Returns the kind of file system that holds a folder, as "ext4"; "unknown" if nobody tells."""
-    best, kind = "", "unknown"
-    with suppress(OSError):
-        for line in MOUNT_TABLE.read_text(encoding="utf-8", errors="replace").splitlines():
-            words = line.split()
-            at = words[1].replace("\\040", " ")
-            if Path(at) in (place.resolve(), *place.resolve().parents) and len(at) >= len(best):
-                best, kind = at, words[2]
-    return kind
 
 
 def _run_lock_findings(path: Path) -> list[Finding]:

@@ -195,6 +195,7 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
     from rwkv_train.training.distributed.file_transfer import ReceivedFiles
     from rwkv_train.training.start.prepare import prepare_run
     from rwkv_train.training.start.run_lock import STALE, RunLock
+    from rwkv_train.training.start.state_copies import StateCopies
 
     launch = ranks.launch
     if launch.world_size > 1:
@@ -205,11 +206,15 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
     # One lock for all ranks: the first holds it while the others work for it.
     folder = Path(config.train.proj_dir)
     patience = STALE if launch.may_change else 0.0
-    held = RunLock(folder, enabled=is_rank_zero(), patience=patience)
-    with held as lock, ReceivedFiles() as received:
-        ranks.at_leave(received.remove)
-        ranks.at_leave(lock.release)
-        prepared = prepare_run(config, notices, lock, ranks, received)
+    with (
+        RunLock(folder, enabled=is_rank_zero(), patience=patience) as lock,
+        # Inside: the last copy is of files in the folder.
+        StateCopies(config, ranks) as copies,
+        ReceivedFiles() as received,
+    ):
+        for call in (received.remove, copies.abandon, lock.release):
+            ranks.at_leave(call)
+        prepared = prepare_run(config, notices, lock, ranks, received, copies)
         if prepared is None:
             return 0
         # Not above: Lightning reads when it is imported what `prepare_run` sets, and a run that is

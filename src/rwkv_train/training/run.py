@@ -37,6 +37,7 @@ from rwkv_train.training.distributed.strategy import (
     release_engine,
 )
 from rwkv_train.training.environment import is_rank_zero
+from rwkv_train.training.finished import finish_at_once
 from rwkv_train.training.kept_heap import keep_heap
 from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.live.live_questions import LiveQuestions
@@ -55,12 +56,12 @@ from rwkv_train.training.run_clock import RunClock
 from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
-from rwkv_train.training.start.final_weights import publish_final
 from rwkv_train.training.start.initial_weights import make_model
 from rwkv_train.training.start.life_facts import life_facts
 from rwkv_train.training.start.prepare import Prepared
 from rwkv_train.training.start.resume_point import FromState, ResumePoint
 from rwkv_train.training.start.resume_progress import restore_carried, resume_progress
+from rwkv_train.training.start.state_copies import StateCopies
 from rwkv_train.training.step_callback import StepCallback
 from rwkv_train.training.step_meter import StepMeter, figures_left_out
 from rwkv_train.training.step_reports import StepReports
@@ -83,7 +84,7 @@ class Beginning(NamedTuple):
 def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float) -> int:
     """Trains from the resume point to the end of the run.
 
-    received: files of the resume point, which are in use until the ranks have made their models.
+    received: files of the resume point, which are in use until the state is restored.
     began: when the program began, by `time.perf_counter`.
     Returns the exit status: 0 at the end, 128 + n after signal n. Raises TrainerError, and
     RemoteRankError on the ranks that leave because of another's fault.
@@ -92,7 +93,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     point, progress = resume_progress(prepared.point, config, length)
     beginning = Beginning(point, progress, length)
     if length.total_steps is not None and progress.step >= length.total_steps:
-        return _finish_at_once(config, beginning)
+        return finish_at_once(prepared, *beginning)
     choice = choose_storage(config, ranks)
     _forget_state(prepared.point, point)
     carried = restore_carried(point, config, length, progress)
@@ -125,12 +126,15 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     clock.heard = ranks.pulse.move
     veto = StepVeto(detector, clock)
     storage = make_storage(choice, ranks, *_writing(prepared, beginning, base, model))
-    saver = Saver(config, length, detector, storage, prepared.lock.fault)
+    copies = _begin_copies(prepared, point, base)
+    saver = Saver(config, length, detector, storage, prepared.lock.fault, copies.offer)
     ranks.at_leave(lambda: saver.wait(skip_backoff=True))
     recovery = Recovery(config, length, detector, ranks)
     meter = StepMeter(config, length, clock, utilization, began, prepared.reload_seconds)
     reports = StepReports(length, progress.step, meter, reporters, account)
-    callback = _callback(prepared, beginning, detector, veto, saver, recovery, reports, ranks.pulse)
+    callback = _callback(
+        prepared, beginning, detector, veto, saver, recovery, reports, received, ranks.pulse
+    )
     begin_group(ranks, config.hardware)
     module = TrainingModule(
         model,
@@ -143,8 +147,6 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
         window_len(config),
         begin_context_group(config.hardware, ranks.step_seconds, clock),
     )
-    # All ranks have made their models.
-    received.remove()
     trainer = build_trainer(config, strategy, DecidedEnvironment(ranks.launch), callback)
     steps = (length.total_steps or ENDLESS) - progress.step
     data = RunData(prepared.samples.training, config, progress.step, steps, clock)
@@ -159,26 +161,6 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     return 0 if progress.step == length.total_steps else callback.stop.exit_status
 
 
-def _finish_at_once(config: ResolvedConfig, beginning: Beginning) -> int:
-    """Returns the exit status of a run that has nothing left to do, which it says."""
-    if not is_rank_zero():
-        return 0
-    point, progress, length = beginning
-    # Such as what to remove for a new beginning, where weights are gone.
-    for note in point.notes:
-        print(f"note: {note}")
-    if length.completes:
-        publish_final(config, point, progress.step)
-    done = f"{progress.step} of {length.total_steps} steps"
-    if progress.step != length.total_steps:
-        done = f"it has {progress.step} steps, and {length.total_steps} were asked for"
-    print(
-        f"the run in {config.train.proj_dir} is finished: {done} ({length.reason}). To train "
-        "on, raise the limit; for another run choose another --proj_dir"
-    )
-    return 0
-
-
 def _callback(
     prepared: Prepared,
     beginning: Beginning,
@@ -187,6 +169,7 @@ def _callback(
     saver: Saver,
     recovery: Recovery,
     reports: StepReports,
+    received: ReceivedFiles,
     pulse: Pulse,
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
@@ -200,6 +183,7 @@ def _callback(
         make_schedule(config, conventions.warmup_floor),
         beginning.progress,
         state=point.state if isinstance(point, FromState) else None,
+        on_restored=received.remove,
         detector=detector,
         veto=veto,
         saver=saver,
@@ -217,6 +201,16 @@ def _forget_state(found: ResumePoint, used: ResumePoint) -> None:
     states = [point.state for point in (found, used) if isinstance(point, FromState)]
     if len(states) == 2 and states[0] is not states[1]:
         states[0].clear()
+
+
+def _begin_copies(
+    prepared: Prepared, point: ResumePoint, base: Mapping[str, Any] | None
+) -> StateCopies:
+    """Returns the copies of states, begun with the one that is resumed."""
+    resumed = point.path if isinstance(point, FromState) else None
+    folder = Path(prepared.config.train.proj_dir)
+    prepared.copies.begin(folder, prepared.lineage["run"], base, resumed)
+    return prepared.copies
 
 
 def _writing(
@@ -275,6 +269,7 @@ def _print_header(
             *learns,
             *samples.notes,
             *prepared.live.notes(),
+            *prepared.copies.notes,
             *point.notes,
             *notes,
         ],

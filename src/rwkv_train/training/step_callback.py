@@ -40,6 +40,7 @@ class StepCallback(pl.Callback):
     """Drives one run from `progress` to the end of `length`.
 
     state: the training state that the run resumes exactly, None: the module's weights.
+    on_restored: called once its files are not needed any more.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class StepCallback(pl.Callback):
         progress: Progress,
         *,
         state: dict[str, Any] | None,
+        on_restored: Callable[[], None],
         detector: SpikeDetector,
         veto: StepVeto,
         saver: Saver,
@@ -66,6 +68,7 @@ class StepCallback(pl.Callback):
         self._progress = progress
         self._first_step = progress.step
         self._state = state
+        self._on_restored = on_restored
         self._detector = detector
         self._veto = veto
         self._saver = saver
@@ -93,6 +96,7 @@ class StepCallback(pl.Callback):
             # model's size would stay mapped, and its file on the disk, for the whole run.
             self._state.clear()
             self._state = None
+        self._on_restored()
         self._veto.attach(trainer, pl_module.step_loss, lambda: self._flags(trainer, pl_module))
         if self._config.hardware.accelerator == "cpu" and zero_engine(trainer.strategy) is not None:
             self._end_counting = count_collectives(self._clock)

@@ -30,6 +30,7 @@ from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.start.prepare import prepare_run
 from rwkv_train.training.start.run_lock import RunLock
+from rwkv_train.training.start.state_copies import StateCopies
 from rwkv_train.verification.fixed_numbers import FixedNumbers
 
 GOLDEN_STEPS = 8
@@ -122,8 +123,12 @@ def _train(words: list[str]) -> ResolvedConfig:
     ranks = Ranks(Launch("rwkv-verify"), words)
 
     def body(ranks: Ranks) -> int:
-        with RunLock(Path(given.train.proj_dir)) as lock, ReceivedFiles() as received:
-            prepared = prepare_run(given, [], lock, ranks, received)
+        with (
+            RunLock(Path(given.train.proj_dir)) as lock,
+            StateCopies(given, ranks) as copies,
+            ReceivedFiles() as received,
+        ):
+            prepared = prepare_run(given, [], lock, ranks, received, copies)
             assert prepared is not None, "this is no stage 1"
             found.append(prepared.config)
             # Lightning reads when it is imported what `prepare_run` sets.

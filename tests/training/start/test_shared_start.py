@@ -79,7 +79,7 @@ def begin(tmp_path: Path) -> Callable[..., list[Any]]:
             name = ("first", "second")[ranks.launch.rank]
             train = replace(TrainConfig(), proj_dir=str(tmp_path / name), **given)
             with ReceivedFiles() as received:
-                point = find_shared_start(train, ranks, received)
+                point = find_shared_start(train, ranks, received, [tmp_path / "place"])
                 if point.kind != "fresh":
                     # Mapped, and used after the file is gone.
                     point.load()
@@ -106,6 +106,34 @@ def test_an_empty_folder_is_sent_the_state(begin, tmp_path, capsys):
     )
 
 
+def test_a_copy_in_a_place_that_all_see_is_where_all_begin(begin, tmp_path, capsys):
+    # Of a run on other machines, whose disks are not here.
+    write_state(tmp_path / "place", 16)
+    first, second = begin()
+    assert first.path == second.path == tmp_path / "place" / "rwkv-step-16.state"
+    assert "receives" not in capsys.readouterr().out
+    # One of them has an older state of its own, as after a copy that was made since.
+    for name in ("first", "second"):
+        write_state(tmp_path / name, 8)
+        first, second = begin()
+        assert places([first]) == places([second]) and first.path.parent.name == "place"
+
+
+def test_a_copy_gives_way_to_the_newer_state_of_rank_zero(begin, tmp_path, capsys):
+    write_state(tmp_path / "place", 16)
+    write_state(tmp_path / "first", 24)
+    first, second = begin()
+    assert places([first]) == places([second]) == [("rwkv-step-24.state", {WEIGHT: (3, 3)})]
+    assert "machine 1 has no state of this run: receives rwkv-step-24" in capsys.readouterr().out
+
+
+def test_a_newer_state_of_another_rank_is_taken_before_a_copy(begin, tmp_path):
+    write_state(tmp_path / "place", 16)
+    write_state(tmp_path / "second", 24)
+    points = begin()
+    assert [point.path.name for point in points] == ["rwkv-step-24.state"] * 2
+
+
 def test_an_older_state_of_the_same_run_gives_way(begin, tmp_path):
     write_state(tmp_path / "first", 16)
     write_state(tmp_path / "second", 8)
@@ -114,12 +142,44 @@ def test_an_older_state_of_the_same_run_gives_way(begin, tmp_path):
     assert (tmp_path / "second" / "rwkv-step-8.state").exists()
 
 
-@pytest.mark.parametrize(
-    ("step", "run"), [(24, "one"), (8, "another"), (16, "another")], ids=["newer", "older", "same"]
-)
-def test_work_of_another_run_or_newer_work_is_not_passed_over(begin, tmp_path, step, run):
+def test_the_newest_state_of_the_run_is_taken_from_whichever_machine_has_it(
+    begin, tmp_path, capsys
+):
     write_state(tmp_path / "first", 16)
-    write_state(tmp_path / "second", step, run)
+    newer = write_state(tmp_path / "second", 24)
+    first, second = begin()
+    assert places([first]) == places([second]) and second.path == newer
+    assert first.folder == tmp_path / "first" and first.notes == (
+        "the newest state, rwkv-step-24.state, is that of rank 1; rank 0 has the older "
+        "rwkv-step-16.state",
+    )
+    told = capsys.readouterr().out
+    assert "machine 0 has no state of this run: receives rwkv-step-24.state (" in told
+    assert told.endswith(" from rank 1\n")
+
+
+@pytest.mark.parametrize("stage", [None, 3])
+def test_an_empty_machine_that_became_the_first_gets_the_state_too(begin, tmp_path, stage):
+    newer = write_state(tmp_path / "second", 24)
+    first, second = begin(train_stage=stage)
+    assert places([first]) == places([second]) and second.path == newer
+    assert first.notes[0].endswith("is that of rank 1; rank 0 has none")
+    # Nothing is written before all have agreed.
+    assert not (tmp_path / "first").exists()
+
+
+def test_of_equal_states_rank_zero_s_is_that_of_all(begin, tmp_path, capsys):
+    for name in ("first", "second"):
+        write_state(tmp_path / name, 16)
+    first, second = begin()
+    assert (first.path.parent.name, second.path.parent.name) == ("first", "second")
+    assert first.notes == () and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("step", [8, 16, 24], ids=["older", "same", "newer"])
+def test_work_of_another_run_is_not_passed_over(begin, tmp_path, step):
+    write_state(tmp_path / "first", 16)
+    write_state(tmp_path / "second", step, "another")
     _, second = begin()
     # Which the fingerprint then compares.
     assert second.path == tmp_path / "second" / f"rwkv-step-{step}.state"
@@ -134,12 +194,6 @@ def test_copies_of_one_state_are_used_where_they_are(begin, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_work_that_rank_zero_has_not_stays(begin, tmp_path):
-    write_state(tmp_path / "second", 8)
-    first, second = begin()
-    assert (first.kind, second.kind) == ("fresh", "state")
-
-
 @pytest.mark.parametrize("folder", [True, False], ids=["a folder", "a file"])
 def test_a_model_that_only_rank_zero_has_is_sent(begin, tmp_path, monkeypatch, folder):
     model = write_weights(tmp_path / "models" / ("pytorch_model.bin" if folder else "base.pth"))
@@ -151,10 +205,10 @@ def test_a_model_that_only_rank_zero_has_is_sent(begin, tmp_path, monkeypatch, f
     monkeypatch.setattr(Path, "exists", lambda p: p != model and is_here(p))
     real = find_shared_start.__globals__["find_resume_point"]
 
-    def find(train: TrainConfig) -> ResumePoint:
+    def find(train: TrainConfig, places: Any) -> ResumePoint:
         if train.proj_dir.endswith("second"):
             raise CheckpointError("there is no such file")
-        return real(train)
+        return real(train, places)
 
     monkeypatch.setitem(find_shared_start.__globals__, "find_resume_point", find)
     first, second = begin(load_model=str(model))
@@ -235,7 +289,5 @@ def test_a_file_that_arrives_damaged_is_refused(tmp_path, monkeypatch):
 def test_a_temporary_folder_without_room_is_named(monkeypatch):
     usage = SimpleNamespace(free=5e9)
     monkeypatch.setattr(file_transfer.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(
-        CheckpointError, match=r"5\.0 GB free, and rank 0 sends 7\.0 GB; set TMPDIR"
-    ):
+    with pytest.raises(CheckpointError, match=r"5\.0 GB free, and 7\.0 GB are sent; set TMPDIR"):
         ReceivedFiles().folder_for([SentFile("x", "x", 7 * 10**9)])

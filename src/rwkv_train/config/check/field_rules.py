@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rwkv_train.config.check.copy_settings import check_copies
 from rwkv_train.config.check.field_limits import check_limits, check_version, check_width
 from rwkv_train.config.check.live_settings import check_live
 from rwkv_train.config.check.shared_samples import check_shared_samples
@@ -50,6 +51,7 @@ def check_fields(config: RunConfig) -> None:
     _check_safety(config.safety, config.train)
     _check_hardware(config.hardware)
     _check_log(config.log)
+    check_copies(config)
     check_windows(config)
     check_shared_samples(config)
     check_live(config)

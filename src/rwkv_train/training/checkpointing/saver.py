@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 
 from rwkv_train.checkpoint.names import BEST, FINAL, numbered, step_state
 from rwkv_train.checkpoint.provenance import read_about
+from rwkv_train.checkpoint.resume import state_path
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
 from rwkv_train.errors import TrainingError
@@ -38,6 +39,7 @@ class Saver:
 
     detector: what it has seen belongs into the state. storage: copies and writes it.
     folder_fault: tells why nothing may be written into the project folder any more.
+    on_saved: called with every state once it is complete.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Saver:
         detector: Stateful,
         storage: WholeStates | ShardedStates,
         folder_fault: Callable[[], TrainingError | None] = lambda: None,
+        on_saved: Callable[[Path], None] = lambda state: None,
     ) -> None:
         self._config = config
+        self._on_saved = on_saved
         self._folder_fault = folder_fault
         self._length = length
         self._detector = detector
@@ -193,8 +197,17 @@ class Saver:
         raise_on_all_ranks(trainer.strategy, self.fault())
 
     def _begin(self, path: Path, steps: SaveSteps | None) -> None:
-        if steps is not None:
-            self._job = SaveJob(path, steps, self._config.safety.save_retry_seconds)
+        if steps is None:
+            return
+
+        def write() -> None:
+            steps.write()
+            # From the save's own thread: the next look at it may be a long step away.
+            if path.name != BEST:
+                self._on_saved(state_path(path))
+
+        retry_seconds = self._config.safety.save_retry_seconds
+        self._job = SaveJob(path, steps._replace(write=write), retry_seconds)
 
     def _end(self, trainer: pl.Trainer, wait: bool) -> None:
         """Waits for the save that has begun, unless it may go on in the background. Collective."""

@@ -1,4 +1,4 @@
-"""Files of rank zero, sent to machines that do not share its folder, and removed there after use.
+"""Files of one rank, sent to machines that do not share its folder, and removed there after use.
 
 They travel through the store in chunks, so that it needs no other connection than the ranks have,
 and no process more memory than for two chunks.
@@ -26,8 +26,8 @@ CHUNK_BYTES = 4 << 20
 
 
 class SentFile(NamedTuple):
-    """A file on its way: its name in the folder that it is received in, its place on rank zero, and
-    its size in bytes."""
+    """A file on its way: its name in the folder that it is received in, its place on the rank that
+    sends it, and its size in bytes."""
 
     name: str
     source: str
@@ -58,7 +58,7 @@ class ReceivedFiles:
         free = shutil.disk_usage(place).free
         if size > free:
             raise CheckpointError(
-                f"{place} has {free / 1e9:.1f} GB free, and rank 0 sends {size / 1e9:.1f} GB; set "
+                f"{place} has {free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are sent; set "
                 "TMPDIR to a folder with more room, or share --proj_dir"
             )
         if self._folder is None:
@@ -73,11 +73,17 @@ class ReceivedFiles:
 
 
 def receive_missing(
-    ranks: Ranks, received: ReceivedFiles, files: Sequence[SentFile], lacks: bool, what: str
+    ranks: Ranks,
+    received: ReceivedFiles,
+    files: Sequence[SentFile],
+    lacks: bool,
+    what: str,
+    source: int = 0,
 ) -> Path | None:
-    """Returns the folder with rank zero's files on a rank that lacks them, else None. Collective.
+    """Returns the folder with another rank's files on one that lacks them, else None. Collective.
 
-    Each machine receives them once. what: words for the line that says so.
+    Each machine receives them once. what: words for the line that says so. source: the rank that
+    sends its files.
     """
     launch, store = ranks.launch, ranks.store
     answers = store.gather("lacks", launch.node_rank if lacks else None)
@@ -87,47 +93,49 @@ def receive_missing(
     receivers = {machine: rank for rank, machine in reversed([*enumerate(answers)])}
     receivers.pop(None, None)
     if launch.rank == 0:
-        _announce(receivers, launch.num_nodes, files, what)
+        _announce(receivers, launch.num_nodes, files, what, source)
     is_receiver = launch.rank in receivers.values()
     folder = received.folder_for(files) if is_receiver else None
     for file in files:
-        share_file(store, ranks.connection("files"), file, folder)
+        share_file(store, ranks.connection("files"), file, folder, source)
     folders = store.gather("received", None if folder is None else str(folder))
     return Path(folders[receivers[launch.node_rank]]) if lacks else None
 
 
 def _announce(
-    receivers: Mapping[int, int], num_nodes: int, files: Sequence[SentFile], what: str
+    receivers: Mapping[int, int], num_nodes: int, files: Sequence[SentFile], what: str, source: int
 ) -> None:
     size = sum(file.size for file in files)
     told = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
     for machine, rank in sorted(receivers.items()):
         who = f"machine {machine}" if num_nodes > 1 else f"rank {rank}"
-        print(f"{who} has {what} ({told}) from rank 0", flush=True)
+        print(f"{who} has {what} ({told}) from rank {source}", flush=True)
 
 
-def share_file(ranks: RankStore, store: Store, file: SentFile, folder: Path | None) -> None:
-    """Sends a file of rank zero's to the ranks that give a folder for it. Collective.
+def share_file(
+    ranks: RankStore, store: Store, file: SentFile, folder: Path | None, source: int = 0
+) -> None:
+    """Sends a file of one rank's to the ranks that give a folder for it. Collective.
 
-    store: for chunks alone. Raises CheckpointError where it cannot be read, written, or is not
-    what was sent, and RemoteRankError on the other ranks.
+    store: for chunks alone. source: the rank that has it. Raises CheckpointError where it cannot
+    be read, written, or is not what was sent, and RemoteRankError on the other ranks.
     """
-    first = ranks.rank == 0
+    sends = ranks.rank == source
     target = None if folder is None else folder / file.name
-    path = Path(file.source) if first else target
+    path = Path(file.source) if sends else target
     digest = hashlib.sha256()
     try:
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
-        with nullcontext() if path is None else path.open("rb" if first else "xb") as stream:
+        with nullcontext() if path is None else path.open("rb" if sends else "xb") as stream:
             for number in range(-(-file.size // CHUNK_BYTES)):
                 key = f"chunk/{number}"
-                if first and stream is not None:
+                if sends and stream is not None:
                     chunk = stream.read(CHUNK_BYTES)
                     store.set(key, chunk)  # type: ignore[arg-type]  # it takes bytes too
                 # Once all are here the chunk is there, and the one before has been read by all.
                 ranks.gather("chunk", None)
-                if first:
+                if sends:
                     _forget(store, number - 1)
                 elif stream is not None:
                     chunk = store.get(key)
@@ -136,11 +144,13 @@ def share_file(ranks: RankStore, store: Store, file: SentFile, folder: Path | No
                     digest.update(chunk)
     except OSError as error:
         raise CheckpointError(f"cannot copy {path}: {error.strerror}") from error
-    sent = ranks.gather("sent", digest.hexdigest())[0]
-    if first:
+    sent = ranks.gather("sent", digest.hexdigest())[source]
+    if sends:
         _forget(store, -(-file.size // CHUNK_BYTES) - 1)
     if target is not None and digest.hexdigest() != sent:
-        raise CheckpointError(f"{file.source} of rank 0 arrived damaged in {target}; start again")
+        raise CheckpointError(
+            f"{file.source} of rank {source} arrived damaged in {target}; start again"
+        )
 
 
 def _forget(store: Store, number: int) -> None:

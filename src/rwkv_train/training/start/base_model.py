@@ -45,10 +45,11 @@ def checksum(weights: Mapping[str, Tensor]) -> int:
 def find_base(record: Mapping[str, Any], folder: Path, given: str | None, state: Path) -> Path:
     """Returns the file of the base model, where it was or, if it moved, where --load_model says.
 
-    Raises CheckpointError when it is in neither place.
+    A copy of a state has a copy of it beside it. Raises CheckpointError when it is nowhere.
     """
     remembered: Path = folder / record["path"]
-    for path in (remembered, *([Path(given)] if given else [])):
+    beside: Path = state.parent / record["path"]
+    for path in (remembered, beside, *([Path(given)] if given else [])):
         # A folder of shards is one too.
         if path.exists():
             return path

@@ -31,6 +31,8 @@ _OF_A_MACHINE = {
     "load_model": "its weights are compared",
     "data_file": "its tokens are compared",
     "val_data_file": "its tokens are compared",
+    "state_copies": "rank zero's places count",
+    "copies_wait_minutes": "rank zero waits",
     "accept_changes": "it changes nothing",
     "num_workers": "it changes nothing",
     "keep_heap": "it changes nothing",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.names import BEST, FINAL, INIT
-from rwkv_train.checkpoint.resume import list_states, resume_candidates
+from rwkv_train.checkpoint.resume import StateFile, list_states, resume_candidates
 from rwkv_train.errors import ConfigError
 
 
@@ -26,6 +27,25 @@ def about_weights(path: Path, digest: str | None) -> list[str]:
     if same:
         return []
     return [f"{path} is damaged or from another save than the state next to it, which is complete"]
+
+
+def about_copy(used: StateFile, states: Sequence[StateFile], folder: Path) -> list[str]:
+    """Returns a note when the state that is used is a copy: which, and what `folder` has instead.
+
+    states: all there are, the furthest in the data first.
+    """
+    if used.path.parent == folder:
+        return []
+    own = [state for state in states if state.path.parent == folder]
+    if not own:
+        has = f"{folder} holds no state"
+    elif own[0].position is None:
+        has = f"no state in {folder} can be read"
+    elif own[0].position < (used.position or 0):
+        has = f"the newest in {folder} is the older {own[0].path.name}, after {own[0].step} steps"
+    else:
+        has = f"what {folder} has of that place was passed over"
+    return [f"the run goes on from the copy {used.path}, after {used.step} steps: {has}"]
 
 
 def require_unused(folder: Path, stage: int) -> None:

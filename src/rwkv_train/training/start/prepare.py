@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rwkv_train.config.copy_places import copy_places
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
@@ -29,10 +30,12 @@ from rwkv_train.training.start.fingerprint import require_agreement, run_fingerp
 from rwkv_train.training.start.initial_weights import save_initial_weights, write_initial_weights
 from rwkv_train.training.start.memory_forecast import MemoryForecast
 from rwkv_train.training.start.open_data import RunSamples, mask_notes, open_samples
+from rwkv_train.training.start.restored_files import restore_files
 from rwkv_train.training.start.resume_point import Fresh, FromState, ResumePoint, find_resume_point
 from rwkv_train.training.start.run_identity import run_id
 from rwkv_train.training.start.run_lock import RunLock
 from rwkv_train.training.start.shared_start import find_shared_start
+from rwkv_train.training.start.state_copies import StateCopies
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Prepared:
     derived: what was worked out, a line each. lock: of the project folder. operators: the backends
     that serve. lineage: what states tell of run and data. tokenizer: of the data, None: not known.
     live: what the model is asked while it trains. memory: what the run is predicted to take.
-    reload_seconds: that finding and reading the state took.
+    reload_seconds: that finding and reading the state took. copies: of its states, in other places.
     """
 
     config: ResolvedConfig
@@ -58,22 +61,29 @@ class Prepared:
     live: LivePlan
     memory: MemoryForecast
     reload_seconds: float
+    copies: StateCopies
 
 
 def prepare_run(
-    given: RunConfig, notices: list[str], lock: RunLock, ranks: Ranks, received: ReceivedFiles
+    given: RunConfig,
+    notices: list[str],
+    lock: RunLock,
+    ranks: Ranks,
+    received: ReceivedFiles,
+    copies: StateCopies,
 ) -> Prepared | None:
     """Returns a run that can start; None at stage 1, whose initial weights are then written.
 
     notices: lines about translated flags, printed once; ranks: all of them get here, and agree,
-    before any of them writes; received: keeps what rank zero has sent. Every rank calls this with
-    the same configuration. Raises TrainerError before anything is written, but for a disk that
-    fails.
+    before any of them writes; received: keeps what rank zero has sent; copies: of states, in other
+    places. Every rank calls this with the same configuration. Raises TrainerError before anything
+    is written, but for a disk that fails.
     """
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
     began = time.perf_counter()
-    point = find_shared_start(given.train, ranks, received)
+    places = [place.folder for place in copy_places(given.safety.state_copies)]
+    point = find_shared_start(given.train, ranks, received, places)
     reload_seconds = time.perf_counter() - began
     read = partial(discover, given, point, ranks.launch.may_change)
     discovered, opened = read_by_all(ranks.store, "files", read)
@@ -96,6 +106,9 @@ def prepare_run(
         ranks.at_leave(live.close)
         if ranks.launch.world_size > 1:
             require_agreement(ranks.store, run_fingerprint(config, point, samples))
+    run = run_id(point, Path(config.train.proj_dir))
+    copies.refuse_other_runs(run)
+    copies.require_memory(config)
     prepare_libraries(config.hardware.accelerator)
     ranks.all_there()
     make_folder(config.train.proj_dir)
@@ -107,13 +120,14 @@ def prepare_run(
             write_record(Path(config.train.proj_dir), tokenizer)
         return None
     if is_rank_zero():
+        point = restore_files(point, Path(config.train.proj_dir), places, run)
         for line in notices:
             print(line)
         if isinstance(point, Fresh) and config.train.train_stage is None:
             # As RWKV-LM: what a run starts from is on disk, in the training precision.
             save_initial_weights(config, point)
             point = find_resume_point(config.train)
-    lineage = {"run": run_id(point, Path(config.train.proj_dir)), "data": samples.identities()}
+    lineage = {"run": run, "data": samples.identities()}
     # The last thing before steps, and after all that can refuse the run: it takes minutes.
     operators = build_for(config)
     prepare_extensions(config.hardware)
@@ -131,4 +145,5 @@ def prepare_run(
         live,
         memory,
         reload_seconds if isinstance(point, FromState) else 0.0,
+        copies,
     )

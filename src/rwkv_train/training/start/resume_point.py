@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -12,14 +12,9 @@ from torch import Tensor
 
 from rwkv_train.checkpoint.lazy_tensors import shapes_of
 from rwkv_train.checkpoint.names import FINAL, INIT, INIT_STATES, epoch_of
+from rwkv_train.checkpoint.places import states_in_all
 from rwkv_train.checkpoint.provenance import tokens_before
-from rwkv_train.checkpoint.resume import (
-    Candidate,
-    StateFile,
-    list_states,
-    load_state,
-    resume_candidates,
-)
+from rwkv_train.checkpoint.resume import Candidate, StateFile, load_state, resume_candidates
 from rwkv_train.checkpoint.state_format import StateFormatError
 from rwkv_train.checkpoint.weights import load_weights, read_shapes
 from rwkv_train.config.resume_differences import Change
@@ -27,7 +22,7 @@ from rwkv_train.config.resume_rules import Effect
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import CheckpointError, ConfigError
 from rwkv_train.training.start.base_model import base_record, find_base, require_same_base
-from rwkv_train.training.start.folder_checks import about_weights, require_unused
+from rwkv_train.training.start.folder_checks import about_copy, about_weights, require_unused
 
 TensorShapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -137,21 +132,23 @@ class FromState:
 ResumePoint: TypeAlias = Fresh | FromWeights | FromState
 
 
-def find_resume_point(train: TrainConfig) -> ResumePoint:
+def find_resume_point(train: TrainConfig, places: Sequence[Path] = ()) -> ResumePoint:
     """Chooses by stage what the run starts from; reads states completely, weights' shapes only.
 
-    Raises ConfigError or CheckpointError when the stage asks for something that is not there.
+    places: folders of second copies, whose states count as those of the project folder. Raises
+    ConfigError or CheckpointError when the stage asks for something that is not there.
     """
     folder = Path(train.proj_dir)
     notes: list[str] = []
     point: ResumePoint | None = None
     # The folder before --load_model: the command that began a run also resumes it after a crash.
     if train.train_stage in (0, 1):
-        require_unused(folder, train.train_stage)
+        for place in (folder, *places):
+            require_unused(place, train.train_stage)
         if train.train_stage == 1 and train.load_model is not None:
             return Fresh(donor=Path(train.load_model))
     else:
-        point = _newest(folder, train, notes)
+        point = _newest(folder, train, places, notes)
     if point is None and train.train_stage in (2, 3, 4):
         raise ConfigError(
             f"--train_stage {train.train_stage} resumes from a checkpoint, and {folder} holds "
@@ -163,7 +160,9 @@ def find_resume_point(train: TrainConfig) -> ResumePoint:
     return replace(point or Fresh(), notes=tuple(notes))
 
 
-def _newest(folder: Path, train: TrainConfig, notes: list[str]) -> FromState | FromWeights | None:
+def _newest(
+    folder: Path, train: TrainConfig, places: Sequence[Path], notes: list[str]
+) -> FromState | FromWeights | None:
     """Returns the newest readable training state, else the newest readable weights, else the
     initial ones; None: there is nothing.
 
@@ -172,7 +171,7 @@ def _newest(folder: Path, train: TrainConfig, notes: list[str]) -> FromState | F
     """
     candidates = resume_candidates(folder)
     # A state before any weights, even newer ones: only a state continues exactly.
-    state = _newest_state(train, candidates, notes)
+    state = _newest_state(train, places, candidates, notes)
     if state is not None:
         return state
     # Ours, killed before the final state was written, resumes from the state before.
@@ -207,15 +206,18 @@ def _newest(folder: Path, train: TrainConfig, notes: list[str]) -> FromState | F
 
 
 def _newest_state(
-    train: TrainConfig, candidates: list[Candidate], notes: list[str]
+    train: TrainConfig, places: Sequence[Path], candidates: list[Candidate], notes: list[str]
 ) -> FromState | None:
-    """Returns the verified state that is furthest in the data."""
+    """Returns the verified state that is furthest in the data, wherever it is."""
+    folder = Path(train.proj_dir)
+    files, faults = states_in_all(folder, places)
+    notes.extend(faults)
     # Those whose place is unknown first, so that they are named in any case.
-    files = list_states(Path(train.proj_dir))
     for file in sorted(files, key=lambda file: file.position is not None):
         point = _from_state(file, train, notes)
         if point is None:
             continue
+        notes.extend(about_copy(file, files, folder))
         if file.path.stem != Path(FINAL).stem:
             # A finished run's weights are older than its end, states or not.
             newer = [c.weights for c in candidates if c.epoch > point.epoch and c.weights]
@@ -279,7 +281,9 @@ def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromSt
     # Old states do not say their mini-epoch; those of one have its number in their name.
     in_name = epoch_of(path.with_suffix(".pth").name)
     epoch = -1 if path.stem == Path(FINAL).stem else state.get("epoch", in_name or 0)
-    notes.extend(about_weights(path.with_suffix(".pth"), state.get("weights_digest")))
+    # Beside a copy the weights are missing on purpose.
+    if path.parent == folder:
+        notes.extend(about_weights(path.with_suffix(".pth"), state.get("weights_digest")))
     base = None
     # What is trained is in the state, the frozen rest in a file of its own.
     if "base" in state:

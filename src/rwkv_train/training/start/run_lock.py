@@ -38,6 +38,10 @@ LOOK = 1.0
 SETTLE = 1.0
 
 
+class UnwritableFolderError(ConfigError):
+    """Raised for a folder that cannot be taken because its disk lets nobody write."""
+
+
 class _Sight(NamedTuple):
     """One look at a lock: which file, its last sign of life (ns), and when we looked (seconds)."""
 
@@ -107,7 +111,7 @@ class RunLock:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
         except OSError as error:
-            raise ConfigError(
+            raise UnwritableFolderError(
                 f"--proj_dir {self._path.parent} cannot be written ({error.strerror}); choose a "
                 "folder of your own"
             ) from error

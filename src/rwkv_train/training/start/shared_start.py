@@ -1,13 +1,15 @@
-"""Finds where all ranks begin: at rank zero's resume point, which machines without it are sent.
+"""Finds where all ranks begin: at the newest state of any, which machines without it are sent.
 
-So a folder that all machines share is needed for nothing but reading data. What is on a machine of
-another run, or newer than rank zero's, is not passed over: `fingerprint` refuses it.
+So a folder that all machines share is needed for nothing but reading data: a launcher that starts
+anew may make any machine the first, also one with an empty disk. Without a state it is rank zero's
+resume point. What is on a machine of another run is not passed over: `fingerprint` refuses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +31,60 @@ from rwkv_train.training.start.resume_point import (
 )
 
 
-def find_shared_start(train: TrainConfig, ranks: Ranks, received: ReceivedFiles) -> ResumePoint:
-    """Returns where this rank begins, with files that rank zero has sent if need be. Collective.
+def find_shared_start(
+    train: TrainConfig, ranks: Ranks, received: ReceivedFiles, places: Sequence[Path] = ()
+) -> ResumePoint:
+    """Returns where this rank begins, with files that another has sent if need be. Collective.
 
-    received: keeps them, which are in use until the model is made. Raises as `find_resume_point`.
+    received: keeps them, which are in use until the model is made. places: folders of second
+    copies. Raises as `find_resume_point`.
     """
     if ranks.launch.world_size == 1 or train.train_stage == 1:
-        return find_resume_point(train)
+        return find_resume_point(train, places)
     point, fault = None, None
     try:
-        point = find_resume_point(train)
+        point = find_resume_point(train, places)
     except TrainerError as error:
         fault = error
-        if ranks.launch.rank == 0:
-            raise
     own = None if point is None else _offer(point)
-    offer = ranks.store.gather("start", own)[0]
-    lacks = _lacks(offer, own, train)
+    offers = ranks.store.gather("start", own)
+    source = _source(offers)
+    offer = offers[source]
+    if offer is None and ranks.launch.rank != 0:
+        # Rank zero leaves, and says why.
+        ranks.store.gather("lacks", None)
+    lacks = offer is not None and _lacks(offer, own, train)
     if fault is not None and not lacks:
         raise fault
     files = [SentFile(*file) for file in offer["files"]]
-    sent = receive_missing(ranks, received, files, lacks, _what(offer))
+    sent = receive_missing(ranks, received, files, lacks, _what(offer), source)
     if sent is not None:
-        return _received_point(offer, sent, Path(train.proj_dir))
+        found = _received_point(offer, sent, Path(train.proj_dir))
+        return found if ranks.launch.rank else replace(found, notes=_notes(offer, own, source))
     assert point is not None, "a rank without one lacks it"
     return point
+
+
+def _source(offers: Sequence[Mapping[str, Any] | None]) -> int:
+    """Returns the rank whose resume point is that of all: rank zero, or one with a newer state.
+
+    States of several runs are left to people: then it is rank zero.
+    """
+    states = {
+        rank: offer for rank, offer in enumerate(offers) if offer and offer["kind"] == "state"
+    }
+    runs = {offer["run"] for offer in states.values()}
+    if len(runs) != 1 or None in runs:
+        return 0
+    return max(states, key=lambda rank: (states[rank]["position"], -rank))
+
+
+def _notes(offer: Mapping[str, Any], own: Mapping[str, Any] | None, source: int) -> tuple[str, ...]:
+    """Returns the notes of rank zero when it is another rank's state that the run goes on from."""
+    here = "has none"
+    if own is not None and own["kind"] == "state":
+        here = f"has the older {own['name']}"
+    return (f"the newest state, {offer['name']}, is that of rank {source}; rank 0 {here}",)
 
 
 def find_shared_state(path: Path, ranks: Ranks, received: ReceivedFiles) -> Path:
@@ -133,7 +164,7 @@ def _sent(path: Path, root: str) -> list[SentFile]:
 
 
 def _lacks(offer: Mapping[str, Any], own: Mapping[str, Any] | None, train: TrainConfig) -> bool:
-    """Tells whether this rank has nothing that rank zero's files would pass over.
+    """Tells whether this rank has nothing that the files offered would pass over.
 
     own: what it would begin with; None: there is none, or it cannot be used.
     """
@@ -149,12 +180,12 @@ def _lacks(offer: Mapping[str, Any], own: Mapping[str, Any] | None, train: Train
     if own is None:
         # What was given and cannot be used is a fault of this machine, and is told.
         return train.load_model is None or not Path(train.load_model).exists()
-    # Initial weights hold no work; but where rank zero has such too they ought to be the same.
+    # Initial weights hold no work; but where others have such too they ought to be the same.
     return bool(own["kind"] == "fresh" or offer["kind"] == "state")
 
 
 def _received_point(offer: Mapping[str, Any], sent: Path, folder: Path) -> ResumePoint:
-    """Returns rank zero's resume point, made from its files in the folder `sent`."""
+    """Returns another rank's resume point, made from its files in the folder `sent`."""
     paths = [sent / name for name in offer["roots"]]
     if offer["kind"] == "state":
         state = load_state(paths[0])
