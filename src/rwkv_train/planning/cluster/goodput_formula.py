@@ -59,8 +59,8 @@ def expected_shares(cycle: LifeCycle, steps: int, down: float = 0.0) -> dict[str
         "data": each * cycle.data,
         "validation": each * cycle.validation,
         "save": up * paused,
-        "lost": max(0.0, up * (1 - work - paused)),
-        "restart": detect + restart,
+        "lost": max(0.0, up * (1 - work - paused)) + detect,
+        "restart": restart,
         "reload": reload,
         "down": waited,
     }
