@@ -12,6 +12,7 @@ WRONG = [
     ("--spare_nodes 1", "give --mttf HOURS"),
     ("--mttf -3 --card h100", "expected a number above 0"),
     ("--mttf soon --card h100", "expected a number above 0"),
+    ("--mttf 0.001 --card h100", "machines that fail every 3.6 s; expected hours, 0.01 at least"),
     ("--mttf 1000", "--mttf needs the speed of a run: give --card NAME"),
     ("--mttf 1000 --card h100 --precision fp32", "needs the speed of a run"),
     ("--mttf 9 --card h100 --min_nodes 0", "--min_nodes 0: a run needs one machine"),

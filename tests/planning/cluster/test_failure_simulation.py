@@ -55,10 +55,10 @@ def test_a_failure_costs_the_steps_since_the_last_state_that_was_complete():
     found = run([30.5])
     # Detected 3, started 10, read 4; three more saves of the fifteen steps left, one waited for.
     assert spent(found) == {
-        "restart": 10 + 3 + 10,
+        "restart": 10 + 10,
         "reload": 4,
         "training": 40,
-        "lost": 8 + 1.5,
+        "lost": 8 + 1.5 + 3,
         "save": 4 + 5,
     }
     assert (found.steps_lost, found.failures, found.restarts) == (4, 1, 1)
@@ -68,7 +68,7 @@ def test_a_state_that_was_still_being_written_is_lost_too():
     # Complete at 26, a failure at 25.5: two steps after the pause, and the five before it.
     found = run([25.5])
     # With the pause of that save, which is made again.
-    assert found.steps_lost == 7 and spent(found)["lost"] == 14 + 0.5 + 1
+    assert found.steps_lost == 7 and spent(found)["lost"] == 14 + 0.5 + 1 + 3
     # The first start read nothing, and neither does the second: there is no state.
     assert "reload" not in spent(found)
 
@@ -97,16 +97,16 @@ def test_what_is_damaged_long_after_the_start_costs_one_interval_more():
     damaged = simulate(Scenario(CYCLE, ONE, 1000, 20), GivenFailures(early, damaging=early))
     assert (whole.steps_lost, damaged.steps_lost) == (21, 41)
     # The pauses of what is done again are lost with it.
-    assert spent(damaged)["lost"] == 41 * 2 + 1 + 2 * 1
+    assert spent(damaged)["lost"] == 41 * 2 + 1 + 2 * 1 + 3
 
 
 def test_a_failure_in_a_save_or_in_a_restart_begins_the_restart_anew():
     # In the pause at 20.5: five steps are lost, and half a second of the pause.
     found = run([20.5])
-    assert (found.steps_lost, spent(found)["lost"], spent(found)["save"]) == (5, 10.5, 4 + 5)
+    assert (found.steps_lost, spent(found)["lost"], spent(found)["save"]) == (5, 13.5, 4 + 5)
     # At 15 the run starts (10 + 5 s of a restart that began at 13).
     twice = run([5.0, 15.0])
-    assert spent(twice)["restart"] == 5 + (3 + 7) + (3 + 10)
+    assert spent(twice)["restart"] == 5 + 7 + 10 and spent(twice)["lost"] == 3 + 3
     assert (twice.failures, twice.restarts) == (2, 0)
 
 
@@ -126,7 +126,7 @@ def test_a_broken_machine_is_waited_for():
     pool = NodePool(2, repair=100.0)
     found = run([30.5], pool=pool)
     # Noticed at 33.5, back at 130.5.
-    assert spent(found)["down"] == 97 and spent(found)["restart"] == 10 + 3 + 10
+    assert spent(found)["down"] == 97 and spent(found)["restart"] == 10 + 10
     spare = run([30.5], pool=NodePool(2, spares=1, repair=100.0))
     assert "down" not in spent(spare)
     # A second one while the first is away finds no spare.
@@ -141,10 +141,10 @@ def test_a_run_goes_on_with_fewer_machines_and_grows_when_one_is_back():
     # 67.5 ten are saved (68.5); at 70.5 the machine is back, so at 72.5 it saves: pending until
     # 73.5, 1 s of pause, 5 s of writing; starts anew (10 + 4) with eleven steps; nine are left.
     assert spent(found) == {
-        "restart": 10 + 3 + 10 + 10,
+        "restart": 10 + 10 + 10,
         "reload": 8,
         "training": 10 + 6 * 4 + 9 * 2,
-        "lost": 9.5,
+        "lost": 9.5 + 3,
         "save": 1 + 1 + (1 + 1 + 5) + 1 + 6,
     }
     assert (found.restarts, found.failures) == (2, 1)
@@ -168,7 +168,7 @@ def step_by_step(cycle: LifeCycle, steps: int, every: int, times: list[float]) -
     kept = dict(found)
     first = True
     while durable < steps:
-        plan = [("restart", 0.0 if first else cycle.detect), ("restart", cycle.restart)]
+        plan = [("lost", 0.0 if first else cycle.detect), ("restart", cycle.restart)]
         plan += [("reload", cycle.reload)] if durable else []
         step, first, alive = durable, False, True
         made = []

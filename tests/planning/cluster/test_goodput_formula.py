@@ -107,7 +107,9 @@ def test_failures_that_come_sooner_than_a_restart_leave_next_to_nothing():
     often = replace(CYCLE, between_failures=20.0)
     best = best_interval(often)
     assert best is not None and 0 < best.goodput < 1e-3
-    # Beyond the numbers of the machine it is nothing, and no error.
+    # Beyond the numbers of the machine it is nothing, and no error: all of it is spent on waits.
+    never = expected_shares(replace(CYCLE, between_failures=0.04), 100)
+    assert sum(never.values()) == pytest.approx(1) and never["lost"] == pytest.approx(1)
     assert expected_shares(replace(CYCLE, between_failures=0.01), 1000)["training"] == 0
     assert best_interval(replace(CYCLE, between_failures=1e-3)) is not None
 

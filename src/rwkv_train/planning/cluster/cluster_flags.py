@@ -12,6 +12,7 @@ from rwkv_train.planning.cluster.life_cycle import Storage
 
 # Assumed where nothing is given: GB/s of a machine's disk, and seconds.
 DISK, RESTART, DETECT = 2.0, 120.0, 15.0
+_LEAST_HOURS = 0.01
 # Words of a cluster for flags of train.py.
 SYNONYMS = {"nodes": "num_nodes", "gpus_per_node": "devices"}
 # What says how failures go, and so needs --mttf.
@@ -50,6 +51,11 @@ def cluster_wishes(flags: argparse.Namespace) -> ClusterWishes | None:
             )
         return None
     hours = float("inf") if flags.mttf.casefold() == "inf" else count_written("mttf", flags.mttf)
+    if hours < _LEAST_HOURS:
+        raise ConfigError(
+            f"--mttf {flags.mttf}: no step is done on machines that fail every {3600 * hours:.2g} "
+            f"s; expected hours, {_LEAST_HOURS} at least"
+        )
     shared = _amount(flags, "storage_bandwidth", None)
     least = _whole(flags, "min_nodes", None)
     if least == 0:

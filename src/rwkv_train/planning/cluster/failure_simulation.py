@@ -154,7 +154,8 @@ class _Run:
     def _start(self, detected: bool) -> None:
         """Waits for enough machines and starts the run on them; the first start reads no state."""
         if not detected:
-            self._spend("restart", self._cycle["detect"])
+            # The others wait, in a step that comes to nothing.
+            self._spend("lost", self._cycle["detect"])
         while (working := self._scenario.pool.working(self._still_broken())) is None:
             self._spend("down", self._broken[0] - self._now)
         if working != self._working:

@@ -59,10 +59,10 @@ def expected_shares(cycle: LifeCycle, steps: int, down: float = 0.0) -> dict[str
         "data": each * cycle.data,
         "validation": each * cycle.validation,
         "save": up * paused,
-        "lost": max(0.0, up * (1 - work - paused)),
-        "restart": up * (detect + restart),
-        "reload": up * reload,
-        "down": up * waited,
+        "lost": max(0.0, up * (1 - work - paused)) + detect,
+        "restart": restart,
+        "reload": reload,
+        "down": waited,
     }
 
 
@@ -112,10 +112,10 @@ def _kept(cycle: LifeCycle, work: float, rate: float) -> tuple[float, float]:
 
 
 def _phases(phases: Sequence[float], rate: float) -> list[float]:
-    """Returns the mean seconds of each phase of a recovery, for a second of life.
+    """Returns the share of the wall time that each phase of a recovery takes.
 
-    A failure in any of them begins the first anew, so that a recovery takes exp(l R) attempts.
+    A failure in any of them begins the first anew: a life of M is followed by exp(l R) attempts,
+    each of which spends M (exp(-l a) - exp(-l b)) in the phase from a to b; all is M exp(l R) long.
     """
-    attempts = math.exp(min(700.0, rate * sum(phases)))
     left = [math.exp(-rate * end) for end in itertools.accumulate(phases, initial=0.0)]
-    return [attempts * (before - after) for before, after in itertools.pairwise(left)]
+    return [before - after for before, after in itertools.pairwise(left)]
