@@ -200,3 +200,23 @@ def release_engine(strategy: Strategy) -> None:
     engine = zero_engine(strategy)
     if engine is not None:
         engine.destroy()
+        _forget_stage_3()
+
+
+def _forget_stage_3() -> None:
+    """Empties what ZeRO 3 keeps outside of its engine, and takes its product out of torch again."""
+    from deepspeed.runtime.zero import linear, parameter_offload, partition_parameters
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    # A cache of a method, by its instances; another function is wrapped around it.
+    released = vars(PartitionedParameterCoordinator)[
+        "_PartitionedParameterCoordinator__params_to_release"
+    ]
+    for cell in released.__closure__ or ():
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
+    # Whatever the process does next would multiply by it.
+    if torch.nn.functional.linear is linear.zero3_linear_wrap:
+        patched = partition_parameters.InsertPostInitMethodToModuleSubClasses
+        torch.nn.functional.linear = patched.linear_bk
