@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sparse_shards import write_sparse_shards
-from rwkv_train.data.binidx.manifest import read_manifest, shard_prefix
+from rwkv_train.data.binidx.manifest import read_manifest, shard_prefixes
 from rwkv_train.data.samples.document_starts import document_starts
 from rwkv_train.data.samples.token_sources import open_source, pairs_of
 
@@ -243,7 +243,7 @@ def _paths(prefix: str) -> list[Path]:
     manifest = read_manifest(prefix)
     if manifest is None:
         return [Path(f"{prefix}.bin")]
-    return [Path(f"{shard_prefix(prefix, shard)}.bin") for shard in manifest.shards]
+    return [Path(f"{name}.bin") for name in shard_prefixes(prefix, manifest.shards)]
 
 
 def _print(name: str, found: dict[str, Any]) -> None:
