@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sparse_shards import write_sparse_shards
-from rwkv_train.data.binidx.manifest import read_manifest, shard_prefix
+from rwkv_train.data.binidx.manifest import read_manifest, shard_prefixes
 from rwkv_train.data.samples.document_starts import document_starts
 from rwkv_train.data.samples.token_sources import open_source, pairs_of
 
@@ -36,6 +36,23 @@ LENGTH = 4097
 ROUNDS = 5
 # (tokens of a shard, shards) of the real data that is read warm.
 _WARM = 500_000, 200
+
+# Reads random samples of a data set with whichever package it finds, without this one.
+_READ = """
+import random, sys, time
+import rwkv_train
+from rwkv_train.data.samples.token_sources import open_source
+source, length = open_source(sys.argv[1], "binidx"), int(sys.argv[2])
+numbers = random.Random(1)
+places = [numbers.randrange(source.tokens - length) for _ in range(5000)]
+rounds = []
+for _ in range(7):
+    began = time.process_time()
+    for place in places:
+        source.get(place, length)
+    rounds.append((time.process_time() - began) / len(places) * 1e6)
+print(rwkv_train.__file__, sorted(rounds[1:])[3])
+"""
 
 MODEL = (
     *("--rwkv_version", "7", "--n_layer", "1", "--n_embd", "64", "--head_size", "64"),
@@ -200,16 +217,23 @@ def _compare(name: str, prefix: str, options: argparse.Namespace) -> None:
     there: list[float] = []
     for _ in range(2 * ROUNDS):
         for found, path in ((here, None), (there, options.beside)):
-            child = _child(["read", "ours", prefix], samples=options.samples, source=path)
-            found.append(child["again_us"])
+            source = path or Path(__file__).resolve().parents[1] / "src"
+            ended = subprocess.run(
+                [sys.executable, "-c", _READ, prefix, str(LENGTH)],
+                env={**os.environ, "PYTHONPATH": str(source)},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            place, microseconds = ended.stdout.split()
+            assert Path(place).is_relative_to(source.resolve()), place
+            found.append(float(microseconds))
     ratio = statistics.median(a / b for a, b in zip(here, there))
     ours, theirs = statistics.median(here), statistics.median(there)
     print(f"ordinary data, {name}: {ours:.2f} us here, {theirs:.2f} us beside, ratio {ratio:.2f}")
 
 
-def _child(
-    call: list[str], *, samples: int = 0, descriptors: int | None = None, source: Path | None = None
-) -> dict[str, Any]:
+def _child(call: list[str], *, samples: int = 0, descriptors: int | None = None) -> dict[str, Any]:
     """Returns what a process of its own measures; descriptors: how many it may have."""
 
     def limit() -> None:
@@ -221,7 +245,7 @@ def _child(
     ended = subprocess.run(
         [*program, "--child", *call],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(source or root / "src")},
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
         preexec_fn=limit,
         capture_output=True,
         text=True,
@@ -243,7 +267,7 @@ def _paths(prefix: str) -> list[Path]:
     manifest = read_manifest(prefix)
     if manifest is None:
         return [Path(f"{prefix}.bin")]
-    return [Path(f"{shard_prefix(prefix, shard)}.bin") for shard in manifest.shards]
+    return [Path(f"{name}.bin") for name in shard_prefixes(prefix, manifest.shards)]
 
 
 def _print(name: str, found: dict[str, Any]) -> None:

@@ -55,6 +55,17 @@ print(json.dumps([len(source.pairs), all(seen), len(os.listdir("/proc/self/fd"))
 """
 
 
+# The tools on the same, merged into one pair.
+TOOLS = """
+import resource, sys
+import make_data
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+prefix, joined = sys.argv[1:]
+assert not make_data.main(["--inspect", prefix])
+assert not make_data.main(["--merge", prefix, "-o", joined])
+"""
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prefix of 300 shards of 1000 tokens, four documents each, with loss masks of ones."""
@@ -75,6 +86,25 @@ def test_three_hundred_shards_are_read_with_64_descriptors(many: Path) -> None:
     )
     # Index maps are those of the workers, who look for documents: none here.
     assert ended.stdout.strip() == "[300, true, true, 0]", ended.stderr
+
+
+def test_tools_read_three_hundred_shards_with_64_descriptors(many: Path, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", TOOLS, str(many), str(tmp_path / "joined")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "src:."},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    # Eight shards have a line each, and the others one.
+    assert ended.stdout.count("idx: version 1") == 8
+    assert "... and 292 more shards" in ended.stdout
+    assert "1200 documents, 300000 tokens" in ended.stdout
+    tokens = np.fromfile(tmp_path / "joined.bin", "<u2").reshape(SHARDS, TOKENS)
+    assert all(tokens[n, :4].tolist() == shard_mark(n).tolist() for n in range(SHARDS))
+    weights = np.fromfile(tmp_path / "joined.mask", np.uint8)
+    assert weights.size == SHARDS * TOKENS and weights.all()
 
 
 def test_every_shards_tokens_are_found_by_number(many: Path) -> None:

@@ -45,16 +45,16 @@ class IndexFile:
         *("dtype", "item_count", "path", "says_documents", "was_used"),
     )
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self.was_used = False
         self._arrays: IndexArrays | None = None
         # Unbuffered: a buffer would read 8 KB at each of three places.
-        with path.open("rb", buffering=0) as file:
+        with open(self.path, "rb", buffering=0) as file:  # noqa: PTH123
             found = os.fstat(file.fileno())
             self._size = found.st_size
             self._identity = (found.st_dev, found.st_ino)
-            header = _checked_header(file.read(HEADER.size), self._size, path)
+            header = _checked_header(file.read(HEADER.size), self._size, self.path)
             self.dtype, self.item_count, self.boundary_count = header
             self.claimed_bytes = self._claimed_bytes(file)
             self.says_documents = self._says_documents(file)
@@ -126,7 +126,7 @@ def _number(file: BinaryIO | Any, offset: int, width: int) -> int:
     return int.from_bytes(file.read(width), "little", signed=True)
 
 
-def _checked_header(header: bytes, size: int, path: Path) -> tuple[np.dtype[Any], int, int]:
+def _checked_header(header: bytes, size: int, path: str) -> tuple[np.dtype[Any], int, int]:
     """Returns data type, item count and number of document boundaries of a sound index.
 
     header: its first bytes; size: of the whole.

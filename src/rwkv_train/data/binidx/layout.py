@@ -47,21 +47,22 @@ DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
 MAX_ITEM_TOKENS = 2**31 - 1
 # A loss mask holds a byte per token.
 LARGEST_WEIGHT = 255
+BIN_ENDING, IDX_ENDING, MASK_ENDING = ".bin", ".idx", ".mask"
 
 
 def bin_path(prefix: str | Path) -> Path:
     """Returns PREFIX.bin (the prefix may contain dots)."""
-    return Path(f"{prefix}.bin")
+    return Path(f"{prefix}{BIN_ENDING}")
 
 
 def mask_path(prefix: str | Path) -> Path:
     """Returns PREFIX.mask, the loss mask next to a pair (`loss_mask`)."""
-    return Path(f"{prefix}.mask")
+    return Path(f"{prefix}{MASK_ENDING}")
 
 
 def idx_path(prefix: str | Path) -> Path:
     """Returns PREFIX.idx."""
-    return Path(f"{prefix}.idx")
+    return Path(f"{prefix}{IDX_ENDING}")
 
 
 def dtype_code(dtype: np.dtype[Any]) -> int:

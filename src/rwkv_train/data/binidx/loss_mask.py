@@ -7,13 +7,14 @@ shards of a manifest each have a sidecar of their own.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
-from rwkv_train.data.binidx.layout import mask_path
+from rwkv_train.data.binidx.layout import MASK_ENDING, mask_path
 from rwkv_train.data.binidx.manifest import Manifest, manifest_path
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.data.storage.open_files import StoredFile
@@ -61,7 +62,8 @@ def find_mask(prefix: str, pairs: list[Binidx], manifest: Manifest | None) -> Lo
     if not pairs:
         # The part of a machine that got no document.
         return None
-    there = [pair.prefix for pair in pairs if mask_path(pair.prefix).exists()]
+    # Of names, not of paths: for thousands of shards these take as long as opening all.
+    there = [pair.prefix for pair in pairs if os.path.exists(f"{pair.prefix}{MASK_ENDING}")]  # noqa: PTH110
     promised = manifest is not None and manifest.sha256_mask is not None
     # A mask that only the files show, without a manifest, comes from another tool and counts too.
     if not there and not promised:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.data.binidx.index_file import IndexArrays, IndexFile
-from rwkv_train.data.binidx.layout import bin_path, idx_path
+from rwkv_train.data.binidx.layout import BIN_ENDING, IDX_ENDING, bin_path
 from rwkv_train.data.storage.open_files import StoredFile
 from rwkv_train.errors import DataError
 
@@ -34,9 +34,9 @@ class Binidx:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        self._index = _opened(IndexFile, idx_path(prefix), self.prefix)
+        self._index = _opened(IndexFile, f"{self.prefix}{IDX_ENDING}", self.prefix)
         self.dtype, self.item_count = self._index.dtype, self._index.item_count
-        self.file = _opened(StoredFile, bin_path(prefix), self.prefix)
+        self.file = _opened(StoredFile, f"{self.prefix}{BIN_ENDING}", self.prefix)
         _check_data(self.prefix, self.file.size, self._index.claimed_bytes)
         self.tokens = self.file.size // self.dtype.itemsize
 
@@ -94,7 +94,7 @@ class Binidx:
         self.index.file.require_whole()
 
 
-def _opened(kind: Callable[[Path], _File], path: Path, prefix: str) -> _File:
+def _opened(kind: Callable[[str], _File], path: str, prefix: str) -> _File:
     """Opens one file of a pair."""
     try:
         return kind(path)

@@ -19,7 +19,7 @@ from rwkv_train.data.binidx.manifest import (
     joint_sha256,
     manifest_path,
     read_manifest,
-    shard_prefix,
+    shard_prefixes,
     usual_magic_primes,
     write_manifest,
 )
@@ -203,7 +203,7 @@ def older_prefixes(prefix: str) -> list[str]:
         manifest = read_manifest(prefix)
     except DataError:
         manifest = None
-    shards = [] if manifest is None else [shard_prefix(prefix, s) for s in manifest.shards]
+    shards = [] if manifest is None else shard_prefixes(prefix, manifest.shards)
     return [prefix, *shards]
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rwkv_train.data.binidx.layout import bin_path, idx_path
-from rwkv_train.data.binidx.manifest import Manifest, Shard, manifest_path, shard_prefix
+from rwkv_train.data.binidx.manifest import Manifest, Shard, manifest_path, shard_prefixes
 from rwkv_train.data.binidx.reader import Binidx
 from rwkv_train.errors import DataError, first_few
 
 
 class ShardedTokens:
-    """The shards of a manifest as one array of tokens, in `pairs`; O(1) memory per shard.
+    """The shards of a `manifest` as one array of tokens, in `pairs`; O(1) memory per shard.
 
     ends: the number of the token behind each pair.  Raises DataError, which tells of all of them,
     when shards are missing, damaged or not those that the manifest describes.
@@ -24,6 +24,7 @@ class ShardedTokens:
 
     def __init__(self, prefix: str, manifest: Manifest) -> None:
         self.prefix = prefix
+        self.manifest = manifest
         self.pairs = _open_shards(prefix, manifest)
         self.ends = list(accumulate(pair.tokens for pair in self.pairs))
 
@@ -71,8 +72,7 @@ def check_inside(name: str, tokens: int, offset: int, length: int) -> None:
 def _open_shards(prefix: str, manifest: Manifest) -> list[Binidx]:
     pairs, faults = [], []
     incomplete, absent = 0, []
-    for shard in manifest.shards:
-        name = shard_prefix(prefix, shard)
+    for name, shard in zip(shard_prefixes(prefix, manifest.shards), manifest.shards):
         try:
             pair = Binidx(name)
             _require_described(pair, shard, prefix, manifest)

@@ -32,7 +32,7 @@ class StoredFile:
 
     __slots__ = ("__weakref__", "_descriptor", "_identity", "path", "size", "was_used")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self.was_used = False
         self._descriptor: _Descriptor | None = None

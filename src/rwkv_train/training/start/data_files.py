@@ -10,6 +10,7 @@ from rwkv_train.config.schema import DataConfig
 from rwkv_train.data.binidx.loss_mask import LossMask, find_mask
 from rwkv_train.data.binidx.manifest import Manifest, manifest_prefix, read_manifest
 from rwkv_train.data.samples.document_starts import DocumentStarts, document_starts
+from rwkv_train.data.samples.sharded_tokens import ShardedTokens
 from rwkv_train.data.samples.token_sources import Source, open_source, pairs_of
 from rwkv_train.data.sampling.held_out import HeldOut, hold_out
 from rwkv_train.errors import DataError, first_few
@@ -62,7 +63,8 @@ def open_files(name: str, data_type: str, data: DataConfig) -> DataFiles:
     if data_type != "binidx":
         # A manifest that lies next to such a file by chance is of other data.
         return DataFiles(name, source, None, None, False, starts)
-    manifest = read_manifest(name)
+    # Read with the shards, of which it may list thousands.
+    manifest = source.manifest if isinstance(source, ShardedTokens) else read_manifest(name)
     if data.loss_mask == "off":
         # Unread, so that a damaged mask does no harm; the manifest tells that there is one.
         promised = manifest is not None and manifest.sha256_mask is not None
