@@ -13,6 +13,7 @@ from rwkv_train.ops.head_loss import reference as loss_reference
 from rwkv_train.ops.head_loss import sliced
 from rwkv_train.ops.keys import native as keys_native
 from rwkv_train.ops.norm_shift import native as norm_native
+from rwkv_train.ops.pieces import chunked as pieces_chunked
 from rwkv_train.ops.squared_relu import reference as relu_reference
 from rwkv_train.ops.wkv5 import native as wkv5_native
 from rwkv_train.ops.wkv6 import native as wkv6_native
@@ -62,6 +63,18 @@ def test_a_final_state_that_is_returned_without_its_gradient(wrong, monkeypatch)
     require_kernel("wkv5")
     change_run(monkeypatch, wkv5_native, with_result(1, gradient(torch.zeros_like)))
     assert wrong("wkv5") == {"native": {f"g{n}" for n in (*"kvw", "state")}}
+
+
+def test_a_transition_of_a_piece_that_is_transposed(wrong, monkeypatch):
+    forms = pieces_chunked._FORMS
+    form = forms["wkv7_piece"]
+
+    def transposed(*arguments):
+        transition, contribution = form(*arguments)
+        return transition.mT, contribution
+
+    monkeypatch.setitem(forms, "wkv7_piece", transposed)
+    assert wrong("pieces") == {"chunked": {"wkv7 transition"}}
 
 
 def test_a_wrong_constant(wrong, monkeypatch):

@@ -8,7 +8,7 @@ from rwkv_train.config.versions import VERSIONS
 OPERATORS = (
     *("wkv4", "wkv5", "wkv6", "wkv7"),
     *("keys", "value_residual", "squared_relu", "sigmoid_gate", "head_norm_gate"),
-    *("norm_shift", "embedding_norm", "head_loss", "adamw", "matvec"),
+    *("norm_shift", "embedding_norm", "head_loss", "adamw", "matvec", "pieces"),
 )
 MODEL, RUN, BITS = "model-", "run-", "bits-"
 CPU_KINDS = (MODEL, BITS)

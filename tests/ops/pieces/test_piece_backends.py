@@ -139,6 +139,21 @@ def test_the_transition_of_a_closed_row_may_have_overflowed(backend):
     assert piece.transition[1].any()
 
 
+@every_op
+def test_native_results_do_not_depend_on_the_number_of_threads(op):
+    require_kernel("wkv7_piece")
+    require_kernel(op)
+    case = rounded(slow_case(op, 3, 120, 5, 32, reset=True), torch.float32)
+    one = results_of(case, torch.float32, "native")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        three = results_of(case, torch.float32, "native")
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(three[name], one[name]) for name in one)
+
+
 @pytest.mark.parametrize("with_reset", [False, True])
 def test_its_native_ops_pass_opcheck(with_reset):
     require_kernel("wkv7_piece")

@@ -8,6 +8,7 @@ from functools import partial
 from rwkv_train.verification.operators import layer_parts, model_ends, norms
 from rwkv_train.verification.operators.problem import Problem
 from rwkv_train.verification.operators.recurrences import wkv_problems
+from rwkv_train.verification.operators.state_pieces import piece_problems
 
 # By the names of `item_names`.
 PROBLEMS: Mapping[str, Callable[[], Iterator[Problem]]] = {
@@ -22,4 +23,5 @@ PROBLEMS: Mapping[str, Callable[[], Iterator[Problem]]] = {
     "head_loss": model_ends.loss_problems,
     "adamw": model_ends.adamw_problems,
     "matvec": model_ends.matvec_problems,
+    "pieces": piece_problems,
 }
