@@ -14,7 +14,7 @@ import torch
 from rwkv_train.models import piece_exchange, spread_state
 from rwkv_train.ops.pieces.algebra import MatrixPiece, fold
 from rwkv_train.ops.pieces.message import piece_numbers, state_numbers, unpack_piece
-from tests.models.test_context_parallel import CUTS, EXACT, T, rows, spread_model
+from tests.models.spread_rows import CUTS, EXACT, T, rows, spread_model
 from tests.models.thread_ranks import columns_of, error, learn_alone, learn_together, pieces
 from tests.models.tiny import VERSIONS
 
