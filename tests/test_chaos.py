@@ -204,7 +204,8 @@ class PlayedJob:
 
 def struck(run: Path, resumes: int | None, monkeypatch: pytest.MonkeyPatch) -> Outcome:
     """What the injector notes of a job with a good state of 10 steps, killed after 12."""
-    monkeypatch.setattr(injector, "PATIENCE_SECONDS", 0.3)
+    if resumes is None:
+        monkeypatch.setattr(injector, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(injector, "_LOOK_SECONDS", 0.001)
     monkeypatch.setattr(Scene, "newest_good_state", lambda scene: 10)
     scene = scene_of(run)
