@@ -54,6 +54,9 @@ def called(command: Command) -> tuple[str, list[str]] | None:
         # What stands behind the image's name runs inside.
         images = [at for at, word in enumerate(words) if re.fullmatch(r"rwkv-train(:\w+)?", word)]
         words = words[images[0] + 1 :]
+    if words[:1] == ["bash"]:
+        # A script that calls what stands behind its name.
+        words = words[2:]
     if words and words[0] in LAUNCHERS:
         places = [at for at, word in enumerate(words) if word in ("python", *SCRIPTS)]
         words = words[places[0] :] if places else []

@@ -22,21 +22,25 @@ from tests.docs.own_programs import called, fault_of, flags_of_all, run_of
 FOREIGN = {
     *("pip", "hf", "wandb", "docker", "uv", "pre-commit", "ollama", "llama-server", "sbatch"),
     *("tensorboard", "nvidia-smi", "ulimit", "df", "unset", "sort", "ssh", "scp", "rsync"),
-    *("head", "tail", "ls", "find", "printf", "export", "cat", "cp", "cd", "git"),
+    *("head", "tail", "ls", "find", "printf", "export", "cat", "cp", "cd", "git", "scontrol"),
 }
+# What scripts of the pages are made of besides: the shell's own words and variables.
+FOREIGN |= {"echo", "exit", "sleep", "seq", "[", "status=$?", "final", "start", "$@"}
 # Flags of others' programs, and words that stand for any flag.
 FOREIGN_FLAGS = {
     *("--upgrade", "--strict", "--gpu", "--flag", "--pty", "--no", "--local_rank", "--hostfile"),
     *("--nodes", "--ntasks", "--gpus", "--gpus-per-node", "--nproc_per_node", "--nnodes"),
     *("--node_rank", "--master_addr", "--rdzv_id", "--requeue", "--signal", "--dependency"),
     *("--network", "--shm", "--stop", "--user"),
+    *("--max_restarts", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_conf", "--shutdown_timeout"),
+    *("--kill-on-bad-exit", "--open-mode", "--num_gpus"),
     # of benchmarks, where the text does not name the module
     *("--operators", "--widths"),
 }
 # Of sbatch and srun: what scripts in the documents ask for.
 BATCH_OPTIONS = {
     *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal"),
-    *("requeue", "array"),
+    *("requeue", "array", "open-mode"),
 }
 
 

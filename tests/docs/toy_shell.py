@@ -128,6 +128,14 @@ class ToyShell:
             told[page[int(number)]] = text
         return Printed(done.returncode, told)
 
+    def program(self, words: list[str]) -> tuple[str, list[str]]:
+        """Returns the module that a command runs, and its small arguments."""
+        found = called(Command(tuple(words)))
+        if found is None:
+            raise ValueError(f"{shlex.join(words)} is no program of ours")
+        module, given = found
+        return module, small(self.page, module, given)
+
     def _listen(self) -> None:
         while True:
             try:
@@ -155,11 +163,7 @@ class ToyShell:
     def _start(
         self, words: list[str], variables: Mapping[str, str], folder: str, streams: Sequence[int]
     ) -> int:
-        found = called(Command(tuple(words)))
-        if found is None:
-            raise ValueError(f"{shlex.join(words)} is no program of ours")
-        module, given = found
-        arguments = small(self.page, module, given)
+        module, arguments = self.program(words)
         call = [folder, module, *arguments]
         processes = []
         for more in _ranks(words[0], arguments, variables, self._meeting):

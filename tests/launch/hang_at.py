@@ -1,10 +1,12 @@
-"""Runs train.py and lets one of its processes hang at a chosen step.
+"""Runs train.py and lets one of its processes hang at a chosen step, or dawdle.
 
     python -m tests.launch.hang_at STEP KIND@R FLAGS...
 
 Once the loss of step STEP is known, the process of rank R: STOP, is stopped by SIGSTOP; LOADER,
 reads a sample without end; HELD, keeps Python's lock inside of a call into C; DEAF, hears nothing
-any more of what the other ranks send it in collective calls, as if the link were cut.
+any more of what the other ranks send it in collective calls, as if the link were cut. WORKER: its
+loader's process reads the first sample of step STEP without end, two being read a step. SLOW: it
+reads every sample slowly from the first step on.
 Only in the first start by torchrun, if there are several.
 """
 
@@ -21,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import train
+from rwkv_train.data.samples.batch import Sample
+from rwkv_train.training.distributed.stragglers import Stragglers
 from rwkv_train.training.loader import FaultRecordingDataset
 from tests.training.kill_at import strike_at_step
 
@@ -45,6 +49,33 @@ def loop_in_the_loader() -> None:
             number += 1
 
     FaultRecordingDataset.__getitem__ = read_for_ever
+
+
+def loop_in_a_worker(samples: int) -> None:
+    """Lets the loader's own process, of which there is one, read its sample so-and-so for ever."""
+    read = FaultRecordingDataset.__getitem__
+    seen: list[int] = []
+
+    def read_for_ever(dataset: FaultRecordingDataset, number: int) -> Sample:
+        seen.append(number)
+        if len(seen) > samples:
+            print(f"\nreads for ever: {os.getpid()}", flush=True)
+        while len(seen) > samples:
+            pass
+        return read(dataset, number)
+
+    FaultRecordingDataset.__getitem__ = read_for_ever
+
+
+def dawdle() -> None:
+    """Lets every sample take a while."""
+    read = FaultRecordingDataset.__getitem__
+
+    def read_slowly(dataset: FaultRecordingDataset, number: int) -> Sample:
+        time.sleep(0.05)
+        return read(dataset, number)
+
+    FaultRecordingDataset.__getitem__ = read_slowly
 
 
 def hold_the_lock() -> None:
@@ -77,8 +108,15 @@ def main(step: str, what: str, argv: list[str]) -> int:
     """Exit status of train.py."""
     kind, _, rank = what.partition("@")
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    # Slow ranks are told after seconds, not minutes.
+    Stragglers.__init__.__defaults__ = (1.0,)
     if first and os.environ.get("RANK", "0") == rank:
-        strike_at_step(int(step), KINDS[kind])
+        if kind == "WORKER":
+            loop_in_a_worker(2 * int(step))
+        elif kind == "SLOW":
+            dawdle()
+        else:
+            strike_at_step(int(step), KINDS[kind])
     return train.main(argv)
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from rwkv_train.report.run_records import read_metrics
 from rwkv_train.training.launchers.exit_statuses import HUNG, may_start_again
+from rwkv_train.training.start.lock_owner import is_alive
 from tests.launch.test_faults import TWO, error_lines
 from tests.training.runs import (
     assert_same_weights,
@@ -69,6 +76,37 @@ def test_a_hang_is_named_with_its_stack_and_healed(
         assert word in line
     assert "stack of rank 1 on " in err and "in run_module" in err
     assert_healed(flags, tmp_path / "out", undisturbed)
+
+
+def test_a_loader_process_that_hangs_does_not_outlive_the_run(flags: Callable[..., list[str]]):
+    calls = [
+        ([STEP, "WORKER@1", *flags(**HANGS, num_workers=1)], told) for told in ranks_environment(2)
+    ]
+    statuses, out, err = start_all("tests.launch.hang_at", calls)
+    assert statuses == [HUNG, HUNG], err
+    (line,) = error_lines(err)
+    assert line.startswith("error: rank 1 on ") and "stands still in data after step " in line
+    worker = int(out.partition("reads for ever: ")[2].split()[0])
+    # It reads without looking whether anybody waits for it; the system ends it, but not at once.
+    for _ in range(200):
+        if is_alive(worker):
+            time.sleep(0.1)
+    try:
+        assert not is_alive(worker)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_a_slow_rank_is_named_once(flags: Callable[..., list[str]], tmp_path: Path):
+    given = flags(**TWO, exit_tokens=60 * 4 * 32)
+    calls = [(["0", "SLOW@1", *given], told) for told in ranks_environment(2)]
+    statuses, out, err = start_all("tests.launch.hang_at", calls)
+    assert statuses == [0, 0], err
+    (line,) = [line for line in out.splitlines() if line.startswith("WARNING: ")]
+    assert re.search(r"after step \d+: \S+ is slow: rank 1, 0\.\d+ s a step without waiting", line)
+    (record,) = [record for record in read_metrics(tmp_path / "out") if "slow" in record]
+    assert record["slow"] == [line.split(": ", 2)[2]] and record["tokens"] > 0
 
 
 def test_a_stopped_process_is_named_as_one_and_ended(

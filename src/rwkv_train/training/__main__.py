@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(given: list[str]) -> int:
     """Returns the exit status: 0 when the run has ended as asked, 2 for bad input, 1 when training
-    itself cannot continue, 130 for Ctrl-C.
+    itself cannot continue, 75 when a process hangs, 128 + n for signal n (`exit_statuses`).
 
     A fault is one line on stderr.  torch and its companions are imported only once the flags are
     known to be right, so that --help and a typing error answer at once.
@@ -194,7 +194,7 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
     """
     from rwkv_train.training.distributed.file_transfer import ReceivedFiles
     from rwkv_train.training.start.prepare import prepare_run
-    from rwkv_train.training.start.run_lock import RunLock
+    from rwkv_train.training.start.run_lock import STALE, RunLock
 
     launch = ranks.launch
     if launch.world_size > 1:
@@ -204,7 +204,9 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
         config = dataclasses.replace(config, hardware=hardware)
     # One lock for all ranks: the first holds it while the others work for it.
     folder = Path(config.train.proj_dir)
-    with RunLock(folder, enabled=is_rank_zero()) as lock, ReceivedFiles() as received:
+    patience = STALE if launch.may_change else 0.0
+    held = RunLock(folder, enabled=is_rank_zero(), patience=patience)
+    with held as lock, ReceivedFiles() as received:
         ranks.at_leave(received.remove)
         ranks.at_leave(lock.release)
         prepared = prepare_run(config, notices, lock, ranks, received)

@@ -244,7 +244,9 @@ class StepCallback(pl.Callback):
             # The state that is being written may be the one to return to.
             with self._clock.spending("save"):
                 self._saver.wait_on_all_ranks(trainer, skip_backoff=True)
-            back = self._recovery.roll_back(trainer, module, self._progress.step, record.skipped)
+                back = self._recovery.roll_back(
+                    trainer, module, self._progress.step, record.skipped
+                )
             self._reports.rollback(back)
             # A run that is killed now would resume before the samples that are skipped, and meet
             # the same bad steps again.

@@ -128,3 +128,13 @@ def test_everything_automatic_is_said():
 )
 def test_what_is_not_used_is_said(line, said):
     assert any(said in text for text in resolved(line)[1])
+
+
+@pytest.mark.parametrize("seconds", ["0", "5", "0.5", "-1"])
+def test_a_hang_is_told_from_a_busy_machine_after_5_seconds_at_least(seconds: str):
+    if seconds in ("0", "5"):
+        assert values(f"--hang_timeout {seconds}", "hang_timeout") == float(seconds)
+        return
+    line = fault(f"--hang_timeout {seconds}")
+    assert f"--hang_timeout {seconds}" in line
+    assert "give 5 or more" in line or "at least 0" in line

@@ -39,6 +39,29 @@ def test_a_second_run_is_refused_with_process_host_and_time_of_the_first(
     ), line
 
 
+def test_a_run_that_a_launcher_starts_anew_waits_for_the_end_of_the_one_before(
+    tmp_path: Path,
+    holder: Callable[[Path], subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    process = holder(tmp_path)
+    looks: list[float] = []
+
+    def look(seconds: float) -> None:
+        # It notices at the second look that it has been cut off.
+        looks.append(seconds)
+        if len(looks) == 2:
+            process.kill()
+            process.wait()
+
+    monkeypatch.setattr(run_lock.time, "sleep", look)
+    with RunLock(tmp_path, patience=120.0):
+        assert len(looks) == 2
+    told = capsys.readouterr().out
+    assert told.count("waiting at most 120 s") == 1 and "another run works in" in told
+
+
 def test_a_killed_run_frees_the_folder_at_once(
     tmp_path: Path,
     holder: Callable[[Path], subprocess.Popen[str]],

@@ -46,13 +46,20 @@ class _Sight(NamedTuple):
     at: float
 
 
+class FolderInUseError(ConfigError):
+    """Raised for a folder in which another run works, which may end soon."""
+
+
 class RunLock:
     """Holds a folder between `acquire` and the end of its `with` block.
 
     enabled: False in the processes other than the run's first, for which it does nothing.
+    patience: seconds to wait for the end of a run that lives: where a launcher starts a run anew
+    without a machine that it has lost, what is cut off there still has to notice.
     """
 
-    def __init__(self, folder: Path, *, enabled: bool = True) -> None:
+    def __init__(self, folder: Path, *, enabled: bool = True, patience: float = 0.0) -> None:
+        self._patience = patience
         self._path = folder / LOCK_FILE
         self._enabled = enabled
         self._descriptor: int | None = None
@@ -174,11 +181,18 @@ class RunLock:
 
     def _put_in_place(self, partial: Path, descriptor: int) -> None:
         """Gives our file the lock's name, once nobody else has it."""
-        while True:
-            if link_once(partial, self._path):
-                return
-            if self._take_over(partial, descriptor):
-                return
+        began, told = time.monotonic(), False
+        while not link_once(partial, self._path):
+            try:
+                if self._take_over(partial, descriptor):
+                    return
+            except FolderInUseError as error:
+                if time.monotonic() - began >= self._patience:
+                    raise
+                if not told:
+                    print(f"{error}: waiting at most {self._patience:g} s", flush=True)
+                told, self._first_sight = True, None
+                time.sleep(LOOK)
 
     def _take_over(self, partial: Path, own: int) -> bool:
         """Takes a dead owner's lock; False: try again, it is gone or its owner may be alive.
@@ -223,7 +237,7 @@ class RunLock:
         """Tells whether an owner is dead; False after a pause when that is not known yet."""
         folder = self._path.parent
         if locked is False:
-            raise ConfigError(
+            raise FolderInUseError(
                 f"another run works in {folder}: {owner}; wait for its end, stop it, or choose "
                 "another --proj_dir"
             )
@@ -247,7 +261,7 @@ class RunLock:
             )
         first = self._first_sight
         if (first.file, first.touched) != (sight.file, sight.touched):
-            raise ConfigError(
+            raise FolderInUseError(
                 f"another run works in {folder}: {owner}, which has just shown that it lives; wait "
                 "for its end, stop it, or choose another --proj_dir"
             )
