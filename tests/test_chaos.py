@@ -220,6 +220,13 @@ def test_a_job_that_resumes_at_its_newest_state_has_lost_the_steps_behind_it(
     assert (outcome.fault, outcome.state, outcome.resumed, outcome.lost) == ("", 10, 10, 2)
 
 
+def test_a_job_that_resumes_where_it_was_has_lost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    outcome = struck(tmp_path, 12, monkeypatch)
+    assert (outcome.fault, outcome.resumed, outcome.lost) == ("", 12, 0)
+
+
 def test_a_job_that_resumes_behind_its_newest_state_is_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
