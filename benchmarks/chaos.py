@@ -30,6 +30,7 @@ import torch
 
 from benchmarks.disturbance.faults import KINDS
 from benchmarks.disturbance.figures import (
+    curve_distance,
     faults_of_end,
     faults_of_time,
     kinds_table,
@@ -243,7 +244,11 @@ def _judge(
         print(
             f"{len(outcomes)} faults of {len({o.kind for o in outcomes})} kinds in "
             f"{options.steps} steps: nothing lost beyond the newest state, "
-            + ("final weights bitwise equal" if same else "the curve equal within rounding")
+            + (
+                "final weights bitwise equal"
+                if same
+                else f"the curve equal within {curve_distance(scene.run, whole):.1g}"
+            )
             + ", the parts of the time are the whole"
         )
     return faults

@@ -204,7 +204,8 @@ class PlayedJob:
 
 def struck(run: Path, resumes: int | None, monkeypatch: pytest.MonkeyPatch) -> Outcome:
     """What the injector notes of a job with a good state of 10 steps, killed after 12."""
-    monkeypatch.setattr(injector, "PATIENCE_SECONDS", 0.3)
+    if resumes is None:
+        monkeypatch.setattr(injector, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(injector, "_LOOK_SECONDS", 0.001)
     monkeypatch.setattr(Scene, "newest_good_state", lambda scene: 10)
     scene = scene_of(run)
@@ -217,6 +218,13 @@ def test_a_job_that_resumes_at_its_newest_state_has_lost_the_steps_behind_it(
 ):
     outcome = struck(tmp_path, 10, monkeypatch)
     assert (outcome.fault, outcome.state, outcome.resumed, outcome.lost) == ("", 10, 10, 2)
+
+
+def test_a_job_that_resumes_where_it_was_has_lost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    outcome = struck(tmp_path, 12, monkeypatch)
+    assert (outcome.fault, outcome.resumed, outcome.lost) == ("", 12, 0)
 
 
 def test_a_job_that_resumes_behind_its_newest_state_is_a_fault(

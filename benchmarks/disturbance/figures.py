@@ -31,6 +31,12 @@ def losses(folder: Path) -> dict[int, float]:
     return {r["step"]: r["loss"] for r in read_metrics(folder) if "loss" in r}
 
 
+def curve_distance(run: Path, whole: Path) -> float:
+    """Returns the largest difference of two runs' losses at the same step."""
+    ours, theirs = losses(run), losses(whole)
+    return max((abs(ours[n] - theirs[n]) for n in ours.keys() & theirs.keys()), default=0.0)
+
+
 def faults_of_end(run: Path, whole: Path, steps: int, untold: set[int], same: bool) -> list[str]:
     """Returns how a disturbed run ends otherwise than an undisturbed one.
 
@@ -48,9 +54,7 @@ def faults_of_end(run: Path, whole: Path, steps: int, untold: set[int], same: bo
         faults.append(f"{len(missing)} steps have no record, {min(missing)} the first of them")
     if numbers != sorted(set(numbers)):
         faults.append("steps stand in metrics.jsonl twice, or out of order")
-    ours, theirs = losses(run), losses(whole)
-    limit = 0.0 if same else ROUNDING
-    apart = max(abs(ours[step] - theirs[step]) for step in ours.keys() & theirs.keys())
+    limit, apart = 0.0 if same else ROUNDING, curve_distance(run, whole)
     if apart > limit:
         faults.append(f"losses differ by up to {apart:.2g}, where {limit:g} is rounding")
     return faults

@@ -39,7 +39,7 @@ class Injector:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._began = time.monotonic()
-        self._most_steps = 0
+        self._most_steps = self._mended_at = self._struck_life = 0
 
     def wait_for(self, is_so: Callable[[], bool]) -> str:
         """Tends the job until something is so; returns "", or why it will not be."""
@@ -71,11 +71,11 @@ class Injector:
         at = time.monotonic() - self._began
         if fault:
             return Outcome(kind, at, 0, None, 0, 0.0, fault)
-        life = max(scene.starts(), default=0)
+        self._struck_life = life = max(scene.starts(), default=0)
         self._most_steps = scene.steps_done()
         struck = KINDS[kind].strike(scene)
         state, began = scene.newest_good_state(), time.monotonic()
-        fault = self._mend(struck) or self.wait_for(lambda: self._trains_on(struck, life))
+        fault = self._mend(struck) or self.wait_for(lambda: self._trains_on(struck))
         seconds = time.monotonic() - began
         later = [steps for number, (steps, _) in scene.starts().items() if number > life]
         resumed = min(later, default=None)
@@ -93,16 +93,18 @@ class Injector:
         self._mended_at = self._scene.steps_done()
         return fault
 
-    def _trains_on(self, struck: Struck, life: int) -> bool:
+    def _trains_on(self, struck: Struck) -> bool:
         """Tells whether the job has made steps after a fault: in a new life, where one is due."""
-        starts, steps = self._scene.starts(), self._steps()
+        starts = self._scene.starts()
         newest = max(starts, default=0)
-        if newest > life:
+        if newest > self._struck_life:
             resumed, is_stepping = starts[newest]
-            return is_stepping and steps > resumed
-        return not struck.restarts and steps >= self._mended_at + _STEPS_AFTER
+            return is_stepping and self._steps() > resumed
+        return self._steps() >= self._mended_at + _STEPS_AFTER and not struck.restarts
 
     def _steps(self) -> int:
         steps = self._scene.steps_done()
-        self._most_steps = max(self._most_steps, steps)
+        # Those of the life after are none that were done before.
+        if max(self._scene.starts(), default=0) == self._struck_life:
+            self._most_steps = max(self._most_steps, steps)
         return steps
