@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,13 @@ def save_small_folder(path: Path, state: dict[str, Any], ranks: int = 2) -> str:
         write_part(partial, rank, shares(state, rank, ranks), plain if rank == 0 else None)
         for rank in range(ranks)
     ]
-    list_parts(partial, ranks, [])
-    digest = complete_folder(partial, [PartFile.of(part) for part in parts], plain)
+    return publish_parts(path, partial, [PartFile.of(part) for part in parts], plain)
+
+
+def publish_parts(path: Path, partial: Path, parts: Sequence[PartFile], plain: dict) -> str:
+    """Completes a folder of parts, and gives it its name; returns its digest."""
+    list_parts(partial, len(parts), [])
+    digest = complete_folder(partial, parts, plain)
     publish(partial, path)
     return digest
 

@@ -110,6 +110,7 @@ def help_of(module: str) -> str:
 def flags_of_all() -> frozenset[str]:
     """Returns every flag that any program of ours takes."""
     modules = {*installed().values(), "rwkv_train.inference.recall", "rwkv_train.checkpoint.merge"}
+    modules.add("rwkv_train.checkpoint.convert_state")
     pages = [help_of(module) for module in modules]
     out = io.StringIO()
     for read in (parse_tool, synthetic_parser().parse_args):

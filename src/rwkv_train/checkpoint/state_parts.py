@@ -42,7 +42,7 @@ from rwkv_train.files import write_atomically
 
 METADATA = ".metadata"
 # Bytes of one entry at most: torch copies an entry before it writes it.
-_ENTRY_BYTES = 16 << 20
+_ENTRY_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)

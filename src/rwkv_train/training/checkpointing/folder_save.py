@@ -14,7 +14,7 @@ from rwkv_train.checkpoint.state_parts import Piece, entry_name, part_name, writ
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import remove
 from rwkv_train.training.checkpointing.part_board import PartBoard, PartOutcome
-from rwkv_train.training.checkpointing.save_job import NotFiniteError
+from rwkv_train.training.checkpointing.save_job import NotFiniteError, failed_for_good
 
 
 class SavePlace(NamedTuple):
@@ -54,7 +54,7 @@ class FolderSave:
     def write(self) -> None:
         """Does what is left to do of the save; called again after a failure.
 
-        Raises NotFiniteError or CheckpointError.
+        Raises NotFiniteError or CheckpointError, and TrainingError when another rank has failed.
         """
         if self._outcome is None:
             self._outcome = self._write_part()
@@ -117,7 +117,8 @@ def _require_all(folder: Path, outcomes: Sequence[PartOutcome]) -> None:
         if outcome.is_refused:
             raise NotFiniteError(outcome.fault)
         if outcome.fault:
-            raise CheckpointError(f"rank {rank}: {outcome.fault}")
+            # It has tried often enough.
+            raise failed_for_good(f"rank {rank}: {outcome.fault}")
         part = folder / part_name(rank)
         if not part.is_file() or part.stat().st_size != outcome.size:
             raise CheckpointError(

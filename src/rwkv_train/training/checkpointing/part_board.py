@@ -61,7 +61,7 @@ class PartBoard:
         Raises CheckpointError when a rank has left without one.
         """
         if self._store is None:
-            return [self._own.pop(save)]
+            return [self._own[save]]
         missing = list(range(self._ranks.world_size))
         found: dict[int, PartOutcome] = {}
         while missing:

@@ -18,6 +18,14 @@ class NotFiniteError(CheckpointError):
     """Raised by a save instead of writing NaN or infinity."""
 
 
+def failed_for_good(cause: str) -> TrainingError:
+    """Returns what a run ends with whose save has failed at every attempt."""
+    return TrainingError(
+        f"saving failed {ATTEMPTS} times in a row: {cause}. The same command resumes from the last "
+        "save once the cause is gone"
+    )
+
+
 class SaveSteps(NamedTuple):
     """The calls of a save: `write` until it succeeds, `give_up` with the fault after the last."""
 
@@ -74,7 +82,7 @@ class SaveJob:
                 print(f"\nWARNING: {error.in_one_line()}", file=sys.stderr, flush=True)
                 return
             except TrainingError as error:
-                # The folder is another run's now.
+                # The folder is another run's now, or another rank has failed for good.
                 self.fault = error
                 return
             except CheckpointError as error:

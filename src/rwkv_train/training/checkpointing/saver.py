@@ -21,7 +21,7 @@ from rwkv_train.checkpoint.resume import state_path
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
 from rwkv_train.errors import TrainingError
-from rwkv_train.training.checkpointing.save_job import ATTEMPTS, SaveJob, SaveSteps
+from rwkv_train.training.checkpointing.save_job import ATTEMPTS, SaveJob, SaveSteps, failed_for_good
 from rwkv_train.training.checkpointing.sharded_states import ShardedStates
 from rwkv_train.training.checkpointing.training_state import Stateful, capture_run
 from rwkv_train.training.checkpointing.whole_states import WholeStates
@@ -225,10 +225,7 @@ class Saver:
         cause = self._job.fault.in_one_line()
         if self._job.is_refused:
             return TrainingError(f"the model cannot be saved: {cause}")
-        return TrainingError(
-            f"saving failed {ATTEMPTS} times in a row: {cause}. The same command resumes from the "
-            "last save once the cause is gone"
-        )
+        return failed_for_good(cause)
 
     def _note_end(self) -> None:
         """Forgets a save that is over, unless it is a fault of the run."""
