@@ -105,11 +105,16 @@ def test_a_place_of_another_run_is_refused(tmp_path: Path):
 
 
 def test_the_record_of_another_run_counts_for_nothing(tmp_path: Path):
-    copy(place_of(tmp_path), saved(tmp_path, 10))
-    (tmp_path / "place" / "rwkv-step-10.state").unlink()
+    folder = tmp_path / "place"
+    folder.mkdir()
+    # Of a version that told no run, so that nothing but the record says whose it is.
+    digest = save_state(folder / "rwkv-step-10.state", small_state(10))
+    entry = {"digest": digest, "tokens": 100, "step": 10}
+    record = {"run": "one", "written": {"rwkv-step-10.state": entry}}
+    (folder / COPIES_FILE).write_text(json.dumps(record))
     place = place_of(tmp_path, "another", last=1)
-    copy(place, *(saved(tmp_path, step, "another") for step in (10, 20)))
-    assert names(place.folder) == ["rwkv-step-20.state"]
+    copy(place, *(saved(tmp_path, step, "another") for step in (20, 30)))
+    assert names(folder) == ["rwkv-step-10.state", "rwkv-step-30.state"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"run": "one", "written": 3}'])
