@@ -18,27 +18,38 @@ from tests.import_graph import circles, layer_of, own_imports, room_of
 
 # room: the rooms of the same layer that it imports; a long row continues on indented lines.
 ARROWS = """\
-checkpoint.adapter_files: weights
+checkpoint.adapter_files: lazy_tensors weights
+checkpoint.convert_state: lazy_tensors part_tensors resume state_folder state_manifest
+    state_parts
+checkpoint.copy_files: digest resume state_manifest
 checkpoint.hf_names: fla_names web_rwkv_names weight_folder
 checkpoint.merge: adapter_files number_formats weights
-checkpoint.resume: digest names space
-checkpoint.retention: digest names resume
+checkpoint.part_tensors: element_boxes lazy_tensors part_metadata state_parts
+checkpoint.places: resume
+checkpoint.resume: digest names space state_folder state_format state_manifest
+checkpoint.retention: digest names resume state_manifest
+checkpoint.state_folder: finite part_tensors state_format state_manifest state_parts
+checkpoint.state_manifest: digest
+checkpoint.state_parts: element_boxes
+checkpoint.state_place: copy_files names resume retention
+checkpoint.state_stream: resume state_manifest
 checkpoint.web_rwkv_names: fla_names
-checkpoint.weights: checkpoint_kind fit_weights hf_names provenance space weight_folder
-    weight_keys
-config.check: limits machine_schema mixture_list resume_rules run_length schema sections
-    versions
+checkpoint.weights: checkpoint_kind finite fit_weights hf_names lazy_tensors provenance
+    pth_file space tensor_files weight_folder weight_keys
+checkpoint.weights_from_parts: digest number_formats state_folder weights
+config.check: copy_places limits machine_schema mixture_list resume_rules run_length
+    schema sections token_columns versions
 config.choices: versions
 config.command_line: schema sections
 config.discovered: choices schema
-config.load: command_line mixture_list resolved rwkv_lm schema sections
+config.load: command_line copy_places mixture_list resolved rwkv_lm schema sections
 config.machine_schema: choices limits
 config.resolve: check choices discovered machine_schema mixture_list resolved run_length
     rwkv_lm schema versions
 config.resolved: choices machine_schema rwkv_lm schema sections versions
-config.resume_differences: load resolved resume_rules schema sections
+config.resume_differences: load mixture_list resolved resume_rules schema sections
 config.resume_rules: resolved
-config.run_length: resolved schema
+config.run_length: resolved schema token_columns
 config.rwkv_lm: choices command_line versions
 config.schema: choices limits machine_schema versions
 config.sections: machine_schema schema
@@ -100,23 +111,27 @@ inference.recall: loading
 inference.writing: stop_texts streaming
 inference.writing_together: engine writing
 models.adapters: backbone layers table
-models.backbone: layers residual row_chunks state
+models.backbone: block layers residual row_chunks state token_ranks
+models.block: layers residual row_borders state token_ranks
 models.compiled_blocks: backbone
 models.huge_pages: backbone
 models.initial_state: backbone layers state
 models.int8: backbone layers
 models.layers: widening
-models.native_step: backbone int8 layers residual rwkv4 rwkv5 rwkv6 rwkv7 state
+models.native_step: backbone block int8 layers residual rwkv4 rwkv5 rwkv6 rwkv7 state
 models.parameters: adapters backbone registry table
+models.piece_exchange: token_ranks
 models.recorded_step: backbone huge_pages native_step recorded_operators residual state
 models.registry: backbone sizes
 models.residual: layers widening
-models.row_chunks: state
-models.rwkv4: layers residual sizes table
-models.rwkv5: layers residual rwkv4 sizes table
-models.rwkv6: layers residual sizes table widening
-models.rwkv7: layers residual sizes table two_products widening
+models.row_borders: residual token_ranks
+models.row_chunks: state token_ranks
+models.rwkv4: layers residual sizes spread_state table token_ranks
+models.rwkv5: layers residual rwkv4 sizes spread_state table token_ranks
+models.rwkv6: layers residual sizes spread_state table token_ranks widening
+models.rwkv7: layers residual sizes spread_state table token_ranks two_products widening
 models.rwkv_package: registry state
+models.spread_state: piece_exchange state token_ranks
 models.transfer: backbone registry table
 models.two_products: layers
 ops.adamw: backends native precision
@@ -128,6 +143,7 @@ ops.keys: arguments backends native precision
 ops.matvec: arguments backends native precision
 ops.native: backends precision
 ops.norm_shift: arguments backends native precision
+ops.pieces: arguments backends chunked native precision wkv4 wkv5 wkv6 wkv7
 ops.sigmoid_gate: arguments backends native precision
 ops.squared_relu: arguments backends native
 ops.token_step: matvec native
@@ -138,6 +154,8 @@ ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
 planning.__main__: plan_flags plan_program
 planning.choice_text: amounts cards fit parameter_table plan text_table
+planning.cluster: amounts plan step_time text_table
+planning.context_traffic: link_traffic
 planning.file_sizes: held_parameters kept_activations parameter_table
 planning.fit: cards memory plan smaller_settings step_time
 planning.flops: parameter_table
@@ -147,14 +165,15 @@ planning.kept_activations: parameter_table
 planning.memory: head_memory held_parameters kept_activations pass_sizes
 planning.pass_sizes: parameter_table
 planning.plan: cards cost file_sizes flops memory parameter_table step_time
-planning.plan_flags: amounts cards plan
-planning.plan_program: cards choice_text fit plan plan_flags plan_record plan_text
+planning.plan_flags: amounts cards cluster plan
+planning.plan_program: cards choice_text cluster fit plan plan_flags plan_record plan_text
     planned_run
 planning.plan_record: fit plan
 planning.plan_text: amounts cost flops plan step_time text_table
 planning.planned_run: family parameter_table
 planning.smaller_settings: memory
-planning.step_time: cards flops parameter_table
+planning.step_links: cards context_traffic link_traffic parameter_table
+planning.step_time: cards context_traffic flops parameter_table step_links
 report.__main__: comparison_page page_file run_page
 report.comparison_page: folder_facts life_times loss_section page_blocks reference_band
     run_history run_page step_bins
@@ -164,7 +183,8 @@ report.life_times: page_blocks run_history
 report.loss_section: page_blocks run_history step_bins
 report.page_blocks: step_bins
 report.reference_band: page_blocks run_history step_bins
-report.run_history: run_records step_bins
+report.run_history: run_lives run_records step_bins
+report.run_lives: run_records
 report.run_page: curve_sections folder_facts life_times loss_section page_blocks page_file
     reference_band run_history run_records table_sections
 report.table_sections: folder_facts page_blocks run_history step_bins
@@ -179,19 +199,21 @@ serving.waiting: batching openai_api
 training.__main__: distributed environment launchers out_of_memory run start
 training.bad_steps: checkpointing distributed module optim reporting run_clock start
 training.carried_state: distributed
-training.checkpointing: distributed module optim progress
+training.checkpointing: distributed environment module optim progress
 training.distributed: environment launchers optim run_clock
+training.finished: environment progress start
 training.kept_heap: environment
 training.live: distributed environment
-training.loader: kept_heap run_clock signals
+training.loader: kept_heap launchers run_clock signals
 training.module: carried_state distributed optim run_clock work_clock
 training.observing: checkpointing live module progress reporting run_clock validation
 training.out_of_memory: start
 training.profiling: environment reporting run_clock
 training.reporting: live progress start
-training.run: bad_steps checkpointing distributed environment kept_heap launchers live
-    loader module observing optim profiling progress reporting run_clock signals start
-    step_callback step_meter step_reports trainer utilization validation
+training.run: bad_steps checkpointing distributed environment finished kept_heap launchers
+    live loader module observing optim profiling progress reporting run_clock signals
+    start step_callback step_meter step_reports trainer utilization validation
+training.signals: launchers
 training.start: carried_state checkpointing distributed environment launchers live optim
     progress
 training.step_callback: bad_steps checkpointing distributed module observing optim

@@ -10,7 +10,7 @@ import torch
 
 from rwkv_train.checkpoint.state_folder import complete_folder, list_parts
 from rwkv_train.checkpoint.state_manifest import PartFile
-from rwkv_train.checkpoint.state_parts import Piece, write_part
+from rwkv_train.checkpoint.state_parts import TensorRun, write_part
 from rwkv_train.files import new_partial_folder, publish
 
 
@@ -52,7 +52,7 @@ def publish_parts(path: Path, partial: Path, parts: Sequence[PartFile], plain: d
     return digest
 
 
-def shares(state: dict[str, Any], rank: int, ranks: int) -> Iterator[Piece]:
+def shares(state: dict[str, Any], rank: int, ranks: int) -> Iterator[TensorRun]:
     """The elements of every tensor that are a rank's: as many for each of them."""
     groups = {("weights",): state["weights"]}
     groups |= {("moments", key): values for key, values in state["moments"].items()}
@@ -61,4 +61,4 @@ def shares(state: dict[str, Any], rank: int, ranks: int) -> Iterator[Piece]:
             first, last = (value.numel() * r // ranks for r in (rank, rank + 1))
             values = value.reshape(-1)[first:last].clone()
             if first < last:
-                yield Piece((*keys, name), tuple(value.shape), first, values)
+                yield TensorRun((*keys, name), tuple(value.shape), first, values)

@@ -22,7 +22,7 @@ from rwkv_train.errors import CheckpointError, ConfigError, short_reason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rwkv_train.checkpoint.state_parts import Piece
+    from rwkv_train.checkpoint.state_parts import TensorRun
 
 
 def convert_parser() -> argparse.ArgumentParser:
@@ -91,11 +91,11 @@ def _write_folder(target: Path, state: dict[str, Any], count: int) -> None:
         raise CheckpointError(f"cannot write {target}: {short_reason(error)}") from error
 
 
-def _share(state: dict[str, Any], number: int, count: int) -> Iterator[Piece]:
+def _share(state: dict[str, Any], number: int, count: int) -> Iterator[TensorRun]:
     """Yields an equal share of the elements of every tensor."""
     from rwkv_train.checkpoint.lazy_tensors import shapes_of
     from rwkv_train.checkpoint.part_tensors import element_run
-    from rwkv_train.checkpoint.state_parts import Piece
+    from rwkv_train.checkpoint.state_parts import TensorRun
 
     groups: dict[tuple[str, ...], Any] = {("weights",): state["weights"]}
     groups |= {("moments", key): values for key, values in state["moments"].items()}
@@ -105,7 +105,7 @@ def _share(state: dict[str, Any], number: int, count: int) -> Iterator[Piece]:
             first, last = (size * place // count for place in (number, number + 1))
             if first < last:
                 values = element_run(tensors, name, first, last).contiguous()
-                yield Piece((*keys, name), shape, first, values)
+                yield TensorRun((*keys, name), shape, first, values)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ _ENTRY_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorRun:
     """Consecutive elements of a tensor of the state.
 
     path: keys that lead to the tensor, such as ("moments", "exp_avg", "emb.weight"); shape: of the
@@ -85,7 +85,7 @@ def part_name(rank: int) -> str:
 
 
 def write_part(
-    folder: Path, rank: int, pieces: Iterable[Piece], plain: Mapping[str, Any] | None = None
+    folder: Path, rank: int, pieces: Iterable[TensorRun], plain: Mapping[str, Any] | None = None
 ) -> Path:
     """Writes a rank's part into `folder`, flushed to the disk, and returns its path.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rwkv_train.checkpoint.finite import is_finite
 from rwkv_train.checkpoint.space import require_space
 from rwkv_train.checkpoint.state_manifest import PartFile
-from rwkv_train.checkpoint.state_parts import Piece, entry_name, part_name, write_part
+from rwkv_train.checkpoint.state_parts import TensorRun, entry_name, part_name, write_part
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import remove
 from rwkv_train.training.checkpointing.part_board import PartBoard, PartOutcome
@@ -38,14 +38,14 @@ class FolderSave:
         board: PartBoard,
         rank: int,
         place: SavePlace,
-        pieces: Sequence[Piece],
+        pieces: Sequence[TensorRun],
         plain: Mapping[str, Any] | None = None,
         complete: Callable[[Sequence[PartFile]], None] | None = None,
     ) -> None:
         self._board = board
         self._rank = rank
         self._place = place
-        self._pieces: Iterable[Piece] = pieces
+        self._pieces: Iterable[TensorRun] = pieces
         self._plain = plain
         self._complete = complete
         self._outcome: PartOutcome | None = None

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from rwkv_train.checkpoint.resume import state_path
 from rwkv_train.checkpoint.state_manifest import PartFile
-from rwkv_train.checkpoint.state_parts import Piece
+from rwkv_train.checkpoint.state_parts import TensorRun
 from rwkv_train.training.checkpointing.folder_save import FolderSave, SavePlace
 from rwkv_train.training.checkpointing.part_board import PartBoard
 from rwkv_train.training.checkpointing.part_publisher import PartPublisher
@@ -94,7 +94,7 @@ class ShardedStates:
         self,
         place: SavePlace,
         rank: int,
-        pieces: Sequence[Piece],
+        pieces: Sequence[TensorRun],
         plain: Mapping[str, Any] | None = None,
         complete: Callable[[Sequence[PartFile]], None] | None = None,
     ) -> SaveSteps:
