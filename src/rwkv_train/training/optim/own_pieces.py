@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwkv_train.checkpoint.state_parts import Piece
+from rwkv_train.checkpoint.state_parts import TensorRun
 from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.optimizer_state import (
     link_moments,
@@ -38,7 +38,7 @@ def capture_pieces(
 
     moments: those of the optimizer too. What does not learn is not among the copies.
 
-    Returns {"pieces": [Piece], "optimizer_steps": int}.
+    Returns {"pieces": [TensorRun], "optimizer_steps": int}.
     """
     steps = updates_made(optimizer, engine)
     with_moments = moments and steps > 0
@@ -48,15 +48,15 @@ def capture_pieces(
         else _partitions(model, engine, with_moments)
     )
     pieces = [
-        Piece(path, shape, first, copies.copied(values)) for path, shape, first, values in found
+        TensorRun(path, shape, first, copies.copied(values)) for path, shape, first, values in found
     ]
     return {"pieces": pieces, "optimizer_steps": steps}
 
 
-def whole_pieces(weights: Mapping[str, Tensor]) -> list[Piece]:
+def whole_pieces(weights: Mapping[str, Tensor]) -> list[TensorRun]:
     """Returns weights that one rank writes alone, without copying them."""
     return [
-        Piece(("weights", name), tuple(value.shape), 0, value.detach().reshape(-1))
+        TensorRun(("weights", name), tuple(value.shape), 0, value.detach().reshape(-1))
         for name, value in weights.items()
     ]
 
