@@ -37,8 +37,9 @@ def test_a_machine_without_the_state_is_sent_it_and_repeats_every_bit(
     assert whole.returncode == 0, whole.stderr
     folders = [tmp_path / "first", tmp_path / "second"]
     folders[0].mkdir()
-    for name in ("rwkv-1.state", "rwkv-1.pth"):
-        shutil.copy(tmp_path / "out" / name, folders[0])
+    # Both processes have written it, into the folder that they share.
+    shutil.copytree(tmp_path / "out" / "rwkv-1.state", folders[0] / "rwkv-1.state")
+    shutil.copy(tmp_path / "out" / "rwkv-1.pth", folders[0])
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -46,6 +47,8 @@ def test_a_machine_without_the_state_is_sent_it_and_repeats_every_bit(
     assert statuses == [0, 0], err
     assert "machine 1 has no state of this run: receives rwkv-1.state (" in out
     assert "exact continuation at step 10" in out
+    assert "training states are single files: rank 1 does not see the --proj_dir of rank 0" in out
+    assert (folders[0] / "rwkv-final.state").is_file()
     assert loss_steps(folders[0]) == [10, 11]
     assert_same_weights(folders[0] / "rwkv-final.pth", tmp_path / "out" / "rwkv-final.pth")
     # What was received is gone, and rank zero alone writes.
