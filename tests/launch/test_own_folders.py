@@ -70,6 +70,8 @@ def test_a_machine_without_the_state_is_sent_it_and_repeats_every_bit(
     assert statuses == [0, 0], err
     assert f"machine {1 - holder} has no state of this run: receives rwkv-1.state (" in out
     assert "exact continuation at step 10" in out
+    assert "training states are single files: rank 1 does not see the --proj_dir of rank 0" in out
+    assert (folders[0] / "rwkv-final.state").is_file()
     assert loss_steps(folders[0]) == [10, 11]
     assert_same_weights(folders[0] / "rwkv-final.pth", tmp_path / "out" / "rwkv-final.pth")
     # What was received is gone, and rank zero alone writes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ from rwkv_train.errors import CheckpointError, short_reason
 
 
 class StateParts:
-    """Reads entries out of the parts in `folder`, and keeps none. Raises CheckpointError."""
+    """Reads entries out of the parts in `folder`, and keeps none. Raises CheckpointError.
+
+    The parts are mapped into memory at once: they stay readable when the folder is removed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._metadata = read_metadata(folder / METADATA)
         self._outlines = self._metadata.state_dict_metadata
+        names = {self._place(index).relative_path for index in self._metadata.storage_data}
+        self._parts = {name: _mapped(folder / name) for name in names}
 
     def plain_values(self) -> dict[str, Any]:
         """Returns what is no tensor of the model, by its key."""
@@ -92,15 +98,23 @@ class StateParts:
         return place
 
     def _read(self, place: _StorageInfo) -> Any:
-        path = self._folder / place.relative_path
+        part = self._parts[place.relative_path]
         try:
-            with path.open("rb") as file:
-                file.seek(place.offset)
-                content = io.BytesIO(file.read(place.length))
+            content = io.BytesIO(part[place.offset : place.offset + place.length])
             return torch.load(content, map_location="cpu", weights_only=True)
         except Exception as error:
             # Garbage makes unpicklers raise nearly anything.
-            raise CheckpointError(f"{path} is damaged: {short_reason(error)}") from error
+            raise CheckpointError(
+                f"{self._folder / place.relative_path} is damaged: {short_reason(error)}"
+            ) from error
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
 
 class PartTensors(LazyTensors):
