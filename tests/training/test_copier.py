@@ -184,6 +184,30 @@ def test_a_state_that_is_gone_before_its_turn_is_passed_over(copier, state, tmp_
     assert place.done.get(timeout=LONG) == 10
 
 
+def test_a_state_that_is_superseded_while_it_is_copied_is_no_fault_of_the_place(
+    copier, state, capfd, monkeypatch: pytest.MonkeyPatch
+):
+    place = Place("place")
+    take = place.copy
+
+    def superseded(found: StateFile, beside: object, go_on: Callable[[], bool]) -> None:
+        if found.step == 10:
+            # As retention does, once there is a newer one.
+            found.path.unlink()
+            place.begun.put(10)
+            raise CheckpointError("cannot copy rwkv-step-10.state: No such file or directory")
+        take(found, beside, go_on)
+
+    monkeypatch.setattr(place, "copy", superseded)
+    copies = copier(place)
+    copies.offer(state(10))
+    assert place.begun.get(timeout=LONG) == 10
+    copies.offer(state(20))
+    assert place.done.get(timeout=LONG) == 20
+    copies.close(LONG)
+    assert "WARNING: no copy" not in capfd.readouterr().err
+
+
 def test_a_state_that_is_there_already_is_not_copied_again(copier, state, tmp_path: Path):
     place = Place("place")
     path = state(10)

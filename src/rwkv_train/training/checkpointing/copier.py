@@ -138,18 +138,25 @@ class Copier:
         if state is None or not _is_due(place, state, is_last):
             return
         self._doing = f", {state.path.name} to {place.folder}"
-        beside = self._beside(state.path)
-        is_copied = self._attempt(place, lambda: place.copy(state, beside, self._goes_on))
+        self._attempt(place, lambda: self._copy(place, state, is_last))
         self._doing = ""
-        if is_copied and self._told.pop(place.folder, set()):
+        if place.newest == state and self._told.pop(place.folder, set()):
             _say(f"copies in {place.folder} work again", kind="note")
 
-    def _attempt(self, place: CopyTarget, call: Callable[[], None]) -> bool:
-        """Calls something of a place; a fault there is told once. Tells whether all went well."""
+    def _copy(self, place: CopyTarget, state: StateFile, is_last: bool) -> None:
+        try:
+            place.copy(state, self._beside(state.path), self._goes_on)
+        except TrainerError:
+            found = _described(state.path)
+            if is_last or (found is not None and found.digest == state.digest):
+                raise
+            # Superseded meanwhile, which is no fault of the place: a newer one is about to come.
+
+    def _attempt(self, place: CopyTarget, call: Callable[[], None]) -> None:
+        """Calls something of a place; a fault there is told once for each cause."""
         folder = place.folder
         try:
             call()
-            return True
         except CopyAbandonedError:
             raise
         # Anything: a second copy is no reason to end a run, nor to end the others.
@@ -161,7 +168,6 @@ class Copier:
             if cause not in told:
                 told.add(cause)
                 _say(f"no copy in {folder}: {fault}. The run goes on; the next state tries again")
-            return False
 
     def _goes_on(self) -> bool:
         return not self._is_abandoned
