@@ -238,7 +238,7 @@ def _judge(
     worlds = scene.job.worlds()
     print(f"started with ranks: {dict(worlds)}")
     same = len(worlds) == 1
-    faults = faults_of_end(scene.run, whole, options.steps, scene.untold, same)
+    faults = faults_of_end(scene.run, whole, options.steps, scene.untold, scene.blackouts, same)
     faults += faults_of_time(scene.run, watched)
     if not faults:
         print(

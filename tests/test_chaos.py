@@ -16,6 +16,7 @@ from benchmarks.chaos import main as chaos
 from benchmarks.disturbance import injector
 from benchmarks.disturbance.faults import KINDS, corrupt_state, delete_state, truncate_state
 from benchmarks.disturbance.figures import (
+    destroyed_records,
     faults_of_end,
     faults_of_time,
     kinds_table,
@@ -64,16 +65,16 @@ def scene_of(run: Path, **more: Any) -> Scene:
 
 
 def test_equal_runs_have_no_faults(runs: tuple[Path, Path]):
-    assert faults_of_end(*runs, 5, set(), same=True) == []
+    assert faults_of_end(*runs, 5, set(), [], same=True) == []
     assert faults_of_time(runs[0], 61.0) == []
 
 
 def test_a_tensor_that_differs_is_a_fault_where_the_ranks_are_the_same(runs: tuple[Path, Path]):
     changed = torch.arange(4.0) + torch.tensor([0, 0, 0, 1e-6])
     save_weights(runs[0] / "rwkv-final.pth", {"emb.weight": changed}, torch.float32)
-    (fault,) = faults_of_end(*runs, 5, set(), same=True)
+    (fault,) = faults_of_end(*runs, 5, set(), [], same=True)
     assert fault == "1 of 1 tensors differ"
-    assert faults_of_end(*runs, 5, set(), same=False) == []
+    assert faults_of_end(*runs, 5, set(), [], same=False) == []
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -90,11 +91,11 @@ def test_missing_and_repeated_steps_are_faults_unless_they_were_destroyed(runs: 
     path = runs[0] / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2] + lines[3:]))
-    (fault,) = faults_of_end(*runs, 5, set(), same=True)
+    (fault,) = faults_of_end(*runs, 5, set(), [], same=True)
     assert fault == "1 steps have no record, 2 the first of them"
-    assert faults_of_end(*runs, 5, {2}, same=True) == []
+    assert faults_of_end(*runs, 5, {2}, [], same=True) == []
     path.write_text("".join([*lines, lines[4]]))
-    assert faults_of_end(*runs, 5, set(), same=True) == [
+    assert faults_of_end(*runs, 5, set(), [], same=True) == [
         "steps stand in metrics.jsonl twice, or out of order"
     ]
 
@@ -129,8 +130,15 @@ def test_a_damaged_line_is_no_record_any_more_and_its_step_is_not_asked_for(runs
     assert scene.steps_done() == 5
     scene.damage_line(METRICS_FILE)
     assert len(scene.untold) == 1
-    assert faults_of_end(*runs, 5, set(), same=True) != []
-    assert faults_of_end(*runs, 5, scene.untold, same=True) == []
+    assert faults_of_end(*runs, 5, set(), [], same=True) != []
+    assert faults_of_end(*runs, 5, scene.untold, [], same=True) == []
+
+
+def test_a_full_disk_excuses_one_gap_of_records_and_no_other():
+    missing = {4, 11, 12, 13, 40}
+    assert destroyed_records(missing, {4}, [10]) == {4, 11, 12, 13}
+    assert destroyed_records(missing, set(), [13, 30]) == {12, 13}
+    assert destroyed_records(missing, set(), []) == set()
 
 
 def test_every_kind_comes_once_before_any_comes_by_its_weight():

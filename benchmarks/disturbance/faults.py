@@ -116,15 +116,9 @@ def cut_off(scene: Scene) -> Struck:
 
 def fill_disk(scene: Scene) -> Struck:
     """Fills the disk of the run for some seconds: neither states nor records can be written."""
-    first = scene.steps_done()
+    scene.blackouts.append(scene.steps_done())
     scene.disk.fill()
-
-    def mend() -> None:
-        scene.disk.free()
-        # Without their records, and the next, whose line begins behind a torn one.
-        scene.untold.update(range(max(0, first - 1), first + 1000))
-
-    return Struck(False, mend, 4.0)
+    return Struck(False, scene.disk.free, 4.0)
 
 
 def corrupt_state(scene: Scene) -> Struck:

@@ -37,10 +37,27 @@ def curve_distance(run: Path, whole: Path) -> float:
     return max((abs(ours[n] - theirs[n]) for n in ours.keys() & theirs.keys()), default=0.0)
 
 
-def faults_of_end(run: Path, whole: Path, steps: int, untold: set[int], same: bool) -> list[str]:
+def destroyed_records(missing: set[int], untold: set[int], blackouts: Sequence[int]) -> set[int]:
+    """Returns the steps among `missing` whose records the injector has destroyed.
+
+    untold: those it knows. blackouts: steps done when the disk was full: what is missing without a
+    break from there on, or from next to it, where a line is torn and the next one begins behind it.
+    """
+    found = missing & untold
+    for done in blackouts:
+        step = min(missing & set(range(done - 1, done + 4)), default=None)
+        while step is not None and step in missing:
+            found.add(step)
+            step += 1
+    return found
+
+
+def faults_of_end(
+    run: Path, whole: Path, steps: int, untold: set[int], blackouts: Sequence[int], same: bool
+) -> list[str]:
     """Returns how a disturbed run ends otherwise than an undisturbed one.
 
-    untold: steps whose records the injector has destroyed. same: the number of ranks never changed,
+    untold, blackouts: as `destroyed_records` takes them. same: the number of ranks never changed,
     so that weights must be equal bit for bit; else the curves within rounding.
     """
     faults = []
@@ -50,7 +67,8 @@ def faults_of_end(run: Path, whole: Path, steps: int, untold: set[int], same: bo
         if different:
             faults.append(f"{len(different)} of {len(expected)} tensors differ")
     numbers = [r["step"] for r in read_metrics(run) if "loss" in r]
-    if missing := set(range(steps)) - set(numbers) - untold:
+    missing = set(range(steps)) - set(numbers)
+    if missing := missing - destroyed_records(missing, untold, blackouts):
         faults.append(f"{len(missing)} steps have no record, {min(missing)} the first of them")
     if numbers != sorted(set(numbers)):
         faults.append("steps stand in metrics.jsonl twice, or out of order")

@@ -26,7 +26,8 @@ class Scene:
     """A job that is being disturbed.
 
     run: its folder, on the disk. tokens: of a step. untold: steps whose records the faults
-    themselves have destroyed, so that nobody may ask for them.
+    themselves have destroyed, so that nobody may ask for them. blackouts: steps that were done when
+    nothing could be recorded any more for a while.
     """
 
     job: Job
@@ -37,6 +38,7 @@ class Scene:
     tokens: int
     rng: random.Random
     untold: set[int] = field(default_factory=set)
+    blackouts: list[int] = field(default_factory=list)
 
     def any_host(self) -> int:
         """Returns a random host."""
