@@ -83,7 +83,7 @@ def test_a_loss_that_differs_is_a_fault(runs: tuple[Path, Path], same: bool):
     records = [json.loads(line) for line in path.read_text().splitlines()]
     records[3]["loss"] += 0.01
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    (fault,) = faults_of_end(*runs, 5, set(), same)
+    (fault,) = faults_of_end(*runs, 5, set(), [], same)
     assert fault.startswith("losses differ by up to 0.01")
 
 
