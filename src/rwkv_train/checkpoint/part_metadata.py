@@ -33,6 +33,8 @@ class _Reader(pickle.Unpickler):
             return found
         if (module, name) == ("torch.serialization", "_get_layout"):
             return _layout
+        if (module, name) == ("builtins", "getattr"):
+            return _encoding
         try:
             return _ALLOWED[module, name]
         except KeyError:
@@ -53,6 +55,13 @@ def read_metadata(path: Path) -> described.Metadata:
     if not isinstance(found, described.Metadata) or not isinstance(found.storage_data, dict):
         raise CheckpointError(f"{path} is no list of a checkpoint's tensors")
     return found
+
+
+def _encoding(kind: type, name: str) -> described._MEM_FORMAT_ENCODING:
+    """Returns a member of torch's enumeration, which Pythons before 3.11.4 write as getattr."""
+    if kind is not described._MEM_FORMAT_ENCODING or name not in kind.__members__:
+        raise pickle.UnpicklingError(f"it asks for {name} of {kind}")
+    return described._MEM_FORMAT_ENCODING[name]
 
 
 def _layout(name: str) -> torch.layout:
