@@ -115,10 +115,19 @@ def held_parameters(config: ResolvedConfig) -> HeldParameters:
 
 
 def _copied(config: ResolvedConfig, found: Elements) -> int:
-    """Returns the bytes of the copies of a save: fp32 values of what learns, and its moments."""
-    if config.hardware.accelerator == "gpu":
+    """Returns the bytes of the copies of a save: fp32 values of what learns, and its moments.
+
+    The first process copies all of them, or every one its part.
+    """
+    hardware, state_format = config.hardware, config.safety.state_format
+    if hardware.accelerator == "gpu":
         return 0
-    return _FP32 * found.learnt + moment_bytes(config, found)
+    processes = hardware.devices * hardware.num_nodes
+    in_parts = state_format == "folder" or (
+        state_format == "auto" and config.train.train_type == "all"
+    )
+    whole = _FP32 * found.learnt + moment_bytes(config, found)
+    return whole // processes if in_parts else whole
 
 
 def _bytes_of_sums(config: ResolvedConfig, width: int, stage: int) -> int:
