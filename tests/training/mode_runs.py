@@ -12,6 +12,7 @@ from torch import Tensor
 
 import train
 from rwkv_train.data.binidx.reader import Binidx
+from rwkv_train.files import remove
 from rwkv_train.report.run_records import read_metrics
 from tests.training.mode_worker import Workers
 from tests.training.modes import DDP, STRATEGIES, Mode
@@ -75,7 +76,8 @@ class Runs:
         shutil.copytree(begun, folder)
         for path in folder.glob("rwkv-*"):
             if not path.name.startswith(("rwkv-init", "rwkv-0")):
-                path.unlink()
+                # A state of several processes is a folder.
+                remove(path)
         (folder / "metrics.jsonl").unlink()
         self.train(mode, version, strategy, folder)
         return folder

@@ -9,6 +9,14 @@ from pathlib import Path
 from rwkv_train.errors import ConfigError
 
 
+class UnwritableFolderError(ConfigError):
+    """Raised for a folder that cannot be taken because its disk lets nobody write."""
+
+
+class FolderInUseError(ConfigError):
+    """Raised for a folder in which another run works, which may end soon."""
+
+
 def require_plain(path: Path) -> None:
     """Raises ConfigError for a link, a folder, a pipe and the like in the lock's place."""
     mode = os.lstat(path).st_mode

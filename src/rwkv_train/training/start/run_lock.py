@@ -23,7 +23,12 @@ from typing import NamedTuple
 
 from rwkv_train.errors import ConfigError, TrainingError
 from rwkv_train.files import guard, partial_path, restore_replaced, unguard
-from rwkv_train.training.start.lock_file import link_once, require_plain
+from rwkv_train.training.start.lock_file import (
+    FolderInUseError,
+    UnwritableFolderError,
+    link_once,
+    require_plain,
+)
 from rwkv_train.training.start.lock_owner import Owner, boot_id, is_alive, read_owner
 
 if sys.platform != "win32":
@@ -38,20 +43,12 @@ LOOK = 1.0
 SETTLE = 1.0
 
 
-class UnwritableFolderError(ConfigError):
-    """Raised for a folder that cannot be taken because its disk lets nobody write."""
-
-
 class _Sight(NamedTuple):
     """One look at a lock: which file, its last sign of life (ns), and when we looked (seconds)."""
 
     file: int
     touched: int
     at: float
-
-
-class FolderInUseError(ConfigError):
-    """Raised for a folder in which another run works, which may end soon."""
 
 
 class RunLock:

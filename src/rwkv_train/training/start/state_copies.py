@@ -29,8 +29,9 @@ from rwkv_train.training.checkpointing.copier import Copier, CopyTarget
 from rwkv_train.training.checkpointing.partner_copies import PartnerKeeper, PartnerPlace
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.start.file_systems import IN_MEMORY, existing_parent, file_system
+from rwkv_train.training.start.lock_file import UnwritableFolderError
 from rwkv_train.training.start.memory_limits import host_limits
-from rwkv_train.training.start.run_lock import RunLock, UnwritableFolderError
+from rwkv_train.training.start.run_lock import RunLock
 
 # By which the partner waits longer than rank zero.
 _MARGIN_SECONDS = 60.0
