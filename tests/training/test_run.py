@@ -44,7 +44,7 @@ def test_a_run_ends_with_its_budget_and_leaves_the_files_people_expect(
         "tokens_per_second",
         "loop_share",
         *("seconds", "data_share", "communication_share", "save_share", "validation_share"),
-        *("mfu", "mfu_card", "memory", "grad_norms"),
+        *("mfu", "mfu_card", "memory", "grad_norms", "goodput"),
     }
     assert all(0 < r["loop_share"] < 1 for r in records)
     assert [r["tokens"] for r in records] == [128 * (s + 1) for s in range(12)]
