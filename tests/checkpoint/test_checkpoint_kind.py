@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import save
 
 from rwkv_train.checkpoint.resume import save_state
 from rwkv_train.checkpoint.weights import load_tensors, load_weights, read_shapes
@@ -139,6 +140,18 @@ def another_model(folder: Path) -> Path:
     return folder
 
 
+def a_folder_of_parts(folder: Path) -> Path:
+    parts = folder / "parts"
+    save({"weight": torch.zeros(2)}, checkpoint_id=parts, no_dist=True)
+    return parts
+
+
+def a_state_in_a_folder(folder: Path) -> Path:
+    parts = a_folder_of_parts(folder)
+    (parts / "manifest.json").write_text("{}")
+    return parts
+
+
 def two_models(folder: Path) -> Path:
     both = {f"{p}.{key}": value for p in ("policy", "reference") for key, value in MODEL.items()}
     torch.save(both, folder / "two.pth")
@@ -154,6 +167,8 @@ def two_models(folder: Path) -> Path:
         (a_broken_link, "is a link to"),
         (an_array, "NumPy"),
         (a_state, "is a training state"),
+        (a_folder_of_parts, "checkpoint of torch.distributed.checkpoint; .* dcp_to_torch"),
+        (a_state_in_a_folder, "is a training state"),
         (an_adapter, "is an adapter.*checkpoint.merge BASE.pth"),
         (an_adapter_folder, "is an adapter.*checkpoint.merge BASE.pth"),
         (a_folder_of_checkpoints, "give one of them: rwkv-0.pth, rwkv-final.pth"),

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rwkv_train.checkpoint.digest import file_digest
+from rwkv_train.checkpoint.names import MANIFEST
 from rwkv_train.checkpoint.resume import load_state, state_digest
-from rwkv_train.checkpoint.state_manifest import MANIFEST, read_state_manifest, require_parts
+from rwkv_train.checkpoint.state_manifest import read_state_manifest, require_parts
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import new_partial_folder, publish, remove, replacing
 

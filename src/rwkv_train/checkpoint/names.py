@@ -23,6 +23,9 @@ INIT_STATES = "rwkv-init-state.pth"
 INIT_EPOCH = -1
 
 STATE_SUFFIX = ".state"
+# In a state that is a folder: what completes it, and torch's list of its tensors.
+MANIFEST = "manifest.json"
+PART_LIST = ".metadata"
 # In a folder of second copies: the run that they are of, and those that it wrote there.
 COPIES_FILE = "copies.json"
 

@@ -15,8 +15,9 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from rwkv_train.checkpoint.element_boxes import Box
 from rwkv_train.checkpoint.lazy_tensors import LazyTensors
+from rwkv_train.checkpoint.names import PART_LIST
 from rwkv_train.checkpoint.part_metadata import read_metadata
-from rwkv_train.checkpoint.state_parts import METADATA, entry_name
+from rwkv_train.checkpoint.state_parts import entry_name
 from rwkv_train.errors import CheckpointError, short_reason
 
 
@@ -28,7 +29,7 @@ class StateParts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._metadata = read_metadata(folder / METADATA)
+        self._metadata = read_metadata(folder / PART_LIST)
         self._outlines = self._metadata.state_dict_metadata
         names = {self._place(index).relative_path for index in self._metadata.storage_data}
         self._parts = {name: _mapped(folder / name) for name in names}
@@ -94,7 +95,7 @@ class StateParts:
         if not isinstance(place, _StorageInfo) or Path(place.relative_path).name != (
             place.relative_path
         ):
-            raise CheckpointError(f"{self._folder / METADATA} has no place for {index.fqn}")
+            raise CheckpointError(f"{self._folder / PART_LIST} has no place for {index.fqn}")
         return place
 
     def _read(self, place: _StorageInfo) -> Any:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rwkv_train.checkpoint.digest import file_digest
-from rwkv_train.checkpoint.names import FINAL, epoch_of, is_state, merged_path
+from rwkv_train.checkpoint.names import FINAL, MANIFEST, epoch_of, is_state, merged_path
 from rwkv_train.checkpoint.resume import list_states, load_state, state_path
-from rwkv_train.checkpoint.state_manifest import MANIFEST, read_state_manifest
+from rwkv_train.checkpoint.state_manifest import read_state_manifest
 from rwkv_train.errors import CheckpointError
 from rwkv_train.files import remove
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from rwkv_train.checkpoint.finite import is_finite
+from rwkv_train.checkpoint.names import PART_LIST
 from rwkv_train.checkpoint.part_tensors import StateParts
 from rwkv_train.checkpoint.state_format import FORMAT, require_complete, require_format
 from rwkv_train.checkpoint.state_manifest import (
@@ -19,7 +20,7 @@ from rwkv_train.checkpoint.state_manifest import (
     require_parts,
     write_state_manifest,
 )
-from rwkv_train.checkpoint.state_parts import METADATA, part_name, write_metadata
+from rwkv_train.checkpoint.state_parts import part_name, write_metadata
 from rwkv_train.errors import CheckpointError
 from rwkv_train.files import new_partial_folder, publish, remove, sync
 from rwkv_train.processors import usable_processors
@@ -36,7 +37,7 @@ def list_parts(folder: Path, ranks: int, order: Sequence[str]) -> None:
 
     order: names of entries that come first.
     """
-    if not (folder / METADATA).exists():
+    if not (folder / PART_LIST).exists():
         write_metadata(folder, ranks, order)
 
 
@@ -46,7 +47,7 @@ def complete_folder(folder: Path, parts: Sequence[PartFile], state: Mapping[str,
     parts: by rank; state: plain values, of which the manifest repeats some and has others alone.
     """
     files = {part_name(rank): part for rank, part in enumerate(parts)}
-    files[METADATA] = PartFile.of(folder / METADATA)
+    files[PART_LIST] = PartFile.of(folder / PART_LIST)
     about = {key: state[key] for key in (*_TOLD, *_LATE) if key in state}
     return write_state_manifest(folder, files, {"format": FORMAT, **about})
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_train.checkpoint.digest import file_digest
+from rwkv_train.checkpoint.names import MANIFEST
 from rwkv_train.errors import CheckpointError
 from rwkv_train.files import write_atomically
 from rwkv_train.processors import usable_processors
 
-MANIFEST = "manifest.json"
 # More threads than these read no disk faster.
 _MOST_THREADS = 16
 

@@ -38,9 +38,9 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from rwkv_train.checkpoint.element_boxes import boxes
+from rwkv_train.checkpoint.names import PART_LIST
 from rwkv_train.files import write_atomically
 
-METADATA = ".metadata"
 # Bytes of one entry at most: torch copies an entry before it writes it.
 _ENTRY_BYTES = 4 << 20
 
@@ -133,7 +133,7 @@ def write_metadata(folder: Path, ranks: int, order: Sequence[str] = ()) -> Path:
     _PartWriter(folder).finish(Metadata(found, planner_data=paths), [results])
     for rank in range(ranks):
         _list_path(folder, rank).unlink()
-    return folder / METADATA
+    return folder / PART_LIST
 
 
 class _PartWriter(FileSystemWriter):

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from rwkv_train.checkpoint.names import MANIFEST
 from rwkv_train.checkpoint.resume import load_state, state_digest
-from rwkv_train.checkpoint.state_manifest import MANIFEST, read_state_manifest, require_parts
+from rwkv_train.checkpoint.state_manifest import read_state_manifest, require_parts
 from rwkv_train.errors import CheckpointError
 from rwkv_train.files import new_partial_folder, publish, remove, replacing
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rwkv_train.checkpoint.names import MANIFEST, PART_LIST
 from rwkv_train.errors import CheckpointError
 
 _ONE = ("model.safetensors", "pytorch_model.bin")
@@ -34,10 +35,26 @@ def weight_files(path: Path) -> list[Path]:
             f"{path} is a folder with {len(files)} files of weights; give one of them: "
             f"{', '.join(files[:6])}{' …' if len(files) > 6 else ''}"
         )
+    if (path / PART_LIST).is_file():
+        # Of ours: those of other trainers have no manifest.
+        raise CheckpointError(
+            training_state_message(path)
+            if (path / MANIFEST).is_file()
+            else f"{path} is a checkpoint of torch.distributed.checkpoint; make one file of it: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} MODEL.pth"
+        )
     raise CheckpointError(
         f"{path} is a folder, expected a .pth or .safetensors file, or a folder with one of "
         f"{', '.join(_ONE)}; shards of a ZeRO-3 run must be joined first, with the zero_to_fp32.py "
         f"that lies next to them"
+    )
+
+
+def training_state_message(path: Path) -> str:
+    """Returns what to do with a training state that was given where a model is asked for."""
+    return (
+        f"{path} is a training state; resume it by giving the folder it lies in as --proj_dir, or "
+        f"give the .pth file next to it"
     )
 
 

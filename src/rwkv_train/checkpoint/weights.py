@@ -32,7 +32,11 @@ from rwkv_train.checkpoint.tensor_files import (
     safetensors_outlines,
     write_safetensors,
 )
-from rwkv_train.checkpoint.weight_folder import adapter_message, weight_files
+from rwkv_train.checkpoint.weight_folder import (
+    adapter_message,
+    training_state_message,
+    weight_files,
+)
 from rwkv_train.checkpoint.weight_keys import find_model, is_adapter_file, without_wrappers
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import replacing
@@ -191,10 +195,7 @@ def _tensors_only(path: Path, content: Any) -> dict[str, Tensor]:
             f"{path} holds {type(content).__name__}, expected a flat dictionary name -> tensor"
         )
     if "moments" in content and "step" in content:
-        raise CheckpointError(
-            f"{path} is a training state; resume it by giving its folder as --proj_dir, or give "
-            f"the .pth file next to it"
-        )
+        raise CheckpointError(training_state_message(path))
     content = find_model(content)
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):

@@ -12,11 +12,10 @@ from torch import Tensor
 from rwkv_train.checkpoint.digest import file_digest
 from rwkv_train.checkpoint.finite import is_finite
 from rwkv_train.checkpoint.lazy_tensors import picked
-from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, kept_path, merged_path
+from rwkv_train.checkpoint.names import MANIFEST, STATE_SUFFIX, epoch_of, kept_path, merged_path
 from rwkv_train.checkpoint.provenance import read_about
 from rwkv_train.checkpoint.resume import save_state, state_path
 from rwkv_train.checkpoint.retention import KeepRule, Retention
-from rwkv_train.checkpoint.state_manifest import MANIFEST
 from rwkv_train.config.load import dump_config
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength

@@ -105,7 +105,8 @@ def _data(config: ResolvedConfig, tokens: int) -> str:
 def _batch(config: ResolvedConfig, length: RunLength) -> str:
     train, sharing = config.train, config.hardware.context_parallel
     accumulated = train.accumulate_grad_batches
-    groups = f" groups of {sharing} processes" if sharing > 1 else ""
+    several = "s" if readers(config.hardware) > 1 else ""
+    groups = f" group{several} of {sharing} processes" if sharing > 1 else ""
     return (
         f"{global_batch(config)} samples ({readers(config.hardware)}{groups} x {train.micro_bsz}"
         + (f" x {accumulated} accumulated" if accumulated > 1 else "")
