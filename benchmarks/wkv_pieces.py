@@ -92,10 +92,15 @@ def compare(op: str, contender: Contender, inputs: Inputs, repeats: int) -> list
     device = inputs.gy.device
     taken = alternate(works, repeats, device, CLOCKS.get(device.type, time.perf_counter))
     times = " | ".join(f"{taken[n] * 1e3:.1f}" for n in ("forward", "both", "piece", "gradient"))
-    of_forward = taken["piece"] / taken["forward"]
-    of_both = (taken["piece"] + taken["gradient"]) / taken["both"]
-    print(f"| {op} | {contender.name} | {times} | {of_forward:.2f} | {of_both:.2f} |", flush=True)
+    of_forward = ratio(taken["piece"], taken["forward"])
+    of_both = ratio(taken["piece"] + taken["gradient"], taken["both"])
+    print(f"| {op} | {contender.name} | {times} | {of_forward} | {of_both} |", flush=True)
     return []
+
+
+def ratio(seconds: float, whole: float) -> str:
+    """Returns a quotient for the table; of a call that is shorter than the clock's tick, a dash."""
+    return f"{seconds / whole:.2f}" if whole > 0 else "-"
 
 
 def piece_calls(

@@ -107,7 +107,9 @@ from rwkv_train.models.layers import Linear
 from rwkv_train.models.residual import Residual, ShiftedNorm
 from rwkv_train.models.rwkv4 import ChannelMix as ChannelMix
 from rwkv_train.models.sizes import Shapes
+from rwkv_train.models.spread_state import spread
 from rwkv_train.models.table import HEAD, NORMS, Row, constant, orthogonal, rising, zeros
+from rwkv_train.models.token_ranks import TokenRanks
 from rwkv_train.ops.average99 import average99
 
 NAME = "RWKV-99"
@@ -137,11 +139,13 @@ class TimeMix(nn.Module):
         wkv: Tensor | None,
         reset: Tensor | None,
         with_state: bool,
+        ranks: TokenRanks | None = None,
     ) -> tuple[Residual, Tensor | None, Tensor, Tensor]:
         """Returns the residual, the carry as it came, new shift and operator state."""
         shares = (self.x_v, torch.zeros_like(self.x_v))
         stream, last, (xv, x), _ = norm(residual, shift, reset, shares)
-        y, wkv = average99(self.w, self.value(xv), wkv, backend=self.backend, reset=reset)
+        average = spread(average99, ranks, with_state)
+        y, wkv = average(self.w, self.value(xv), wkv, backend=self.backend, reset=reset)
         out = self.output(torch.sigmoid(self.gate(x)) * y)
         return Residual(stream, out), carry, last, wkv
 

@@ -152,8 +152,8 @@ def wrong_cases(version: str) -> set[str]:
 def test_documents_whose_start_the_model_does_not_see(monkeypatch):
     read = RWKV._read
 
-    def forgets(self, tokens, state, reset, with_state):
-        return read(self, tokens, state, None, with_state)
+    def forgets(self, tokens, state, reset, with_state, ranks=None):
+        return read(self, tokens, state, None, with_state, ranks)
 
     monkeypatch.setattr(RWKV, "_read", forgets)
     assert wrong_cases("7") == {"documents packed"}
@@ -162,8 +162,8 @@ def test_documents_whose_start_the_model_does_not_see(monkeypatch):
 def test_a_token_shift_that_takes_another_token_across_a_border(monkeypatch):
     read = RWKV._read
 
-    def forgets(self, tokens, state, reset, with_state):
-        x, after = read(self, tokens, state, reset, with_state)
+    def forgets(self, tokens, state, reset, with_state, ranks=None):
+        x, after = read(self, tokens, state, reset, with_state, ranks)
         if after is not None:
             after = tuple(layer._replace(ffn_shift=layer.att_shift) for layer in after)
         return x, after

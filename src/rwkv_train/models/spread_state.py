@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rwkv_train.errors import ConfigError
 from rwkv_train.models.piece_exchange import Crossing, cross, gradient_after
 from rwkv_train.models.state import WkvState
 from rwkv_train.models.token_ranks import TokenRanks
@@ -92,8 +93,18 @@ def spread(operator: Operator, ranks: TokenRanks | None, with_state: bool) -> Op
 
     operator: `wkv4`, `wkv5`, `wkv6` or `wkv7_and_bonus`. The states are those before and after all
     pieces, equal on every rank; the one after only `with_state`. Collective, as its backward pass.
+
+    Raises ConfigError for another operator.
     """
-    return operator if ranks is None else partial(_over_ranks, operator, ranks, with_state)
+    if ranks is None:
+        return operator
+    if operator not in _STATE_ONLY:
+        name = getattr(operator, "__name__", operator)
+        raise ConfigError(
+            f"--context_parallel {ranks.size}: the operator {name} has no form that knows its state"
+            " alone; leave --context_parallel out"
+        )
+    return partial(_over_ranks, operator, ranks, with_state)
 
 
 def _over_ranks(

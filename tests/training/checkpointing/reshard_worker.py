@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ from rwkv_train.training.optim.host_copies import HostCopies
 from rwkv_train.training.optim.own_pieces import capture_pieces
 from tests.checkpoint.small_states import publish_parts
 
+# After which a rank that waits for another one gives up.
+PATIENCE = timedelta(seconds=60)
 LAYOUTS = [*itertools.product((1, 2, 3, 4), (0, 1, 2, 3))]
 
 
@@ -72,9 +75,20 @@ def engine_of(stage: int, model: Toy, optimizer: torch.optim.Optimizer) -> Any:
 
 
 @contextmanager
-def trained(ranks: int, stage: int, rank: int, store: Any) -> Iterator[Trained]:
+def group_of(ranks: int, rank: int, store: Any) -> Iterator[None]:
+    """One process group for all layouts of so many ranks."""
+    torch.distributed.init_process_group(
+        "gloo", store=store, rank=rank, world_size=ranks, timeout=PATIENCE
+    )
+    yield
+    # By DeepSpeed, which has groups of its own in it.
+    deepspeed.comm.destroy_process_group()
+    deepspeed.comm.comm.cdb = None
+
+
+@contextmanager
+def trained(stage: int) -> Iterator[Trained]:
     """A toy after two steps, each of them with a decay of its own for the table."""
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     model = Toy()
     groups = [
         {"params": [model.table], "weight_decay": 0.1},
@@ -93,10 +107,6 @@ def trained(ranks: int, stage: int, rank: int, store: Any) -> Iterator[Trained]:
     yield Trained(model, optimizer, engine)
     if engine is not None:
         engine.destroy()
-        deepspeed.comm.destroy_process_group()
-        deepspeed.comm.comm.cdb = None
-    else:
-        torch.distributed.destroy_process_group()
 
 
 def gathered(toy: Trained) -> dict[str, Any]:
@@ -129,40 +139,58 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     return different
 
 
-def main(folder: Path, rank: int, port: int) -> int:
-    """Returns the number of differences."""
-    store = TCPStore("127.0.0.1", port, 4, rank == 0)
+def layouts_of(rank: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """The layouts that a rank is of, by the number of ranks."""
+    for ranks, layouts in itertools.groupby(LAYOUTS, lambda layout: layout[0]):
+        if rank < ranks:
+            yield ranks, list(layouts)
+
+
+def save_all(folder: Path, rank: int, store: Any) -> None:
+    """Saves under every layout, and beside it what is in it."""
+    for ranks, layouts in layouts_of(rank):
+        with group_of(ranks, rank, PrefixStore(f"s{ranks}", store)):
+            for _, stage in layouts:
+                name = f"{ranks}-{stage}"
+                path = folder / f"rwkv-step-{ranks}{stage}.state"
+                own, shared = RankStore(), None
+                if ranks > 1:
+                    place = PrefixStore(f"r{name}", store)
+                    own = RankStore(place, rank=rank, world_size=ranks)
+                    shared = PrefixStore(f"b{name}", store)
+                with trained(stage) as toy:
+                    save(toy, ranks, rank, path, PartBoard(shared, own))
+                    expected = gathered(toy)
+                if rank == 0:
+                    torch.save(expected, folder / f"{name}.truth")
+
+
+def load_all(folder: Path, rank: int, store: Any) -> int:
+    """Loads every save under every layout; returns the number of differences."""
     count = 0
-    for ranks, stage in LAYOUTS:
-        if rank >= ranks:
-            continue
-        name = f"{ranks}-{stage}"
-        own = (
-            RankStore(PrefixStore(f"r{name}", store), rank=rank, world_size=ranks)
-            if ranks > 1
-            else RankStore()
-        )
-        board = PartBoard(PrefixStore(f"b{name}", store) if ranks > 1 else None, own)
-        with trained(ranks, stage, rank, PrefixStore(f"s{name}", store)) as toy:
-            save(toy, ranks, rank, folder / f"rwkv-step-{ranks}{stage}.state", board)
-            expected = gathered(toy)
-        if rank == 0:
-            torch.save(expected, folder / f"{name}.truth")
-    store.set(f"saved{rank}", "")
-    store.wait([f"saved{other}" for other in range(4)])
     truths, states = {}, {}
     for source in LAYOUTS:
         truths[source] = torch.load(folder / "{}-{}.truth".format(*source))
         states[source] = load_state(folder / "rwkv-step-{}{}.state".format(*source))
-    for ranks, stage in LAYOUTS:
-        if rank >= ranks:
-            continue
-        with trained(ranks, stage, rank, PrefixStore(f"l{ranks}-{stage}", store)) as toy:
-            for source, state in states.items():
-                optimizer_state.restore(state, *toy)
-                for fault in differences(gathered(toy), truths[source]):
-                    count += 1
-                    print(f"{source} -> {ranks, stage}, rank {rank}: {fault}")
+    for ranks, layouts in layouts_of(rank):
+        with group_of(ranks, rank, PrefixStore(f"l{ranks}", store)):
+            for _, stage in layouts:
+                with trained(stage) as toy:
+                    for source, state in states.items():
+                        optimizer_state.restore(state, *toy)
+                        for fault in differences(gathered(toy), truths[source]):
+                            count += 1
+                            print(f"{source} -> {ranks, stage}, rank {rank}: {fault}")
+    return count
+
+
+def main(folder: Path, rank: int, port: int) -> int:
+    """Returns the number of differences."""
+    store = TCPStore("127.0.0.1", port, 4, rank == 0, timeout=PATIENCE)
+    save_all(folder, rank, store)
+    store.set(f"saved{rank}", "")
+    store.wait([f"saved{other}" for other in range(4)])
+    count = load_all(folder, rank, store)
     store.set(f"left{rank}", "")
     if rank == 0:
         store.wait([f"left{other}" for other in range(4)])
