@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from rwkv_train.checkpoint.resume import StateFile, list_states, load_state, save_state
@@ -24,6 +24,7 @@ from rwkv_train.checkpoint.state_place import StatePlace
 from rwkv_train.errors import CheckpointError
 from tests.checkpoint.fake_lock import Lock
 from tests.checkpoint.small_states import save_small_folder, small_state
+from tests.killed_work import kill_before, work_until
 
 OPERATIONS = [
     (os, "fsync"),
@@ -40,43 +41,6 @@ def copy(folder: Path, state: StateFile) -> None:
     """Copies a state as a start of the run does."""
     place = StatePlace(folder / "place", KeepRule(last=2), None, "one", Lock())
     place.copy(state, [folder / "run" / "metrics.jsonl"], lambda: True)
-
-
-def copy_until(folder: Path, state: StateFile, number: int | None) -> int:
-    """Copies; right before the file operation of that number (from 1) the process kills itself.
-
-    Returns how many operations there were.
-    """
-    calls = []
-
-    def counted(original):
-        def operation(*arguments, **keywords):
-            calls.append(original)
-            if len(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **keywords)
-
-        return operation
-
-    originals = [getattr(owner, name) for owner, name in OPERATIONS]
-    try:
-        for (owner, name), original in zip(OPERATIONS, originals):
-            setattr(owner, name, counted(original))
-        copy(folder, state)
-    finally:
-        for (owner, name), original in zip(OPERATIONS, originals):
-            setattr(owner, name, original)
-    return len(calls)
-
-
-def killed_before(folder: Path, state: StateFile, number: int) -> None:
-    """Runs `copy_until` in a child that does not survive it."""
-    child = os.fork()
-    if child == 0:
-        copy_until(folder, state, number)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "it ended before it was killed"
 
 
 def verified(place: Path) -> dict[str, bool]:
@@ -104,12 +68,12 @@ def main(folder: Path, kind: str) -> None:
     copy(folder, first)
     copy(folder, second)
     shutil.copytree(place, old)
-    operations = copy_until(folder, third, None)
+    operations = work_until(partial(copy, folder, third), OPERATIONS, None)
     points = []
     for number in range(1, operations + 1):
         shutil.rmtree(place)
         shutil.copytree(old, place)
-        killed_before(folder, third, number)
+        kill_before(partial(copy, folder, third), OPERATIONS, number)
         left = verified(place)
         copy(folder, third)
         again = verified(place)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from rwkv_train.data.binidx.loss_mask import find_mask
@@ -24,6 +24,7 @@ from rwkv_train.data.convert.pipeline import ConvertOptions, convert
 from rwkv_train.data.convert.select import Arrangement
 from rwkv_train.data.samples.token_sources import open_source, pairs_of
 from rwkv_train.errors import DataError
+from tests.killed_work import kill_before, work_until
 
 OPERATIONS = [
     (os, "replace"),
@@ -58,41 +59,6 @@ def options(made: str, corpus: Path, prefix: Path) -> ConvertOptions:
         overwrite=True,
         chat_template=chat_template,
     )
-
-
-def make_until(wanted: ConvertOptions, number: int | None) -> int:
-    """Converts; right before the file operation of that number (from 1) the process kills itself.
-    Returns how many operations there were."""
-    calls = []
-
-    def counted(original):
-        def operation(*arguments, **keywords):
-            calls.append(original)
-            if len(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **keywords)
-
-        return operation
-
-    originals = [getattr(owner, name) for owner, name in OPERATIONS]
-    try:
-        for (owner, name), original in zip(OPERATIONS, originals):
-            setattr(owner, name, counted(original))
-        convert(wanted)
-    finally:
-        for (owner, name), original in zip(OPERATIONS, originals):
-            setattr(owner, name, original)
-    return len(calls)
-
-
-def killed_before(wanted: ConvertOptions, number: int) -> None:
-    """Runs `make_until` in a child that does not survive it."""
-    child = os.fork()
-    if child == 0:
-        make_until(wanted, number)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "it ended before it was killed"
 
 
 def readable(prefix: Path) -> list[int] | str:
@@ -138,12 +104,12 @@ def main(folder: Path, old: str, new: str) -> None:
     place = folder / "place"
     wanted = options(new, corpus, place / "out")
     shutil.copytree(folder / "old", place)
-    operations = make_until(wanted, None)
+    operations = work_until(partial(convert, wanted), OPERATIONS, None)
     points = []
     for number in range(1, operations + 1):
         shutil.rmtree(place)
         shutil.copytree(folder / "old", place)
-        killed_before(wanted, number)
+        kill_before(partial(convert, wanted), OPERATIONS, number)
         left = {p: readable(place / p) for p in ("out", "out_val")}
         alone = pairs(place)
         convert(wanted)
