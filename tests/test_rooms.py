@@ -21,19 +21,20 @@ ARROWS = """\
 checkpoint.adapter_files: lazy_tensors weights
 checkpoint.convert_state: lazy_tensors part_tensors resume state_folder state_manifest
     state_parts
-checkpoint.copy_files: digest resume state_manifest
+checkpoint.copy_files: digest names resume state_manifest
 checkpoint.hf_names: fla_names web_rwkv_names weight_folder
 checkpoint.merge: adapter_files number_formats weights
-checkpoint.part_tensors: element_boxes lazy_tensors part_metadata state_parts
+checkpoint.part_tensors: element_boxes lazy_tensors names part_metadata state_parts
 checkpoint.places: resume
 checkpoint.resume: digest names space state_folder state_format state_manifest
 checkpoint.retention: digest names resume state_manifest
-checkpoint.state_folder: finite part_tensors state_format state_manifest state_parts
-checkpoint.state_manifest: digest
-checkpoint.state_parts: element_boxes
+checkpoint.state_folder: finite names part_tensors state_format state_manifest state_parts
+checkpoint.state_manifest: digest names
+checkpoint.state_parts: element_boxes names
 checkpoint.state_place: copy_files names resume retention
-checkpoint.state_stream: resume state_manifest
+checkpoint.state_stream: names resume state_manifest
 checkpoint.web_rwkv_names: fla_names
+checkpoint.weight_folder: names
 checkpoint.weights: checkpoint_kind finite fit_weights hf_names lazy_tensors provenance
     pth_file space tensor_files weight_folder weight_keys
 checkpoint.weights_from_parts: digest number_formats state_folder weights

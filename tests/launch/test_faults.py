@@ -115,8 +115,9 @@ def test_a_flag_that_is_wrong_everywhere_is_told_once(flags: Callable[..., list[
         "train.py", [(flags(**TWO, n_layr=3), each) for each in ranks_environment(2)]
     )
     assert statuses == [2, 2]
-    assert error_lines(err) == err.splitlines()
-    assert err == "error: unknown flag --n_layr; perhaps you meant --n_layer\n"
+    # A rank may have to wait a while for the first one, which it says.
+    told = [line for line in err.splitlines() if not line.startswith("waiting for rank 0 at ")]
+    assert told == ["error: unknown flag --n_layr; perhaps you meant --n_layer"]
 
 
 def test_a_refusal_is_kept_for_a_rank_that_comes_late(flags: Callable[..., list[str]]):
