@@ -24,7 +24,8 @@ def test_steps_with_a_kept_heap_take_no_page_faults_and_a_fork_can_give_it_back(
     assert found["before"] > 10 * MOST_FAULTS
     assert found["kept"] <= MOST_FAULTS
     assert found["another length"] <= MOST_FAULTS
-    assert found["fork"] > 10 * MOST_FAULTS
+    # Not by faults: what is left of the heap may serve a fork's steps, or not, as it lies.
+    assert found["given back"] > 32 << 20
     assert found["text"].startswith("kept from step to step")
 
 
