@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -39,8 +40,8 @@ def faults_of_a_step(time: int = 256) -> int:
 
 def resident_bytes() -> int:
     """Returns the memory of this process that is there."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 def given_back_in_a_fork() -> int:
