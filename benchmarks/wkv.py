@@ -37,13 +37,13 @@ from benchmarks.wkv_cases import (
     parity_fault,
     saved_bytes,
 )
+from benchmarks.wkv_flags import DTYPES, case_parser, positive
 from benchmarks.wkv_plot import plot
 from benchmarks.wkv_timing import alternate, copy_rate, product_rate
 from rwkv_train.ops import wkv7
 from rwkv_train.ops.backends.measurements import BOTH, FORWARD, Measurement, card_of, record
 from rwkv_train.processors import processor_name
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The token loop is a thousand times slower; beyond so many tokens it is left out unless asked for.
 LOOP_TOKENS = 4096
 # What `auto` chooses from by its speed: not the operators of others, and not the token loop, which
@@ -101,16 +101,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     """Returns the values of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.wkv", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--ops", default="4567", help="versions, such as 67")
-    parser.add_argument("--batch", type=positive, default=4)
-    parser.add_argument("--time", type=positive, default=512)
-    parser.add_argument("--heads", type=positive, default=12)
-    parser.add_argument("--size", type=positive, default=64, help="channels per head")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument("--device", choices=devices, default=devices[-1])
+    parser = case_parser("wkv", __doc__, Shape(4, 512, 12, 64))
     parser.add_argument("--backends", help="names, comma-separated; default: all that can serve")
     parser.add_argument(
         "--lengths",
@@ -118,8 +109,6 @@ def parse() -> argparse.Namespace:
         metavar="T,T",
         help="compare these, comma-separated, at equal batch x time",
     )
-    parser.add_argument("--repeats", type=positive, default=9)
-    parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's")
     parser.add_argument("--plot", type=Path, help="write a bar chart of tokens/s to this file")
     parser.add_argument("--record", type=Path, help="add the medians to this table of measurements")
     options = parser.parse_args()
@@ -127,13 +116,6 @@ def parse() -> argparse.Namespace:
     if fault is not None:
         parser.error(fault)
     return options
-
-
-def positive(text: str) -> int:
-    """Returns the number, for argparse; raises when it is not above zero."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number above 0")
-    return int(text)
 
 
 def fault_of(options: argparse.Namespace) -> str | None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.wkv import DTYPES, device_name, positive
+from benchmarks.wkv import device_name
 from benchmarks.wkv_cases import (
     Contender,
     Inputs,
@@ -32,6 +32,7 @@ from benchmarks.wkv_cases import (
     outputs_and_gradients,
     relative_error,
 )
+from benchmarks.wkv_flags import DTYPES, case_parser
 from benchmarks.wkv_timing import alternate
 from rwkv_train.ops import pieces
 from rwkv_train.ops.pieces.message import pack_piece, pack_state
@@ -138,19 +139,8 @@ def fault_of(op: str, backend: str, inputs: Inputs) -> str | None:
 
 def parse() -> argparse.Namespace:
     """Returns the values of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.wkv_pieces", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--ops", default="4567", help="versions, such as 67")
-    parser.add_argument("--batch", type=positive, default=1)
-    parser.add_argument("--time", type=positive, default=2048)
-    parser.add_argument("--heads", type=positive, default=8)
-    parser.add_argument("--size", type=positive, default=64, help="channels per head")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument("--device", choices=devices, default=devices[-1])
+    parser = case_parser("wkv_pieces", __doc__, Shape(1, 2048, 8, 64))
     parser.add_argument("--backends", default="native,chunked", help="names, comma-separated")
-    parser.add_argument("--repeats", type=positive, default=9)
-    parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's")
     options = parser.parse_args()
     if not options.ops or set(options.ops) - set("4567"):
         parser.error(f"--ops {options.ops}: expected versions among 4567, such as 67")

@@ -55,6 +55,15 @@ def ending_seconds(record: Mapping[str, Any]) -> dict[str, float]:
     return {**found, "ending": seconds - sum(found.values())}
 
 
+def seconds_beside_steps(record: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the seconds by part of a record of times.jsonl, a start or an end of the program."""
+    return {
+        **ending_seconds(record),
+        "restart": amount_in(record, "start_up_seconds"),
+        "lost": amount_in(record, "lost_seconds"),
+    }
+
+
 def add_seconds(to: dict[str, float], more: Mapping[str, float]) -> None:
     """Adds seconds by part to others, in place."""
     for part, seconds in more.items():

@@ -48,6 +48,11 @@ def copy_places(state_copies: str | None) -> tuple[CopyPlace, ...]:
     return tuple(_place(state_copies, item.strip()) for item in state_copies.split(","))
 
 
+def copy_folders(state_copies: str | None) -> list[Path]:
+    """Returns the folders of `copy_places`; raises as it does."""
+    return [place.folder for place in copy_places(state_copies)]
+
+
 def expand_copy_homes(state_copies: str) -> str:
     """Returns state_copies with the home folders of its items written out (`expand_home`)."""
     items = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from rwkv_train.goodput import FORWARD, PARTS, add_seconds, goodput, no_seconds
+from rwkv_train.goodput import FORWARD, PARTS, add_seconds, amount_in, goodput, no_seconds
 from rwkv_train.report.page_blocks import PagePart, page_table, shown_seconds
-from rwkv_train.report.run_history import PAUSES, RunHistory, number_in
+from rwkv_train.report.run_history import PAUSES, RunHistory
 
 
 def life_seconds(history: RunHistory) -> dict[str, float]:
@@ -62,7 +62,7 @@ def life_table(history: RunHistory, starts: list[dict[str, Any]], ended: float |
         count = f"{len(starts)} start{'s' if len(starts) > 1 else ''}"
         # A start is written down when it is ready.
         first = history.events["start_up_seconds"].records[:1]
-        passed = ended - began + sum(number_in(r, "start_up_seconds") for r in first)
+        passed = ended - began + sum(amount_in(r, "start_up_seconds") for r in first)
         rows.append([f"by the calendar, {count}", shown_seconds(passed), ""])
     return page_table("Where the time went", ["what", "time", "share"], rows, note=words)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from rwkv_train.goodput import add_seconds, ending_seconds, no_seconds
+from rwkv_train.goodput import add_seconds, no_seconds, seconds_beside_steps
 from rwkv_train.report.run_lives import LifeAccount, last_account
 from rwkv_train.report.run_records import METRICS_FILE, has_numbers, metrics_record, read_times
 from rwkv_train.report.step_bins import MOST_BINS, Matrix, StepBins, thinned
@@ -175,9 +175,7 @@ class RunHistory:
     def _take_time(self, record: Record) -> None:
         if type(record.get("step")) is not int:
             return
-        self.beside["restart"] += number_in(record, "start_up_seconds")
-        self.beside["lost"] += number_in(record, "lost_seconds")
-        add_seconds(self.beside, ending_seconds(record))
+        add_seconds(self.beside, seconds_beside_steps(record))
         for kind in ("start_up_seconds", "ending_seconds"):
             if kind in record:
                 self._keep(kind, record)
@@ -189,12 +187,6 @@ class RunHistory:
             # A validation names its step only; a step number is that of equal steps.
             tokens = round((step + 1) * self.last["tokens"] / (self.last["step"] + 1))
         self.events[kind].add({**record, "tokens": tokens or 0})
-
-
-def number_in(record: Record, name: str) -> float:
-    """Returns a number of a record; 0 where it holds none."""
-    value = record.get(name)
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else 0.0
 
 
 def _records(lines: Sequence[bytes]) -> Iterable[Record]:

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from rwkv_train.goodput import (
     PARTS,
     add_seconds,
-    amount_in,
     ending_seconds,
     no_seconds,
+    seconds_beside_steps,
     step_seconds,
 )
 from rwkv_train.report.run_records import METRICS_FILE, objects_in, read_steps, read_times
@@ -170,9 +170,7 @@ def _older_account(folder: Path, facts: StartFacts) -> LifeAccount:
     times, steps = read_times(folder), read_steps(folder)
     beside = no_seconds()
     for record in times:
-        add_seconds(beside, ending_seconds(record))
-        beside["restart"] += amount_in(record, "start_up_seconds")
-        beside["lost"] += amount_in(record, "lost_seconds")
+        add_seconds(beside, seconds_beside_steps(record))
     until = facts.began
     if steps:
         until = min(until, (folder / METRICS_FILE).stat().st_mtime)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from rwkv_train.checkpoint.places import states_in_all
 from rwkv_train.checkpoint.resume import load_state
-from rwkv_train.config.copy_places import copy_places
+from rwkv_train.config.copy_places import copy_folders
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import RunLength
 from rwkv_train.errors import CheckpointError, TrainingError
@@ -125,7 +125,7 @@ class Recovery:
         """
         found: tuple[Path | None, str] = (None, "")
         if trainer.is_global_zero:
-            places = [place.folder for place in copy_places(self._config.safety.state_copies)]
+            places = copy_folders(self._config.safety.state_copies)
             files, _ = states_in_all(Path(self._config.train.proj_dir), places)
             known = [f for f in files if f.position is not None and f.position <= position]
             # One at the position itself has the very weights that met the bad steps.

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rwkv_train.config.copy_places import copy_places
+from rwkv_train.config.copy_places import copy_folders
 from rwkv_train.config.resolve.resolve import for_saving, resolve
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.schema import RunConfig
@@ -82,7 +82,7 @@ def prepare_run(
     # In this order: what lies on disk completes the configuration; the complete one says what to
     # check and to read; the folder is made last, so that a refusal leaves none behind.
     began = time.perf_counter()
-    places = [place.folder for place in copy_places(given.safety.state_copies)]
+    places = copy_folders(given.safety.state_copies)
     point = find_shared_start(given.train, ranks, received, places)
     reload_seconds = time.perf_counter() - began
     read = partial(discover, given, point, ranks.launch.may_change)
