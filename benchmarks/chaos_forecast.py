@@ -30,8 +30,8 @@ from rwkv_train.planning.cluster.node_pool import GivenFailures, NodePool
 from rwkv_train.planning.text_table import text_table
 
 WITHIN = 0.15
-# Parts that the injector's clock cannot tell from one another: nobody trains.
-_RECOVERY = ("restart", "reload", "down", "ending", "untold")
+# Parts that the injector's clock cannot tell from one another: nobody trains, or in vain.
+_RECOVERY = ("broken", "restart", "reload", "down", "ending", "untold")
 # Faults after which the newest state cannot be read.
 _DAMAGING = ("corrupt_state", "truncate_state", "delete_state")
 _JUDGED = ("wall time", "goodput")

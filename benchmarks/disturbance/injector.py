@@ -39,7 +39,7 @@ class Injector:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._began = time.monotonic()
-        self._most_steps = self._mended_at = self._struck_life = 0
+        self._mended_at = self._struck_life = 0
 
     def wait_for(self, is_so: Callable[[], bool]) -> str:
         """Tends the job until something is so; returns "", or why it will not be."""
@@ -67,28 +67,27 @@ class Injector:
         """Strikes once the job has made so many steps more, and waits until it trains on."""
         scene = self._scene
         target = scene.steps_done() + after_steps
-        fault = self.wait_for(lambda: self._steps() >= target)
+        fault = self.wait_for(lambda: scene.steps_done() >= target)
         at = time.monotonic() - self._began
         if fault:
             return Outcome(kind, at, 0, None, 0, 0.0, fault)
         self._struck_life = life = max(scene.starts(), default=0)
-        self._most_steps = scene.steps_done()
+        lost = scene.steps_lost()
         struck = KINDS[kind].strike(scene)
-        state, began = scene.newest_good_state(), time.monotonic()
+        state = scene.newest_good_state()
         fault = self._mend(struck) or self.wait_for(lambda: self._trains_on(struck))
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - self._began - at
         later = [steps for number, (steps, _) in scene.starts().items() if number > life]
         resumed = min(later, default=None)
         if resumed is not None and resumed < state:
             fault = fault or f"resumed at step {resumed} although the state of {state} was good"
-        lost = 0 if resumed is None else max(0, self._most_steps - resumed)
-        return Outcome(kind, at, state, resumed, lost, seconds, fault)
+        return Outcome(kind, at, state, resumed, scene.steps_lost() - lost, seconds, fault)
 
     def _mend(self, struck: Struck) -> str:
         if struck.mend is None:
             return ""
         due = time.monotonic() + struck.seconds
-        fault = self.wait_for(lambda: self._steps() >= 0 and time.monotonic() >= due)
+        fault = self.wait_for(lambda: time.monotonic() >= due)
         struck.mend()
         self._mended_at = self._scene.steps_done()
         return fault
@@ -99,12 +98,5 @@ class Injector:
         newest = max(starts, default=0)
         if newest > self._struck_life:
             resumed, is_stepping = starts[newest]
-            return is_stepping and self._steps() > resumed
-        return self._steps() >= self._mended_at + _STEPS_AFTER and not struck.restarts
-
-    def _steps(self) -> int:
-        steps = self._scene.steps_done()
-        # Those of the life after are none that were done before.
-        if max(self._scene.starts(), default=0) == self._struck_life:
-            self._most_steps = max(self._most_steps, steps)
-        return steps
+            return is_stepping and self._scene.steps_done() > resumed
+        return self._scene.steps_done() >= self._mended_at + _STEPS_AFTER and not struck.restarts

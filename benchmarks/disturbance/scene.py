@@ -71,6 +71,11 @@ class Scene:
                 found[line["life"]] = (line["tokens"] // self.tokens, line["event"] == "steps")
         return found
 
+    def steps_lost(self) -> int:
+        """Returns how many steps were done again, by the run's own account."""
+        lives = read_lives(self.run)
+        return int(lives[-1]["lost_steps"]) if lives else 0
+
     def states(self) -> list[Path]:
         """Returns the training states of the run, the newest last."""
         return sorted(

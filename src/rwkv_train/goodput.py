@@ -17,6 +17,7 @@ PARTS = {
     "save": "saving",
     "validation": "validation",
     "lost": "lost and done again",
+    "broken": "in steps that broke off",
     "restart": "starting",
     "reload": "reading the state",
     "ending": "ending",

@@ -78,9 +78,11 @@ class Player:
             pass
 
     def lose_steps(self, resume: int) -> None:
-        for number, (_, step, seconds) in enumerate(self.notes):
+        for number, (part, step, seconds) in enumerate(self.notes):
             if step is not None and step >= resume:
-                self.notes[number] = ("lost", None, seconds)
+                # The pause that stands in the first of them has made the state.
+                is_kept = part == "save" and step == resume
+                self.notes[number] = ("save" if is_kept else "lost", None, seconds)
 
     def play(self, account: LifeAccount, resume: int) -> None:
         account.begin_steps(START_UP, RELOAD)
@@ -144,7 +146,7 @@ def test_the_last_sign_of_life_tells_a_hang_from_a_time_when_nobody_ran(tmp_path
     # Two events of the start, and five that begin a step: the last one dies in the fifth.
     player.live(6, 0, left_at=None, agent=None)
     hung = player.now
-    player.pass_time("lost", 40.0)
+    player.pass_time("broken", 40.0)
     player.pass_time("restart", 10.0)
     player.live(1, player.saved, left_at=hung + 40.0, agent=BEGAN)
     # Killed on its way to the first step, of which a sign of life tells a part.

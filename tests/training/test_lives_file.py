@@ -47,7 +47,7 @@ def test_a_life_that_a_fault_ends_tells_what_it_did_behind_its_last_record(tmp_p
     log.close()
     assert events(tmp_path) == [("start", 0), ("steps", 0), ("left", 128)]
     # 60 - 10 - 2, and what this test has taken.
-    assert 48.0 <= read_lives(tmp_path)[-1]["seconds"]["lost"] < 58.0
+    assert 48.0 <= read_lives(tmp_path)[-1]["seconds"]["broken"] < 58.0
 
 
 def test_a_line_that_a_full_disk_has_not_taken_is_written_at_the_next_step(

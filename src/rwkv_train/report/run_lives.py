@@ -10,7 +10,7 @@ told by nobody, and comes out as the difference: all parts together are always t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -134,7 +134,8 @@ def begin_life(folder: Path, facts: StartFacts) -> LifeAccount:
     kept = [step for step in steps if _tokens(step) <= facts.tokens]
     dropped = [step for step in told if _tokens(step) > facts.tokens]
     account.until += _total(step for step in told if _tokens(step) > account.tokens)
-    account.beside["lost"] += _total(dropped)
+    account.beside["lost"] += _total(dropped) - (pause := _pause_of_state(dropped, kept, facts))
+    account.beside["save"] += pause
     account.lost_steps += len(dropped)
     for step in kept:
         add_seconds(account.steps, step_seconds(step))
@@ -144,12 +145,24 @@ def begin_life(folder: Path, facts: StartFacts) -> LifeAccount:
     return account
 
 
+def _pause_of_state(
+    dropped: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]], facts: StartFacts
+) -> float:
+    """Returns the seconds of the save that a life resumes from.
+
+    They stand in the record of the step behind it, which is done again.
+    """
+    if not dropped or not kept or _tokens(kept[-1]) != facts.tokens:
+        return 0.0
+    return step_seconds(dropped[0]).get("save", 0.0)
+
+
 def _account_for_gap(account: LifeAccount, facts: StartFacts) -> None:
     """Accounts for the time between the last record and the beginning of a life."""
     died = account.until
     if facts.left_at is not None:
         # It lived, and what it did was not written down: the beginning of a step, or of a start.
-        part = "lost" if account.stepping else "restart"
+        part = "broken" if account.stepping else "restart"
         account.spend(part, min(facts.left_at, facts.began) - account.until)
         died = account.until
     waited = facts.supervised_since is not None and facts.supervised_since <= died

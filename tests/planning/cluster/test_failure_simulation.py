@@ -58,7 +58,8 @@ def test_a_failure_costs_the_steps_since_the_last_state_that_was_complete():
         "restart": 10 + 10,
         "reload": 4,
         "training": 40,
-        "lost": 8 + 1.5 + 3,
+        "lost": 8,
+        "broken": 1.5 + 3,
         "save": 4 + 5,
     }
     assert (found.steps_lost, found.failures, found.restarts) == (4, 1, 1)
@@ -68,7 +69,8 @@ def test_a_state_that_was_still_being_written_is_lost_too():
     # Complete at 26, a failure at 25.5: two steps after the pause, and the five before it.
     found = run([25.5])
     # With the pause of that save, which is made again.
-    assert found.steps_lost == 7 and spent(found)["lost"] == 14 + 0.5 + 1 + 3
+    assert found.steps_lost == 7 and spent(found)["lost"] == 14 + 1
+    assert spent(found)["broken"] == 0.5 + 3
     # The first start read nothing, and neither does the second: there is no state.
     assert "reload" not in spent(found)
 
@@ -97,16 +99,17 @@ def test_what_is_damaged_long_after_the_start_costs_one_interval_more():
     damaged = simulate(Scenario(CYCLE, ONE, 1000, 20), GivenFailures(early, damaging=early))
     assert (whole.steps_lost, damaged.steps_lost) == (21, 41)
     # The pauses of what is done again are lost with it.
-    assert spent(damaged)["lost"] == 41 * 2 + 1 + 2 * 1 + 3
+    assert spent(damaged)["lost"] == 41 * 2 + 2 * 1 and spent(damaged)["broken"] == 1 + 3
 
 
 def test_a_failure_in_a_save_or_in_a_restart_begins_the_restart_anew():
     # In the pause at 20.5: five steps are lost, and half a second of the pause.
     found = run([20.5])
-    assert (found.steps_lost, spent(found)["lost"], spent(found)["save"]) == (5, 13.5, 4 + 5)
+    assert (found.steps_lost, spent(found)["lost"], spent(found)["save"]) == (5, 10, 4 + 5)
+    assert spent(found)["broken"] == 0.5 + 3
     # At 15 the run starts (10 + 5 s of a restart that began at 13).
     twice = run([5.0, 15.0])
-    assert spent(twice)["restart"] == 5 + 7 + 10 and spent(twice)["lost"] == 3 + 3
+    assert spent(twice)["restart"] == 5 + 7 + 10 and spent(twice)["broken"] == 3 + 3
     assert (twice.failures, twice.restarts) == (2, 0)
 
 
@@ -144,7 +147,8 @@ def test_a_run_goes_on_with_fewer_machines_and_grows_when_one_is_back():
         "restart": 10 + 10 + 10,
         "reload": 8,
         "training": 10 + 6 * 4 + 9 * 2,
-        "lost": 9.5 + 3,
+        "lost": 8,
+        "broken": 1.5 + 3,
         "save": 1 + 1 + (1 + 1 + 5) + 1 + 6,
     }
     assert (found.restarts, found.failures) == (2, 1)
@@ -163,12 +167,12 @@ def test_a_batch_keeps_its_size_on_counts_that_divide_it():
 
 def step_by_step(cycle: LifeCycle, steps: int, every: int, times: list[float]) -> dict[str, float]:
     """Returns what the same run takes, told in another way: seconds, one step after the other."""
-    found = dict.fromkeys(("training", "lost", "restart", "reload", "save"), 0.0)
+    found = dict.fromkeys(("training", "lost", "broken", "restart", "reload", "save"), 0.0)
     now, durable, pending, failures = 0.0, 0, None, list(times)
     kept = dict(found)
     first = True
     while durable < steps:
-        plan = [("lost", 0.0 if first else cycle.detect), ("restart", cycle.restart)]
+        plan = [("broken", 0.0 if first else cycle.detect), ("restart", cycle.restart)]
         plan += [("reload", cycle.reload)] if durable else []
         step, first, alive = durable, False, True
         made = []
@@ -189,7 +193,8 @@ def step_by_step(cycle: LifeCycle, steps: int, every: int, times: list[float]) -
             part, seconds = plan.pop(0)
             if failures and failures[0] < now + seconds:
                 cut = failures.pop(0)
-                found[{"training": "lost", "saved": "save"}.get(part, part)] += cut - now
+                is_up = part in ("training", "save", "saved")
+                found["broken" if is_up else part] += cut - now
                 now, alive = cut, False
                 if pending is not None and pending[1] <= now:
                     durable, _, kept = pending

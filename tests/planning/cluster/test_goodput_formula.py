@@ -99,7 +99,7 @@ def test_without_failures_only_saves_take_time_and_never_is_the_best_time_for_th
     never = replace(CYCLE, between_failures=math.inf)
     found = expected_shares(never, 100)
     assert found["training"] == pytest.approx(400 / 405)
-    assert found["lost"] == found["restart"] == 0
+    assert found["lost"] == found["broken"] == found["restart"] == 0
     assert best_interval(never) is None
 
 
@@ -109,7 +109,7 @@ def test_failures_that_come_sooner_than_a_restart_leave_next_to_nothing():
     assert best is not None and 0 < best.goodput < 1e-3
     # Beyond the numbers of the machine it is nothing, and no error: all of it is spent on waits.
     never = expected_shares(replace(CYCLE, between_failures=0.04), 100)
-    assert sum(never.values()) == pytest.approx(1) and never["lost"] == pytest.approx(1)
+    assert sum(never.values()) == pytest.approx(1) and never["broken"] == pytest.approx(1)
     assert expected_shares(replace(CYCLE, between_failures=0.01), 1000)["training"] == 0
     assert best_interval(replace(CYCLE, between_failures=1e-3)) is not None
 

@@ -9,7 +9,7 @@ from rwkv_train.planning.cluster.cluster_plan import ClusterPlan, IntervalOutcom
 from rwkv_train.planning.cluster.courses import Courses
 from rwkv_train.planning.text_table import text_table
 
-_PARTS = ("training", "lost", "restart", "reload", "save", "down")
+_PARTS = ("training", "lost", "broken", "restart", "reload", "save", "down")
 
 
 def cluster_lines(found: ClusterPlan) -> list[str]:

@@ -155,7 +155,7 @@ class _Run:
         """Waits for enough machines and starts the run on them; the first start reads no state."""
         if not detected:
             # The others wait, in a step that comes to nothing.
-            self._spend("lost", self._cycle["detect"])
+            self._spend("broken", self._cycle["detect"])
         while (working := self._scenario.pool.working(self._still_broken())) is None:
             self._spend("down", self._broken[0] - self._now)
         if working != self._working:
@@ -240,7 +240,7 @@ class _Run:
         except _InterruptionError:
             made = (self._now - began) // whole
             # The part of a step that was cut off.
-            self._move("training", "lost", self._now - began - made * whole)
+            self._move("training", "broken", self._now - began - made * whole)
             raise
         finally:
             self._step += made
@@ -255,15 +255,24 @@ class _Run:
     def _save(self, *, waits: bool) -> None:
         """Copies the state, when the one before it is complete; waits: until it is written too."""
         if self._writing is not None:
-            self._spend("save", max(0, self._writing[1] - self._now))
+            self._pause(max(0, self._writing[1] - self._now))
             self._complete()
-        self._spend("save", self._cycle["save_pause"])
+        self._pause(self._cycle["save_pause"])
         self._writing = (self._state(), self._now + self._cycle["save_write"])
         if waits:
-            self._spend("save", self._cycle["save_write"])
+            self._pause(self._cycle["save_write"])
             self._complete()
             # The wait was for this state, and nothing is done again because of it.
             self._states[-1] = self._state()
+
+    def _pause(self, ns: int) -> None:
+        """Waits for a save; a failure in it cuts off the step that it is a part of."""
+        before = self._spent["save"]
+        try:
+            self._spend("save", ns)
+        except _InterruptionError:
+            self._move("save", "broken", self._spent["save"] - before)
+            raise
 
     def _complete(self) -> None:
         """Counts what is being written as complete, if its time has come."""

@@ -53,13 +53,15 @@ def expected_shares(cycle: LifeCycle, steps: int, down: float = 0.0) -> dict[str
     up = math.exp(-rate * sum(phases))
     detect, waited, restart, reload = _phases(phases, rate)
     each = up * work / cycle.whole_step
+    cut = up * _cut_off(cycle, steps * cycle.whole_step, rate)
     return {
         **no_seconds(),
         "training": each * cycle.step,
         "data": each * cycle.data,
         "validation": each * cycle.validation,
         "save": up * paused,
-        "lost": max(0.0, up * (1 - work - paused)) + detect,
+        "lost": max(0.0, up * (1 - work - paused) - cut),
+        "broken": detect + cut,
         "restart": restart,
         "reload": reload,
         "down": waited,
@@ -109,6 +111,24 @@ def _kept(cycle: LifeCycle, work: float, rate: float) -> tuple[float, float]:
     saves = once / -math.expm1(-rate * span)
     pauses = saves * (span - work) - once * (span - first)
     return rate * saves * work, rate * pauses
+
+
+def _cut_off(cycle: LifeCycle, work: float, rate: float) -> float:
+    """Returns the share of a life's seconds that is the step, or the pause, which its end cuts off.
+
+    A failure comes as likely at every moment, so it is e times nearer to a beginning than to one
+    1 / l later: of a stretch of u seconds that it falls into 1 / l - u / (exp(l u) - 1) are gone.
+    """
+    if rate == 0:
+        return 0.0
+    pause = cycle.save_pause + max(0.0, cycle.save_write - work)
+    in_work = math.expm1(-rate * work) / math.expm1(-rate * (work + pause))
+    return in_work * _gone(rate * cycle.whole_step) + (1 - in_work) * _gone(rate * pause)
+
+
+def _gone(length: float) -> float:
+    """Returns what is gone of a stretch that a failure falls into; in mean times to failure."""
+    return 1 - length * math.exp(-length) / -math.expm1(-length) if length > 0 else 0.0
 
 
 def _phases(phases: Sequence[float], rate: float) -> list[float]:

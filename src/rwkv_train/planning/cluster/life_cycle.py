@@ -13,8 +13,8 @@ class LifeCycle:
 
     step: of an optimizer step; data, validation: what it waits for the loader, and its share of
     what is validated.  save_pause: training stands still; save_write: after that, until the state
-    is complete on disk.  detect: from a failure until the others have noticed, which is lost;
-    restart: from there to the first step, without the reload of the state.
+    is complete on disk.  detect: from a failure until the others have noticed, in a step that
+    breaks off; restart: from there to the first step, without the reload of the state.
     between_failures: mean seconds between failures of any node; infinite: none fails.
     """
 

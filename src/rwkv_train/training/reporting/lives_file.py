@@ -62,7 +62,7 @@ class LivesFile(Reporter):
         """Writes when a life ended that something has ended, if it did not end by itself."""
         if self._ended:
             return
-        part = "lost" if self._account.stepping else "restart"
+        part = "broken" if self._account.stepping else "restart"
         self._account.spend(part, time.time() - self._account.until)
         self._account.stepping = False
         self._write("left")
