@@ -7,9 +7,9 @@ Of the file the simulation takes settings: the seconds of the first start, of a 
 of a recovery, the mean of each, the steps between saves, and for how long every life trained before
 a fault ended it; a fault that damages the newest state does so. What it has to come to by itself:
 the wall time, where it went, the goodput, and the steps that were done again. Faults that end no
-life are part of the mean step. With --settings the seconds are those of another run, and all that
-is taken of this one is when its faults came. Exit status 0: wall time and goodput are within 15 %
-of what was measured.
+life are part of the mean step. With --settings the seconds are those of another run, for each kind
+of fault, and all that is taken of this one is when its faults came, and which. Exit status 0: wall
+time and goodput are within 15 % of what was measured.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from rwkv_train.errors import DataError
@@ -34,6 +35,8 @@ WITHIN = 0.15
 _RECOVERY = ("broken", "restart", "reload", "down", "ending", "untold")
 # Faults after which the newest state cannot be read.
 _DAMAGING = ("corrupt_state", "truncate_state", "delete_state")
+# Faults that end no life, and that all ranks wait for; told with so many steps after them.
+_HOLDING, _STEPS_AFTER = ("pause_rank", "drop_link"), 2
 _JUDGED = ("wall time", "goodput")
 
 
@@ -67,17 +70,17 @@ def read_figures(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def cycle_of(figures: dict[str, Any]) -> LifeCycle:
-    """Returns the seconds of the run's life: means of what was measured."""
-    seconds, steps = figures["seconds"], figures["steps"]
+def cycle_of(figures: dict[str, Any], settings: dict[str, Any]) -> LifeCycle:
+    """Returns the seconds of a run's life, means of those of the settings, for the run's faults."""
+    seconds, steps = settings["seconds"], settings["steps"]
     data, validation = seconds.get("data", 0.0) / steps, seconds.get("validation", 0.0) / steps
-    ended = [fault["seconds"] for fault in _ended(figures)]
+    step = settings["step_seconds"] + _held(figures, settings) - _held(settings, settings)
     # A life counts as going on when it has made a step.
-    recovery = sum(ended) / len(ended) - figures["step_seconds"] if ended else 0.0
+    recovery = _mean_seconds(_ended(figures), settings) - settings["step_seconds"]
     return LifeCycle(
-        step=figures["step_seconds"] - data,
-        save_pause=figures["save_pause_seconds"],
-        save_write=figures.get("save_write_seconds", 0.0),
+        step=step - data,
+        save_pause=settings["save_pause_seconds"],
+        save_write=settings.get("save_write_seconds", 0.0),
         detect=0.0,
         restart=max(0.0, recovery),
         reload=0.0,
@@ -85,6 +88,25 @@ def cycle_of(figures: dict[str, Any]) -> LifeCycle:
         data=data,
         validation=validation,
     )
+
+
+def _held(figures: dict[str, Any], settings: dict[str, Any]) -> float:
+    """Returns the seconds of a run's mean step for which faults that end no life held it up."""
+    faults = [fault for fault in figures["faults"] if fault["kind"] in _HOLDING]
+    after = _STEPS_AFTER * settings["step_seconds"]
+    held = max(0.0, _mean_seconds(faults, settings) - after)
+    return len(faults) * held / figures["steps"]
+
+
+def _mean_seconds(faults: Sequence[dict[str, Any]], settings: dict[str, Any]) -> float:
+    """Returns the mean seconds of faults of these kinds in the settings' run; 0 without any."""
+    told: dict[str, list[float]] = {}
+    for fault in settings["faults"]:
+        told.setdefault(fault["kind"], []).append(fault["seconds"])
+    every = [seconds for own in told.values() for seconds in own]
+    # A kind that it has not seen is as long as any.
+    found = [fmean(told.get(fault["kind"], every)) for fault in faults if every]
+    return fmean(found) if found else 0.0
 
 
 def lives_of(figures: dict[str, Any]) -> list[float]:
@@ -111,7 +133,7 @@ def comparison(figures: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
 
     figures: of the run; settings: figures too, of the run that the seconds are taken of.
     """
-    cycle = cycle_of(settings)
+    cycle = cycle_of(figures, settings)
     found = simulated_run(figures, cycle)
     measured = {**no_seconds(), **figures["seconds"]}
     simulated = dict(found.spent)

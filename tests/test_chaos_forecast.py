@@ -43,7 +43,7 @@ FIGURES: dict[str, Any] = {
 
 
 def test_the_lives_and_the_seconds_of_a_run_are_those_that_were_measured():
-    cycle = cycle_of(FIGURES)
+    cycle = cycle_of(FIGURES, FIGURES)
     assert (cycle.step, cycle.data, cycle.restart, cycle.save_pause) == (1.5, 0.5, 12.0, 1.0)
     assert lives_of(FIGURES) == [14.0, 9.0]
 
@@ -83,3 +83,18 @@ def test_a_run_without_faults_is_compared_too():
     calm = {**FIGURES, "faults": [], "lost_steps": 0}
     calm["seconds"] = {"training": 30.0, "data": 10.0, "save": 4.0, "restart": 6.0}
     assert all(line.ratio == pytest.approx(1) for line in comparison(calm, calm))
+
+
+def test_the_seconds_of_a_kind_of_fault_are_those_of_that_kind_in_the_other_run():
+    # The same but for a host that comes back later, and a rank that is paused for longer.
+    slow_host = [dict(fault) for fault in FIGURES["faults"]]
+    slow_host[1]["seconds"], slow_host[2]["seconds"] = 25.0, 32.0
+    other = {**FIGURES, "faults": slow_host}
+    # One kill of a rank and one of a host, and a pause: (14 + 32) / 2, less a step; 25 s are two
+    # steps of 2 s and 21 s of being held, 1 s is none.
+    cycle = cycle_of(FIGURES, other)
+    assert cycle.restart == 21.0 and cycle.step == 1.5
+    only_ranks = {**FIGURES, "faults": [FIGURES["faults"][0]]}
+    assert cycle_of(only_ranks, other).restart == 12.0
+    # Without the pause of the run that the step was measured in: 21 s of twenty steps.
+    assert cycle_of(only_ranks, other).step == pytest.approx(1.5 - 21 / 20)

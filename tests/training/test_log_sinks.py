@@ -58,7 +58,7 @@ def test_a_run_that_cannot_reach_weights_and_biases_goes_on_offline(
     assert asked == [None, "offline"]
     assert err.count("--wandb test is not reached (Run initialization has timed out)") == 1
     # It dies in the first step, behind the start: said once, and all steps are trained.
-    assert err.count("WARNING: WandbLog cannot write") == 1
+    assert err.count("WARNING: Weights & Biases cannot write") == 1
     assert loss_steps(tmp_path / "out") == [0, 1, 2, 3] and made.steps == [0, 1, 2, 3, 4, 4]
 
 
@@ -110,7 +110,7 @@ def test_a_reporter_that_always_fails_is_named_once(
     failing = type("Failing", (Reporter,), dict.fromkeys(EVENTS, fail))
     monkeypatch.setattr(run_files, "Console", lambda *_, **__: failing())
     assert run_training(max_steps=6) == 0
-    assert capsys.readouterr().err.count("WARNING: Failing cannot write: a fault of ours") == 1
+    assert capsys.readouterr().err.count("WARNING: a log cannot write: a fault of ours") == 1
     assert loss_steps(tmp_path / "out") == list(range(6))
 
 

@@ -60,7 +60,7 @@ def test_a_page_that_cannot_be_written_is_told_once_and_ends_nothing(
     monkeypatch.setattr(page_file, "write_atomically", full)
     assert run_training(report=1, max_steps=3, epoch_steps=1) == 0
     err = capsys.readouterr().err
-    assert err.count("WARNING: ReportFile cannot write: No space left on device") == 1
+    assert err.count("WARNING: report.html cannot write: No space left on device") == 1
     assert loss_steps(tmp_path / "out") == [0, 1, 2]
 
 

@@ -38,6 +38,8 @@ _WAITS = {
 class Console(Reporter):
     """A bar over the whole run with loss (mean of the mini-epoch), rate and tokens per second."""
 
+    label = "the terminal"
+
     def __init__(self, first_step: int, total_steps: int | None, *, bar: bool) -> None:
         # \r on a log file makes one endless line
         show = bar and sys.stderr.isatty()

@@ -28,6 +28,8 @@ def open_account(folder: Path, facts: StartFacts) -> LifeAccount:
 class LivesFile(Reporter):
     """Appends a line when a life begins, before its first step, and when it ends."""
 
+    label = LIVES_FILE
+
     def __init__(self, folder: Path, account: LifeAccount) -> None:
         self._path = folder / LIVES_FILE
         self._account = account

@@ -37,6 +37,8 @@ class MetricsFile(Reporter):
     tokens: seen before the first step of this start.
     """
 
+    label = METRICS_FILE
+
     def __init__(self, folder: Path, tokens: int) -> None:
         steps = _drop_after(folder / METRICS_FILE, read_metrics(folder), tokens)
         spans = _drop_after(folder / TIMES_FILE, read_times(folder), tokens)

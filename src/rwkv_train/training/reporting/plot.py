@@ -24,6 +24,8 @@ class LossPlot(Reporter):
     At validations also loss_by_position.png; ctx_len: of training.
     """
 
+    label = LOSS_PLOT
+
     def __init__(self, folder: Path, title: str, ctx_len: int) -> None:
         self._folder = folder
         self._enabled = importlib.util.find_spec("matplotlib") is not None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rwkv_train.report.page_file import REPORT_FILE
 from rwkv_train.report.run_page import RunPage
 from rwkv_train.training.reporting.records import EpochRecord
 from rwkv_train.training.reporting.reporter import Reporter
@@ -20,6 +21,8 @@ class ReportFile(Reporter):
 
     clock: seconds.
     """
+
+    label = REPORT_FILE
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
         self._page = RunPage(folder)

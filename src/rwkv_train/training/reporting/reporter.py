@@ -25,6 +25,8 @@ from rwkv_train.training.reporting.validation_record import ValidationRecord
 class Reporter:
     """Someone who shows or writes what happens; hears nothing unless it overrides a method."""
 
+    # What it writes or draws, as people know it.
+    label = "a log"
     # It has failed to write before (a full disk), and the user knows.
     has_failed = False
 
@@ -83,7 +85,7 @@ def notify(reporters: Iterable[Reporter], call: Callable[[Reporter], None]) -> N
         except Exception as error:
             if not reporter.has_failed:
                 reporter.has_failed = True
-                warn_lost(type(reporter).__name__, error)
+                warn_lost(reporter.label, error)
 
 
 def warn_lost(what: str, error: Exception) -> None:

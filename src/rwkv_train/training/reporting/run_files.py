@@ -86,10 +86,10 @@ def _open_logs(
         # RWKV-LM's way to name a run.
         sizes = f"{model.vocab_size} ctx{ctx_len} L{model.n_layer} D{model.n_embd} {timestamp}"
         name = config.log.run_name or sizes
-        logs.append(_attempt("Weights & Biases", lambda: WandbLog(config, name, step)))
+        logs.append(_attempt(WandbLog.label, lambda: WandbLog(config, name, step)))
     if config.log.tensorboard:
         given = config.log.run_name
-        logs.append(_attempt("TensorBoard", lambda: TensorboardLog(folder, given, step)))
+        logs.append(_attempt(TensorboardLog.label, lambda: TensorboardLog(folder, given, step)))
     reporters = [log for log in logs if log is not None]
     if config.log.plot:
         title = (

@@ -22,6 +22,8 @@ class TensorboardLog(CurveLog):
     Raises ConfigError where the writer's package is missing.
     """
 
+    label = "TensorBoard"
+
     def __init__(self, folder: Path, name: str | None, first_step: int) -> None:
         try:
             from tensorboardX import SummaryWriter

@@ -19,6 +19,8 @@ TRAIN_LOG = "train_log.txt"
 class TrainLog(Reporter):
     """Appends to train_log.txt."""
 
+    label = TRAIN_LOG
+
     def __init__(
         self, config: ResolvedConfig, timestamp: str, deepspeed: dict[str, Any] | None
     ) -> None:

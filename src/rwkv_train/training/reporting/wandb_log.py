@@ -32,6 +32,8 @@ class WandbLog(CurveLog):
     Raises ConfigError where wandb is missing.
     """
 
+    label = "Weights & Biases"
+
     def __init__(self, config: ResolvedConfig, name: str, first_step: int) -> None:
         try:
             import wandb
