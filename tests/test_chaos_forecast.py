@@ -93,7 +93,7 @@ def test_the_seconds_of_a_kind_of_fault_are_those_of_that_kind_in_the_other_run(
     # One kill of a rank and one of a host, and a pause: (14 + 32) / 2, less a step; 25 s are two
     # steps of 2 s and 21 s of being held, 1 s is none.
     cycle = cycle_of(FIGURES, other)
-    assert cycle.restart == 21.0 and cycle.step == 1.5
+    assert cycle.restart == 21.0 and cycle.step == pytest.approx(1.5)
     only_ranks = {**FIGURES, "faults": [FIGURES["faults"][0]]}
     assert cycle_of(only_ranks, other).restart == 12.0
     # Without the pause of the run that the step was measured in: 21 s of twenty steps.
