@@ -78,7 +78,7 @@ def test_a_hang_is_told_with_phase_step_and_time():
     hang = find_hang({0: beat(WAIT, 30), 1: beat(DATA, 31.4), 2: beat(DATA, 31)}, 20.0, 60.0)
     assert hang is not None
     assert hang.message == (
-        "stands still in data after step 17 for 31 s while 1 waits for it; so do ranks 2"
+        "stands still in data after step 17 for 31 s while 1 waits for it; so does rank 2"
     )
     hang = find_hang({0: beat(WAIT, 30), 1: beat(WAIT, 31, step=18, host="two")}, 20.0, 60.0)
     assert hang is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -63,3 +64,15 @@ def ignore_stop_signals(worker: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def ignore_launchers() -> None:
+    """Makes a process that is about to leave deaf to the signals by which launchers end others.
+
+    Its own status is to be what they see, not that it died of their signal. Ctrl-C still ends it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)

@@ -19,11 +19,10 @@ from torch.distributed.distributed_c10d import Store
 
 from rwkv_train.errors import FAULT
 from rwkv_train.training.distributed.judge import LOST_RANK_ZERO, WHY_LOST, Judge, Limits
-from rwkv_train.training.distributed.pulse import Pulse
+from rwkv_train.training.distributed.pulse import BEAT_SECONDS, Pulse
 from rwkv_train.training.distributed.rank_store import RankFault, RankStore
 from rwkv_train.training.launchers.children import Children
 
-BEAT_SECONDS = 1.0
 # What the main thread gets to leave by itself once a fault is known.
 GRACE_SECONDS = 5.0
 _STDERR = 2

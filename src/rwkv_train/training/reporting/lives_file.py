@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from rwkv_train.report.run_lives import LIVES_FILE, LifeAccount, StartFacts, begin_life
 from rwkv_train.training.progress import Progress
-from rwkv_train.training.reporting.records import EndRecord, StartRecord, StepRecord
+from rwkv_train.training.reporting.records import EndRecord, FaultRecord, StartRecord, StepRecord
 from rwkv_train.training.reporting.reporter import Reporter, warn_lost
 
 
@@ -26,12 +27,15 @@ def open_account(folder: Path, facts: StartFacts) -> LifeAccount:
 
 
 class LivesFile(Reporter):
-    """Appends a line when a life begins, before its first step, and when it ends."""
+    """Appends a line when a life begins, before its first step, and when it ends.
 
-    def __init__(self, folder: Path, account: LifeAccount) -> None:
+    step: steps done when it begins.
+    """
+
+    def __init__(self, folder: Path, account: LifeAccount, step: int = 0) -> None:
         self._path = folder / LIVES_FILE
         self._account = account
-        self._tokens = account.tokens
+        self._tokens, self._step = account.tokens, step
         self._ended = False
         self._owed = ""
         try:
@@ -49,27 +53,34 @@ class LivesFile(Reporter):
 
         Writes what a full disk has not taken before.
         """
-        self._tokens = record.tokens
+        self._tokens, self._step = record.tokens, record.step + 1
         if self._owed:
             self._write("steps")
 
     def on_end(self, record: EndRecord) -> None:
         """Writes what came behind the last step."""
-        self._ended, self._tokens = True, record.tokens
+        self._ended, self._tokens, self._step = True, record.tokens, record.step + 1
         self._write("end")
 
     def close(self) -> None:
         """Writes when a life ended that something has ended, if it did not end by itself."""
-        if self._ended:
-            return
+        if not self._ended:
+            self._leave()
+
+    def on_fault(self, record: FaultRecord) -> None:
+        """Writes why this life ends, also where `close` has told before that it does."""
+        self._leave(**asdict(record))
+
+    def _leave(self, **why: object) -> None:
         part = "lost" if self._account.stepping else "restart"
         self._account.spend(part, time.time() - self._account.until)
         self._account.stepping = False
-        self._write("left")
+        self._write("left", **why)
 
-    def _write(self, event: str) -> None:
+    def _write(self, event: str, **why: object) -> None:
         self._owed = event
-        line = json.dumps(self._account.line(event, self._tokens)) + "\n"
+        told = {**self._account.line(event, self._tokens), "step": self._step, **why}
+        line = json.dumps(told) + "\n"
         # A few times a life: not worth an open file.
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
