@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 
@@ -15,8 +17,9 @@ from torch.distributed import HashStore
 
 from rwkv_train.training.distributed.hangs import find_hang
 from rwkv_train.training.distributed.judge import Judge, Limits
+from rwkv_train.training.distributed.lone_watch import LoneWatch
 from rwkv_train.training.distributed.pulse import Beat, Pulse
-from rwkv_train.training.distributed.rank_store import RankStore
+from rwkv_train.training.distributed.rank_store import RankFault, RankStore
 from rwkv_train.training.distributed.stacks import (
     is_stopped,
     own_stack,
@@ -78,7 +81,7 @@ def test_a_hang_is_told_with_phase_step_and_time():
     hang = find_hang({0: beat(WAIT, 30), 1: beat(DATA, 31.4), 2: beat(DATA, 31)}, 20.0, 60.0)
     assert hang is not None
     assert hang.message == (
-        "stands still in data after step 17 for 31 s while 1 waits for it; so do ranks 2"
+        "stands still in data after step 17 for 31 s while 1 waits for it; so does rank 2"
     )
     hang = find_hang({0: beat(WAIT, 30), 1: beat(WAIT, 31, step=18, host="two")}, 20.0, 60.0)
     assert hang is not None
@@ -180,6 +183,32 @@ def test_a_rank_zero_without_a_sign_of_life_is_reported_by_the_last_rank():
     )
 
 
+def test_a_rank_zero_that_is_stopped_is_told_as_hung_not_as_killed():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        hand, store = Hand(), HashStore()
+        here = [RankStore(store, rank=rank, world_size=2, host="one") for rank in (0, 1)]
+        limits = Limits(10.0, 0.0, 10.0)
+        first = Judge(here[0], store, Pulse(hand), limits, child.pid, hand)
+        last = Judge(here[1], store, Pulse(hand), limits, os.getpid(), hand)
+        first.tell()
+        for _ in range(15):
+            hand.wait(1)
+            last.tell()
+            last.look()
+    finally:
+        child.kill()
+        child.wait()
+    told = (
+        "rank 0 does not answer any more; last heard of in start after step 0: the process is "
+        "stopped (SIGSTOP), and a stopped one has no stack to show"
+    )
+    assert last.loss_of_rank_zero()[1] != HUNG, "the child has gone by now"
+    assert here[1].fault() == RankFault(0, "one", told, HUNG)
+
+
 def test_nobody_is_missed_once_a_rank_has_left():
     pair = Pair(Limits.of(1800.0, 20.0))
     in_step(pair)
@@ -207,6 +236,50 @@ def test_a_stack_shows_the_main_thread_from_any_other():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stack_that_no_disk_takes_is_told_as_such_and_the_rank_still_tells_that_it_lives(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    pair = Pair(Limits(60.0, 20.0, 100.0))
+    in_step(pair)
+    pair.pass_seconds(30)
+    fault = pair.ranks[0].fault()
+    assert fault is not None and (fault.rank, fault.status) == (1, HUNG)
+    assert "No space left on device" in own_stack()
+
+
+def test_a_process_alone_that_was_paused_as_a_whole_is_not_taken_for_hung(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    hand, left = Hand(), []
+    pulse = Pulse(hand)
+    pulse.end_step(3, 1.0)
+    pulse.move(DATA)
+    # Between two looks, half an hour passes; the next one is of a process that goes on.
+    looks = iter([0.0, 1800.0])
+    told = threading.Event()
+
+    def now() -> float:
+        hand.wait(next(looks, 3.0))
+        return hand.now
+
+    def leave(fault: RankFault) -> None:
+        left.append((hand.now, fault.message))
+        told.set()
+
+    monkeypatch.setattr(os, "_exit", lambda status: None)
+    watch = LoneWatch(pulse, 5.0, 5.0, leave, now)
+    try:
+        assert told.wait(30)
+    finally:
+        watch.stop()
+    moment, message = left[0]
+    assert moment == 100.0 + 1806.0 and "stands still in data after step 3 for 6 s" in message
+
+
 def test_a_stopped_process_is_told_from_one_that_runs():
     with subprocess.Popen(["sleep", "60"]) as process:
         assert not is_stopped(process.pid)

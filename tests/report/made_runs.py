@@ -141,6 +141,7 @@ def make_run(
     starts: Iterable[Mapping[str, Any]] = (),
     settings: str | None = SETTINGS,
     plan: Mapping[str, Any] | None = None,
+    lives: Iterable[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes the files of a run; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,10 @@ def make_run(
         files["times.jsonl" if is_time else "metrics.jsonl"] += json.dumps(record) + "\n"
     for name, text in files.items():
         (folder / name).write_text(text)
-    (folder / "starts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in starts))
+    for name, told in (("starts.jsonl", starts), ("lives.jsonl", lives)):
+        text = "".join(json.dumps(r) + "\n" for r in told)
+        if text:
+            (folder / name).write_text(text)
     if settings is not None:
         (folder / "config.yaml").write_text(settings)
     if plan is not None:
@@ -164,3 +168,56 @@ def make_full_run(folder: Path) -> Path:
     return make_run(
         folder, everything(), [start(), start(200, **change, code_version="0.2.1")], plan=PLAN
     )
+
+
+def life(number: int, event: str, step: int, until: float, **more: Any) -> dict[str, Any]:
+    """A line of lives.jsonl; until: seconds since the run began, on 30 November 2026 at 9."""
+    began = 1_796_029_200.0
+    return {
+        "life": number,
+        "event": event,
+        "began": began,
+        "until": began + until,
+        "tokens": step * TOKENS,
+        "lost_steps": 0,
+        "seconds": {},
+        "step": step,
+        **more,
+    }
+
+
+def make_disturbed_run(folder: Path) -> Path:
+    """Writes a run whose first start hung and whose second was killed, and one machine was slow."""
+    hung = "rank 3 on gpu07: stands still in data after step 240 for 60 s while 3 wait for it"
+    lives = [
+        life(1, "start", 0, 0),
+        life(1, "steps", 0, 20, seconds={"restart": 20}),
+        life(1, "left", 240, 200, seconds={"restart": 20, "lost": 60}),
+        life(1, "left", 240, 201, seconds={"restart": 21, "lost": 60}, fault=hung, status=75),
+        life(2, "start", 200, 211, lost_steps=40, seconds={"restart": 31, "lost": 80}),
+        life(2, "steps", 200, 225, lost_steps=40, seconds={"restart": 43, "reload": 2, "lost": 80}),
+        life(
+            *(3, "start", 300, 400),
+            lost_steps=65,
+            seconds={"restart": 43, "reload": 2, "lost": 90, "down": 30},
+        ),
+        life(
+            *(3, "steps", 300, 415),
+            lost_steps=65,
+            seconds={"restart": 55, "reload": 5, "lost": 90, "down": 30},
+        ),
+        life(
+            *(3, "end", 400, 500),
+            lost_steps=65,
+            seconds={"restart": 55, "reload": 5, "lost": 90, "down": 30, "ending": 4},
+        ),
+    ]
+    line = "gpu02 is slow: all 8 ranks, 0.61 s a step without waiting, 1.4 x the others"
+    slow = [
+        {"step": 349, "slow": [line], "tokens": 350 * TOKENS},
+        {"step": 379, "slow": [], "tokens": 380 * TOKENS},
+    ]
+    records = [*(timed(step) for step in range(400)), *slow]
+    records.sort(key=lambda record: (record["step"], "slow" in record))
+    starts = [start(), start(200), start(300)]
+    return make_run(folder, records, starts, plan=PLAN, lives=lives)

@@ -198,6 +198,8 @@ const Drawing = (() => {
     skipped: "M0 0l-5 -9h10z",
     rollback: "M0 0l-5 -5l5 -5l5 5z",
     start: "M0 0v-9l7 4.5z",
+    fault: "M-4.5 0v-9h9v9z",
+    slow: "M-4.5 0l4.5 -4.5l-4.5 -4.5h9l-4.5 4.5l4.5 4.5z",
   };
 
   function markOf(mark, view, scales, mode) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rwkv_train.report.page_blocks import (
@@ -13,6 +14,7 @@ from rwkv_train.report.page_blocks import (
     section,
     series,
 )
+from rwkv_train.report.run_endings import Ending, ending_marks, slow_words
 from rwkv_train.report.run_history import RunHistory
 from rwkv_train.report.step_bins import thinned
 
@@ -32,13 +34,19 @@ def page_axes(history: RunHistory) -> dict[str, PagePart]:
     return found
 
 
-def page_marks(history: RunHistory, starts: list[dict[str, Any]]) -> list[PagePart]:
-    """Returns what is marked on the curves: skipped steps, rollbacks, starts."""
+def page_marks(
+    history: RunHistory, starts: list[dict[str, Any]], endings: Sequence[Ending]
+) -> list[PagePart]:
+    """Returns what is marked on the curves: skipped steps, rollbacks, starts, faults."""
     marks = []
     for record in history.events["skipped"].spread(MOST_MARKS):
         marks.append(_mark(record, "skipped", f"skipped: {record['skipped']}"))
     for record in history.events["rollback"].spread(MOST_MARKS):
         marks.append(_mark(record, "rollback", f"went back to {record['rollback']}"))
+    for record in history.events["slow"].spread(MOST_MARKS):
+        if words := slow_words(record):
+            marks.append(_mark(record, "slow", words))
+    marks += ending_marks(endings, MOST_MARKS)
     restarts: list[dict[str, Any]] = []
     for record in filter(_is_place, starts):
         # A start behind this place was left when the run went back.

@@ -83,6 +83,7 @@ class RunHistory:
             "skipped": KeptRecords(250),
             "empty": KeptRecords(250),
             "rollback": KeptRecords(100),
+            "slow": KeptRecords(100),
             "val_loss": KeptRecords(600),
             "samples": KeptRecords(40),
             "eval": KeptRecords(200),
@@ -166,7 +167,7 @@ class RunHistory:
     def _take_event(self, record: Record) -> None:
         if type(record.get("step")) is not int:
             return
-        for kind in ("skipped", "rollback", "val_loss", "samples", "eval"):
+        for kind in ("skipped", "rollback", "slow", "val_loss", "samples", "eval"):
             if kind in record:
                 is_empty = kind == "skipped" and "suspects" not in record
                 self._keep("empty" if is_empty else kind, record)

@@ -16,6 +16,7 @@ from rwkv_train.report.loss_section import loss_section, page_axes, page_marks
 from rwkv_train.report.page_blocks import PagePart, shown_count, shown_seconds, tile
 from rwkv_train.report.page_file import REPORT_FILE, write_page
 from rwkv_train.report.reference_band import Verdict, compare_with_reference, reference_curves
+from rwkv_train.report.run_endings import Ending, fault_section, read_endings
 from rwkv_train.report.run_history import RunHistory
 from rwkv_train.report.run_records import METRICS_FILE
 from rwkv_train.report.table_sections import (
@@ -76,9 +77,11 @@ def run_document(facts: RunFacts, history: RunHistory) -> tuple[PagePart, Verdic
     verdict = compare_with_reference(facts.settings, history, reference_curves())
     metrics = facts.folder / METRICS_FILE
     ended = metrics.stat().st_mtime if metrics.is_file() else None
+    endings = _endings(facts.folder, history)
     sections = [
         loss_section(history, verdict.band[0] if verdict.band else None, verdict.words),
         mishap_section(history),
+        fault_section(endings, history.events["slow"].records),
         rate_section(history),
         speed_section(history, plan_table(facts.plan, history)),
         time_section(history, life_table(history, facts.starts, ended)),
@@ -97,10 +100,15 @@ def run_document(facts: RunFacts, history: RunHistory) -> tuple[PagePart, Verdic
         "written": written_now(),
         "tiles": run_tiles(facts.settings, history, verdict),
         "axes": axes,
-        "marks": page_marks(history, facts.starts),
+        "marks": page_marks(history, facts.starts, endings),
         "sections": [found for found in sections if found is not None],
     }
     return document, verdict
+
+
+def _endings(folder: Path, history: RunHistory) -> list[Ending]:
+    last = history.last
+    return read_endings(folder, last["tokens"] / (last["step"] + 1) if last else 0.0)
 
 
 def written_now() -> str:

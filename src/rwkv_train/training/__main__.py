@@ -212,8 +212,8 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
         StateCopies(config, ranks) as copies,
         ReceivedFiles() as received,
     ):
-        for call in (received.remove, copies.abandon, lock.release):
-            ranks.at_leave(call)
+        for call in (lock.release, copies.abandon, received.remove):
+            ranks.leaving.at_leave(call)
         prepared = prepare_run(config, notices, lock, ranks, received, copies)
         if prepared is None:
             return 0
@@ -222,7 +222,8 @@ def _run(config: RunConfig, notices: list[str], ranks: Ranks, began: float) -> i
         from rwkv_train.training.out_of_memory import out_of_memory_explained
         from rwkv_train.training.run import run
 
-        with out_of_memory_explained(prepared.config, prepared.memory):
+        explained = out_of_memory_explained(prepared.config, prepared.memory)
+        with ranks.leaving.noting_faults(), explained:
             return run(prepared, ranks, received, began)
 
 

@@ -110,8 +110,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
         config.hardware, micro_bsz=config.train.micro_bsz, grad_clip=config.optim.grad_clip
     )
     reporters: list[Reporter] = []
-    account = LifeAccount(0.0, 0.0)
-    utilization = Utilization()
+    account, utilization = LifeAccount(0.0, 0.0), Utilization()
     if is_rank_zero():
         utilization, lines = find_utilization(config)
         machine += lines
@@ -128,10 +127,11 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     storage = make_storage(choice, ranks, *_writing(prepared, beginning, base, model))
     copies = _begin_copies(prepared, point, base)
     saver = Saver(config, length, detector, storage, prepared.lock.fault, copies.offer)
-    ranks.at_leave(lambda: saver.wait(skip_backoff=True))
+    ranks.leaving.at_leave(lambda: saver.wait(skip_backoff=True))
     recovery = Recovery(config, length, detector, ranks)
     meter = StepMeter(config, length, clock, utilization, began, prepared.reload_seconds)
     reports = StepReports(length, progress.step, meter, reporters, account)
+    ranks.leaving.at_fault(lambda fault: reports.fault(str(fault), fault.status))
     callback = _callback(
         prepared, beginning, detector, veto, saver, recovery, reports, received, ranks.pulse
     )

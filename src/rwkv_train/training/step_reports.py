@@ -16,6 +16,7 @@ from rwkv_train.training.reporting.records import (
     EmptyStepRecord,
     EndRecord,
     EpochRecord,
+    FaultRecord,
     LivesRecord,
     RollbackRecord,
     SlowRanksRecord,
@@ -134,6 +135,11 @@ class StepReports:
         self._account.end_steps(asdict(record))
         notify(self.reporters, lambda reporter: reporter.on_end(record))
         self._tell_lives()
+
+    def fault(self, message: str, status: int) -> None:
+        """Tells why this start ends, if its work has not ended it; last of all."""
+        record = FaultRecord(message, status)
+        notify(self.reporters, lambda reporter: reporter.on_fault(record))
 
     def close(self) -> None:
         """Ends all reports, once."""

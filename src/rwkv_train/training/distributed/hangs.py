@@ -54,7 +54,11 @@ def find_hang(beats: Mapping[int, Beat], seconds: float, cold_seconds: float) ->
 
 def _told(stuck: list[int], beats: Mapping[int, Beat], waiting: int) -> str:
     beat = beats[stuck[0]]
-    others = f"; so do ranks {', '.join(map(str, stuck[1:9]))}" if len(stuck) > 1 else ""
+    others = ""
+    if len(stuck) > 1:
+        do, s = ("does", "") if len(stuck) == 2 else ("do", "s")
+        others = f"; so {do} rank{s} {', '.join(map(str, stuck[1:9]))}"
+        others += " and others" if len(stuck) > 9 else ""
     while_waited = f" while {waiting} wait{'s' * (waiting == 1)} for it" if waiting else ""
     return (
         f"stands still in {beat.phase} after step {beat.step} for {beat.still_seconds:.0f} s"

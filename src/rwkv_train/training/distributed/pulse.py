@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 
 # Before the first step, and inside of it: kernels may be compiled, workers started.
 START = "start"
+# Between two looks of a watch.
+BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Pulse:
         self._phase = phase
         self._moves += 1
         self._since = self._now()
+
+    def excuse(self, seconds: float) -> None:
+        """Takes so much off the time for which the main thread stands still: it could not run."""
+        self._since = min(self._now(), self._since + seconds)
 
     def end_step(self, step: int, work_seconds: float) -> None:
         """Keeps that `step` steps of the run are done, and the work of this start."""

@@ -17,8 +17,9 @@ from dataclasses import replace
 
 from torch.distributed.distributed_c10d import Store
 
-from rwkv_train.errors import TrainerError, TrainingError, exit_status
+from rwkv_train.errors import FAULT, TrainerError, TrainingError, exit_status
 from rwkv_train.training.distributed.judge import LOST_RANK_ZERO, Limits
+from rwkv_train.training.distributed.leaving import INTERRUPTED, Leaving, first_line
 from rwkv_train.training.distributed.lone_watch import LoneWatch
 from rwkv_train.training.distributed.pulse import Pulse
 from rwkv_train.training.distributed.rank_store import (
@@ -35,15 +36,16 @@ from rwkv_train.training.distributed.rendezvous import (
     meet,
 )
 from rwkv_train.training.distributed.watch import Watch
-from rwkv_train.training.environment import child_variables, forget, libraries_told
+from rwkv_train.training.environment import child_variables, forget, libraries_told, variables
 from rwkv_train.training.launchers.children import Children, own_command
 from rwkv_train.training.launchers.decide import CHILD_VARIABLE
 from rwkv_train.training.launchers.launch import Launch
+from rwkv_train.training.launchers.restarts import forbid_restart, is_final
+from rwkv_train.training.signals import ignore_launchers
 
 START_SECONDS = 300.0
 STEP_SECONDS = 1800.0
 _STARTS_ANNOUNCED_AFTER_SECONDS = 30.0
-INTERRUPTED = "interrupted; the same command resumes from the newest checkpoint"
 # Time to leave: for children, and for ranks elsewhere to learn why.
 _LEAVE_SECONDS = 30.0
 _LEAVE_AFTER_FAULT_SECONDS = 10.0
@@ -74,12 +76,12 @@ class Ranks:
         self._hang_seconds = hang_seconds
         self._refusal = refusal
         self.step_seconds = STEP_SECONDS if seconds is None else seconds
+        self.leaving = Leaving(self.step_seconds, self._cause if launch.world_size > 1 else None)
         self._start_seconds = START_SECONDS if seconds is None else seconds
         self._argv = argv
         self._store: Callable[[str], Store] | None = None
         self._children: Children | None = None
         self._watch: Watch | None = None
-        self._at_leave: list[Callable[[], None]] = []
         self._telling = threading.Lock()
         self._told = False
         self.store = RankStore()
@@ -132,27 +134,17 @@ class Ranks:
         if self.launch.world_size > 1:
             check_all_there(self.store, self.connection("place"), self.launch)
 
-    def at_leave(self, call: Callable[[], None]) -> None:
-        """Keeps a call for the case that this process must leave while its main thread waits."""
-        self._at_leave.append(call)
-
     @contextmanager
     def _watched_alone(self) -> Iterator[None]:
         limits = Limits.of(self.step_seconds, self._hang_seconds)
         if not limits.hang_seconds:
             yield
             return
-        watch = LoneWatch(
-            self.pulse, limits.hang_seconds, limits.cold_seconds, self._finish_what_cannot_wait
-        )
+        watch = LoneWatch(self.pulse, limits.hang_seconds, limits.cold_seconds, self.leaving.hurry)
         try:
             yield
         finally:
             watch.stop()
-
-    def _finish_what_cannot_wait(self) -> None:
-        for call in self._at_leave:
-            call()
 
     def _start(self) -> None:
         """Meets the others, starting those of this machine; raises TrainerError."""
@@ -241,28 +233,34 @@ class Ranks:
                 lost = "does not answer any more: it was killed, or the connection broke"
                 return self._report(lost, 1, rank=silent[0])
         traceback.print_exception(error)
-        return self._report(f"{type(error).__name__}: {error}".splitlines()[0], 1)
+        return self._report(first_line(error), FAULT)
 
     def _end(self, status: int, fault: RankFault | None) -> int:
         """Leaves the others and returns the exit status."""
         if fault is not None:
             status = fault.status
             self._tell_if_first(fault)
+        if is_final(status):
+            # What all of them leave with, although launchers end the others once one has.
+            ignore_launchers()
         if self._watch is not None:
             self._watch.stop()
         with suppress(RuntimeError):
-            self._leave(_LEAVE_SECONDS if fault is None else _LEAVE_AFTER_FAULT_SECONDS, fault)
+            self._leave(status, fault)
         if self._children is not None:
             self._children.wait(_LEAVE_SECONDS)
         return status
 
-    def _leave(self, seconds: float, fault: RankFault | None) -> None:
+    def _leave(self, status: int, fault: RankFault | None) -> None:
         """Leaves the store, which rank zero keeps open for those who need it to learn why."""
-        if self.launch.rank != 0:
+        # Launchers end the others once one has left: nobody does before all know a last word.
+        final = is_final(status)
+        if self.launch.rank != 0 and not final:
             self.store.leave(0)
             return
+        seconds = _LEAVE_SECONDS if fault is None else _LEAVE_AFTER_FAULT_SECONDS
         # A rank that is on its way would find nobody, and wait, and leave with another status.
-        on_the_way = fault is not None and not self.launch.agent_store
+        on_the_way = fault is not None and (final or not self.launch.agent_store)
         late = min(_LATE_SECONDS, self._start_seconds) if on_the_way else 0.0
         self.store.leave(max(seconds, late), late_seconds=late)
 
@@ -280,12 +278,14 @@ class Ranks:
 
     def _forced(self, fault: RankFault) -> None:
         """Does what cannot wait for the main thread: finishes a save, tells the fault."""
-        self._finish_what_cannot_wait()
+        # Before a save is finished, which may take minutes.
         self._tell_if_first(fault)
+        self.leaving.hurry(fault)
         with suppress(RuntimeError):
-            self._leave(_LEAVE_AFTER_FAULT_SECONDS, fault)
+            self._leave(fault.status, fault)
         if self._children is not None:
             self._children.wait(_LEAVE_AFTER_FAULT_SECONDS)
+        forbid_restart(fault.status, variables())
 
     def _speaks(self) -> bool:
         """Tells whether this process is the one of its machine that speaks without rank zero."""

@@ -19,11 +19,17 @@ _FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>\S+
 
 
 def own_stack() -> str:
-    """Returns the stack of this process's main thread, as faulthandler prints it."""
-    with tempfile.TemporaryFile() as file:
-        faulthandler.dump_traceback(file.fileno(), all_threads=True)
-        file.seek(0)
-        dumped = file.read().decode(errors="replace")
+    """Returns the stack of this process's main thread, as faulthandler prints it.
+
+    Where no file can take it, a line that says so: who asks has to go on.
+    """
+    try:
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file.fileno(), all_threads=True)
+            file.seek(0)
+            dumped = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"its stack is not known: no temporary file can be written ({error.strerror})"
     main = f"0x{threading.main_thread().ident or 0:016x}"
     threads = re.split(r"\n(?=(?:Current thread|Thread) 0x)", dumped)
     # faulthandler lists at most 100 threads.

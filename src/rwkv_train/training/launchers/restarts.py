@@ -18,13 +18,18 @@ _FINAL = (REFUSED, PREEMPTED)
 _AGENTS = ("torchrun", "torch.distributed.run", "torch/distributed/run.py", "accelerate")
 
 
+def is_final(status: int) -> bool:
+    """Tells whether whoever supervises a run is not to start it again at once, after a fault."""
+    return status in _FINAL
+
+
 def forbid_restart(status: int, environment: Mapping[str, str]) -> None:
     """Ends torchrun's agent, if it would start again a run that was refused or preempted.
 
     torchrun knows no exit status that it does not answer with a restart; SIGTERM makes it leave,
     and tells the agents of other machines so. Called last: it ends this process too.
     """
-    if status not in _FINAL or not _would_restart(Variables(environment)):
+    if not is_final(status) or not _would_restart(Variables(environment)):
         return
     parent = os.getppid()
     if not any(name in _command(parent) for name in _AGENTS):

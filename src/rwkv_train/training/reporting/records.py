@@ -151,6 +151,17 @@ class SlowRanksRecord:
 
 
 @dataclass(frozen=True)
+class FaultRecord:
+    """Why a start ended that has not ended by itself, and with which exit status; in lives.jsonl.
+
+    fault: one line, which names the rank where there are several.
+    """
+
+    fault: str
+    status: int
+
+
+@dataclass(frozen=True)
 class EpochRecord:
     """The figures of a finished mini-epoch: its number, mean loss and last step."""
 

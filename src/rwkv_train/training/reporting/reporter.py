@@ -13,6 +13,7 @@ from rwkv_train.training.reporting.records import (
     EmptyStepRecord,
     EndRecord,
     EpochRecord,
+    FaultRecord,
     LivesRecord,
     RollbackRecord,
     SlowRanksRecord,
@@ -71,6 +72,9 @@ class Reporter:
 
     def on_lives(self, record: LivesRecord) -> None:
         """Receives the run's time so far, when a start resumes it and when one ends by itself."""
+
+    def on_fault(self, record: FaultRecord) -> None:
+        """Receives why a start ends that has not ended by itself, most often after `close`."""
 
     def close(self) -> None:
         """Ends the reports; called after an error too."""

@@ -62,7 +62,7 @@ def begin_reporting(
     )
     _attempt(folder / STARTS_FILE, lambda: append_start(folder, record))
     # Before the records of what is done again are dropped: their time is lost, and must be told.
-    lives = _attempt(folder / LIVES_FILE, lambda: LivesFile(folder, account))
+    lives = _attempt(folder / LIVES_FILE, lambda: LivesFile(folder, account, step))
     logs = _open_logs(config, folder, length, step, deepspeed)
     return [*([lives] if lives else []), *logs]
 

@@ -103,7 +103,7 @@ def prepare_run(
         point = with_changes(point, config, samples.data, samples.validation)
         derived += mask_notes(samples)
         live = LivePlan(config, tokenizer, samples.training)
-        ranks.at_leave(live.close)
+        ranks.leaving.at_leave(live.close)
         if ranks.launch.world_size > 1:
             require_agreement(ranks.store, run_fingerprint(config, point, samples))
     run = run_id(point, Path(config.train.proj_dir))
