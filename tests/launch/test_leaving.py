@@ -115,7 +115,7 @@ class Told:
     def __init__(self) -> None:
         self.waits: list[tuple[float, float]] = []
 
-    def leave(self, seconds: float, late_seconds: float = 0.0) -> None:
+    def leave(self, seconds: float, late_seconds: float = 0.0, hurries: object = None) -> None:
         self.waits.append((seconds, late_seconds))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -52,6 +53,21 @@ def test_a_rank_alone_needs_nobody():
     assert alone.gather("plan", 7) == [7]
     assert alone.fault() is None
     alone.leave(seconds=60)
+
+
+def test_leaving_waits_for_nobody_for_long_once_a_launcher_ends_the_others(monkeypatch):
+    first, second = stores(2)
+    assert first.take_place() and second.take_place()
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    # The second one was killed. It comes to light after five of ten seconds that the launcher
+    # stops them all: those who live get the time of two beats to learn why.
+    first.leave(10.0, hurries=lambda: now[0] > 5.0)
+    assert 7.0 <= now[0] <= 7.2
+    # Never longer than it would have waited.
+    first.leave(1.0, hurries=lambda: True)
+    assert now[0] <= 8.3
 
 
 def test_leaving_waits_for_those_who_came_and_live():

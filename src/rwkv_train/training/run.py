@@ -29,7 +29,6 @@ from rwkv_train.training.checkpointing.storage_choice import choose_storage, mak
 from rwkv_train.training.distributed.context_group import begin_context_group
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles
 from rwkv_train.training.distributed.process_group import DecidedEnvironment, begin_group, end_group
-from rwkv_train.training.distributed.pulse import Pulse
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.distributed.strategy import (
     build_strategy,
@@ -53,7 +52,6 @@ from rwkv_train.training.reporting.lives_file import open_account
 from rwkv_train.training.reporting.reporter import Reporter
 from rwkv_train.training.reporting.run_files import begin_reporting
 from rwkv_train.training.run_clock import RunClock
-from rwkv_train.training.signals import StopRequest
 from rwkv_train.training.start.bf16_speed import bf16_notes
 from rwkv_train.training.start.build_kernels import describe_operators
 from rwkv_train.training.start.initial_weights import make_model
@@ -133,7 +131,7 @@ def run(prepared: Prepared, ranks: Ranks, received: ReceivedFiles, began: float)
     reports = StepReports(length, progress.step, meter, reporters, account)
     ranks.leaving.at_fault(lambda fault: reports.fault(str(fault), fault.status))
     callback = _callback(
-        prepared, beginning, detector, veto, saver, recovery, reports, received, ranks.pulse
+        prepared, beginning, detector, veto, saver, recovery, reports, received, ranks
     )
     begin_group(ranks, config.hardware)
     module = TrainingModule(
@@ -170,11 +168,11 @@ def _callback(
     recovery: Recovery,
     reports: StepReports,
     received: ReceivedFiles,
-    pulse: Pulse,
+    ranks: Ranks,
 ) -> StepCallback:
     config, point = prepared.config, beginning.point
     conventions = VERSIONS[config.model.rwkv_version].conventions
-    stop, clock = StopRequest(), reports.meter.clock
+    stop, clock = ranks.stop, reports.meter.clock
     questions = LiveQuestions(config, prepared.live, lambda: stop.received is not None)
     validator = Validator(config, prepared.samples.held_out, clock)
     return StepCallback(
@@ -192,7 +190,7 @@ def _callback(
         reports=reports,
         profiler=StepProfiler(config, clock) if config.log.profile and is_rank_zero() else None,
         stop=stop,
-        pulse=pulse,
+        pulse=ranks.pulse,
     )
 
 

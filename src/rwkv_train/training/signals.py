@@ -37,6 +37,15 @@ class StopRequest:
             signal.signal(number, handler)
         self._before.clear()
 
+    def has_come(self) -> bool:
+        """Tells whether a stop signal has come."""
+        return self.received is not None
+
+    @property
+    def name(self) -> str:
+        """The signal's name; empty without one."""
+        return "" if self.received is None else signal.Signals(self.received).name
+
     @property
     def exit_status(self) -> int:
         """The status that a shell expects of a process ended by a signal; 0 without a signal."""
@@ -47,8 +56,9 @@ class StopRequest:
             # Only remembered here: a handler runs between any two bytecodes, in the middle of a
             # collective call or a save as well.
             self.received = number
-            name = signal.Signals(number).name
-            told = f"\n{name}: saving after this step, then leaving; once more leaves at once\n"
+            told = (
+                f"\n{self.name}: saving after this step, then leaving; once more leaves at once\n"
+            )
             # Not printed: a stream that is being written to, which may have to wait for its
             # reader, raises in a handler, and that would end the run without a save.
             with suppress(OSError):

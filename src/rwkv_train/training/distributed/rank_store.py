@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from rwkv_train.errors import TrainingError
 # People are told what is waited for before they ask.
 ANNOUNCED_AFTER_SECONDS = 2.0
 _SLOWEST_POLL_SECONDS = 0.25
+# Two of the beats at which ranks ask for a fault.
+_HURRIED_SECONDS = 2.0
 _FAULT = "fault"
 
 
@@ -130,18 +133,28 @@ class RankStore:
         if fault is not None:
             raise RemoteRankError(fault)
 
-    def leave(self, seconds: float, rank: int | None = None, late_seconds: float = 0.0) -> None:
+    def leave(
+        self,
+        seconds: float,
+        rank: int | None = None,
+        late_seconds: float = 0.0,
+        hurries: Callable[[], bool] | None = None,
+    ) -> None:
         """Says that a rank needs the others no more, and waits a while for the same of all.
 
         rank: a child that can say it no more, None for this one. Rank zero holds the store, and
         the others learn from it why they have to leave. late_seconds: for how long of it ranks are
-        waited for that have not even come.
+        waited for that have not even come. hurries: tells that who does not come soon was ended.
         """
         if self._store is None:
             return
         self._store.set(f"left/{self.rank if rank is None else rank}", "1")
         began = time.monotonic()
         while (waited := time.monotonic() - began) < seconds:
+            if hurries is not None and hurries():
+                # Whoever still can has asked for a fault by then.
+                seconds = min(seconds, waited + _HURRIED_SECONDS)
+                hurries = None
             is_late = waited < late_seconds
             needed = set(range(self.world_size)) if is_late else self._present("come")
             if self._present("left") >= needed:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from torch.distributed.distributed_c10d import Store
 
 from rwkv_train.errors import FAULT, TrainerError, TrainingError, exit_status
-from rwkv_train.training.distributed.judge import LOST_RANK_ZERO, Limits
+from rwkv_train.training.distributed.judge import LOST_RANK_ZERO, WHY_LOST, Limits
 from rwkv_train.training.distributed.leaving import INTERRUPTED, Leaving, first_line
 from rwkv_train.training.distributed.lone_watch import LoneWatch
 from rwkv_train.training.distributed.pulse import Pulse
@@ -41,11 +41,13 @@ from rwkv_train.training.launchers.children import Children, own_command
 from rwkv_train.training.launchers.decide import CHILD_VARIABLE
 from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.launchers.restarts import forbid_restart, is_final
-from rwkv_train.training.signals import ignore_launchers
+from rwkv_train.training.signals import StopRequest, ignore_launchers
 
 START_SECONDS = 300.0
 STEP_SECONDS = 1800.0
 _STARTS_ANNOUNCED_AFTER_SECONDS = 30.0
+# Launchers stop all ranks when one of them has ended, and some kill those that take their time.
+UNKNOWN_LOSS = "the connection to another rank broke, and {} came before it was known which"
 # Time to leave: for children, and for ranks elsewhere to learn why.
 _LEAVE_SECONDS = 30.0
 _LEAVE_AFTER_FAULT_SECONDS = 10.0
@@ -79,6 +81,7 @@ class Ranks:
         self.leaving = Leaving(self.step_seconds, self._cause if launch.world_size > 1 else None)
         self._start_seconds = START_SECONDS if seconds is None else seconds
         self._argv = argv
+        self.stop = StopRequest()
         self._store: Callable[[str], Store] | None = None
         self._children: Children | None = None
         self._watch: Watch | None = None
@@ -225,13 +228,15 @@ class Ranks:
     def _cause(self, error: Exception) -> RankFault:
         """Returns the fault behind an exception, which may be another rank's that has gone."""
         if self._watch is not None and _CONNECTION.search(f"{type(error).__name__} {error}"):
-            fault = self._watch.fault(4.0 if self.launch.rank == 0 else 8.0)
-            if fault is not None:
-                return fault
-            silent = self._watch.silent_ranks(3.0)
-            if silent:
-                lost = "does not answer any more: it was killed, or the connection broke"
-                return self._report(lost, 1, rank=silent[0])
+            seconds = 4.0 if self.launch.rank == 0 else 8.0
+            found = self._watch.wait_for_cause(seconds, self.stop.has_come)
+            if isinstance(found, RankFault):
+                return found
+            if found is not None:
+                self.store.leave(0, rank=found)
+                return self._report(f"does not answer any more: {WHY_LOST}", FAULT, rank=found)
+            if self.stop.has_come():
+                return self._report(UNKNOWN_LOSS.format(self.stop.name), FAULT)
         traceback.print_exception(error)
         return self._report(first_line(error), FAULT)
 
@@ -262,7 +267,8 @@ class Ranks:
         # A rank that is on its way would find nobody, and wait, and leave with another status.
         on_the_way = fault is not None and (final or not self.launch.agent_store)
         late = min(_LATE_SECONDS, self._start_seconds) if on_the_way else 0.0
-        self.store.leave(max(seconds, late), late_seconds=late)
+        hurries = None if fault is None or final else self.stop.has_come
+        self.store.leave(max(seconds, late), late_seconds=late, hurries=hurries)
 
     def _tell_if_first(self, fault: RankFault) -> None:
         if self.launch.rank == 0 or (fault.message.startswith(LOST_RANK_ZERO) and self._speaks()):

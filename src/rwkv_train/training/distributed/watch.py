@@ -26,6 +26,9 @@ from rwkv_train.training.launchers.children import Children
 # What the main thread gets to leave by itself once a fault is known.
 GRACE_SECONDS = 5.0
 _STDERR = 2
+# Where a connection has broken already, so many beats that did not come are no chance.
+_MISSED_BEATS = 3
+_LOOK_SECONDS = 0.25
 
 
 class Watch:
@@ -64,9 +67,22 @@ class Watch:
         self._seen.wait(seconds)
         return self._fault
 
-    def silent_ranks(self, seconds: float) -> list[int]:
-        """Returns the other ranks that have not told for so long that they live."""
-        return self._judge.silent_ranks(seconds)
+    def wait_for_cause(self, seconds: float, hurries: Callable[[], bool]) -> RankFault | int | None:
+        """Returns why a connection broke: another rank's fault, or a rank that is silent now.
+
+        None: nobody knows within so many seconds, or by the time when `hurries` says to wait no
+        longer. Who watches all ranks knows of a killed one after some three seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            fault = self.fault(_LOOK_SECONDS)
+            if fault is not None:
+                return fault
+            silent = self._judge.silent_ranks(_MISSED_BEATS * BEAT_SECONDS)
+            if silent:
+                return silent[0]
+            if hurries() or time.monotonic() > deadline:
+                return None
 
     def stop(self) -> None:
         """Ends both threads."""
