@@ -20,7 +20,7 @@ checker=$!
 # The checker has ended by then, unless the tests were interrupted: not to find it is no failure.
 trap 'kill "$checker" 2> /dev/null || true; rm -f "$types"' EXIT
 status=0
-# A process per core; tests that share what is slow to make stay together (tests/conftest.py).
+# How many processes, and who runs which tests, and when: tests/conftest.py.
 "$PYTHON" -m pytest -n auto --dist loadfile "$@" || status=$?
 if ! wait "$checker"; then
     status=1

@@ -38,17 +38,26 @@ set_up_environment() {
         else
             cp requirements.lock "$wanted"
         fi
-        if ! $folder/bin/python -m pip install --quiet --disable-pip-version-check -r "$wanted"; then
+        # pip would compile every module, on one core, which takes longer than all else.
+        if ! $folder/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+            -r "$wanted"; then
             rm -f "$wanted"
             echo "error: pip could not install $requirements; see its message above" >&2
             return 2
         fi
         rm -f "$wanted"
+        compile_packages $folder
         touch "$stamp"
     fi
     PYTHON=$folder/bin/python
     # ninja and other tools that packages bring
     export PATH="$PWD/$folder/bin:$PATH"
+}
+
+# Compiles the modules of an environment on all cores, but those that hardly anybody imports: their
+# first import does it. A module that cannot be compiled, as templates of code, is not told of.
+compile_packages() {
+    "$1/bin/python" -m compileall -qq -j 0 -x '/(tests|transformers/models)/' "$1/lib" || true
 }
 
 # Where a GPU is and no CUDA compiler that fits torch, its kernels cannot be built, and training is

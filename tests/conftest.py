@@ -7,9 +7,12 @@ import os
 import re
 import signal
 from collections import Counter
+from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 from tests.checkout import ROOT
+from tests.frame_memory import with_frame_memory
 
 # The tests' tensors are small and two test processes share two cores: a second thread would spend
 # its time waiting. Set before torch is imported and inherited by the runs that tests start; what
@@ -23,6 +26,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from rwkv_train.processors import usable_processors
+
 # A busy machine makes any example slow; that says nothing about the code.
 settings.register_profile("without_deadline", deadline=None)
 settings.load_profile("without_deadline")
@@ -35,6 +40,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 STANDIN = "tests/gpu_standin"
+# What a process and the runs that it starts may take. Seen: 0.7 GiB of its own, 0.5 of the process
+# that starts its runs, and as much for every rank, of which a run has up to four.
+GIB_PER_PROCESS = 3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,6 +62,17 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             f"not run: {STANDIN}, the GPU's host path without a GPU; "
             "./run-tests.sh --gpu-standin sets up what it needs and runs it"
         )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Returns how many processes share the tests with `-n auto`: one more than there are cores.
+
+    Of the tests some wait, for a disk, a timeout or a connection that broke; with a process per
+    core a core then waits with them. Where memory is short there are fewer.
+    """
+    gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+    return max(1, min(usable_processors() + 1, gib // GIB_PER_PROCESS))
 
 
 def unit_of(nodeid: str) -> str:
@@ -90,7 +109,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks `gpu` tests as skipped, with the reason, on a machine without a CUDA device.
 
-    For several processes, units with most `slow` tests come first, so that all end together.
+    For several processes, units with most `slow` tests come first, then those of the rooms that
+    are collected last, which train, so that short ones are left and all processes end together.
     """
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device and this machine has none")
@@ -99,7 +119,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
     if hasattr(config, "workerinput"):
         slow = Counter(unit_of(item.nodeid) for item in items if "slow" in item.keywords)
-        items.sort(key=lambda item: -slow[unit_of(item.nodeid)])
+        place = {unit_of(item.nodeid): number for number, item in enumerate(items)}
+        items.sort(key=lambda item: (-slow[unit_of(item.nodeid)], -place[unit_of(item.nodeid)]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Calls a test where the frames of all that it calls have room."""
+    test = pyfuncitem.obj
+    pyfuncitem.obj = lambda **arguments: with_frame_memory(partial(test, **arguments))
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = test
 
 
 def pytest_collection_finish() -> None:

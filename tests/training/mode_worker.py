@@ -16,12 +16,14 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import NamedTuple, TextIO
 
 import train
+from tests.frame_memory import with_frame_memory
 from tests.training.runs import ranks_environment, server
 
 SECONDS_PER_RUN = 240
@@ -35,7 +37,7 @@ def serve(log: Path) -> None:
         os.dup2(file.fileno(), 2)
     for line in sys.stdin:
         try:
-            status = train.main(json.loads(line))
+            status = with_frame_memory(partial(train.main, json.loads(line)))
         except BaseException:
             traceback.print_exc()
             status = -1

@@ -93,9 +93,9 @@ def test_a_run_without_an_account_logs_offline(
     pytest.importorskip("wandb")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    ended = start(
-        "train.py", *flags(wandb="test", max_steps=2), environment={"HOME": str(tmp_path)}
-    )
+    # Where wandb looks for an account; another home would have no kernels either.
+    nowhere = {name: str(tmp_path / "none") for name in ("NETRC", "WANDB_CONFIG_DIR")}
+    ended = start("train.py", *flags(wandb="test", max_steps=2), environment=nowhere)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("--wandb test is not reached") == 1
     assert list((tmp_path / "out").glob("wandb/offline-run-*"))

@@ -21,9 +21,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 
 from tests.checkout import ROOT
+from tests.frame_memory import with_frame_memory
 
 _CHUNK_BYTES = 1 << 16
 
@@ -122,9 +124,10 @@ def _become(
     os.environ.update(environment)
     sys.argv = [program, *arguments]
     if program.endswith(".py"):
-        runpy.run_path(program, run_name="__main__")
+        run = partial(runpy.run_path, program, run_name="__main__")
     else:
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+        run = partial(runpy.run_module, program, run_name="__main__", alter_sys=True)
+    with_frame_memory(run)
 
 
 # What Lightning, torch's optimizers and DeepSpeed import only when a run comes to it, and what the
