@@ -38,6 +38,7 @@ from rwkv_train.config.token_columns import token_columns
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
+from rwkv_train.models.token_ranks import Awaited
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.ops.pieces.message import piece_numbers, state_numbers
 from rwkv_train.training.distributed.context_group import ContextGroup
@@ -77,16 +78,15 @@ class CountedGroup(ContextGroup):
 
     received = 0
 
-    def gather(self, own: Tensor) -> list[Tensor]:
+    def gather(self, own: Tensor) -> Awaited[list[Tensor]]:
         """Counts the messages of all others."""
         self.received += (self.size - 1) * own.nbytes
         return super().gather(own)
 
-    def pass_on(self, own: Tensor, distance: int) -> Tensor | None:
-        """Counts a neighbour's message."""
-        told = super().pass_on(own, distance)
-        self.received += 0 if told is None else told.nbytes
-        return told
+    def pass_on(self, own: Tensor, distance: int) -> Awaited[Tensor | None]:
+        """Counts a neighbour's message, which has the size of the own one."""
+        self.received += own.nbytes if 0 <= self.rank - distance < self.size else 0
+        return super().pass_on(own, distance)
 
 
 def formula_bytes(shape: Shape, ranks: int) -> tuple[int, int]:
@@ -183,7 +183,7 @@ def _error(model: RWKV, group: ContextGroup, shape: Shape) -> float:
     for one, other in zip(alone.parameters(), shared.parameters()):
         if one.grad is None or other.grad is None or not one.grad.any():
             continue
-        errors.append(float((group.sum(other.grad) - one.grad).norm() / one.grad.norm()))
+        errors.append(float((group.sum(other.grad).result() - one.grad).norm() / one.grad.norm()))
     return max(errors)
 
 
