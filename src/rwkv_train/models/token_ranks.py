@@ -14,7 +14,7 @@ Told = TypeVar("Told")
 
 
 class Awaited(Generic[Told]):
-    """What is on its way from other ranks: begun where it is known, waited for where it is needed.
+    """A result on its way from other ranks: begun where it can be, waited for where it is needed.
 
     finish: waits for it. Called once, where `result` is first asked for.
     """
