@@ -6,9 +6,10 @@
 One sample, forward and backward, fp32, one thread a process, gloo. Memory is the most that torch
 has given out above what was held before the step, of the rank that takes most; `/ one` is its ratio
 to one process. Processor time is that of all ranks together, as a ratio to one process: what the
-state-only passes and the folds cost. It is no wall time: here all ranks share the machine. Bytes
-are those a rank receives per layer, counted call by call, of the rank that receives most, and
-beside them the formula's:
+state-only passes and the folds cost. Wall time is a step's, of the slowest rank and the median
+repetition, for as many ranks as there are processors; beside it what `benchmarks.context_forecast`
+makes of the parts. Bytes are those a rank receives per layer, counted call by call, of the rank
+that receives most, and beside them the formula's:
 
     forward    (n - 1) m + 2 b     m = 4 B piece, b = 4 B D
     backward   (n - 1) s + 2 b     s = 4 B state
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, multiprocessing
 
+from benchmarks.context_forecast import added_seconds
 from benchmarks.peak_memory import AllocatedPeak
 from rwkv_train.config.resolve.model_sizes import complete_model
 from rwkv_train.config.schema import ModelConfig
@@ -38,8 +41,10 @@ from rwkv_train.config.token_columns import token_columns
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.parameters import initialize
 from rwkv_train.models.registry import build_model
+from rwkv_train.models.token_ranks import Awaited
 from rwkv_train.ops.head_loss import Targets
 from rwkv_train.ops.pieces.message import piece_numbers, state_numbers
+from rwkv_train.processors import usable_processors
 from rwkv_train.training.distributed.context_group import ContextGroup
 
 HEAD_SIZE = 64
@@ -60,13 +65,16 @@ class Shape(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A rank's step: bytes at the peak, processor seconds, bytes received in each direction.
+    """A rank's step: bytes at the peak, seconds, bytes received in each direction.
 
-    seconds: 0 where none were asked for.  error: of the gradients, see `_error`.
+    seconds, wall: of a processor and of the clock, 0 where none were asked for; added: those of the
+    clock that one process does not need, by the forecast.  error: of the gradients, see `_error`.
     """
 
     peak: int
     seconds: float
+    wall: float
+    added: float
     forward: int
     backward: int
     error: float
@@ -77,16 +85,15 @@ class CountedGroup(ContextGroup):
 
     received = 0
 
-    def gather(self, own: Tensor) -> list[Tensor]:
+    def gather(self, own: Tensor) -> Awaited[list[Tensor]]:
         """Counts the messages of all others."""
         self.received += (self.size - 1) * own.nbytes
         return super().gather(own)
 
-    def pass_on(self, own: Tensor, distance: int) -> Tensor | None:
-        """Counts a neighbour's message."""
-        told = super().pass_on(own, distance)
-        self.received += 0 if told is None else told.nbytes
-        return told
+    def pass_on(self, own: Tensor, distance: int) -> Awaited[Tensor | None]:
+        """Counts a neighbour's message, which has the size of the own one."""
+        self.received += own.nbytes if 0 <= self.rank - distance < self.size else 0
+        return super().pass_on(own, distance)
 
 
 def formula_bytes(shape: Shape, ranks: int) -> tuple[int, int]:
@@ -122,14 +129,30 @@ def _work(rank: int, shape: Shape, ranks: int, repeats: int, folder: str) -> Non
         loss.backward()
     backward = group.received - forward
     # Kernels and allocator are warm now.
-    began = time.process_time()
-    for _ in range(repeats):
-        step()
-    seconds = (time.process_time() - began) / max(1, repeats)
-    found = Measured(peak.bytes, seconds, forward, backward, error)
+    seconds, wall = _times(step, repeats)
+    added = _added(shape, group) if repeats else 0.0
+    found = Measured(peak.bytes, seconds, wall, added, forward, backward, error)
     torch.save(found, Path(folder) / str(rank))
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def _times(step: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Returns a step's mean processor seconds and median wall seconds. Collective."""
+    used, walls = 0.0, []
+    for _ in range(repeats):
+        distributed.barrier()
+        began, own = time.perf_counter(), time.process_time()
+        step()
+        used += time.process_time() - own
+        walls.append(time.perf_counter() - began)
+    return used / max(1, repeats), statistics.median(walls or [0.0])
+
+
+def _added(shape: Shape, group: ContextGroup) -> float:
+    tokens = len(_columns(group, shape.ctx_len))
+    layer = added_seconds(shape.version, shape.width, HEAD_SIZE, tokens, shape.backend, group)
+    return shape.layers * (layer.passes + layer.exchange)
 
 
 def _model(shape: Shape) -> RWKV:
@@ -154,18 +177,19 @@ def _model(shape: Shape) -> RWKV:
 
 def _loss(model: RWKV, group: ContextGroup | None, shape: Shape, length: int) -> Tensor:
     text = torch.randint(shape.vocab, (1, length + 1), generator=torch.Generator().manual_seed(1))
-    columns = (
-        torch.arange(length)
-        if group is None
-        else torch.cat(
-            [torch.arange(*part) for part in token_columns(length, group.size, group.rank, None)]
-        )
-    )
+    columns = _columns(group, length)
     targets = Targets(text[:, columns + 1], total=float(length))
     alone = group is None or group.size == 1
     ranks: Any = None if alone else group
     loss, _ = model.loss_and_state(text[:, columns], targets, with_state=False, ranks=ranks)
     return loss
+
+
+def _columns(group: ContextGroup | None, length: int) -> Tensor:
+    if group is None:
+        return torch.arange(length)
+    parts = token_columns(length, group.size, group.rank, None)
+    return torch.cat([torch.arange(*part) for part in parts])
 
 
 def _step(
@@ -183,29 +207,58 @@ def _error(model: RWKV, group: ContextGroup, shape: Shape) -> float:
     for one, other in zip(alone.parameters(), shared.parameters()):
         if one.grad is None or other.grad is None or not one.grad.any():
             continue
-        errors.append(float((group.sum(other.grad) - one.grad).norm() / one.grad.norm()))
+        errors.append(float((group.sum(other.grad).result() - one.grad).norm() / one.grad.norm()))
     return max(errors)
+
+
+class Step(NamedTuple):
+    """What all ranks took together: the most of one, of processor time the sum."""
+
+    peak: int
+    seconds: float
+    wall: float
+    added: float
+
+    @staticmethod
+    def of(ranks: Sequence[Measured]) -> Step:
+        """Returns the step of these ranks."""
+        return Step(
+            max(rank.peak for rank in ranks),
+            sum(rank.seconds for rank in ranks),
+            max(rank.wall for rank in ranks),
+            max(rank.added for rank in ranks),
+        )
 
 
 def report(shape: Shape, ranks: Sequence[int], repeats: int) -> None:
     """Prints a row for every number of ranks."""
-    first: tuple[int, float] | None = None
+    first: Step | None = None
     for size in ranks:
         found = measure(shape, size, repeats)
         error = max(part.error for part in found)
         if not error < LIMIT:
             raise SystemExit(f"RWKV-{shape.version}, {size} ranks: gradients differ by {error:.1e}")
-        peak, seconds = max(part.peak for part in found), sum(part.seconds for part in found)
-        first = first or (peak, seconds)
+        step = Step.of(found)
+        first = first or step
         forward = max(part.forward for part in found) / shape.layers
         backward = max(part.backward for part in found) / shape.layers
         wanted = formula_bytes(shape, size)
         print(
-            f"| RWKV-{shape.version} | {size} | {shape.ctx_len // size:,} | {peak / 2**20:.1f} | "
-            f"{peak / first[0]:.3f} | {seconds / first[1]:.2f} | {forward:,.0f} | {wanted[0]:,} | "
-            f"{backward:,.0f} | {wanted[1]:,} | {error:.0e} |",
+            f"| RWKV-{shape.version} | {size} | {shape.ctx_len // size:,} | "
+            f"{step.peak / 2**20:.1f} | {step.peak / first.peak:.3f} | "
+            f"{step.seconds / first.seconds:.2f} | {wall_cells(step, first, size)} | "
+            f"{forward:,.0f} | {wanted[0]:,} | {backward:,.0f} | {wanted[1]:,} | {error:.0e} |",
             flush=True,
         )
+
+
+def wall_cells(step: Step, first: Step, size: int) -> str:
+    """Returns wall time, its ratio to one process, and the forecast of it."""
+    # More ranks than processors take turns, which says nothing about either.
+    if size > usable_processors():
+        return "- | - | -"
+    forecast = 1 / size + step.added / first.wall
+    return f"{step.wall:.2f} | {step.wall / first.wall:.2f} | {forecast:.2f}"
 
 
 def main() -> None:
@@ -224,7 +277,9 @@ def main() -> None:
         f"CPU, torch {torch.__version__}; L{options.layers} D{options.width} V{options.vocab}, one "
         f"sample of {options.ctx_len:,} tokens, fp32, backend {options.backend}\n\n"
         "| version | ranks | tokens each | peak MiB | / one | processor time / one | "
-        "bytes forward | formula | bytes backward | formula | error |\n" + "|---" * 11 + "|"
+        "wall s | / one | forecast | bytes forward | formula | bytes backward | formula | error |\n"
+        + "|---" * 14
+        + "|"
     )
     for version in options.versions:
         shape = Shape(

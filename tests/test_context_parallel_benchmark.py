@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.context_parallel import LIMIT, Shape, formula_bytes, measure
+from benchmarks import context_parallel
+from benchmarks.context_parallel import (
+    LIMIT,
+    Measured,
+    Shape,
+    Step,
+    formula_bytes,
+    measure,
+    wall_cells,
+)
 
 LONG = Shape("7", layers=1, width=64, vocab=64, ctx_len=65536)
 
@@ -16,6 +25,20 @@ def test_the_formula_is_that_of_the_pages():
     assert formula_bytes(wide._replace(version="6"), 2) == (4 * (128 * 65 + 256), 4 * (8192 + 256))
     assert formula_bytes(wide._replace(version="4"), 2) == (4 * (385 + 256), 4 * (384 + 256))
     assert formula_bytes(wide, 1) == (0, 0)
+
+
+def test_wall_time_is_told_where_every_rank_has_a_processor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(context_parallel, "usable_processors", lambda: 2)
+    ranks = [
+        Measured(peak=7, seconds=3.0, wall=5.5, added=0.5, forward=0, backward=0, error=0.0),
+        Measured(peak=9, seconds=4.0, wall=6.0, added=0.75, forward=0, backward=0, error=0.0),
+    ]
+    step = Step.of(ranks)
+    assert step == Step(peak=9, seconds=7.0, wall=6.0, added=0.75)
+    # Half of ten seconds, and 0.75 more.
+    one = Step(peak=9, seconds=7.0, wall=10.0, added=0.0)
+    assert wall_cells(step, one, 2) == "6.00 | 0.60 | 0.57"
+    assert wall_cells(step, one, 3) == "- | - | -"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 from torch.distributed import HashStore
 
+from rwkv_train.training.distributed import judge
 from rwkv_train.training.distributed.hangs import find_hang
 from rwkv_train.training.distributed.judge import Judge, Limits
 from rwkv_train.training.distributed.lone_watch import LoneWatch
@@ -91,6 +92,15 @@ def test_a_hang_is_told_with_phase_step_and_time():
     )
 
 
+def test_a_stopped_rank_waits_for_nobody_wherever_it_was_stopped():
+    """Ranks that share a sample wait for one another all the time, and are stopped there too."""
+    hang = find_hang({0: beat(WAIT, 30), 1: beat(WAIT, 31)}, 20.0, 60.0, stopped=[1])
+    assert hang is not None and hang.ranks == (1,)
+    assert (
+        hang.message == "stands still in communication after step 17 for 31 s while 1 waits for it"
+    )
+
+
 def test_limits_name_a_hang_before_collective_calls_give_up():
     assert Limits.of(1800.0, 600.0) == Limits(60.0, 600.0, 1620.0)
     assert Limits.of(1800.0, 20.0) == Limits(25.0, 20.0, 1620.0)
@@ -116,12 +126,11 @@ def test_a_pulse_counts_moves_and_the_time_since_the_last():
 class Pair:
     """The judges of two ranks over one store, with a clock by hand."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, hosts: tuple[str, str] = ("one", "two")) -> None:
         self.hand, store = Hand(), HashStore()
         self.pulses = [Pulse(self.hand), Pulse(self.hand)]
         self.ranks = [
-            RankStore(store, rank=rank, world_size=2, host=host)
-            for rank, host in enumerate(("one", "two"))
+            RankStore(store, rank=rank, world_size=2, host=host) for rank, host in enumerate(hosts)
         ]
         self.judges = [
             Judge(ranks, store, pulse, limits, os.getpid(), self.hand)
@@ -167,6 +176,22 @@ def test_a_rank_without_a_sign_of_life_is_reported_with_its_last_place():
     fault = pair.ranks[0].fault()
     assert fault is not None and (fault.rank, fault.status) == (1, HUNG)
     assert f"rank 1 on two (process {os.getpid()}) gives no sign of life" in fault.message
+
+
+def test_a_rank_that_was_stopped_while_it_waited_is_named(monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    monkeypatch.setattr(judge, "is_stopped", lambda process: asked.append(process) or True)
+    pair = Pair(Limits.of(1800.0, 20.0), hosts=("one", "one"))
+    in_step(pair)
+    pair.pulses[1].move(WAIT)
+    pair.pass_seconds(1)
+    # Whoever gives signs of life is not looked up.
+    assert not asked
+    pair.pass_seconds(20, telling=(0,))
+    fault = pair.ranks[0].fault()
+    assert fault is not None and (fault.rank, fault.status) == (1, HUNG)
+    assert fault.message.startswith("stands still in communication after step 17 for 20 s while 1")
+    assert "gives no sign of life: the process is stopped (SIGSTOP)" in fault.message
 
 
 def test_a_rank_zero_without_a_sign_of_life_is_reported_by_the_last_rank():

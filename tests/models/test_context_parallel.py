@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
+from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.state import detach_state
 from tests.models.spread_rows import CUTS, EXACT, T, rows, spread_model
-from tests.models.thread_ranks import Learnt, columns_of, error, learn_alone, learn_together, pieces
+from tests.models.thread_ranks import (
+    Learnt,
+    Row,
+    columns_of,
+    error,
+    learn_alone,
+    learn_together,
+    pieces,
+)
 from tests.models.tiny import VERSIONS, random_tokens
 
 every_version = pytest.mark.parametrize("version", VERSIONS)
@@ -92,23 +103,46 @@ def test_sixteen_ranks_scan(version: str):
 
 
 @every_version
-def test_single_precision_is_as_good_as_one_process(version: str):
-    model = spread_model(version)
-    row = rows(resets=True)
-    exact = learn_alone(model, row)
-    single = model.float()
-    row.mask = row.mask.float()
+def test_single_precision_is_as_good_as_one_process_for_every_parameter(version: str):
+    """Over several rows and weights: that of a single one says little.
 
-    def errors(found: Learnt) -> torch.Tensor:
-        """Of every parameter's gradient, relative to its norm."""
-        pairs = [(found.gradients[name], wanted) for name, wanted in exact.gradients.items()]
-        return torch.stack([(a.double() - b).norm() / b.norm() for a, b in pairs])
+    There an error of one process is now and then below half of what it is in another order of the
+    sums: the backends' own errors differ by more than twice for a tenth of RWKV-7's parameters.
+    """
+    exact = spread_model(version)
+    ratios: dict[int, list[torch.Tensor]] = {size: [] for size in CUTS}
+    for seed in range(6):
+        model, row = rounded_and_moved(exact, seed), other_rows(seed)
+        wanted = learn_alone(copy.deepcopy(model).double(), row).gradients
+        row.mask = row.mask.float()
+        own = errors(learn_alone(model, row), wanted)
+        for size, cuts in CUTS.items():
+            found = errors(learn_together(model, row, pieces(*cuts)), wanted)
+            ratios[size].append(found / own)
+    for of_rows in ratios.values():
+        assert torch.stack(of_rows).log().mean(0).exp().max() < 2
 
-    own = errors(learn_alone(single, row))
-    for cuts in CUTS.values():
-        found = errors(learn_together(single, row, pieces(*cuts)))
-        assert found.max() < 2 * own.max() + 3e-7
-        assert found.mean() < 2 * own.mean()
+
+def rounded_and_moved(model: RWKV, seed: int) -> RWKV:
+    """The model in fp32, every weight some percent off."""
+    generator, moved = torch.Generator().manual_seed(seed), copy.deepcopy(model).float()
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.mul_(1 + 0.05 * torch.randn(parameter.shape, generator=generator))
+    return moved
+
+
+def other_rows(seed: int) -> Row:
+    """Rows of other tokens, with documents that start in them."""
+    row, tokens = rows(resets=True), random_tokens(2, T + 1, seed=seed + 20)
+    row.tokens, row.targets = tokens[:, :-1], tokens[:, 1:]
+    return row
+
+
+def errors(found: Learnt, wanted: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of every parameter's gradient, relative to its norm."""
+    pairs = [(found.gradients[name].double(), gradient) for name, gradient in wanted.items()]
+    return torch.stack([(a - b).norm() / b.norm() for a, b in pairs])
 
 
 @every_version

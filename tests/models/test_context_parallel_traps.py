@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rwkv_train.models import piece_exchange, spread_state
+from rwkv_train.models.piece_exchange import gradient_of
 from rwkv_train.ops.pieces.algebra import MatrixPiece, fold
 from rwkv_train.ops.pieces.message import piece_numbers, state_numbers, unpack_piece
 from tests.models.spread_rows import CUTS, EXACT, T, rows, spread_model
@@ -36,14 +37,7 @@ def errors(version: str, columns: list[torch.Tensor]) -> tuple[float, float]:
 def test_1_gradients_end_at_borders_without_what_attaches_the_state(
     version: str, monkeypatch: pytest.MonkeyPatch
 ):
-    attach = spread_state.gradient_after
-
-    def truncated(*arguments: Any) -> Any:
-        gradient = attach(*arguments)
-        parts = (gradient,) if isinstance(gradient, torch.Tensor) else gradient
-        return spread_state._whole([torch.zeros_like(part) for part in parts], gradient)
-
-    monkeypatch.setattr(spread_state, "gradient_after", truncated)
+    monkeypatch.setattr(spread_state, "gradient_of", lambda final, _: gradient_of(final, None))
     of_loss, of_gradients = errors(version, THREE)
     # The loss is right, so that only gradients tell.
     assert of_loss < EXACT and of_gradients > 1e-3

@@ -18,6 +18,7 @@ from torch import Tensor
 from rwkv_train.config.token_columns import token_columns
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.models.state import ModelState
+from rwkv_train.models.token_ranks import Awaited
 from rwkv_train.ops.head_loss import Targets
 
 T = TypeVar("T")
@@ -34,38 +35,48 @@ class Exchange(NamedTuple):
 
 
 class ThreadRanks:
-    """One of several ranks, with what it has exchanged so far."""
+    """One of several ranks, with what it has exchanged so far.
+
+    events: beginnings and ends of exchanges, and what a test notes between them.
+    """
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, desk: list[Any]) -> None:
         self.rank, self.size = rank, size
         self._barrier, self._desk = barrier, desk
         self.calls: list[Exchange] = []
+        self.events: list[str] = []
 
-    def gather(self, own: Tensor) -> list[Tensor]:
-        return self._met("gather", own)
+    def gather(self, own: Tensor) -> Awaited[list[Tensor]]:
+        return self._met("gather", own, list)
 
-    def pass_on(self, own: Tensor, distance: int) -> Tensor | None:
-        told = self._met(f"pass on {distance}", own)
+    def pass_on(self, own: Tensor, distance: int) -> Awaited[Tensor | None]:
         source = self.rank - distance
-        return told[source] if 0 <= source < self.size else None
+        comes = 0 <= source < self.size
+        return self._met(f"pass on {distance}", own, lambda told: told[source] if comes else None)
 
-    def of_last(self, own: Tensor) -> Tensor:
-        return self._met("of last", own)[-1]
+    def of_last(self, own: Tensor) -> Awaited[Tensor]:
+        return self._met("of last", own, lambda told: told[-1])
 
-    def sum(self, own: Tensor) -> Tensor:
-        return torch.stack(self._met("sum", own)).sum(0)
+    def sum(self, own: Tensor) -> Awaited[Tensor]:
+        return self._met("sum", own, lambda told: torch.stack(told).sum(0))
 
     def once(self, tell: Callable[[], T]) -> T:
         return tell()
 
-    def _met(self, name: str, own: Tensor) -> list[Tensor]:
+    def _met(self, name: str, own: Tensor, chosen: Callable[[list[Tensor]], T]) -> Awaited[T]:
         assert not own.requires_grad or not torch.is_grad_enabled(), "what is sent has no graph"
         self.calls.append(Exchange(name, own.numel(), own.dtype))
+        self.events.append(f"{name} begins")
         self._desk[self.rank] = own.detach().clone()
         self._barrier.wait(SECONDS)
         told = [tensor.clone() for tensor in self._desk]
         self._barrier.wait(SECONDS)
-        return told
+
+        def finish() -> T:
+            self.events.append(f"{name} is waited for")
+            return chosen(told)
+
+        return Awaited(finish)
 
 
 def in_threads(size: int, work: Callable[[ThreadRanks], T]) -> tuple[list[T], list[ThreadRanks]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rwkv_train.ops.pieces.message import piece_numbers, state_numbers
 from rwkv_train.planning.context_traffic import (
     ContextLinks,
     ContextShape,
@@ -68,19 +69,28 @@ def test_states_of_rwkv_7_are_exchanged_as_fast_as_was_derived(
 
 def test_messages_of_the_other_versions_are_as_large_as_was_derived():
     assert ContextShape("6", 1, 2048, 64).message == 2048 * 65 * 4
-    assert ContextShape("4", 1, 768, 0).message == 3 * 768 * 4
+    assert ContextShape("4", 1, 768, 0).message == (3 * 768 + 1) * 4
     five = exchange_seconds(ContextShape("5", 1, 4096, 64), NVLINK, 8)
     assert five["gather"] == pytest.approx(75 * US, abs=0.6 * US)
 
 
+@pytest.mark.parametrize("version", ["4", "5", "6", "7"])
+def test_a_run_sends_the_messages_that_are_planned(version: str):
+    shape = ContextShape(version, 2, 768, 0 if version == "4" else 64)
+    heads = (768, 1) if version == "4" else (12, 64)
+    # Numbers of fp32.
+    assert shape.message == 4 * piece_numbers(version, 2, *heads)
+    assert shape.state == 4 * state_numbers(version, 2, *heads)
+
+
 def test_a_layer_waits_for_an_exchange_and_two_borders_each_way():
     shape = ContextShape("7", 1, 768, 64)
-    # Eight ranks: 51.8 us and two borders of 12 us, twice.
+    # Eight ranks: 51.8 us, backwards 7 x 0.983 us less without transitions; two borders each way.
     eight = context_seconds(shape, NVLINK, 8)
-    assert eight == pytest.approx(2 * (51.8 + 24) * US, rel=1e-3)
-    # Fifteen gather too, 14 steps of 3 + 1.97 us; sixteen scan in four rounds.
+    assert eight == pytest.approx((51.8 + 44.9 + 4 * 12) * US, rel=1e-3)
+    # Fifteen gather too, 14 steps of 3 + 1.97 and of 3 + 0.98 us; sixteen scan in four rounds.
     fifteen = context_seconds(shape, NVLINK, 15)
-    assert fifteen == pytest.approx(2 * (12 + 14 * 4.966 + 5 + 24) * US, rel=1e-3)
+    assert fifteen == pytest.approx((2 * (12 + 5 + 24) + 14 * (4.966 + 3.983)) * US, rel=1e-3)
     sixteen = context_seconds(shape, NVLINK, 16)
     assert sixteen == pytest.approx(2 * (4 * 23.97 + 24) * US, rel=1e-3)
     assert context_seconds(shape, NVLINK, 1) == 0
@@ -98,9 +108,9 @@ def test_sharing_a_sample_divides_its_time_and_adds_the_exchange():
     apart, shared = timed(line), timed(line + "--context_parallel 8")
     assert shared.tokens == apart.tokens / 8
     assert shared.products == pytest.approx(apart.products / 8)
-    # 24 layers; 4.2 MB... of state and transition a rank at 450 GB/s: 2 x (12 + 7 (3 + 2.33) + 5).
-    message = 2 * 2048 * 64 * 4 / 450e9
-    layer = 2 * (12 * US + 7 * (3 * US + message) + 5 * US + 24 * US)
+    # 24 layers; at 450 GB/s 1.05 MB of state and transition a rank, and its half backwards.
+    state = 2048 * 64 * 4 / 450e9
+    layer = 2 * (12 + 7 * 3 + 5 + 24) * US + 7 * 3 * state
     assert shared.context == pytest.approx(24 * layer) and apart.context == 0
     # In two superchunks of 8 x 2048 tokens states are exchanged twice.
     chunked = timed(line + "--context_parallel 8 --chunk_len 2048")

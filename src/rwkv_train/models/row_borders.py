@@ -52,7 +52,9 @@ class _Border(torch.autograd.Function):
         ctx.ranks, ctx.with_state = ranks, with_state
 
         def tell() -> tuple[Tensor | None, Tensor | None]:
-            return ranks.pass_on(own, 1), ranks.of_last(own) if with_state else None
+            before = ranks.pass_on(own, 1)
+            last = ranks.of_last(own).result() if with_state else None
+            return before.result(), last
 
         before, last = ranks.once(tell)
         # In memory of their own: what is kept for a second pass has no graph.
@@ -65,11 +67,11 @@ class _Border(torch.autograd.Function):
         ctx: Any, before: Tensor, last: Tensor | None
     ) -> tuple[Tensor, Tensor, None, None]:
         ranks: TokenRanks = ctx.ranks
-        own = ranks.pass_on(before, -1)
-        own = torch.zeros_like(before) if own is None else own
+        handed = ranks.pass_on(before, -1).result()
+        own = torch.zeros_like(before) if handed is None else handed
         if ctx.with_state:
             # Every rank has a copy of the row's last token, and may have used it.
-            total = ranks.sum(torch.zeros_like(before) if last is None else last)
+            total = ranks.sum(torch.zeros_like(before) if last is None else last).result()
             own = own + total if ranks.rank == ranks.size - 1 else own
         carried = before if ranks.rank == 0 else torch.zeros_like(before)
         return own, carried, None, None

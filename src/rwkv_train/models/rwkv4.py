@@ -94,8 +94,8 @@ class TimeMix(nn.Module):
         mixes = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
         shares = tuple(map(share_of_previous, mixes))
         x, last, (xk, xv, xr), _ = norm(residual, shift, reset, shares)
-        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)  # [B, T, A]
-        y, wkv = spread(wkv4, ranks, with_state)(
+        k, v = self.key(xk), self.value(xv)  # [B, T, A]
+        y, wkv, r = spread(wkv4, ranks, with_state)(
             self.time_decay,
             self.time_first,
             k,
@@ -103,6 +103,7 @@ class TimeMix(nn.Module):
             self.start(wkv, len(residual.x)),
             backend=self.backend,
             reset=reset,
+            gate=lambda: self.receptance(xr),
         )
         return Residual(x, self.output(sigmoid_gate(r, y))), carry, last, wkv
 

@@ -106,10 +106,9 @@ class TimeMix(nn.Module):
         mixes = (self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g)
         shares = tuple(map(share_of_previous, mixes))
         x, last, (xr, xk, xv, xg), _ = norm(residual, shift, reset, shares)
-        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)  # [B, T, A]
-        r, k, v = (split_heads(z, self.head_size) for z in (r, k, v))  # [B, T, H, N]
-        y, wkv = spread(wkv5, ranks, with_state)(
-            r,
+        k, v = (split_heads(z, self.head_size) for z in (self.key(xk), self.value(xv)))
+        y, wkv, g = spread(wkv5, ranks, with_state)(  # [B, T, H, N]
+            lambda: split_heads(self.receptance(xr), self.head_size),
             k,
             v,
             self.time_decay,
@@ -118,8 +117,9 @@ class TimeMix(nn.Module):
             with_state=with_state,
             backend=self.backend,
             reset=reset,
+            gate=lambda: self.gate(xg),
         )
-        return Residual(x, self.output(self.ln_x(y, self.gate(xg)))), carry, last, wkv
+        return Residual(x, self.output(self.ln_x(y, g))), carry, last, wkv
 
 
 class ChannelMix(rwkv4.ChannelMix):

@@ -107,13 +107,12 @@ class TimeMix(nn.Module):
         """
         x, last, (xw, xk, xv, xr, xg) = self._mix(norm, residual, shift, reset)
         w, w_gradient = decay_logits(xw, self.time_decay_w1, self.time_decay_w2)
-        r, k, v, w = (
-            split_heads(z, self.head_size)
-            for z in (self.receptance(xr), self.key(xk), self.value(xv), w)
-        )  # [B, T, H, N]
+        k, v, w = (  # [B, T, H, N]
+            split_heads(z, self.head_size) for z in (self.key(xk), self.value(xv), w)
+        )
         faaaa, base = widened(self.time_faaaa, self.time_decay)
-        y, wkv = spread(wkv6, ranks, with_state)(
-            r,
+        y, wkv, g = spread(wkv6, ranks, with_state)(
+            lambda: split_heads(self.receptance(xr), self.head_size),
             k,
             v,
             w,
@@ -124,8 +123,9 @@ class TimeMix(nn.Module):
             with_state=with_state,
             backend=self.backend,
             reset=reset,
+            gate=lambda: self.gate(xg),
         )
-        return Residual(x, self.output(self.ln_x(y, self.gate(xg)))), carry, last, wkv
+        return Residual(x, self.output(self.ln_x(y, g))), carry, last, wkv
 
     def _mix(
         self, norm: ShiftedNorm, residual: Residual, shift: Tensor | None, reset: Tensor | None

@@ -119,21 +119,20 @@ class TimeMix(nn.Module):
         x, last, (xr, xw, xk, xv, xa, xg), _ = norm(residual, shift, reset, mixes)
         w, w_gradient = decay_logits(xw, self.w1, self.w2)
         w0, a0, v0, k_k, k_a, r_k = widened(self.w0, self.a0, self.v0, self.k_k, self.k_a, self.r_k)
-        r, k = self.receptance(xr), self.key(xk)  # [B, T, D]
+        k = self.key(xk)  # [B, T, D]
         if carry is None:
             carry = again = v = self.value(xv)
         else:
             v, low = two_products(xv, self.value, self.v1)
             v, again, carry = value_residual(v, carry, low @ self.v2, v0.flatten())
         rate = (xa @ self.a1) @ self.a2  # logits without a0
-        g = torch.sigmoid(xg @ self.g1) @ self.g2
-        r, w, k, v, rate = (split_heads(z, self.head_size) for z in (r, w, k, v, rate))
+        w, k, v, rate = (split_heads(z, self.head_size) for z in (w, k, v, rate))
         k, a, b = keys(  # [B, T, H, N]
             k, rate, a0.flatten(), k_k.flatten(), k_a.flatten()
         )
         # As in RWKV-LM the bonus reads the rescaled k and the mixed v, while κ is made of k°.
-        y, s, wkv = spread(wkv7_and_bonus, ranks, with_state)(
-            r,
+        y, s, wkv, g = spread(wkv7_and_bonus, ranks, with_state)(
+            lambda: split_heads(self.receptance(xr), self.head_size),
             w,
             k,
             v,
@@ -146,6 +145,7 @@ class TimeMix(nn.Module):
             with_state=with_state,
             backend=self.backend,
             reset=reset,
+            gate=lambda: torch.sigmoid(xg @ self.g1) @ self.g2,
         )
         out = self.output(self.ln_x(y, g, split_heads(again, self.head_size), s))
         return Residual(x, out), carry, last, wkv

@@ -6,11 +6,30 @@ A model that reads the whole row by itself has None in this place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 Told = TypeVar("Told")
+
+
+class Awaited(Generic[Told]):
+    """A result on its way from other ranks: begun where it can be, waited for where it is needed.
+
+    finish: waits for it. Called once, where `result` is first asked for.
+    """
+
+    def __init__(self, finish: Callable[[], Told]) -> None:
+        self._finish: Callable[[], Told] | None = finish
+        self._told: list[Told] = []
+
+    def result(self) -> Told:
+        """Returns what came, the same every time."""
+        if self._finish is not None:
+            self._told.append(self._finish())
+            # With it go the messages that it read.
+            self._finish = None
+        return self._told[0]
 
 
 class TokenRanks(Protocol):
@@ -18,6 +37,8 @@ class TokenRanks(Protocol):
 
     Every method is collective: all ranks call it, in one order, with tensors of one shape. A call
     that depended on the data (a reset, a mask, a state of zeros) would leave the others waiting.
+    A call begins an exchange, and is not waited for before `result`; what was passed must stay as
+    it is until then.
     """
 
     @property
@@ -28,19 +49,19 @@ class TokenRanks(Protocol):
     def size(self) -> int:
         """The number of pieces."""
 
-    def gather(self, own: Tensor) -> list[Tensor]:
+    def gather(self, own: Tensor) -> Awaited[list[Tensor]]:
         """Returns what every rank passes, by rank."""
 
-    def pass_on(self, own: Tensor, distance: int) -> Tensor | None:
+    def pass_on(self, own: Tensor, distance: int) -> Awaited[Tensor | None]:
         """Hands `own` to the rank `distance` after this one, and returns what it is handed.
 
         distance: below 0 to earlier ranks. None where there is no rank to hand it on.
         """
 
-    def of_last(self, own: Tensor) -> Tensor:
+    def of_last(self, own: Tensor) -> Awaited[Tensor]:
         """Returns what the last rank passes."""
 
-    def sum(self, own: Tensor) -> Tensor:
+    def sum(self, own: Tensor) -> Awaited[Tensor]:
         """Returns the sum of what all ranks pass."""
 
     def once(self, tell: Callable[[], Told]) -> Told:

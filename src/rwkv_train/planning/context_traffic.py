@@ -2,7 +2,8 @@
 
 The ranks of a sample exchange, once a layer and direction, what a piece does to the state (its
 transition P and contribution Q), and hand on the last row of a token shift, twice a layer and
-direction. Nothing of it is hidden here; computing the receptance behind it would be a gain.
+direction. The states travel while the receptance, or the gradients of the gate, are computed; here
+nothing counts as hidden, so that a step takes this at the most.
 """
 
 from __future__ import annotations
@@ -43,16 +44,15 @@ class ContextShape(NamedTuple):
 
     @property
     def state(self) -> int:
-        """Bytes of a layer's state in fp32."""
+        """Bytes of a layer's state in fp32, and of its gradient, which a rank sends backwards."""
         numbers = 3 if self.version == "4" else self.head
         return _FP32 * self.samples * self.width * numbers
 
     @property
     def message(self) -> int:
-        """Bytes that a rank sends of a layer: Q and P, which RWKV-7 has as a matrix."""
-        if self.version == "7":
-            return 2 * self.state
-        return self.state + (0 if self.version == "4" else _FP32 * self.samples * self.width)
+        """Bytes that a rank sends forwards: Q and P, of RWKV-7 a matrix, of RWKV-4 a length."""
+        more = {"4": _FP32 * self.samples, "7": self.state}
+        return self.state + more.get(self.version, _FP32 * self.samples * self.width)
 
 
 class ContextLinks(NamedTuple):
@@ -79,20 +79,23 @@ def context_links(network: Network, ranks: int) -> ContextLinks:
 
 
 def exchange_seconds(shape: ContextShape, links: ContextLinks, ranks: int) -> dict[str, float]:
-    """Returns the seconds of each form of the exchange of one layer in one direction.
+    """Returns the seconds of each form of the exchange of one layer's forward pass.
 
     gather: an all-gather, folded by one kernel; chain: states from rank to rank; scan: rounds of
     doubling distance, two products each.
     """
     others, rounds = ranks - 1, math.ceil(math.log2(ranks))
-    sent = shape.message / links.bandwidth
-    gathered = links.start + others * (links.step + sent) + _KERNEL
     chained = others * (links.message + shape.state / links.bandwidth + _KERNEL)
+    sent = shape.message / links.bandwidth
     return {
-        "gather": gathered,
+        "gather": _gather_seconds(shape.message, links, ranks),
         "chain": chained,
         "scan": rounds * (links.message + sent + 2 * _KERNEL),
     }
+
+
+def _gather_seconds(sent: int, links: ContextLinks, ranks: int) -> float:
+    return links.start + (ranks - 1) * (links.step + sent / links.bandwidth) + _KERNEL
 
 
 def context_seconds(shape: ContextShape, links: ContextLinks, ranks: int) -> float:
@@ -102,8 +105,10 @@ def context_seconds(shape: ContextShape, links: ContextLinks, ranks: int) -> flo
     """
     if ranks == 1:
         return 0.0
-    hops = 2 * links.message
     exchange = exchange_seconds(shape, links, ranks)
-    # The trainer folds gathered states of few ranks and scans those of many.
-    taken = exchange["gather" if ranks < _SCANNED_FROM else "scan"]
-    return 2 * (taken + hops)
+    if ranks < _SCANNED_FROM:
+        # Gathered, and backwards without the transitions, which all ranks have kept.
+        states = exchange["gather"] + _gather_seconds(shape.state, links, ranks)
+    else:
+        states = 2 * exchange["scan"]
+    return states + 4 * links.message

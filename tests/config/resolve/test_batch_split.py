@@ -108,6 +108,23 @@ def test_a_kept_batch_is_said_and_refused_like_a_given_one():
     assert "start 3 or 4 or 6 or 8 of them, or give --global_batch_size 20 or 25" in line
 
 
+def test_groups_that_share_samples_are_counted_and_not_their_processes():
+    shared = "--micro_bsz 8 --context_parallel 2 "
+    # Three machines of two processes, then two: 24 samples by 3 groups, by 2.
+    assert split(shared + "--global_batch_size 24 --devices 2 --num_nodes 3") == (24, 8, 1)
+    assert split(shared + "--global_batch_size 24 --devices 2 --num_nodes 2") == (24, 6, 2)
+    before = resumed(devices=2, num_nodes=3, context_parallel=2)
+    assert split(shared + "--devices 2 --num_nodes 2", before) == (24, 6, 2)
+    _, lines = resolved(CPU + shared + "--devices 2 --num_nodes 2", before)
+    assert any(
+        "24: 2 groups of 2 processes x micro_bsz 6 x 2 accumulated" in line for line in lines
+    )
+    # Five groups of two: of processes 6, 8, 12 or 16.
+    line = fault(CPU + shared + "--global_batch_size 24 --devices 10")
+    assert "cannot be shared by 5 groups of 2 processes; start 6 or 8 or 12 or 16 processes" in line
+    assert "--global_batch_size 20 or 25" in line
+
+
 def test_the_saved_configuration_leaves_the_split_to_other_processes(tmp_path: Any):
     given = config_of(CPU + "--global_batch_size 24 --micro_bsz 8 --devices 4")
     config, _ = resolved(CPU + "--global_batch_size 24 --micro_bsz 8 --devices 4")

@@ -10,7 +10,7 @@ import dataclasses
 
 from rwkv_train.config.discovered import Discovered
 from rwkv_train.config.resolved import ResolvedHardware
-from rwkv_train.config.run_length import step_shape
+from rwkv_train.config.run_length import readers, step_shape
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import ConfigError
 
@@ -27,26 +27,28 @@ def resolve_batch(
     Without the flag the batch of the state is kept, where a launcher may have changed the number of
     processes. Raises ConfigError for a batch that these processes cannot share.
     """
-    given = step_shape(train, ctx_len, hardware).samples
-    processes = given // (train.micro_bsz * train.accumulate_grad_batches)
+    given, sharing = step_shape(train, ctx_len, hardware).samples, hardware.context_parallel
+    each = readers(hardware)
     size, is_kept = train.global_batch_size, False
     if size is None:
-        size, is_kept = _kept_size(processes, hardware, discovered), True
+        size, is_kept = _kept_size(hardware, discovered), True
     # As given once more, such as on the machines of the first start: the flags count again.
     if size is None or (is_kept and size == given):
         return train
-    if size % processes:
-        raise ConfigError(_refusal(size, processes, is_kept))
+    if size % each:
+        raise ConfigError(_refusal(size, each, sharing, is_kept))
     if not is_kept and train.accumulate_grad_batches != 1 and size != given:
         raise ConfigError(
             f"--global_batch_size {size} contradicts --micro_bsz {train.micro_bsz}"
-            f" --accumulate_grad_batches {train.accumulate_grad_batches}, with which {processes}"
-            f" process(es) read {given} samples a step; leave --accumulate_grad_batches out"
+            f" --accumulate_grad_batches {train.accumulate_grad_batches}, with which"
+            f" {_named(each, sharing)} read {given} samples a step; leave"
+            " --accumulate_grad_batches out"
         )
-    share = size // processes
+    share = size // each
     micro = _largest_part(share, train.micro_bsz)
     lines.append(
-        f"global_batch_size {size}: {processes} x micro_bsz {micro} x {share // micro} accumulated"
+        f"global_batch_size {size}: {each if sharing == 1 else _named(each, sharing)}"
+        f" x micro_bsz {micro} x {share // micro} accumulated"
         + (", the batch of the state that is resumed, kept for other processes" * is_kept)
     )
     return dataclasses.replace(
@@ -54,7 +56,7 @@ def resolve_batch(
     )
 
 
-def _kept_size(processes: int, hardware: ResolvedHardware, discovered: Discovered) -> int | None:
+def _kept_size(hardware: ResolvedHardware, discovered: Discovered) -> int | None:
     """Returns the samples a step of the state's run, if they are to be kept."""
     state = discovered.start.state
     if state is None or not discovered.keeps_batch:
@@ -66,21 +68,31 @@ def _kept_size(processes: int, hardware: ResolvedHardware, discovered: Discovere
     return None if same and before.get("global_batch_size") is None else state.batch_samples
 
 
-def _refusal(size: int, processes: int, is_kept: bool) -> str:
+def _refusal(size: int, each: int, sharing: int, is_kept: bool) -> str:
+    """Returns why `each` readers cannot share `size` samples; sharing: processes of a reader."""
     counts = [count for count in range(1, size + 1) if size % count == 0]
-    near = [count for count in counts if count < processes][-2:]
-    near += [count for count in counts if count > processes][:2]
+    near = [count for count in counts if count < each][-2:]
+    near += [count for count in counts if count > each][:2]
+    processes = " or ".join(str(count * sharing) for count in near)
     what = (
         f"the batch of {size} samples of the run that is resumed"
         if is_kept
         else f"--global_batch_size {size}"
     )
-    others = size // processes * processes, -(-size // processes) * processes
-    sizes = " or ".join(str(each) for each in others if each)
+    others = size // each * each, -(-size // each) * each
+    sizes = " or ".join(str(other) for other in others if other)
     return (
-        f"{what} cannot be shared by {processes} processes; start {' or '.join(map(str, near))} of"
-        f" them, or give --global_batch_size {sizes}"
+        f"{what} cannot be shared by {_named(each, sharing)}; start {processes}"
+        f"{' of them' if sharing == 1 else ' processes'}, or give --global_batch_size {sizes}"
     )
+
+
+def _named(each: int, sharing: int) -> str:
+    """Returns the readers of samples in words: processes, or groups that share a sample."""
+    several = "" if each == 1 else "s"
+    if sharing > 1:
+        return f"{each} group{several} of {sharing} processes"
+    return f"{each} process{'es' if several else ''}"
 
 
 def _largest_part(share: int, most: int) -> int:

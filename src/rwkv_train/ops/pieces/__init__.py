@@ -20,8 +20,10 @@ does not depend on. All results are without a graph, in fp32 (fp64 for fp64 inpu
 | `chunked`   | any device: closed sums (RWKV-4 to 6), matrix products over chunks (RWKV-7)      |
 | `reference` | any device, a token loop                                                        |
 
-`backend` takes the operators' names, so that a model's choice serves both. The gradient of RWKV-4's
-state is the operator's own backward pass in each of them.
+`backend` takes the operators' names, so that a model's choice serves both. RWKV-4's y is not linear
+in the state, so that there the gradient is the operator's own backward pass, with nothing behind
+the final state: as exact as one process also for keys far beyond the range of exp, where other ways
+are not.
 
 Source: the chain rule over the pieces of a recurrence that is linear in its state; for RWKV-7 the
 scheme is that of the context parallelism in flash-linear-attention (fla/ops/cp).
@@ -40,6 +42,7 @@ from rwkv_train.ops.backends.dispatch import AUTO, MATRIX_STATE_BACKENDS, backen
 from rwkv_train.ops.pieces.algebra import DecayPiece, MatrixPiece, ScaledPiece, to_adjoint
 from rwkv_train.ops.precision import log_decay
 from rwkv_train.ops.wkv4 import BACKENDS as WKV4_BACKENDS
+from rwkv_train.ops.wkv4 import wkv4
 from rwkv_train.ops.wkv4.reference import WKV4_LARGEST_LOG_RATE, Sums, empty_state
 
 BACKENDS = backends_of("pieces", *MATRIX_STATE_BACKENDS)
@@ -134,7 +137,10 @@ def wkv4_state_gradient(
         prepare(op, f"state {name}", part.detach(), shape, like)
         for name, part in zip(("aa", "bb", "pp"), state or empty_state(w, shape))
     )
-    gaa, gbb = _dispatch(op, backend, like, (gy, w, u, k, v, (aa, bb, pp), reset))
+    with torch.enable_grad():
+        aa, bb = aa.requires_grad_(), bb.requires_grad_()
+        y, _ = wkv4(w, u, k, v, (aa, bb, pp), backend=backend, reset=reset)
+    gaa, gbb = torch.autograd.grad(y, (aa, bb), gy)
     return to_adjoint((gaa, gbb, pp), (aa, bb, pp))
 
 

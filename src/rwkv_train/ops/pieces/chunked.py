@@ -28,7 +28,6 @@ from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import serves_every_call
 from rwkv_train.ops.chunked.chunks import Group, chunk_length, cut, groups, pairs
-from rwkv_train.ops.pieces import operator_calls
 from rwkv_train.ops.pieces.document_marks import (
     precedes_last_start,
     without_overwritten,
@@ -189,15 +188,10 @@ def _sums_from_zero(x: Tensor) -> Tensor:
     return torch.cat((zero, x.cumsum(1)), 1)
 
 
-def _wkv4_state_gradient(*arguments: Any) -> Any:
-    return operator_calls.run("chunked", "wkv4_state_gradient", *arguments)
-
-
 _FORMS: dict[str, Callable[..., Any]] = {
     "wkv4_piece": _wkv4_piece,
     "wkv5_6_piece": _wkv5_6_piece,
     "wkv7_piece": _wkv7_piece,
-    "wkv4_state_gradient": _wkv4_state_gradient,
     "wkv5_6_state_gradient": _wkv5_6_state_gradient,
     "wkv7_state_gradient": _wkv7_state_gradient,
 }

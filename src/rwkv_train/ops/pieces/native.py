@@ -2,7 +2,6 @@
 
 They read what the state depends on and write nothing per token. On a GPU they scan over the tokens;
 where the operators go by chunks on tensor cores, calls of those are faster, and are made instead.
-The gradient of WKV-4's state is a call of the operator everywhere: `operator_calls.py`.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ def refuses(call: Call) -> Refusal | None:
 
 def run(form: str, *arguments: Any, kernel: str = "") -> Any:
     """Returns the results of a form of `rwkv_train.ops.pieces.reference`."""
-    if form == "wkv4_state_gradient" or goes_by_chunks(arguments[1], kernel):
-        name = f"native:{kernel}" if kernel else "native"
-        return operator_calls.run(name, form, *arguments)
+    if goes_by_chunks(arguments[1], kernel):
+        return operator_calls.run(f"native:{kernel}" if kernel else "native", form, *arguments)
     with torch.no_grad():
         return _FORMS[form](*arguments, KERNELS[kernel])
 

@@ -4,10 +4,6 @@ Contribution: the final state from the empty one. Transition of WKV-7: with v = 
 multiplies the state and adds nothing, so from the identity it ends in P itself; a batch of twice
 the rows gives both. Gradient of the initial state: it obeys the recurrence in reversed time, with r
 and gy for k and v, and with a and b exchanged; so it is a final state too.
-
-WKV-4's y is not linear in the state, so there it is the operator's own backward pass, with nothing
-behind the final state. Every backend does it so: it is as exact as one process also for keys far
-beyond the range of exp, where other ways are not.
 """
 
 from __future__ import annotations
@@ -80,24 +76,6 @@ def _wkv7_piece(
     return transition, contribution
 
 
-def _wkv4_state_gradient(
-    backend: str,
-    gy: Tensor,
-    w: Tensor,
-    u: Tensor,
-    k: Tensor,
-    v: Tensor,
-    state: Sums,
-    reset: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    aa, bb, pp = state
-    with torch.enable_grad():
-        aa, bb = aa.detach().requires_grad_(), bb.detach().requires_grad_()
-        y, _ = wkv4(w, u, k, v, (aa, bb, pp), backend=backend, reset=reset)
-    gaa, gbb = torch.autograd.grad(y, (aa, bb), gy)
-    return gaa, gbb
-
-
 def _wkv5_6_state_gradient(
     backend: str, gy: Tensor, r: Tensor, w: Tensor, base: Tensor | None, reset: Tensor | None
 ) -> Tensor:
@@ -138,7 +116,6 @@ _FORMS: dict[str, Callable[..., Any]] = {
     "wkv4_piece": _wkv4_piece,
     "wkv5_6_piece": _wkv5_6_piece,
     "wkv7_piece": _wkv7_piece,
-    "wkv4_state_gradient": _wkv4_state_gradient,
     "wkv5_6_state_gradient": _wkv5_6_state_gradient,
     "wkv7_state_gradient": _wkv7_state_gradient,
 }

@@ -8,7 +8,6 @@ dtype, and so are all results; the sequences share one dtype. reset: [B, T] bool
 | `wkv4_piece`            | w, k, v, reset                | aa, bb, pp, each [B, A]                |
 | `wkv5_6_piece`          | k, v, w, base, reset          | decay [B, H, N], contribution          |
 | `wkv7_piece`            | w, k, v, a, b, base, reset    | transition, contribution               |
-| `wkv4_state_gradient`   | gy, w, u, k, v, state, reset  | gaa, gbb, each [B, A], in units of pp  |
 | `wkv5_6_state_gradient` | gy, r, w, base, reset         | gradient of the initial state          |
 | `wkv7_state_gradient`   | gy, r, w, a, b, base, reset   | gradient of the initial state          |
 
@@ -26,7 +25,6 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import serves_every_call
-from rwkv_train.ops.pieces import operator_calls
 from rwkv_train.ops.precision import decay_input, log_decay
 from rwkv_train.ops.wkv4.reference import EMPTY, WKV4_LARGEST_LOG_RATE, Sums, empty_state
 from rwkv_train.ops.wkv7.reference import LARGEST_RATE
@@ -139,15 +137,10 @@ def _through_token(s: Tensor, d: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return s * d.unsqueeze(-2) + removed.unsqueeze(-1) * b.unsqueeze(-2)
 
 
-def _wkv4_state_gradient(*arguments: Any) -> Any:
-    return operator_calls.run("reference", "wkv4_state_gradient", *arguments)
-
-
 _FORMS: dict[str, Callable[..., Any]] = {
     "wkv4_piece": _wkv4_piece,
     "wkv5_6_piece": _wkv5_6_piece,
     "wkv7_piece": _wkv7_piece,
-    "wkv4_state_gradient": _wkv4_state_gradient,
     "wkv5_6_state_gradient": _wkv5_6_state_gradient,
     "wkv7_state_gradient": _wkv7_state_gradient,
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from rwkv_train.config.resolved import ResolvedHardware
-from rwkv_train.models.token_ranks import Told
+from rwkv_train.models.token_ranks import Awaited, Told
 from rwkv_train.training.run_clock import RunClock
 
 
@@ -22,7 +22,7 @@ class ContextGroup:
     """A `TokenRanks` of processes.
 
     group: torch's.  ranks: of the world, by their place in it.
-    waits: a context around every exchange.
+    waits: a context around every wait for an exchange.
     """
 
     def __init__(
@@ -36,14 +36,13 @@ class ContextGroup:
         self._waits = waits
         self.rank, self.size = distributed.get_rank(group), len(ranks)
 
-    def gather(self, own: Tensor) -> list[Tensor]:
+    def gather(self, own: Tensor) -> Awaited[list[Tensor]]:
         """Returns what every rank passes, by rank. Collective."""
         told = [torch.empty_like(own) for _ in self._ranks]
-        with self._waits():
-            distributed.all_gather(told, own.contiguous(), group=self._group)
-        return told
+        sent = distributed.all_gather(told, own.contiguous(), group=self._group, async_op=True)
+        return self._awaited([sent], told)
 
-    def pass_on(self, own: Tensor, distance: int) -> Tensor | None:
+    def pass_on(self, own: Tensor, distance: int) -> Awaited[Tensor | None]:
         """Hands `own` on by `distance` ranks; returns what comes, None at the end. Collective."""
         target, source = self.rank + distance, self.rank - distance
         own, received = own.contiguous(), torch.empty_like(own)
@@ -55,24 +54,30 @@ class ContextGroup:
             )
             if 0 <= peer < self.size
         ]
-        with self._waits():
-            for work in distributed.batch_isend_irecv(calls) if calls else ():
-                work.wait()
-        return received if 0 <= source < self.size else None
+        sent = distributed.batch_isend_irecv(calls) if calls else []
+        return self._awaited(sent, received if 0 <= source < self.size else None)
 
-    def of_last(self, own: Tensor) -> Tensor:
+    def of_last(self, own: Tensor) -> Awaited[Tensor]:
         """Returns what the last rank passes. Collective."""
         told = own.detach().clone()
-        with self._waits():
-            distributed.broadcast(told, self._ranks[-1], group=self._group)
-        return told
+        sent = distributed.broadcast(told, self._ranks[-1], group=self._group, async_op=True)
+        return self._awaited([sent], told)
 
-    def sum(self, own: Tensor) -> Tensor:
+    def sum(self, own: Tensor) -> Awaited[Tensor]:
         """Returns the sum of what all ranks pass. Collective."""
         total = own.detach().clone()
-        with self._waits():
-            distributed.all_reduce(total, group=self._group)
-        return total
+        sent = distributed.all_reduce(total, group=self._group, async_op=True)
+        return self._awaited([sent], total)
+
+    def _awaited(self, sent: Sequence[distributed.Work | None], told: Told) -> Awaited[Told]:
+        def finish() -> Told:
+            with self._waits():
+                for work in sent:
+                    assert work is not None, "this process is one of the group"
+                    work.wait()
+            return told
+
+        return Awaited(finish)
 
     def once(self, tell: Callable[[], Told]) -> Told:
         """Returns what `tell` does."""
@@ -96,5 +101,5 @@ def begin_context_group(
     waits = nullcontext if on_gpu else clock.waiting_for_ranks
     found = ContextGroup(group, distributed.get_process_group_ranks(group), waits)
     # NCCL wants all ranks in a communicator's first call, and not all of them have a neighbour.
-    found.sum(torch.zeros(1, device="cuda" if on_gpu else "cpu"))
+    found.sum(torch.zeros(1, device="cuda" if on_gpu else "cpu")).result()
     return found

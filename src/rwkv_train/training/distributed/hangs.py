@@ -6,7 +6,7 @@ them apart: those that wait in a collective call wait for somebody who is not in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from rwkv_train.training.distributed.pulse import Beat
@@ -28,22 +28,27 @@ class Hang:
     message: str
 
 
-def find_hang(beats: Mapping[int, Beat], seconds: float, cold_seconds: float) -> Hang | None:
+def find_hang(
+    beats: Mapping[int, Beat], seconds: float, cold_seconds: float, stopped: Container[int] = ()
+) -> Hang | None:
     """Returns the hang of a run, None while it moves or may rightly stand.
 
     beats: of every rank, `still_seconds` as of now; seconds: for which a rank may stand still;
-    cold_seconds: the same until every rank has done its first step.
+    cold_seconds: the same until every rank has done its first step.  stopped: ranks whose process
+    is known to be stopped, which wait for nobody.
     """
     if any(beat.phase not in _JUDGED for beat in beats.values()):
         return None
     limit = seconds if all(beat.is_warm for beat in beats.values()) else cold_seconds
-    waiting = [rank for rank, beat in beats.items() if beat.phase == WAITS]
+    waiting = [rank for rank, beat in beats.items() if beat.phase == WAITS and rank not in stopped]
     # A rank that computes for long is not hung as long as nobody waits for it; data that does not
     # come is waited for in any case.
     stuck = [
         rank
         for rank, beat in sorted(beats.items())
-        if beat.still_seconds >= limit and beat.phase != WAITS and (waiting or beat.phase == "data")
+        if beat.still_seconds >= limit
+        and (beat.phase != WAITS or rank in stopped)
+        and (waiting or beat.phase == "data")
     ]
     if stuck:
         return Hang(tuple(stuck), _told(stuck, beats, len(waiting)))

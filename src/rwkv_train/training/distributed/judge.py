@@ -118,7 +118,7 @@ class Judge:
         hang = None
         if self._limits.hang_seconds:
             limits = self._limits.hang_seconds + patience, self._limits.cold_seconds + patience
-            hang = find_hang(beats, *limits)
+            hang = find_hang(beats, *limits, self._stopped(beats))
         silent = self.silent_ranks(self._limits.silent_seconds + patience)
         if (hang is not None or silent) and self._ranks.has_left():
             # Who has done all does not move any more.
@@ -169,6 +169,17 @@ class Judge:
             beat = Beat.from_json(self._seen[rank][0])
             found[rank] = replace(beat, still_seconds=beat.still_seconds + silent)
         return found
+
+    def _stopped(self, beats: dict[int, Beat]) -> list[int]:
+        """Returns the ranks of this machine that give no sign because they are stopped."""
+        silences = self._silences(self._now())
+        return [
+            rank
+            for rank, beat in beats.items()
+            if silences[rank] > _DEPUTY_SECONDS
+            and beat.host == self._ranks.host
+            and is_stopped(beat.process)
+        ]
 
     def _report_silence(self, rank: int, beat: Beat) -> None:
         self._ranks.report(*self._loss(rank, beat), rank, beat.host)
