@@ -203,8 +203,13 @@ class PasskeyRows:
             secrets = np.hstack([secrets, numbers.below(10**_DIGITS, *others)])
             shares = np.hstack([shares, numbers.between_0_and_1(*others)])
             order = numbers.weighted_order(np.zeros(len(NAMES)), len(which), self.needles)
-        for row in zip(shares.tolist(), order.tolist(), secrets.tolist()):
-            yield [_Needle(s, NAMES[name], f"{n:0{_DIGITS}}") for s, name, n in zip(*row)]
+        for row in range(len(which)):
+            yield [
+                _Needle(
+                    float(shares[row, n]), NAMES[order[row, n]], f"{secrets[row, n]:0{_DIGITS}}"
+                )
+                for n in range(self.needles)
+            ]
 
     def _depths(
         self, which: npt.NDArray[np.int64], numbers: RandomNumbers
