@@ -2,7 +2,7 @@
 
     python -m benchmarks.decode [--versions 4 7] [--precisions fp32 bf16 int8] [--layers 12]
                                 [--width 768] [--vocab 65536] [--threads 1] [--rounds 7]
-                                [--tokens 6] [--position 10] [--prefill 256] [--no_peers]
+                                [--tokens 6] [--positions 10 2000] [--prefill 256] [--no_peers]
                                 [--clock cpu]
 
 Beside the package `rwkv` and, for RWKV-4, transformers, where they are installed; all take turns,
@@ -11,7 +11,7 @@ turns and by as many threads: in pages as they come (4 KiB) and in those of 2 Mi
 are. A token reads every weight but the embedding once: its bytes over its time is what is compared
 with both. Times are medians over rounds; with --clock cpu of processor time, for one thread
 on a machine that is shared. --prefill: tokens of a prompt, read by the engine and by the model's
-own forward pass without the head.
+own forward pass without the head. --positions: places behind which our engine writes, in turn.
 """
 
 from __future__ import annotations
@@ -67,18 +67,22 @@ def make_model(version: str, precision: str, a: argparse.Namespace) -> RWKV:
     return model
 
 
-def own_decoder(model: RWKV, name: str, position: int) -> Decoder:
-    """Returns our engine behind a prompt of `position` tokens."""
+def own_decoders(model: RWKV, name: str, positions: list[int]) -> list[Decoder]:
+    """Returns our engine behind prompts of so many tokens."""
     engine = Engine(model)
-    _, (state,) = engine.prefill([[n % 251 for n in range(position)]])
-    now = [state]
-
-    def write() -> None:
-        _, now[:] = engine.step([7], now)
-
     tensors = [*model.named_parameters(), *model.named_buffers()]
     read = sum(t.numel() * t.element_size() for n, t in tensors if n != "emb.weight")
-    return Decoder(name, write, read)
+
+    def behind(position: int) -> Callable[[], None]:
+        _, now = engine.prefill([[n % 251 for n in range(position)]])
+
+        def write() -> None:
+            _, now[:] = engine.step([7], now)
+
+        return write
+
+    more = len(positions) > 1
+    return [Decoder(f"{name}, at {p:,}" if more else name, behind(p), read) for p in positions]
 
 
 def rwkv_package(model: RWKV, version: str, precision: str, folder: Path) -> Decoder | None:
@@ -140,7 +144,7 @@ def decoders_of(version: str, a: argparse.Namespace, folder: Path) -> list[Decod
     found: list[Decoder | None] = []
     for precision in a.precisions:
         model = make_model(version, precision, a)
-        found.append(own_decoder(model, f"ours, {precision}", a.position))
+        found += own_decoders(model, f"ours, {precision}", a.positions)
         if a.no_peers or precision == "int8":
             continue
         found.append(rwkv_package(model, version, precision, folder))
@@ -213,13 +217,14 @@ def main() -> None:
     add("--precisions", nargs="+", default=["fp32", "bf16", "int8"])
     for name, number in (("layers", 12), ("width", 768), ("vocab", 65536), ("threads", 1)):
         add(f"--{name}", type=int, default=number)
-    for name, number in (("rounds", 7), ("tokens", 6), ("position", 10), ("prefill", 0)):
+    for name, number in (("rounds", 7), ("tokens", 6), ("prefill", 0)):
         add(f"--{name}", type=int, default=number)
+    add("--positions", nargs="+", type=int, default=[10])
     add("--no_peers", action="store_true")
     add("--clock", choices=CLOCKS, default="wall")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    print(f"L{a.layers} D{a.width} V{a.vocab}, {a.threads} threads, position {a.position}")
+    print(f"L{a.layers} D{a.width} V{a.vocab}, {a.threads} threads, positions {a.positions}")
     print(
         "| RWKV | program | weights, MB | ms a token | tokens/s | GB/s of the sum's, 4 KiB and "
         "2 MiB pages | share, 4 KiB | share, 2 MiB |"

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -46,17 +46,33 @@ class Run(NamedTuple):
     steps: int
 
 
-def measure(run: Run, folder: Path) -> dict[str, Any]:
-    """Trains in `folder`; returns accuracies by step, and the time that the training took."""
-    data, out = folder / "mqar", folder / "out"
-    # The permutation reads nearly all rows once, and none twice.
-    rows = run.steps * ROWS_PER_STEP * 11 // 10 + 100
-    made = (
-        *("--synthetic", "mqar", "--output", data, "--ctx_len", run.row_tokens),
-        *("--vocab_size", run.vocab_size, "--pairs", run.pairs),
-        *("--rows", rows, "--val_rows", TEST_ROWS),
-    )
-    assert make_data([str(word) for word in made]) == 0, run
+class TrainedRows(Protocol):
+    """What `train_on_rows` has to know of a run."""
+
+    @property
+    def version(self) -> str:
+        """Of RWKV."""
+
+    @property
+    def width(self) -> int:
+        """Of the model."""
+
+    @property
+    def row_tokens(self) -> int:
+        """Of a row, which is a sample."""
+
+    @property
+    def steps(self) -> int:
+        """Of training, `ROWS_PER_STEP` rows each."""
+
+
+def rows_needed(run: TrainedRows) -> int:
+    """Returns how many rows a run takes: the permutation reads nearly all once, and none twice."""
+    return run.steps * ROWS_PER_STEP * 11 // 10 + 100
+
+
+def train_on_rows(run: TrainedRows, data: Path, out: Path) -> dict[str, float]:
+    """Trains on the rows of `data` into the folder `out`; returns parameters and seconds taken."""
     flags = (
         *("--config", CONFIG, "--proj_dir", out, "--data_file", data),
         *("--val_data_file", f"{data}_val", "--ctx_len", run.row_tokens),
@@ -71,13 +87,20 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
     assert train.main([str(word) for word in flags]) == 0, run
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu_began
     sizes = (torch.Size(shape).numel() for shape in read_shapes(out / "rwkv-final.pth").values())
-    return {
-        **run._asdict(),
-        "accuracy": accuracies(out, f"{data}_val", run.steps),
-        "parameters": sum(sizes),
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-    }
+    return {"parameters": sum(sizes), "seconds": seconds, "cpu_seconds": cpu}
+
+
+def measure(run: Run, folder: Path) -> dict[str, Any]:
+    """Trains in `folder`; returns accuracies by step, and the time that the training took."""
+    data, out = folder / "mqar", folder / "out"
+    made = (
+        *("--synthetic", "mqar", "--output", data, "--ctx_len", run.row_tokens),
+        *("--vocab_size", run.vocab_size, "--pairs", run.pairs),
+        *("--rows", rows_needed(run), "--val_rows", TEST_ROWS),
+    )
+    assert make_data([str(word) for word in made]) == 0, run
+    cost = train_on_rows(run, data, out)
+    return {**run._asdict(), "accuracy": accuracies(out, f"{data}_val", run.steps), **cost}
 
 
 def accuracies(out: Path, prefix: str, steps: int) -> dict[str, float]:
@@ -129,15 +152,16 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--versions", type=lambda words: words.split(","), default=list("4567"))
-    parser.add_argument("--widths", type=_numbers, default=[64])
-    parser.add_argument("--pairs", type=_numbers, default=[2, 4, 8, 16])
+    parser.add_argument("--widths", type=numbers, default=[64])
+    parser.add_argument("--pairs", type=numbers, default=[2, 4, 8, 16])
     parser.add_argument("--row_tokens", type=int, default=64)
     parser.add_argument("--vocab_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=400)
     return parser
 
 
-def _numbers(words: str) -> list[int]:
+def numbers(words: str) -> list[int]:
+    """Returns the numbers of a flag, with commas between them."""
     return [int(word) for word in words.split(",")]
 
 

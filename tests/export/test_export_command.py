@@ -56,6 +56,7 @@ def test_it_writes_in_the_model_s_own_format(folder: Path, capsys):
         ("--load_model m6.pth --to pth --output x.bin", "must end in .pth"),
         ("--load_model m6.pth --to pth --output taken.pth", "taken.pth exists already"),
         ("--load_model m6.pth --to pth --output no/x.pth", "no is no folder"),
+        ("--load_model m6.pth --to pth --output /proc/x.pth", "cannot write /proc/x.pth: "),
         ("--load_model none.pth --to pth --output x.pth", "none.pth does not exist"),
         ("--load_model taken.pth --to pth --output x.pth", "taken.pth is text"),
         ("--load_model states.pth --to pth --output x.pth", "as --load_states"),

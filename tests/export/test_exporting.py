@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +94,18 @@ def test_other_logits_are_an_error_and_leave_nothing(model: SourceModel, tmp_pat
     before = left_in(tmp_path)
     with pytest.raises(CheckpointError, match=r"toy 1\.0 at once differ .* 1\.\de-03 .* 1\.0e-04"):
         export_model(model, Untrue(), FP32, tmp_path / "m.safetensors")
+    assert left_in(tmp_path) == before
+
+
+def test_a_disk_that_is_full_is_told_and_nothing_is_left(model: SourceModel, tmp_path: Path):
+    class Full(SafetensorsFile):
+        def write(self, model: SourceModel, options: ExportOptions, path: Path) -> list[str]:
+            path.write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = left_in(tmp_path)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: No space left .*; make room"):
+        export_model(model, Full(), FP32, tmp_path / "m.safetensors")
     assert left_in(tmp_path) == before
 
 

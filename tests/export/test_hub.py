@@ -174,6 +174,12 @@ def test_a_wrong_repository_is_refused(name: str):
         require_hub(name, agreed=True)
 
 
+@pytest.mark.parametrize("name", ["a/b c", "a--b/c", "ä/b", "a/b.git"])
+def test_a_name_that_the_hub_would_refuse_is_refused_before_the_work(name: str):
+    with pytest.raises(ConfigError, match=f"{name} is no name that the hub takes: "):
+        require_hub(name, agreed=True)
+
+
 def test_without_a_terminal_a_yes_must_be_given(monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(ConfigError, match="no terminal to answer at; give --yes"):

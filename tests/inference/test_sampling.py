@@ -63,6 +63,13 @@ def test_temperature_0_takes_the_likeliest_token_and_draws_nothing():
     assert torch.equal(chosen.generator.get_state(), before)
 
 
+@pytest.mark.parametrize("order", ["temperature", "top_p"])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-7, 1e-40, 1e-320])
+def test_no_temperature_is_too_cold_for_the_numbers(temperature: float, order: str):
+    chosen = sampler(temperature=temperature, top_p=1.0, order=order)
+    assert [chosen.draw(1e6 * LOGITS) for _ in range(3)] == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("temperature", "expected"),
     # p^(1/T) / sum: squares 0.0025, 0.25, 0.0225, 0.09 over 0.365
@@ -127,6 +134,10 @@ def test_one_seed_repeats_the_draws_and_another_does_not():
         ("top_k", -1),
         ("penalty_decay", 2.0),
         ("temperature", float("nan")),
+        ("presence_penalty", float("nan")),
+        ("presence_penalty", 101.0),
+        ("frequency_penalty", -101.0),
+        ("frequency_penalty", float("inf")),
     ],
 )
 def test_impossible_options_are_refused_by_name(name: str, value: float):

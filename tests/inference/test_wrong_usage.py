@@ -25,12 +25,15 @@ GENERATE = {
     "states of many": (f"{M} --samples 2 --save_state {{folder}}/s x", ["--save_state", "one"]),
     "another file": (f"{M} --save_state {{txt}} x", ["p.txt", "not written over"]),
     "no such folder": (f"{M} --save_state {{folder}}/no/s x", ["is no folder"]),
+    "a folder of states": (f"{M} --load_state {{folder}} x", ["is a folder"]),
+    "a gap": ("--load_model {gap} x", ["missing: blocks.1.att.r_k", "no flag mends that"]),
     "no state": (f"{M} --load_state {{txt}} x", ["p.txt", "no state of a sequence"]),
     "states for a state": (f"{M} --load_state {{model}} x", ["rwkv-final.pth", "no state"]),
     "another model's": (f"{M} --load_state {{other}} x", ["other.state", "another model"]),
     "no adapter": (f"{M} --lora {{model}} x", ["rwkv-final.pth", "no low-rank adapter"]),
     "a missing adapter": (f"{M} --lora gone.safetensors x", ["gone.safetensors", "not exist"]),
     "a negative seed": (f"{M} --seed -1 x", ["--seed -1", "between 0"]),
+    "no penalty": (f"{M} --presence_penalty nan x", ["--presence_penalty nan", "between -100"]),
     "an unknown order": (f"{M} --sampling_order both x", ["both", "top_p"]),
 }
 CHAT = {
@@ -52,7 +55,9 @@ CHAT = {
     "an unknown setting": (M, "/set heat 3\n", ["heat", "temperature"]),
     "no number": (M, "/set top_k few\n", ["top_k", "few"]),
     "out of range": (M, "/set top_p 3\n", ["/set top_p 3", "between 0 and 1"]),
+    "no finite penalty": (M, "/set frequency_penalty inf\n", ["/set frequency_penalty inf"]),
     "an open message": (M, '"""\nabc\n', ['"""', "no such line"]),
+    "no text": (M, "\udcff\n", ["not UTF-8", "iconv"]),
     "a command for another file": (M, "/load {txt}\n", ["p.txt", "no state"]),
 }
 
@@ -65,7 +70,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("files")
     names = {"txt": "p.txt", "empty": "empty.txt", "jsonl": "p.jsonl", "yaml": "t.yaml"}
-    names |= {"model": "rwkv-final.pth", "talk": "talk.state"}
+    names |= {"model": "rwkv-final.pth", "talk": "talk.state", "gap": "gap.pth"}
     names |= {"plain": "plain.state", "other": "other.state"}
     found = {name: folder / file for name, file in names.items()} | {"folder": folder}
     found["txt"].write_text("one\n")
@@ -75,7 +80,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for version, name in (("7", "plain"), ("6", "other"), ("7", "talk")):
         model = tiny_model(version, vocab_size=257, n_embd=32)
         if version == "7":
-            torch.save(model.state_dict(), found["model"])
+            weights = model.state_dict()
+            torch.save(weights, found["model"])
+            torch.save({k: v for k, v in weights.items() if "1.att.r_k" not in k}, found["gap"])
         engine = Engine(model)
         logits, states = engine.prefill([[5, 6]])
         conversation = {"template": "world", "system": "", "rounds": []}

@@ -57,6 +57,7 @@ WRONG = {
     ),
     "an unknown thought": (CHAT, {"messages": [HI], "think": "hard"}, "think", "a lot"),
     "too hot": (TEXT, {"prompt": "x", "temperature": 900}, "temperature", "between 0 and 100"),
+    "no penalty": (TEXT, {"prompt": "x", "presence_penalty": -1e39}, "presence_penalty", "-100"),
     "a truth for a number": (TEXT, {"prompt": "x", "top_p": True}, "top_p", "a number"),
     "no tokens": (TEXT, {"prompt": "x", "max_tokens": 0}, "max_tokens", "between 1"),
     "too many tokens": (TEXT, {"prompt": "x", "max_tokens": 3001}, "max_tokens", "at most 3000"),
@@ -65,6 +66,7 @@ WRONG = {
     "an empty stop": (TEXT, {"prompt": "x", "stop": ""}, "stop", "none empty"),
     "a long prompt": (TEXT, {"prompt": "x" * 201}, "prompt", "at most 200"),
     "no such token": (TEXT, {"prompt": [1, 257]}, "prompt", "257 is no token"),
+    "no chances": (CHAT, {"messages": [HI], "top_logprobs": 2}, "top_logprobs", "needs 'logprobs'"),
     "an echo": (TEXT, {"prompt": "x", "echo": True}, "echo", "not supported"),
     "a bias": (TEXT, {"prompt": "x", "logit_bias": {"5": 1}}, "logit_bias", "not supported"),
     "a seed in words": (TEXT, {"prompt": "x", "seed": "one"}, "seed", "whole number"),
@@ -219,6 +221,33 @@ def test_a_fault_of_the_model_ends_the_requests_that_it_concerns(monkeypatch):
         answer = server.post(TEXT, {"prompt": "x"})
         assert answer.status_code == 500 and "MemoryError" in answer.json()["error"]["message"]
         assert server.post(TEXT, {"prompt": "x"}).status_code == 200
+
+
+def test_a_fault_in_writing_ends_nobody_whose_prompt_is_still_read(monkeypatch):
+    with running_server() as server:
+        step = server.engine.step
+
+        def fail_beside_a_reader(*arguments):
+            if server.worker.occupied()[0] == 1:
+                return step(*arguments)
+            monkeypatch.setattr(server.engine, "step", step)
+            raise MemoryError("no room")
+
+        monkeypatch.setattr(server.engine, "step", fail_beside_a_reader)
+        asked = {"model": "tiny", "prompt": "x", "max_tokens": 4000, "temperature": 0}
+        stream = server.client().completions.create(**asked, stream=True)
+        next(stream)
+        answer = server.post(TEXT, {"prompt": "y" * 1000, "max_tokens": 2})
+        assert answer.status_code == 200, answer.text
+        with pytest.raises(openai.APIError, match="MemoryError"):
+            list(stream)
+
+
+def test_a_text_is_no_longer_than_the_server_s_limit_where_nothing_is_said():
+    with running_server(limits=ServingLimits(answer_tokens=5)) as server:
+        answer = server.post(TEXT, {"prompt": "x", "temperature": 0}).json()
+        assert answer["usage"]["completion_tokens"] == 5
+        assert answer["choices"][0]["finish_reason"] == "length"
 
 
 def test_a_key_is_asked_for_where_there_is_one():

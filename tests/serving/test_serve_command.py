@@ -34,6 +34,7 @@ WRONG = {
     "a key in words": (f"{M} --api_key_file {{words}}", ["a key must be", "without spaces"]),
     "no keys": (f"{M} --api_key_file {{empty}}", ["empty.txt", "no key"]),
     "no file of keys": (f"{M} --api_key_file gone.txt", ["gone.txt", "cannot be read"]),
+    "a name and a key": (f"{M} --api_key k --allowed_host n", ["--allowed_host n", "leave it out"]),
     "no places": (f"{M} --max_concurrent 0", ["--max_concurrent 0", "at least 1"]),
     "no body": (f"{M} --max_body_bytes 5", ["--max_body_bytes 5", "at least 1024"]),
     "a negative cache": (f"{M} --cache_mb -1", ["--cache_mb -1", "at least 0"]),

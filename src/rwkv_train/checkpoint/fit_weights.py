@@ -39,7 +39,7 @@ def fit_weights(
     model_state: Mapping[str, Tensor],
     loaded: Mapping[str, Tensor],
     *,
-    partial: bool,
+    partial: bool | None,
     optional: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], FitReport]:
     """Returns tensors for every key of `model_state`, in its order, and a report.
@@ -47,6 +47,7 @@ def fit_weights(
     loaded: as `load_weights` returns it; tensors keep their dtype. Shapes may differ from the
         model's by axes of size 1.
     partial: keys that `loaded` lacks keep the model's value, unless a whole layer is missing.
+        None: they do not, in a program without the flag for it.
     optional: patterns (`*` matches anything) of keys that may be missing in any case.
 
     Raises CheckpointError listing all missing, unexpected and mis-shaped keys with the remedy.
@@ -106,7 +107,7 @@ def _complaint(
     unexpected: Sequence[str],
     misshaped: Sequence[str],
     lost_layers: Sequence[str],
-    partial: bool,
+    partial: bool | None,
 ) -> str:
     lines = ["the checkpoint does not fit the model:"]
     # Without `partial` the keys of a lost layer are among the missing ones already.
@@ -134,7 +135,7 @@ def _hints(
     unexpected: Sequence[str],
     misshaped: Sequence[str],
     lost_layers: Sequence[str],
-    partial: bool,
+    partial: bool | None,
 ) -> list[str]:
     """Returns remedies, the most specific one first."""
     hints = []
@@ -155,7 +156,7 @@ def _hints(
     if hints:
         return hints
     # Nothing fills a tensor of another shape.
-    if required and not (unexpected or misshaped or lost_layers or partial):
+    if required and partial is False and not (unexpected or misshaped or lost_layers):
         hints.append("--load_partial 1 fills what is missing with fresh initial values")
     else:
         # A run's version and sizes are those of its file, and others were refused before.

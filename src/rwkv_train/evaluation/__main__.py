@@ -184,7 +184,10 @@ def _evaluate(a: argparse.Namespace, evaluations: Sequence[Evaluation]) -> None:
         try:
             write_atomically(Path(a.output), text.encode())
         except OSError as error:
-            raise ConfigError(f"--output {a.output}: {error.strerror}") from error
+            raise ConfigError(
+                f"--output {a.output} cannot be written: {error.strerror}; make room or name "
+                "another folder"
+            ) from error
         print(f"\nwrote {a.output}")
 
 

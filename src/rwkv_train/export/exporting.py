@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rwkv_train.errors import CheckpointError, ConfigError
+from rwkv_train.errors import CheckpointError, ConfigError, short_reason
 from rwkv_train.export.model_card import model_card
 from rwkv_train.export.model_source import SourceModel
 from rwkv_train.export.target import ExportOptions, ExportTarget
@@ -32,26 +32,26 @@ def export_model(
     check: compare logits as well as numbers; False: None is returned, and said.
     card: write a model card too, as `card_path` names it.
     Raises ConfigError for what the target cannot express, CheckpointError when the written model
-    is not the model; nothing is left behind then.
+    is not the model or the disk does not take it; nothing is left behind then.
     """
     require_expressible(model, target, options)
     require_free(out, target, card=card)
     folder = partial_path(out)
-    folder.mkdir()
     try:
+        folder.mkdir()
         # Under its own name, by which programs tell the format of a file.
         written = folder / out.name
         remarks = target.write(model, options, written)
         report = _verify(model, target, options, written, check=check, say=say)
-        if model.states and not target.holds_states:
-            for file, purpose in target.write_states(model.states, written):
-                remarks.append(
-                    f"{file.name} beside it: {purpose}; {target.reader} has no place for them"
-                )
+        remarks += _write_beside(model, target, written)
         if card:
             text = model_card(out.name, model, target, options, report)
             card_path(written).write_text(text, encoding="utf-8")
         _publish(folder, out)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {out}: {short_reason(error)}; make room or name another folder"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for remark in remarks:
@@ -93,6 +93,16 @@ def require_free(out: Path, target: ExportTarget, *, card: bool = True) -> None:
         )
     if not out.parent.is_dir():
         raise CheckpointError(f"{out.parent} is no folder; create it or choose another name")
+
+
+def _write_beside(model: SourceModel, target: ExportTarget, written: Path) -> list[str]:
+    """Writes what the target has no place for; returns what is to be said of it."""
+    if not model.states or target.holds_states:
+        return []
+    return [
+        f"{file.name} beside it: {purpose}; {target.reader} has no place for them"
+        for file, purpose in target.write_states(model.states, written)
+    ]
 
 
 def _verify(

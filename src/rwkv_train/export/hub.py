@@ -28,6 +28,7 @@ def require_hub(repository: str, *, agreed: bool) -> None:
     owner, slash, name = repository.partition("/")
     if not (owner and slash and name) or "/" in name:
         raise ConfigError(f"--hub_push {repository} is no repository; give OWNER/NAME")
+    _require_known_form(repository)
     if not agreed and not sys.stdin.isatty():
         raise ConfigError(
             "--hub_push asks before it uploads, and there is no terminal to answer at; give --yes "
@@ -85,6 +86,17 @@ def push_uploads(
         ) from error
     print(f"uploaded: {done.commit_url}")
     return True
+
+
+def _require_known_form(repository: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ConfigError(
+            f"--hub_push {repository} is no name that the hub takes: {error}"
+        ) from error
 
 
 def _list(uploads: list[Upload], repository: str, *, private: bool) -> None:

@@ -122,7 +122,7 @@ def complete_weights(
         model = build_model(config)
     try:
         fitted, report = fit_weights(
-            model.state_dict(), weights, partial=False, optional=model.optional_keys
+            model.state_dict(), weights, partial=None, optional=model.optional_keys
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -63,7 +63,7 @@ def load_model(
     try:
         # Gaps are a fault here: filled, they would generate from random weights.
         fitted, _ = fit_weights(
-            model.state_dict(), weights, partial=False, optional=model.optional_keys
+            model.state_dict(), weights, partial=None, optional=model.optional_keys
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error

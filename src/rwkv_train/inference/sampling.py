@@ -21,6 +21,10 @@ from rwkv_train.errors import ConfigError
 
 # Of the likeliest tokens, as many as are put in order at first.
 _LOOKED_AT = 256
+# Beyond it a logit less a penalty, or divided by a temperature, could leave fp32's range; at such
+# temperatures nothing but the likeliest token has a chance.
+_MOST_PENALTY = 100.0
+_COLDEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class SamplingOptions:
             ("temperature", 0.0, 100.0),
             ("top_p", 0.0, 1.0),
             ("top_k", 0, 10**9),
+            ("presence_penalty", -_MOST_PENALTY, _MOST_PENALTY),
+            ("frequency_penalty", -_MOST_PENALTY, _MOST_PENALTY),
             ("penalty_decay", 0.0, 1.0),
         ):
             value = getattr(self, name)
@@ -89,7 +95,7 @@ class Sampler:
 
     def _choose(self, logits: Tensor) -> int:
         options = self.options
-        if options.temperature == 0:
+        if options.temperature < _COLDEST:
             return int(logits.argmax())
         if options.order == "temperature":
             logits = logits / options.temperature

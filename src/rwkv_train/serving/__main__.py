@@ -16,7 +16,7 @@ from rwkv_train.command_line import (
     path_argument,
     program,
 )
-from rwkv_train.errors import ConfigError, TrainerError, missing_package
+from rwkv_train.errors import ConfigError, TrainerError, missing_package, short_reason
 from rwkv_train.inference.model_flags import (
     add_machine_flags,
     add_model_flags,
@@ -167,6 +167,11 @@ def _check(a: argparse.Namespace) -> tuple[str, ...]:
             f"--host {a.host} can be reached from other machines, so a key is needed: give "
             "--api_key_file, or listen at 127.0.0.1"
         )
+    if keys and a.allowed_host:
+        raise ConfigError(
+            f"--allowed_host {a.allowed_host[0]} is for a server without a key: with one it "
+            "answers by every name; leave it out"
+        )
     return keys
 
 
@@ -176,7 +181,9 @@ def _keys(a: argparse.Namespace) -> tuple[str, ...]:
         try:
             lines = Path(a.api_key_file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--api_key_file {a.api_key_file} cannot be read: {error}") from error
+            raise ConfigError(
+                f"--api_key_file {a.api_key_file} cannot be read: {short_reason(error)}"
+            ) from error
         found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise ConfigError(f"--api_key_file {a.api_key_file} holds no key; a line is one")

@@ -97,6 +97,7 @@ def test_one_command_line_makes_the_same_bytes_and_another_seed_others(prefix, t
         ("mqar",),
         ("mqar", "--filler", "random"),
         ("needle", "--depths", "0,1"),
+        ("needle", "--depths", "0,1", "--needles", "3"),
         ("needle", "--form", "text", "--tokenizer", "bytes"),
     ],
 )
@@ -124,6 +125,8 @@ def test_the_tools_take_made_up_data(task, tmp_path):
         (["mqar", "--depths", "0"], "error: --depths belongs to needle tokens and needle text"),
         (["mqar", "--form", "text"], "error: --form belongs to needle"),
         (["needle", "--pairs", "2"], "error: --pairs belongs to mqar"),
+        (["mqar", "--needles", "2"], "error: --needles belongs to needle tokens and needle text"),
+        (["needle", "--needles", "0"], "error: --needles is 0"),
         (["needle", "--depths", "0,a"], "error: --depths '0,a' must be numbers"),
         (["needle", "--depths", "2"], "error: --depths has 2.0"),
         (["needle", "--ctx_len", "5"], "error: --ctx_len is 5"),
@@ -142,6 +145,14 @@ def test_a_mistake_ends_with_status_2_one_line_and_no_files(words, message, tmp_
     told = capsys.readouterr().err
     assert told.startswith(message) and told.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_one_needle_is_what_data_from_before_there_were_several_hold(tmp_path):
+    line = ("--synthetic", "needle", "--rows", 9, "--val_rows", 0, "-o", tmp_path / "rows")
+    assert make(*line) == 0
+    assert "needles" not in read_manifest(str(tmp_path / "rows")).made_from
+    assert make(*line, "--needles", 1) == 0
+    assert make(*line, "--needles", 2) == 2
 
 
 def test_other_data_is_replaced_only_when_that_is_asked_for(tmp_path, capsys):

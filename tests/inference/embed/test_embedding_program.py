@@ -161,6 +161,7 @@ WRONG = {
     "not UTF-8": ("--input {latin} --output {new}", ["latin.txt, line 2", "UTF-8", "0xfc"]),
     "another ending": ("--input {txt} --output {folder}/E.csv", ["E.csv", ".npy or .jsonl"]),
     "no such folder": ("--input {txt} --output {folder}/no/E.npy", ["is no folder"]),
+    "no place": ("--input {txt} --output /proc/E.npy", ["/proc/E.npy cannot be written: "]),
     "a file that exists": ("--input {txt} --output {vector}", ["is not written over"]),
     "no batch": ("--input {txt} --output {new} --batch 0", ["--batch 0", "at least 1"]),
     "a layer too many": ("--input {txt} --output {new} --layer 2", ["--layer 2", "0 to 1"]),

@@ -24,8 +24,8 @@ train.py learns the answers only. A row is a document of CTX_LEN tokens.
 # The flags that one kind of rows takes and the others refuse.
 _OF_KIND = {
     "mqar": ("vocab_size", "pairs", "exponent", "filler"),
-    "needle tokens": ("vocab_size", "depths"),
-    "needle text": ("tokenizer", "depths"),
+    "needle tokens": ("vocab_size", "depths", "needles"),
+    "needle text": ("tokenizer", "depths", "needles"),
 }
 
 
@@ -120,6 +120,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--depths",
         metavar="D,D...",
         help="where needles lie, 0 (beginning) to 1 (end), taken in turn (default: at random)",
+    )
+    needle(
+        "--needles",
+        type=int,
+        metavar="N",
+        help="of different keys, or names; that of --depths is asked (default: 1)",
     )
     needle(
         "--tokenizer",

@@ -16,7 +16,7 @@ from rwkv_train.command_line import (
     program,
     status_of,
 )
-from rwkv_train.errors import ConfigError, DataError
+from rwkv_train.errors import ConfigError, DataError, short_reason
 from rwkv_train.inference.chat.message_input import input_lines, read_messages
 from rwkv_train.inference.model_flags import (
     add_machine_flags,
@@ -130,7 +130,7 @@ def _with_tools(system: str, tools: str | None) -> str:
     try:
         content = Path(tools).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--tools {tools} cannot be read: {error}") from error
+        raise DataError(f"--tools {tools} cannot be read: {short_reason(error)}") from error
     try:
         text = tools_text(content, called=True)
     except DataError as error:

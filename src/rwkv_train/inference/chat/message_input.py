@@ -79,8 +79,10 @@ def _next_message(next_line: Callable[[bool], str | None]) -> str | None:
 def _piped_line() -> str | None:
     try:
         line = sys.stdin.readline()
-    except UnicodeDecodeError as error:
+        # Where no locale is set Python hands on what is no text as halves of characters.
+        line.encode()
+    except UnicodeError as error:
         raise DataError(
-            f"the input is not UTF-8 ({error.reason}); convert it, for example by iconv"
+            "a line of the input is not UTF-8; convert it, for example by iconv"
         ) from error
     return line.rstrip("\r\n") if line else None

@@ -75,7 +75,10 @@ class EmbeddingProgram:
                 facts = json.dumps(self._facts(), indent=2, ensure_ascii=False) + "\n"
                 write_atomically(facts_path(self._output), facts.encode())
         except OSError as error:
-            raise DataError(f"--output {self._output}: {short_reason(error)}") from error
+            raise DataError(
+                f"--output {self._output} cannot be written: {short_reason(error)}; make room or "
+                "name another folder"
+            ) from error
         self._tell(zeros)
 
     def _write(self, file: BinaryIO) -> int:

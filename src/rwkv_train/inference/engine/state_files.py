@@ -104,6 +104,8 @@ def is_sequence_file(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give a file that was saved as a state")
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give a file that was saved as a state")
     try:

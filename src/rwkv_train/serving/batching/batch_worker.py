@@ -116,21 +116,19 @@ class BatchWorker:
 
     def _write(self) -> None:
         """Writes a token of every text."""
-        going_on: list[TextChoice] = []
-        jobs: list[BatchJob] = []
+        going_on: dict[TextJob, list[TextChoice]] = {}
         for job in self._active:
             if not isinstance(job, TextJob) or job.cancelled:
                 continue
             for choice in job.writing:
                 self._guarded([job], partial(_draw, job, choice))
-                if choice.writer.reason is None and not job.cancelled:
-                    going_on.append(choice)
-            jobs.append(job)
             if job.done:
-                job.keep_answer(self.cache)
-        going_on = [choice for choice in going_on if choice.writer.reason is None]
+                self._guarded([job], partial(job.keep_answer, self.cache))
+            elif job.writing and not job.cancelled:
+                going_on[job] = job.writing
         if going_on:
-            self._guarded(jobs, lambda: self._step(going_on))
+            choices = [choice for writing in going_on.values() for choice in writing]
+            self._guarded(list(going_on), lambda: self._step(choices))
 
     def _step(self, choices: Sequence[TextChoice]) -> None:
         tokens = [choice.writer.tokens[-1] for choice in choices]

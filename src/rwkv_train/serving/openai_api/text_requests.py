@@ -92,9 +92,11 @@ def chat_request(model: ServedModel, body: Mapping[str, Any]) -> TextRequest:
     opening = prompt.opening
     after = model.template.answer_role.after
     ends = (opening.stop,) if opening.stop else (after.rstrip() or after,) if after else ()
-    likeliest = fields.integer("top_logprobs", 0, lowest=0, highest=_MOST_LIKELIEST)
-    if not fields.flag("logprobs"):
-        likeliest = None
+    likeliest = fields.integer("top_logprobs", None, lowest=0, highest=_MOST_LIKELIEST)
+    if fields.flag("logprobs"):
+        likeliest = likeliest or 0
+    elif likeliest is not None:
+        raise RequestError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
     newer = fields.integer("max_completion_tokens", None, lowest=1, highest=2**31)
     default = model.limits.answer_tokens if newer is None else newer
     for name, *allowed in (
@@ -124,8 +126,9 @@ def completion_request(model: ServedModel, body: Mapping[str, Any]) -> TextReque
     fields.only("suffix", "")
     fields.only("best_of", fields.take("n", 1))
     # OpenAI's own default.
+    most = min(16, model.limits.answer_tokens)
     return _text_request(
-        fields, model, prompts, _Kind(TEXT_SAMPLING, "temperature", 16, (), likeliest)
+        fields, model, prompts, _Kind(TEXT_SAMPLING, "temperature", most, (), likeliest)
     )
 
 
