@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import TrainerError
+from rwkv_train.planning.held_parameters import saves_in_parts
 from rwkv_train.planning.memory import MemoryPlan, memory_plan
 from rwkv_train.planning.smaller_settings import SmallerRun, smaller_runs, with_fields
 from rwkv_train.training.start.memory_limits import MemoryLimit
@@ -70,6 +71,17 @@ class MemoryForecast:
         there = "" if self.limit is None else f" of {size_words(self.limit.free)}"
         return f"{self.size()}{there} at the worst moment: {parts_words(self.counted())}"
 
+    def on_host(self) -> int:
+        """Returns the bytes that the run's processes here take of the machine's memory, on a CPU.
+
+        0 on a GPU, whose memory they take, and where nothing is predicted or nobody is to ask.
+        """
+        hardware = self.config.hardware
+        if self.plan is None or hardware.accelerator != "cpu" or hardware.skip_memory_check:
+            return 0
+        config = without_copies(self.config)
+        return self.processes * memory_plan(config).total
+
     def counted(self) -> MemoryPlan:
         """Returns what of the plan counts against the limit."""
         assert self.plan is not None, "asked for only where there is one"
@@ -120,6 +132,8 @@ def bytes_against(
     first = _counted(plan, limit).total
     if not limit.is_shared or processes == 1:
         return first
+    if saves_in_parts(config):
+        return processes * first
     # The first process alone writes.
     others = _counted(memory_plan(without_copies(config)), limit).total
     return first + (processes - 1) * others
