@@ -1,4 +1,4 @@
-"""What a machine's own memory holds beside its cards: copies of saves, an offloaded optimizer."""
+"""Bytes in a machine's own memory beside its cards: copies of saves, an offloaded optimizer."""
 
 from __future__ import annotations
 
