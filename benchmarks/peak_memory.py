@@ -62,6 +62,9 @@ def configurations(accelerator: str) -> Iterator[tuple[str, str]]:
             "4 all bf16 zero3 grad_cp",
             (f"{_WIDE} {_TWO} --strategy deepspeed_stage_3 --precision bf16 --grad_cp 1"),
         )
+        spread = f"{_LONG} --devices 2 --strategy ddp --context_parallel 2"
+        yield "7 all fp32 context_parallel", spread
+        yield "5 all fp32 context_parallel chunk_len", f"{spread} --chunk_len 256"
 
 
 def measure(version: str, flags: str, accelerator: str, folder: Path) -> Measured:

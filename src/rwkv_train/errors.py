@@ -7,8 +7,17 @@ TrainingError.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Sequence
 
+# Of torch's allocators, of the C++ library behind the kernels, of a file that is mapped, and of a
+# loader process.
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|can't allocate memory|bad_alloc|out of memory|cannot allocate memory"
+    r"|DataLoader worker .* killed by signal: Killed",
+    re.IGNORECASE,
+)
 # Exit statuses; those of a run are in training/launchers/exit_statuses.py.
 FAULT = 1
 REFUSED = 2
@@ -52,6 +61,20 @@ class BackendError(TrainerError):
 
 class TrainingError(TrainerError):
     """Raised by `training` when a run that was set up well cannot continue (a loss that is NaN)."""
+
+
+class MemoryShortageError(TrainingError):
+    """Raised by `checkpoint` when memory does not suffice to read a file, which may be intact."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an exception says that memory was asked for in vain."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):
+        # torch's own class for GPUs is one too, and says so.
+        return _OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError)
 
 
 def exit_status(error: TrainerError) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rwkv_train.planning.file_sizes import data_size, run_files
+from rwkv_train.planning.file_sizes import copy_sizes, data_size, run_files
 from tests.planning.imagined import imagined
 
 # RWKV-5, one layer of 64 channels, F = 224, V = 100: 2 x 6400 outside, 5 x 4096 and 2 x 14336 and
@@ -55,6 +55,20 @@ def test_files_are_counted_by_mini_epochs_and_retention():
     assert run_files(imagined(line + "--epoch_save 0")).weight_files == 2
     assert run_files(imagined(line + "--train_type states")).weight_files == 4
     assert run_files(imagined(LINE)).most is None
+
+
+def test_places_of_copies_keep_their_own_numbers_and_a_partner_gets_states_alone():
+    # 50 steps in all.
+    config = imagined(
+        LINE + "--epoch_steps 5 --exit_tokens 6400 --keep_last 7 "
+        "--state_copies /a:keep_last=3:keep_every=10,partner:/dev/shm/b:keep_last=1"
+    )
+    files = run_files(config)
+    there, partner = copy_sizes(config)
+    # 3, the final one, and those of steps 10 to 50; rwkv-final.pth.
+    assert (there.states, there.bytes) == (9, 9 * files.state + files.weights)
+    assert (partner.states, partner.bytes) == (2, 2 * files.state)
+    assert copy_sizes(imagined(LINE)) == ()
 
 
 def test_ids_of_the_world_vocabulary_take_two_bytes_and_larger_ones_four():

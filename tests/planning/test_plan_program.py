@@ -26,7 +26,9 @@ WRONG = [
     ("--memory 24", "expected a size with its unit, such as 24GB"),
     ("--memory", "--memory needs a value"),
     ("--rate -5", "expected a number above 0"),
-    ("--tokens 1e40", "expected a number above 0"),
+    ("--tokens 1e40", "expected a number below 1e+30, such as 300e9 or 300B"),
+    ("--price -2", "expected a number above 0, such as 2.5"),
+    ("--mttf 5 --restart_seconds x", "expected a number above 0, such as 60"),
     ("--mfu 1.4 --card h100", "at most 1"),
     ("--mfu 0.4", "give --card, or --rate"),
     ("--fit", "--fit 24GB, or --card 4090"),
@@ -131,6 +133,34 @@ def test_what_is_not_used_is_said(capsys):
     assert "--mfu: not used, for the speed is not known." in out
     out = printed("--model 0.1B --ds_bucket_mb 7", capsys)
     assert "ds_bucket_mb is not used: strategy single_device" in out
+
+
+def test_second_copies_and_what_machines_hold_for_their_cards_are_told(capsys):
+    line = "--model 0.1B --state_copies /a,partner:/dev/shm/b:keep_last=1 --card h100"
+    # 191,084,544 parameters of 12 bytes.
+    state = 12 * 191084544
+    found = record(f"{line} --num_nodes 2", capsys)
+    assert [copy["bytes"] for copy in found["copies"]][1] == 2 * state
+    assert found["host_memory"] == {"saves": state // 2, "offloaded": 0}
+    out = printed(f"{line} --num_nodes 2", capsys)
+    assert "In each machine's own memory: copies that a save writes 1.1 GB." in out
+    assert "  partner:/dev/shm/b    4.6 GB  2 states at most" in out
+    assert "one machine has no partner" in printed(line, capsys)
+
+
+def test_what_learns_is_told_where_it_is_not_all(capsys):
+    # Rank 4, six matrices of 64 + 64 and two of 64 + 224.
+    line = "--rwkv_version 5 --n_layer 1 --n_embd 64 --vocab_size 100 --ctx_len 64 "
+    pairs = 4 * (6 * (64 + 64) + 2 * (64 + 224))
+    lora = line + "--train_type lora --lora_r 4"
+    assert record(lora, capsys)["parameters"]["learnt"] == pairs
+    assert f"  that learn          {pairs:,}" in printed(lora, capsys)
+    assert "that learn" not in printed(line, capsys)
+
+
+def test_a_cpu_is_not_told_to_name_a_card(capsys):
+    out = printed("--model 0.1B --accelerator cpu", capsys)
+    assert "--card" not in out and "--memory 24GB says whether it fits." in out
 
 
 def test_verdicts_say_how_sure_they_are(capsys):

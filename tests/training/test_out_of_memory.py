@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
+from rwkv_train.errors import is_out_of_memory
 from rwkv_train.models.backbone import RWKV
 from rwkv_train.report.run_records import read_metrics
-from rwkv_train.training.out_of_memory import is_out_of_memory
 from tests.training.runs import start
 
 ON_CPU = (

@@ -10,6 +10,7 @@ import torch
 from torch.distributed.checkpoint import metadata as described
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from rwkv_train.checkpoint.memory_shortage import require_memory_sufficed
 from rwkv_train.errors import CheckpointError, short_reason
 
 # What torch describes a checkpoint with; none of them does more than keep values.
@@ -47,6 +48,7 @@ def read_metadata(path: Path) -> described.Metadata:
         with path.open("rb") as file:
             found = _Reader(file).load()
     except Exception as error:
+        require_memory_sufficed(path, error)
         # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error ...
         raise CheckpointError(
             f"{path} is damaged or more than the list of a checkpoint's tensors: "

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from rwkv_train.checkpoint.element_boxes import Box
 from rwkv_train.checkpoint.lazy_tensors import LazyTensors
+from rwkv_train.checkpoint.memory_shortage import require_memory_sufficed
 from rwkv_train.checkpoint.names import PART_LIST
 from rwkv_train.checkpoint.part_metadata import read_metadata
 from rwkv_train.checkpoint.state_parts import entry_name
@@ -104,6 +105,7 @@ class StateParts:
             content = io.BytesIO(part[place.offset : place.offset + place.length])
             return torch.load(content, map_location="cpu", weights_only=True)
         except Exception as error:
+            require_memory_sufficed(self._folder / place.relative_path, error)
             # Garbage makes unpicklers raise nearly anything.
             raise CheckpointError(
                 f"{self._folder / place.relative_path} is damaged: {short_reason(error)}"
@@ -115,6 +117,7 @@ def _mapped(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
+        require_memory_sufficed(path, error)
         raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from rwkv_train.checkpoint.digest import content_digest
+from rwkv_train.checkpoint.memory_shortage import require_memory_sufficed, write_fault
 from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, is_state
 from rwkv_train.checkpoint.space import require_space
 from rwkv_train.checkpoint.state_folder import copy_folder, load_state_folder
@@ -83,10 +84,7 @@ def save_state(path: Path, state: dict[str, Any]) -> str:
         with replacing(path, over_folder=True) as partial, partial.open("wb") as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {short_reason(error)}; free the disk or choose another "
-            "--proj_dir. What was there before is unchanged"
-        ) from error
+        raise write_fault(path, error) from error
     return digest
 
 
@@ -149,6 +147,7 @@ def _read(path: Path, *, verify: bool) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:
+        require_memory_sufficed(path, error)
         # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error ...
         raise CheckpointError(f"{path} is truncated or damaged: {short_reason(error)}") from error
     if not isinstance(state, dict):

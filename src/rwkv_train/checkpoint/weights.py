@@ -21,6 +21,7 @@ from rwkv_train.checkpoint.finite import is_finite
 from rwkv_train.checkpoint.fit_weights import FitReport, fit_weights
 from rwkv_train.checkpoint.hf_names import checkpoint_keys
 from rwkv_train.checkpoint.lazy_tensors import LazyTensors, outlines_of
+from rwkv_train.checkpoint.memory_shortage import require_memory_sufficed, write_fault
 from rwkv_train.checkpoint.provenance import write_about
 from rwkv_train.checkpoint.pth_file import write_pth
 from rwkv_train.checkpoint.space import require_space
@@ -147,10 +148,7 @@ def save_weights(
             if about is not None:
                 write_about(partial, about)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {short_reason(error)}; make room or name another folder. "
-            f"What was there before is unchanged"
-        ) from error
+        raise write_fault(path, error, "make room or name another folder") from error
 
 
 def _read(
@@ -182,6 +180,7 @@ def _guarded(path: Path, read: Callable[[Path], _Entry]) -> _Entry:
             f"run code; save it again as a plain dictionary of tensors"
         ) from error
     except Exception as error:
+        require_memory_sufficed(path, error)
         # Garbage makes unpicklers raise nearly anything: IndexError, TypeError, struct.error …
         raise CheckpointError(
             f"{path} cannot be read: it is truncated, damaged or no checkpoint "

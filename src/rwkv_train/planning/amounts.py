@@ -14,6 +14,8 @@ _BYTES = {"": 1, "b": 1, "m": 2**20, "mb": 2**20, "mib": 2**20, "g": 2**30, "gb"
     "tib": 2**40,
 }
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+# Beyond it sums of sums are no numbers any more.
+_MOST = 1e30
 _AMOUNT = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)")
 
 
@@ -24,16 +26,20 @@ def bytes_written(flag: str, text: str) -> int:
     """
     size = _read(text, _BYTES)
     # A bare number that is small was meant as GB.
-    if size is None or size < 2**20:
+    if size is None or not 2**20 <= size < _MOST:
         raise ConfigError(f"--{flag} {text}: expected a size with its unit, such as 24GB")
     return int(size)
 
 
-def count_written(flag: str, text: str) -> float:
-    """Returns the number of 300e9 or 300B; raises ConfigError naming the flag unless it is > 0."""
+def count_written(flag: str, text: str, example: str = "300e9 or 300B") -> float:
+    """Returns the number of 300e9 or 300B; raises ConfigError unless it is above 0.
+
+    flag: that the error names.  example: of what is expected there.
+    """
     count = _read(text, _COUNTS)
-    if count is None or count <= 0:
-        raise ConfigError(f"--{flag} {text}: expected a number above 0, such as 300e9 or 300B")
+    if count is None or not 0 < count < _MOST:
+        limit = "above 0" if count is None or count <= 0 else f"below {_MOST:g}"
+        raise ConfigError(f"--{flag} {text}: expected a number {limit}, such as {example}")
     return count
 
 
@@ -42,10 +48,9 @@ def _read(text: str, units: dict[str, int] | dict[str, float]) -> float | None:
     if match is None or match[2] not in units:
         return None
     try:
-        value = float(match[1]) * units[match[2]]
+        return float(match[1]) * units[match[2]]
     except ValueError:
         return None
-    return value if value < 1e30 else None
 
 
 def gib(size: float) -> str:

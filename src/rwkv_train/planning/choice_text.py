@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from rwkv_train.planning.amounts import decimal_bytes, gib, short_count
 from rwkv_train.planning.cards import CARDS
 from rwkv_train.planning.fit import Fitting
-from rwkv_train.planning.parameter_table import parameter_table
+from rwkv_train.planning.host_memory import host_memory
 from rwkv_train.planning.plan import Device
 from rwkv_train.planning.text_table import text_table
 
 _TRAINS = {"all": "full training", "lora": "LoRA", "states": "states"}
-# Bytes of a parameter's master, moments and gradient.
-_OFFLOADED = 16
 
 
 def fit_lines(found: Sequence[Fitting], device: Device, devices: int) -> list[str]:
@@ -41,8 +39,8 @@ def fit_lines(found: Sequence[Fitting], device: Device, devices: int) -> list[st
     ]
     if all(run.config.train.train_type != "all" for run in found):
         lines.append("Full training does not fit.")
-    if any("offload" in run.config.hardware.strategy for run in found):
-        held = _OFFLOADED * parameter_table(found[0].config.model).total
+    held = max(host_memory(run.config).offloaded for run in found)
+    if held:
         lines.append(f"Offloading keeps about {decimal_bytes(held)} in the machine's own memory.")
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rwkv_train.config.copy_places import CopyPlace, copy_places
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import run_length
 from rwkv_train.planning.held_parameters import count_elements, moment_bytes
@@ -39,6 +40,18 @@ class RunFiles(NamedTuple):
         return self.weights * self.weight_files + self.state * self.states
 
 
+class CopySize(NamedTuple):
+    """Second copies in a place of --state_copies.
+
+    states: that lie there at most, rwkv-final.state or the one that is written among them;
+    bytes: of all, with the weights of the end where these are copied too.
+    """
+
+    place: CopyPlace
+    states: int
+    bytes: int
+
+
 class DataSize(NamedTuple):
     """Bytes of a binidx pair."""
 
@@ -69,7 +82,23 @@ def run_files(config: ResolvedConfig) -> RunFiles:
     else:
         kept = base
     state = _FP32 * kept + moment_bytes(config, found)
-    return RunFiles(weights, _weight_files(config), state, _states(config))
+    safety = config.safety
+    states = _kept_states(config, safety.keep_last, safety.keep_every)
+    return RunFiles(weights, _weight_files(config), state, states)
+
+
+def copy_sizes(config: ResolvedConfig) -> tuple[CopySize, ...]:
+    """Returns what the places of --state_copies take; a partner machine is sent states alone.
+
+    Raises ConfigError as `run_files`.
+    """
+    files = run_files(config)
+    found = []
+    for place in copy_places(config.safety.state_copies):
+        states = _kept_states(config, place.keep_last, place.keep_every)
+        weights = 0 if place.on_partner else files.weights
+        found.append(CopySize(place, states, states * files.state + weights))
+    return tuple(found)
 
 
 def _weight_files(config: ResolvedConfig) -> int | None:
@@ -84,10 +113,10 @@ def _weight_files(config: ResolvedConfig) -> int | None:
     return others + (numbered if keep is None else min(numbered, keep))
 
 
-def _states(config: ResolvedConfig) -> int:
-    safety, steps = config.safety, run_length(config).total_steps
-    for_good = 0 if safety.keep_every is None or steps is None else steps // safety.keep_every
-    return safety.keep_last + 1 + for_good
+def _kept_states(config: ResolvedConfig, keep_last: int, keep_every: int | None) -> int:
+    steps = run_length(config).total_steps
+    for_good = 0 if keep_every is None or steps is None else steps // keep_every
+    return keep_last + 1 + for_good
 
 
 def data_size(tokens: float, documents: float, vocab_size: int) -> DataSize:

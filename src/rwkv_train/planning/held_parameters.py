@@ -114,20 +114,27 @@ def held_parameters(config: ResolvedConfig) -> HeldParameters:
     return whole if stage == 0 else _divided(config, found, whole, stage)
 
 
-def _copied(config: ResolvedConfig, found: Elements) -> int:
+def saves_in_parts(config: ResolvedConfig) -> bool:
+    """Tells whether every one of several processes copies and writes its part of a state."""
+    state_format = config.safety.state_format
+    return state_format == "folder" or (state_format == "auto" and config.train.train_type == "all")
+
+
+def copied_bytes(config: ResolvedConfig, found: Elements, sharers: int) -> int:
     """Returns the bytes of the copies of a save: fp32 values of what learns, and its moments.
 
-    The first process copies all of them, or every one its part.
+    sharers: processes, or machines, of which the first copies all of them, or every one its part.
     """
-    hardware, state_format = config.hardware, config.safety.state_format
+    whole = _FP32 * found.learnt + moment_bytes(config, found)
+    return whole // sharers if saves_in_parts(config) else whole
+
+
+def _copied(config: ResolvedConfig, found: Elements) -> int:
+    """Returns the bytes of the copies of a save that lie where the process computes."""
+    hardware = config.hardware
     if hardware.accelerator == "gpu":
         return 0
-    processes = hardware.devices * hardware.num_nodes
-    in_parts = state_format == "folder" or (
-        state_format == "auto" and config.train.train_type == "all"
-    )
-    whole = _FP32 * found.learnt + moment_bytes(config, found)
-    return whole // processes if in_parts else whole
+    return copied_bytes(config, found, hardware.devices * hardware.num_nodes)
 
 
 def _bytes_of_sums(config: ResolvedConfig, width: int, stage: int) -> int:

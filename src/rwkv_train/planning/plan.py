@@ -9,8 +9,17 @@ from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import run_length
 from rwkv_train.planning.cards import Card
 from rwkv_train.planning.cost import RunCost, speed_at
-from rwkv_train.planning.file_sizes import DataSize, RunFiles, data_size, run_files
+from rwkv_train.planning.file_sizes import (
+    CopySize,
+    DataSize,
+    RunFiles,
+    copy_sizes,
+    data_size,
+    run_files,
+)
 from rwkv_train.planning.flops import FlopsPerToken, flops_per_token
+from rwkv_train.planning.held_parameters import count_elements
+from rwkv_train.planning.host_memory import HostMemory, host_memory
 from rwkv_train.planning.memory import MemoryPlan, memory_plan
 from rwkv_train.planning.parameter_table import ParameterTable, parameter_table
 from rwkv_train.planning.step_time import StepTime, rate_of, step_time
@@ -55,6 +64,7 @@ class Wishes(NamedTuple):
 class Plan:
     """A run with everything that it takes.
 
+    learnt: parameters that learn, of the model and besides it.  host: of one machine.
     tokens: of the whole run, None without an end; tokens_per_step: of all cards.
     step: None where the speed is not known.
     tokens_per_second: predicted, or by the MFU that was given.
@@ -64,9 +74,12 @@ class Plan:
     device: Device
     wishes: Wishes
     parameters: ParameterTable
+    learnt: int
     flops: FlopsPerToken
     memory: MemoryPlan
+    host: HostMemory
     files: RunFiles
+    copies: tuple[CopySize, ...]
     tokens: float | None
     tokens_per_step: int
     data: DataSize | None
@@ -105,9 +118,12 @@ def make_plan(config: ResolvedConfig, device: Device, wishes: Wishes) -> Plan:
         device=device,
         wishes=wishes,
         parameters=parameter_table(config.model),
+        learnt=count_elements(config).learnt,
         flops=flops,
         memory=memory_plan(config),
+        host=host_memory(config),
         files=run_files(config),
+        copies=copy_sizes(config),
         tokens=tokens,
         tokens_per_step=length.tokens_per_step,
         data=None if tokens is None else _data(tokens, config),

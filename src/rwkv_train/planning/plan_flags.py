@@ -20,6 +20,16 @@ from rwkv_train.planning.cluster.cluster_plan import ClusterWishes
 from rwkv_train.planning.plan import Device, Wishes
 
 _SWITCHES = ("json", "cards")
+# What the error of a number shows, by flag.
+_EXAMPLES = {
+    "tokens": "300e9 or 300B",
+    "rate": "165e12",
+    "mfu": "0.4",
+    "price": "2.5",
+    "watts": "400",
+    "link_bandwidth": "450",
+    "node_bandwidth": "400",
+}
 # Given without a value it takes the memory of --card or --memory.
 _OPTIONAL = ("fit",)
 _ABOUT = """Says what a run takes before it is started: parameters, FLOPs, memory by component,
@@ -226,4 +236,4 @@ def _wishes(flags: argparse.Namespace) -> Wishes:
 
 def _count(flags: argparse.Namespace, name: str) -> float | None:
     text = getattr(flags, name)
-    return None if text is None else count_written(name, text)
+    return None if text is None else count_written(name, text, _EXAMPLES[name])

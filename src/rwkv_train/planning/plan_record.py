@@ -23,7 +23,7 @@ def plan_values(
         "model": dataclasses.asdict(plan.config.model),
         "run": _run(plan),
         "parameters": {kind.value: count for kind, count in plan.parameters.kinds.items()}
-        | {"total": plan.parameters.total, "state": plan.parameters.state},
+        | {"total": plan.parameters.total, "state": plan.parameters.state, "learnt": plan.learnt},
         "flops_per_token": {
             "parts": {name: part._asdict() for name, part in plan.flops.parts.items()},
             "forward": plan.flops.forward,
@@ -32,8 +32,18 @@ def plan_values(
             "model": plan.flops.model_flops,
         },
         "memory": {**plan.memory.components(), "total": plan.memory.total},
+        "host_memory": plan.host._asdict(),
         "device": _device(plan),
         "files": {**plan.files._asdict(), "most": plan.files.most},
+        "copies": [
+            {
+                "folder": str(copy.place.folder),
+                "on_partner": copy.place.on_partner,
+                "states": copy.states,
+                "bytes": copy.bytes,
+            }
+            for copy in plan.copies
+        ],
         "data": None if plan.data is None else plan.data._asdict(),
         "step": None if plan.step is None else _step(plan),
         "tokens_per_second": plan.tokens_per_second,

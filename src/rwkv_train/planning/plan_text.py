@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from rwkv_train.config.copy_places import PARTNER
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.config.run_length import tokens_per_step, window_len
 from rwkv_train.planning.amounts import decimal_bytes, duration, gib, rounded, short_count
 from rwkv_train.planning.cost import RunCost
+from rwkv_train.planning.file_sizes import CopySize
 from rwkv_train.planning.flops import WKV, WKV_WORK
 from rwkv_train.planning.plan import UNCERTAIN, Device, Plan
 from rwkv_train.planning.step_time import StepTime
@@ -46,10 +48,14 @@ def hint_lines(plan: Plan, *, searched: bool) -> list[str]:
     searched: whether settings that fit were searched for.
     """
     lines = [*_unused(plan)]
+    on_cpu = plan.config.hardware.accelerator == "cpu"
     if plan.device.memory is None:
-        lines.append("--card NAME, or --memory 24GB, says whether it fits; --cards lists cards.")
+        known = "--memory 24GB says" if on_cpu else "--card NAME, or --memory 24GB, says"
+        lines.append(f"{known} whether it fits{'' if on_cpu else '; --cards lists cards'}.")
     elif not searched and (plan.share or 0.0) > 1 - UNCERTAIN:
         lines.append("--fit searches settings that fit.")
+    if on_cpu:
+        return lines
     if plan.device.card is None:
         lines.append("--card NAME, or --rate 165e12, predicts the speed.")
     elif plan.tokens is None:
@@ -118,6 +124,8 @@ def _parameters(plan: Plan) -> list[str]:
         if count
     ]
     rows.append(("all", f"{total:,}", ""))
+    if plan.config.train.train_type != "all":
+        rows.append(("that learn", f"{plan.learnt:,}", f"{plan.learnt / total:.1%}"))
     state = f"One sequence's state: {table.state:,} numbers, {gib(4 * table.state)} in fp32."
     return [*text_table(("parameters", "", ""), rows, "lrr"), state]
 
@@ -161,14 +169,28 @@ def _memory(plan: Plan) -> list[str]:
     rows.append(("all", gib(total), ""))
     title = "memory of the device" if plan.devices == 1 else "memory of each device"
     lines = text_table((title, "", ""), rows, "lrr")
+    return [*lines, _verdict(plan), *_host(plan)]
+
+
+def _verdict(plan: Plan) -> str:
+    """Returns the line that says whether the run fits."""
     share, memory = plan.share, plan.device.memory
     if share is None or memory is None:
-        return [*lines, "At the worst moment of a step; the prediction errs by up to 10 %."]
+        return "At the worst moment of a step; the prediction errs by up to 10 %."
     name = "" if plan.device.name is None or plan.device.is_assumed else f", {plan.device.name}"
     taken = f"{share:.0%} of {gib(memory)}{name}"
     if abs(share - 1) <= UNCERTAIN:
-        return [*lines, f"May fit, or not: {taken}, and the prediction errs by up to 10 %."]
-    return [*lines, f"{'Fits' if share < 1 else 'Does not fit'}: {taken}."]
+        return f"May fit, or not: {taken}, and the prediction errs by up to 10 %."
+    return f"{'Fits' if share < 1 else 'Does not fit'}: {taken}."
+
+
+def _host(plan: Plan) -> list[str]:
+    """Returns a line on the memory of the machines that the cards are in."""
+    host = plan.host
+    parts = [(host.offloaded, "offloaded optimizer"), (host.saves, "copies that a save writes")]
+    words = ", ".join(f"{name} {decimal_bytes(size)}" for size, name in parts if size)
+    whose = "each machine's" if plan.config.hardware.num_nodes > 1 else "the machine's"
+    return [f"In {whose} own memory: {words}."] if words else []
 
 
 def _files(plan: Plan) -> list[str]:
@@ -180,6 +202,7 @@ def _files(plan: Plan) -> list[str]:
     ]
     if files.most is not None:
         rows.append(("all at the end", decimal_bytes(files.most), ""))
+    rows += [_copies(copy, plan.config.hardware.num_nodes) for copy in plan.copies]
     if plan.data is not None and plan.tokens is not None:
         size = decimal_bytes(plan.data.bin + plan.data.idx)
         rows.append((f"{short_count(plan.tokens)} tokens of data", size, ".bin and .idx"))
@@ -187,6 +210,16 @@ def _files(plan: Plan) -> list[str]:
     if count is not None and count > _MANY_FILES:
         lines.append("--epoch_save N saves every N-th mini-epoch, --keep_last_weights N keeps N.")
     return lines
+
+
+def _copies(copy: CopySize, machines: int) -> tuple[str, str, str]:
+    """Returns the row of a place for second copies."""
+    folder = copy.place.folder
+    if not copy.place.on_partner:
+        return (f"in {folder}", decimal_bytes(copy.bytes), f"{copy.states} states at most")
+    if machines == 1:
+        return (f"{PARTNER}{folder}", "-", "one machine has no partner")
+    return (f"{PARTNER}{folder}", decimal_bytes(copy.bytes), f"{copy.states} states at most")
 
 
 def _speed(plan: Plan) -> list[str]:

@@ -91,7 +91,10 @@ def planned_config(
     if start.path is None and given.train.train_type != "all":
         start = dataclasses.replace(start, path=given.train.load_model or _SOME_MODEL)
         if given.train.load_model is None:
-            remarks.append(f"train_type {given.train.train_type} needs a model: --load_model FILE")
+            remarks.append(
+                f"train_type {given.train.train_type} needs a model: "
+                f"{given.train.proj_dir}/rwkv-init.pth, or --load_model FILE"
+            )
     check_fields(given)
     config, lines = resolve(given, Discovered(data, start, machine))
     _check_sizes(config)

@@ -23,9 +23,10 @@ _MOST_CHANGES = 3
 
 
 class SmallerRun(NamedTuple):
-    """Flags, as on a command line, and what the run then takes."""
+    """Flags, as on a command line, the run with them, and what it then takes."""
 
     flags: str
+    config: ResolvedConfig
     plan: MemoryPlan
 
 
@@ -57,7 +58,7 @@ def smaller_runs(
         other = with_fields(config, fields)
         plan = memory_plan(other)
         if fits(other, plan) and allowed(other):
-            found.append(SmallerRun(_flags(fields), plan))
+            found.append(SmallerRun(_flags(fields), other, plan))
             changed.append(names)
         if len(found) == count:
             break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +9,10 @@ from contextlib import contextmanager
 import torch
 
 from rwkv_train.config.resolved import ResolvedConfig
-from rwkv_train.errors import TrainerError, TrainingError
+from rwkv_train.errors import TrainerError, TrainingError, is_out_of_memory
 from rwkv_train.training.start.memory_forecast import MemoryForecast, parts_words, size_words
 from rwkv_train.training.start.memory_limits import peak_resident_bytes
 
-# Of torch's allocators, of the C++ library behind the kernels, and of a loader process.
-_WORDS = re.compile(
-    r"DefaultCPUAllocator|can't allocate memory|bad_alloc|out of memory|cannot allocate memory"
-    r"|DataLoader worker .* killed by signal: Killed",
-    re.IGNORECASE,
-)
 # On a CPU bytes, on a GPU with a unit.
 _ASKED = re.compile(r"tried to allocate (?:(\d+) bytes|([\d.]+ [KMG]?i?B))", re.IGNORECASE)
 
@@ -37,15 +30,6 @@ def out_of_memory_explained(config: ResolvedConfig, forecast: MemoryForecast) ->
         # Without the error's frames, whose tensors what is left to do may need the memory of.
         error.__traceback__ = None
         raise TrainingError(_explained(error, config, forecast)) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an exception says that memory was asked for in vain."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
 
 
 def _explained(error: Exception, config: ResolvedConfig, forecast: MemoryForecast) -> str:

@@ -18,7 +18,7 @@ from rwkv_train.config.schema import listed
 from rwkv_train.models.parameters import parameter_groups
 from rwkv_train.models.registry import build_model
 from rwkv_train.ops.backends.dispatch import auto_means
-from rwkv_train.processors import processor_name
+from rwkv_train.processors import processor_name, vendor_and_family
 from rwkv_train.training.optim.optimizer import build_optimizer
 from rwkv_train.verification.golden_file import (
     number_error,
@@ -73,7 +73,10 @@ def check_bits(version: str, stored: Mapping[str, Any]) -> Part:
 def platform_key() -> str:
     """Returns what decides the bits of torch's own operators on a CPU."""
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__}, {processor_name()}, {capability}, 1 thread"
+    # Virtual machines call processors of several generations by one name.
+    _, family = vendor_and_family()
+    processor = f"{processor_name()} of family {family}"
+    return f"torch {torch.__version__}, {processor}, {capability}, 1 thread"
 
 
 def bits_of(run: GoldenRun) -> str:

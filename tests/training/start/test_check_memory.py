@@ -97,6 +97,27 @@ def test_processes_share_the_machine_but_not_a_limit_of_each(machine):
     check_memory(config_of(line))
 
 
+def test_copies_count_in_every_process_that_writes_its_part_and_else_in_the_first(machine):
+    line = f"{LARGE} --devices 4 --strategy ddp --skip_memory_check 1"
+    waits = memory_plan(config_of(f"{line} --save_in_background 0")).total
+    parts = memory_plan(config_of(line)).total
+    first = memory_plan(config_of(f"{line} --state_format file")).total
+    assert waits < parts < first
+    machine(10 * GB)
+    assert check_memory(config_of(line)).share() == pytest.approx(4 * parts / (10 * GB))
+    alone = check_memory(config_of(f"{line} --state_format file")).share()
+    assert alone == pytest.approx((first + 3 * waits) / (10 * GB))
+
+
+def test_what_a_run_takes_of_the_machine_is_nothing_on_cards_and_by_force(machine):
+    machine(10 * GB)
+    line = f"{LARGE} --devices 4 --strategy ddp --skip_memory_check"
+    waits = memory_plan(config_of(f"{line} 0 --save_in_background 0")).total
+    machine(8 * waits)
+    assert check_memory(config_of(f"{line} 0")).on_host() == 4 * waits
+    assert check_memory(config_of(f"{line} 1")).on_host() == 0
+
+
 def test_libraries_do_not_count_against_addresses_a_second_time(machine):
     line = f"{LARGE} --save_in_background 0"
     plan = memory_plan(config_of(line))

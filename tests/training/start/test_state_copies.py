@@ -18,6 +18,7 @@ from rwkv_train.errors import ConfigError
 from rwkv_train.planning.file_sizes import run_files
 from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.start import state_copies
+from rwkv_train.training.start.memory_limits import MemoryLimit
 from rwkv_train.training.start.run_identity import read_starts
 from rwkv_train.training.start.run_lock import LOCK_FILE
 from rwkv_train.training.start.state_copies import PlaceLock, StateCopies
@@ -172,16 +173,34 @@ def test_a_partner_whose_memory_is_too_small_refuses_before_the_start(
         monkeypatch.setattr(shutil, "disk_usage", lambda path, f=free: usage._replace(free=f))
         if is_refused:
             with pytest.raises(ConfigError, match=r"of which 3 states of .* lower keep_last"):
-                copies_of(folder, 1).require_memory(config)
+                copies_of(folder, 1).require_memory(config, 0)
             # What is there already is this run's, and gives way.
             folder.mkdir(parents=True)
             (folder / "rwkv-step-1.state").write_bytes(b"x")
-        copies_of(folder, 1).require_memory(config)
+        copies_of(folder, 1).require_memory(config, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
     # Not the memory of this machine; a disk tells when it is full.
-    copies_of(folder, 0).require_memory(config)
+    copies_of(folder, 0).require_memory(config, 0)
     monkeypatch.setattr(state_copies, "file_system", lambda folder: "ext4")
-    copies_of(folder, 1).require_memory(config)
+    copies_of(folder, 1).require_memory(config, 0)
+
+
+def test_a_partner_whose_memory_the_run_itself_needs_refuses_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, _ = resolved("--n_layer 2 --n_embd 64")
+    copies = 3 * run_files(config).state
+    monkeypatch.setattr(state_copies, "file_system", lambda folder: "tmpfs")
+    limits = [
+        MemoryLimit(copies + 5_000_000_000, "this machine", is_shared=True),
+        # Of a process, which no file in memory counts against.
+        MemoryLimit(1, "ulimit -v", is_shared=False),
+    ]
+    monkeypatch.setattr(state_copies, "host_limits", lambda processes: limits)
+    partner = copies_of(tmp_path / "memory", 1)
+    partner.require_memory(config, 5_000_000_000)
+    with pytest.raises(ConfigError, match=r"are free beside the 5.0 GB of the run itself; lower"):
+        partner.require_memory(config, 5_000_000_001)
 
 
 def test_without_a_second_machine_a_note_says_that_there_is_no_partner(tmp_path: Path):

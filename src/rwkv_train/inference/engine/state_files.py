@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rwkv_train.checkpoint.digest import content_digest
+from rwkv_train.checkpoint.memory_shortage import write_fault
 from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import replacing
 from rwkv_train.inference.engine.engine import Engine
@@ -65,10 +66,7 @@ def save_sequence(path: Path, saved: SavedSequence, engine: Engine) -> None:
             save_file(kept, partial, {"rwkv_train": json.dumps(facts, ensure_ascii=False)})
             partial.chmod(mode)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {short_reason(error)}; make room or name another folder. What "
-            "was there before is unchanged"
-        ) from error
+        raise write_fault(path, error, "make room or name another folder") from error
 
 
 def load_sequence(path: Path, engine: Engine) -> SavedSequence:

@@ -50,7 +50,8 @@ def cluster_wishes(flags: argparse.Namespace) -> ClusterWishes | None:
                 "to a failure of one"
             )
         return None
-    hours = float("inf") if flags.mttf.casefold() == "inf" else count_written("mttf", flags.mttf)
+    none_fails = flags.mttf.casefold() == "inf"
+    hours = float("inf") if none_fails else count_written("mttf", flags.mttf, "1000")
     if hours < _LEAST_HOURS:
         raise ConfigError(
             f"--mttf {flags.mttf}: no step is done on machines that fail every {3600 * hours:.2g} "
@@ -76,7 +77,7 @@ def cluster_wishes(flags: argparse.Namespace) -> ClusterWishes | None:
 
 def _amount(flags: argparse.Namespace, name: str, missing: Any) -> Any:
     text = getattr(flags, name)
-    return missing if text is None else count_written(name, text)
+    return missing if text is None else count_written(name, text, "60")
 
 
 def _seconds(flags: argparse.Namespace, name: str, missing: float) -> float:

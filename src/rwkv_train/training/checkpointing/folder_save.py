@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_train.checkpoint.finite import is_finite
+from rwkv_train.checkpoint.memory_shortage import write_fault
 from rwkv_train.checkpoint.space import require_space
 from rwkv_train.checkpoint.state_manifest import PartFile
 from rwkv_train.checkpoint.state_parts import TensorRun, entry_name, part_name, write_part
-from rwkv_train.errors import CheckpointError, short_reason
+from rwkv_train.errors import CheckpointError
 from rwkv_train.files import remove
 from rwkv_train.training.checkpointing.part_board import PartBoard, PartOutcome
 from rwkv_train.training.checkpointing.save_job import NotFiniteError, failed_for_good
@@ -104,10 +105,7 @@ class FolderSave:
                 raise
             found = PartFile.of(part)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"cannot write {part}: {short_reason(error)}; free the disk or choose another "
-                "--proj_dir. What was there before is unchanged"
-            ) from error
+            raise write_fault(part, error) from error
         return PartOutcome(found.size, found.sha256)
 
 

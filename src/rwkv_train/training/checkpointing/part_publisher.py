@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from rwkv_train.checkpoint.lazy_tensors import LazyTensors, outlines_of
+from rwkv_train.checkpoint.memory_shortage import write_fault
 from rwkv_train.checkpoint.names import STATE_SUFFIX
 from rwkv_train.checkpoint.resume import state_path
 from rwkv_train.checkpoint.state_folder import complete_folder, list_parts, read_parts
 from rwkv_train.checkpoint.state_manifest import PartFile
 from rwkv_train.checkpoint.state_parts import entry_name
-from rwkv_train.errors import CheckpointError, short_reason
 from rwkv_train.files import publish, remove
 from rwkv_train.training.checkpointing.state_writer import StateWriter
 from rwkv_train.training.checkpointing.weights_apart import write_apart
@@ -101,7 +101,4 @@ def _faults_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {short_reason(error)}; free the disk or choose another "
-            "--proj_dir. What was there before is unchanged"
-        ) from error
+        raise write_fault(path, error) from error

@@ -95,10 +95,9 @@ def _data(config: ResolvedConfig, tokens: int) -> str:
         order = "mixed by weights"
     else:
         order = f"magic prime {data.magic_prime}"
-    return (
-        f"{shown_data_file(data.data_file)} ({data.data_type}), {tokens:,} tokens, context "
-        f"{data.ctx_len}, {order}"
-        + (", reset at document starts" if data.reset_at_documents else "")
+    name = "random tokens" if data.data_file is None else shown_data_file(data.data_file)
+    return f"{name} ({data.data_type}), {tokens:,} tokens, context {data.ctx_len}, {order}" + (
+        ", reset at document starts" if data.reset_at_documents else ""
     )
 
 

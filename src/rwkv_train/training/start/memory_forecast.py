@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from rwkv_train.config.check.field_rules import check_fields
 from rwkv_train.config.resolved import ResolvedConfig
 from rwkv_train.errors import TrainerError
-from rwkv_train.planning.memory import MemoryPlan, memory_plan
+from rwkv_train.planning.file_sizes import run_files
+from rwkv_train.planning.held_parameters import saves_in_parts
+from rwkv_train.planning.memory import MemoryPlan, memory_plan, saves_beside_steps
 from rwkv_train.planning.smaller_settings import SmallerRun, smaller_runs, with_fields
 from rwkv_train.training.start.memory_limits import MemoryLimit
 
@@ -70,10 +72,21 @@ class MemoryForecast:
         there = "" if self.limit is None else f" of {size_words(self.limit.free)}"
         return f"{self.size()}{there} at the worst moment: {parts_words(self.counted())}"
 
+    def on_host(self) -> int:
+        """Returns the bytes that the run's processes here take of the machine's memory, on a CPU.
+
+        0 on a GPU, whose memory they take, and where nothing is predicted or nobody is to ask.
+        """
+        hardware = self.config.hardware
+        if self.plan is None or hardware.accelerator != "cpu" or hardware.skip_memory_check:
+            return 0
+        config = without_copies(self.config)
+        return self.processes * memory_plan(config).total
+
     def counted(self) -> MemoryPlan:
         """Returns what of the plan counts against the limit."""
         assert self.plan is not None, "asked for only where there is one"
-        return _counted(self.plan, self.limit)
+        return _counted(self.config, self.plan, self.limit)
 
     def size(self) -> str:
         """Returns what each process takes, in words."""
@@ -109,7 +122,7 @@ class MemoryForecast:
 
     def words(self, runs: list[SmallerRun]) -> str:
         """Returns changes of flags, with what the run takes then."""
-        sizes = (_counted(run.plan, self.limit).total for run in runs)
+        sizes = (_counted(run.config, run.plan, self.limit).total for run in runs)
         return ", or ".join(f"{run.flags} ({size_words(size)})" for run, size in zip(runs, sizes))
 
 
@@ -117,19 +130,26 @@ def bytes_against(
     config: ResolvedConfig, plan: MemoryPlan, limit: MemoryLimit, processes: int
 ) -> int:
     """Returns the bytes of a run that count against a limit; plan: of its first process."""
-    first = _counted(plan, limit).total
+    first = _counted(config, plan, limit).total
     if not limit.is_shared or processes == 1:
         return first
+    if saves_in_parts(config):
+        return processes * first
     # The first process alone writes.
-    others = _counted(memory_plan(without_copies(config)), limit).total
+    waits = without_copies(config)
+    others = _counted(waits, memory_plan(waits), limit).total
     return first + (processes - 1) * others
 
 
-def _counted(plan: MemoryPlan, limit: MemoryLimit | None) -> MemoryPlan:
+def _counted(config: ResolvedConfig, plan: MemoryPlan, limit: MemoryLimit | None) -> MemoryPlan:
     """Returns what of a plan counts against a limit."""
-    # The addresses of libraries are off such a limit already.
-    without = limit is not None and limit.counts_addresses
-    return replace(plan, slack=0) if without else plan
+    if limit is None or not limit.counts_addresses:
+        return plan
+    # The addresses of libraries are off such a limit already. A file of weights is outlined in
+    # memory that nothing is written to, and that yet has addresses.
+    is_written = saves_beside_steps(config.safety, config.train)
+    outlines = run_files(config).weights if is_written else 0
+    return replace(plan, slack=0, buffers=plan.buffers + outlines)
 
 
 def without_copies(config: ResolvedConfig) -> ResolvedConfig:

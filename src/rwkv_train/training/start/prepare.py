@@ -108,7 +108,7 @@ def prepare_run(
             require_agreement(ranks.store, run_fingerprint(config, point, samples))
     run = run_id(point, Path(config.train.proj_dir))
     copies.refuse_other_runs(run)
-    copies.require_memory(config)
+    copies.require_memory(config, memory.on_host())
     prepare_libraries(config.hardware.accelerator)
     ranks.all_there()
     make_folder(config.train.proj_dir)

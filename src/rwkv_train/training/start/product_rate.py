@@ -61,7 +61,7 @@ class ProductRate(NamedTuple):
 
 def in_units(count: float) -> str:
     """Returns a count with three digits and the prefix of its unit: "102 G"."""
-    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {prefix}"
     return f"{count:.3g} "

@@ -143,21 +143,25 @@ class StateCopies:
             self._release()
         self._copier = self._keeper = None
 
-    def require_memory(self, config: ResolvedConfig) -> None:
-        """Raises ConfigError on the partner when its memory has no room for what it is to keep."""
+    def require_memory(self, config: ResolvedConfig, run_bytes: int) -> None:
+        """Raises ConfigError on the partner when its memory has no room for what it is to keep.
+
+        run_bytes: of that memory, which the run's processes take besides.
+        """
         if not self._keeps or self._partner is None or not _is_in_memory(self._partner.folder):
             return
         state, kept = run_files(config).state, self._partner.keep_last + 1
         held = sum(map(size_of_state, (file.path for file in list_states(self._partner.folder))))
         shared = [limit.free for limit in host_limits(1) if limit.is_shared]
         room = shutil.disk_usage(existing_parent(self._partner.folder)).free
-        free = min([room, *shared]) + held
+        free = min([room, *(left - run_bytes for left in shared)]) + held
         if kept * state > free:
+            beside = f" beside the {run_bytes / 1e9:.1f} GB of the run itself" if run_bytes else ""
             raise ConfigError(
                 f"--state_copies {PARTNER}{self._partner.folder} is in the memory of this machine, "
                 f"of which {kept} states of {state / 1e9:.1f} GB (keep_last and the next one) take "
-                f"{kept * state / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower keep_last, "
-                "or name a folder on a disk"
+                f"{kept * state / 1e9:.1f} GB, and {max(0, free) / 1e9:.1f} GB are free{beside}; "
+                "lower keep_last, or name a folder on a disk"
             )
 
     def refuse_other_runs(self, run: str) -> None:
