@@ -41,6 +41,9 @@ WRONG = [
     ([*DATA, "--ctx_len", "0"], ["--ctx_len 0", "at least 1"]),
     ([*DATA, "--accumulate_grad_batches", "0"], ["--accumulate_grad_batches 0"]),
     ([*DATA, "--devices", "0"], ["--devices 0", "at least 1"]),
+    # Would start as many processes, or count for ever.
+    ([*DATA, "--devices", "1025"], ["--devices 1025", "at most 1024"]),
+    ([*DATA, "--num_nodes", "99999999999999999999"], ["--num_nodes 9999", "at most 100000"]),
     ([*DATA, "--devices", "0,1"], ["--devices 0,1", "CUDA_VISIBLE_DEVICES=0,1"]),
     ([*DATA, "--n_embd", "100"], ["--n_embd 100", "multiple of 32", "96"]),
     ([*DATA, "--dropout", "1"], ["--dropout 1", "below 1"]),

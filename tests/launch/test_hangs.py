@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 
@@ -15,8 +17,9 @@ from torch.distributed import HashStore
 
 from rwkv_train.training.distributed.hangs import find_hang
 from rwkv_train.training.distributed.judge import Judge, Limits
+from rwkv_train.training.distributed.lone_watch import LoneWatch
 from rwkv_train.training.distributed.pulse import Beat, Pulse
-from rwkv_train.training.distributed.rank_store import RankStore
+from rwkv_train.training.distributed.rank_store import RankFault, RankStore
 from rwkv_train.training.distributed.stacks import (
     is_stopped,
     own_stack,
@@ -207,6 +210,49 @@ def test_a_stack_shows_the_main_thread_from_any_other():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stack_that_no_disk_takes_is_told_as_such_and_the_rank_still_tells_that_it_lives(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    pair = Pair(Limits(60.0, 20.0, 100.0))
+    in_step(pair)
+    pair.pass_seconds(30)
+    fault = pair.ranks[0].fault()
+    assert fault is not None and (fault.rank, fault.status) == (1, HUNG)
+    assert "No space left on device" in own_stack()
+
+
+def test_a_process_alone_that_was_paused_as_a_whole_is_not_taken_for_hung():
+    hand, left = Hand(), []
+    pulse = Pulse(hand)
+    pulse.end_step(3, 1.0)
+    pulse.move(DATA)
+    # Between two looks, half an hour passes; the next one is of a process that goes on.
+    looks = iter([0.0, 1800.0, 1.0])
+    told = threading.Event()
+
+    def now() -> float:
+        hand.wait(next(looks, 1.0))
+        return hand.now
+
+    def leave(fault: RankFault) -> None:
+        left.append((hand.now, fault.message))
+        told.set()
+        # What follows ends the process.
+        raise SystemExit
+
+    watch = LoneWatch(pulse, 5.0, 5.0, leave, now)
+    try:
+        assert told.wait(30)
+    finally:
+        watch.stop()
+    ((moment, message),) = left
+    assert moment - 100.0 >= 1805.0 and "stands still in data after step 3 for 5 s" in message
+
+
 def test_a_stopped_process_is_told_from_one_that_runs():
     with subprocess.Popen(["sleep", "60"]) as process:
         assert not is_stopped(process.pid)

@@ -37,6 +37,20 @@ class Above(Limit):
 
 
 @dataclass(frozen=True)
+class Between(Limit):
+    """From `lowest` to `highest`: what is more is a typing error that would take for ever."""
+
+    lowest: int
+    highest: int
+
+    def fault(self, value: float) -> str | None:
+        """Returns the fault of a value outside."""
+        if value < self.lowest:
+            return f": must be at least {self.lowest}"
+        return None if value <= self.highest else f": must be at most {self.highest}"
+
+
+@dataclass(frozen=True)
 class Share(Limit):
     """From 0 to below 1: a rate of dropout or of an exponential average."""
 

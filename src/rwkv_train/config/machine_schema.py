@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rwkv_train.config.choices import Accelerator, BackendName, Precision, Strategy
-from rwkv_train.config.limits import AtLeast
+from rwkv_train.config.limits import AtLeast, Between
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class HardwareConfig:
 
     accelerator: Literal["auto", Accelerator] = "auto"
     """auto: a GPU if there is one"""
-    devices: Annotated[int | None, AtLeast(1)] = None
+    devices: Annotated[int | None, Between(1, 1024)] = None
     """processes per machine, one per GPU; None: those of the launcher that started them, else all
     GPUs, or one process on a CPU"""
     dist_timeout: Annotated[float | None, AtLeast(1)] = None
@@ -64,7 +64,7 @@ class HardwareConfig:
     hang_timeout: Annotated[float, AtLeast(0)] = 600.0
     """seconds after which a process that stands still while others wait ends the run, with its name
     and its stack, for a restart; at least 5; 0: never"""
-    num_nodes: Annotated[int | None, AtLeast(1)] = None
+    num_nodes: Annotated[int | None, Between(1, 100_000)] = None
     """machines; None: those of the launcher that started the processes, else one"""
     context_parallel: Annotated[int, AtLeast(1)] = 1
     """processes that share the tokens of every sample, each reading a piece, in the memory of one;

@@ -24,6 +24,7 @@ WRONG = [
     ("--devices 4 --gpus_per_node 4", "--gpus_per_node and --devices say the same; give one"),
     ("--nodes 4 --nodes 4", "--nodes is given twice"),
     ("--nodes 0", "num_nodes 0"),
+    ("--nodes 100001", "num_nodes 100001: must be at most 100000"),
     ("--nodes", "--nodes needs a value"),
     ("--link_bandwidth 300", "--link_bandwidth 300: give --card, or --rate, too"),
     ("--node_bandwidth 0 --card h100", "expected a number above 0"),

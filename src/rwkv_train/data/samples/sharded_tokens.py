@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,7 @@ def _open_shards(prefix: str, manifest: Manifest) -> list[Binidx]:
             pairs.append(pair)
         except DataError as error:
             # Asked only now: questions for every file of sound data would cost as much as opening.
-            lacks = [path.name for path in (bin_path(name), idx_path(name)) if not path.exists()]
+            lacks = [path.name for path in (bin_path(name), idx_path(name)) if _is_absent(path)]
             absent += lacks
             incomplete += bool(lacks)
             if not lacks:
@@ -87,6 +88,17 @@ def _open_shards(prefix: str, manifest: Manifest) -> list[Binidx]:
     if absent or faults:
         raise DataError(_told(prefix, len(manifest.shards), incomplete, absent, faults))
     return pairs
+
+
+def _is_absent(path: Path) -> bool:
+    """Tells that a file does not exist; of one that cannot be reached nobody knows it."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _require_described(pair: Binidx, shard: Shard, prefix: str, manifest: Manifest) -> None:
