@@ -106,6 +106,18 @@ def test_the_table_is_that_of_the_program():
     assert not may_start_again(2) and not may_start_again(0)
 
 
+def test_the_elastic_recipes_batch_divides_among_all_numbers_of_machines():
+    (text,) = [block.text for block in recipe("--nnodes") if ":" in block.text]
+    least, most, cards, batch = (
+        int(re.search(pattern, text)[1])  # type: ignore[index]
+        for pattern in (
+            *(r"--nnodes (\d+):", r"--nnodes \d+:(\d+)", r"--nproc_per_node (\d+)"),
+            r"--global_batch_size (\d+)",
+        )
+    )
+    assert [n for n in range(least, most + 1) if batch % (n * cards)] == []
+
+
 FINAL = [status for status, advice in ADVICE.items() if not advice.restarts]
 
 

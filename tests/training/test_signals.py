@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import train
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.training.progress import Progress
+from rwkv_train.training.signals import StopRequest
 from tests.training.runs import assert_same_weights, loss_steps, losses, start
 
 
@@ -20,7 +24,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(
     run_training: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     number: signal.Signals,
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -36,7 +40,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "add_loss", struck)
         assert run_training(proj_dir=parts, dropout=0.1) == 128 + number
-    assert f"{number.name}: saving after this step" in capsys.readouterr().err
+    assert f"{number.name}: saving after this step" in capfd.readouterr().err
     assert not (parts / "rwkv-final.pth").exists()
     assert load_state(parts / "rwkv-1.state")["step"] in (7, 8)
     assert signal.getsignal(number) is handler
@@ -59,6 +63,33 @@ def test_a_signal_in_the_last_step_of_a_run_does_not_hide_that_it_is_finished(
     monkeypatch.setattr(Progress, "add_loss", struck)
     assert run_training() == 0
     assert (tmp_path / "out" / "rwkv-final.pth").exists()
+
+
+def test_a_signal_amid_a_line_of_the_run_is_remembered_and_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    class Struck(io.RawIOBase):
+        """Takes everything; the process is asked to stop while it does."""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, content: Any) -> int:
+            # Once: a second signal ends the process.
+            if stop.received is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return int(memoryview(content).nbytes)
+
+    stop = StopRequest()
+    stream = io.TextIOWrapper(io.BufferedWriter(Struck()), line_buffering=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    stop.listen()
+    try:
+        print("a line", file=sys.stderr, flush=True)
+    finally:
+        stop.release()
+    assert stop.received == signal.SIGTERM
+    assert "SIGTERM: saving after this step" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -15,6 +15,8 @@ from rwkv_train.training.launchers.exit_statuses import DONE, stopped_by
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
+
+_STDERR = 2
 
 
 class StopRequest:
@@ -46,11 +48,11 @@ class StopRequest:
             # collective call or a save as well.
             self.received = number
             name = signal.Signals(number).name
-            print(
-                f"\n{name}: saving after this step, then leaving; once more leaves at once",
-                file=sys.stderr,
-                flush=True,
-            )
+            told = f"\n{name}: saving after this step, then leaving; once more leaves at once\n"
+            # Not printed: a stream that is being written to, which may have to wait for its
+            # reader, raises in a handler, and that would end the run without a save.
+            with suppress(OSError):
+                os.write(_STDERR, told.encode())
             return
         # By its default action, so that the parent sees a process that died of this signal.
         signal.signal(number, signal.SIG_DFL)
