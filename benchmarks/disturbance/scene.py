@@ -100,7 +100,8 @@ class Scene:
         begin = sum(map(len, lines[:number]))
         # Another fault may have been here before, and not every record has a step.
         with suppress(ValueError, KeyError):
-            self.untold.add(int(json.loads(lines[number])["step"]))
+            if name == METRICS_FILE:
+                self.untold.add(int(json.loads(lines[number])["step"]))
         with path.open("r+b") as file:
             file.seek(begin)
             file.write(b"#" * max(1, len(lines[number]) // 2))

@@ -37,6 +37,8 @@ class LivesFile(Reporter):
         self._account = account
         self._tokens, self._step = account.tokens, step
         self._ended = False
+        # The part of what a fault breaks off.
+        self._unfinished = "restart"
         self._owed = ""
         try:
             self._write("start")
@@ -46,6 +48,7 @@ class LivesFile(Reporter):
 
     def on_start(self, record: StartRecord) -> None:
         """Writes what the start took."""
+        self._unfinished = "lost"
         self._write("steps")
 
     def on_step(self, record: StepRecord, progress: Progress) -> None:
@@ -59,6 +62,7 @@ class LivesFile(Reporter):
 
     def on_end(self, record: EndRecord) -> None:
         """Writes what came behind the last step."""
+        self._unfinished = "ending"
         self._ended, self._tokens, self._step = True, record.tokens, record.step + 1
         self._write("end")
 
@@ -72,8 +76,7 @@ class LivesFile(Reporter):
         self._leave(**asdict(record))
 
     def _leave(self, **why: object) -> None:
-        part = "lost" if self._account.stepping else "restart"
-        self._account.spend(part, time.time() - self._account.until)
+        self._account.spend(self._unfinished, time.time() - self._account.until)
         self._account.stepping = False
         self._write("left", **why)
 
