@@ -183,6 +183,32 @@ def test_a_rank_zero_without_a_sign_of_life_is_reported_by_the_last_rank():
     )
 
 
+def test_a_rank_zero_that_is_stopped_is_told_as_hung_not_as_killed():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        hand, store = Hand(), HashStore()
+        here = [RankStore(store, rank=rank, world_size=2, host="one") for rank in (0, 1)]
+        limits = Limits(10.0, 0.0, 10.0)
+        first = Judge(here[0], store, Pulse(hand), limits, child.pid, hand)
+        last = Judge(here[1], store, Pulse(hand), limits, os.getpid(), hand)
+        first.tell()
+        for _ in range(15):
+            hand.wait(1)
+            last.tell()
+            last.look()
+    finally:
+        child.kill()
+        child.wait()
+    told = (
+        "rank 0 does not answer any more; last heard of in start after step 0: the process is "
+        "stopped (SIGSTOP), and a stopped one has no stack to show"
+    )
+    assert last.loss_of_rank_zero()[1] != HUNG, "the child has gone by now"
+    assert here[1].fault() == RankFault(0, "one", told, HUNG)
+
+
 def test_nobody_is_missed_once_a_rank_has_left():
     pair = Pair(Limits.of(1800.0, 20.0))
     in_step(pair)

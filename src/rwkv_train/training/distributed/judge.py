@@ -141,11 +141,23 @@ class Judge:
             if rank != self._ranks.rank and silent > seconds
         ]
 
-    def describe_rank_zero(self) -> str:
-        """Returns where rank zero was heard of last, to stand behind the news of its loss."""
+    def loss_of_rank_zero(self) -> tuple[str, int]:
+        """Returns what to tell of rank zero, which does not answer, and the exit status."""
         if 0 not in self._seen:
-            return ""
-        return _last_heard(Beat.from_json(self._seen[0][0]), self._ranks.host)
+            return f"{LOST_RANK_ZERO}: {WHY_LOST}", FAULT
+        return self._loss(0, Beat.from_json(self._seen[0][0]))
+
+    def _loss(self, rank: int, beat: Beat) -> tuple[str, int]:
+        """Returns what to tell of a silent rank, and the exit status: hung, if it is stopped."""
+        lost, why = LOST_RANK_ZERO, WHY_LOST
+        if rank != 0:
+            lost = f"not heard of for {self._limits.silent_seconds:g} s"
+            why = "its machine or the connection is gone"
+        place = f"last heard of in {beat.phase} after step {beat.step}"
+        stopped = _stopped(beat, self._ranks.host)
+        return (
+            (f"{lost}; {place}{stopped}", HUNG) if stopped else (f"{lost}: {why}; {place}", FAULT)
+        )
 
     def _silences(self, now: float) -> dict[int, float]:
         return {rank: now - since for rank, (_, since) in self._seen.items()}
@@ -159,11 +171,7 @@ class Judge:
         return found
 
     def _report_silence(self, rank: int, beat: Beat) -> None:
-        lost = f"not heard of for {self._limits.silent_seconds:g} s"
-        told = f"{lost}: its machine or the connection is gone"
-        if rank == 0:
-            told = f"{LOST_RANK_ZERO}: {WHY_LOST}"
-        self._ranks.report(f"{told}{_last_heard(beat, self._ranks.host)}", FAULT, rank, beat.host)
+        self._ranks.report(*self._loss(rank, beat), rank, beat.host)
         # It cannot say so itself, and nobody has to wait for it.
         self._ranks.leave(0, rank=rank)
 
@@ -189,7 +197,7 @@ class Judge:
         where = self._standstill_of(rank, beat)
         if where is None:
             # One whose watch lives has told it by now.
-            return f"{who} gives no sign of life{_why(beat, self._ranks.host)}"
+            return f"{who} gives no sign of life{_stopped(beat, self._ranks.host)}"
         print(f"stack of {who}:\n{where.stack}", file=sys.stderr, flush=True)
         return f"rank {rank} is in {short_stack(where.stack)}"
 
@@ -208,11 +216,7 @@ class Judge:
         return where if where.moves == beat.moves else None
 
 
-def _last_heard(beat: Beat, own_host: str) -> str:
-    return f"; last heard of in {beat.phase} after step {beat.step}{_why(beat, own_host)}"
-
-
-def _why(beat: Beat, own_host: str) -> str:
+def _stopped(beat: Beat, own_host: str) -> str:
     if beat.host == own_host and is_stopped(beat.process):
         return ": the process is stopped (SIGSTOP), and a stopped one has no stack to show"
     return ""

@@ -18,7 +18,7 @@ from itertools import count
 from torch.distributed.distributed_c10d import Store
 
 from rwkv_train.errors import FAULT
-from rwkv_train.training.distributed.judge import LOST_RANK_ZERO, WHY_LOST, Judge, Limits
+from rwkv_train.training.distributed.judge import Judge, Limits
 from rwkv_train.training.distributed.pulse import BEAT_SECONDS, Pulse
 from rwkv_train.training.distributed.rank_store import RankFault, RankStore
 from rwkv_train.training.launchers.children import Children
@@ -110,8 +110,7 @@ class Watch:
             if turn % 4 == 0:
                 faulthandler.dump_traceback_later(self._silent_seconds + 1, exit=True, file=_STDERR)
             if self._fault is None and time.monotonic() - self._contact > self._silent_seconds:
-                told = f"{LOST_RANK_ZERO}: {WHY_LOST}{self._judge.describe_rank_zero()}"
-                self._see(RankFault(0, "", told, FAULT))
+                self._see(RankFault(0, "", *self._judge.loss_of_rank_zero()))
             if self._fault is not None:
                 break
         faulthandler.cancel_dump_traceback_later()
