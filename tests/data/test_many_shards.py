@@ -159,6 +159,15 @@ def test_missing_shards_are_counted_and_the_first_ones_named(damaged: Path) -> N
     assert "copy the data" in told
 
 
+def test_a_shard_that_cannot_be_reached_is_not_told_as_missing(damaged: Path) -> None:
+    # Whoever may not look into its folder gets another fault of this kind.
+    loop = damaged.with_name("data-00004.bin")
+    loop.unlink()
+    loop.symlink_to(loop)
+    told = refusal(damaged)
+    assert told.startswith(f"cannot read {loop}: ") and "lack files" not in told
+
+
 def test_a_half_copied_shard_is_told_beside_the_missing_ones(damaged: Path) -> None:
     damaged.with_name("data-00007.bin").unlink()
     os.truncate(damaged.with_name("data-00002.bin"), 64)

@@ -169,6 +169,18 @@ def test_a_rank_that_stands_still_is_reported_with_its_stack(capfd: pytest.Captu
     assert "test_a_rank_that_stands_still_is_reported_with_its_stack" in err
 
 
+def test_a_rank_zero_that_stands_still_is_named_where_it_tells_of_itself():
+    pair = Pair(Limits(60.0, 20.0, 100.0))
+    in_step(pair)
+    pair.pulses[0].move(DATA)
+    pair.pulses[1].move(WAIT)
+    pair.pass_seconds(20)
+    fault = pair.ranks[0].fault()
+    # Of rank zero a fault is printed without its name.
+    assert fault is not None and fault.rank == 0
+    assert str(fault).startswith("rank 0 on one stands still in data after step 17 for 20 s")
+
+
 def test_a_rank_without_a_sign_of_life_is_reported_with_its_last_place():
     pair = Pair(Limits.of(1800.0, 20.0))
     in_step(pair)

@@ -196,6 +196,9 @@ class Judge:
         rank = 0 if all_wait else hang.ranks[0]
         if rank == 0 and self._ranks.rank != 0:
             message = f"{LOST_RANK_ZERO}: it {message}"
+        elif rank == 0 and not all_wait:
+            # What is told of rank zero is told without its name.
+            message = f"rank 0 on {beats[0].host} {message}"
         self._ranks.report(message, HUNG, rank, beats[rank].host)
         for each in hang.ranks:
             if self._standstill_of(each, beats[each]) is None:

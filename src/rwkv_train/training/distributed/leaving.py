@@ -1,4 +1,4 @@
-"""What a process does before it leaves, also while its main thread waits and cannot do it.
+"""Does what is due before a process leaves, also while its main thread waits and cannot.
 
 A save is finished before the folder is given back, and why the run ends is written down before
 that. Nothing here may keep the process: one that does not leave is what its supervisor cannot heal.
@@ -47,7 +47,7 @@ class Leaving:
 
     @contextmanager
     def noting_faults(self) -> Iterator[None]:
-        """Has written down why the run ends, where something inside ends it.
+        """Writes down why the run ends, where something inside ends it.
 
         Of several ranks the one that has met the fault is found out first, and RemoteRankError
         raised in the place of what a library has raised.

@@ -152,7 +152,7 @@ class SlowRanksRecord:
 
 @dataclass(frozen=True)
 class FaultRecord:
-    """Why a start ended that has not ended by itself, and with which exit status; in lives.jsonl.
+    """The end of a start that has not ended by itself, and its exit status; in lives.jsonl.
 
     fault: one line, which names the rank where there are several.
     """
