@@ -98,11 +98,10 @@ class FolderSave:
             self._place.folder.mkdir(exist_ok=True)
             require_space(part, [piece.values for piece in self._pieces])
             try:
-                write_part(self._place.folder, self._rank, self._pieces, self._plain)
+                found = write_part(self._place.folder, self._rank, self._pieces, self._plain)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-            found = PartFile.of(part)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"cannot write {part}: {short_reason(error)}; free the disk or choose another "
