@@ -179,6 +179,8 @@ def saved(way: SavedFile | SavedFolder, barrier: Any, plain: Memcpy) -> Cost:
 
 def load(path: Path, parts: tuple[Any, Any], ranks: Any) -> Loading:
     """Verifies a state, with the other ranks if it is a folder, and restores it."""
+    # As in a process that has just started.
+    parts[1].state.clear()
     with PeakMemory() as memory:
         began, used = time.perf_counter(), time.process_time()
         with JointVerification(ranks) as verify:

@@ -14,6 +14,7 @@ from rwkv_train.checkpoint.part_tensors import PartTensors
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.checkpoint.state_folder import read_parts
 from rwkv_train.errors import CheckpointError
+from rwkv_train.training import step_callback
 from rwkv_train.training.checkpointing import part_publisher
 from rwkv_train.training.checkpointing.weights_apart import write_apart
 from tests.training.runs import weights
@@ -112,16 +113,21 @@ def test_a_resumed_run_makes_no_second_model(
     flags = {"state_format": "folder", "dropout": 0.1}
     assert run_training(proj_dir=tmp_path / "whole", **flags) == 0
     assert run_training(max_steps=4, **flags) == 0
-    # what is written is read by a process of its own
-    monkeypatch.setattr(part_publisher, "_WORTH_A_PROCESS", 0)
+    made: list[str] = []
+    made_until_restored: list[list[str]] = []
+    whole, restore = PartTensors._whole, step_callback.restore_state
 
-    def whole(tensors: PartTensors, name: str) -> None:
-        raise AssertionError(f"{name} is made as a whole")
+    def restored(*given: object) -> None:
+        restore(*given)
+        made_until_restored.append([*made])
 
-    monkeypatch.setattr(PartTensors, "_whole", whole)
+    monkeypatch.setattr(PartTensors, "_whole", lambda t, name: made.append(name) or whole(t, name))
+    monkeypatch.setattr(step_callback, "restore_state", restored)
     assert run_training(**flags) == 0
     expected = file_digest(tmp_path / "whole" / "rwkv-final.pth")
     assert file_digest(tmp_path / "out" / "rwkv-final.pth") == expected
+    # later they are, one at a time, for the .pth
+    assert made_until_restored == [[]] and "emb.weight" in made
 
 
 def test_a_folder_of_another_run_is_refused(
