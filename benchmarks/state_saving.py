@@ -268,7 +268,7 @@ def main(argv: list[str]) -> int:
 def print_table(found: list[tuple[str, Saving, Loading]]) -> None:
     """Prints a line for each way: sums of processor time behind a save, else of the worst rank."""
     columns = ("first pause, s", "pause, s", "its processor, s", "/ memcpy", "background, s")
-    more = ("processor, s", "share, MB", "peak / share", "load, s", "processor, s", "beside, MB")
+    more = ("processor, s", "share, MB", "peak / share", "start, s", "processor, s", "beside, MB")
     print(f"| state | {' | '.join((*columns, *more))} |")
     print("|---" * (1 + len(columns) + len(more)) + "|")
     for way in dict.fromkeys(name for name, *_ in found):

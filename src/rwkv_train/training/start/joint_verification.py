@@ -25,7 +25,7 @@ _SHARED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "wekafs", "fuse.ju
 
 
 class JointVerification:
-    """What `load_state` is given to verify parts with, in a `with` block that all ranks enter.
+    """Verifies parts for `load_state`, in a `with` block that all ranks enter.
 
     At its end a rank waits until no other wants its help.
     """
