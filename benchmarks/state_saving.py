@@ -281,7 +281,7 @@ def print_table(found: list[tuple[str, Saving, Loading]]) -> None:
             f"{max(saving.first.pause for saving in writing):.2f}",
             f"{max(cost.pause for cost in seconds):.2f}",
             f"{max(cost.busy for cost in seconds):.2f}",
-            f"{max(cost.busy / cost.memcpy for cost in seconds):.2f}",
+            f"{sum(cost.busy for cost in seconds) / sum(cost.memcpy for cost in seconds):.2f}",
             f"{max(cost.background for cost in seconds):.1f}",
             f"{sum(saving.busy for saving in savings):.1f}",
             f"{most.second.share / 1e6:,.0f}",
