@@ -1,32 +1,33 @@
-"""What a save costs with several processes: one file by the first of them, or a folder by all.
+"""What a save and a start cost with several processes: one file by the first, a folder by all.
 
     python -m benchmarks.state_saving [--processes 4] [--layers 16] [--width 768] [--folder DIR]
 
 The processes have the weights and moments of one RWKV-7 model in shared memory, as under ddp every
-one has all of them, and save them once each way, with the .pth in bf16. Times of the wall and of
-the processors (all processes together), memory in anonymous pages, for the rank that takes most.
+one has all of them, and save them twice each way, with the .pth in bf16; then all of them resume.
+Times of the wall and of the processors, memory in anonymous pages, of the rank that takes most.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import multiprocessing
+from torch import Tensor, multiprocessing
 from torch.distributed import PrefixStore, TCPStore
 
+from benchmarks.state_costs import Memcpy, PeakMemory, weights_memory
+from rwkv_train.checkpoint.lazy_tensors import outlines_of
 from rwkv_train.checkpoint.names import numbered
 from rwkv_train.checkpoint.resume import load_state, save_state, state_path
-from rwkv_train.checkpoint.state_folder import complete_folder, list_parts
+from rwkv_train.checkpoint.state_folder import complete_folder, list_parts, read_parts
 from rwkv_train.checkpoint.weights import save_weights
 from rwkv_train.config.resolve.model_shape import complete_model
 from rwkv_train.config.schema import ModelConfig
@@ -36,48 +37,44 @@ from rwkv_train.training.checkpointing.folder_save import FolderSave, SavePlace
 from rwkv_train.training.checkpointing.part_board import PartBoard
 from rwkv_train.training.checkpointing.weights_apart import write_apart
 from rwkv_train.training.distributed.rank_store import RankStore
+from rwkv_train.training.launchers.launch import Launch
 from rwkv_train.training.optim import optimizer_state
 from rwkv_train.training.optim.host_copies import HostCopies
-from rwkv_train.training.optim.own_pieces import capture_pieces
+from rwkv_train.training.optim.own_pieces import capture_pieces, prepare_copies
+from rwkv_train.training.start.joint_verification import JointVerification
 
+# In which a training run makes its first steps.
+_PREPARING_SECONDS = 5.0
 PLAIN = {"format": 3, "step": 1, "optimizer": "adamw", "optimizer_steps": 1}
 
 
 class Cost(NamedTuple):
-    """What a rank measured: seconds of the pause, of the processor in it, and of what follows;
-    bytes of its share and of its peak."""
+    """What a rank measured of a save: seconds of its pause, of the processor in it and in one
+    memcpy of the same bytes, and of what follows; bytes of its share."""
 
     pause: float
     busy: float
+    memcpy: float
     background: float
     share: int
+
+
+class Saving(NamedTuple):
+    """Two saves of a rank, seconds of its processor for one of them, and bytes of the peak."""
+
+    first: Cost
+    second: Cost
+    busy: float
     peak: int
 
 
-class PeakMemory:
-    """Watches how many bytes of anonymous memory this process has more than when it began."""
+class Loading(NamedTuple):
+    """What a rank measured of a start: seconds, of the processor too; bytes of its peak beside the
+    moments that stay."""
 
-    def __enter__(self) -> PeakMemory:
-        self._before, self.peak = _anonymous(), 0
-        self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        self._ended.set()
-        self._watcher.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.002):
-            self.peak = max(self.peak, _anonymous() - self._before)
-
-
-def _anonymous() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise OSError("Linux alone counts anonymous memory")
+    seconds: float
+    busy: float
+    beside: int
 
 
 def shared_model(layers: int, width: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -95,81 +92,140 @@ def shared_model(layers: int, width: int) -> tuple[torch.nn.Module, torch.optim.
     return model, optimizer
 
 
-def save_file(parts: tuple[Any, Any], rank: int, folder: Path) -> Cost:
+class SavedFile:
     """One file, gathered and written by the first rank; the .pth before it."""
-    copies = HostCopies(keeps=rank == 0)
-    with PeakMemory() as memory:
-        began, used = time.perf_counter(), time.thread_time()
-        state = optimizer_state.capture(*parts, None, copies=copies)
-        paused, busy = time.perf_counter(), time.thread_time() - used
-        if rank == 0:
-            path = folder / numbered(0)
-            save_weights(path, state["weights"], torch.bfloat16)
-            save_state(state_path(path), {**PLAIN, **state})
-        ended = time.perf_counter()
-    return Cost(paused - began, busy, ended - paused, copies.kept_bytes, memory.peak)
+
+    def __init__(self, parts: tuple[Any, Any], rank: int, folder: Path) -> None:
+        self._parts, self._rank = parts, rank
+        self._path = folder / numbered(0)
+        self.copies = HostCopies(keeps=rank == 0)
+
+    def prepare(self) -> None:
+        """Takes no memory before it is needed."""
+
+    def copy(self) -> list[Tensor]:
+        """Copies what the rank writes, and keeps it until it is written."""
+        self._state = optimizer_state.capture(*self._parts, None, copies=self.copies)
+        groups = [self._state["weights"], *self._state["moments"].values()]
+        return [value for group in groups for value in group.values()]
+
+    def write(self) -> None:
+        """Writes it."""
+        state = self.__dict__.pop("_state")
+        if self._rank == 0:
+            save_weights(self._path, state["weights"], torch.bfloat16)
+            save_state(state_path(self._path), {**PLAIN, **state})
 
 
-def save_folder(
-    parts: tuple[Any, Any], rank: int, ranks: int, folder: Path, board: PartBoard
-) -> Cost:
+class SavedFolder:
     """A folder, into which every rank writes; the .pth by a process of its own."""
-    path = folder / numbered(1)
-    place = SavePlace(1, state_path(path), folder / "unfinished.partial")
-    copies = HostCopies(keeps=True)
 
-    def complete(files: Any) -> None:
-        list_parts(place.folder, ranks, [])
-        write_apart(place.folder, path, torch.bfloat16, {})
-        complete_folder(place.folder, files, PLAIN)
-        publish(place.folder, place.path)
+    def __init__(
+        self, parts: tuple[Any, Any], rank: int, ranks: int, folder: Path, board: PartBoard
+    ) -> None:
+        self._parts, self._rank, self._ranks, self._board = parts, rank, ranks, board
+        self._path = folder / numbered(1)
+        self._saves = 0
+        self.copies = HostCopies(keeps=True)
 
-    with PeakMemory() as memory:
-        began, used = time.perf_counter(), time.thread_time()
-        captured = capture_pieces(*parts, None, copies=copies, rank=rank, ranks=ranks)
-        paused, busy = time.perf_counter(), time.thread_time() - used
-        first = rank == 0
-        pieces = captured.pop("pieces")
+    def prepare(self) -> None:
+        """Takes the memory of the copies, as beside the first steps of a run."""
+        prepare_copies(*self._parts, None, copies=self.copies, rank=self._rank, ranks=self._ranks)
+
+    def copy(self) -> list[Tensor]:
+        """Copies what the rank writes, and keeps it until it is written."""
+        captured = capture_pieces(
+            *self._parts, None, copies=self.copies, rank=self._rank, ranks=self._ranks
+        )
+        self._pieces = captured["pieces"]
+        return [piece.values for piece in self._pieces]
+
+    def write(self) -> None:
+        """Writes it."""
+        self._saves += 1
+        folder = self._path.with_name("unfinished.partial")
+        place = SavePlace(self._saves, state_path(self._path), folder)
+
+        def complete(files: Any) -> None:
+            list_parts(folder, self._ranks, [])
+            write_apart(folder, self._path, torch.bfloat16, {})
+            complete_folder(folder, files, PLAIN)
+            publish(folder, place.path)
+
+        pieces, first = self.__dict__.pop("_pieces"), self._rank == 0
         save = FolderSave(
-            board, rank, place, pieces, PLAIN if first else None, complete if first else None
+            self._board, self._rank, place, pieces, *((PLAIN, complete) if first else ())
         )
         del pieces
         save.write()
-        ended = time.perf_counter()
-    return Cost(paused - began, busy, ended - paused, copies.kept_bytes, memory.peak)
+
+
+def saved(way: SavedFile | SavedFolder, barrier: Any, plain: Memcpy) -> Cost:
+    """One save, all ranks at once."""
+    before = way.copies.kept_bytes
+    barrier.wait()
+    began, used = time.perf_counter(), time.thread_time()
+    values = way.copy()
+    paused, busy = time.perf_counter() - began, time.thread_time() - used
+    barrier.wait()
+    memcpy = plain.seconds(values)
+    del values
+    barrier.wait()
+    written = time.perf_counter()
+    way.write()
+    background = time.perf_counter() - written
+    return Cost(paused, busy, memcpy, background, way.copies.kept_bytes - before)
+
+
+def load(path: Path, parts: tuple[Any, Any], ranks: Any) -> Loading:
+    """Verifies a state, with the other ranks if it is a folder, and restores it."""
+    # As in a process that has just started.
+    parts[1].state.clear()
+    with PeakMemory() as memory:
+        began, used = time.perf_counter(), time.process_time()
+        with JointVerification(ranks) as verify:
+            state = load_state(path, verify)
+        optimizer_state.restore(state, *parts, None)
+        seconds, busy = time.perf_counter() - began, time.process_time() - used
+        stays = sum(v.nbytes for m in state["moments"].values() for v in outlines_of(m).values())
+    return Loading(seconds, busy, memory.peak - stays)
 
 
 def measure(
-    rank: int, parts: tuple[Any, Any], ranks: int, folder: Path, port: int, queue: Any
+    rank: int, parts: tuple[Any, Any], ranks: int, folder: Path, port: int, told: Any, barrier: Any
 ) -> None:
-    """What one of the processes does."""
+    """What one of the processes does. told: gets a `Measured`."""
     torch.set_num_threads(1)
     store = TCPStore("127.0.0.1", port, ranks, rank == 0)
-    told = RankStore(PrefixStore("ranks", store), rank=rank, world_size=ranks)
-    told.take_place()
-    board = PartBoard(PrefixStore("parts", store), told)
+    own = RankStore(PrefixStore("ranks", store), rank=rank, world_size=ranks)
+    own.take_place()
+    board = PartBoard(PrefixStore("parts", store), own)
     # Imports and buffers of the first use are no cost of a save.
     torch.save({"a": torch.zeros(1)}, os.devnull)
-    ways: dict[str, Callable[[], Cost]] = {
-        "file": lambda: save_file(parts, rank, folder),
-        "folder": lambda: save_folder(parts, rank, ranks, folder, board),
+    plain = Memcpy()
+    ways: dict[str, Callable[[], SavedFile | SavedFolder]] = {
+        "file": lambda: SavedFile(parts, rank, folder),
+        "folder": lambda: SavedFolder(parts, rank, ranks, folder, board),
     }
-    for name, save in ways.items():
-        told.gather(name, None)
-        before = time.process_time()
-        cost = save()
-        queue.put((name, rank, cost, time.process_time() - before))
-    told.leave(60.0 if rank == 0 else 0.0)
-
-
-def load_seconds(path: Path) -> float:
-    """Seconds to verify a state and to read all of its tensors, in one process."""
-    began = time.perf_counter()
-    state = load_state(path)
-    for tensors in (state["weights"], *state["moments"].values()):
-        for name in tensors:
-            tensors[name].clone()
-    return time.perf_counter() - began
+    found = {}
+    for name, make in ways.items():
+        with PeakMemory() as memory:
+            way, before = make(), time.process_time()
+            way.prepare()
+            time.sleep(_PREPARING_SECONDS)
+            first, second = (saved(way, barrier, plain) for _ in range(2))
+            used = time.process_time() - before - first.memcpy - second.memcpy
+        found[name] = Saving(first, second, used / 2, memory.peak)
+        del way
+        barrier.wait()
+    del plain
+    launch = Launch("benchmark", ranks, rank, rank, ranks)
+    for number, name in enumerate(ways):
+        barrier.wait()
+        path = state_path(folder / numbered(number))
+        loading = load(path, parts, SimpleNamespace(launch=launch, store=own))
+        told.put((name, found[name], loading))
+    own.leave(60.0 if rank == 0 else 0.0)
 
 
 def main(argv: list[str]) -> int:
@@ -186,33 +242,55 @@ def main(argv: list[str]) -> int:
     parts = shared_model(a.layers, a.width)
     count = sum(p.numel() for p in parts[0].parameters())
     with tempfile.TemporaryDirectory(dir=a.folder) as name:
-        folder, queue = Path(name), multiprocessing.get_context("fork").SimpleQueue()
-        given = (parts, a.processes, folder, a.port, queue)
+        folder, context = Path(name), multiprocessing.get_context("fork")
+        queue, barrier = context.SimpleQueue(), context.Barrier(a.processes)
+        given = (parts, a.processes, folder, a.port, queue, barrier)
         # A child that ends badly ends the others, and this one with its traceback.
         multiprocessing.start_processes(
             measure, given, nprocs=a.processes, join=True, start_method="fork"
         )
         found = [queue.get() for _ in range(2 * a.processes)]
-        loads = {"file": load_seconds(folder / "rwkv-0.state")}
-        loads["folder"] = load_seconds(folder / "rwkv-1.state")
+        state = state_path(folder / numbered(1))
+        memory = weights_memory(state, folder / "apart.pth")
+        outlines = outlines_of(read_parts(state)["weights"]).values()
     load = os.getloadavg()[0]
     print(f"RWKV-7, {count / 1e6:.0f} M parameters, {a.processes} processes, load {load:.0f}")
-    columns = ("pause, s", "its processor, s", "background, s", "processor, s", "share, MB")
-    print(f"| state | {' | '.join(columns)} | peak / share | load, s |")
-    print("|---" * 8 + "|")
-    for way, seconds in loads.items():
-        costs = [(cost, used) for name, _, cost, used in found if name == way]
-        most = max((cost for cost, _ in costs), key=lambda cost: cost.peak)
-        pause, busy, behind = (max(cost[k] for cost, _ in costs) for k in range(3))
-        print(
-            f"| {way} | {pause:.2f} | {busy:.2f} | {behind:.1f} | "
-            f"{sum(used for _, used in costs):.1f} | {most.share / 1e6:,.0f} | "
-            f"{most.peak / max(most.share, 1):.2f} | {seconds:.1f} |"
-        )
-    # Of the process that writes the .pth, a child's child.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"the largest process, shared memory of the model included: {peak:,.0f} MB")
+    print_table(found)
+    before, most = (size / 1e6 for size in memory)
+    largest = max(outline.numel() for outline in outlines) * 2 / 1e6
+    print(
+        f"the process that writes the .pth: {most - before:,.0f} MB more at its peak than the "
+        f"{before:,.0f} MB it begins with; its largest tensor has {largest:,.0f} MB"
+    )
     return 0
+
+
+def print_table(found: list[tuple[str, Saving, Loading]]) -> None:
+    """Prints a line for each way: sums of processor time behind a save, else of the worst rank."""
+    columns = ("first pause, s", "pause, s", "its processor, s", "/ memcpy", "background, s")
+    more = ("processor, s", "share, MB", "peak / share", "start, s", "processor, s", "beside, MB")
+    print(f"| state | {' | '.join((*columns, *more))} |")
+    print("|---" * (1 + len(columns) + len(more)) + "|")
+    for way in dict.fromkeys(name for name, *_ in found):
+        savings = [saving for name, saving, _ in found if name == way]
+        loadings = [loading for name, _, loading in found if name == way]
+        writing = [saving for saving in savings if saving.second.share]
+        seconds = [saving.second for saving in writing]
+        most = max(writing, key=lambda saving: saving.peak)
+        cells = (
+            f"{max(saving.first.pause for saving in writing):.2f}",
+            f"{max(cost.pause for cost in seconds):.2f}",
+            f"{max(cost.busy for cost in seconds):.2f}",
+            f"{sum(cost.busy for cost in seconds) / sum(cost.memcpy for cost in seconds):.2f}",
+            f"{max(cost.background for cost in seconds):.1f}",
+            f"{sum(saving.busy for saving in savings):.1f}",
+            f"{most.second.share / 1e6:,.0f}",
+            f"{most.peak / most.second.share:.2f}",
+            f"{max(loading.seconds for loading in loadings):.1f}",
+            f"{sum(loading.busy for loading in loadings):.1f}",
+            f"{max(loading.beside for loading in loadings) / 1e6:,.0f}",
+        )
+        print(f"| {' | '.join((way, *cells))} |")
 
 
 if __name__ == "__main__":

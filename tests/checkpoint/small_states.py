@@ -41,7 +41,7 @@ def save_small_folder(path: Path, state: dict[str, Any], ranks: int = 2) -> str:
         write_part(partial, rank, shares(state, rank, ranks), plain if rank == 0 else None)
         for rank in range(ranks)
     ]
-    return publish_parts(path, partial, [PartFile.of(part) for part in parts], plain)
+    return publish_parts(path, partial, parts, plain)
 
 
 def publish_parts(path: Path, partial: Path, parts: Sequence[PartFile], plain: dict) -> str:

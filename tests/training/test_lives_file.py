@@ -69,25 +69,6 @@ def test_the_fault_that_ends_a_life_is_told_behind_its_end_and_every_second_once
     assert left["seconds"]["broken"] <= told["seconds"]["broken"] < 58.0
 
 
-def test_the_fault_that_ends_a_life_is_told_behind_its_end_and_every_second_once(tmp_path: Path):
-    began = time.time() - 60.0
-    account = LifeAccount(began, began, lives=1)
-    log = LivesFile(tmp_path, account, 7)
-    account.begin_steps(10.0, 0.0)
-    log.on_start(StartRecord(7, 896, 10.0))
-    log.on_step(step(7), Progress())
-    account.add_step(step(7).values())
-    log.close()
-    log.on_fault(FaultRecord("rank 1 on two: stands still", 75))
-    first, *_, left, told = read_lives(tmp_path)
-    assert (first["step"], left["step"], told["step"]) == (7, 8, 8)
-    assert "fault" not in left
-    assert (told["fault"], told["status"]) == ("rank 1 on two: stands still", 75)
-    # All of it was of steps, what was found out last too: 60 - 10 - 2 and what this test takes.
-    assert told["seconds"].keys() == {"restart", "lost"} and told["seconds"]["restart"] == 10.0
-    assert left["seconds"]["lost"] <= told["seconds"]["lost"] < 58.0
-
-
 def test_a_line_that_a_full_disk_has_not_taken_is_written_at_the_next_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

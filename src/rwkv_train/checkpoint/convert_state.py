@@ -69,7 +69,6 @@ def _convert(a: argparse.Namespace) -> None:
 
 def _write_folder(target: Path, state: dict[str, Any], count: int) -> None:
     from rwkv_train.checkpoint.state_folder import complete_folder, list_parts
-    from rwkv_train.checkpoint.state_manifest import PartFile
     from rwkv_train.checkpoint.state_parts import entry_name, write_part
     from rwkv_train.files import new_partial_folder, publish, remove
 
@@ -83,7 +82,7 @@ def _write_folder(target: Path, state: dict[str, Any], count: int) -> None:
                 for number in range(count)
             ]
             list_parts(partial, count, [entry_name(("weights", name)) for name in state["weights"]])
-            complete_folder(partial, [PartFile.of(part) for part in parts], plain)
+            complete_folder(partial, parts, plain)
             publish(partial, target)
         finally:
             remove(partial)

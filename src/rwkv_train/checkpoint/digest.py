@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -33,6 +34,44 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+class DigestedStream(io.RawIOBase):
+    """Writes to a file, and digests what it writes: `size` bytes so far, their SHA-256 in hex."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what was written so far."""
+        return self._digest.hexdigest()
+
+    def writable(self) -> bool:
+        """Tells that it is there to be written to."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Writes all of `content`; returns its bytes. Raises OSError."""
+        count = self._file.write(content)
+        self._digest.update(content)
+        self.size += count
+        return count
+
+    def tell(self) -> int:
+        """Returns where the next byte comes: there is no way back."""
+        return self.size
+
+    def flush(self) -> None:
+        """Hands what is written to the system."""
+        self._file.flush()
+
+    def fileno(self) -> int:
+        """Returns the file's descriptor, by which it is made durable."""
+        return self._file.fileno()
 
 
 def sampled_file_digest(path: Path) -> str:

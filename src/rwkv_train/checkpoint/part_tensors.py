@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
-import mmap
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
 from rwkv_train.checkpoint.element_boxes import Box
 from rwkv_train.checkpoint.lazy_tensors import LazyTensors
@@ -21,11 +26,16 @@ from rwkv_train.checkpoint.part_metadata import read_metadata
 from rwkv_train.checkpoint.state_parts import entry_name
 from rwkv_train.errors import CheckpointError, short_reason
 
+# Parts that are open all the time; systems often allow a process 1024 files.
+_OPEN = 512
+
 
 class StateParts:
     """Reads entries out of the parts in `folder`, and keeps none. Raises CheckpointError.
 
-    The parts are mapped into memory at once: they stay readable when the folder is removed.
+    The parts, as many as a process may, are opened at once: they stay readable when the folder is
+    removed. They are read an entry at a time, from the system's one copy of them: a map of them
+    would count as every process's memory, and end it where a disk fails.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +43,7 @@ class StateParts:
         self._metadata = read_metadata(folder / PART_LIST)
         self._outlines = self._metadata.state_dict_metadata
         names = {self._place(index).relative_path for index in self._metadata.storage_data}
-        self._parts = {name: _mapped(folder / name) for name in names}
+        self._parts = {name: _OpenPart(folder / name) for name in sorted(names)[:_OPEN]}
 
     def plain_values(self) -> dict[str, Any]:
         """Returns what is no tensor of the model, by its key."""
@@ -66,25 +76,44 @@ class StateParts:
         found = self._outline(path)
         return torch.empty(found.size, dtype=found.properties.dtype, device="meta")
 
-    def run(self, path: tuple[str, ...], first: int, last: int) -> Tensor:
-        """Returns the elements `first` to `last` - 1 of a tensor, [n] on the CPU."""
+    def fill(self, path: tuple[str, ...], first: int, target: Tensor) -> None:
+        """Reads the elements of a tensor from `first` on into `target`, [n], as its format."""
         outline, name = self._outline(path), entry_name(path)
-        values = torch.empty(last - first, dtype=outline.properties.dtype)
-        filled = 0
+        last, filled = first + target.numel(), 0
         for chunk in outline.chunks:
             entry = Box(tuple(chunk.offsets), tuple(chunk.sizes)).run(outline.size)
             begin, end = max(first, entry.start), min(last, entry.stop)
             if begin >= end:
                 continue
-            found = self._read(self._place(MetadataIndex(name, chunk.offsets)))
-            if not isinstance(found, Tensor) or found.numel() != len(entry):
-                raise CheckpointError(f"{self._folder} does not hold {name} where it says")
+            found = self._entry(name, chunk)
             part = found.reshape(-1)[begin - entry.start : end - entry.start]
-            values[begin - first : end - first].copy_(part)
+            target[begin - first : end - first].copy_(part)
             filled += end - begin
-        if filled != last - first:
+        if filled != target.numel():
             raise CheckpointError(f"{self._folder} lacks elements of {name}")
-        return values
+
+    def entries(self, key: str) -> dict[str, list[Callable[[], tuple[str, Tensor]]]]:
+        """Returns by part what reads an entry of the tensors behind a key: its name and values."""
+        found: dict[str, list[Callable[[], tuple[str, Tensor]]]] = {}
+        for path in map(tuple, self._metadata.planner_data.values()):
+            if path[0] != key or len(path) == 1:
+                continue
+            for chunk in self._outline(path).chunks:
+                place = self._place(MetadataIndex(entry_name(path), chunk.offsets))
+                read = partial(self._named_entry, path, chunk)
+                found.setdefault(place.relative_path, []).append(read)
+        return found
+
+    def _named_entry(
+        self, path: tuple[str, ...], chunk: ChunkStorageMetadata
+    ) -> tuple[str, Tensor]:
+        return entry_name(path[1:]), self._entry(entry_name(path), chunk)
+
+    def _entry(self, name: str, chunk: ChunkStorageMetadata) -> Tensor:
+        found = self._read(self._place(MetadataIndex(name, chunk.offsets)))
+        if not isinstance(found, Tensor) or found.shape != chunk.sizes:
+            raise CheckpointError(f"{self._folder} does not hold {name} where it says")
+        return found
 
     def _outline(self, path: tuple[str, ...]) -> TensorStorageMetadata:
         outline = self._outlines[entry_name(path)]
@@ -100,46 +129,83 @@ class StateParts:
         return place
 
     def _read(self, place: _StorageInfo) -> Any:
-        part = self._parts[place.relative_path]
+        name = place.relative_path
+        part = self._parts.get(name) or _OpenPart(self._folder / name)
         try:
-            content = io.BytesIO(part[place.offset : place.offset + place.length])
+            content = io.BytesIO(part.read(place.offset, place.length))
             return torch.load(content, map_location="cpu", weights_only=True)
         except Exception as error:
             require_memory_sufficed(self._folder / place.relative_path, error)
             # Garbage makes unpicklers raise nearly anything.
             raise CheckpointError(
-                f"{self._folder / place.relative_path} is damaged: {short_reason(error)}"
+                f"{self._folder / name} is damaged: {short_reason(error)}"
             ) from error
 
 
-def _mapped(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        require_memory_sufficed(path, error)
-        raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
+class _OpenPart:
+    """A part that is read by places, by several threads at once, and closed with its last user."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            require_memory_sufficed(path, error)
+            raise CheckpointError(f"{path} cannot be read: {short_reason(error)}") from error
+
+    def read(self, place: int, count: int) -> bytes:
+        """Returns so many bytes from a place on. Raises OSError, EOFError."""
+        found = os.pread(self._descriptor, count, place)
+        if len(found) != count:
+            raise EOFError(f"it ends within the {count:,} bytes from {place:,} on")
+        return found
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
 
 class PartTensors(LazyTensors):
-    """Tensors by name, each read from the disk whenever it is asked for."""
+    """Tensors by name, each read from the disk whenever it is asked for.
 
-    def __init__(self, parts: StateParts, keys: tuple[str, ...], names: list[str]) -> None:
-        super().__init__({name: parts.outline((*keys, name)) for name in names}, self._whole)
+    dtype: number format of the floats among them, None: as they are stored.
+    """
+
+    def __init__(
+        self,
+        parts: StateParts,
+        keys: tuple[str, ...],
+        names: Iterable[str],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        outlines = {name: parts.outline((*keys, name)) for name in names}
+        if dtype is not None:
+            outlines = {
+                name: outline.to(dtype) if outline.is_floating_point() else outline
+                for name, outline in outlines.items()
+            }
+        super().__init__(outlines, self._whole)
         self._parts = parts
         self._keys = keys
 
-    def run(self, name: str, first: int, last: int) -> Tensor:
-        """Returns the elements `first` to `last` - 1 of a tensor, [n]; reads no others."""
-        return self._parts.run((*self._keys, name), first, last)
+    def fill(self, name: str, first: int, target: Tensor) -> None:
+        """Reads the elements of a tensor from `first` on into `target`, [n]; reads no others."""
+        self._parts.fill((*self._keys, name), first, target)
+
+    def converted(self, dtype: torch.dtype) -> PartTensors:
+        """Returns the same tensors, converted while they are read."""
+        return PartTensors(self._parts, self._keys, self, dtype)
 
     def _whole(self, name: str) -> Tensor:
         outline = self.outlines[name]
-        return self.run(name, 0, outline.numel()).view(outline.shape)
+        whole = torch.empty(outline.shape, dtype=outline.dtype)
+        self.fill(name, 0, whole.view(-1))
+        return whole
 
 
 def element_run(tensors: Mapping[str, Tensor], name: str, first: int, last: int) -> Tensor:
     """Returns the elements `first` to `last` - 1 of a tensor, [n]."""
-    if isinstance(tensors, PartTensors):
-        return tensors.run(name, first, last)
+    if isinstance(tensors, LazyTensors):
+        run = torch.empty(last - first, dtype=tensors.outlines[name].dtype)
+        tensors.fill(name, first, run)
+        return run
     return tensors[name].reshape(-1)[first:last]

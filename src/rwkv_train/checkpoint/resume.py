@@ -23,7 +23,7 @@ from rwkv_train.checkpoint.digest import content_digest
 from rwkv_train.checkpoint.memory_shortage import require_memory_sufficed, write_fault
 from rwkv_train.checkpoint.names import STATE_SUFFIX, epoch_of, is_state
 from rwkv_train.checkpoint.space import require_space
-from rwkv_train.checkpoint.state_folder import copy_folder, load_state_folder
+from rwkv_train.checkpoint.state_folder import VerifyParts, copy_folder, load_state_folder
 from rwkv_train.checkpoint.state_format import (
     FORMAT,
     StateFormatError,
@@ -88,14 +88,15 @@ def save_state(path: Path, state: dict[str, Any]) -> str:
     return digest
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, verify: VerifyParts | None = None) -> dict[str, Any]:
     """Reads and verifies a state, a file or a folder; tensors stay on disk until used.
 
-    Raises CheckpointError when a single bit is not as it was written, and StateFormatError, before
-    the digest is looked at, for a state of another format.
+    verify: of a folder, as in `load_state_folder`. Raises CheckpointError when a single bit is not
+    as it was written, and StateFormatError, before the digest is looked at, for a state of another
+    format.
     """
     if path.is_dir():
-        return load_state_folder(path)
+        return load_state_folder(path, verify)
     state = _read(path, verify=True)
     # First: what other formats hold, and whether they have a digest, nobody knows.
     require_format(path, state)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import Any, TypeAlias
 
 from rwkv_train.checkpoint.finite import is_finite
 from rwkv_train.checkpoint.names import PART_LIST
@@ -16,14 +14,17 @@ from rwkv_train.checkpoint.part_tensors import StateParts
 from rwkv_train.checkpoint.state_format import FORMAT, require_complete, require_format
 from rwkv_train.checkpoint.state_manifest import (
     PartFile,
+    StateManifest,
     read_state_manifest,
+    reading_threads,
     require_parts,
     write_state_manifest,
 )
 from rwkv_train.checkpoint.state_parts import part_name, write_metadata
 from rwkv_train.errors import CheckpointError
 from rwkv_train.files import new_partial_folder, publish, remove, sync
-from rwkv_train.processors import usable_processors
+
+VerifyParts: TypeAlias = Callable[[Path, StateManifest], None]
 
 # Of the plain values of a state those that its manifest repeats: what lists of states tell.
 _TOLD = ("step", "tokens_per_step", "epoch", "run", "data", "code_version")
@@ -52,21 +53,46 @@ def complete_folder(folder: Path, parts: Sequence[PartFile], state: Mapping[str,
     return write_state_manifest(folder, files, {"format": FORMAT, **about})
 
 
-def load_state_folder(path: Path) -> dict[str, Any]:
+def load_state_folder(path: Path, verify: VerifyParts | None = None) -> dict[str, Any]:
     """Reads and verifies a state in a folder, tensors as `PartTensors`, read when used.
 
-    Raises CheckpointError when a single bit is not as it was written, and StateFormatError, before
-    the parts are looked at, for a state of another format.
+    verify: does what `verify_parts` does with all parts, which is the default. Raises
+    CheckpointError when a single bit is not as it was written, and StateFormatError, before the
+    parts are looked at, for a state of another format.
     """
     manifest = read_state_manifest(path)
     require_format(path, manifest.about)
-    require_parts(path, manifest)
+    (verify or verify_parts)(path, manifest)
     state = read_parts(path)
     state |= {key: manifest.about[key] for key in _LATE if key in manifest.about}
     state["format"] = manifest.about["format"]
     require_complete(path, state)
-    _require_finite(path, state["weights"])
     return state
+
+
+def verify_parts(
+    folder: Path,
+    manifest: StateManifest,
+    names: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> None:
+    """Raises CheckpointError unless parts are as written and hold no weight that is not finite.
+
+    names, threads: as in `require_parts`.
+    """
+    require_parts(folder, manifest, names, threads)
+    entries = StateParts(folder).entries("weights")
+
+    def fault(part: str) -> str | None:
+        found = (read() for read in entries.get(part, ()))
+        return next((name for name, values in found if not is_finite(values)), None)
+
+    with ThreadPoolExecutor(threads or reading_threads()) as pool:
+        for name in pool.map(fault, manifest.parts if names is None else names):
+            if name is not None:
+                raise CheckpointError(
+                    f"{folder} comes from a run that diverged: {name} is not finite"
+                )
 
 
 def read_parts(folder: Path) -> dict[str, Any]:
@@ -102,12 +128,3 @@ def copy_folder(source: Path, target: Path, changes: Mapping[str, Any]) -> str:
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
     return digest
-
-
-def _require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
-    with ThreadPoolExecutor(min(usable_processors(), 16)) as pool:
-        for name, finite in zip(weights, pool.map(lambda n: is_finite(weights[n]), weights)):
-            if not finite:
-                raise CheckpointError(
-                    f"{path} comes from a run that diverged: {name} is not finite"
-                )

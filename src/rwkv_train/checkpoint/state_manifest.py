@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,22 +85,33 @@ def read_state_manifest(folder: Path) -> StateManifest:
     return manifest
 
 
-def require_parts(folder: Path, manifest: StateManifest) -> None:
-    """Reads all parts, several at once; raises CheckpointError unless they are as written."""
+def require_parts(
+    folder: Path,
+    manifest: StateManifest,
+    names: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> None:
+    """Reads parts, several at once; raises CheckpointError unless they are as written.
+
+    names: of which, None: all; threads: how many at once, None: as many as this machine can.
+    """
+    parts = {name: manifest.parts[name] for name in (manifest.parts if names is None else names)}
     # Sizes first: what is torn or gone is known without reading the rest.
-    for name, part in manifest.parts.items():
+    for name, part in parts.items():
         _require_size(folder, name, part.size)
-    threads = min(len(manifest.parts), usable_processors(), _MOST_THREADS)
-    with ThreadPoolExecutor(threads) as pool:
-        found = dict(
-            zip(manifest.parts, pool.map(lambda name: _sha256(folder / name), manifest.parts))
-        )
-    for name, part in manifest.parts.items():
+    with ThreadPoolExecutor(threads or reading_threads()) as pool:
+        found = dict(zip(parts, pool.map(lambda name: _sha256(folder / name), parts)))
+    for name, part in parts.items():
         if found[name] != part.sha256:
             raise CheckpointError(
                 f"{folder} is damaged: its part {name} is not the one that was saved with the "
                 "others; its content does not have the digest in the manifest"
             )
+
+
+def reading_threads(processes: int = 1) -> int:
+    """Returns how many parts one of so many processes of a machine reads at once."""
+    return min(max(1, usable_processors() // processes), _MOST_THREADS)
 
 
 def _require_size(folder: Path, name: str, expected: int) -> None:

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo, _StoragePrefix
+from torch.distributed.checkpoint.filesystem import (
+    FileSystem,
+    FileSystemWriter,
+    _StorageInfo,
+    _StoragePrefix,
+)
 from torch.distributed.checkpoint.metadata import (
     STORAGE_TYPES,
     BytesStorageMetadata,
@@ -37,8 +44,10 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
+from rwkv_train.checkpoint.digest import DigestedStream
 from rwkv_train.checkpoint.element_boxes import boxes
 from rwkv_train.checkpoint.names import PART_LIST
+from rwkv_train.checkpoint.state_manifest import PartFile
 from rwkv_train.files import write_atomically
 
 # Bytes of one entry at most: torch copies an entry before it writes it.
@@ -86,11 +95,12 @@ def part_name(rank: int) -> str:
 
 def write_part(
     folder: Path, rank: int, pieces: Iterable[TensorRun], plain: Mapping[str, Any] | None = None
-) -> Path:
-    """Writes a rank's part into `folder`, flushed to the disk, and returns its path.
+) -> PartFile:
+    """Writes a rank's part into `folder`, flushed to the disk; returns its size and digest.
 
-    plain: values that are no tensors of the model, on the first rank. Raises OSError, or
-    RuntimeError of torch's.
+    Those are of the bytes as they were handed to the disk: what it keeps is compared with them, and
+    not the other way round. plain: values that are no tensors of the model, on the first rank.
+    Raises OSError, or RuntimeError of torch's.
     """
     items: list[WriteItem] = []
     values: dict[MetadataIndex, Tensor | io.BytesIO] = {}
@@ -106,12 +116,13 @@ def write_part(
         items.append(_plain_item(key, packed))
         values[items[-1].index] = packed
     plan = SavePlan(items, storage_data=_StoragePrefix(f"__{rank}_"))
-    results = _PartWriter(folder).write_data(plan, _Content(values)).wait()
+    writer = _PartWriter(folder)
+    results = writer.write_data(plan, _Content(values)).wait()
     # torch writes the entries in another order than they are given.
     places = {result.index: result.storage_data for result in results}
     told = {"paths": paths, "entries": [_told(item, places[item.index]) for item in items]}
     write_atomically(_list_path(folder, rank), json.dumps(told).encode())
-    return folder / part_name(rank)
+    return writer.fs.written[part_name(rank)]
 
 
 def write_metadata(folder: Path, ranks: int, order: Sequence[str] = ()) -> Path:
@@ -136,8 +147,32 @@ def write_metadata(folder: Path, ranks: int, order: Sequence[str] = ()) -> Path:
     return folder / PART_LIST
 
 
+class _DigestingFiles(FileSystem):
+    """torch's, which digests what it writes; written: the files by name, once they are closed."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, PartFile] = {}
+
+    @contextmanager
+    def create_stream(
+        self, path: str | os.PathLike[str], mode: str
+    ) -> Generator[io.IOBase, None, None]:
+        with (
+            super().create_stream(path, mode) as file,
+            DigestedStream(cast(BinaryIO, file)) as stream,
+        ):
+            yield stream
+            self.written[Path(path).name] = PartFile(stream.size, stream.sha256)
+
+
 class _PartWriter(FileSystemWriter):
     """torch's, without a note of the folder, which gets its name only once all is there."""
+
+    fs: _DigestingFiles
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.fs = _DigestingFiles()
 
     def storage_meta(self) -> StorageMeta | None:
         return None

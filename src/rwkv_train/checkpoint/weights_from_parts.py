@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.nice(_NICENESS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        weights = read_parts(Path(folder))["weights"]
+        # Converted while they are read: no tensor is in memory in two formats.
+        weights = read_parts(Path(folder))["weights"].converted(DTYPES[dtype])
         save_weights(Path(path), weights, DTYPES[dtype], json.loads(about))
         print(file_digest(Path(path)))
     except CheckpointError as error:

@@ -65,8 +65,7 @@ class StepCallback(pl.Callback):
         self._config = config
         self._length = length
         self._schedule = schedule
-        self._progress = progress
-        self._first_step = progress.step
+        self._progress, self._first_step = progress, progress.step
         self._state = state
         self._on_restored = on_restored
         self._detector = detector
@@ -80,8 +79,7 @@ class StepCallback(pl.Callback):
         self._end_counting: Callable[[], None] = _nothing
         self._state_owed = self._said_postponed = False
         self._epoch_owed: int | None = None
-        self.stop = stop
-        self._pulse = pulse
+        self.stop, self._pulse = stop, pulse
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Seeds dropout, then restores the training state: strategy and optimizer exist now."""
@@ -135,6 +133,7 @@ class StepCallback(pl.Callback):
             self._pass_over()
         else:
             self._count(pl_module, outcome)
+        self._saver.prepare(trainer, pl_module)
         self._pulse.end_step(self._progress.step, self._clock.work())
         self._reports.slow_ranks(self._progress, self._pulse.take_slow())
         self._report_saves()

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from rwkv_train.checkpoint.digest import file_digest
+from rwkv_train.checkpoint.part_tensors import PartTensors
 from rwkv_train.checkpoint.resume import load_state
 from rwkv_train.checkpoint.state_folder import read_parts
 from rwkv_train.errors import CheckpointError
+from rwkv_train.training import step_callback
 from rwkv_train.training.checkpointing import part_publisher
 from rwkv_train.training.checkpointing.weights_apart import write_apart
 from tests.training.runs import weights
@@ -103,6 +105,29 @@ def test_the_older_state_is_taken_where_a_part_is_damaged(
     # saved again under that name: what lay there is kept
     assert load_state(newest[2])["step"] == 6 and (out / "kept-1-rwkv-step-6.state").is_dir()
     assert file_digest(out / "rwkv-final.pth") == file_digest(whole / "rwkv-final.pth")
+
+
+def test_a_resumed_run_makes_no_second_model(
+    run_training: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flags = {"state_format": "folder", "dropout": 0.1}
+    assert run_training(proj_dir=tmp_path / "whole", **flags) == 0
+    assert run_training(max_steps=4, **flags) == 0
+    made: list[str] = []
+    made_until_restored: list[list[str]] = []
+    whole, restore = PartTensors._whole, step_callback.restore_state
+
+    def restored(*given: object) -> None:
+        restore(*given)
+        made_until_restored.append([*made])
+
+    monkeypatch.setattr(PartTensors, "_whole", lambda t, name: made.append(name) or whole(t, name))
+    monkeypatch.setattr(step_callback, "restore_state", restored)
+    assert run_training(**flags) == 0
+    expected = file_digest(tmp_path / "whole" / "rwkv-final.pth")
+    assert file_digest(tmp_path / "out" / "rwkv-final.pth") == expected
+    # later they are, one at a time, for the .pth
+    assert made_until_restored == [[]] and "emb.weight" in made
 
 
 def test_a_folder_of_another_run_is_refused(

@@ -205,10 +205,10 @@ def test_a_model_that_only_rank_zero_has_is_sent(begin, tmp_path, monkeypatch, f
     monkeypatch.setattr(Path, "exists", lambda p: p != model and is_here(p))
     real = find_shared_start.__globals__["find_resume_point"]
 
-    def find(train: TrainConfig, places: Any) -> ResumePoint:
+    def find(train: TrainConfig, places: Any, verify: Any) -> ResumePoint:
         if train.proj_dir.endswith("second"):
             raise CheckpointError("there is no such file")
-        return real(train, places)
+        return real(train, places, verify)
 
     monkeypatch.setitem(find_shared_start.__globals__, "find_resume_point", find)
     first, second = begin(load_model=str(model))

@@ -23,6 +23,7 @@ from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.optimizer_state import without_moments
 from rwkv_train.training.reporting.records import BadStepRecord, RollbackRecord
+from rwkv_train.training.start.joint_verification import JointVerification
 from rwkv_train.training.start.shared_start import find_shared_state
 
 # More sample numbers than this help nobody.
@@ -146,10 +147,11 @@ class Recovery:
         fault = None
         with ReceivedFiles() as received:
             own = find_shared_state(path, self._ranks, received)
-            try:
-                state = load_state(own)
-            except CheckpointError as error:
-                fault = error
+            with JointVerification(self._ranks) as verify:
+                try:
+                    state = load_state(own, verify)
+                except CheckpointError as error:
+                    fault = error
             # Before anything is written into the model: a rank that cannot read the file must not
             # leave the others with other weights than its own.
             raise_on_all_ranks(trainer.strategy, fault)

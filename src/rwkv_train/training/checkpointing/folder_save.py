@@ -99,11 +99,10 @@ class FolderSave:
             self._place.folder.mkdir(exist_ok=True)
             require_space(part, [piece.values for piece in self._pieces])
             try:
-                write_part(self._place.folder, self._rank, self._pieces, self._plain)
+                found = write_part(self._place.folder, self._rank, self._pieces, self._plain)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-            found = PartFile.of(part)
         except (OSError, RuntimeError) as error:
             raise write_fault(part, error) from error
         return PartOutcome(found.size, found.sha256)

@@ -61,8 +61,18 @@ class Saver:
         self._job: SaveJob | None = None
         self._written: list[Path] = []
         self._refused_in_a_row = 0
+        self._is_prepared = False
         self._begun_at = time.monotonic()
         self.saved_step: int | None = None
+
+    def prepare(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Lets memory be taken, beside training, for the copies of the first save.
+
+        Called after every step: after the first one there are moments.
+        """
+        if not self._is_prepared:
+            self._is_prepared = True
+            self._storage.prepare(trainer, module)
 
     def due(self, step: int) -> bool:
         """Tells whether the state after `step` steps is to be saved between mini-epochs.

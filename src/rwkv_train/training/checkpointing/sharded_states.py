@@ -18,7 +18,7 @@ from rwkv_train.training.checkpointing.save_job import SaveSteps
 from rwkv_train.training.distributed.strategy import zero_engine
 from rwkv_train.training.module import TrainingModule
 from rwkv_train.training.optim.host_copies import HostCopies
-from rwkv_train.training.optim.own_pieces import capture_pieces, whole_pieces
+from rwkv_train.training.optim.own_pieces import capture_pieces, prepare_copies, whole_pieces
 
 
 class ShardedStates:
@@ -35,6 +35,17 @@ class ShardedStates:
         self._token = token
         self._copies = HostCopies(keeps=True)
         self._saves = 0
+
+    def prepare(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Takes the memory of the copies, beside training."""
+        prepare_copies(
+            module.model,
+            trainer.optimizers[0],
+            zero_engine(trainer.strategy),
+            copies=self._copies,
+            rank=trainer.global_rank,
+            ranks=trainer.world_size,
+        )
 
     def capture(
         self, trainer: pl.Trainer, module: TrainingModule, *, moments: bool

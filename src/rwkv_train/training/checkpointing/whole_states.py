@@ -29,6 +29,9 @@ class WholeStates:
         self._frozen = frozen
         self._copies = HostCopies(keeps=writer is not None)
 
+    def prepare(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Does nothing: the memory of copies of everything is taken for a save and given back."""
+
     def capture(
         self, trainer: pl.Trainer, module: TrainingModule, *, moments: bool
     ) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rwkv_train.checkpoint.lazy_tensors import copied_to, write_into
 from rwkv_train.checkpoint.part_tensors import element_run
 from rwkv_train.training.optim.fused_adamw import FusedAdamW
 from rwkv_train.training.optim.host_copies import HostCopies
@@ -84,7 +85,8 @@ def restore(
         if steps == 0 or not found:
             continue
         if engine is None:
-            own = {k: values[name].to(parameter.device, copy=True) for k, values in found.items()}
+            device = parameter.device
+            own: dict[str, Any] = {k: copied_to(device, v, name) for k, v in found.items()}
             optimizer.state[parameter] = own
             if "momentum_buffer" not in own:
                 own["step"] = _step_counter(
@@ -259,11 +261,11 @@ def _set_weight(
         if hasattr(parameter, "ds_id"):
             parameter.ds_tensor.copy_(_own_partition(parameter, values, name))
         else:
-            value = values[name]
-            parameter.copy_(value)
+            # Into the parameters themselves: a model beside them would be twice the memory.
+            write_into(parameter, values, name)
             master = parameter if engine is not None else master_of(parameter, optimizer)
             if master is not parameter:
-                master.copy_(value)
+                write_into(master, values, name)
     if engine is not None and parameter.requires_grad:
         _set_zero_value(parameter, values, name, None)
 
@@ -277,8 +279,7 @@ def _set_zero_value(
         zero.set_local_hp_param(_own_partition(parameter, values, name), parameter, key)
     elif parameter._hp_mapping is not None:
         own = parameter._hp_mapping.lp_fragment_address
-        run = element_run(values, name, own.start, own.start + own.numel)
-        parameter._hp_mapping.get_hp_fragment(key).data.copy_(run)
+        write_into(parameter._hp_mapping.get_hp_fragment(key).data, values, name, own.start)
 
 
 def _own_partition(parameter: Any, values: Mapping[str, Tensor], name: str) -> Tensor:

@@ -36,21 +36,31 @@ def capture_pieces(
 ) -> dict[str, Any]:
     """Returns CPU copies of what this rank writes, fp32.
 
-    moments: those of the optimizer too. What does not learn is not among the copies.
+    moments: those of the optimizer too. What does not learn is not among the copies. Those that
+    the same `copies` made before are written over, unless they are in use.
 
     Returns {"pieces": [TensorRun], "optimizer_steps": int}.
     """
-    steps = updates_made(optimizer, engine)
-    with_moments = moments and steps > 0
-    found = (
-        _shared_out(_whole_tensors(model, optimizer, with_moments), rank, ranks)
-        if engine is None
-        else _partitions(model, engine, with_moments)
-    )
+    found = _own(model, optimizer, engine, rank, ranks, moments)
     pieces = [
-        TensorRun(path, shape, first, copies.copied(values)) for path, shape, first, values in found
+        TensorRun(path, shape, first, copies.copied(values, key=path))
+        for path, shape, first, values in found
     ]
-    return {"pieces": pieces, "optimizer_steps": steps}
+    return {"pieces": pieces, "optimizer_steps": updates_made(optimizer, engine)}
+
+
+def prepare_copies(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    engine: Any | None,
+    *,
+    copies: HostCopies,
+    rank: int,
+    ranks: int,
+) -> None:
+    """Lets `copies` take the memory that `capture_pieces` needs, as far as there are moments."""
+    found = _own(model, optimizer, engine, rank, ranks, moments=True)
+    copies.prepare((path, values) for path, _, _, values in found)
 
 
 def whole_pieces(weights: Mapping[str, Tensor]) -> list[TensorRun]:
@@ -59,6 +69,24 @@ def whole_pieces(weights: Mapping[str, Tensor]) -> list[TensorRun]:
         TensorRun(("weights", name), tuple(value.shape), 0, value.detach().reshape(-1))
         for name, value in weights.items()
     ]
+
+
+def _own(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    engine: Any | None,
+    rank: int,
+    ranks: int,
+    moments: bool,
+) -> Iterator[tuple[tuple[str, ...], tuple[int, ...], int, Tensor]]:
+    """Yields path and shape of every tensor of which a part is this rank's, and that part.
+
+    The part: place of its first element in the flattened tensor, and its values, [n].
+    """
+    with_moments = moments and updates_made(optimizer, engine) > 0
+    if engine is None:
+        return _shared_out(_whole_tensors(model, optimizer, with_moments), rank, ranks)
+    return _partitions(model, engine, with_moments)
 
 
 def _whole_tensors(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rwkv_train.checkpoint.lazy_tensors import outlines_of, picked, write_into
 from rwkv_train.checkpoint.names import INIT
 from rwkv_train.checkpoint.weights import fit_weights, load_weights, save_weights
 from rwkv_train.config.resolved import ResolvedConfig
@@ -82,25 +83,25 @@ def _fit(model: RWKV, config: ResolvedConfig, point: FromWeights | FromState) ->
         require_same_kind(point.state, point.path, config)
     start = point.load()
     # The model has no adapters yet, and `fit_weights` would refuse names it does not know.
-    found = {name: value for name, value in start.tensors.items() if not is_adapter(name)}
+    found = picked(start.tensors, [name for name in start.tensors if not is_adapter(name)])
+    own = model.state_dict()
     # Only what is missing: initial values of a large model take minutes, and draw from the seed
     # by name, so that the rest is not needed for them.
     initialize(
         model,
         seed=config.train.random_seed,
         lr_init=config.optim.lr_init,
-        only=set(model.state_dict()) - set(found),
+        only=set(own) - set(found),
     )
     try:
-        weights, report = fit_weights(
-            model.state_dict(),
-            found,
-            partial=config.train.load_partial,
-            optional=model.optional_keys,
+        _, report = fit_weights(
+            own, outlines_of(found), partial=config.train.load_partial, optional=model.optional_keys
         )
     except CheckpointError as error:
         raise CheckpointError(f"{point.path}: {error}") from error
-    model.load_state_dict(weights)
+    for name in found:
+        # What is on the disk goes into the model: no second one is made of it.
+        write_into(own[name], found, name)
     if is_rank_zero() and str(report):
         print(f"{point.path}: {report}")
     return start

@@ -14,7 +14,8 @@ from rwkv_train.checkpoint.lazy_tensors import shapes_of
 from rwkv_train.checkpoint.names import FINAL, INIT, INIT_STATES, epoch_of
 from rwkv_train.checkpoint.places import states_in_all
 from rwkv_train.checkpoint.provenance import tokens_before
-from rwkv_train.checkpoint.resume import Candidate, StateFile, load_state, resume_candidates
+from rwkv_train.checkpoint.resume import StateFile, load_state, resume_candidates
+from rwkv_train.checkpoint.state_folder import VerifyParts
 from rwkv_train.checkpoint.state_format import StateFormatError
 from rwkv_train.checkpoint.weights import load_weights, read_shapes
 from rwkv_train.config.resume_differences import Change
@@ -132,11 +133,14 @@ class FromState:
 ResumePoint: TypeAlias = Fresh | FromWeights | FromState
 
 
-def find_resume_point(train: TrainConfig, places: Sequence[Path] = ()) -> ResumePoint:
+def find_resume_point(
+    train: TrainConfig, places: Sequence[Path] = (), verify: VerifyParts | None = None
+) -> ResumePoint:
     """Chooses by stage what the run starts from; reads states completely, weights' shapes only.
 
-    places: folders of second copies, whose states count as those of the project folder. Raises
-    ConfigError or CheckpointError when the stage asks for something that is not there.
+    places: folders of second copies, whose states count as those of the project folder. verify: as
+    in `load_state`. Raises ConfigError or CheckpointError when the stage asks for something that is
+    not there.
     """
     folder = Path(train.proj_dir)
     notes: list[str] = []
@@ -148,7 +152,7 @@ def find_resume_point(train: TrainConfig, places: Sequence[Path] = ()) -> Resume
         if train.train_stage == 1 and train.load_model is not None:
             return Fresh(donor=Path(train.load_model))
     else:
-        point = _newest(folder, train, places, notes)
+        point = _newest(train, places, notes, verify)
     if point is None and train.train_stage in (2, 3, 4):
         raise ConfigError(
             f"--train_stage {train.train_stage} resumes from a checkpoint, and {folder} holds "
@@ -161,7 +165,7 @@ def find_resume_point(train: TrainConfig, places: Sequence[Path] = ()) -> Resume
 
 
 def _newest(
-    folder: Path, train: TrainConfig, places: Sequence[Path], notes: list[str]
+    train: TrainConfig, places: Sequence[Path], notes: list[str], verify: VerifyParts | None
 ) -> FromState | FromWeights | None:
     """Returns the newest readable training state, else the newest readable weights, else the
     initial ones; None: there is nothing.
@@ -169,9 +173,10 @@ def _newest(
     Says in `notes` what was passed over and why. Raises CheckpointError when there are files and
     none can be used.
     """
+    folder = Path(train.proj_dir)
     candidates = resume_candidates(folder)
     # A state before any weights, even newer ones: only a state continues exactly.
-    state = _newest_state(train, places, candidates, notes)
+    state = _newest_state(train, places, notes, verify)
     if state is not None:
         return state
     # Ours, killed before the final state was written, resumes from the state before.
@@ -206,7 +211,7 @@ def _newest(
 
 
 def _newest_state(
-    train: TrainConfig, places: Sequence[Path], candidates: list[Candidate], notes: list[str]
+    train: TrainConfig, places: Sequence[Path], notes: list[str], verify: VerifyParts | None
 ) -> FromState | None:
     """Returns the verified state that is furthest in the data, wherever it is."""
     folder = Path(train.proj_dir)
@@ -214,13 +219,14 @@ def _newest_state(
     notes.extend(faults)
     # Those whose place is unknown first, so that they are named in any case.
     for file in sorted(files, key=lambda file: file.position is not None):
-        point = _from_state(file, train, notes)
+        point = _from_state(file, train, notes, verify)
         if point is None:
             continue
         notes.extend(about_copy(file, files, folder))
         if file.path.stem != Path(FINAL).stem:
             # A finished run's weights are older than its end, states or not.
-            newer = [c.weights for c in candidates if c.epoch > point.epoch and c.weights]
+            numbered = resume_candidates(folder)
+            newer = [c.weights for c in numbered if c.epoch > point.epoch and c.weights]
             notes.extend(f"{path} has no usable training state: passed over" for path in newer)
         return point
     return None
@@ -260,7 +266,9 @@ def _is_initial_state(name: str) -> bool:
     return name.endswith(".time_state")
 
 
-def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromState | None:
+def _from_state(
+    file: StateFile, train: TrainConfig, notes: list[str], verify: VerifyParts | None
+) -> FromState | None:
     """Returns a training state if it is intact; says in `notes` why not.
 
     Raises CheckpointError when its base model is missing, or when it is intact and of another
@@ -271,7 +279,7 @@ def _from_state(file: StateFile, train: TrainConfig, notes: list[str]) -> FromSt
         # The number of a format may be a damaged one: `load_state` tells.
         if file.position is None and not file.other_format:
             raise CheckpointError(file.fault)
-        state = load_state(path)
+        state = load_state(path, verify)
     except StateFormatError:
         raise
     except CheckpointError as error:

@@ -17,12 +17,14 @@ from rwkv_train.checkpoint.digest import sampled_file_digest
 from rwkv_train.checkpoint.lazy_tensors import shapes_of
 from rwkv_train.checkpoint.names import FINAL, is_state
 from rwkv_train.checkpoint.resume import list_states, load_state, resume_candidates, state_digest
+from rwkv_train.checkpoint.state_folder import VerifyParts
 from rwkv_train.checkpoint.weight_folder import weight_files
 from rwkv_train.checkpoint.weights import read_shapes
 from rwkv_train.config.schema import TrainConfig
 from rwkv_train.errors import CheckpointError, TrainerError
 from rwkv_train.training.distributed.file_transfer import ReceivedFiles, SentFile, receive_missing
 from rwkv_train.training.distributed.ranks import Ranks
+from rwkv_train.training.start.joint_verification import JointVerification
 from rwkv_train.training.start.resume_point import (
     FromState,
     FromWeights,
@@ -42,10 +44,11 @@ def find_shared_start(
     if ranks.launch.world_size == 1 or train.train_stage == 1:
         return find_resume_point(train, places)
     point, fault = None, None
-    try:
-        point = find_resume_point(train, places)
-    except TrainerError as error:
-        fault = error
+    with JointVerification(ranks) as verify:
+        try:
+            point = find_resume_point(train, places, verify)
+        except TrainerError as error:
+            fault = error
     own = None if point is None else _offer(point)
     offers = ranks.store.gather("start", own)
     source = _source(offers)
@@ -58,8 +61,9 @@ def find_shared_start(
         raise fault
     files = [SentFile(*file) for file in offer["files"]]
     sent = receive_missing(ranks, received, files, lacks, _what(offer), source)
-    if sent is not None:
-        found = _received_point(offer, sent, Path(train.proj_dir))
+    with JointVerification(ranks) as verify:
+        found = None if sent is None else _received_point(offer, sent, train, verify)
+    if found is not None:
         return found if ranks.launch.rank else replace(found, notes=_notes(offer, own, source))
     assert point is not None, "a rank without one lacks it"
     return point
@@ -184,11 +188,14 @@ def _lacks(offer: Mapping[str, Any], own: Mapping[str, Any] | None, train: Train
     return bool(own["kind"] == "fresh" or offer["kind"] == "state")
 
 
-def _received_point(offer: Mapping[str, Any], sent: Path, folder: Path) -> ResumePoint:
+def _received_point(
+    offer: Mapping[str, Any], sent: Path, train: TrainConfig, verify: VerifyParts
+) -> ResumePoint:
     """Returns another rank's resume point, made from its files in the folder `sent`."""
+    folder = Path(train.proj_dir)
     paths = [sent / name for name in offer["roots"]]
     if offer["kind"] == "state":
-        state = load_state(paths[0])
+        state = load_state(paths[0], verify)
         shapes = shapes_of(state["weights"])
         base = paths[1] if len(paths) > 1 else None
         if base is not None:
