@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal, without_autocast
 from rwkv_train.ops.native.custom_ops import Registration, card_too_small, refusal, register
+from rwkv_train.ops.native.differentiable import below_autograd, call_op
 from rwkv_train.ops.norm_shift.normal import Normal
 
 _Optional = Tensor | None
@@ -191,7 +192,8 @@ class _MovedByProduct(torch.autograd.Function):
         ctx.save_for_backward(*kept, low, up, last, reset)
         ctx.set_materialize_grads(False)
         moves = _product(low, up)
-        return tuple(torch.ops.rwkv.moved_shift_forward(tokens, *kept, moves, last, reset))
+        with below_autograd():
+            return tuple(torch.ops.rwkv.moved_shift_forward(tokens, *kept, moves, last, reset))
 
     @staticmethod
     @once_differentiable
@@ -199,9 +201,10 @@ class _MovedByProduct(torch.autograd.Function):
         *kept, low, up, last, reset = ctx.saved_tensors
         with without_autocast(low.device):
             moves = _product(low, up)
-            gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(
-                gy, *kept, moves, last, reset
-            )
+            with below_autograd():
+                gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(
+                    gy, *kept, moves, last, reset
+                )
             rows = gmoves.flatten(1, 2)
             glow = torch.bmm(rows, up.mT).view(low.shape) if ctx.needs_input_grad[6] else None
             gup = torch.bmm(low.flatten(1, 2).mT, rows) if ctx.needs_input_grad[7] else None
@@ -254,8 +257,8 @@ def run(
 
     See `norm_shift.norm_shift`.
     """
-    stream, statistics, h_last, tokens, y = torch.ops.rwkv.norm_shift_forward(
-        x, out, gate, weight, bias, mixes, last, reset, eps, dtype
+    stream, statistics, h_last, tokens, *y = call_op(
+        "norm_shift", x, out, gate, weight, bias, mixes, last, reset, eps, dtype
     )
     stream = x if out is None else stream
     normal = Normal(tokens, weight, bias, stream, statistics)
@@ -272,7 +275,6 @@ def run_moved(
             tokens, stream, statistics, weight, bias, mixes, moves, up, last, reset
         )
         return mixed
-    results: list[Tensor] = torch.ops.rwkv.moved_shift_forward(
-        tokens, stream, statistics, weight, bias, mixes, moves, last, reset
+    return call_op(
+        "moved_shift", tokens, stream, statistics, weight, bias, mixes, moves, last, reset
     )
-    return results
