@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,11 +30,11 @@ def call_op(op: str, *arguments: Any) -> tuple[Any, ...]:
     The op's library is loaded and registered: `custom_ops.refusal` has returned None.
     """
     if torch.compiler.is_compiling():
-        return _spread(_forward_of(op)(*arguments))
+        return _spread(getattr(torch.ops.rwkv, f"{op}_forward")(*arguments))
     if not torch.is_grad_enabled():
-        with below_autograd():
+        with torch._C._AutoDispatchBelowAutograd():
             return _spread(_forward_of(op)(*arguments))
-    results: tuple[Any, ...] = _Differentiable.apply(  # type: ignore[no-untyped-call]
+    results: tuple[Any, ...] = _function_of(op).apply(  # type: ignore[no-untyped-call]
         *arguments, op
     )
     return results
@@ -70,7 +71,7 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Any, ...]:
         *given, ctx.op = arguments
-        with below_autograd():
+        with torch._C._AutoDispatchBelowAutograd():
             found = _forward_of(ctx.op)(*given)
         setup_context = description_of(ctx.op).setup_context
         assert setup_context is not None, f"{ctx.op} has no derivative of its own"
@@ -89,6 +90,13 @@ class _Differentiable(torch.autograd.Function):
         return (*found, None) if isinstance(found, tuple) else (found, None)
 
 
+@cache
+def _function_of(op: str) -> type[_Differentiable]:
+    """Returns the function of an op under the name that torch would give it, for its profiler."""
+    return type(f"GeneratedBackwardFor_rwkv_{op}_forward_default", (_Differentiable,), {})
+
+
+@cache
 def _forward_of(op: str) -> Any:
     return getattr(torch.ops.rwkv, f"{op}_forward").default
 
