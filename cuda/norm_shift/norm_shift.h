@@ -24,6 +24,9 @@ struct NormShiftInputs : NormShiftSizes {
   const void* last;           // [B, C] of T
   const bool* reset;          // [B, T]
   const void* moves;          // [n, B, T, C], added to the mixes
+  // Or their factors, [n, B, T, R] and [n, R, C], whose product moves. CPU and T only.
+  const void *low, *up;
+  int64_t rank;               // R; 0 without the factors
   const void *out, *gate;     // [B, T, C]
 };
 

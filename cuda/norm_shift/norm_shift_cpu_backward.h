@@ -1,7 +1,7 @@
 // Backward pass of norm_shift on a CPU; formulas in norm_shift_cpu.cpp.
 #pragma once
 
-#include "norm_shift_cpu_rows.h"
+#include "norm_shift_cpu_moves.h"
 
 namespace rwkv::norm_shift_rows {
 
@@ -10,6 +10,7 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
 
   const NormShiftBackward& p;
   TokenRows<T> rows;
+  FormedMoves<T> formed;
   const int64_t mixed, whole;
   // n of the token and of the one before, what replaces h of that one, and q of the one behind.
   T *now, *earlier, *first, *next;
@@ -17,11 +18,12 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
   T* sums;  // [norm_shift_sums][stride]
 
   explicit NormShiftBackwardTask(const NormShiftBackward& p)
-      : p(p), rows(p), mixed(p.mixes == nullptr ? 0 : p.count),
+      : p(p), rows(p), formed(p, rows), mixed(p.mixes == nullptr ? 0 : p.count),
         whole(p.batch * p.time * p.width) {
     for (T** row : {&now, &earlier, &first, &next, &u}) rows.scratch.want(*row, rows.stride);
     rows.scratch.want(sums, (mixed + 2) * rows.stride);
     rows.allocate();
+    formed.read_up();
   }
 
   void run(const TokenBlock& tokens, int64_t block) {
@@ -30,6 +32,10 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
     read_next(tokens.end);
     read_now(tokens.end - 1);
     for (int64_t t = tokens.end - 1; t >= tokens.begin; --t) {
+      const int64_t ahead = (t - tokens.begin) % kMovedTokens;
+      if (formed.exist() && (ahead == kMovedTokens - 1 || t == tokens.end - 1)) {
+        formed.form(t - ahead, ahead + 1);
+      }
       const auto means = add_token(t);
       if (p.gx != nullptr) write_token(t, means);
       std::swap(now, earlier);
@@ -69,12 +75,13 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
   struct Results {
     const Y *gy[kMostShifted], *moves[kMostShifted];
     Y* gmoves[kMostShifted];
-    const T* mixes[kMostShifted];
+    const T *mixes[kMostShifted], *made[kMostShifted];
     T* sums[kMostShifted];
     int64_t count = 0;
 
     RWKV_INLINE Vec<T> share(int64_t i, int64_t c, auto left) const {
       const Vec<T> fixed = load<T>(mixes[i] + c);
+      if (made[i] != nullptr) return fixed + load<T>(made[i] + c);
       return moves[i] == nullptr ? fixed : fixed + load_part(moves[i] + c, left);
     }
   };
@@ -82,12 +89,14 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
   Results results_of(int64_t token) const {
     Results r;
     const int64_t at = token * p.width;
+    const T* const made = formed.of_token(token);
     for (int64_t i = 0; i < mixed; ++i) {
       const int64_t moved = i * whole + at;
       if (p.gy[i] == nullptr) continue;
       r.gy[r.count] = typed(p.gy[i], at), r.moves[r.count] = typed(p.moves, moved);
       r.gmoves[r.count] = p.gmoves == nullptr ? nullptr : static_cast<Y*>(p.gmoves) + moved;
       r.mixes[r.count] = rows.mixes + i * rows.stride;
+      r.made[r.count] = made == nullptr ? nullptr : made + i * rows.stride;
       r.sums[r.count++] = sums + i * rows.stride;
     }
     return r;
@@ -106,6 +115,7 @@ template <typename X, typename Y> struct NormShiftBackwardTask {
   void read_next(int64_t end) {
     std::fill_n(next, rows.stride, T(0));
     if (mixed == 0 || rows.starts_row(end) || rows.starts_document(end)) return;
+    if (formed.exist()) formed.form(end, 1);
     const Results r = results_of(end);
     each_vector<T>(p.width, [&](int64_t c, auto left) {
       Vec<T> q{};

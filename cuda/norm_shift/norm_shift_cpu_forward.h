@@ -1,7 +1,7 @@
 // Forward pass of norm_shift on a CPU; formulas in norm_shift_cpu.cpp.
 #pragma once
 
-#include "norm_shift_cpu_rows.h"
+#include "norm_shift_cpu_moves.h"
 
 namespace rwkv::norm_shift_rows {
 
@@ -11,13 +11,15 @@ template <typename X, typename Y> struct NormShiftForwardTask {
 
   const NormShiftForward& p;
   TokenRows<T> rows;
+  FormedMoves<T> formed;
   T* normal[2];  // first x', then h
   X* rounded;
 
-  explicit NormShiftForwardTask(const NormShiftForward& p) : p(p), rows(p) {
+  explicit NormShiftForwardTask(const NormShiftForward& p) : p(p), rows(p), formed(p, rows) {
     T* room;
     for (T** row : {&normal[0], &normal[1], &room}) rows.scratch.want(*row, rows.stride);
     rows.allocate();
+    formed.read_up();
     rounded = reinterpret_cast<X*>(room);
   }
 
@@ -28,7 +30,10 @@ template <typename X, typename Y> struct NormShiftForwardTask {
       T* const now = normal[(t - tokens.begin + 1) % 2];
       if (rows.starts_document(t)) std::fill_n(before, rows.stride, T(0));
       const Statistics<T> s = read_stream(t, true, now);
-      if (p.mixes != nullptr) write_mixed(t * p.width, s, before, now);
+      if (formed.exist() && (t - tokens.begin) % kMovedTokens == 0) {
+        formed.form(t, std::min(kMovedTokens, tokens.end - t));
+      }
+      if (p.mixes != nullptr) write_mixed(t, s, before, now);
       else write_normal(t * p.width, s, now);
       if (p.h_last != nullptr && rows.ends_row(t)) rows.write(p.h_last, t / p.time * p.width, now);
     }
@@ -107,11 +112,11 @@ template <typename X, typename Y> struct NormShiftForwardTask {
     });
   }
 
-  void write_mixed(int64_t at, Statistics<T> s, const T* before, T* now) const {
-    const int64_t count = p.count, stride = rows.stride;
+  void write_mixed(int64_t token, Statistics<T> s, const T* before, T* now) const {
+    const int64_t at = token * p.width, count = p.count, stride = rows.stride;
     const int64_t whole = p.batch * p.time * p.width;
     const Y* const moves = p.moves == nullptr ? nullptr : static_cast<const Y*>(p.moves) + at;
-    const T* const mixes = rows.mixes;
+    const T *const mixes = rows.mixes, *const made = formed.of_token(token);
     Y* y[kMostShifted];
     for (int64_t i = 0; i < count; ++i) y[i] = static_cast<Y*>(p.y[i]) + at;
     each_vector<T>(p.width, [&](int64_t c, auto left) {
@@ -120,6 +125,7 @@ template <typename X, typename Y> struct NormShiftForwardTask {
       for (int64_t i = 0; i < count; ++i) {
         Vec<T> share = load<T>(mixes + i * stride + c);
         if (moves != nullptr) share += load_part(moves + i * whole + c, left);
+        if (made != nullptr) share += load<T>(made + i * stride + c);
         store_part(y[i] + c, left, h + delta * share);
       }
     });

@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> norm_shift_forwa
     const optional<Tensor>& last, const optional<Tensor>& reset, double eps, at::ScalarType dtype) {
   const auto call = norm_shift_forward_call(
       {aligned(x), aligned(weight), aligned(bias), aligned(mixes), aligned(last), reset,
-       std::nullopt, aligned(out), aligned(gate)},
+       std::nullopt, aligned(out), aligned(gate), std::nullopt},
       std::nullopt, eps, dtype);
   launch_norm_shift("norm_shift_forward", rwkv_norm_shift_forward_cuda, call.params, x);
   return {call.stream, call.statistics, call.h_last, norm_shift_stand_in(x, dtype), call.y};
@@ -62,19 +62,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_shift_backward_on_cuda(
   auto call = norm_shift_backward_call(
       {aligned_gradients(gy), aligned(gstream), aligned(gh_last), aligned(gnormal)},
       {aligned(stream), aligned(weight), aligned(bias), aligned(mixes), aligned(last), reset,
-       std::nullopt, aligned(out), aligned(gate)},
+       std::nullopt, aligned(out), aligned(gate), std::nullopt},
       statistics, has_out, dtype, false, 1);
   const Tensor gvectors = launch_norm_shift_backward("norm_shift_backward", call, stream);
   return {call.gx, call.gout, call.ggate, gvectors, call.glast};
 }
 
+void check_whole(const optional<Tensor>& up) {
+  TORCH_CHECK(!up.has_value(), "moves must be whole on a GPU: give the product and no `up`");
+}
+
 std::vector<Tensor> moved_shift_forward_on_cuda(
     const Tensor& /*normal*/, const Tensor& stream, const Tensor& statistics, const Tensor& weight,
-    const Tensor& bias, const Tensor& mixes, const Tensor& moves, const optional<Tensor>& last,
-    const optional<Tensor>& reset) {
+    const Tensor& bias, const Tensor& mixes, const Tensor& moves, const optional<Tensor>& up,
+    const optional<Tensor>& last, const optional<Tensor>& reset) {
+  check_whole(up);
   const auto call = norm_shift_forward_call(
       {aligned(stream), aligned(weight), aligned(bias), aligned(optional<Tensor>(mixes)),
-       aligned(last), reset, aligned(optional<Tensor>(moves)), std::nullopt, std::nullopt},
+       aligned(last), reset, aligned(optional<Tensor>(moves)), std::nullopt, std::nullopt,
+       std::nullopt},
       statistics, 0, moves.scalar_type());
   launch_norm_shift("moved_shift_forward", rwkv_norm_shift_forward_cuda, call.params, stream);
   return call.y;
@@ -83,11 +89,13 @@ std::vector<Tensor> moved_shift_forward_on_cuda(
 std::tuple<Tensor, Tensor, Tensor, Tensor> moved_shift_backward_on_cuda(
     const c10::List<optional<Tensor>>& gy, const Tensor& stream, const Tensor& statistics,
     const Tensor& weight, const Tensor& bias, const Tensor& mixes, const Tensor& moves,
-    const optional<Tensor>& last, const optional<Tensor>& reset) {
+    const optional<Tensor>& up, const optional<Tensor>& last, const optional<Tensor>& reset) {
+  check_whole(up);
   auto call = norm_shift_backward_call(
       {aligned_gradients(gy), std::nullopt, std::nullopt, std::nullopt},
       {aligned(stream), aligned(weight), aligned(bias), aligned(optional<Tensor>(mixes)),
-       aligned(last), reset, aligned(optional<Tensor>(moves)), std::nullopt, std::nullopt},
+       aligned(last), reset, aligned(optional<Tensor>(moves)), std::nullopt, std::nullopt,
+       std::nullopt},
       statistics, false, moves.scalar_type(), true, 1);
   const Tensor gvectors = launch_norm_shift_backward("moved_shift_backward", call, stream);
   return {call.gnormal, gvectors, call.gmoves, call.glast};

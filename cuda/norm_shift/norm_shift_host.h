@@ -19,7 +19,8 @@ namespace rwkv {
 // given, x else.
 struct NormShiftArguments {
   const at::Tensor &stream, &weight, &bias;
-  const std::optional<at::Tensor> &mixes, &last, &reset, &moves, &out, &gate;
+  // With up `moves` are the first factors of the product that moves.
+  const std::optional<at::Tensor> &mixes, &last, &reset, &moves, &out, &gate, &up;
 };
 
 // What the kernels' pointers point to.
@@ -62,8 +63,13 @@ inline void check_norm_shift(const NormShiftArguments& given, at::ScalarType y_t
     check_dtype(*given.reset, "reset", at::kBool);
   }
   if (given.moves.has_value()) {
-    check_shape(*given.moves, "moves", "n, B, T, C", {n, B, T, C});
+    const bool is_factor = given.up.has_value();
+    const int64_t R = is_factor && given.moves->dim() == 4 ? given.moves->size(3) : C;
+    check_shape(*given.moves, "moves", is_factor ? "n, B, T, R" : "n, B, T, C", {n, B, T, R});
     check_dtype(*given.moves, "moves", y_type);
+    if (is_factor) {
+      check_shape(*given.up, "up", "n, R, C", {n, R, C}), check_dtype(*given.up, "up", wide);
+    }
   }
   TORCH_CHECK(given.out.has_value() || !given.gate.has_value(), "a gate needs out");
   if (given.out.has_value()) {
@@ -89,7 +95,11 @@ const void* fill_norm_shift(NormShiftCall<Params>& call, const NormShiftArgument
   p.weight = call.keep(given.weight), p.bias = call.keep(given.bias);
   p.mixes = call.keep(given.mixes), p.last = call.keep(given.last);
   p.reset = static_cast<const bool*>(call.keep(given.reset));
-  p.moves = call.keep(given.moves);
+  if (given.up.has_value()) {
+    p.low = call.keep(given.moves), p.up = call.keep(given.up), p.rank = given.up->size(1);
+  } else {
+    p.moves = call.keep(given.moves);
+  }
   p.out = call.keep(given.out), p.gate = call.keep(given.gate);
   return call.keep(x);
 }
@@ -189,7 +199,9 @@ inline NormShiftBackwardCall norm_shift_backward_call(
     p.gout = allocate(c.gout, x.sizes(), narrow);
   }
   if (given.gate.has_value()) p.ggate = allocate(c.ggate, x.sizes(), narrow);
-  if (given.moves.has_value()) p.gmoves = allocate(c.gmoves, given.moves->sizes(), narrow);
+  if (given.moves.has_value()) {
+    p.gmoves = allocate(c.gmoves, at::IntArrayRef{p.count, p.batch, p.time, p.width}, narrow);
+  }
   if (given.last.has_value()) p.glast = allocate(c.glast, given.last->sizes(), wide);
   const int64_t blocks = p.batch * sum_blocks_of_row(p.time);
   const int64_t parts = (blocks + joined - 1) / joined;

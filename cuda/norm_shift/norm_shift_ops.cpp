@@ -4,7 +4,8 @@
 // weight, bias [C], mixes [n, C], last [B, C] are in the computing type; dtype: of the results.
 // Without mixes the one result is the normalised token. Results that do not apply are empty.
 // moved_shift reads the stream of a norm_shift again: `normal`, of which nothing is read, stands
-// for the tokens that norm_shift has normalised, so that their gradients find the way there.
+// for the tokens that norm_shift has normalised, so that their gradients find the way there. With
+// up [n, R, C] its moves are [n, B, T, R], and their product moves; gmoves are of the product.
 // gvectors: of mixes, weight and bias, in this order; of moved_shift those of mixes.
 #include <torch/library.h>
 
@@ -35,7 +36,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> norm_shift_forwa
     const Tensor& weight, const Tensor& bias, const optional<Tensor>& mixes,
     const optional<Tensor>& last, const optional<Tensor>& reset, double eps, at::ScalarType dtype) {
   const auto call = norm_shift_forward_call(
-      {x, weight, bias, mixes, last, reset, std::nullopt, out, gate}, std::nullopt, eps, dtype);
+      {x, weight, bias, mixes, last, reset, std::nullopt, out, gate, std::nullopt}, std::nullopt,
+      eps, dtype);
   run_norm_shift(call.params);
   return {call.stream, call.statistics, call.h_last, norm_shift_stand_in(x, dtype), call.y};
 }
@@ -49,8 +51,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_shift_backward(
     at::ScalarType dtype) {
   const auto call = norm_shift_backward_call(
       {gy, gstream, gh_last, gnormal},
-      {stream, weight, bias, mixes, last, reset, std::nullopt, out, gate}, statistics, has_out,
-      dtype, false, 1);
+      {stream, weight, bias, mixes, last, reset, std::nullopt, out, gate, std::nullopt}, statistics,
+      has_out, dtype, false, 1);
   const Tensor gvectors = run_norm_shift(call);
   return {call.gx, call.gout, call.ggate, gvectors, call.glast};
 }
@@ -58,11 +60,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_shift_backward(
 std::vector<Tensor> moved_shift_forward(const Tensor& /*normal*/, const Tensor& stream,
                                         const Tensor& statistics, const Tensor& weight,
                                         const Tensor& bias, const Tensor& mixes,
-                                        const Tensor& moves, const optional<Tensor>& last,
+                                        const Tensor& moves, const optional<Tensor>& up,
+                                        const optional<Tensor>& last,
                                         const optional<Tensor>& reset) {
   const auto call = norm_shift_forward_call(
-      {stream, weight, bias, mixes, last, reset, moves, std::nullopt, std::nullopt}, statistics, 0,
-      moves.scalar_type());
+      {stream, weight, bias, mixes, last, reset, moves, std::nullopt, std::nullopt, up}, statistics,
+      0, moves.scalar_type());
   run_norm_shift(call.params);
   return call.y;
 }
@@ -70,10 +73,10 @@ std::vector<Tensor> moved_shift_forward(const Tensor& /*normal*/, const Tensor& 
 std::tuple<Tensor, Tensor, Tensor, Tensor> moved_shift_backward(
     const c10::List<optional<Tensor>>& gy, const Tensor& stream, const Tensor& statistics,
     const Tensor& weight, const Tensor& bias, const Tensor& mixes, const Tensor& moves,
-    const optional<Tensor>& last, const optional<Tensor>& reset) {
+    const optional<Tensor>& up, const optional<Tensor>& last, const optional<Tensor>& reset) {
   const auto call = norm_shift_backward_call(
       {gy, std::nullopt, std::nullopt, std::nullopt},
-      {stream, weight, bias, mixes, last, reset, moves, std::nullopt, std::nullopt}, statistics,
+      {stream, weight, bias, mixes, last, reset, moves, std::nullopt, std::nullopt, up}, statistics,
       false, moves.scalar_type(), true, 1);
   const Tensor gvectors = run_norm_shift(call);
   return {call.gnormal, gvectors, call.gmoves, call.glast};
@@ -94,10 +97,11 @@ TORCH_LIBRARY_FRAGMENT(rwkv, m) {
       "(Tensor gx, Tensor gout, Tensor ggate, Tensor gvectors, Tensor glast)");
   m.def(
       "moved_shift_forward(Tensor normal, Tensor stream, Tensor statistics, Tensor weight, "
-      "Tensor bias, Tensor mixes, Tensor moves, Tensor? last, Tensor? reset) -> Tensor[]");
+      "Tensor bias, Tensor mixes, Tensor moves, Tensor? up, Tensor? last, Tensor? reset) -> "
+      "Tensor[]");
   m.def(
       "moved_shift_backward(Tensor?[] gy, Tensor stream, Tensor statistics, Tensor weight, "
-      "Tensor bias, Tensor mixes, Tensor moves, Tensor? last, Tensor? reset) -> "
+      "Tensor bias, Tensor mixes, Tensor moves, Tensor? up, Tensor? last, Tensor? reset) -> "
       "(Tensor gnormal, Tensor gvectors, Tensor gmoves, Tensor glast)");
 }
 

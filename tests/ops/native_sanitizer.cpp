@@ -11,6 +11,7 @@
 #include "keys/keys.h"
 #include "norm_shift/norm_shift.h"
 #include "sigmoid_gate/sigmoid_gate.h"
+#include "split_tanh/split_tanh.h"
 #include "squared_relu/squared_relu.h"
 #include "value_residual/value_residual.h"
 #include "wkv4/wkv4.h"
@@ -190,6 +191,12 @@ template <typename T> void run_shifts(int64_t time, int64_t width, bool with_opt
     g2.gnormal_out = gx.data(), g2.gmoves = gmoves.data();
     norm_shift_forward_cpu(f2, 0, blocks);
     norm_shift_backward_cpu(g2, 0, blocks);
+    // And with moves that a product of rank 3 makes.
+    std::vector<T> low = data.normal(count * 3 * B * time, 1), up = data.normal(count * 3 * width, 1);
+    f2.moves = nullptr, f2.low = low.data(), f2.up = up.data(), f2.rank = 3;
+    g2.moves = nullptr, g2.low = low.data(), g2.up = up.data(), g2.rank = 3;
+    norm_shift_forward_cpu(f2, 0, blocks);
+    norm_shift_backward_cpu(g2, 0, blocks);
   }
 }
 
@@ -237,6 +244,20 @@ template <typename T> void run_pointwise(int64_t count) {
   sigmoid_gate_forward_cpu({count, type, {x.data(), x.data()}, {one.data()}}, 0, count);
   sigmoid_gate_backward_cpu(
       {count, type, {x.data(), x.data(), x.data()}, {one.data(), other.data()}}, 0, count);
+}
+
+template <typename T> void run_split_tanh(int64_t tokens, int64_t parts, int64_t rank) {
+  Data<T> data;
+  std::vector<T> x = data.normal(tokens * parts * rank, 1), y(x), gx(x);
+  const int64_t tasks = (tokens + kSplitTanhTokens - 1) / kSplitTanhTokens;
+  SplitTanhForward f{};
+  static_cast<SplitTanhSizes&>(f) = {tokens, parts, rank, kDTypeOf<T>};
+  f.x = x.data(), f.y = y.data();
+  split_tanh_forward_cpu(f, 0, tasks);
+  SplitTanhBackward g{};
+  static_cast<SplitTanhSizes&>(g) = f;
+  g.gy = x.data(), g.y = y.data(), g.gx = gx.data();
+  split_tanh_backward_cpu(g, 0, tasks);
 }
 
 template <typename T> void run_head_norms(int64_t time, int64_t size, bool with_options) {

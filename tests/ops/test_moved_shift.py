@@ -1,4 +1,4 @@
-"""Moves that a product makes: formed again for the backward pass, in no bit different."""
+"""Moves that a product makes: formed for the tokens at hand, in both passes, and never kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rwkv_train.errors import BackendError
 from rwkv_train.ops.norm_shift import moved_shift, norm_shift
+from tests.helpers import assert_close
 from tests.ops.norm_shift_cases import kind_of, make_norm_case
 from tests.ops.test_norm_shift import require_native
 
@@ -90,3 +91,24 @@ def test_a_factor_that_does_not_fit_is_named(backend):
     leaves["up"] = leaves["up"][:, :2]
     with pytest.raises(BackendError, match=r"moved_shift: up has shape \[5, 2, 24\], expected"):
         mixes_of(leaves, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 70, 192, 32), (1, 1, 8, 5), (3, 33, 72, 1)], ids=str)
+def test_the_kernel_multiplies_any_rank_and_width(sizes: tuple[int, ...], dtype: torch.dtype):
+    require_native()
+    batch, time, width, rank = sizes
+    weight, bias = (normal(width, seed=i).to(dtype) for i in (6, 7))
+    shapes = ((batch, time, width), (5, width), (5, batch, time, rank), (5, rank, width))
+    leaves = [normal(*shape, seed=i).to(dtype) for i, shape in enumerate(shapes)]
+    x, again, low, up = (leaf.requires_grad_() for leaf in leaves)
+    arriving = [normal(batch, time, width, seed=9 + i).to(dtype) for i in range(5)]
+
+    def results(backend: str) -> list[Tensor]:
+        tokens = norm_shift(x, weight, bias, backend=backend).normal
+        mixes = moved_shift(tokens, again, low, up=up)
+        return [*mixes, *torch.autograd.grad(mixes, leaves, arriving)]
+
+    limit = 1e-12 if dtype == torch.float64 else 1e-5
+    for i, pair in enumerate(zip(results("native"), results("reference"), strict=True)):
+        assert_close(f"result {i}", *pair, limit)

@@ -203,10 +203,12 @@ def test_its_ops_pass_opcheck(options):
     results |= opcheck(torch.ops.rwkv.norm_shift_backward, (*backward, torch.float32))
     if options:
         weight, bias, mixes, last, reset = others
-        moves = torch.randn(3, *x.shape)
-        kept = (stream, statistics, weight, bias, mixes, moves, last, reset)
-        results |= opcheck(torch.ops.rwkv.moved_shift_forward, (normal.clone(), *kept))
-        results |= opcheck(torch.ops.rwkv.moved_shift_backward, (gy, *kept))
+        whole = (torch.randn(3, *x.shape), None)
+        factors = (torch.randn(3, *x.shape[:2], 4), torch.randn(3, 4, x.shape[2]))
+        for moves in (whole, factors):
+            kept = (stream, statistics, weight, bias, mixes, *moves, last, reset)
+            results |= opcheck(torch.ops.rwkv.moved_shift_forward, (normal.clone(), *kept))
+            results |= opcheck(torch.ops.rwkv.moved_shift_backward, (gy, *kept))
     assert set(results.values()) == {"SUCCESS"}
 
 

@@ -121,7 +121,7 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "6": Version(
             module="rwkv6",
             operator="wkv6",
-            layer_operators=("norm_shift", "squared_relu", "head_norm_gate"),
+            layer_operators=("norm_shift", "split_tanh", "squared_relu", "head_norm_gate"),
             rwkv_lm_names=("x060",),
             conventions=_V5,
             sizes={
@@ -136,7 +136,8 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
             module="rwkv7",
             operator="wkv7",
             layer_operators=(
-                *("norm_shift", "squared_relu", "keys", "value_residual", "head_norm_gate"),
+                *("norm_shift", "split_tanh", "squared_relu", "keys", "value_residual"),
+                "head_norm_gate",
             ),
             rwkv_lm_names=("x070",),
             conventions=_V7,

@@ -14,6 +14,7 @@ from rwkv_train.ops.backends.dispatch import without_autocast
 from rwkv_train.ops.embedding_norm import embedding_norm
 from rwkv_train.ops.head_loss import Targets, head_loss, head_token_losses
 from rwkv_train.ops.head_norm_gate import IDENTITY, head_norm_gate
+from rwkv_train.ops.split_tanh import split_tanh
 
 
 class Linear(nn.Linear):
@@ -183,7 +184,7 @@ def decay_logits(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor | 
     through the second result, which has no memory, since autograd gives a tensor gradients of its
     own dtype alone; see `ops.wkv7`. None where the gradient is that of the first one.
     """
-    hidden = torch.tanh(x @ down)
+    hidden = split_tanh(x @ down).squeeze(0)
     logits, w_gradient = _DecayLogits.apply(  # type: ignore[no-untyped-call]  # torch's own
         hidden, up
     )

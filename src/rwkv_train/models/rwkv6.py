@@ -52,6 +52,7 @@ from rwkv_train.models.table import (
 from rwkv_train.models.token_ranks import TokenRanks
 from rwkv_train.models.widening import widened
 from rwkv_train.ops.head_norm_gate import SILU
+from rwkv_train.ops.split_tanh import split_tanh
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.wkv6 import wkv6
 
@@ -132,9 +133,7 @@ class TimeMix(nn.Module):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Returns stream, shift and the inputs of decay, key, value, receptance and gate."""
         x, last, (mixed,), normal = norm(residual, shift, reset, (self.time_maa_x,))
-        B, T, _ = x.shape
-        low = torch.tanh(mixed @ self.time_maa_w1)
-        low = low.view(B, T, len(MIXES), -1).movedim(2, 0)  # [5, B, T, R]
+        low = split_tanh(mixed @ self.time_maa_w1, len(MIXES))  # [5, B, T, R]
         shares = tuple(getattr(self, f"time_maa_{name}") for name in MIXES)
         return x, last, mix_again(normal, shift, reset, shares, low, self.time_maa_w2)
 

@@ -7,7 +7,7 @@ from rwkv_train.config.versions import VERSIONS
 # The folders of rwkv_train.ops that have backends.
 OPERATORS = (
     *("wkv4", "wkv5", "wkv6", "wkv7"),
-    *("keys", "value_residual", "squared_relu", "sigmoid_gate", "head_norm_gate"),
+    *("keys", "value_residual", "squared_relu", "sigmoid_gate", "split_tanh", "head_norm_gate"),
     *("norm_shift", "embedding_norm", "head_loss", "adamw", "matvec", "pieces"),
 )
 MODEL, RUN, BITS = "model-", "run-", "bits-"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
 from rwkv_train.ops.native.custom_ops import Registration, refusal
+from rwkv_train.ops.native.differentiable import call_op
 
 
 def _forward_fake(ids: Tensor, table: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -48,5 +49,6 @@ def refuses(call: Call) -> Refusal | None:
 
 def run(ids: Tensor, table: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Returns the normalised rows [B, T, C]; see `embedding_norm.embedding_norm`."""
-    rows: Tensor = torch.ops.rwkv.embedding_norm_forward(ids, table, weight, bias, eps)
+    rows: Tensor
+    (rows,) = call_op("embedding_norm", ids, table, weight, bias, eps)
     return rows

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
 from rwkv_train.ops.native.custom_ops import Registration, SharedBytes, refusal
+from rwkv_train.ops.native.differentiable import call_op
 
 
 def _forward_fake(y: Tensor, g: Tensor, *_: Any) -> Tensor:
@@ -79,5 +80,6 @@ def run(
     silu: bool,
 ) -> Tensor:
     """Returns o, [B, T, H N]; see `head_norm_gate.head_norm_gate`."""
-    o: Tensor = torch.ops.rwkv.head_norm_gate_forward(y, g, weight, bias, v, s, eps, silu)
+    o: Tensor
+    (o,) = call_op("head_norm_gate", y, g, weight, bias, v, s, eps, silu)
     return o

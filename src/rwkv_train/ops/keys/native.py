@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
 from rwkv_train.ops.native.custom_ops import Registration, SharedBytes, refusal
+from rwkv_train.ops.native.differentiable import call_op
 
 
 def _forward_fake(
@@ -62,5 +63,5 @@ def run(
     key: Tensor, logits: Tensor, base: Tensor, removal: Tensor, replacement: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns k, a and b, [B, T, H, N] in the dtype of `key`; see `keys.keys`."""
-    k, a, b = torch.ops.rwkv.keys_forward(key, logits, base, removal, replacement)
+    k, a, b = call_op("keys", key, logits, base, removal, replacement)
     return k, a, b

@@ -45,7 +45,7 @@ SOURCES = _sources_folder()
 FAMILIES = {
     "layer": (
         *("adamw", "embedding_norm", "head_loss", "head_norm_gate", "keys", "norm_shift"),
-        *("sigmoid_gate", "squared_relu", "value_residual"),
+        *("sigmoid_gate", "split_tanh", "squared_relu", "value_residual"),
     ),
     # What decoding alone calls; training does not wait for it.
     "decoding": ("token_step", "matvec"),

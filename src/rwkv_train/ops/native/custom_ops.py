@@ -39,7 +39,7 @@ CHUNKS_HEAD_SIZE = 64
 Shape = Callable[[Sequence[int], int], tuple[int, ...]]
 
 _refusals: dict[tuple[str, str], Refusal | None] = {}
-_registered: set[str] = set()
+_registered: dict[str, Registration | PlainOps] = {}
 
 
 class SharedBytes(NamedTuple):
@@ -135,25 +135,6 @@ def registration(
     return Registration(forward_fake, backward_fake, setup_context, backward, shared_bytes)
 
 
-def forward(
-    op: str,
-    inputs: tuple[Tensor, ...],
-    state: Tensor | None,
-    reset: Tensor | None,
-    kernel: str,
-    *,
-    interval: int = CHECKPOINT_INTERVAL,
-) -> tuple[Tensor, Tensor]:
-    """Calls rwkv::<op>_forward; returns y and the final state.
-
-    interval: tokens between the states that are kept if a backward pass may follow.
-    """
-    every = checkpoint_interval(*inputs, state, tokens=interval)
-    run = getattr(torch.ops.rwkv, f"{op}_forward")
-    y, final_state, _ = run(*inputs, state, reset, every, KERNELS[kernel])
-    return y, final_state
-
-
 def refusal(call: Call, registration: Registration | PlainOps) -> Refusal | None:
     """Returns what stands in the way of the call; None once its kernel is loaded and registered."""
     unserved = _unserved(call, registration.shared_bytes)
@@ -234,11 +215,18 @@ def _prepare(op: str, device: str, registration: Registration | PlainOps) -> Ref
     return None
 
 
+def description_of(op: str) -> Registration:
+    """Returns how a registered operator was described to torch."""
+    found = _registered[op]
+    assert isinstance(found, Registration), f"{op} has no derivative"
+    return found
+
+
 def register(op: str, registration: Registration | PlainOps) -> None:
     """Describes the custom ops of an operator to torch, once; their library is loaded."""
     if op in _registered:
         return
-    _registered.add(op)
+    _registered[op] = registration
     if isinstance(registration, PlainOps):
         for name, fake in registration.fakes.items():
             torch.library.register_fake(f"rwkv::{name}", fake)

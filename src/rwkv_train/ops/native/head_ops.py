@@ -23,6 +23,7 @@ from rwkv_train.ops.native.custom_ops import (
     checkpoint_interval,
     kept_states,
 )
+from rwkv_train.ops.native.differentiable import call_op
 from rwkv_train.ops.precision import compute_dtype
 
 
@@ -106,7 +107,6 @@ def head_forward(
     tensors: inputs and rows.
     """
     every = checkpoint_interval(*tensors, w_gradient, state)
-    run = getattr(torch.ops.rwkv, f"{op}_forward")
     options = (with_state, every, KERNELS[kernel])
-    y, final_state, _, *more = run(*tensors, w_gradient, state, reset, *options)
+    y, final_state, _, *more = call_op(op, *tensors, w_gradient, state, reset, *options)
     return y, final_state if with_state else None, *more

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal, without_autocast
 from rwkv_train.ops.native.custom_ops import Registration, card_too_small, refusal, register
+from rwkv_train.ops.native.differentiable import below_autograd, call_op
 from rwkv_train.ops.norm_shift.normal import Normal
 
 _Optional = Tensor | None
@@ -131,6 +132,7 @@ def _moved_forward_fake(
     bias: Tensor,
     mixes: Tensor,
     moves: Tensor,
+    up: _Optional,
     last: _Optional,
     reset: _Optional,
 ) -> list[Tensor]:
@@ -145,13 +147,14 @@ def _moved_backward_fake(
     bias: Tensor,
     mixes: Tensor,
     moves: Tensor,
+    up: _Optional,
     last: _Optional,
     reset: _Optional,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         moves.new_empty(stream.shape),
         mixes.new_empty(mixes.shape),
-        moves.new_empty(moves.shape),
+        moves.new_empty(mixes.shape[0], *stream.shape),
         stream.new_empty(0) if last is None else last.new_empty(last.shape),
     )
 
@@ -165,9 +168,9 @@ def _moved_backward(ctx: Any, gy: Sequence[_Optional]) -> tuple[_Optional, ...]:
     # Once: activation checkpointing gives them out a single time.
     saved = ctx.saved_tensors
     gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(gy, *saved)
-    last = saved[6]
+    glast = None if saved[7] is None else glast
     # The norm that made the tokens has the gradients of its stream and its parameters.
-    return gnormal, None, None, None, None, gmixes, gmoves, None if last is None else glast, None
+    return gnormal, None, None, None, None, gmixes, gmoves, None, glast, None
 
 
 class _MovedByProduct(torch.autograd.Function):
@@ -190,18 +193,20 @@ class _MovedByProduct(torch.autograd.Function):
         kept = (stream, statistics, weight, bias, mixes)
         ctx.save_for_backward(*kept, low, up, last, reset)
         ctx.set_materialize_grads(False)
-        moves = _product(low, up)
-        return tuple(torch.ops.rwkv.moved_shift_forward(tokens, *kept, moves, last, reset))
+        factors = _factors(low, up)
+        with below_autograd():
+            return tuple(torch.ops.rwkv.moved_shift_forward(tokens, *kept, *factors, last, reset))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gy: _Optional) -> tuple[_Optional, ...]:
         *kept, low, up, last, reset = ctx.saved_tensors
         with without_autocast(low.device):
-            moves = _product(low, up)
-            gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(
-                gy, *kept, moves, last, reset
-            )
+            factors = _factors(low, up)
+            with below_autograd():
+                gnormal, gmixes, gmoves, glast = torch.ops.rwkv.moved_shift_backward(
+                    gy, *kept, *factors, last, reset
+                )
             rows = gmoves.flatten(1, 2)
             glow = torch.bmm(rows, up.mT).view(low.shape) if ctx.needs_input_grad[6] else None
             gup = torch.bmm(low.flatten(1, 2).mT, rows) if ctx.needs_input_grad[7] else None
@@ -209,10 +214,12 @@ class _MovedByProduct(torch.autograd.Function):
         return gnormal, None, None, None, None, gmixes, glow, gup, glast, None
 
 
-def _product(low: Tensor, up: Tensor) -> Tensor:
-    """Returns low_i up_i, [n, B, T, C]."""
+def _factors(low: Tensor, up: Tensor) -> tuple[Tensor, _Optional]:
+    """Returns what moves: low_i and up_i, where the kernel multiplies them, or low_i up_i."""
+    if low.device.type == "cpu" and low.dtype in (torch.float32, torch.float64):
+        return low, up
     # One batched product: each part alone is too thin for a GPU.
-    return torch.bmm(low.flatten(1, 2), up).view(*low.shape[:3], -1)
+    return torch.bmm(low.flatten(1, 2), up).view(*low.shape[:3], -1), None
 
 
 _REGISTRATION = Registration(_forward_fake, _backward_fake, _setup_context, _backward)
@@ -254,8 +261,8 @@ def run(
 
     See `norm_shift.norm_shift`.
     """
-    stream, statistics, h_last, tokens, y = torch.ops.rwkv.norm_shift_forward(
-        x, out, gate, weight, bias, mixes, last, reset, eps, dtype
+    stream, statistics, h_last, tokens, *y = call_op(
+        "norm_shift", x, out, gate, weight, bias, mixes, last, reset, eps, dtype
     )
     stream = x if out is None else stream
     normal = Normal(tokens, weight, bias, stream, statistics)
@@ -272,7 +279,6 @@ def run_moved(
             tokens, stream, statistics, weight, bias, mixes, moves, up, last, reset
         )
         return mixed
-    results: list[Tensor] = torch.ops.rwkv.moved_shift_forward(
-        tokens, stream, statistics, weight, bias, mixes, moves, last, reset
+    return call_op(
+        "moved_shift", tokens, stream, statistics, weight, bias, mixes, moves, None, last, reset
     )
-    return results

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
 from rwkv_train.ops.native.custom_ops import Registration, refusal
+from rwkv_train.ops.native.differentiable import call_op
 
 
 def _forward_fake(r: Tensor, y: Tensor) -> Tensor:
@@ -41,5 +42,6 @@ def refuses(call: Call) -> Refusal | None:
 
 def run(r: Tensor, y: Tensor) -> Tensor:
     """Returns σ(r) y, [B, T, D]; see `sigmoid_gate.sigmoid_gate`."""
-    gated: Tensor = torch.ops.rwkv.sigmoid_gate_forward(r, y)
+    gated: Tensor
+    (gated,) = call_op("sigmoid_gate", r, y)
     return gated

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
 from rwkv_train.ops.native.custom_ops import Registration, refusal
+from rwkv_train.ops.native.differentiable import call_op
 
 
 def _forward_fake(p: Tensor) -> Tensor:
@@ -41,5 +42,6 @@ def refuses(call: Call) -> Refusal | None:
 
 def run(p: Tensor) -> Tensor:
     """Returns relu(p)², [B, T, F]; see `squared_relu.squared_relu`."""
-    z: Tensor = torch.ops.rwkv.squared_relu_forward(p)
+    z: Tensor
+    (z,) = call_op("squared_relu", p)
     return z

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rwkv_train.ops.backends.dispatch import Call, Refusal
-from rwkv_train.ops.native.custom_ops import forward, refusal, registration
+from rwkv_train.ops.native.custom_ops import refusal, registration
+from rwkv_train.ops.native.differentiable import forward
 
 # A state is three numbers per channel, so that it may be kept often: 0.75 bytes per token and
 # channel.

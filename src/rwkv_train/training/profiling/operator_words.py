@@ -31,6 +31,7 @@ _FUSED_WORDS = {
     "head_norm_gate": "norm of the heads and gate",
     "embedding_norm": "embedding and its norm",
     "head_loss_rows": "loss",
+    "split_tanh": "tanh of the low ranks",
     "squared_relu": "squared ReLU",
 }
 _GENERATED = re.compile(r"GeneratedBackwardFor_rwkv_(\w+?)_(forward|backward)_default(Backward)?")

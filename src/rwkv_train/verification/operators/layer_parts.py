@@ -9,6 +9,7 @@ import torch
 from rwkv_train.ops.head_norm_gate import IDENTITY, SILU, head_norm_gate
 from rwkv_train.ops.keys import keys
 from rwkv_train.ops.sigmoid_gate import sigmoid_gate
+from rwkv_train.ops.split_tanh import split_tanh
 from rwkv_train.ops.squared_relu import squared_relu
 from rwkv_train.ops.value_residual import value_residual
 from rwkv_train.verification.fixed_numbers import FixedNumbers
@@ -88,6 +89,22 @@ def gate_problems() -> Iterator[Problem]:
         inputs = {"r": draws.normal(*flat) * 4, "y": draws.normal(*flat)}
         gradients = exact_in_16_bits({"o": draws.normal(*flat)})
         yield Problem(_case(shape), exact_in_16_bits(inputs), call, gradients)
+
+
+def tanh_problems() -> Iterator[Problem]:
+    """Yields the calls of `ops.split_tanh`: heads are the parts, and some x are tiny."""
+
+    def call(given: Tensors, backend: str) -> Tensors:
+        x = given["x"]
+        return {"y": split_tanh(x.flatten(2), x.shape[2], backend=backend)}
+
+    for number, (batch, time, parts, rank) in enumerate(_SHAPES):
+        draws = FixedNumbers(340 + number)
+        inputs = exact_in_16_bits({"x": draws.normal(batch, time, parts, rank) * _spread(time, 4)})
+        gradients = exact_in_16_bits({"y": draws.normal(parts, batch, time, rank)})
+        case = _case((batch, time, parts, rank))
+        # The gradient is made of the square of y, which has the rounding of y twice.
+        yield Problem(case, inputs, call, gradients, roundings=3)
 
 
 def head_norm_problems() -> Iterator[Problem]:

@@ -17,6 +17,7 @@ PROBLEMS: Mapping[str, Callable[[], Iterator[Problem]]] = {
     "value_residual": layer_parts.value_problems,
     "squared_relu": layer_parts.relu_problems,
     "sigmoid_gate": layer_parts.gate_problems,
+    "split_tanh": layer_parts.tanh_problems,
     "head_norm_gate": layer_parts.head_norm_problems,
     "norm_shift": norms.norm_shift_problems,
     "embedding_norm": norms.embedding_problems,
