@@ -107,6 +107,20 @@ def test_every_strategy_saves_and_resumes(way: Way, strategy: str, cards: int):
     way.resume(placed(strategy, cards), cards)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_2"])
+def test_cards_that_share_samples_save_and_resume(way: Way, strategy: str):
+    flags = {"strategy": strategy, "micro_bsz": SAMPLES_PER_STEP, "context_parallel": 2}
+    way.train(flags, 2)
+    way.resume(flags, 2)
+
+
+def test_ddp_recomputes_accumulates_and_reads_in_chunks(way: Way):
+    more = {"grad_cp": 1, "accumulate_grad_batches": 2, "chunk_len": 6}
+    flags = {**placed("ddp", 2, 2), **more}
+    way.train(flags, 2)
+    way.resume(flags, 2)
+
+
 def test_tf32_trains(way: Way):
     way.train({**placed("single_device", 1), "precision": "tf32"})
 
