@@ -156,14 +156,13 @@ def test_a_frozen_weight_is_not_asked_for_a_gradient(copies):
     assert sorted(asks for _, asks in copies) == 2 * 11 * [False] + 2 * 16 * [True]
 
 
-@pytest.mark.parametrize("version", ["6", "7"])
-def test_compiled_blocks_are_left_to_autocast(version, copies):
-    model = tiny_model(version)
+def test_compiled_blocks_are_left_to_autocast(copies):
+    model = tiny_model("7")
     compile_blocks(model, "eager")
     found = step(model)
     assert copies == []
-    expected = step(tiny_model(version))
-    assert_same_bits(found, expected)
+    assert_same_bits(found, step(tiny_model("7")))
+    assert len(copies) == 26
 
 
 def test_the_parameters_are_back_when_a_block_has_failed():
