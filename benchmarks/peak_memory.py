@@ -52,6 +52,12 @@ def configurations(accelerator: str) -> Iterator[tuple[str, str]]:
         yield f"{version} states fp32", f"{_SHAPE} --train_type states"
         yield f"{version} lora bf16", f"{_WIDE} --train_type lora --precision bf16"
     if accelerator == "cpu":
+        yield "7 all bf16 ddp", f"{_WIDE} --devices 2 --strategy ddp --precision bf16"
+        yield (
+            "6 all bf16 ddp grad_cp",
+            f"{_WIDE} --devices 2 --strategy ddp --precision bf16 --grad_cp 1 "
+            "--accumulate_grad_batches 2",
+        )
         yield "7 all fp32 zero1", f"{_SHAPE} {_TWO} --strategy deepspeed_stage_1"
         yield "6 all bf16 zero2", f"{_WIDE} {_TWO} --strategy deepspeed_stage_2 --precision bf16"
         yield (

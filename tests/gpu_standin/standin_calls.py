@@ -120,6 +120,22 @@ def collectives(calls: Calls) -> int:
     return 0
 
 
+def messages(calls: Calls) -> int:
+    """Lets each of the ranks tell the other two things, in both directions at once."""
+    rank = join()
+    for told in (1, 2):
+        own = torch.tensor([10 * rank + told, -told], dtype=torch.bfloat16).cuda()
+        received = torch.empty_like(own)
+        pair = [
+            torch.distributed.P2POp(torch.distributed.isend, own, 1 - rank),
+            torch.distributed.P2POp(torch.distributed.irecv, received, 1 - rank),
+        ]
+        for work in torch.distributed.batch_isend_irecv(pair):
+            work.wait()
+        assert received.tolist() == [10 * (1 - rank) + told, -told], received
+    return 0
+
+
 def differ(how: str) -> Callable[[Calls], int]:
     """Returns a call in which the two ranks do not do the same."""
 
@@ -152,6 +168,7 @@ CASES: dict[str, Callable[[Calls], int]] = {
     "head": head,
     "fork": fork,
     "collectives": collectives,
+    "messages": messages,
     **{how: differ(how) for how in ("other-size", "other-type", "other-call", "other-reduction")},
 }
 

@@ -72,8 +72,9 @@ def test_a_slice_of_the_head_is_three_products_and_one_kernel(tmp_path):
     assert [line.split()[0] for line in log[middle + 1 : end]] == 4 * ["launch"]
 
 
-def test_collectives_pass_on_what_they_are_given(tmp_path):
-    run = called(tmp_path, "collectives", ranks=2)
+@pytest.mark.parametrize("case", ["collectives", "messages"])
+def test_ranks_get_what_others_give(tmp_path, case):
+    run = called(tmp_path, case, ranks=2)
     assert run.ended.returncode == 0, run.ended.stderr
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rwkv_train.files import remove
 from tests.gpu_standin.cells import CARDS, KERNELS, SAMPLES_PER_STEP, SMALL, STEPS
 from tests.gpu_standin.standin_data import with_mask
 from tests.gpu_standin.standin_runs import Run, train_on
@@ -59,7 +60,8 @@ class Way:
         (self.out / "metrics.jsonl").unlink()
         for path in self.out.glob("rwkv-*"):
             if not path.name.startswith(("rwkv-init", "rwkv-0")):
-                path.unlink()
+                # A state of several processes is a folder.
+                remove(path)
         run = self.train(flags, cards)
         assert "rwkv-0.state" in run.ended.stdout, run.ended.stdout
         assert (self.out / "rwkv-final.pth").exists(), "the resumed run has saved nothing"
@@ -103,6 +105,20 @@ def test_every_way_to_train_saves_and_resumes(way: Way, mode: Mode, strategy: st
 def test_every_strategy_saves_and_resumes(way: Way, strategy: str, cards: int):
     way.train(placed(strategy, cards), cards)
     way.resume(placed(strategy, cards), cards)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_stage_2"])
+def test_cards_that_share_samples_save_and_resume(way: Way, strategy: str):
+    flags = {"strategy": strategy, "micro_bsz": SAMPLES_PER_STEP, "context_parallel": 2}
+    way.train(flags, 2)
+    way.resume(flags, 2)
+
+
+def test_ddp_recomputes_accumulates_and_reads_in_chunks(way: Way):
+    more = {"grad_cp": 1, "accumulate_grad_batches": 2, "chunk_len": 6}
+    flags = {**placed("ddp", 2, 2), **more}
+    way.train(flags, 2)
+    way.resume(flags, 2)
 
 
 def test_tf32_trains(way: Way):

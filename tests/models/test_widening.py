@@ -29,7 +29,10 @@ def test_the_values_and_gradients_are_those_of_vectors_widened_one_by_one():
 @pytest.mark.parametrize("frozen", [0, 3])
 def test_a_vector_that_does_not_learn_gets_no_gradient(frozen):
     given = [x.requires_grad_(i != frozen) for i, x in enumerate(vectors())]
-    sum(x.sum() for x in widened(*given)).backward()
+    wide = widened(*given)
+    # Whoever reads it keeps nothing for a gradient that nobody wants.
+    assert [x.requires_grad for x in wide] == [i != frozen for i in range(4)]
+    sum(x.sum() for x in wide).backward()
     assert [x.grad is None for x in given] == [i == frozen for i in range(4)]
 
 

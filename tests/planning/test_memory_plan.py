@@ -60,6 +60,33 @@ def test_what_is_held_follows_strategy_and_precision(line, weights, masters, gra
     assert found == tuple(count * size for size in (weights, masters, gradients, moments))
 
 
+@pytest.mark.parametrize(
+    ("line", "apart"), [("", 0), ("--accumulate_grad_batches 2", 4), ("--precision bf16", 0)]
+)
+def test_gradients_of_ddp_lie_in_its_buckets(line, apart):
+    config = config_of(f"{SMALL} --devices 2 --strategy ddp {line}")
+    count, held = parameters_of(config), held_parameters(config)
+    # Micro batches before the last one of a step add up outside.
+    assert (held.gathered, held.all_gradients) == (4 * count, apart * count)
+    assert held.step_gradients == 0
+
+
+def test_autocast_widens_the_gradients_of_a_block_together():
+    # Wide enough for a block's gradients to be more than all that its few tokens take; on a GPU,
+    # where the copies of a save are not the most that a run holds.
+    line = SMALL.replace("n_embd 64", "n_embd 1024").replace("cpu", "gpu")
+    line = f"{line} --precision bf16 --autocast 1 --ctx_len 16 --micro_bsz 1 --strategy ddp"
+    config = changed(config_of(line, EIGHT_GPUS), strategy="single_device")
+    held = held_parameters(config)
+    # six matrices of the time mix and channel mix, and four pairs of low rank
+    matrices = 4 * 1024**2 + 2 * 1024 * 4096
+    assert matrices < held.narrow_gradients / 2 < 1.2 * matrices
+    # At the end of the first block all is there: the second block's and its own, in both dtypes.
+    everything = held.head_gradient + 2 * held.block_gradients + held.narrow_gradients
+    assert memory_plan(config).gradients == everything
+    assert memory_plan(config).weights == held.weights
+
+
 def test_muon_keeps_one_momentum_of_a_matrix():
     config = config_of(f"{SMALL} --optimizer muon")
     # per layer: four matrices of the time mix, two of the channel mix of 4 x 64

@@ -70,6 +70,10 @@ class AdaptedLinear(Linear):
         self.lora_A0 = parameter(r, self.in_features, trained=False) if pissa else None
         self.lora_B0 = parameter(self.out_features, r, trained=False) if pissa else None
         self.lora_magnitude = parameter(self.out_features) if config.lora_dora else None
+        # The lengths of DoRA's rows are those of the weight itself.
+        whole = () if config.lora_dora else ("weight",)
+        start = ("lora_A0", "lora_B0") if pissa else ()
+        self.product_weights = (*whole, "lora_A", "lora_B", *start)
         # A new module is in training mode, whatever the model around it is in.
         self.train(base.training)
 

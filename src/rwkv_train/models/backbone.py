@@ -15,6 +15,7 @@ from rwkv_train.errors import ConfigError
 from rwkv_train.models.block import Block, drops
 from rwkv_train.models.layers import Embedding, Head, LayerNorm, Linear
 from rwkv_train.models.residual import Residual, ShiftedNorm
+from rwkv_train.models.rounded_weights import call_rounded
 from rwkv_train.models.row_chunks import chunked_loss, read_in_chunks
 from rwkv_train.models.state import ModelState
 from rwkv_train.models.token_ranks import TokenRanks, repeatable
@@ -211,7 +212,7 @@ class RWKV(nn.Module):
                     _repeated(block, ranks), *arguments, use_reentrant=False
                 )
             else:
-                residual, carry, layer_state = block(*arguments, ranks)
+                residual, carry, layer_state = call_rounded(block, *arguments, ranks)
             new_state.append(layer_state)
         return self.ln_out(residual).mixed[0], tuple(new_state) if with_state else None
 
@@ -256,4 +257,4 @@ class RWKV(nn.Module):
 def _repeated(block: nn.Module, ranks: TokenRanks | None) -> Callable[..., Any]:
     """Returns a call of `block` that may be made again, without a word to the other ranks."""
     again = repeatable(ranks)
-    return lambda *arguments: block(*arguments, again())
+    return lambda *arguments: call_rounded(block, *arguments, again())

@@ -22,7 +22,11 @@ class Linear(nn.Linear):
 
     Starts at zero and takes nothing from the global random state: the real values come from
     `parameters.initialize` or a checkpoint.
+
+    product_weights: see `models.rounded_weights`.
     """
+
+    product_weights: tuple[str, ...] = ("weight",)
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)

@@ -67,6 +67,9 @@ MIXES = ("w", "k", "v", "r", "g")
 class TimeMix(nn.Module):
     """Mixes over time through a matrix state per head that forgets as the data says."""
 
+    # Not time_decay_w2, whose product is of fp32.
+    product_weights = ("time_maa_w1", "time_maa_w2", "time_decay_w1")
+
     def __init__(self, config: ResolvedModel, layer: int, backend: str, time_state: bool) -> None:
         super().__init__()
         D, A, N = config.n_embd, config.dim_att, config.head_size

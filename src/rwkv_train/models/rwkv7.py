@@ -71,6 +71,9 @@ OPTIONAL_KEYS = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 class TimeMix(nn.Module):
     """Mixes over time through a matrix state per head, updated by a generalised delta rule."""
 
+    # Not w2, whose product is of fp32.
+    product_weights = ("w1", "a1", "a2", "v1", "v2", "g1", "g2")
+
     def __init__(self, config: ResolvedModel, layer: int, backend: str, time_state: bool) -> None:
         super().__init__()
         D, N = config.n_embd, config.head_size

@@ -1,11 +1,12 @@
-"""The vectors of a layer in fp32, all with one launch, and their gradients back with another.
+"""Tensors of a layer in another dtype, all with one launch, and their gradients with another.
 
-A vector's own conversion is a launch of a few kilobytes, forward and backward, and a layer of
-RWKV-7 has twenty vectors: more launches than all else but the products.
+A vector's own conversion to fp32 is a launch of a few kilobytes, forward and backward, and a layer
+of RWKV-7 has twenty vectors: more launches than all else but the products.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,31 +24,42 @@ def widened(*vectors: Tensor) -> tuple[Tensor, ...]:
     narrow = [vector for vector in vectors if vector.dtype in _NARROW]
     if len(narrow) < 2 or torch.compiler.is_compiling():
         return tuple(x.float() if x.dtype in _NARROW else x for x in vectors)
-    wide = iter(_Widened.apply(*narrow))  # type: ignore[no-untyped-call]  # torch's own
+    wide = iter(converted(narrow, torch.float32))
     return tuple(next(wide) if vector.dtype in _NARROW else vector for vector in vectors)
 
 
-class _Widened(torch.autograd.Function):
+def converted(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Returns copies of the tensors in `dtype`, in their order.
+
+    A gradient comes back in the dtype of its tensor, rounded once. Together: the first gradient
+    waits for the last one. A copy of what does not learn does not ask for one.
+    """
+    copies: tuple[Tensor, ...] = _Converted.apply(  # type: ignore[no-untyped-call]  # torch's own
+        dtype, *tensors
+    )
+    return copies
+
+
+class _Converted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *vectors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.dtypes = [vector.dtype for vector in vectors]
-        wide = [torch.empty_like(vector, dtype=torch.float32) for vector in vectors]
-        torch._foreach_copy_(wide, list(vectors))
-        return tuple(wide)
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+        torch._foreach_copy_(copies, list(tensors))
+        learns = ctx.needs_input_grad[1:]
+        ctx.mark_non_differentiable(*(c for c, wanted in zip(copies, learns) if not wanted))
+        return tuple(copies)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         there = [
             (grad, torch.empty_like(grad, dtype=dtype))
-            for grad, dtype, wanted in zip(grads, ctx.dtypes, ctx.needs_input_grad)
-            if grad is not None and wanted
+            for grad, dtype in zip(grads, ctx.dtypes)
+            if grad is not None
         ]
         if there:
-            torch._foreach_copy_([narrow for _, narrow in there], [grad for grad, _ in there])
-        rounded = iter(narrow for _, narrow in there)
-        return tuple(
-            next(rounded) if grad is not None and wanted else None
-            for grad, wanted in zip(grads, ctx.needs_input_grad)
-        )
+            torch._foreach_copy_([own for _, own in there], [grad for grad, _ in there])
+        own = iter(own for _, own in there)
+        return None, *(None if grad is None else next(own) for grad in grads)

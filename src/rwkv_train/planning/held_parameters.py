@@ -35,7 +35,8 @@ _ZERO_STAGES = {
 class Elements:
     """Numbers of parameters: all, those that learn, and of these parts the ones that learn.
 
-    products: of a block, that autocast copies.  largest: tensor of a block that learns.
+    products: of a block, that autocast copies, and learnt_products, that learn.
+    largest: tensor of a block that learns.
     matrices: that Muon takes.
     """
 
@@ -45,6 +46,7 @@ class Elements:
     embedding: int
     block: int
     products: int
+    learnt_products: int
     largest: int
     matrices: int
 
@@ -54,7 +56,8 @@ class HeldParameters:
     """Bytes in one process.
 
     total: elements of the model.
-    block_copies: of autocast, a block's.
+    block_copies: of autocast, a block's.  narrow_gradients: a block's in autocast's dtype, which
+    become fp32 together.
     head_gradient, block_gradients, largest_gradient: that the backward pass makes, the largest with
     what it is converted from, whole_gradients: all that it makes; all_gradients: that are there at
     its end.  gradient_share: of them, that this process keeps; None: room for all is there from the
@@ -67,6 +70,7 @@ class HeldParameters:
     total: int
     weights: int
     block_copies: int
+    narrow_gradients: int
     masters: int
     moments: int
     head_gradient: int
@@ -97,6 +101,7 @@ def held_parameters(config: ResolvedConfig) -> HeldParameters:
         total=found.total,
         weights=width * found.total + _frozen_values(config, found, width),
         block_copies=product * found.products if product != width else 0,
+        narrow_gradients=product * found.learnt_products if product != width else 0,
         masters=_FP32 * found.learnt if width < _FP32 else 0,
         moments=moment_bytes(config, found),
         head_gradient=sums * found.head,
@@ -107,11 +112,21 @@ def held_parameters(config: ResolvedConfig) -> HeldParameters:
         gradient_share=1.0,
         step_gradients=sums * found.learnt,
         buckets=0,
-        # DDP's buckets stay from the first backward pass on.
-        gathered=width * found.learnt if config.hardware.strategy == "ddp" else 0,
+        gathered=0,
         copied=_copied(config, found),
     )
+    if config.hardware.strategy == "ddp":
+        return _in_buckets(config, whole)
     return whole if stage == 0 else _divided(config, found, whole, stage)
+
+
+def _in_buckets(config: ResolvedConfig, whole: HeldParameters) -> HeldParameters:
+    """Returns what a process of DDP holds: buckets, in which the gradients lie.
+
+    The buckets are there for the whole run. Micro batches before a step's last one add up outside.
+    """
+    apart = whole.all_gradients if config.train.accumulate_grad_batches > 1 else 0
+    return replace(whole, all_gradients=apart, step_gradients=0, gathered=whole.whole_gradients)
 
 
 def saves_in_parts(config: ResolvedConfig) -> bool:
@@ -204,14 +219,16 @@ def count_elements(config: ResolvedConfig) -> Elements:
     for tensor in learning.adapted.values():
         own += _adapter(config, tensor)
         total += model.n_layer * (_adapter(config, tensor, frozen=True))
-    products = sum(t.elements for t in in_block if t.is_product)
+    products = [t for t in in_block if t.is_product]
+    adapters = own * (train.train_type == "lora")
     return Elements(
         total=total + model.n_layer * own,
         learnt=sum(t.copies * t.elements for t in learnt) + model.n_layer * own,
         head=sum(t.elements for t in learnt if t.key == "head.weight"),
         embedding=sum(t.elements for t in learnt if t.kind is ParameterKind.EMBEDDING),
         block=sum(t.elements for t in block) + own,
-        products=products + own * (train.train_type == "lora"),
+        products=sum(t.elements for t in products) + adapters,
+        learnt_products=sum(t.elements for t in products if _learns(t, learning)) + adapters,
         largest=largest,
         matrices=sum(t.copies * t.elements for t in learnt if t.is_adaptable),
     )

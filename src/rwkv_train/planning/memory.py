@@ -124,6 +124,8 @@ class _Step:
         yield self._at(before, kept, copies, head=head.backward, buffers=held.buckets)
         for layer in reversed(range(self._layers)):
             yield self._in_block(layer, sums, pending)
+            if held.narrow_gradients:
+                yield self._behind_block(layer, sums, pending)
         yield self._at(held.all_gradients, 0, 0, buffers=held.buckets)
         yield self._at(held.step_gradients, 0, 0)
         yield self._at(0, 0, 0, buffers=self._copied - self._written)
@@ -131,19 +133,32 @@ class _Step:
     def _in_block(self, layer: int, sums: int, pending: int) -> MemoryPlan:
         """Returns the backward pass of a block; sums, pending: gradients of passes before."""
         held, block = self._held, self._blocks[layer]
-        if sums or pending:
-            # What is added is there besides the sum.
-            gradients = held.so_far(sums) + pending + self._head.gradient
-        else:
-            behind = self._layers - 1 - layer
-            gradients = held.so_far(held.head_gradient + behind * held.block_gradients)
+        gradients = self._gradients_before(layer, sums, pending) + held.largest_gradient
         activations = self._kept(layer) + self._tokens(block.kept + block.working)
         if self._grad_cp:
             # Its inputs stay until it is done.
             activations += self._tokens(block.inputs)
-        copies = self._copies(layer + 1)
-        gradients += held.largest_gradient
+        # Of blocks that are recomputed only this one's.
+        copies = held.block_copies if self._grad_cp else self._copies(layer + 1)
         return self._at(gradients, activations, copies, buffers=held.buckets)
+
+    def _behind_block(self, layer: int, sums: int, pending: int) -> MemoryPlan:
+        """Returns the end of that pass under autocast, where all gradients of it are there."""
+        held, block = self._held, self._blocks[layer]
+        gradients = self._gradients_before(layer, sums, pending)
+        gradients += held.block_gradients + held.narrow_gradients
+        # The gradients of its inputs are as large as they are.
+        activations = self._kept(layer) + self._tokens(block.inputs)
+        return self._at(gradients, activations, self._copies(layer), buffers=held.buckets)
+
+    def _gradients_before(self, layer: int, sums: int, pending: int) -> int:
+        """Returns the gradients that are there when a block's backward pass begins."""
+        held = self._held
+        if sums or pending:
+            # What is added is there besides the sum.
+            return held.so_far(sums) + pending + self._head.gradient
+        behind = self._layers - 1 - layer
+        return held.so_far(held.head_gradient + behind * held.block_gradients)
 
     def _at(
         self, gradients: float, activations: float, copies: int, head: float = 0, buffers: int = 0
@@ -172,8 +187,5 @@ class _Step:
         return self._tokens(each)
 
     def _copies(self, layers: int) -> int:
-        """Returns autocast's copies of the weights of so many blocks."""
-        if layers == self._layers or not self._grad_cp:
-            return layers * self._held.block_copies
-        # Only of the block that is being recomputed.
-        return self._held.block_copies if layers else 0
+        """Returns autocast's copies of the weights of so many blocks, between the passes."""
+        return 0 if self._grad_cp else layers * self._held.block_copies

@@ -1,60 +1,31 @@
-// NCCL between processes of one machine, through shared memory. Every collective first compares
+// NCCL's collectives between processes of one machine, through shared memory. Each first compares
 // what the ranks are about to do: on real cards ranks that differ hang, or mix up each other's data.
+#include "standin_groups.h"
 #include "standin_numbers.h"
-#include "standin.h"
 
 #include <fcntl.h>
-#include <nccl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstring>
-#include <string>
 
 namespace {
 
 using standin::combined;
 using standin::give_up;
+using standin::Head;
+using standin::Intent;
+using standin::kHeadBytes;
+using standin::kNapMicroseconds;
+using standin::kNapsAtMost;
+using standin::kRanksAtMost;
+using standin::kSlotBytes;
 using standin::log_line;
 using standin::read_number;
 using standin::size_of;
 using standin::write_number;
-
-constexpr size_t kSlotBytes = size_t{4} << 20;
-constexpr size_t kHeadBytes = 16 << 10;
-constexpr int kRanksAtMost = 32;
-constexpr unsigned kNapMicroseconds = 50;
-constexpr long kNapsAtMost = 120L * 1000 * 1000 / kNapMicroseconds;
-
-// What a rank is about to do; zero in fresh memory.
-struct Intent {
-  char name[16];
-  size_t bytes;
-  int type, op, root;
-};
-
-struct Head {
-  std::atomic<int> arrived, generation;
-  Intent intents[kRanksAtMost];
-};
-static_assert(sizeof(Head) <= kHeadBytes);
-
-}  // namespace
-
-struct ncclComm {
-  int ranks, rank;
-  std::string name;
-  char* memory;  // null for a group of one
-  int splits = 0;
-
-  Head& head() const { return *reinterpret_cast<Head*>(memory); }
-  char* slot(int of_rank) const { return memory + kHeadBytes + of_rank * kSlotBytes; }
-};
-
-namespace {
 
 void wait_for_all(ncclComm* group, const char* where) {
   if (group->ranks == 1) return;
@@ -137,7 +108,7 @@ ncclResult_t join(ncclComm_t* joined, int ranks, const std::string& name, int ra
   auto* group = new ncclComm{ranks, rank, name, nullptr};
   *joined = group;
   if (ranks == 1) return ncclSuccess;
-  const size_t bytes = kHeadBytes + ranks * kSlotBytes;
+  const size_t bytes = kHeadBytes + 2 * ranks * kSlotBytes;
   const int file = shm_open(name.c_str(), O_RDWR | O_CREAT, 0600);
   if (file < 0 || ftruncate(file, static_cast<off_t>(bytes)) != 0) return ncclSystemError;
   void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);

@@ -165,8 +165,7 @@ def build_strategy(
                 strategy.sum_in_fp32()
         return strategy
     if hardware.strategy == "ddp":
-        # One forward pass uses every trained parameter, so no search for unused ones.
-        return DataParallelStrategy(find_unused_parameters=False)
+        return DataParallelStrategy()
     return None
 
 
