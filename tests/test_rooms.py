@@ -19,24 +19,26 @@ from tests.import_graph import circles, layer_of, own_imports, room_of
 # room: the rooms of the same layer that it imports; a long row continues on indented lines.
 ARROWS = """\
 checkpoint.adapter_files: lazy_tensors weights
-checkpoint.convert_state: lazy_tensors part_tensors resume state_folder state_manifest
-    state_parts
+checkpoint.convert_state: lazy_tensors part_tensors resume state_folder state_parts
 checkpoint.copy_files: digest names resume state_manifest
 checkpoint.hf_names: fla_names web_rwkv_names weight_folder
 checkpoint.merge: adapter_files number_formats weights
-checkpoint.part_tensors: element_boxes lazy_tensors names part_metadata state_parts
+checkpoint.part_metadata: memory_shortage
+checkpoint.part_tensors: element_boxes lazy_tensors memory_shortage names part_metadata
+    state_parts
 checkpoint.places: resume
-checkpoint.resume: digest names space state_folder state_format state_manifest
+checkpoint.resume: digest memory_shortage names space state_folder state_format
+    state_manifest
 checkpoint.retention: digest names resume state_manifest
 checkpoint.state_folder: finite names part_tensors state_format state_manifest state_parts
 checkpoint.state_manifest: digest names
-checkpoint.state_parts: element_boxes names
+checkpoint.state_parts: digest element_boxes names state_manifest
 checkpoint.state_place: copy_files names resume retention
 checkpoint.state_stream: names resume state_manifest
 checkpoint.web_rwkv_names: fla_names
 checkpoint.weight_folder: names
-checkpoint.weights: checkpoint_kind finite fit_weights hf_names lazy_tensors provenance
-    pth_file space tensor_files weight_folder weight_keys
+checkpoint.weights: checkpoint_kind finite fit_weights hf_names lazy_tensors
+    memory_shortage provenance pth_file space tensor_files weight_folder weight_keys
 checkpoint.weights_from_parts: digest number_formats state_folder weights
 config.check: copy_places limits machine_schema mixture_list resume_rules run_length
     schema sections token_columns versions
@@ -112,7 +114,7 @@ inference.recall: loading
 inference.writing: stop_texts streaming
 inference.writing_together: engine writing
 models.adapters: backbone layers table
-models.backbone: block layers residual row_chunks state token_ranks
+models.backbone: block layers residual rounded_weights row_chunks state token_ranks
 models.block: layers residual row_borders state token_ranks
 models.compiled_blocks: backbone
 models.huge_pages: backbone
@@ -125,6 +127,7 @@ models.piece_exchange: token_ranks
 models.recorded_step: backbone huge_pages native_step recorded_operators residual state
 models.registry: backbone sizes
 models.residual: layers widening
+models.rounded_weights: residual widening
 models.row_borders: residual token_ranks
 models.row_chunks: state token_ranks
 models.rwkv4: layers residual sizes spread_state table token_ranks
@@ -146,6 +149,7 @@ ops.native: backends precision
 ops.norm_shift: arguments backends native precision
 ops.pieces: arguments backends chunked native precision wkv4 wkv5 wkv6 wkv7
 ops.sigmoid_gate: arguments backends native precision
+ops.split_tanh: arguments backends native
 ops.squared_relu: arguments backends native
 ops.token_step: matvec native
 ops.value_residual: arguments backends native precision
@@ -154,7 +158,7 @@ ops.wkv5: arguments backends native precision wkv6
 ops.wkv6: arguments backends chunked native precision
 ops.wkv7: arguments backends chunked native precision
 planning.__main__: plan_flags plan_program
-planning.choice_text: amounts cards fit parameter_table plan text_table
+planning.choice_text: amounts cards fit host_memory plan text_table
 planning.cluster: amounts plan step_time text_table
 planning.context_traffic: link_traffic
 planning.file_sizes: held_parameters kept_activations parameter_table
@@ -162,15 +166,17 @@ planning.fit: cards memory plan smaller_settings step_time
 planning.flops: parameter_table
 planning.head_memory: kept_activations
 planning.held_parameters: kept_activations parameter_table
+planning.host_memory: held_parameters
 planning.kept_activations: parameter_table
 planning.memory: head_memory held_parameters kept_activations pass_sizes
 planning.pass_sizes: parameter_table
-planning.plan: cards cost file_sizes flops memory parameter_table step_time
+planning.plan: cards cost file_sizes flops held_parameters host_memory memory
+    parameter_table step_time
 planning.plan_flags: amounts cards cluster plan
 planning.plan_program: cards choice_text cluster fit plan plan_flags plan_record plan_text
     planned_run
 planning.plan_record: fit plan
-planning.plan_text: amounts cost flops plan step_time text_table
+planning.plan_text: amounts cost file_sizes flops plan step_time text_table
 planning.planned_run: family parameter_table
 planning.smaller_settings: memory
 planning.step_links: cards context_traffic link_traffic parameter_table
@@ -181,13 +187,14 @@ report.comparison_page: folder_facts life_times loss_section page_blocks referen
 report.curve_sections: page_blocks run_history step_bins
 report.folder_facts: run_records
 report.life_times: page_blocks run_history
-report.loss_section: page_blocks run_history step_bins
+report.loss_section: page_blocks run_endings run_history step_bins
 report.page_blocks: step_bins
 report.reference_band: page_blocks run_history step_bins
+report.run_endings: page_blocks run_lives step_bins
 report.run_history: run_lives run_records step_bins
 report.run_lives: run_records
 report.run_page: curve_sections folder_facts life_times loss_section page_blocks page_file
-    reference_band run_history run_records table_sections
+    reference_band run_endings run_history run_records table_sections
 report.table_sections: folder_facts page_blocks run_history step_bins
 serving.__main__: application opening_service server_process
 serving.application: batching http_guard openai_api served_model waiting
@@ -201,7 +208,7 @@ training.__main__: distributed environment launchers out_of_memory run start
 training.bad_steps: checkpointing distributed module optim reporting run_clock start
 training.carried_state: distributed
 training.checkpointing: distributed environment module optim progress
-training.distributed: environment launchers optim run_clock
+training.distributed: environment launchers optim run_clock signals
 training.finished: environment progress start
 training.kept_heap: environment
 training.live: distributed environment
@@ -212,8 +219,8 @@ training.out_of_memory: start
 training.profiling: environment reporting run_clock
 training.reporting: live progress start
 training.run: bad_steps checkpointing distributed environment finished kept_heap launchers
-    live loader module observing optim profiling progress reporting run_clock signals
-    start step_callback step_meter step_reports trainer utilization validation
+    live loader module observing optim profiling progress reporting run_clock start
+    step_callback step_meter step_reports trainer utilization validation
 training.signals: launchers
 training.start: carried_state checkpointing distributed environment launchers live optim
     progress
