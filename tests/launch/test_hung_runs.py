@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -103,10 +104,17 @@ def test_a_slow_rank_is_named_once(flags: Callable[..., list[str]], tmp_path: Pa
     calls = [(["0", "SLOW@1", *given], told) for told in ranks_environment(2)]
     statuses, out, err = start_all("tests.launch.hang_at", calls)
     assert statuses == [0, 0], err
-    (line,) = [line for line in out.splitlines() if line.startswith("WARNING: ")]
-    assert re.search(r"after step \d+: \S+ is slow: rank 1, 0\.\d+ s a step without waiting", line)
-    (record,) = [record for record in read_metrics(tmp_path / "out") if "slow" in record]
-    assert record["slow"] == [line.split(": ", 2)[2]] and record["tokens"] > 0
+    # A busy machine may make the other one slow for a while, or neither: that is news, and so is
+    # rank 1 after it; the same is never told twice in turn.
+    records = [record for record in read_metrics(tmp_path / "out") if "slow" in record]
+    news = [[re.sub(r"\d+\.\d+ s", "", line) for line in record["slow"]] for record in records]
+    assert any(": rank 1, " in line for lines in news for line in lines), out
+    assert all(one != other for one, other in itertools.pairwise(news))
+    warned = [line for line in out.splitlines() if line.startswith("WARNING: ")]
+    assert all(re.search(r"after step \d+: \S+ is slow: rank \d, \d+\.\d+ s", w) for w in warned)
+    told = [line for record in records for line in record["slow"]]
+    assert [line.split(": ", 2)[2] for line in warned] == told
+    assert all(record["tokens"] > 0 for record in records)
 
 
 def test_a_stopped_process_is_named_as_one_and_ended(
