@@ -186,9 +186,9 @@ class PlayedJob:
         self._steps, self._life = 0, 0
         self._begin(0)
 
-    def _begin(self, step: int) -> None:
+    def _begin(self, step: int, lost: int = 0) -> None:
         self._steps, self._life = step, self._life + 1
-        account = LifeAccount(0.0, 0.0, lives=self._life)
+        account = LifeAccount(0.0, 0.0, lives=self._life, lost_steps=lost)
         with (self._run / LIVES_FILE).open("a") as file:
             for event in ("start", "steps"):
                 file.write(json.dumps(account.line(event, step * TOKENS)) + "\n")
@@ -200,7 +200,7 @@ class PlayedJob:
         if self._resumes is None:
             self._steps = -(10**9)
         else:
-            self._begin(self._resumes)
+            self._begin(self._resumes, lost=self._steps - self._resumes)
 
     def tend(self) -> bool:
         if self._steps >= 0:

@@ -11,7 +11,7 @@ import pytest
 
 from rwkv_train.errors import ConfigError, TrainingError
 from rwkv_train.training.distributed import ranks as ranks_module
-from rwkv_train.training.distributed.leaving import INTERRUPTED, Leaving
+from rwkv_train.training.distributed.leaving import INTERRUPTED, Leaving, bounded
 from rwkv_train.training.distributed.rank_store import RankFault, RemoteRankError
 from rwkv_train.training.distributed.ranks import Ranks
 from rwkv_train.training.launchers.launch import Launch
@@ -156,3 +156,17 @@ def test_a_rank_that_is_made_to_leave_forbids_the_restart_of_a_refusal(
     worker.start()
     worker.join()
     assert forbidden == [2]
+
+
+def test_a_call_that_never_comes_back_is_waited_for_only_so_long():
+    stuck, done = threading.Event(), threading.Event()
+    bounded(0.01, stuck.wait)
+    # One that comes back is waited for, and a store that is gone is no fault any more.
+    bounded(60.0, done.set)
+    assert done.is_set()
+
+    def gone() -> None:
+        raise RuntimeError("Connection reset by peer")
+
+    bounded(60.0, gone)
+    stuck.set()

@@ -247,4 +247,4 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(
     monkeypatch.setattr(TrainLog, "on_epoch", full)
     assert run_training() == 0
     err = capsys.readouterr().err
-    assert err.count("WARNING: TrainLog cannot write: No space left on device") == 1
+    assert err.count("WARNING: train_log.txt cannot write: No space left on device") == 1

@@ -85,9 +85,24 @@ class _Differentiable(torch.autograd.Function):
         backward = description_of(ctx.op).backward
         assert backward is not None, f"{ctx.op} has no derivative of its own"
         listed = (grads[ctx.singles :],) if ctx.has_list else ()
+        unpacked = _Unpacked(ctx)
         with below_autograd():
-            found = backward(ctx, *grads[: ctx.singles], *listed)
+            found = backward(unpacked, *grads[: ctx.singles], *listed)
         return (*found, None) if isinstance(found, tuple) else (found, None)
+
+
+class _Unpacked:
+    """A context whose saved tensors are there: where a block is recomputed, this recomputes it.
+
+    That runs operators of torch's own, which keep nothing for their derivatives below autograd.
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.saved_tensors: tuple[Tensor | None, ...] = ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 @cache

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from rwkv_train.errors import FAULT, TrainerError, exit_status, short_reason
@@ -96,6 +96,21 @@ class Leaving:
             flush=True,
         )
         os._exit(status)
+
+
+def bounded(seconds: float, call: Callable[[], None]) -> None:
+    """Returns when `call` has, and after so many seconds in any case. RuntimeError is passed over.
+
+    Of the store: rank zero is gone.
+    """
+
+    def tried() -> None:
+        with suppress(RuntimeError):
+            call()
+
+    caller = threading.Thread(target=tried, daemon=True)
+    caller.start()
+    caller.join(seconds)
 
 
 def first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import Store
 
 from rwkv_train.errors import FAULT, TrainerError, TrainingError, exit_status
 from rwkv_train.training.distributed.judge import LOST_RANK_ZERO, WHY_LOST, Limits
-from rwkv_train.training.distributed.leaving import INTERRUPTED, Leaving, first_line
+from rwkv_train.training.distributed.leaving import INTERRUPTED, Leaving, bounded, first_line
 from rwkv_train.training.distributed.lone_watch import LoneWatch
 from rwkv_train.training.distributed.pulse import Pulse
 from rwkv_train.training.distributed.rank_store import (
@@ -53,6 +53,7 @@ _LEAVE_SECONDS = 30.0
 _LEAVE_AFTER_FAULT_SECONDS = 10.0
 # How much later than the first the last process of a launcher gets as far as to ask.
 _LATE_SECONDS = 20.0
+_LEAVE_LATEST_SECONDS = 30.0
 # What libraries say when a rank has gone, by which its own words are told from a fault of ours.
 _CONNECTION = re.compile(r"gloo|nccl|connection|peer|store|socket|broken pipe|time[d ]?.?out", re.I)
 
@@ -106,9 +107,11 @@ class Ranks:
             with libraries_told(self.launch.variables()):
                 status = body(self)
         except RemoteRankError as error:
-            # One that was told in a collective call is not in the store yet.
-            told = error.fault
-            fault = self._report(told.message, told.status, told.rank, told.host)
+            # One that was told in a collective call is not in the store yet. A connection that
+            # rank zero was lost with never answers.
+            fault = told = error.fault
+            if not told.message.startswith(LOST_RANK_ZERO):
+                fault = self._report(told.message, told.status, told.rank, told.host)
         except LateRankError as error:
             # A run that goes well is not to end because of it.
             fault = RankFault(0, "", str(error), exit_status(error))
@@ -221,7 +224,7 @@ class Ranks:
                 return self.store.report(message, status, rank, host)
         # There is no store, or none any more: one process tells its own machine.
         fault = RankFault(0, "", message, status)
-        if self._speaks():
+        if self.launch.speaks_alone():
             self._tell(fault)
         return fault
 
@@ -271,7 +274,9 @@ class Ranks:
         self.store.leave(max(seconds, late), late_seconds=late, hurries=hurries)
 
     def _tell_if_first(self, fault: RankFault) -> None:
-        if self.launch.rank == 0 or (fault.message.startswith(LOST_RANK_ZERO) and self._speaks()):
+        if self.launch.rank == 0 or (
+            fault.message.startswith(LOST_RANK_ZERO) and self.launch.speaks_alone()
+        ):
             self._tell(fault)
 
     def _tell(self, fault: RankFault) -> None:
@@ -287,13 +292,9 @@ class Ranks:
         # Before a save is finished, which may take minutes.
         self._tell_if_first(fault)
         self.leaving.hurry(fault)
-        with suppress(RuntimeError):
-            self._leave(fault.status, fault)
+        if not fault.message.startswith(LOST_RANK_ZERO):
+            # The main thread may hold the connection, and wait for an answer that never comes.
+            bounded(_LEAVE_LATEST_SECONDS, lambda: self._leave(fault.status, fault))
         if self._children is not None:
             self._children.wait(_LEAVE_AFTER_FAULT_SECONDS)
         forbid_restart(fault.status, variables())
-
-    def _speaks(self) -> bool:
-        """Tells whether this process is the one of its machine that speaks without rank zero."""
-        launch = self.launch
-        return launch.rank == 0 or launch.local_rank == (1 if launch.node_rank == 0 else 0)

@@ -41,6 +41,10 @@ class Launch:
     parent: int = 0
     notes: tuple[str, ...] = ()
 
+    def speaks_alone(self) -> bool:
+        """Tells whether this process is the one of its machine that speaks without rank zero."""
+        return self.rank == 0 or self.local_rank == (1 if self.node_rank == 0 else 0)
+
     def describe(self) -> str:
         """Returns the decision as the header tells it."""
         if self.world_size == 1:
