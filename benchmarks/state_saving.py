@@ -288,7 +288,7 @@ def print_table(found: list[tuple[str, Saving, Loading]]) -> None:
             f"{most.peak / most.second.share:.2f}",
             f"{max(loading.seconds for loading in loadings):.1f}",
             f"{sum(loading.busy for loading in loadings):.1f}",
-            f"{max(loading.beside for loading in loadings) / 1e6:,.0f}",
+            f"{max(0, *(loading.beside for loading in loadings)) / 1e6:,.0f}",
         )
         print(f"| {' | '.join((way, *cells))} |")
 
