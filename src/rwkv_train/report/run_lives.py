@@ -134,7 +134,8 @@ def begin_life(folder: Path, facts: StartFacts) -> LifeAccount:
     kept = [step for step in steps if _tokens(step) <= facts.tokens]
     dropped = [step for step in told if _tokens(step) > facts.tokens]
     account.until += _total(step for step in told if _tokens(step) > account.tokens)
-    account.beside["lost"] += _total(dropped) - (pause := _pause_of_state(dropped, kept, facts))
+    pause = _pause_of_state(dropped, kept, facts)
+    account.beside["lost"] += _total(dropped) - pause
     account.beside["save"] += pause
     account.lost_steps += len(dropped)
     for step in kept:

@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import Store
 from rwkv_train.errors import FAULT
 from rwkv_train.training.distributed.hangs import Hang, find_hang
 from rwkv_train.training.distributed.pulse import Beat, Pulse
-from rwkv_train.training.distributed.rank_store import RankStore
+from rwkv_train.training.distributed.rank_store import RankFault, RankStore
 from rwkv_train.training.distributed.stacks import (
     is_stopped,
     own_stack,
@@ -34,6 +34,11 @@ _DEPUTY_SECONDS = 3.0
 # By it the others know that they have to tell the fault.
 LOST_RANK_ZERO = "rank 0 does not answer any more"
 WHY_LOST = "it was killed, or the connection broke"
+
+
+def is_loss_of_rank_zero(fault: RankFault) -> bool:
+    """Tells whether a fault is that nobody answers any more at the store that told of others."""
+    return fault.message.startswith(LOST_RANK_ZERO)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from torch.distributed.distributed_c10d import Store
 
 from rwkv_train.errors import FAULT, TrainerError, TrainingError, exit_status
-from rwkv_train.training.distributed.judge import LOST_RANK_ZERO, WHY_LOST, Limits
+from rwkv_train.training.distributed.judge import WHY_LOST, Limits, is_loss_of_rank_zero
 from rwkv_train.training.distributed.leaving import INTERRUPTED, Leaving, bounded, first_line
 from rwkv_train.training.distributed.lone_watch import LoneWatch
 from rwkv_train.training.distributed.pulse import Pulse
@@ -110,7 +110,7 @@ class Ranks:
             # One that was told in a collective call is not in the store yet. A connection that
             # rank zero was lost with never answers.
             fault = told = error.fault
-            if not told.message.startswith(LOST_RANK_ZERO):
+            if not is_loss_of_rank_zero(told):
                 fault = self._report(told.message, told.status, told.rank, told.host)
         except LateRankError as error:
             # A run that goes well is not to end because of it.
@@ -274,9 +274,7 @@ class Ranks:
         self.store.leave(max(seconds, late), late_seconds=late, hurries=hurries)
 
     def _tell_if_first(self, fault: RankFault) -> None:
-        if self.launch.rank == 0 or (
-            fault.message.startswith(LOST_RANK_ZERO) and self.launch.speaks_alone()
-        ):
+        if self.launch.rank == 0 or (is_loss_of_rank_zero(fault) and self.launch.speaks_alone()):
             self._tell(fault)
 
     def _tell(self, fault: RankFault) -> None:
@@ -292,7 +290,7 @@ class Ranks:
         # Before a save is finished, which may take minutes.
         self._tell_if_first(fault)
         self.leaving.hurry(fault)
-        if not fault.message.startswith(LOST_RANK_ZERO):
+        if not is_loss_of_rank_zero(fault):
             # The main thread may hold the connection, and wait for an answer that never comes.
             bounded(_LEAVE_LATEST_SECONDS, lambda: self._leave(fault.status, fault))
         if self._children is not None:
